@@ -1,0 +1,1 @@
+"""The Cython modules: everything that runs between the first and the last message of a trial."""

@@ -1,0 +1,11 @@
+"""CLOCK_MONOTONIC, the one clock of every path; the kernel's bpf_ktime_get_ns reads the same."""
+
+from libc.stdint cimport int64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+
+cdef inline int64_t now() noexcept nogil:
+    """Nanoseconds of CLOCK_MONOTONIC; a vDSO call, no system call where the clocksource allows it."""
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t> t.tv_sec * 1000000000 + t.tv_nsec

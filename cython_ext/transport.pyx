@@ -1,0 +1,42 @@
+# cython: language_level=3
+"""The base of every path's endpoint: see transport.pxd for the contract."""
+
+import errno
+import os
+
+
+cdef class Transport:
+    """One end of a path, ready to be driven by `hwrx`'s loops.
+
+    Subclasses own their resources, are context managers, and have an idempotent `close()`.
+
+    Attributes: `size`, bytes of each message; `window`, messages that may be outstanding.
+    """
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def close(self):
+        """Give everything back. Subclasses override; harmless when called twice."""
+
+    def describe(self):
+        """What the other end needs to reach this one: a dict of JSON values."""
+        return {}
+
+    def connect(self, remote):
+        """Take what the other end's `describe` said and get ready to send and receive."""
+
+    def chosen(self):
+        """What was chosen that the user did not say, for the manifest: a dict of JSON values."""
+        return {}
+
+    def explain(self, int status):
+        """One sentence for a status that an operation returned: -errno, FINISHED or a path's own."""
+        if status == FINISHED:
+            return "the other end closed the connection"
+        if WC_STATUS < status < 0:
+            return f"{os.strerror(-status)} ({errno.errorcode.get(-status, -status)})"
+        return f"status {status}"

@@ -1,0 +1,165 @@
+"""What crosses a control pipe, and how: length-prefixed JSON, typed and bounded.
+
+A frame is a 4-byte big-endian length and so many bytes of JSON, at most `LARGEST_FRAME`. A message is one of the structs
+below, told apart by its `type`. Each side checks what it reads: garbage, a length that is too large, a truncated frame, a
+message of an unknown type or another version end in a named PeerError.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+VERSION = 1
+LARGEST_FRAME = 1 << 20
+SAMPLES_A_CHUNK = 64_000  # 8 bytes each, a third more in base64: below LARGEST_FRAME
+
+Pattern = Literal["pingpong", "stream", "paced"]
+Role = Literal["client", "server"]
+# poll and event are understood by every path: sockets take them for spin and block.
+Wait = Literal["poll", "event", "block", "epoll", "busy-poll", "spin"]
+
+Count = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
+MessageSize = Annotated[int, Meta(ge=8, le=1 << 30)]
+
+
+class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One path in one setting: all that both ends of a trial need to know, and all that tells two trials apart.
+
+    Times are seconds, sizes bytes, rates messages a second.
+    """
+
+    path: str
+    pattern: Pattern = "pingpong"
+    size: MessageSize = 64
+    messages: Count = 1000
+    warmup: Natural = 100
+    cooldown: Natural = 16
+    wait: Wait = "event"
+    window: Count = 64
+    batch: Count = 16
+    rate: Annotated[float, Meta(gt=0)] | None = None  # paced only
+    signal_every: Count = 16
+    inline: Natural | None = None  # bytes; None: as far as the device allows
+    check_every: Natural = 64  # 0: header and trailer; 1: all; n: each n-th in full
+    socket_buffer: Natural | None = None  # SO_SNDBUF, SO_RCVBUF; None: the kernel's default
+    mtu: Literal[256, 512, 1024, 2048, 4096] | None = None  # verbs path MTU; None: the smaller of both ports
+    gid_index: Natural | None = None
+    huge_pages: bool = False
+    limit: Annotated[float, Meta(gt=0)] = 10.0  # nothing received for so long ends the trial
+
+
+class Place(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where one end of a path lives: which netdev and address, and which verbs device stands on it."""
+
+    address: str = "127.0.0.1"
+    netdev: str | None = None  # sockets are bound to it (SO_BINDTODEVICE)
+    verbs: str | None = None  # for example rxe0
+    port: int = 1  # of the verbs device
+    cpu: int | None = None  # the endpoint's thread runs there
+
+
+# --- controller to agent -------------------------------------------------------------------------------------------
+
+
+class Hello(Struct, tag="hello", frozen=True):
+    """First message in both directions."""
+
+    version: int = VERSION
+    hwrx: str = ""
+
+
+class Prepare(Struct, tag="prepare", frozen=True):
+    """Create the endpoint: sockets bound, queue pairs in INIT, buffers pinned. Answered by Prepared."""
+
+    trial: int
+    role: Role
+    setting: Setting
+    here: Place
+    there: Place
+
+
+class Connect(Struct, tag="connect", frozen=True):
+    """Here is what the other end said when it was prepared. Answered by Ready."""
+
+    remote: dict[str, Any]
+
+
+class Start(Struct, tag="start", frozen=True):
+    """Run the trial's loop. Answered by Done when it ends."""
+
+
+class Fetch(Struct, tag="fetch", frozen=True):
+    """Send `count` values of one of the trial's arrays from `first` on. Answered by Chunk."""
+
+    array: Literal["intended", "posted", "delivered"]
+    first: Natural
+    count: Annotated[int, Meta(ge=1, le=SAMPLES_A_CHUNK)]
+
+
+class Release(Struct, tag="release", frozen=True):
+    """Tear the endpoint down. Answered by Ready."""
+
+
+class Describe(Struct, tag="describe", frozen=True):
+    """Ask for the machine that the agent runs on. Answered by Described."""
+
+
+class Quit(Struct, tag="quit", frozen=True):
+    """End. Answered by end-of-file."""
+
+
+# --- agent to controller -------------------------------------------------------------------------------------------
+
+
+class Prepared(Struct, tag="prepared", frozen=True):
+    """What the other end needs to reach this one (address and port; QP number, GID, rkey, …), and what was chosen."""
+
+    remote: dict[str, Any]
+    chosen: dict[str, Any]  # for the manifest: MTU, inline limit, GID, buffer addresses, socket options
+
+
+class Ready(Struct, tag="ready", frozen=True):
+    """Connect or Release is done."""
+
+
+class Done(Struct, tag="done", frozen=True):
+    """The loop ended; what it counted. `ended` says how."""
+
+    tally: dict[str, int]
+    ended: Literal["complete", "finished", "limit", "error"]
+    error: str = ""
+    cpu_ns: dict[str, int] = {}  # user, system of the thread, between first and last message
+    resident: int = 0  # bytes, peak
+
+
+class Chunk(Struct, tag="chunk", frozen=True):
+    """Values as little-endian 64-bit integers."""
+
+    first: int
+    data: bytes
+
+
+class Described(Struct, tag="described", frozen=True):
+    """The machine that the agent runs on, as `hwrx.machine.manifest` gives it."""
+
+    machine: dict[str, Any]
+
+
+class Failed(Struct, tag="failed", frozen=True):
+    """What was asked could not be done; `kind` is the name of an exception of hwrx.errors."""
+
+    kind: str
+    message: str
+    remedy: str = ""
+
+
+ToAgent = Hello | Prepare | Connect | Start | Fetch | Release | Describe | Quit
+FromAgent = Hello | Prepared | Ready | Done | Chunk | Described | Failed
+
+encode = msgspec.json.Encoder().encode
+decode_to_agent = msgspec.json.Decoder(ToAgent).decode
+decode_from_agent = msgspec.json.Decoder(FromAgent).decode

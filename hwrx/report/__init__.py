@@ -1,0 +1,1 @@
+"""Terminal tables, HTML, figures: everything that is made from a run directory."""
