@@ -1,0 +1,93 @@
+"""The command `hwrx`.
+
+Each subcommand lives in a module of `hwrx.commands` and is imported only when it is called: `hwrx agent` starts in an
+emulated guest, where importing Matplotlib would take longer than many a trial.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from typing import Any
+
+import click
+
+from hwrx import __version__
+from hwrx.errors import HwrxError
+
+# name -> (module, attribute, one line for --help); in the order of the help
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "compare": ("hwrx.commands.compare", "compare", "run an experiment, or the one that the options describe"),
+    "lab": ("hwrx.commands.lab", "lab", "virtual machines and namespaces that have the hardware"),
+    "report": ("hwrx.commands.report", "report", "table, HTML and figures of a run"),
+    "devices": ("hwrx.commands.machine", "devices", "verbs devices, their ports, GIDs and limits"),
+    "doctor": ("hwrx.commands.machine", "doctor", "what this machine can do, and how to mend what it cannot"),
+    "rxe": ("hwrx.commands.machine", "rxe", "put a SoftRoCE device on a netdev, or take it away"),
+    "agent": ("hwrx.commands.agent", "agent", "one endpoint, driven over standard input and output"),
+    "guest": ("hwrx.commands.agent", "guest", "the agents of a virtual machine, over one virtio-serial port"),
+}
+HIDDEN = frozenset({"guest"})
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and lines, and imports a command when it is wanted."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the help."""
+        return [name for name in COMMANDS if name not in HIDDEN]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hwrx")
+def cli() -> None:
+    """Measure where a received message spends its time, and how often the CPU copies it.
+
+    \b
+    Example:
+      hwrx compare lab/experiments/first.toml
+      hwrx compare --paths udp,tcp --size 64 --here
+    """
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Run the command; HwrxErrors become words and an exit code, Ctrl-C becomes 130, SIGTERM cleans up like Ctrl-C."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return cli.main(args=args, prog_name="hwrx", standalone_mode=False) or 0
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        return 130
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except HwrxError as error:
+        click.echo(f"hwrx: {error}", err=True)
+        return error.exit_code
+    except BrokenPipeError:
+        # the reader of our output went away (`| head`): not an error of ours, and nothing more can be said to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _terminated(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
