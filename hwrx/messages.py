@@ -1,16 +1,21 @@
 """What crosses a control pipe, and how: length-prefixed JSON, typed and bounded.
 
-A frame is a 4-byte big-endian length and so many bytes of JSON, at most `LARGEST_FRAME`. A message is one of the structs
-below, told apart by its `type`. Each side checks what it reads: garbage, a length that is too large, a truncated frame, a
-message of an unknown type or another version end in a named PeerError.
+A frame is a 4-byte big-endian length and so many bytes of JSON, at most `LARGEST_FRAME`. A message is one of the
+structs below, told apart by its `type`. Each side checks what it reads: garbage, a length that is too large, a
+truncated frame, a message of an unknown type or another version end in a named PeerError.
 """
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
+
+from hwrx import __version__
+from hwrx.errors import PeerError
 
 VERSION = 1
 LARGEST_FRAME = 1 << 20
@@ -160,6 +165,64 @@ class Failed(Struct, tag="failed", frozen=True):
 ToAgent = Hello | Prepare | Connect | Start | Fetch | Release | Describe | Quit
 FromAgent = Hello | Prepared | Ready | Done | Chunk | Described | Failed
 
-encode = msgspec.json.Encoder().encode
-decode_to_agent = msgspec.json.Decoder(ToAgent).decode
-decode_from_agent = msgspec.json.Decoder(FromAgent).decode
+_encode = msgspec.json.Encoder().encode
+_decode_to_agent = msgspec.json.Decoder(ToAgent).decode
+_decode_from_agent = msgspec.json.Decoder(FromAgent).decode
+_LENGTH = struct.Struct(">I")
+
+
+def frame(message: ToAgent | FromAgent) -> bytes:
+    """Return the bytes of one frame; PeerError where the message is larger than a frame may be."""
+    body = _encode(message)
+    if len(body) > LARGEST_FRAME:
+        raise PeerError(f"a {type(message).__name__} of {len(body)} bytes does not fit a frame of {LARGEST_FRAME}")
+    return _LENGTH.pack(len(body)) + body
+
+
+class Frames:
+    """Cuts a byte stream into messages; feed it what was read, in pieces of any size.
+
+    `side` says which messages are expected. What cannot be a message raises PeerError, and the stream is of no use
+    afterwards.
+    """
+
+    def __init__(self, side: Literal["to agent", "from agent"]) -> None:
+        self._decode: Callable[[bytes], Any] = _decode_to_agent if side == "to agent" else _decode_from_agent
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Any]:
+        """Return the messages that `data` completes, in order."""
+        self._buffer += data
+        messages = []
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > LARGEST_FRAME:
+                raise PeerError(
+                    f"what came over the control pipe is no frame of hwrx: it announces {length} bytes, "
+                    f"at most {LARGEST_FRAME} are allowed (it begins with {bytes(self._buffer[:32])!r})",
+                    remedy="does something print to the agent's standard output, for example a login script?",
+                )
+            if len(self._buffer) < _LENGTH.size + length:
+                break
+            body = bytes(self._buffer[_LENGTH.size : _LENGTH.size + length])
+            del self._buffer[: _LENGTH.size + length]
+            try:
+                messages.append(self._decode(body))
+            except msgspec.MsgspecError as error:
+                raise PeerError(f"a frame holds no message of hwrx: {error} ({body[:64]!r})") from None
+        return messages
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the stream, if it ended now, would end within a frame."""
+        return bool(self._buffer)
+
+
+def same_version(hello: Hello) -> None:
+    """PeerError where the other side speaks another version of this protocol."""
+    if hello.version != VERSION:
+        raise PeerError(
+            f"the other end speaks version {hello.version} of the control protocol (hwrx {hello.hwrx}), "
+            f"this one version {VERSION} (hwrx {__version__})",
+            remedy="install the same hwrx on both ends",
+        )

@@ -1,7 +1,7 @@
 """The delivery paths: what each is called, what it does, and which module sets it up.
 
-A family module (`sockets`, `verbs`, …) offers two functions: `check(setting)` raises UsageError in words where a setting
-cannot be, and `open_endpoint(prepare)` returns a `cython_ext.transport.Transport` for one end of a trial.
+A family module (`sockets`, `verbs`, …) offers two functions: `check(setting)` raises UsageError in words where a
+setting cannot be, and `open_endpoint(prepare)` returns a `cython_ext.transport.Transport` for one end of a trial.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from hwrx.errors import UsageError
 
 if TYPE_CHECKING:
     from cython_ext.transport import Transport
-
     from hwrx.messages import Prepare, Setting
 
 Needs = Literal["nothing", "verbs", "root", "nic"]

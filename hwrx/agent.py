@@ -1,0 +1,194 @@
+"""The endpoint process: takes messages from a control pipe, drives one end of a path, answers.
+
+It owns what it opens and dies with its pipe: when the controller goes away in the middle of a trial, a thread that does
+nothing else sees the end of the stream and ends the process, so no endpoint is left behind spinning.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import resource
+import sys
+import threading
+from typing import Any
+
+from cython_ext import loop
+from hwrx import __version__, paths
+from hwrx.errors import HwrxError, PathError, PeerError
+from hwrx.messages import (
+    Chunk,
+    Connect,
+    Describe,
+    Described,
+    Done,
+    Failed,
+    Fetch,
+    Frames,
+    FromAgent,
+    Hello,
+    Prepare,
+    Prepared,
+    Quit,
+    Ready,
+    Release,
+    Start,
+    ToAgent,
+    frame,
+    same_version,
+)
+
+
+class Agent:
+    """One endpoint at a time: prepared, connected, run, asked for its samples, released."""
+
+    def __init__(self) -> None:
+        self._prepare: Prepare | None = None
+        self._endpoint: Any = None
+        self._trial: loop.Trial | None = None
+
+    def answer(self, message: ToAgent) -> FromAgent:
+        """Do what the message asks; an HwrxError becomes Failed, to be raised again by the controller."""
+        try:
+            return self._do(message)
+        except HwrxError as error:
+            return Failed(kind=type(error).__name__, message=str(Exception.__str__(error)), remedy=error.remedy)
+        except (OSError, MemoryError, ValueError) as error:
+            return Failed(kind="PathError", message=f"{type(error).__name__}: {error}")
+
+    def _do(self, message: ToAgent) -> FromAgent:
+        match message:
+            case Hello():
+                same_version(message)
+                return Hello(hwrx=__version__)
+            case Prepare():
+                return self._open(message)
+            case Connect():
+                self._need_endpoint().connect(message.remote)
+                return Ready()
+            case Start():
+                return self._run()
+            case Fetch():
+                if self._trial is None:
+                    raise PeerError("samples were asked for before a trial was run")
+                values = getattr(self._trial, message.array)[message.first : message.first + message.count]
+                return Chunk(first=message.first, data=values.astype("<i8", copy=False).tobytes())
+            case Release():
+                self.close()
+                return Ready()
+            case Describe():
+                from hwrx import machine  # not needed by the trials themselves, and slow to import in a guest
+
+                return Described(machine=machine.manifest())
+            case Quit():
+                raise SystemExit(0)
+
+    def _open(self, prepare: Prepare) -> Prepared:
+        self.close()
+        if prepare.here.cpu is not None:
+            try:
+                os.sched_setaffinity(0, {prepare.here.cpu})
+            except OSError as error:
+                raise PathError(
+                    f"the endpoint cannot run on CPU {prepare.here.cpu}: {error.strerror}",
+                    remedy=f"choose one of {sorted(os.sched_getaffinity(0))}",
+                ) from None
+        self._endpoint = paths.open_endpoint(prepare)
+        setting = prepare.setting
+        self._trial = loop.Trial(
+            messages=setting.messages,
+            warmup=setting.warmup,
+            cooldown=setting.cooldown,
+            size=setting.size,
+            trial=prepare.trial,
+            batch=setting.batch,
+            check_every=setting.check_every,
+            interval_ns=round(1e9 / setting.rate) if setting.rate else 0,
+            limit_ns=round(setting.limit * 1e9),
+        )
+        self._prepare = prepare
+        return Prepared(remote=self._endpoint.describe(), chosen=self._endpoint.chosen())
+
+    def _need_endpoint(self) -> Any:
+        if self._endpoint is None:
+            raise PeerError("asked to connect or start before anything was prepared")
+        return self._endpoint
+
+    def _run(self) -> Done:
+        endpoint = self._need_endpoint()
+        prepare, trial = self._prepare, self._trial
+        if prepare is None or trial is None:
+            raise PeerError("asked to start before anything was prepared")
+        status, cpu = loop.run(trial, endpoint, prepare.setting.pattern, prepare.role)
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if status in loop.ENDED:
+            return Done(tally=trial.counts(), ended=loop.ENDED[status], cpu_ns=cpu, resident=resident)
+        return Done(
+            tally=trial.counts(), ended="error", error=endpoint.explain(status), cpu_ns=cpu, resident=resident
+        )
+
+    def close(self) -> None:
+        """Tear down what is open; harmless when nothing is."""
+        endpoint, self._endpoint, self._trial, self._prepare = self._endpoint, None, None, None
+        if endpoint is not None:
+            endpoint.close()
+
+
+def serve(read_fd: int, write_fd: int) -> None:
+    """Answer messages from `read_fd` on `write_fd` until Quit or the end of the stream.
+
+    Both descriptors stay the caller's. What is no message of hwrx is answered with Failed, and ends the service.
+    """
+    agent = Agent()
+    inbox: queue.SimpleQueue[ToAgent | PeerError | None] = queue.SimpleQueue()
+    busy = threading.Event()
+    threading.Thread(target=_read, args=(read_fd, inbox, busy), daemon=True, name="control").start()
+    try:
+        while (item := inbox.get()) is not None:
+            if isinstance(item, PeerError):
+                _write(write_fd, frame(Failed(kind="PeerError", message=str(item))))
+                return
+            busy.set()
+            reply = agent.answer(item)
+            busy.clear()
+            _write(write_fd, frame(reply))
+    except (SystemExit, BrokenPipeError):
+        return
+    finally:
+        agent.close()
+
+
+def _read(fd: int, inbox: queue.SimpleQueue[ToAgent | PeerError | None], busy: threading.Event) -> None:
+    frames = Frames("to agent")
+    while True:
+        try:
+            data = os.read(fd, 1 << 16)
+        except OSError:
+            data = b""
+        if not data:
+            if busy.is_set():
+                # the main thread is inside a loop that knows nothing of pipes; all that we hold goes with the process
+                os._exit(3)
+            inbox.put(PeerError("the control pipe ended within a frame") if frames.truncated else None)
+            return
+        try:
+            for message in frames.feed(data):
+                inbox.put(message)
+        except PeerError as error:
+            inbox.put(error)
+            return
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def main() -> None:
+    """Serve on standard input and output; whatever else would print there goes to standard error."""
+    inward, outward = os.dup(0), os.dup(1)
+    os.dup2(2, 1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdout = sys.stderr
+    serve(inward, outward)
