@@ -123,9 +123,7 @@ class Agent:
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if status in loop.ENDED:
             return Done(tally=trial.counts(), ended=loop.ENDED[status], cpu_ns=cpu, resident=resident)
-        return Done(
-            tally=trial.counts(), ended="error", error=endpoint.explain(status), cpu_ns=cpu, resident=resident
-        )
+        return Done(tally=trial.counts(), ended="error", error=endpoint.explain(status), cpu_ns=cpu, resident=resident)
 
     def close(self) -> None:
         """Tear down what is open; harmless when nothing is."""
