@@ -1,0 +1,114 @@
+# shellcheck shell=bash
+# Set-up that lab/run and lab/test share; source it, then call `setup EXTRAS`. What is there already is left alone, and what
+# is going to be installed is said before it is.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# what each is for, in the order of the list: building, verbs, the virtual machine, tracing, network tools, peers of lab/bench
+packages=(
+    build-essential pkg-config python3-dev python3-venv
+    libibverbs-dev ibverbs-providers ibverbs-utils rdma-core python3-pyverbs
+    qemu-system-x86 busybox-static file kmod udev zstd xz-utils
+    clang llvm libbpf-dev libelf-dev zlib1g-dev bpftool linux-libc-dev
+    iproute2 ethtool pciutils procps
+    perftest sockperf iperf3
+)
+
+say() { printf 'lab: %s\n' "$*" >&2; }
+
+fail() {
+    say "$*"
+    exit 3
+}
+
+system_packages() {
+    if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+        say 'this is not a Debian-like distribution; install what these Debian packages hold, then set HWRX_SKIP_APT=1:'
+        printf '  %s\n' "${packages[@]}" >&2
+        exit 3
+    fi
+    local have missing=() package as_root=()
+    # shellcheck disable=SC2016
+    have=$(dpkg-query -W -f='${db:Status-Abbrev}${Package}\n' 2>/dev/null | sed -n 's/^.i *//p')
+    for package in "${packages[@]}"; do
+        grep -qxF -- "$package" <<<"$have" || missing+=("$package")
+    done
+    ((${#missing[@]})) || return 0
+    say "installing system packages: ${missing[*]}"
+    if ((EUID != 0)); then
+        command -v sudo >/dev/null || fail "neither root nor sudo; as root: apt-get install ${missing[*]}"
+        as_root=(sudo)
+    fi
+    "${as_root[@]}" apt-get update -q >&2 || say 'apt-get update failed; going on with the lists that are there'
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -q --no-install-recommends "${missing[@]}" >&2 ||
+        fail "apt-get could not install: ${missing[*]}"
+}
+
+# Hash of the files on standard input (NUL-separated names), with their names
+stamp_of() { sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1; }
+
+virtual_environment() {
+    local extras=$1 stamps=$root/.venv/stamps wanted
+    # the distribution's pyverbs is built for the distribution's Python, so that one it must be
+    if ! "$root/.venv/bin/python" -c 'import sys' 2>/dev/null; then
+        say 'making .venv from /usr/bin/python3, with the system'"'"'s site packages (for pyverbs)'
+        /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+            fail "/usr/bin/python3 is $(/usr/bin/python3 --version 2>&1); hwrx needs 3.11 or later"
+        rm -rf "$root/.venv"
+        /usr/bin/python3 -m venv --system-site-packages "$root/.venv" || fail 'could not make .venv'
+    fi
+    mkdir -p "$stamps"
+
+    wanted=$(printf '%s\0' pyproject.toml | stamp_of)
+    if [[ $(cat "$stamps/packages-$extras" 2>/dev/null) != "$wanted" ]]; then
+        say "installing Python packages into .venv: build tools, and what pyproject.toml lists for [$extras]"
+        "$root/.venv/bin/pip" install -q 'setuptools>=77' 'Cython>=3.0.11' wheel >&2 || fail 'pip failed'
+        # building comes with it: it is the same command
+        rm -f "$stamps/extensions"
+        build ".[$extras]"
+        printf '%s\n' "$wanted" >"$stamps/packages-$extras"
+    fi
+
+    wanted=$(sources | stamp_of)
+    if [[ $(cat "$stamps/extensions" 2>/dev/null) != "$wanted" ]] || ! built; then
+        say 'building the extensions'
+        build . --no-deps
+        built || fail 'the extensions were built, but do not import'
+    fi
+    printf '%s\n' "$wanted" >"$stamps/extensions"
+}
+
+build() {
+    if ! "$root/.venv/bin/pip" install -q --no-build-isolation -e "$@" >"$root/.venv/build.log" 2>&1; then
+        tail -n 40 "$root/.venv/build.log" >&2
+        fail 'building hwrx failed (whole output: .venv/build.log)'
+    fi
+}
+
+# All that the extensions are built from
+sources() {
+    printf '%s\0' pyproject.toml setup.cfg
+    find cython_ext hwrx \( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.c' \) -print0 |
+        grep -zvE "^cython_ext/($(find cython_ext -name '*.pyx' -printf '%f|' | sed 's/\.pyx//g; s/|$//'))\.c$"
+}
+
+# Every extension that pyproject.toml lists is there and loads
+built() {
+    "$root/.venv/bin/python" - 2>/dev/null <<'PYTHON'
+import importlib, tomllib
+with open("pyproject.toml", "rb") as file:
+    for extension in tomllib.load(file)["tool"]["setuptools"]["ext-modules"]:
+        importlib.import_module(extension["name"])
+PYTHON
+}
+
+# The guest reads these files through an emulated file system and cannot write them: compile once, here
+byte_code() { "$root/.venv/bin/python" -m compileall -q hwrx cython_ext >&2 || fail 'a module of hwrx does not compile'; }
+
+setup() {
+    cd "$root" || exit 3
+    [[ ${HWRX_SKIP_APT:-} ]] || system_packages
+    virtual_environment "$1"
+    byte_code
+}
