@@ -1,9 +1,11 @@
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 
 from cython_ext.transport import Transport
 
-ENDED: dict[int, str]
+ENDED: dict[int, Literal["complete", "limit", "finished"]]
 
 class Trial:
     intended: npt.NDArray[np.int64]

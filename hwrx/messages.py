@@ -26,6 +26,9 @@ Role = Literal["client", "server"]
 # poll and event are understood by every path: sockets take them for spin and block.
 Wait = Literal["poll", "event", "block", "epoll", "busy-poll", "spin"]
 
+# complete: all came; finished: the other end said that no more comes; limit: nothing moved for too long
+Ended = Literal["complete", "finished", "limit", "error"]
+
 Count = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
 MessageSize = Annotated[int, Meta(ge=8, le=1 << 30)]
@@ -135,7 +138,7 @@ class Done(Struct, tag="done", frozen=True):
     """The loop ended; what it counted. `ended` says how."""
 
     tally: dict[str, int]
-    ended: Literal["complete", "finished", "limit", "error"]
+    ended: Ended
     error: str = ""
     cpu_ns: dict[str, int] = {}  # user, system of the thread, between first and last message
     resident: int = 0  # bytes, peak

@@ -17,8 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from typing import IO, Any, Protocol, Self, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, Self, TypeVar
 
 from hwrx import errors
 from hwrx.errors import HwrxError, PeerError, UsageError
@@ -57,11 +57,11 @@ class ProcessChannel:
     def __init__(self, argv: Sequence[str], name: str) -> None:
         self._name = name
         ours, theirs = socket.socketpair()
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 -- closed in close()
+        self._errors: Any = tempfile.TemporaryFile()  # noqa: SIM115 -- closed in close()
         try:
             # a group of its own: Ctrl-C in a terminal is for the controller, which ends its agents in order
-            self.process = subprocess.Popen(
-                argv, stdin=theirs, stdout=theirs, stderr=self._errors, start_new_session=True
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(
+                argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._errors, start_new_session=True
             )
         except OSError as error:
             ours.close()
@@ -190,10 +190,11 @@ class Peer:
     def ask(self, message: ToAgent, kind: type[Reply], limit: float = ANSWER_WITHIN) -> Reply:
         """Send a message and return the reply, which must be of `kind`, within `limit` seconds."""
         self.send(message)
-        return wait({self: kind}, limit)[self]
+        reply: Reply = wait({self: kind}, limit)[self]
+        return reply
 
-    def receive(self) -> bool:
-        """Read what is there; whether a whole reply has come."""
+    def receive(self) -> None:
+        """Read what is there."""
         try:
             data = self._channel.recv(1 << 16)
         except OSError:
@@ -204,7 +205,6 @@ class Peer:
             self._replies += self._frames.feed(data)
         except PeerError as error:
             raise PeerError(f"peer {self.name}: {Exception.__str__(error)}", remedy=error.remedy) from None
-        return bool(self._replies)
 
     def reply(self, kind: type[Reply]) -> Reply:
         """Return the oldest reply; raise what the agent reported, or PeerError where it is not of `kind`."""
@@ -214,6 +214,15 @@ class Peer:
         if not isinstance(reply, kind):
             raise PeerError(f"peer {self.name} answered with {type(reply).__name__} instead of {kind.__name__}")
         return reply
+
+    def settle(self, kind: type[Any], limit: float) -> None:
+        """Wait for a reply of `kind`, past those that a broken-off exchange has left before it."""
+        deadline = time.monotonic() + limit
+        while True:
+            while self._replies:
+                if isinstance(self._replies.pop(0), kind):
+                    return
+            receive_any([self], deadline)
 
     @property
     def has_reply(self) -> bool:
@@ -258,15 +267,29 @@ def wait(expected: Mapping[Peer, type[Any]], limit: float) -> dict[Peer, Any]:
         waiting = [peer for peer in missing if peer not in replies]
         if not waiting:
             continue
-        ready, _, _ = select.select(waiting, [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            names = ", ".join(peer.name for peer in waiting)
-            raise PeerError(
-                f"no answer from {names} within {limit:g} s", remedy="is that machine overloaded, or its link down?"
-            )
-        for peer in ready:
-            peer.receive()
+        receive_any(waiting, deadline)
     return replies
+
+
+def wait_first(peers: Iterable[Peer], kind: type[Reply], limit: float) -> tuple[Peer, Reply]:
+    """Return the first reply of any of the peers, and whose it is; raises as `wait` does."""
+    deadline = time.monotonic() + limit
+    peers = list(peers)
+    while True:
+        for peer in peers:
+            if peer.has_reply:
+                return peer, peer.reply(kind)
+        receive_any(peers, deadline)
+
+
+def receive_any(peers: Sequence[Peer], deadline: float) -> None:
+    """Wait until there is something to read from one of the peers, and read it; PeerError at the deadline."""
+    ready, _, _ = select.select(peers, [], [], max(0.0, deadline - time.monotonic()))
+    if not ready:
+        names = " and ".join(peer.name for peer in peers)
+        raise PeerError(f"no answer from {names} in time", remedy="is that machine overloaded, or its link down?")
+    for peer in ready:
+        peer.receive()
 
 
 def _error_of(failed: Failed, name: str) -> HwrxError:

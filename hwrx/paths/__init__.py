@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from msgspec import Struct
 
 from hwrx.errors import UsageError
+from hwrx.messages import Role
 
 if TYPE_CHECKING:
     from cython_ext.transport import Transport
@@ -29,6 +30,9 @@ class Path(Struct, frozen=True):
     sentence: str
     # a ping-pong over READ fetches and comes back: its time is a full round trip, never halved
     full_rtt: bool = False
+    # the end that sees a stream's messages become available: nobody looks at them at the receiver of a WRITE, and READ
+    # has no receiver but the one who asks
+    stream_seen_by: Role = "server"
 
 
 PATHS: dict[str, Path] = {
@@ -37,9 +41,16 @@ PATHS: dict[str, Path] = {
         Path("udp", "sockets", "nothing", "kernel UDP sockets, connected, one datagram a message"),
         Path("tcp", "sockets", "nothing", "kernel TCP sockets, messages of fixed length in the stream, TCP_NODELAY"),
         Path("rdma-send", "verbs", "verbs", "RC SEND into a posted, pinned receive buffer"),
-        Path("rdma-write", "verbs", "verbs", "RC WRITE into the peer's pinned buffer; the receiver polls memory"),
+        Path(
+            "rdma-write",
+            "verbs",
+            "verbs",
+            "RC WRITE into the peer's pinned buffer; the receiver polls memory",
+            False,
+            "client",
+        ),
         Path("rdma-write-imm", "verbs", "verbs", "RC WRITE with immediate: as rdma-write, and the receiver gets a CQE"),
-        Path("rdma-read", "verbs", "verbs", "RC READ from the peer's pinned buffer (full round trip)", full_rtt=True),
+        Path("rdma-read", "verbs", "verbs", "RC READ from the peer's pinned buffer (full round trip)", True, "client"),
         Path("rdma-ud", "verbs", "verbs", "UD SEND: unconnected datagrams between queue pairs, may be lost"),
     )
 }
