@@ -272,6 +272,8 @@ cdef inline uint64_t completed(Trial t, uint64_t done, uint64_t upto) noexcept n
     cdef int64_t at
     if upto > done:
         at = now()
+        t.tally.delivered += upto - done
+        t.tally.bytes += (upto - done) * t.plan.size
         while done < upto:
             record(t, t.delivered_at, done, at)
             done += 1

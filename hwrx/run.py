@@ -172,7 +172,7 @@ def fetch(peer: Peer, array: Array, count: int) -> Int64s:
 
 
 def merged(client: Mapping[str, int], server: Mapping[str, int], seen_by: Role) -> dict[str, int]:
-    """Merge the counts of both ends: what was delivered and lost as the observing end saw it, faults of either added."""
+    """Merge both ends' counts: delivered and lost as the observing end saw it, the faults that either saw added."""
     observer = client if seen_by == "client" else server
     tally = {name: observer[name] for name in ("expected", "delivered", "bytes", "lost")}
     tally["posted"] = client["posted"]
