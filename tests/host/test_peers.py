@@ -1,0 +1,128 @@
+"""Peers: real agent processes that die, fall silent or speak something else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hwrx.errors import PeerError, UsageError
+from hwrx.messages import Described, Done, Hello, Place, Prepare, Prepared, Ready, Release, Setting, Start, frame
+from hwrx.peers import Peer, ProcessChannel, agent_command, wait
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    with Peer.start("local", "client") as peer:
+        yield peer
+
+
+def process_of(peer: Peer) -> ProcessChannel:
+    channel = peer._channel
+    assert isinstance(channel, ProcessChannel)
+    return channel
+
+
+def speaking(program: str) -> Peer:
+    """A peer behind whose pipe something else than an agent runs."""
+    return Peer(ProcessChannel([sys.executable, "-c", program], "odd"), "odd")
+
+
+def test_an_agent_that_is_killed_is_named_with_its_signal(peer: Peer) -> None:
+    os.kill(process_of(peer).process.pid, signal.SIGKILL)
+    with pytest.raises(PeerError, match=r"peer client is gone: killed by SIGKILL"):
+        peer.ask(Release(), Ready)
+
+
+def test_an_agent_ends_when_its_controller_goes_away(peer: Peer) -> None:
+    pid = process_of(peer).process.pid
+    peer.close()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_an_agent_in_the_middle_of_a_loop_dies_with_its_pipe() -> None:
+    server = Peer.start("local", "server")
+    channel = process_of(server)
+    setting = Setting(path="udp", limit=600)
+    server.ask(Prepare(trial=1, role="server", setting=setting, here=Place(), there=Place()), Prepared)
+    server.send(Start())  # it waits for a first message that never comes
+    time.sleep(0.3)
+    channel._socket.close()
+    assert channel.process.wait(timeout=10) == 3
+    channel._errors.close()
+
+
+def test_a_silent_peer_ends_within_the_limit() -> None:
+    odd = speaking("import time; time.sleep(600)")
+    with pytest.raises(PeerError, match="no answer from odd"):
+        odd.ask(Hello(), Hello, limit=0.3)
+    odd.kill()
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("print('Welcome to this host, you have mail')", "no frame of hwrx"),
+        ("import sys; sys.stdout.buffer.write(bytes([255]*4))", "announces 4294967295 bytes"),
+        ("import sys; sys.stdout.buffer.write(bytes([0,0,0,9]) + b'{}')", "in the middle of a message"),
+        ("import sys; sys.stdout.buffer.write(bytes([0,0,0,2]) + b'{}')", "holds no message of hwrx"),
+        ("raise SystemExit('cannot import hwrx')", "exit code 1\n    cannot import hwrx"),
+    ],
+)
+def test_something_else_than_an_agent_is_named(program: str, words: str) -> None:
+    odd = speaking(program)
+    with pytest.raises(PeerError) as caught:
+        odd.ask(Hello(), Hello, limit=20)
+    odd.kill()
+    assert words in str(caught.value)
+    assert "odd" in str(caught.value)
+
+
+def test_another_version_of_the_protocol_is_refused() -> None:
+    reply = frame(Hello(version=99, hwrx="9.9.9"))
+    program = f"import sys; sys.stdout.buffer.write({reply!r})"
+    with pytest.raises(PeerError, match="version 99"):
+        Peer.greet(ProcessChannel([sys.executable, "-c", program], "odd"), "odd")
+
+
+def test_garbage_sent_to_an_agent_is_answered_and_ends_it(peer: Peer) -> None:
+    peer._channel.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    with pytest.raises(PeerError, match="no frame of hwrx"):
+        wait({peer: Ready}, 20)
+
+
+def test_what_an_agent_cannot_do_comes_back_as_the_same_error(peer: Peer) -> None:
+    setting = Setting(path="carrier-pigeon")
+    with pytest.raises(UsageError, match="there is no path 'carrier-pigeon'") as caught:
+        peer.ask(Prepare(trial=1, role="client", setting=setting, here=Place(), there=Place()), Prepared)
+    assert "udp" in caught.value.remedy
+    with pytest.raises(PeerError, match="before anything was prepared"):
+        peer.ask(Start(), Done)
+    assert peer.ask(Release(), Ready) == Ready()  # and it lives on
+
+
+def test_a_reply_of_the_wrong_kind_is_named(peer: Peer) -> None:
+    with pytest.raises(PeerError, match="answered with Ready instead of Described"):
+        peer.ask(Release(), Described)
+
+
+@pytest.mark.parametrize("spec", ["", "carrier:pigeon", "ssh:", "netns:", "ssh:-oProxyCommand=x"])
+def test_a_peer_that_cannot_be_is_refused_in_words(spec: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        agent_command(spec)
+    assert "write" in caught.value.remedy
+
+
+def test_a_command_template_starts_an_agent() -> None:
+    with Peer.start("env HWRX_SOMETHING=1 {agent}", "templated") as peer:
+        assert peer.ask(Release(), Ready) == Ready()
+
+
+def test_a_command_that_does_not_exist_is_named() -> None:
+    with pytest.raises(PeerError, match="there is no command `no-such-launcher`"):
+        Peer.start("no-such-launcher {agent}", "x")
