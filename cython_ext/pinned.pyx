@@ -103,8 +103,8 @@ cdef class PinnedBuffer:
 
     size: bytes; rounded up to whole pages.
     huge: from the kernel's reserved huge pages (MAP_HUGETLB, default huge page size).
-    lock: mlock it, so that it is never paged out. Locked memory may still be *moved* by compaction, unless it is huge or
-        a device holds it; `physical_pages()` is a snapshot.
+    lock: mlock it, so that it is never paged out. Locked memory may still be *moved* by compaction, unless it is huge
+        or a device holds it; `physical_pages()` is a snapshot.
     dont_fork: keep it out of forked children (MADV_DONTFORK), because copy-on-write after a fork would give the parent
         another page than the one a device writes to.
 
@@ -162,8 +162,8 @@ cdef class PinnedBuffer:
     def physical_pages(self) -> list[int]:
         """Physical address of each page of `page_size` bytes, in order: what /proc/self/pagemap says now.
 
-        Raises MachineError where the kernel hides page frame numbers (they read as 0 without CAP_SYS_ADMIN) or a page is
-        not in memory; ValueError once closed.
+        Raises MachineError where the kernel hides page frame numbers (they read as 0 without CAP_SYS_ADMIN) or a page
+        is not in memory; ValueError once closed.
         """
         if self.base == NULL:
             raise ValueError("the buffer is closed")

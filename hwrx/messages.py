@@ -24,7 +24,7 @@ SAMPLES_A_CHUNK = 64_000  # 8 bytes each, a third more in base64: below LARGEST_
 Pattern = Literal["pingpong", "stream", "paced"]
 Role = Literal["client", "server"]
 # poll and event are understood by every path: sockets take them for spin and block.
-Wait = Literal["poll", "event", "block", "epoll", "busy-poll", "spin"]
+Wait = Literal["poll", "event", "block", "epoll", "select", "busy-poll", "spin"]
 
 # complete: all came; finished: the other end said that no more comes; limit: nothing moved for too long
 Ended = Literal["complete", "finished", "limit", "error"]

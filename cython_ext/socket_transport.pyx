@@ -1,0 +1,170 @@
+# cython: language_level=3
+"""SocketTransport: the life of a socket that is one end of a path; its data path stands in udp.pyx and tcp.pyx."""
+
+import errno
+import select
+import socket
+import struct
+
+from libc.stdint cimport int64_t
+
+from cython_ext.pinned cimport PinnedBuffer
+from cython_ext.sys_select cimport FD_SETSIZE
+from cython_ext.transport cimport FINISHED, WC_STATUS, Transport
+from cython_ext.waiting cimport BLOCK, EPOLL, SELECT, SPIN, Waiter
+
+from hwrx.errors import MachineError, PathError
+
+# Busy polling is blocking on a socket whose SO_BUSY_POLL is set.
+MANNERS = {"block": BLOCK, "busy-poll": BLOCK, "epoll": EPOLL, "select": SELECT, "spin": SPIN}
+
+UNREACHABLE = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
+
+
+def named(address) -> str:
+    """`ADDRESS port N` of what getsockname and its kin return."""
+    return f"{address[0]} port {address[1]}"
+
+
+cdef class SocketTransport(Transport):
+    """A socket with pinned buffers.
+
+    sock: bound and blocking, with its options set; it belongs to this object from the moment it is given.
+    manner: how to wait, a name of MANNERS.
+    patience: seconds that one call waits for a message.
+    limit: seconds without any progress after which an operation fails with ETIMEDOUT.
+    huge: take the buffers from huge pages.
+    notes: options chosen by whoever made the socket; they go into `chosen()`.
+
+    `received` and `built` are the buffers of delivered and of outgoing messages.
+    """
+
+    cdef int set_up(self, Waiter *waiter, object sock, str manner, double patience, object notes) except -1:
+        waiter.fd = waiter.epoll = -1
+        self.waiter = waiter
+        self.sock = sock
+        self.notes = dict(notes or {})
+        self.peer = "the other end"
+        if manner not in MANNERS:
+            raise ValueError(f"no such manner of waiting: {manner!r}")
+        waiter.manner = MANNERS[manner]
+        waiter.patience_ns = <int64_t> (patience * 1e9)
+        self.wait_on(sock)
+        return 0
+
+    cdef int wait_on(self, object sock) except -1:
+        """Let the loops receive from `sock`."""
+        cdef Waiter *waiter = self.waiter
+        sock.setblocking(True)
+        # microseconds; the kernel rounds up to its ticks. 0 would mean for ever.
+        patience = struct.pack("ll", *divmod(max(waiter.patience_ns // 1000, 1), 1_000_000))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+        if waiter.manner == EPOLL:
+            self.epoll = select.epoll()
+            self.epoll.register(sock.fileno(), select.EPOLLIN)
+            waiter.epoll = self.epoll.fileno()
+        elif waiter.manner == SELECT and sock.fileno() >= FD_SETSIZE:
+            raise MachineError(
+                f"select cannot watch file descriptor {sock.fileno()}: it must be below {FD_SETSIZE}",
+                remedy="wait by epoll, or close what else is open",
+            )
+        waiter.fd = sock.fileno()
+        return 0
+
+    cdef int pin(self, size_t receive, size_t send, bint huge) except -1:
+        self.received = PinnedBuffer(receive, huge=huge)
+        self.received.users += 1
+        self.built = PinnedBuffer(send, huge=huge)
+        self.built.users += 1
+        return 0
+
+    def describe(self):
+        """Return the address and port to connect to, and `receive_buffer`, the effective SO_RCVBUF in bytes."""
+        address, port = self.sock.getsockname()[:2]
+        return {
+            "address": address,
+            "port": port,
+            "receive_buffer": self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF),
+        }
+
+    def resolve(self, remote):
+        """Return the socket address of what the other end described; no names are looked up."""
+        flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        try:
+            found = socket.getaddrinfo(
+                remote["address"], str(int(remote["port"])), self.sock.family, self.sock.type, 0, flags
+            )
+        except (KeyError, ValueError, TypeError, socket.gaierror) as error:
+            raise PathError(f"the other end's address cannot be used: {remote}: {error}") from error
+        address = found[0][4]
+        if len(address) == 4 and address[3] == 0:
+            # a link-local address means nothing without the link; ours is the one that it can be reached over
+            address = (*address[:3], self.sock.getsockname()[3])
+        self.peer = named(address)
+        return address
+
+    def connect_socket(self, remote):
+        """Connect; PathError names the peer where it cannot be reached."""
+        address = self.resolve(remote)
+        try:
+            self.sock.connect(address)
+        except TimeoutError as error:
+            raise PathError(
+                f"peer unreachable: {self.peer} did not answer in time",
+                remedy="see whether the addresses are in one network and the link is up",
+            ) from error
+        except OSError as error:
+            raise PathError(
+                f"peer unreachable: connect to {self.peer}: {error.strerror} ({errno.errorcode.get(error.errno)})",
+                remedy="see whether the other end runs, and whether a route leads to it over the device it is bound to",
+            ) from error
+
+    def chosen(self):
+        """Return the options in force: effective `send_buffer` and `receive_buffer` in bytes, and what was noted."""
+        notes = dict(self.notes)
+        if self.sock.fileno() >= 0:
+            notes["send_buffer"] = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+            notes["receive_buffer"] = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        return notes
+
+    def explain(self, int status):
+        """One sentence for what an operation returned."""
+        if WC_STATUS < status < 0 and status != FINISHED:
+            if -status in UNREACHABLE:
+                return (
+                    f"peer unreachable: {self.peer}: {errno.errorcode[-status]} came back;"
+                    " the other end is gone, or no route leads to it"
+                )
+            if -status in (errno.ECONNRESET, errno.EPIPE):
+                return f"{self.peer} broke off ({errno.errorcode[-status]}): the other end died or closed early"
+            if -status == errno.ETIMEDOUT:
+                return f"{self.peer} took nothing for the time limit (ETIMEDOUT)"
+        return Transport.explain(self, status)
+
+    def close(self):
+        """Close the socket and give the buffers back; harmless when called twice.
+
+        Raises BufferError while views of the buffers are alive; the socket is closed all the same.
+        """
+        if self.waiter != NULL:
+            self.waiter.fd = self.waiter.epoll = -1
+        if self.epoll is not None:
+            self.epoll.close()
+            self.epoll = None
+        if self.sock is not None:
+            self.sock.close()
+        for buffer in (self.received, self.built):
+            if buffer is not None and not buffer.closed:
+                _give_up(buffer)
+
+
+cdef int _give_up(PinnedBuffer buffer) except -1:
+    """Close a buffer that the loops pointed into; where a view keeps it, the pointer stays counted for the next try."""
+    buffer.users -= 1
+    try:
+        buffer.close()
+    except BufferError:
+        buffer.users += 1
+        raise
+    return 0

@@ -1,0 +1,32 @@
+"""A TCP connection as a path: messages of fixed length, one behind the other in the stream."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from cython_ext.socket_transport cimport SocketTransport
+from cython_ext.waiting cimport Waiter
+
+
+cdef struct TcpState:
+    Waiter wait
+    uint32_t size         # bytes of a message
+    uint32_t batch        # slots to build messages in
+    uint32_t outstanding_limit  # paced: messages sent and not answered; 0: the socket's buffers are the limit
+    int receive_flags     # MSG_WAITALL where one message at a time is wanted
+    bint one              # never read more than the message that is waited for
+    bint ended            # the other end has closed its side in order
+    int64_t limit_ns      # nothing taken by the other end for so long is an error
+    char *rx
+    char *tx
+    size_t ring           # bytes to receive into, a whole number of messages: none ever straddles the end
+    size_t head           # where the next byte goes
+    size_t filled         # bytes received and not released
+    size_t undelivered    # of these, not delivered yet; less than a message is a tail that goes on in place
+    uint64_t posted
+    uint64_t delivered
+
+
+cdef class TcpTransport(SocketTransport):
+    cdef TcpState state
+    cdef bint listens
+    cdef bint paced
+    cdef double limit

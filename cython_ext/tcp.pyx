@@ -1,0 +1,286 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""TCP: messages of fixed length in the byte stream, received in place into a ring of whole messages.
+
+One receiving call takes as many bytes as are there and fit, so a stream of small messages costs fewer system calls than
+it has messages; a message that came in part goes on where it stopped, without being moved.
+"""
+
+import socket
+
+from libc.errno cimport EAGAIN, EBADF, EINTR, ENOBUFS, ETIMEDOUT
+from libc.errno cimport errno as c_errno
+from libc.stdint cimport int64_t, uint32_t
+
+from cython_ext.clock cimport now
+from cython_ext.socket_transport cimport SocketTransport
+from cython_ext.sys_socket cimport (
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    MSG_WAITALL,
+    SHUT_WR,
+    recv,
+    send,
+    shutdown,
+)
+from cython_ext.transport cimport FINISHED, Delivery
+from cython_ext.waiting cimport BLOCK, LOOKS, SPIN, readable
+
+from hwrx.errors import PathError
+
+cdef enum:
+    LARGE_READ = 262144  # bytes that one receiving call takes from a stream, where the messages are not larger
+
+
+# --- receiving -----------------------------------------------------------------------------------------------------
+
+cdef inline int take(TcpState *s, int flags) noexcept nogil:
+    """One receiving call into the ring: 1 when bytes came, 0 at the end of the stream, or -errno."""
+    cdef size_t space
+    cdef ssize_t got
+    if s.one:
+        space = s.size - s.undelivered
+    else:
+        space = min(s.ring - s.head, s.ring - s.filled)
+    got = recv(s.wait.fd, s.rx + s.head, space, flags)
+    if got > 0:
+        s.head += <size_t> got
+        if s.head == s.ring:
+            s.head = 0
+        s.filled += <size_t> got
+        s.undelivered += <size_t> got
+        return 1
+    if got == 0:
+        return 0
+    return -EAGAIN if c_errno == EINTR else -c_errno
+
+
+cdef inline int take_waiting(TcpState *s) noexcept nogil:
+    """As `take`, waiting in the path's manner; -EAGAIN when patience ended."""
+    cdef int status, _
+    cdef int64_t start
+    if s.wait.manner == BLOCK:
+        return take(s, s.receive_flags)
+    if s.wait.manner != SPIN:
+        status = readable(&s.wait, s.wait.patience_ns)
+        if status <= 0:
+            return status if status < 0 else -EAGAIN
+        return take(s, MSG_DONTWAIT)
+    start = 0
+    while True:
+        for _ in range(LOOKS):
+            status = take(s, MSG_DONTWAIT)
+            if status != -EAGAIN:
+                return status
+        if start == 0:
+            start = now()
+        elif now() - start > s.wait.patience_ns:
+            return -EAGAIN
+
+
+cdef inline char *next_message(TcpState *s) noexcept nogil:
+    if s.head >= s.undelivered:
+        return s.rx + (s.head - s.undelivered)
+    return s.rx + (s.head + s.ring - s.undelivered)
+
+
+cdef inline int deliver(TcpState *s, Delivery *out, uint32_t most) noexcept nogil:
+    """Hand out whole messages that are in the ring: how many."""
+    cdef uint32_t count = 0
+    while s.undelivered >= s.size and count < most:
+        out[count].data = next_message(s)
+        out[count].size = s.size
+        s.undelivered -= s.size
+        count += 1
+    s.delivered += count
+    return <int> count
+
+
+cdef int at_the_end(TcpState *s, Delivery *out) noexcept nogil:
+    """The stream has ended: what there is of a cut message, as what it is; then FINISHED."""
+    s.ended = True
+    if s.undelivered == 0:
+        return FINISHED
+    out[0].data = next_message(s)
+    out[0].size = <uint32_t> s.undelivered
+    s.undelivered = 0
+    return 1
+
+
+cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
+    cdef TcpState *s = <TcpState *> me
+    cdef int status
+    while s.undelivered < s.size:
+        if s.ended:
+            return FINISHED
+        if s.filled == s.ring:
+            return -ENOBUFS
+        status = take_waiting(s)
+        if status == 0:
+            return at_the_end(s, out)
+        if status < 0:
+            return 0 if status == -EAGAIN else status
+    return deliver(s, out, most)
+
+
+cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
+    cdef TcpState *s = <TcpState *> me
+    cdef int status
+    cdef int64_t left
+    while s.undelivered < s.size:
+        if s.ended:
+            return FINISHED
+        if s.filled == s.ring:
+            return -ENOBUFS
+        status = take(s, MSG_DONTWAIT)
+        if status == 0:
+            return at_the_end(s, out)
+        if status == -EAGAIN:
+            left = deadline - now()
+            if left <= 0:
+                return 0
+            if s.wait.manner != SPIN:
+                status = readable(&s.wait, left)
+                if status < 0:
+                    return status
+        elif status < 0:
+            return status
+    return deliver(s, out, most)
+
+
+cdef int release(void *me, uint32_t count) noexcept nogil:
+    cdef TcpState *s = <TcpState *> me
+    cdef size_t length = <size_t> count * s.size
+    s.filled = s.filled - length if length < s.filled else 0
+    if s.filled == 0:
+        s.head = 0  # the next message finds a warm cache
+    return 0
+
+
+# --- sending -------------------------------------------------------------------------------------------------------
+
+cdef char *outgoing(void *me, uint32_t k) noexcept nogil:
+    cdef TcpState *s = <TcpState *> me
+    return s.tx + <size_t> k * s.size
+
+
+cdef int room(void *me) noexcept nogil:
+    """The socket's buffer is the window, and `post` waits for it; only an open loop must not send what cannot fit.
+
+    Its both ends would otherwise sit in `send` at the same time, each waiting for the other to receive.
+    """
+    cdef TcpState *s = <TcpState *> me
+    if s.wait.fd < 0:
+        return -EBADF
+    if s.outstanding_limit:
+        return 1 if s.posted - s.delivered < s.outstanding_limit else 0
+    return <int> s.batch
+
+
+cdef int post(void *me, uint32_t count) noexcept nogil:
+    cdef TcpState *s = <TcpState *> me
+    cdef int flags = MSG_NOSIGNAL | (MSG_DONTWAIT if s.wait.manner == SPIN else 0)
+    cdef size_t done = 0, length = <size_t> count * s.size
+    cdef int64_t since = 0
+    cdef ssize_t sent
+    while done < length:
+        sent = send(s.wait.fd, s.tx + done, length - done, flags)
+        if sent > 0:
+            done += <size_t> sent
+            since = 0
+        elif c_errno == EAGAIN:
+            # the socket's buffer is full
+            if since == 0:
+                since = now()
+            elif now() - since > s.limit_ns:
+                return -ETIMEDOUT
+        elif c_errno != EINTR:
+            return -c_errno
+    s.posted += count
+    return <int> count
+
+
+cdef int finish(void *me) noexcept nogil:
+    """Close our side of the connection in order: the other end sees FINISHED after the last message."""
+    cdef TcpState *s = <TcpState *> me
+    shutdown(s.wait.fd, SHUT_WR)  # fails only where the connection is gone, which finishes it too
+    return 0
+
+
+# --- for Python ----------------------------------------------------------------------------------------------------
+
+cdef class TcpTransport(SocketTransport):
+    """One end of a TCP path.
+
+    sock: a bound, blocking SOCK_STREAM socket with its options set; a listening one where `listens`.
+    size: bytes of a message. batch: most messages in one sending call.
+    window: of `paced`, messages sent and not answered. Other patterns have the socket's buffers for a window.
+    pattern: pingpong, stream or paced.
+    The others are SocketTransport's.
+    """
+
+    def __init__(self, sock, *, uint32_t size, uint32_t window, uint32_t batch, str pattern, bint listens,
+                 str manner, double patience, double limit, bint huge=False, notes=None):
+        cdef TcpState *s = &self.state
+        if size < 1 or batch < 1 or window < 1:
+            raise ValueError("size, window and batch are at least 1")
+        self.size = s.size = size
+        self.window = window
+        self.listens = listens
+        self.paced = pattern == "paced"
+        self.limit = limit
+        s.batch = batch
+        s.one = pattern == "pingpong"
+        s.receive_flags = MSG_WAITALL if s.one else 0
+        s.ring = max(<size_t> LARGE_READ // size, 2) * size
+        s.limit_ns = <int64_t> (limit * 1e9)
+        self.set_up(&s.wait, sock, manner, patience, notes)
+        self.pin(s.ring, <size_t> batch * size, huge)
+        s.rx = self.received.base
+        s.tx = self.built.base
+        self.ops.me = s
+        self.ops.outgoing = outgoing
+        self.ops.room = room
+        self.ops.post = post
+        self.ops.receive = receive
+        self.ops.receive_until = receive_until
+        self.ops.release = release
+        self.ops.finish = finish
+
+    def connect(self, remote):
+        """Connect, or accept the one connection that comes from what the other end described.
+
+        Raises PathError where that takes longer than the limit, or the peer refuses.
+        """
+        if self.listens:
+            self.accept(self.resolve(remote))
+        else:
+            self.sock.settimeout(self.limit)
+            self.connect_socket(remote)
+            self.sock.setblocking(True)
+        if self.paced:
+            # all that is not answered must fit into our own socket's buffer; the kernel counts about twice the bytes
+            buffer = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+            self.window = min(self.window, max(1, buffer // 2 // self.size))
+            self.state.outstanding_limit = self.window
+            self.notes["window"] = self.window
+        self.notes["segment"] = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+
+    def accept(self, expected):
+        """Take the connection that comes from `expected`; others are closed."""
+        deadline = now() + <int64_t> (self.limit * 1e9)
+        listener = self.sock
+        while True:
+            listener.settimeout(max((deadline - now()) / 1e9, 0.001))
+            try:
+                sock, address = listener.accept()
+            except TimeoutError as error:
+                raise PathError(
+                    f"{self.peer} did not connect within {self.limit:g} s",
+                    remedy="see whether the other end runs, and a route leads here over the device of this socket",
+                ) from error
+            if address[:2] == expected[:2]:
+                break
+            sock.close()
+        self.sock = sock
+        listener.close()
+        self.wait_on(sock)

@@ -1,0 +1,428 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""UDP: connected sockets, one datagram a message, received in place into a pinned buffer.
+
+Ping-pong and paced need nothing but the datagrams. A stream would overrun the receiver's socket buffer, so its receiver
+grants credits: every half window it says how far it has come, and a sender with a whole window outstanding waits for
+that. What it says is the highest sequence number, not a count, so that a lost message does not narrow the window for
+good. A lost credit is replaced by the next one; a sender that hears nothing goes on after a while (`slides`).
+"""
+
+import socket
+
+from libc.errno cimport EAGAIN, EBADF, ECONNREFUSED, EINTR, ENOBUFS, ETIMEDOUT
+from libc.errno cimport errno as c_errno
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from cython_ext.clock cimport now
+from cython_ext.payload cimport (
+    GOOD,
+    MAGIC_CREDIT,
+    MAGIC_FINISH,
+    glance,
+    magic_of,
+    sequence_of,
+)
+from cython_ext.socket_transport cimport SocketTransport
+from cython_ext.sys_socket cimport (
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    MSG_TRUNC,
+    MSG_WAITFORONE,
+    iovec,
+    mmsghdr,
+    recv,
+    recvmmsg,
+    send,
+    sendmmsg,
+)
+from cython_ext.transport cimport FINISHED, Delivery
+from cython_ext.waiting cimport BLOCK, LOOKS, SPIN, readable
+
+cdef enum:
+    LINE = 64                     # bytes of a cache line
+    FINISHES = 3                  # copies of a Control that nobody answers
+    FINISH_TRIES = 10             # patiences that a sender waits for the answer to its FINISH
+    SLIDE_NS = 200000000          # a credit that has not come after so long is lost
+
+
+# --- receiving -----------------------------------------------------------------------------------------------------
+
+cdef inline int take(UdpState *s, uint32_t most, int flags) noexcept nogil:
+    """One receiving call into the free slots: how many datagrams, or -errno. Real lengths are left in `incoming`.
+
+    MSG_TRUNC makes the kernel tell the length that a datagram had, also where the slot was too small for it.
+    """
+    cdef ssize_t length
+    if most == 1:
+        length = recv(s.wait.fd, s.rx + <size_t> s.end * s.stride, s.stride, flags | MSG_TRUNC)
+        if length >= 0:
+            s.incoming[s.end].msg_len = <unsigned int> length
+            return 1
+    else:
+        length = recvmmsg(s.wait.fd, s.incoming + s.end, most, flags | MSG_TRUNC | MSG_WAITFORONE, NULL)
+        if length >= 0:
+            return <int> length
+    return -EAGAIN if c_errno == EINTR else -c_errno
+
+
+cdef inline int take_waiting(UdpState *s, uint32_t most) noexcept nogil:
+    """As `take`, waiting in the path's manner; -EAGAIN when patience ended."""
+    cdef int status, _
+    cdef int64_t start
+    if s.wait.manner == BLOCK:
+        return take(s, most, 0)
+    if s.wait.manner != SPIN:
+        status = readable(&s.wait, s.wait.patience_ns)
+        if status <= 0:
+            return status if status < 0 else -EAGAIN
+        return take(s, most, MSG_DONTWAIT)
+    start = 0
+    while True:
+        for _ in range(LOOKS):
+            status = take(s, most, MSG_DONTWAIT)
+            if status != -EAGAIN:
+                return status
+        if start == 0:
+            start = now()
+        elif now() - start > s.wait.patience_ns:
+            return -EAGAIN
+
+
+cdef bint heed(UdpState *s, const char *data) noexcept nogil:
+    """Take a Control; False where it is none of this trial."""
+    cdef Control control
+    memcpy(&control, data, sizeof(Control))
+    if control.trial != s.trial:
+        return False
+    if control.magic == MAGIC_CREDIT:
+        if s.credited < control.count <= s.posted:
+            s.credited = control.count
+        s.heard = now()
+        return True
+    if control.magic == MAGIC_FINISH:
+        if not s.finishing:
+            s.finishing = True
+            s.finish_by = now() + s.wait.patience_ns
+        return True
+    return False
+
+
+cdef inline void notice(UdpState *s, const char *data) noexcept nogil:
+    """How far the stream has come. Messages of fewer than 12 bytes carry only the low half of their number."""
+    cdef int64_t step
+    if glance(data, s.size, s.trial) != GOOD:
+        return
+    if s.size >= 12:
+        step = <int64_t> (sequence_of(data, s.size) + 1 - s.taken)
+    else:
+        step = <int32_t> (<uint32_t> sequence_of(data, s.size) + 1 - <uint32_t> s.taken)
+    if step > 0:
+        s.taken += <uint64_t> step
+
+
+cdef inline int sort_out(UdpState *s, int count, Delivery *out) noexcept nogil:
+    """Of `count` datagrams in the free slots, keep the messages and heed the controls: how many messages."""
+    cdef int k, messages = 0
+    cdef uint32_t length
+    cdef char *data
+    for k in range(count):
+        length = s.incoming[s.end + k].msg_len
+        data = s.rx + <size_t> (s.end + k) * s.stride
+        if length == sizeof(Control) and magic_of(data) in (MAGIC_CREDIT, MAGIC_FINISH) and heed(s, data):
+            continue
+        if s.credits and length == s.size:
+            notice(s, data)
+        out[messages].data = data
+        out[messages].size = length
+        messages += 1
+    s.held += messages
+    # slots come free together: the cheapest book-keeping, and the next message finds a warm cache
+    s.end = s.end + count if s.held else 0
+    return messages
+
+
+cdef int say(UdpState *s, uint32_t magic, uint64_t count) noexcept nogil:
+    """Send a Control: 0 or -errno."""
+    cdef Control control
+    control.magic = magic
+    control.trial = s.trial
+    control.count = count
+    if send(s.wait.fd, &control, sizeof(Control), MSG_NOSIGNAL | MSG_DONTWAIT) >= 0:
+        return 0
+    return -c_errno
+
+
+cdef int last_ones(UdpState *s, Delivery *out, uint32_t most) noexcept nogil:
+    """The other end has finished: what is still on its way in a stream, then FINISHED, which is answered."""
+    cdef int status, _
+    if s.credits:
+        status = receive_until(s, out, most, s.finish_by)
+        if status != 0:
+            return status
+        for _ in range(FINISHES):
+            say(s, MAGIC_FINISH, s.taken)
+    return FINISHED
+
+
+cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
+    cdef UdpState *s = <UdpState *> me
+    cdef int status
+    if s.end + most > s.slots:
+        most = s.slots - s.end
+        if most == 0:
+            return -ENOBUFS
+    while True:
+        if s.finishing:
+            return last_ones(s, out, most)
+        status = take_waiting(s, most)
+        if status < 0:
+            return 0 if status == -EAGAIN else status
+        status = sort_out(s, status, out)
+        if status > 0:
+            return status
+
+
+cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
+    cdef UdpState *s = <UdpState *> me
+    cdef int status
+    cdef int64_t left
+    if s.end + most > s.slots:
+        most = s.slots - s.end
+        if most == 0:
+            return -ENOBUFS
+    while True:
+        status = take(s, most, MSG_DONTWAIT)
+        if status > 0:
+            status = sort_out(s, status, out)
+            if status > 0:
+                return status
+            if s.finishing and (s.posted or not s.credits):
+                return FINISHED
+        elif status != -EAGAIN:
+            return status
+        else:
+            left = deadline - now()
+            if left <= 0:
+                return 0
+            if s.wait.manner != SPIN:
+                status = readable(&s.wait, left)
+                if status < 0:
+                    return status
+
+
+cdef int release(void *me, uint32_t count) noexcept nogil:
+    cdef UdpState *s = <UdpState *> me
+    s.held = s.held - count if count < s.held else 0
+    if s.held == 0:
+        s.end = 0
+    if s.credits and s.taken - s.told >= (s.window + 1) // 2:
+        s.told = s.taken
+        return say(s, MAGIC_CREDIT, s.taken)
+    return 0
+
+
+# --- sending -------------------------------------------------------------------------------------------------------
+
+cdef char *outgoing(void *me, uint32_t k) noexcept nogil:
+    cdef UdpState *s = <UdpState *> me
+    return s.tx + <size_t> k * s.stride
+
+
+cdef int wait_credit(UdpState *s) noexcept nogil:
+    """Until a credit comes, or it must be taken for lost: 1; 0 when patience ended; or -errno."""
+    cdef Delivery stray
+    cdef int64_t since = now()
+    cdef int status
+    if s.heard == 0:
+        s.heard = since
+    while s.posted - s.credited >= s.window:
+        if s.finishing:
+            return FINISHED
+        status = take_waiting(s, 1)
+        if status > 0:
+            # the receiver of a stream sends nothing but controls; anything else is dropped
+            if sort_out(s, status, &stray):
+                s.held = s.end = 0
+        elif status != -EAGAIN:
+            return status
+        elif now() - s.heard > s.limit_ns:
+            return -ETIMEDOUT
+        elif now() - since > SLIDE_NS:
+            s.credited = s.posted
+            s.slides += 1
+    return 1
+
+
+cdef int room(void *me) noexcept nogil:
+    cdef UdpState *s = <UdpState *> me
+    cdef uint64_t free_slots
+    cdef int status
+    if s.wait.fd < 0:
+        return -EBADF
+    if not s.credits:
+        return <int> s.batch
+    if s.posted - s.credited >= s.window:
+        status = wait_credit(s)
+        if status <= 0:
+            return status
+    free_slots = s.window - (s.posted - s.credited)
+    return <int> min(free_slots, s.batch)
+
+
+cdef int retry(UdpState *s, int error, int64_t *since) noexcept nogil:
+    """Whether to send again: 1; 0 where this machine dropped the datagram, which is a loss like others; or -errno."""
+    if error == EINTR:
+        return 1
+    if error == ENOBUFS:
+        return 0
+    if error != EAGAIN:
+        return -error
+    if since[0] == 0:
+        since[0] = now()
+    return -ETIMEDOUT if now() - since[0] > s.limit_ns else 1
+
+
+cdef int post(void *me, uint32_t count) noexcept nogil:
+    cdef UdpState *s = <UdpState *> me
+    cdef int flags = MSG_NOSIGNAL | (MSG_DONTWAIT if s.wait.manner == SPIN else 0)
+    cdef uint32_t done = 0
+    cdef int64_t since = 0
+    cdef int status
+    while done < count:
+        if count == 1:
+            status = 1 if send(s.wait.fd, s.tx, s.size, flags) >= 0 else -1
+        else:
+            status = sendmmsg(s.wait.fd, s.outgoing + done, count - done, flags)
+        if status > 0:
+            done += <uint32_t> status
+        else:
+            status = retry(s, c_errno, &since)
+            if status < 0:
+                return status
+            if status == 0:
+                done += 1
+    s.posted += count
+    return <int> count
+
+
+cdef int finish(void *me) noexcept nogil:
+    """Tell the other end that nothing more comes; the sender of a stream waits until it has heard that.
+
+    That the other end is gone by now is no error: it may have counted to the end and closed.
+    """
+    cdef UdpState *s = <UdpState *> me
+    cdef Delivery stray
+    cdef int64_t deadline
+    cdef int _, status
+    if not s.credits or s.posted == 0:
+        for _ in range(FINISHES):
+            say(s, MAGIC_FINISH, s.posted)
+        return 0
+    for _ in range(FINISH_TRIES):
+        if s.finishing or say(s, MAGIC_FINISH, s.posted) == -ECONNREFUSED:
+            return 0
+        deadline = now() + s.wait.patience_ns
+        while not s.finishing:
+            status = receive_until(s, &stray, 1, deadline)
+            s.held = s.end = 0
+            if status == -ECONNREFUSED:
+                return 0
+            if status <= 0:
+                break
+    return 0
+
+
+# --- for Python ----------------------------------------------------------------------------------------------------
+
+cdef class UdpTransport(SocketTransport):
+    """One end of a UDP path.
+
+    sock: a bound, blocking SOCK_DGRAM socket with its options set; it belongs to this object from now on.
+    size: bytes of a message.
+    window: of a stream, messages that may be on their way; `connect` narrows it to what the receiver's socket holds.
+    batch: most messages in one call.
+    stream: whether the receiver grants credits.
+    trial: stands in what crosses the socket besides messages.
+    The others are SocketTransport's.
+    """
+
+    def __init__(self, sock, *, uint32_t size, uint32_t window, uint32_t batch, bint stream, uint32_t trial,
+                 str manner, double patience, double limit, bint huge=False, notes=None):
+        cdef UdpState *s = &self.state
+        if size < 1 or batch < 1 or window < 1:
+            raise ValueError("size, window and batch are at least 1")
+        s.size = size
+        s.stride = (max(size, <uint32_t> sizeof(Control)) + LINE - 1) // LINE * LINE
+        s.batch = batch
+        s.slots = 2 * batch
+        s.window = window
+        s.trial = trial
+        s.credits = stream
+        s.limit_ns = <int64_t> (limit * 1e9)
+        self.size = size
+        self.window = window
+        self.set_up(&s.wait, sock, manner, patience, notes)
+        self.pin(<size_t> s.slots * s.stride, <size_t> s.batch * s.stride, huge)
+        s.rx = self.received.base
+        s.tx = self.built.base
+        self.point()
+        self.ops.me = s
+        self.ops.outgoing = outgoing
+        self.ops.room = room
+        self.ops.post = post
+        self.ops.receive = receive
+        self.ops.receive_until = receive_until
+        self.ops.release = release
+        self.ops.finish = finish
+        self.ops.lossy = True
+
+    cdef int point(self) except -1:
+        """Let every mmsghdr point to its slot, once."""
+        cdef UdpState *s = &self.state
+        cdef uint32_t k
+        s.incoming = <mmsghdr *> calloc(s.slots, sizeof(mmsghdr))
+        s.outgoing = <mmsghdr *> calloc(s.batch, sizeof(mmsghdr))
+        self.vectors = <iovec *> calloc(s.slots + s.batch, sizeof(iovec))
+        if s.incoming == NULL or s.outgoing == NULL or self.vectors == NULL:
+            raise MemoryError
+        for k in range(s.slots):
+            self.vectors[k].iov_base = s.rx + <size_t> k * s.stride
+            self.vectors[k].iov_len = s.stride
+            s.incoming[k].msg_hdr.msg_iov = &self.vectors[k]
+            s.incoming[k].msg_hdr.msg_iovlen = 1
+        for k in range(s.batch):
+            self.vectors[s.slots + k].iov_base = s.tx + <size_t> k * s.stride
+            self.vectors[s.slots + k].iov_len = s.size
+            s.outgoing[k].msg_hdr.msg_iov = &self.vectors[s.slots + k]
+            s.outgoing[k].msg_hdr.msg_iovlen = 1
+        return 0
+
+    def __dealloc__(self):
+        free(self.state.incoming)
+        free(self.state.outgoing)
+        free(self.vectors)
+
+    @property
+    def slides(self) -> int:
+        """How often the sender of a stream gave up waiting for a credit."""
+        return self.state.slides
+
+    def connect(self, remote):
+        """Connect to what the other end described: from now on the kernel drops datagrams of anybody else.
+
+        Raises PathError where the address cannot be reached.
+        """
+        self.connect_socket(remote)
+        holds = min(self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF), int(remote["receive_buffer"]))
+        self.state.window = self.window = min(self.window, max(1, holds // truesize(self.size)))
+        self.notes["window"] = self.window
+
+
+def truesize(size: int) -> int:
+    """Bytes of SO_RCVBUF that a datagram of `size` bytes takes up, at most (net/core/skbuff.c, SKB_TRUESIZE).
+
+    Above the MTU it arrives as fragments of 1480 bytes, each in a buffer of 2304.
+    """
+    return 1280 + size * 8 // 5

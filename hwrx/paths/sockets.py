@@ -1,0 +1,161 @@
+"""The kernel's sockets: what may be asked of `udp` and `tcp`, and the sockets made ready for the loops.
+
+The server of a trial listens and the client connects; UDP connects both ends, so that each hears only the other. What
+is chosen here stands in the manifest of a run by way of `Transport.chosen`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from hwrx.errors import MachineError, PathError, UsageError
+
+if TYPE_CHECKING:
+    from cython_ext.socket_transport import SocketTransport
+    from hwrx.messages import Place, Prepare, Setting
+
+# 65,535 bytes of an IPv4 packet less its header and UDP's: the smaller of both families'
+LARGEST_DATAGRAM = 65507
+# Seconds that one call waits for a message: how soon a loss is noticed
+PATIENCE = 0.1
+# Microseconds that a busy-polling receive looks at the device's queue before it sleeps
+BUSY_POLL = 50
+# of asm-generic/socket.h; Python's socket module does not have it
+SO_BUSY_POLL = 46
+
+# poll and event are every path's words
+MANNERS = {"poll": "spin", "event": "block"}
+
+
+def manner(setting: Setting) -> str:
+    """How the socket waits, in the sockets' own words: block, busy-poll, epoll, select or spin."""
+    return MANNERS.get(setting.wait, setting.wait)
+
+
+def check(setting: Setting) -> None:
+    """UsageError where the setting cannot be."""
+    if setting.path == "udp" and setting.size > LARGEST_DATAGRAM:
+        raise UsageError(
+            f"a UDP datagram carries at most {LARGEST_DATAGRAM} bytes, not {setting.size}",
+            remedy="choose a smaller size, or tcp",
+        )
+    if setting.pattern == "paced" and setting.rate is None:
+        raise UsageError("paced needs a rate in messages a second", remedy="set rate")
+    for name in ("inline", "mtu", "gid_index"):
+        if getattr(setting, name) is not None:
+            raise UsageError(f"{name} is for verbs paths; {setting.path} has none", remedy=f"leave {name} out")
+
+
+def open_endpoint(prepare: Prepare) -> SocketTransport:
+    """Return one end of a trial, bound and (a TCP server's) listening; the caller closes it."""
+    from cython_ext.tcp import TcpTransport
+    from cython_ext.udp import UdpTransport
+
+    setting = prepare.setting
+    check(setting)
+    sock, notes = _open_socket(setting, prepare.here)
+    # ping-pong has one message on its way
+    batch = 1 if setting.pattern == "pingpong" else min(setting.batch, setting.window)
+    common: dict[str, Any] = {
+        "size": setting.size,
+        "window": setting.window,
+        "batch": batch,
+        "manner": manner(setting),
+        "patience": min(PATIENCE, setting.limit),
+        "limit": setting.limit,
+        "huge": setting.huge_pages,
+        "notes": notes,
+    }
+    try:
+        if setting.path == "udp":
+            return UdpTransport(sock, stream=setting.pattern == "stream", trial=prepare.trial, **common)
+        listens = prepare.role == "server"
+        if listens:
+            sock.listen(1)
+        return TcpTransport(sock, pattern=setting.pattern, listens=listens, **common)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _open_socket(setting: Setting, here: Place) -> tuple[socket.socket, dict[str, Any]]:
+    """Return a bound socket with all its options, and what there is to tell about them."""
+    stream = setting.path == "tcp"
+    family, address = _address(here)
+    notes: dict[str, Any] = {
+        "wait": manner(setting),
+        "family": "IPv6" if family == socket.AF_INET6 else "IPv4",
+        "device": here.netdev,
+    }
+    sock = socket.socket(family, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if here.netdev is not None:
+            _bind_to_device(sock, here.netdev)
+        if setting.socket_buffer is not None:
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                sock.setsockopt(socket.SOL_SOCKET, option, setting.socket_buffer)
+        if stream:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            notes["nodelay"] = True
+        if setting.wait == "busy-poll":
+            notes["busy_poll"] = _busy_poll(sock)
+        try:
+            sock.bind(address)
+        except OSError as error:
+            raise PathError(
+                f"cannot bind a {setting.path} socket to {here.address}: {error.strerror} ({_name(error)})",
+                remedy="see whether the address belongs to this machine: ip address show",
+            ) from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock, notes
+
+
+def _address(here: Place) -> tuple[socket.AddressFamily, Any]:
+    """Return the family and the socket address, port 0, of a place."""
+    text = here.address
+    if here.netdev is not None and text.lower().startswith("fe80:") and "%" not in text:
+        text = f"{text}%{here.netdev}"  # a link-local address means nothing without its link
+    try:
+        found = socket.getaddrinfo(text, 0, 0, socket.SOCK_DGRAM, 0, socket.AI_NUMERICHOST)
+    except socket.gaierror as error:
+        raise UsageError(
+            f"'{here.address}' is no IPv4 or IPv6 address: {error.strerror}", remedy="give numbers, not a name"
+        ) from error
+    return found[0][0], found[0][4]
+
+
+def _bind_to_device(sock: socket.socket, netdev: str) -> None:
+    """All paths of a comparison cross the same wire: without this, local to local goes over lo."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, os.fsencode(netdev))
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise MachineError(
+                f"there is no network device '{netdev}'", remedy="ip link show names those there are"
+            ) from error
+        raise MachineError(
+            f"cannot bind a socket to {netdev}: {error.strerror} ({_name(error)})",
+            remedy="run as root, or with CAP_NET_RAW",
+        ) from error
+
+
+def _busy_poll(sock: socket.socket) -> str:
+    """Set SO_BUSY_POLL; what became of it, in words: a refusal is the trial's to report, not to fail for."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_BUSY_POLL, BUSY_POLL)
+    except OSError as error:
+        return (
+            f"refused ({_name(error)}): the receiver blocks without polling;"
+            " needs CAP_NET_ADMIN, and a kernel with CONFIG_NET_RX_BUSY_POLL"
+        )
+    return f"{BUSY_POLL} µs"
+
+
+def _name(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, str(error.errno))
