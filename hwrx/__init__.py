@@ -1,3 +1,22 @@
 """hwrx: how packets reach programs, and what each stage and copy on the way costs."""
 
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hwrx.runs import Run
+
 __version__ = "0.1.0"
+
+
+def load(path: str | os.PathLike[str]) -> Run:
+    """Open a run directory: `run.samples`, `run.trials`, `run.summary()`, `run.figure("cdf")`.
+
+    StoreError says what is wrong with one that cannot be read.
+    """
+    # an endpoint in an emulated guest imports hwrx and needs no Arrow
+    from hwrx import runs
+
+    return runs.load(os.fspath(path))

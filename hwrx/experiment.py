@@ -1,0 +1,444 @@
+"""An experiment: one question, asked of every path in every setting, repeated, in an order that favours none of them.
+
+It is described by a TOML file (lab/experiments has examples) or by command-line options, and becomes a list of trials.
+Each setting is put together from, in this order, the later one winning: `[setting]`, `[pattern.NAME]`, `[size.N]`,
+`[sweep]`, the lists `paths`, `patterns`, `sizes` and `waits`, `[path.NAME]` and `[path.NAME.PATTERN]`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import pathlib
+import random
+import secrets
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal, cast
+
+import msgspec
+from msgspec import Meta, Struct
+
+from hwrx import paths as delivery
+from hwrx.errors import UsageError
+from hwrx.messages import MessageSize, Pattern, Setting, Wait
+
+Topology = Literal["here", "netns", "pair", "wire", "nic", "hosts"]
+Clock = Literal["wall", "icount"]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, '.', '_', '-'")]
+Overrides = dict[str, Any]  # fields of Setting, checked one by one so that an error can name them
+
+SETTING_FIELDS: dict[str, Any] = {field.name: field.type for field in msgspec.structs.fields(Setting)}
+LISTED = {"path": "paths", "pattern": "patterns", "size": "sizes", "wait": "waits"}
+
+
+class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a file or the options ask for. Sizes are bytes, times seconds."""
+
+    name: Name
+    question: str = ""
+    topology: Topology = "netns"
+    clock: Clock = "wall"
+    kernel: str | None = None  # of the guest; None: the lab's own
+    paths: Annotated[tuple[str, ...], Meta(min_length=1)]
+    sizes: Annotated[tuple[MessageSize, ...], Meta(min_length=1)] = (64,)
+    patterns: Annotated[tuple[Pattern, ...], Meta(min_length=1)] = ("pingpong",)
+    waits: Annotated[tuple[Wait, ...], Meta(min_length=1)] = ("event",)
+    repeats: Annotated[int, Meta(ge=1, le=10_000)] = 3
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None  # None: drawn when the trials are, and stored
+    trace: bool = False
+    budget: Annotated[float, Meta(gt=0)] | None = None  # seconds that the whole run may take
+    setting: Overrides = {}
+    sweep: dict[str, list[Any]] = {}
+    pattern: dict[str, Overrides] = {}
+    size: dict[str, Overrides] = {}
+    path: dict[str, Overrides] = {}
+
+
+class Trial(Struct, frozen=True, kw_only=True):
+    """One path in one setting, once. `number` counts from 0 in the order of the run."""
+
+    number: int
+    repeat: int
+    setting: Setting
+    label: str
+
+
+class Skipped(Struct, frozen=True, kw_only=True):
+    """A combination that the experiment asks for and a path cannot do."""
+
+    label: str
+    reason: str
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """The trials of an experiment in the order in which they run, and what was left out."""
+
+    experiment: Experiment
+    trials: list[Trial]
+    skipped: list[Skipped]
+
+
+class Estimate(Struct, frozen=True, kw_only=True):
+    """What a run will take: `seconds` of time and `disk` bytes, both guessed from `basis`."""
+
+    trials: int
+    samples: int
+    seconds: float
+    disk: int
+    basis: str
+
+
+# --- from a file, from options -------------------------------------------------------------------------------------
+
+
+def load(path: pathlib.Path | str) -> Experiment:
+    """Read an experiment file; UsageError names the file, the key and what is allowed there."""
+    file = pathlib.Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(
+            f"there is no experiment file {file}", remedy="give the path of a .toml file, or describe it by options"
+        ) from None
+    except IsADirectoryError:
+        raise UsageError(f"{file} is a directory, not an experiment file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from error
+    return loads(text, source=str(file), name=file.stem)
+
+
+def loads(text: str, *, source: str, name: str = "experiment") -> Experiment:
+    """Parse an experiment's TOML; `source` is what errors call it, `name` stands in for a missing `name`."""
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{source}: not valid TOML: {error}") from error
+    if "question" not in content:
+        content["question"] = _header(text)
+    content.setdefault("name", name)
+    return build(content, source=source)
+
+
+def from_options(*, name: str = "compare", source: str = "the options", **options: Any) -> Experiment:
+    """Build an experiment from command-line options; those that are None were not given.
+
+    An option is either a field of Experiment (`paths`, `sizes`, `repeats`, …) or of Setting (`messages`, `window`, …).
+    """
+    content: dict[str, Any] = {"name": name}
+    setting: dict[str, Any] = {}
+    for key, value in options.items():
+        if value is None:
+            continue
+        if key in SETTING_FIELDS and key not in LISTED:
+            setting[key] = value
+        else:
+            content[key] = list(value) if isinstance(value, tuple) else value
+    if setting:
+        content["setting"] = {**content.get("setting", {}), **setting}
+    return build(content, source=source)
+
+
+def override(experiment: Experiment, *, source: str = "the options", **options: Any) -> Experiment:
+    """Return the experiment with the options that are not None put over it."""
+    content = {**_content(experiment), "name": experiment.name}
+    own = {key: value for key, value in options.items() if value is not None and key not in SETTING_FIELDS}
+    setting = {key: value for key, value in options.items() if value is not None and key in SETTING_FIELDS}
+    content.update({key: list(value) if isinstance(value, tuple) else value for key, value in own.items()})
+    if setting:
+        content["setting"] = {**content.get("setting", {}), **setting}
+    return build(content, source=source)
+
+
+def build(content: Mapping[str, Any], *, source: str) -> Experiment:
+    """Check a parsed file or options; UsageError names `source`, the key and what is allowed."""
+    fields = {field.name: field for field in msgspec.structs.fields(Experiment)}
+    for key, value in content.items():
+        if key not in fields:
+            raise _unknown(source, key, fields)
+        for inner, values in value.items() if key == "sweep" and isinstance(value, dict) else ():
+            _convert(source, f"sweep.{inner}", values, list[Any])
+        _convert(source, key, value, fields[key].type)
+    if "paths" not in content:
+        raise UsageError(
+            f"{source}: the key 'paths' is missing", remedy=f"a list of some of: {', '.join(delivery.PATHS)}"
+        )
+    experiment = msgspec.convert(dict(content), Experiment, strict=True)
+    for index, name in enumerate(experiment.paths):
+        _known(source, f"paths[{index}]", name, delivery.PATHS)
+    _check_overrides(source, "setting", experiment.setting)
+    for pattern, fields_of in experiment.pattern.items():
+        _known(source, f"pattern.{pattern}", pattern, _literals(Pattern))
+        _check_overrides(source, f"pattern.{pattern}", fields_of)
+    for size, fields_of in experiment.size.items():
+        if not size.isdecimal():
+            raise UsageError(f"{source}: [size.{size}]: '{size}' is not a number of bytes")
+        _check_overrides(source, f"size.{size}", fields_of)
+    for path, fields_of in experiment.path.items():
+        _known(source, f"path.{path}", path, delivery.PATHS)
+        own = {key: value for key, value in fields_of.items() if key not in _literals(Pattern)}
+        _check_overrides(source, f"path.{path}", own, also=_literals(Pattern))
+        for pattern in fields_of.keys() - own.keys():
+            _convert(source, f"path.{path}.{pattern}", fields_of[pattern], Overrides)
+            _check_overrides(source, f"path.{path}.{pattern}", fields_of[pattern])
+    for key, values in experiment.sweep.items():
+        if key in LISTED:
+            raise UsageError(f"{source}: sweep.{key}: several values of '{key}' belong into the list '{LISTED[key]}'")
+        if key not in SETTING_FIELDS:
+            raise _unknown(source, f"sweep.{key}", SETTING_FIELDS, key=key)
+        if not values:
+            raise UsageError(f"{source}: sweep.{key}: the list is empty", remedy="leave the key out, or give values")
+        for index, value in enumerate(values):
+            _convert(source, f"sweep.{key}[{index}]", value, SETTING_FIELDS[key])
+    return experiment
+
+
+def dumps(experiment: Experiment) -> str:
+    """Return the experiment as TOML that `loads` reads back to the same."""
+    printable = "".join(c if c.isprintable() or c == "\n" else " " for c in experiment.question)
+    return "".join(f"# {line}\n" for line in printable.split("\n")) + _toml(_content(experiment))
+
+
+def with_seed(experiment: Experiment) -> Experiment:
+    """Return the experiment with a seed: its own, or one drawn now."""
+    if experiment.seed is not None:
+        return experiment
+    return msgspec.structs.replace(experiment, seed=secrets.randbelow(2**32))
+
+
+# --- to trials -----------------------------------------------------------------------------------------------------
+
+
+def plan(experiment: Experiment, check: Callable[[Setting], None] = delivery.check) -> Plan:
+    """Lay out the run: each repeat holds every setting once, in an order drawn from the experiment's seed.
+
+    `check` raises UsageError where a path cannot do a setting; such combinations are listed with the reason. The order
+    is drawn with random.Random's `random()` alone, the one method whose sequence Python promises to keep.
+    """
+    experiment = with_seed(experiment)
+    able: list[Setting] = []
+    skipped: list[Skipped] = []
+    for setting in _settings(experiment):
+        try:
+            check(setting)
+        except UsageError as error:
+            skipped.append(Skipped(label=label_of(setting, experiment), reason=error.args[0]))
+        else:
+            able.append(setting)
+    if not able:
+        reasons = "; ".join(f"{skip.label}: {skip.reason}" for skip in skipped)
+        raise UsageError(f"experiment '{experiment.name}' has no trial that its paths can do: {reasons}")
+    draw = random.Random(experiment.seed)
+    order: list[Trial] = []
+    for repeat in range(experiment.repeats):
+        for _, setting in sorted(((draw.random(), setting) for setting in able), key=lambda pair: pair[0]):
+            label = label_of(setting, experiment)
+            order.append(Trial(number=len(order), repeat=repeat, setting=setting, label=label))
+    return Plan(experiment=experiment, trials=order, skipped=skipped)
+
+
+def trials(experiment: Experiment, check: Callable[[Setting], None] = delivery.check) -> list[Trial]:
+    """Return the trials of `plan`."""
+    return plan(experiment, check).trials
+
+
+# Guesses for --dry-run only: seconds for one message one way at 64 B, for a byte more, for setting a trial up and
+# fetching its samples, and for getting the machines up. Emulated guests after the lab's first runs.
+_GUESS = {
+    "here": (15e-6, 0.5e-9, 0.1, 1.0, "this machine"),
+    "netns": (20e-6, 0.5e-9, 0.1, 1.0, "this machine's namespaces"),
+    "hosts": (10e-6, 0.3e-9, 0.3, 2.0, "two hosts"),
+    "pair": (350e-6, 10e-9, 0.3, 40.0, "an emulated guest"),
+    "wire": (800e-6, 20e-9, 0.5, 60.0, "two emulated guests"),
+    "nic": (350e-6, 10e-9, 0.5, 40.0, "an emulated guest"),
+}
+_BYTES_A_SAMPLE = 5.0  # measured over runs of round trips around 300 µs: 3.5 to 5, zstd over deltas
+
+
+def estimate(layout: Plan) -> Estimate:
+    """Guess how long the plan runs and how much disk it fills; no promise, so the basis is part of the answer."""
+    one_way, a_byte, overhead, start, where = _GUESS[layout.experiment.topology]
+    seconds = start
+    samples = 0
+    for trial in layout.trials:
+        setting = trial.setting
+        messages = setting.warmup + setting.messages + setting.cooldown
+        each = one_way + a_byte * setting.size
+        if setting.pattern == "pingpong":
+            each *= 2
+        elif setting.pattern == "paced" and setting.rate:
+            each = max(each / 2, 1 / setting.rate)
+        else:
+            each /= 2
+        seconds += overhead + messages * each
+        samples += setting.messages
+    return Estimate(
+        trials=len(layout.trials),
+        samples=samples,
+        seconds=seconds,
+        disk=int(samples * _BYTES_A_SAMPLE) + 4096 * len(layout.trials) + 100_000,
+        basis=f"{where}, about {one_way * 1e6:.0f} µs one way and {overhead:g} s to set a trial up",
+    )
+
+
+def check_budget(layout: Plan) -> None:
+    """UsageError where the plan would take longer than the experiment's budget."""
+    budget = layout.experiment.budget
+    guess = estimate(layout)
+    if budget is not None and guess.seconds > budget:
+        raise UsageError(
+            f"experiment '{layout.experiment.name}' would take about {guess.seconds:.0f} s ({guess.trials} trials on "
+            f"{guess.basis}), its budget is {budget:g} s",
+            remedy="raise 'budget', or lower 'repeats', 'setting.messages' or the number of settings",
+        )
+
+
+# --- inside --------------------------------------------------------------------------------------------------------
+
+
+def _settings(experiment: Experiment) -> Iterable[Setting]:
+    """Every combination once, in the file's order."""
+    seen: set[Setting] = set()
+    names = list(experiment.sweep)
+    for path, pattern, size, wait in itertools.product(
+        experiment.paths, experiment.patterns, experiment.sizes, experiment.waits
+    ):
+        own = experiment.path.get(path, {})
+        for values in itertools.product(*experiment.sweep.values()):
+            fields = {
+                **experiment.setting,
+                **experiment.pattern.get(pattern, {}),
+                **experiment.size.get(str(size), {}),
+                **dict(zip(names, values, strict=True)),
+                "path": path,
+                "pattern": pattern,
+                "size": size,
+                "wait": wait,
+                **{key: value for key, value in own.items() if not isinstance(value, dict)},
+                **own.get(pattern, {}),
+            }
+            setting = msgspec.convert(fields, Setting)
+            if setting not in seen:  # two combinations that an override makes one
+                seen.add(setting)
+                yield setting
+
+
+def label_of(setting: Setting, experiment: Experiment) -> str:
+    """Name a setting: what is listed always, and what is swept."""
+    swept = [f"{name}={getattr(setting, name)}" for name in experiment.sweep]
+    return " ".join([setting.path, f"{setting.size} B", setting.pattern, setting.wait, *swept])
+
+
+def _content(experiment: Experiment) -> dict[str, Any]:
+    """Return the fields that are set, as plain data."""
+    return {key: value for key, value in msgspec.to_builtins(experiment).items() if value not in (None, {})}
+
+
+def _header(text: str) -> str:
+    """Return the comment at the top of a file: the experiment's question."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.lstrip().splitlines())
+    return "\n".join(line.lstrip("#").strip() for line in lines).strip()
+
+
+def _check_overrides(source: str, where: str, fields: Overrides, also: Iterable[str] = ()) -> None:
+    for key, value in fields.items():
+        if key in LISTED and where in ("setting",):
+            raise UsageError(f"{source}: {where}.{key}: '{key}' is given by the list '{LISTED[key]}'")
+        if key in ("path", "pattern", "size") or key not in SETTING_FIELDS:
+            allowed = [name for name in SETTING_FIELDS if name not in ("path", "pattern", "size")]
+            raise _unknown(source, f"{where}.{key}", [*allowed, *also], key=key)
+        _convert(source, f"{where}.{key}", value, SETTING_FIELDS[key])
+
+
+def _convert(source: str, key: str, value: Any, kind: Any) -> None:
+    try:
+        msgspec.convert(value, kind, strict=True)
+    except msgspec.ValidationError as error:
+        at = str(error).partition(" - at `$")[2].rstrip("`")
+        found = _at(value, at)
+        raise UsageError(f"{source}: {key}{at}: {_show(found)} is not allowed", remedy=_allowed(kind, at)) from None
+
+
+def _at(value: Any, where: str) -> Any:
+    """Follow msgspec's `[0]` into the value; other steps do not occur in our types."""
+    for step in where.replace("]", "").split("["):
+        if step.isdecimal() and isinstance(value, list | tuple):
+            value = value[int(step)]
+    return value
+
+
+def _show(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _allowed(kind: Any, at: str = "") -> str:
+    """Say in words which values a type takes."""
+    return f"allowed: {_words(msgspec.inspect.type_info(kind), at)}"
+
+
+def _words(info: msgspec.inspect.Type, at: str = "") -> str:
+    if isinstance(info, msgspec.inspect.Metadata):
+        return _words(info.type, at)
+    if isinstance(info, msgspec.inspect.LiteralType):
+        return " or ".join(_show(value) for value in info.values)
+    if isinstance(info, msgspec.inspect.UnionType):
+        return " or ".join(_words(kind, at) for kind in info.types if not isinstance(kind, msgspec.inspect.NoneType))
+    if isinstance(info, msgspec.inspect.VarTupleType | msgspec.inspect.ListType):
+        inner = _words(info.item_type)
+        return inner if at else f"a list of {inner}"
+    if isinstance(info, msgspec.inspect.IntType | msgspec.inspect.FloatType):
+        noun = "a whole number" if isinstance(info, msgspec.inspect.IntType) else "a number"
+        bounds = [
+            f"{words} {bound:g}" if isinstance(bound, float) else f"{words} {bound}"
+            for words, bound in (("above", info.gt), ("from", info.ge), ("below", info.lt), ("to", info.le))
+            if bound is not None
+        ]
+        return " ".join([noun, *bounds])
+    if isinstance(info, msgspec.inspect.BoolType):
+        return "true or false"
+    if isinstance(info, msgspec.inspect.StrType):
+        return "a string" if info.pattern is None else "1 to 64 letters, digits, '.', '_', '-'; no blank"
+    if isinstance(info, msgspec.inspect.DictType):
+        return "a table" if at == "" else _words(info.value_type)
+    return "any value"
+
+
+def _known(source: str, key: str, value: str, names: Iterable[str]) -> None:
+    if value not in names:
+        close = difflib.get_close_matches(value, list(names), 1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise UsageError(f"{source}: {key}: there is no '{value}'", remedy=f"{hint}allowed: {', '.join(names)}")
+
+
+def _unknown(source: str, where: str, names: Iterable[str], key: str | None = None) -> UsageError:
+    close = difflib.get_close_matches(key or where, list(names), 1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return UsageError(f"{source}: unknown key '{where}'", remedy=f"{hint}allowed: {', '.join(names)}")
+
+
+def _literals(kind: Any) -> tuple[str, ...]:
+    info = msgspec.inspect.type_info(kind)
+    return cast("tuple[str, ...]", tuple(cast("msgspec.inspect.LiteralType", info).values))
+
+
+def _toml(table: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> str:
+    """Write plain data as TOML: values first, then sub-tables, as the format demands."""
+    lines = [f"{_key(key)} = {_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    text = "\n".join(lines) + "\n" if lines else ""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            inner = (*prefix, key)
+            text += f"\n[{'.'.join(map(_key, inner))}]\n" + _toml(value, inner)
+    return text
+
+
+def _key(key: str) -> str:
+    return key if key and all(c.isascii() and (c.isalnum() or c in "-_") for c in key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    # JSON's strings, numbers and booleans are TOML's, but for DEL, which TOML wants escaped
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

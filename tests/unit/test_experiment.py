@@ -1,0 +1,204 @@
+"""Experiment files: what they become, and the words for what they must not be."""
+
+from __future__ import annotations
+
+import collections
+import pathlib
+
+import msgspec
+import pytest
+
+from hwrx import experiment
+from hwrx.errors import UsageError
+from hwrx.messages import Setting
+
+TEXT = """
+# Which path is faster?
+# And by how much?
+paths = ["udp", "tcp", "rdma-write"]
+sizes = [64, 70000]
+patterns = ["pingpong", "stream"]
+seed = 7
+repeats = 4
+
+[setting]
+messages = 500
+
+[pattern.stream]
+messages = 2000
+
+[size.70000]
+warmup = 3
+
+[path.rdma-write.pingpong]
+wait = "poll"
+"""
+
+
+def nothing_refused(setting: Setting) -> None:
+    pass
+
+
+def datagrams_are_small(setting: Setting) -> None:
+    if setting.path == "udp" and setting.size > 65507:
+        raise UsageError("a UDP datagram holds at most 65507 bytes")
+
+
+def parse(text: str) -> experiment.Experiment:
+    return experiment.loads(text, source="file.toml", name="file")
+
+
+def test_question_is_the_comment_at_the_top() -> None:
+    assert parse(TEXT).question == "Which path is faster?\nAnd by how much?"
+
+
+def test_each_repeat_holds_every_setting_once_in_another_order() -> None:
+    plan = experiment.plan(parse(TEXT), datagrams_are_small)
+    blocks = collections.defaultdict(list)
+    for trial in plan.trials:
+        blocks[trial.repeat].append(trial.setting)
+    assert [trial.number for trial in plan.trials] == list(range(40))
+    assert [trial.repeat for trial in plan.trials] == sorted(trial.repeat for trial in plan.trials)
+    assert len(blocks) == 4
+    assert all(len(block) == 10 and set(block) == set(blocks[0]) for block in blocks.values())
+    assert len({tuple(block) for block in blocks.values()}) == 4
+
+
+def test_order_comes_from_the_seed_alone() -> None:
+    one, two = (experiment.trials(parse(TEXT), nothing_refused) for _ in range(2))
+    other = experiment.trials(parse(TEXT.replace("seed = 7", "seed = 8")), nothing_refused)
+    assert one == two
+    assert [t.setting for t in one] != [t.setting for t in other]
+
+
+def test_order_of_a_stored_seed_never_changes() -> None:
+    labels = [trial.label for trial in experiment.trials(parse(TEXT), nothing_refused)][:3]
+    assert labels == ["rdma-write 64 B pingpong poll", "tcp 64 B stream event", "rdma-write 64 B stream event"]
+
+
+def test_the_more_special_table_wins() -> None:
+    by_label = {trial.label: trial.setting for trial in experiment.trials(parse(TEXT), nothing_refused)}
+    assert by_label["udp 64 B pingpong event"].messages == 500
+    assert by_label["udp 64 B stream event"].messages == 2000
+    assert by_label["udp 64 B pingpong event"].warmup == 100
+    assert by_label["udp 70000 B pingpong event"].warmup == 3
+    assert "rdma-write 64 B pingpong poll" in by_label
+    assert "rdma-write 64 B stream event" in by_label
+
+
+def test_what_a_path_cannot_do_is_listed_with_the_reason() -> None:
+    plan = experiment.plan(parse(TEXT), datagrams_are_small)
+    assert [skip.label for skip in plan.skipped] == ["udp 70000 B pingpong event", "udp 70000 B stream event"]
+    assert plan.skipped[0].reason == "a UDP datagram holds at most 65507 bytes"
+
+
+def test_nothing_left_to_do_is_an_error_with_the_reasons() -> None:
+    with pytest.raises(UsageError, match=r"no trial that its paths can do: udp 70000 B .* 65507"):
+        experiment.plan(parse('paths = ["udp"]\nsizes = [70000]'), datagrams_are_small)
+
+
+def test_two_combinations_that_an_override_makes_one_run_once() -> None:
+    text = 'paths = ["rdma-write"]\nwaits = ["poll", "event"]\nrepeats = 1\n[path.rdma-write]\nwait = "poll"'
+    assert [t.setting.wait for t in experiment.trials(parse(text), nothing_refused)] == ["poll"]
+
+
+def test_sweep_multiplies_and_stands_in_the_label() -> None:
+    text = 'paths = ["udp"]\nrepeats = 1\npatterns = ["stream"]\n[sweep]\nwindow = [1, 8]\nbatch = [1, 4]'
+    labels = {trial.label for trial in experiment.trials(parse(text), nothing_refused)}
+    assert labels == {f"udp 64 B stream event window={w} batch={b}" for w in (1, 8) for b in (1, 4)}
+
+
+def test_file_as_run_reads_back_to_the_same() -> None:
+    original = experiment.with_seed(parse(TEXT + '\n[sweep]\nwindow = [1, 2]\n[path."udp"]\nhuge_pages = true'))
+    assert experiment.loads(experiment.dumps(original), source="again", name="other") == original
+
+
+def test_strings_that_toml_would_choke_on_survive() -> None:
+    original = msgspec.structs.replace(parse(TEXT), question='quo"te \\ back\nline\x7f µ \x01')
+    assert experiment.loads(experiment.dumps(original), source="again") == original
+
+
+def test_a_seed_is_drawn_where_none_is_given_and_kept_where_one_is() -> None:
+    drawn = experiment.with_seed(parse('paths = ["udp"]'))
+    assert drawn.seed is not None
+    assert experiment.with_seed(drawn) is drawn
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('paths = ["udp"]\nrepeat = 3', r"unknown key 'repeat'.*\n.*did you mean 'repeats'\?"),
+        ("sizes = [64]", r"'paths' is missing.*\n.*udp, tcp"),
+        ('paths = ["upd"]', r"paths\[0\]: there is no 'upd'.*\n.*did you mean 'udp'\?"),
+        ("paths = []", r"paths: \[\] is not allowed"),
+        ('paths = ["udp"]\nsizes = [64, 4]', r"sizes\[1\]: 4 is not allowed.*\n.*a whole number from 8 to 1073741824"),
+        ('paths = ["udp"]\nsizes = 64', r"sizes: 64 is not allowed.*\n.*a list of a whole number from 8"),
+        ('paths = ["udp"]\nclock = "sun"', r'clock: "sun" is not allowed.*\n.*"icount" or "wall"'),
+        ('paths = ["udp"]\ntrace = 1', r"trace: 1 is not allowed.*\n.*true or false"),
+        ('paths = ["udp"]\nname = "a b/c"', r"name: .*\n.*no blank"),
+        ('paths = ["udp"]\nname = "../../x"', r"name: "),
+        ('paths = ["udp"]\nrepeats = 0', r"repeats: 0 is not allowed.*\n.*from 1 to 10000"),
+        ('paths = ["udp"]\n[setting]\nmesages = 3', r"unknown key 'setting.mesages'.*\n.*did you mean 'messages'\?"),
+        ('paths = ["udp"]\n[setting]\nmessages = "3"', r'setting.messages: "3" is not allowed.*\n.*number from 1'),
+        ('paths = ["udp"]\n[setting]\nrate = -1.0', r"setting.rate: -1.0 is not allowed.*\n.*a number above 0"),
+        ('paths = ["udp"]\n[setting]\nsize = 64', r"setting.size: 'size' is given by the list 'sizes'"),
+        ('paths = ["udp"]\n[sweep]\nsize = [64]', r"sweep.size: several values of 'size' belong into the list 'sizes'"),
+        ('paths = ["udp"]\n[sweep]\nwindo = [64]', r"unknown key 'sweep.windo'.*\n.*did you mean 'window'\?"),
+        ('paths = ["udp"]\n[sweep]\nwindow = []', r"sweep.window: the list is empty"),
+        ('paths = ["udp"]\n[sweep]\nwindow = [1, 0]', r"sweep.window\[1\]: 0 is not allowed"),
+        ('paths = ["udp"]\n[sweep]\nwindow = 3', r"sweep.*: 3 is not allowed|sweep: .* is not allowed"),
+        ('paths = ["udp"]\n[path.ucp]\nwindow = 3', r"path.ucp: there is no 'ucp'"),
+        ('paths = ["udp"]\n[path.udp]\nstreem = 3', r"unknown key 'path.udp.streem'.*\n.*did you mean 'stream'\?"),
+        ('paths = ["udp"]\n[path.udp.stream]\nbatch = 0', r"path.udp.stream.batch: 0 is not allowed"),
+        ('paths = ["udp"]\n[path.udp]\nstream = 3', r"path.udp.stream: 3 is not allowed.*\n.*a table"),
+        ('paths = ["udp"]\n[pattern.paced]\nmtu = 1500', r"pattern.paced.mtu: 1500 is not .*\n.*256 or 512 or 1024"),
+        ('paths = ["udp"]\n[pattern.burst]\nmtu = 1500', r"pattern.burst: there is no 'burst'"),
+        ('paths = ["udp"]\n[size.big]\nmtu = 1500', r"'big' is not a number of bytes"),
+        ("paths = [", r"not valid TOML: .*line 1|not valid TOML: .*end of document"),
+    ],
+)
+def test_bad_input_gets_words(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        parse(text)
+    assert str(caught.value).startswith("file.toml: ")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UsageError, match="no experiment file"):
+        experiment.load(tmp_path / "absent.toml")
+    with pytest.raises(UsageError, match="is a directory"):
+        experiment.load(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b"# \xff")
+    with pytest.raises(UsageError, match="cannot be read"):
+        experiment.load(tmp_path / "latin.toml")
+
+
+def test_options_become_an_experiment() -> None:
+    built = experiment.from_options(paths=("udp", "tcp"), sizes=(64,), messages=10, window=None, repeats=2, seed=1)
+    assert built.paths == ("udp", "tcp")
+    assert built.setting == {"messages": 10}
+    with pytest.raises(UsageError, match=r"the options: sizes\[0\]: 2 is not allowed"):
+        experiment.from_options(paths=("udp",), sizes=(2,))
+
+
+def test_options_go_over_a_file() -> None:
+    changed = experiment.override(parse(TEXT), repeats=9, messages=20, sizes=(128,))
+    assert (changed.repeats, changed.sizes, changed.setting) == (9, (128,), {"messages": 20})
+    assert changed.pattern == parse(TEXT).pattern
+
+
+def test_estimate_grows_with_the_work_and_names_its_basis() -> None:
+    small = experiment.estimate(experiment.plan(parse(TEXT), nothing_refused))
+    large = experiment.estimate(experiment.plan(experiment.override(parse(TEXT), repeats=8), nothing_refused))
+    assert large.trials == 2 * small.trials
+    assert large.samples == 2 * small.samples
+    assert large.seconds > small.seconds
+    assert large.disk > small.disk
+    assert "namespaces" in small.basis
+
+
+def test_a_plan_beyond_its_budget_is_refused_in_words() -> None:
+    tight = experiment.override(parse(TEXT), budget=2.0)
+    with pytest.raises(UsageError, match=r"would take about \d+ s \(48 trials .* budget is 2 s.*\n.*raise 'budget'"):
+        experiment.check_budget(experiment.plan(tight, nothing_refused))
+    experiment.check_budget(experiment.plan(experiment.override(parse(TEXT), budget=1e6), nothing_refused))
