@@ -11,7 +11,7 @@ cdef struct Control:
     # What crosses the socket besides messages, in the byte order of the payload
     uint32_t magic        # MAGIC_CREDIT or MAGIC_FINISH
     uint32_t trial
-    uint64_t count        # CREDIT: one more than the highest sequence number taken; FINISH: messages posted
+    uint64_t count        # CREDIT: one more than the highest sequence number taken; FINISH: that, or messages posted
 
 
 cdef struct UdpState:

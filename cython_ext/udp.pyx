@@ -287,22 +287,26 @@ cdef int retry(UdpState *s, int error, int64_t *since) noexcept nogil:
 cdef int post(void *me, uint32_t count) noexcept nogil:
     cdef UdpState *s = <UdpState *> me
     cdef int flags = MSG_NOSIGNAL | (MSG_DONTWAIT if s.wait.manner == SPIN else 0)
-    cdef uint32_t done = 0
+    cdef uint32_t done = 0, together = count
     cdef int64_t since = 0
     cdef int status
     while done < count:
-        if count == 1:
-            status = 1 if send(s.wait.fd, s.tx, s.size, flags) >= 0 else -1
+        if together == 1:
+            status = 1 if send(s.wait.fd, s.tx + <size_t> done * s.stride, s.size, flags) >= 0 else -1
         else:
-            status = sendmmsg(s.wait.fd, s.outgoing + done, count - done, flags)
+            status = sendmmsg(s.wait.fd, s.outgoing + done, together, flags)
         if status > 0:
             done += <uint32_t> status
+            # sendmmsg tells how many went out and drops the error that stopped it, an ICMP one among them; the next
+            # datagram goes alone, so that the error which it provokes is told to the call after it
+            together = count - done if status == <int> together else 1
         else:
             status = retry(s, c_errno, &since)
             if status < 0:
                 return status
             if status == 0:
                 done += 1
+                together = count - done
     s.posted += count
     return <int> count
 
@@ -318,7 +322,7 @@ cdef int finish(void *me) noexcept nogil:
     cdef int _, status
     if not s.credits or s.posted == 0:
         for _ in range(FINISHES):
-            say(s, MAGIC_FINISH, s.posted)
+            say(s, MAGIC_FINISH, s.taken if s.credits else s.posted)
         return 0
     for _ in range(FINISH_TRIES):
         if s.finishing or say(s, MAGIC_FINISH, s.posted) == -ECONNREFUSED:

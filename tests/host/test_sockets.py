@@ -1,0 +1,589 @@
+"""The socket paths over loopback: both ends in threads of this process, or one end against packets made by hand."""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cython_ext import loop, payload
+from cython_ext.socket_transport import SocketTransport
+from cython_ext.udp import UdpTransport
+from hwrx.errors import MachineError, PathError, UsageError
+from hwrx.messages import Place, Prepare, Role, Setting, Wait
+from hwrx.paths import open_endpoint, sockets
+
+TRIAL = 7
+FINISH, CREDIT = 0x46727768, 0x43727768
+# what only a lossy, hostile or broken wire brings about
+ODDITIES = ("lost", "duplicated", "reordered", "corrupt", "stale", "wrong_size")
+WAITS: tuple[Wait, ...] = ("block", "epoll", "select", "busy-poll", "spin")
+
+
+def open_files() -> set[str]:
+    # the descriptor that lists the folder is the last one, and closed by the time it is read
+    return {file.name for file in Path("/proc/self/fd").iterdir() if file.is_symlink()}
+
+
+def locked_memory() -> int:
+    found = re.search(r"VmLck:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1])
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    before = open_files(), locked_memory()
+    yield
+    assert (open_files(), locked_memory()) == before
+
+
+def endpoint(role: Role, setting: Setting, place: Place | None = None) -> SocketTransport:
+    place = place or Place()
+    prepared = open_endpoint(Prepare(trial=TRIAL, role=role, setting=setting, here=place, there=place))
+    assert isinstance(prepared, SocketTransport)
+    return prepared
+
+
+def trial_of(setting: Setting) -> loop.Trial:
+    return loop.Trial(
+        messages=setting.messages,
+        warmup=setting.warmup,
+        cooldown=setting.cooldown,
+        size=setting.size,
+        trial=TRIAL,
+        batch=setting.batch,
+        check_every=setting.check_every,
+        interval_ns=round(1e9 / setting.rate) if setting.rate else 0,
+        limit_ns=round(setting.limit * 1e9),
+    )
+
+
+class Side(threading.Thread):
+    """One end's loop; `verdict` is its status in words, `counts` what it saw."""
+
+    def __init__(self, transport: SocketTransport, setting: Setting, role: Role) -> None:
+        super().__init__()
+        self.trial = trial_of(setting)
+        self.verdict = ""
+        self._transport, self._setting, self._role = transport, setting, role
+        self.start()
+
+    def run(self) -> None:
+        status, _ = loop.run(self.trial, self._transport, self._setting.pattern, self._role)
+        self.verdict = loop.ENDED.get(status) or self._transport.explain(status)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        self.join(timeout=30)
+        assert not self.is_alive()
+        return self.trial.counts()
+
+
+def both(setting: Setting, place: Place | None = None) -> tuple[Side, Side]:
+    """Run a trial between two ends in this process, to its end."""
+    with endpoint("client", setting, place) as client, endpoint("server", setting, place) as server:
+        ours, theirs = client.describe(), server.describe()
+        client.connect(theirs)
+        server.connect(ours)
+        sides = Side(server, setting, "server"), Side(client, setting, "client")
+        for side in sides:
+            side.join(timeout=60)
+            assert not side.is_alive()
+        return sides[1], sides[0]
+
+
+def clean(counts: dict[str, int]) -> bool:
+    return not any(counts[oddity] for oddity in ODDITIES) and counts["delivered"] == counts["expected"]
+
+
+# --- everything that goes well ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [8, 64, 1400, 65507])
+@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("pattern", ["pingpong", "stream"])
+@pytest.mark.parametrize("path", ["udp", "tcp"])
+def test_every_message_arrives_whole_and_once(path: str, pattern: Any, wait: Wait, size: int) -> None:
+    setting = Setting(
+        path=path, pattern=pattern, size=size, wait=wait, messages=150, warmup=10, cooldown=5, check_every=1
+    )
+    client, server = both(setting)
+    assert (client.verdict, server.verdict) == ("complete", "complete")
+    assert clean(server.counts), server.counts
+    assert server.counts["checked"] == 165
+    assert server.counts["bytes"] == 165 * size
+    assert np.all(server.trial.delivered > 0)
+    if pattern == "pingpong":
+        assert clean(client.counts)
+        assert np.all(client.trial.delivered > client.trial.posted)
+
+
+@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("path", ["udp", "tcp"])
+def test_an_open_loop_sends_when_it_should(path: str, wait: Wait) -> None:
+    setting = Setting(path=path, pattern="paced", rate=2000, wait=wait, messages=100, warmup=5, cooldown=5)
+    client, server = both(setting)
+    assert (client.verdict, server.verdict) == ("complete", "complete")
+    assert clean(client.counts)
+    assert np.all(np.diff(client.trial.intended) == 500_000)
+    # never early: the sender waits for the exact time
+    assert np.all(client.trial.posted >= client.trial.intended)
+
+
+@pytest.mark.parametrize("size", [1000, 100_000])
+def test_an_open_loop_over_tcp_does_not_lock_up_when_it_is_faster_than_the_wire(size: int) -> None:
+    setting = Setting(
+        path="tcp", pattern="paced", rate=1e6, size=size, messages=300, socket_buffer=20_000, window=4096, limit=5
+    )
+    client, server = both(setting)
+    assert (client.verdict, server.verdict) == ("complete", "complete")
+    assert clean(client.counts)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 64])
+@pytest.mark.parametrize("window", [1, 3, 64])
+@pytest.mark.parametrize("path", ["udp", "tcp"])
+def test_a_stream_at_full_speed_loses_nothing(path: str, window: int, batch: int) -> None:
+    setting = Setting(path=path, pattern="stream", size=700, window=window, batch=batch, messages=5000, check_every=1)
+    client, server = both(setting)
+    assert (client.verdict, server.verdict) == ("complete", "complete")
+    assert clean(server.counts), server.counts
+
+
+@pytest.mark.parametrize("size", [9, 1000, 65536, 1_000_000])
+def test_tcp_messages_of_any_size_keep_their_bounds(size: int) -> None:
+    setting = Setting(path="tcp", pattern="stream", size=size, messages=100, check_every=1)
+    _, server = both(setting)
+    assert clean(server.counts), server.counts
+
+
+@pytest.mark.parametrize("pattern", ["pingpong", "stream"])
+@pytest.mark.parametrize("path", ["udp", "tcp"])
+def test_ipv6(path: str, pattern: Any) -> None:
+    client, server = both(Setting(path=path, pattern=pattern, messages=50), Place(address="::1"))
+    assert (client.verdict, server.verdict) == ("complete", "complete")
+    assert clean(server.counts)
+
+
+@pytest.mark.parametrize("path", ["udp", "tcp"])
+def test_a_device_and_buffers_are_used_and_told(path: str) -> None:
+    setting = Setting(path=path, pattern="stream", messages=50, socket_buffer=100_000, wait="busy-poll")
+    with endpoint("client", setting, Place(netdev="lo")) as client:
+        chosen = client.chosen()
+    assert chosen["device"] == "lo"
+    assert chosen["send_buffer"] == chosen["receive_buffer"] == 200_000  # the kernel doubles it, and says so
+    assert chosen["busy_poll"] == "50 µs"
+    assert chosen["family"] == "IPv4"
+
+
+def test_a_delivered_message_is_seen_in_place() -> None:
+    setting = Setting(path="udp", size=64)
+    with endpoint("server", setting) as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.bind(("127.0.0.1", 0))
+        here = server.describe()
+        server.connect({**here, "port": peer.getsockname()[1]})
+        side = Side(server, setting, "server")
+        peer.settimeout(5)
+        peer.sendto(payload.make(64, 3, TRIAL), ("127.0.0.1", here["port"]))
+        assert payload.sequence(peer.recv(100)) == 3
+        view = np.frombuffer(server.received, np.uint8)
+        assert payload.check(view[:64], TRIAL) == "good"
+        with pytest.raises(BufferError):
+            server.close()
+        del view
+        finish(peer, here["port"])
+        side.join(timeout=10)
+        assert side.verdict != ""
+
+
+# --- datagrams made by hand -------------------------------------------------------------------------------------------
+
+
+def finish(peer: socket.socket, port: int, trial: int = TRIAL) -> None:
+    peer.sendto(struct.pack("<IIQ", FINISH, trial, 0), ("127.0.0.1", port))
+
+
+class Raw:
+    """A plain socket opposite to one end of a UDP path."""
+
+    def __init__(self, role: Role, setting: Setting, receive_buffer: int = 1 << 20) -> None:
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.settimeout(5)
+        transport = endpoint(role, setting)
+        assert isinstance(transport, UdpTransport)
+        self.transport = transport
+        self.port = self.transport.describe()["port"]
+        remote = {"address": "127.0.0.1", "port": self.socket.getsockname()[1], "receive_buffer": receive_buffer}
+        self.transport.connect(remote)
+        self.side = Side(self.transport, setting, role)
+
+    def send(self, datagram: bytes) -> None:
+        self.socket.sendto(datagram, ("127.0.0.1", self.port))
+
+    def say(self, sequence: int, size: int = 64, trial: int = TRIAL) -> None:
+        self.send(payload.make(size, sequence, trial))
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.side.join(timeout=30)
+        self.transport.close()
+        self.socket.close()
+
+
+STREAM = Setting(path="udp", pattern="stream", messages=100, warmup=0, cooldown=0, check_every=1, limit=2)
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_what_the_wire_did_is_counted(wait: Wait) -> None:
+    setting = Setting(
+        path="udp", pattern="stream", messages=100, warmup=0, cooldown=0, check_every=1, wait=wait, size=64, limit=2
+    )
+    with Raw("server", setting) as raw:
+        order = [number for number in range(100) if number not in (10, 20, 30)]  # three are lost
+        order[50], order[51] = order[51], order[50]  # two swap places
+        for number in order:
+            raw.say(number)
+        raw.say(5)  # twice
+        raw.say(40, trial=TRIAL + 1)  # of another trial
+        raw.send(b"\0" * 64)  # no message at all
+        raw.send(payload.make(64, 41, TRIAL)[:-1])  # cut
+        raw.send(payload.make(64, 42, TRIAL) + b"!")  # grown
+        raw.send(payload.make(9000, 43, TRIAL))  # larger than the slot
+        damaged = bytearray(payload.make(64, 20, TRIAL))
+        damaged[50] ^= 1
+        raw.send(bytes(damaged))
+        finish(raw.socket, raw.port)
+        counts = raw.side.counts
+    assert raw.side.verdict == "finished"
+    assert {name: counts[name] for name in ODDITIES} == {
+        "lost": 3,
+        "duplicated": 1,
+        "reordered": 1,
+        "stale": 1,
+        "corrupt": 2,
+        "wrong_size": 3,
+    }
+    assert counts["delivered"] == 97
+
+
+def test_stragglers_behind_the_finish_are_taken() -> None:
+    with Raw("server", STREAM) as raw:
+        for number in range(90):
+            raw.say(number)
+        finish(raw.socket, raw.port)
+        for number in range(90, 100):
+            raw.say(number)
+        assert raw.side.counts["lost"] == 0
+    assert raw.side.verdict == "complete"
+
+
+def test_a_finish_of_another_trial_or_from_a_stranger_is_none() -> None:
+    with Raw("server", STREAM) as raw, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        finish(stranger, raw.port)
+        finish(raw.socket, raw.port, trial=TRIAL + 1)
+        for number in range(100):
+            raw.say(number)
+        assert raw.side.counts["delivered"] == 100
+    assert raw.side.counts["corrupt"] == 0
+    assert raw.side.counts["wrong_size"] == 1
+
+
+def test_without_a_finish_the_time_limit_ends_it() -> None:
+    with Raw("server", STREAM) as raw:
+        raw.say(0)
+        start = time.monotonic()
+        counts = raw.side.counts
+        assert time.monotonic() - start >= 1.9
+    assert raw.side.verdict == "limit"
+    assert (counts["delivered"], counts["lost"]) == (1, 99)
+
+
+def test_the_receiver_credits_every_half_window() -> None:
+    setting = Setting(path="udp", pattern="stream", messages=64, warmup=0, cooldown=0, window=16, batch=1, limit=2)
+    with Raw("server", setting) as raw:
+        for number in range(64):
+            raw.say(number)
+        said = [struct.unpack("<IIQ", raw.socket.recv(100)) for _ in range(8)]
+        assert said == [(CREDIT, TRIAL, 8 * k) for k in range(1, 9)]
+        # and says that it has counted to the end
+        assert struct.unpack("<IIQ", raw.socket.recv(100)) == (FINISH, TRIAL, 64)
+    assert raw.side.verdict == "complete"
+
+
+def test_the_sender_stops_at_its_window_and_goes_on_with_credit() -> None:
+    setting = Setting(path="udp", pattern="stream", messages=64, warmup=0, cooldown=0, window=16, batch=4, limit=2)
+    with Raw("client", setting) as raw:
+        assert [payload.sequence(raw.socket.recv(100)) for _ in range(16)] == list(range(16))
+        raw.socket.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            raw.socket.recv(100)
+        raw.socket.settimeout(5)
+        raw.send(struct.pack("<IIQ", CREDIT, TRIAL + 1, 16))  # of another trial: none
+        raw.send(struct.pack("<IIQ", CREDIT, TRIAL, 1 << 40))  # of more than was sent: none
+        raw.send(struct.pack("<IIQ", CREDIT, TRIAL, 4))
+        assert [payload.sequence(raw.socket.recv(100)) for _ in range(4)] == [16, 17, 18, 19]
+        raw.send(struct.pack("<IIQ", CREDIT, TRIAL, 20))
+        assert payload.sequence(raw.socket.recv(100)) == 20
+        for number in range(21, 36):
+            assert payload.sequence(raw.socket.recv(100)) == number
+        # a lost credit: it goes on by itself after a while
+        assert payload.sequence(raw.socket.recv(100)) == 36
+        for number in range(37, 52):
+            assert payload.sequence(raw.socket.recv(100)) == number
+        raw.send(struct.pack("<IIQ", CREDIT, TRIAL, 52))
+        for number in range(52, 64):
+            assert payload.sequence(raw.socket.recv(100)) == number
+        assert struct.unpack("<IIQ", raw.socket.recv(100)) == (FINISH, TRIAL, 64)
+        finish(raw.socket, raw.port)
+        raw.side.join(timeout=5)
+    assert raw.side.verdict == "complete"
+    assert raw.transport.slides == 1
+
+
+def test_a_finish_that_gets_lost_is_said_again() -> None:
+    setting = Setting(path="udp", pattern="stream", messages=4, warmup=0, cooldown=0, limit=2)
+    with Raw("client", setting) as raw:
+        for number in range(4):
+            assert payload.sequence(raw.socket.recv(100)) == number
+        for _ in range(3):
+            assert raw.socket.recv(100)[:4] == b"hwrF"
+        finish(raw.socket, raw.port)
+        start = time.monotonic()
+        raw.side.join(timeout=5)
+        assert time.monotonic() - start < 1
+    assert raw.side.verdict == "complete"
+
+
+def test_a_receiver_that_falls_silent_ends_the_stream() -> None:
+    setting = Setting(path="udp", pattern="stream", messages=100_000, window=8, batch=1, limit=0.5)
+    with Raw("client", setting) as raw:
+        raw.side.join(timeout=20)
+        assert "time limit" in raw.side.verdict
+    assert raw.side.counts["posted"] < 100
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_pingpong_goes_on_after_a_loss(wait: Wait) -> None:
+    setting = Setting(path="udp", wait=wait, messages=20, warmup=0, cooldown=0, limit=2)
+    dropped = {3, 11}
+    with Raw("client", setting) as raw:
+        while raw.side.is_alive():
+            said = raw.socket.recv(100)
+            if said[:4] == b"hwrF":
+                break
+            if payload.sequence(said) not in dropped:
+                raw.say(payload.sequence(said))
+        counts = raw.side.counts
+    assert raw.side.verdict == "complete"
+    assert counts["lost"] == 2
+    assert set(np.flatnonzero(raw.side.trial.delivered == 0)) == dropped
+
+
+def test_answers_out_of_turn_are_told_from_the_right_one() -> None:
+    setting = Setting(path="udp", messages=20, warmup=0, cooldown=0, limit=2)
+    with Raw("client", setting) as raw:
+        for number in range(20):
+            assert payload.sequence(raw.socket.recv(100)) == number
+            if number:
+                raw.say(number - 1)
+            raw.send(b"hello")
+            raw.say(number)
+        counts = raw.side.counts
+    assert raw.side.verdict == "complete"
+    assert (counts["delivered"], counts["duplicated"], counts["wrong_size"]) == (20, 19, 20)
+    assert np.all(raw.side.trial.delivered > 0)
+
+
+def test_noise_of_every_length_crashes_nothing() -> None:
+    noise = random.Random(1)
+    with Raw("server", STREAM) as raw:
+        for length in [*range(40), 64, 65, 127, 128, 129, 65507]:
+            raw.send(noise.randbytes(length))
+        raw.send(struct.pack("<IIQ", CREDIT, TRIAL, (1 << 64) - 1))
+        for number in range(100):
+            raw.say(number)
+        counts = raw.side.counts
+    assert counts["delivered"] == 100
+    assert counts["wrong_size"] + counts["corrupt"] == 46
+    assert raw.side.verdict == "complete"
+
+
+# --- a peer that is not there -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("pattern", ["pingpong", "stream"])
+def test_nobody_at_the_other_end_is_peer_unreachable(pattern: Any, wait: Wait) -> None:
+    setting = Setting(path="udp", pattern=pattern, messages=1000, wait=wait, limit=5)
+    with Raw("server", setting) as nobody:
+        gone = nobody.socket.getsockname()[1]
+        finish(nobody.socket, nobody.port)
+    with endpoint("client", setting) as client:
+        client.connect({"address": "127.0.0.1", "port": gone, "receive_buffer": 1 << 20})
+        side = Side(client, setting, "client")
+        assert side.counts["delivered"] == 0
+        assert side.verdict.startswith(f"peer unreachable: 127.0.0.1 port {gone}: ECONNREFUSED")
+
+
+def test_tcp_refused_is_peer_unreachable() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        with (
+            endpoint("client", Setting(path="tcp")) as client,
+            pytest.raises(PathError, match=rf"peer unreachable: connect to 127.0.0.1 port {port}.*ECONNREFUSED"),
+        ):
+            client.connect({"address": "127.0.0.1", "port": port, "receive_buffer": 1})
+
+
+def test_a_tcp_server_waits_for_its_client_only_so_long() -> None:
+    setting = Setting(path="tcp", limit=0.3)
+    with (
+        endpoint("server", setting) as server,
+        socket.create_connection(("127.0.0.1", server.describe()["port"])) as stranger,
+    ):
+        with pytest.raises(PathError, match=r"127.0.0.1 port 1 did not connect within 0.3 s"):
+            server.connect({"address": "127.0.0.1", "port": 1, "receive_buffer": 1})
+        assert stranger.recv(1) == b""  # who was not expected is turned away
+
+
+@pytest.mark.parametrize("remote", [{}, {"address": "nowhere", "port": 1}, {"address": "127.0.0.1", "port": "x"}])
+@pytest.mark.parametrize("path", ["udp", "tcp"])
+def test_a_peer_that_described_itself_wrongly(path: str, remote: dict[str, Any]) -> None:
+    with endpoint("server", Setting(path=path)) as server, pytest.raises(PathError, match="address cannot be used"):
+        server.connect(remote)
+
+
+# --- TCP connections that break ---------------------------------------------------------------------------------------
+
+
+class RawTcp:
+    """A plain TCP client opposite to the server end of a path."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.transport = endpoint("server", setting)
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.connect(("127.0.0.1", self.transport.describe()["port"]))
+        self.transport.connect({"address": "127.0.0.1", "port": self.socket.getsockname()[1]})
+        self.side = Side(self.transport, setting, "server")
+
+    def __enter__(self) -> RawTcp:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.socket.close()
+        self.side.join(timeout=30)
+        self.transport.close()
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_messages_cut_into_pieces_are_put_together(wait: Wait) -> None:
+    setting = Setting(path="tcp", pattern="stream", size=1000, messages=50, warmup=0, cooldown=0, wait=wait, limit=5)
+    stream = b"".join(payload.make(1000, number, TRIAL) for number in range(50))
+    cuts = random.Random(2)
+    with RawTcp(setting) as raw:
+        raw.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while stream:
+            piece = cuts.choice([1, 7, 999, 1000, 1001, 5000])
+            raw.socket.sendall(stream[:piece])
+            stream = stream[piece:]
+        assert clean(raw.side.counts), raw.side.counts
+    assert raw.side.verdict == "complete"
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_slow_half_message_is_waited_for(wait: Wait) -> None:
+    setting = Setting(path="tcp", size=1000, messages=1, warmup=0, cooldown=0, wait=wait, limit=5)
+    message = payload.make(1000, 0, TRIAL)
+    with RawTcp(setting) as raw:
+        raw.socket.sendall(message[:300])
+        time.sleep(0.25)  # more than two patiences
+        raw.socket.sendall(message[300:])
+        assert clean(raw.side.counts)
+    assert raw.side.verdict == "complete"
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_an_orderly_close_is_finished_and_a_cut_message_is_counted(wait: Wait) -> None:
+    setting = Setting(path="tcp", pattern="stream", size=1000, messages=50, wait=wait, limit=5)
+    with RawTcp(setting) as raw:
+        raw.socket.sendall(payload.make(1000, 0, TRIAL) + payload.make(1000, 1, TRIAL)[:400])
+        raw.socket.shutdown(socket.SHUT_WR)
+        counts = raw.side.counts
+    assert raw.side.verdict == "finished"
+    assert (counts["delivered"], counts["wrong_size"]) == (1, 1)
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_reset_is_named(wait: Wait) -> None:
+    setting = Setting(path="tcp", pattern="stream", size=1000, messages=50, wait=wait, limit=5)
+    with RawTcp(setting) as raw:
+        raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        raw.socket.sendall(payload.make(1000, 0, TRIAL))
+        raw.socket.close()
+        raw.side.join(timeout=10)
+    assert "broke off (ECONNRESET)" in raw.side.verdict
+
+
+@pytest.mark.parametrize("wait", ["block", "spin"])
+def test_a_peer_that_does_not_read_ends_a_tcp_stream(wait: Wait) -> None:
+    setting = Setting(
+        path="tcp", pattern="stream", size=60_000, messages=10_000, wait=wait, limit=0.4, socket_buffer=50_000
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener, endpoint("client", setting) as client:
+        client.connect({"address": "127.0.0.1", "port": listener.getsockname()[1]})
+        side = Side(client, setting, "client")
+        side.join(timeout=20)
+        assert "time limit" in side.verdict
+
+
+# --- what cannot be ---------------------------------------------------------------------------------------------------
+
+
+def test_a_datagram_has_a_largest_size() -> None:
+    with pytest.raises(UsageError, match=r"at most 65507 bytes, not 65508"):
+        sockets.check(Setting(path="udp", size=65508))
+    sockets.check(Setting(path="tcp", size=65508))
+
+
+def test_paced_without_a_rate_and_options_of_other_paths() -> None:
+    with pytest.raises(UsageError, match="rate"):
+        sockets.check(Setting(path="udp", pattern="paced"))
+    for options in ({"inline": 8}, {"mtu": 1024}, {"gid_index": 1}):
+        with pytest.raises(UsageError, match="verbs"):
+            sockets.check(Setting(path="udp", **options))  # type: ignore[arg-type]
+
+
+def test_places_that_do_not_exist() -> None:
+    for path in ("udp", "tcp"):
+        with pytest.raises(MachineError, match="no network device 'nowhere0'"):
+            endpoint("client", Setting(path=path), Place(netdev="nowhere0"))
+        with pytest.raises(PathError, match=r"cannot bind .* 192\.0\.2\.1.*EADDRNOTAVAIL"):
+            endpoint("client", Setting(path=path), Place(address="192.0.2.1"))
+        with pytest.raises(UsageError, match="no IPv4 or IPv6 address"):
+            endpoint("client", Setting(path=path), Place(address="example"))
+
+
+@pytest.mark.parametrize("path", ["udp", "tcp"])
+def test_a_closed_endpoint_is_closed_for_good(path: str) -> None:
+    setting = Setting(path=path, messages=5)
+    transport = endpoint("server", setting)
+    transport.close()
+    transport.close()
+    for pattern in ("pingpong", "stream"):
+        status, _ = loop.run(trial_of(setting), transport, pattern, "server")
+        assert "EBADF" in transport.explain(status)
