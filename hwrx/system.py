@@ -1,0 +1,67 @@
+"""The system's own tools, called so that what fails is said in words."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+
+from hwrx.errors import MachineError
+
+PACKAGES = {
+    "ip": "iproute2",
+    "rdma": "iproute2",
+    "ethtool": "ethtool",
+    "modprobe": "kmod",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "apt-get": "apt",
+    "dpkg": "dpkg",
+}
+
+
+def tool(name: str) -> str:
+    """Return the path of a tool; MachineError says which package has it."""
+    # /sbin is not on everybody's PATH
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    if found is None:
+        raise MachineError(f"there is no `{name}`", remedy=f"apt-get install {PACKAGES.get(name, name)}")
+    return found
+
+
+def run(*argv: str) -> str:
+    """Run a tool and return what it printed; MachineError with its own words where it fails."""
+    done = subprocess.run([tool(argv[0]), *argv[1:]], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().removeprefix("RTNETLINK answers: ").removeprefix("error: ")
+        denied = "not permitted" in said or "Permission denied" in said
+        raise MachineError(
+            f"`{' '.join(argv)}`: {said or f'exit code {done.returncode}'}",
+            remedy="run it as root" if denied and os.geteuid() != 0 else "",
+        )
+    return done.stdout
+
+
+def need_root(what: str) -> None:
+    """MachineError where this process may not do what root may."""
+    if os.geteuid() != 0:
+        raise MachineError(f"{what} needs root", remedy="run it with sudo, or in the lab's virtual machine: hwrx lab")
+
+
+@contextlib.contextmanager
+def unhurried() -> Iterator[None]:
+    """Let a second Ctrl-C or SIGTERM wait: what is being taken down is taken down whole."""
+    wanted = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def shorten(command: Sequence[str]) -> str:
+    """Return a command for a message, not longer than a line."""
+    line = " ".join(command)
+    return line if len(line) <= 100 else f"{line[:97]}..."

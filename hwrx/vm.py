@@ -1,0 +1,577 @@
+"""The lab's virtual machine: a distribution's kernel on the host's files, with agents and commands running in it.
+
+QEMU is started in a process group of its own and dies with us, whatever ends us: leaving the context ends it, a kill of
+hwrx is passed on by the kernel (PR_SET_PDEATHSIG), and the guest powers off when its port hangs up. All time limits are
+the host's: a guest that counts instructions (`icount`) jumps over idle time.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal, Self
+
+import msgspec
+
+from hwrx import accelerator, errors, initramfs, kernel, system
+from hwrx import guest as inside
+from hwrx.errors import GuestError, HwrxError, UsageError
+from hwrx.kernel import Progress
+from hwrx.messages import Place, Role
+from hwrx.mux import Frame, Kind, Mux
+from hwrx.topology import TOPOLOGIES, Made
+
+Clock = Literal["wall", "icount"]
+BOOT_LIMIT = 180.0  # seconds until the agents' host inside answers; an emulated one takes 10, on a busy machine 60
+_END_LIMIT = 5.0
+_SHOWN = 15  # lines of the log in an error
+_KEPT = 2000  # lines of the log in memory
+
+
+class Guest:
+    """A virtual machine with a topology in it. A context manager: boots on entering, ends on leaving.
+
+    Enter it in a thread that lives as long as the guest: QEMU is told to die with the thread that started it.
+    `kernel`: see `hwrx.kernel.find`. `append` goes to the kernel's command line, `qemu` to QEMU. `writable` are folders
+    that the guest may write to; everything else that it writes is lost. `options` go to the topology (`mtu`). `log` is
+    a file that gets all that the guest prints.
+    """
+
+    def __init__(
+        self,
+        topology: str = "pair",
+        *,
+        kernel: str | None = None,
+        clock: Clock = "wall",
+        cpus: int = 2,
+        memory: str = "2G",
+        accelerator: Literal["auto", "kvm", "tcg"] = "auto",
+        append: Sequence[str] = (),
+        qemu: Sequence[str] = (),
+        writable: Sequence[Path] = (),
+        options: Mapping[str, Any] | None = None,
+        log: Path | None = None,
+        limit: float = BOOT_LIMIT,
+        progress: Progress = kernel.quiet,
+    ) -> None:
+        if topology not in TOPOLOGIES:
+            raise UsageError(f"there is no topology '{topology}'", remedy=f"choose of: {', '.join(TOPOLOGIES)}")
+        if clock == "icount" and accelerator == "kvm":
+            raise UsageError("the clock `icount` counts emulated instructions: it cannot go with KVM")
+        self.topology = topology
+        self.clock = clock
+        self.cpus = 1 if clock == "icount" else cpus
+        self.memory = memory
+        self.places: dict[Role, Place] = {}
+        self.peers: dict[Role, str] = {}
+        self._wanted_kernel = kernel
+        self._wanted_accelerator = "tcg" if clock == "icount" else accelerator
+        self._append = tuple(append)
+        self._qemu = tuple(qemu)
+        self._writable = {f"hwrx.rw{number}": path.absolute() for number, path in enumerate(writable)}
+        self._options = dict(options or {})
+        self._log_path = log
+        self._limit = limit
+        self._progress = progress
+        self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT)
+        self._stack = contextlib.ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port: _Port | None = None
+        self._reader: threading.Thread | None = None
+        self._facts: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._boot()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end()
+
+    def agent(self, end: Role) -> Pipe:
+        """Start an agent where the topology has this end, and return its pipe (a `hwrx.peers.Channel`)."""
+        spec = self.peers.get(end, "local")
+        return self._open(inside.Open(netns=spec.removeprefix("netns:") if spec.startswith("netns:") else None))
+
+    def command(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        folder: Path | None = None,
+        netns: str | None = None,
+        errors: Literal["apart", "merged"] = "apart",
+    ) -> Pipe:
+        """Start a command in the guest, as root, and return the pipe of its standard input and output.
+
+        `errors` merged: standard error comes with the output; apart: its end is in `Pipe.epitaph`.
+        """
+        return self._open(
+            inside.Open(list(argv), dict(environment or {}), str(folder or Path.cwd()), netns=netns, errors=errors)
+        )
+
+    def run(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        limit: float = 60.0,
+        folder: Path | None = None,
+        netns: str | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the guest to its end and return what it printed, standard error mixed in.
+
+        It is killed after `limit` seconds of the host's clock, and GuestError raised.
+        """
+        pipe = self.command(argv, environment, folder=folder, netns=netns, errors="merged")
+        deadline = time.monotonic() + limit
+        output = bytearray()
+        with contextlib.closing(pipe):
+            pipe.end_input()
+            while True:
+                pipe.settimeout(max(0.01, deadline - time.monotonic()))
+                try:
+                    data = pipe.recv(1 << 16)
+                except TimeoutError:
+                    pipe.kill()
+                    raise self.failure(f"`{system.shorten(argv)}` did not end within {limit:.0f} s") from None
+                if not data:
+                    break
+                output += data
+            code = pipe.wait(max(1.0, deadline - time.monotonic()))
+        if code is None:
+            raise self.failure(f"`{system.shorten(argv)}` ended, but the guest does not say how")
+        return subprocess.CompletedProcess(list(argv), code, output.decode(errors="replace"), "")
+
+    def check(self, limit: float = 30.0) -> None:
+        """GuestError, with the guest's log, where the guest does not answer within `limit` seconds. It is ended then.
+
+        Nothing of the kind is done by itself: a heartbeat would be in the measurements.
+        """
+        port = self._need_port()
+        if not port.ping(limit):
+            error = self.failure(port.problem or f"the guest did not answer within {limit:.0f} s")
+            self._end()
+            raise error
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is to be known of this guest: for the manifest."""
+        return dict(self._facts)
+
+    def log(self, lines: int = _KEPT) -> str:
+        """Return the last lines that the guest printed."""
+        return "\n".join(list(self._lines)[-lines:])
+
+    def failure(self, what: str) -> GuestError:
+        """Return a GuestError that carries the end of the log."""
+        log = "".join(f"\n    {line}" for line in list(self._lines)[-_SHOWN:])
+        return GuestError(f"{what}\n  the guest's last lines:{log or ' none'}")
+
+    # --- coming up ---------------------------------------------------------------------------------------------
+
+    def _boot(self) -> None:
+        started = time.monotonic()
+        chosen = kernel.find(self._wanted_kernel, self._progress)
+        with_what = accelerator.choose(chosen, self._progress, self._wanted_accelerator)
+        self._facts = {
+            "kernel": chosen.version,
+            "package": chosen.package,
+            "accelerator": with_what.name,
+            "accelerator_reason": with_what.reason,
+            "emulated": with_what.emulated,
+            "qemu": accelerator.qemu_version(),
+            "clock": self.clock,
+            "cpus": self.cpus,
+            "memory": self.memory,
+            "topology": self.topology,
+            "options": self._options,
+            "append": list(self._append),
+            "qemu_options": list(self._qemu),
+        }
+        self._progress(
+            "boot",
+            f"kernel {chosen.version}, {'software emulation' if with_what.emulated else 'KVM'}, {self.clock} clock",
+        )
+        scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hwrx-guest-")))
+        self._start(chosen, with_what, scratch)
+        self._wait_until_ready(started + self._limit)
+        self._facts["boot_s"] = round(time.monotonic() - started, 3)
+
+    def _start(self, chosen: kernel.Kernel, with_what: accelerator.Accelerator, scratch: Path) -> None:
+        archive = scratch / "initramfs"
+        archive.write_bytes(
+            initramfs.build(
+                chosen.base,
+                chosen.version,
+                [
+                    sys.executable, "-P", "-m", "hwrx", "guest",
+                    "--topology", self.topology, "--options", msgspec.json.encode(self._options).decode(),
+                ],
+                writable=self._writable,
+                environment={
+                    # the layer over the host's files lets it be written, slowly; threads would stand in the way of fork
+                    "PYTHONDONTWRITEBYTECODE": "1",
+                    "OPENBLAS_NUM_THREADS": "1",
+                    "HWRX_IN_GUEST": "1",
+                    # the guest finds the same modules as we do, also where hwrx runs from a source tree
+                    "PYTHONPATH": str(Path(__file__).parent.parent),
+                },
+            )
+        )  # fmt: skip
+        self._port = _Port(scratch / "port")
+        command = [
+            system.tool("setpriv"), "--pdeathsig", "KILL",
+            *self._qemu_command(chosen, with_what, archive, scratch / "port"),
+        ]  # fmt: skip
+        self._facts["command"] = shlex.join(command)
+        output = self._log_path.open("wb") if self._log_path else None
+        if output is not None:
+            self._stack.callback(output.close)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None  # asked for above
+        self._reader = threading.Thread(
+            target=_read_lines, args=(self._process.stdout, self._lines, output), daemon=True, name="guest log"
+        )
+        self._reader.start()
+
+    def _qemu_command(
+        self, chosen: kernel.Kernel, with_what: accelerator.Accelerator, archive: Path, port: Path
+    ) -> list[str]:
+        command = [
+            system.tool(accelerator.QEMU), "-name", "hwrx", "-machine", "q35", "-nodefaults", "-no-user-config",
+            "-no-reboot", "-display", "none", "-serial", "stdio", "-m", self.memory, "-smp", str(self.cpus),
+        ]  # fmt: skip
+        command += ["-accel", "kvm", "-cpu", "host"] if with_what.name == "kvm" else ["-accel", "tcg", "-cpu", "max"]
+        if self.clock == "icount":
+            # one virtual nanosecond is one instruction; an idle guest jumps to its next timer
+            command += ["-icount", "shift=0,sleep=off"]
+        for tag, path, access in (
+            (initramfs.ROOT_TAG, Path("/"), "readonly=on"),
+            *((tag, path, "readonly=off") for tag, path in self._writable.items()),
+        ):
+            name = tag.replace(".", "-")
+            where = str(path).replace(",", ",,")
+            command += [
+                "-fsdev", f"local,id={name},path={where},security_model=none,multidevs=remap,{access}",
+                "-device", f"virtio-9p-pci,fsdev={name},mount_tag={tag}",
+            ]  # fmt: skip
+        command += [
+            "-chardev", f"socket,id=hwrx,path={port},server=on,wait=off",
+            "-device", "virtio-serial-pci",
+            "-device", f"virtserialport,chardev=hwrx,name={inside.PORT}",
+            "-kernel", str(kernel.bootable(chosen)),
+            "-initrd", str(archive),
+            # hpet, the default under emulation, makes each look at the clock a device access
+            "-append", " ".join(("console=ttyS0 loglevel=5 panic=-1 clocksource=tsc tsc=reliable", *self._append)),
+        ]  # fmt: skip
+        return [*command, *self._qemu]
+
+    def _wait_until_ready(self, deadline: float) -> None:
+        port = self._need_port()
+        while not port.connect():
+            self._need_alive()
+            if time.monotonic() > deadline:
+                raise self.failure("QEMU did not start")
+            time.sleep(0.02)
+        port.start()
+        while not port.ready.wait(0.1):
+            self._need_alive()
+            if port.problem:
+                self._settle()
+                raise self.failure(port.problem)
+            if time.monotonic() > deadline:
+                raise self.failure(f"the guest did not come up within {self._limit:.0f} s")
+        if port.failed is not None:
+            kind = getattr(errors, port.failed.kind, GuestError)
+            raise kind(f"in the guest: {port.failed.message}", remedy=port.failed.remedy)
+        assert port.up is not None  # what `ready` means, where nothing failed
+        self.places, self.peers = port.up.places, port.up.peers
+        self._progress("agents", f"topology {self.topology} is up")
+
+    def _need_alive(self) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            self._settle()
+            raise self.failure(f"the guest ended while it came up (QEMU's exit code {self._process.returncode})")
+
+    def _need_port(self) -> _Port:
+        if self._port is None:
+            raise GuestError("the guest is not running")
+        return self._port
+
+    def _open(self, what: inside.Open) -> Pipe:
+        port = self._need_port()
+        if port.problem:
+            self._settle()
+            raise self.failure(port.problem)
+        return port.open(what)
+
+    # --- going down --------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Let the log's last lines arrive."""
+        if self._process is not None and self._reader is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1.0)
+            self._reader.join(1.0)
+
+    def _end(self) -> None:
+        with system.unhurried():
+            if self._port is not None:
+                self._port.quit()
+            if self._process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+                if self._reader is not None:
+                    self._reader.join(_END_LIMIT)
+                if self._process.stdout is not None:
+                    self._process.stdout.close()
+            if self._port is not None:
+                self._port.close()
+            self._port = self._process = None
+            self._stack.close()
+
+
+def _read_lines(source: IO[bytes], lines: collections.deque[str], output: IO[bytes] | None) -> None:
+    """Keep what the guest prints; ends with QEMU."""
+    with contextlib.suppress(ValueError):  # the file was closed under us: the guest is being ended
+        for line in source:
+            lines.append(line.decode(errors="replace").rstrip())
+            if output is not None:
+                output.write(line)
+                output.flush()
+
+
+class Pipe:
+    """The host's end of a process in the guest: its standard input and output. A `hwrx.peers.Channel`."""
+
+    def __init__(self, port: _Port, number: int, ours: socket.socket) -> None:
+        self._port = port
+        self._number = number
+        self._socket = ours
+        self._exited = threading.Event()
+        self._status: int | None = None
+        self._words = ""
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._socket.fileno()
+
+    def settimeout(self, seconds: float | None) -> None:
+        """Let `recv` and `sendall` raise TimeoutError after so long."""
+        self._socket.settimeout(seconds)
+
+    def recv(self, most: int) -> bytes:
+        """Return up to `most` bytes of the output; b"" when the process has ended or closed it."""
+        return self._socket.recv(most)
+
+    def sendall(self, data: bytes) -> None:
+        """Write to the process's input; OSError where it is gone."""
+        self._socket.sendall(data)
+
+    def end_input(self) -> None:
+        """Say that nothing more will be written."""
+        with contextlib.suppress(OSError):  # the process may have ended by itself
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Signal the process and its group; harmless when it is gone."""
+        if not self._exited.is_set():
+            self._port.send(Kind.KILL, self._number, bytes([number]))
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit code, -N for signal N; None while the process lives, or where the guest went away with it."""
+        return self._status
+
+    def wait(self, limit: float) -> int | None:
+        """Wait up to `limit` seconds for the end and return `returncode`."""
+        self._exited.wait(limit)
+        return self._status
+
+    def close(self) -> None:
+        """Close the stream; the process is killed unless it ends within two seconds."""
+        if self._socket.fileno() < 0:
+            return
+        self._socket.close()
+        if not self._exited.wait(2.0):
+            self.kill()
+            self._exited.wait(2.0)
+
+    def epitaph(self) -> str:
+        """Say how the process ended, with the last lines of its standard error; "" while it lives."""
+        if not self._exited.wait(1.0):
+            return ""
+        if self._status is None:
+            return self._port.problem or "its guest is gone"
+        how = f"killed by {signal.Signals(-self._status).name}" if self._status < 0 else f"exit code {self._status}"
+        return "\n    ".join([how, *self._words.strip().splitlines()[-8:]])
+
+    def _end(self, status: int | None, words: str) -> None:
+        self._status, self._words = status, words
+        self._exited.set()
+
+
+class _Port:
+    """The host's end of the control port: a thread that moves the bytes of all pipes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._mux: Mux | None = None
+        self._thread: threading.Thread | None = None
+        self._asked: collections.deque[tuple[Kind, int, bytes, tuple[socket.socket, Pipe] | None]] = collections.deque()
+        self._pipes: dict[int, Pipe] = {}
+        self._next = 0
+        self._lock = threading.Lock()
+        self._pong = threading.Event()
+        self._stop = False
+        self.ready = threading.Event()  # the guest has said that it is up, or that it cannot be
+        self.up: Made | None = None
+        self.failed: inside.Problem | None = None
+        self.problem = ""  # why the port is of no use any more
+
+    def connect(self) -> bool:
+        """Connect to QEMU; False where it does not listen yet."""
+        try:
+            self._socket.connect(str(self._path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+    def start(self) -> None:
+        """Begin to move bytes."""
+        self._mux = Mux(self._socket.fileno(), self._on_frame)
+        self._mux.watch(self._wake_read, self._on_wake)
+        self._thread = threading.Thread(target=self._run, daemon=True, name="guest port")
+        self._thread.start()
+
+    def send(self, kind: Kind, number: int = 0, payload: bytes = b"") -> None:
+        """Send a frame, from any thread."""
+        self._ask(kind, number, payload, None)
+
+    def open(self, what: inside.Open) -> Pipe:
+        """Start a process and return its pipe."""
+        ours, theirs = socket.socketpair()
+        with self._lock:
+            self._next = self._next % 65535 + 1
+            while self._next in self._pipes:
+                self._next = self._next % 65535 + 1
+            pipe = self._pipes[self._next] = Pipe(self, self._next, ours)
+            self._ask(Kind.OPEN, self._next, inside.encode(what), (theirs, pipe))
+        return pipe
+
+    def ping(self, limit: float) -> bool:
+        """Return whether the guest answers within `limit` seconds."""
+        self._pong.clear()
+        self.send(Kind.PING)
+        return self._pong.wait(limit) and not self.problem
+
+    def quit(self) -> None:
+        """Ask the guest to end, and stop moving bytes."""
+        if self._thread is not None:
+            self.send(Kind.QUIT)
+            self._stop = True
+            self._wake()
+            self._thread.join(_END_LIMIT)
+
+    def close(self) -> None:
+        """Free the descriptors. The thread has ended by then, for its socket has."""
+        self._stop = True
+        self._wake()
+        if self._thread is not None:
+            self._thread.join(_END_LIMIT)
+        self._socket.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _ask(self, kind: Kind, number: int, payload: bytes, opened: tuple[socket.socket, Pipe] | None) -> None:
+        self._asked.append((kind, number, payload, opened))
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full of wake-ups already
+            os.write(self._wake_write, b"!")
+
+    def _on_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+        assert self._mux is not None  # its own callback
+        while self._asked:
+            kind, number, payload, opened = self._asked.popleft()
+            if opened is not None:
+                fd = opened[0].detach()
+                self._mux.attach(number, fd, fd)
+            self._mux.send(kind, number, payload)
+
+    def _run(self) -> None:
+        mux = self._mux
+        assert mux is not None  # set by start()
+        try:
+            while not self._stop and not mux.ended:
+                mux.step(None)
+            self.problem = "" if self._stop else "the guest is gone: its control port has closed"
+        except HwrxError as error:
+            self.problem = str(error)
+        except OSError as error:
+            self.problem = f"the guest's control port failed: {error}"
+        finally:
+            with self._lock:
+                self._on_wake()  # pipes that were asked for, but not yet begun
+                mux.close()
+                for pipe in self._pipes.values():
+                    pipe._end(None, "")
+                self._pipes.clear()
+            self._pong.set()
+
+    def _on_frame(self, frame: Frame) -> None:
+        assert self._mux is not None  # its own callback
+        match frame.kind:
+            case Kind.READY:
+                self.up = msgspec.json.decode(frame.payload, type=Made)
+                self.ready.set()
+            case Kind.FAILED:
+                problem = msgspec.json.decode(frame.payload, type=inside.Problem)
+                if frame.channel == 0:
+                    self.failed = problem
+                    self.ready.set()
+                else:
+                    self._forget(frame.channel, None, problem.message)
+            case Kind.EXIT:
+                self._forget(
+                    frame.channel,
+                    int.from_bytes(frame.payload[:4], signed=True),
+                    frame.payload[4:].decode(errors="replace"),
+                )
+            case Kind.PONG:
+                self._pong.set()
+            case _:
+                raise GuestError(f"the guest sent {frame.kind.name}, which only a host sends")
+
+    def _forget(self, number: int, status: int | None, words: str) -> None:
+        with self._lock:
+            pipe = self._pipes.pop(number, None)
+        if pipe is not None and self._mux is not None:
+            pipe._end(status, words)
+            self._mux.leave(number)
