@@ -23,7 +23,9 @@ LARGEST_DATAGRAM = 65507
 PATIENCE = 0.1
 # Microseconds that a busy-polling receive looks at the device's queue before it sleeps
 BUSY_POLL = 50
-# of asm-generic/socket.h; Python's socket module does not have it
+# of asm-generic/socket.h; Python's socket module does not have them
+SO_SNDBUFFORCE = 32
+SO_RCVBUFFORCE = 33
 SO_BUSY_POLL = 46
 
 # poll and event are every path's words
@@ -96,8 +98,7 @@ def _open_socket(setting: Setting, here: Place) -> tuple[socket.socket, dict[str
         if here.netdev is not None:
             _bind_to_device(sock, here.netdev)
         if setting.socket_buffer is not None:
-            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                sock.setsockopt(socket.SOL_SOCKET, option, setting.socket_buffer)
+            _set_buffers(sock, setting.socket_buffer)
         if stream:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             notes["nodelay"] = True
@@ -143,6 +144,18 @@ def _bind_to_device(sock: socket.socket, netdev: str) -> None:
             f"cannot bind a socket to {netdev}: {error.strerror} ({_name(error)})",
             remedy="run as root, or with CAP_NET_RAW",
         ) from error
+
+
+def _set_buffers(sock: socket.socket, size: int) -> None:
+    """Set SO_SNDBUF and SO_RCVBUF; beyond net.core.wmem_max and rmem_max where the privilege allows that.
+
+    Without it the kernel cuts the size off in silence; `chosen` tells what it made of it (twice what it granted).
+    """
+    for option, forced in ((socket.SO_SNDBUF, SO_SNDBUFFORCE), (socket.SO_RCVBUF, SO_RCVBUFFORCE)):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, forced, size)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, option, size)
 
 
 def _busy_poll(sock: socket.socket) -> str:

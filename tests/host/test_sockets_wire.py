@@ -12,19 +12,23 @@ from typing import Any
 
 import pytest
 
-from hwrx import topology
 from hwrx.errors import PeerError
 from hwrx.messages import Connect, Done, Place, Prepare, Prepared, Ready, Role, Setting, Start, Wait
 from hwrx.peers import Peer, ProcessChannel, wait, wait_first
+
+# set aside for benchmarks of networks (RFC 2544, RFC 5180)
+ADDRESSES = (("198.18.77.1", "2001:2:0:77::1"), ("198.18.77.2", "2001:2:0:77::2"))
 
 
 class Wire:
     """Two agents, each in its namespace, and the places they live at."""
 
-    def __init__(self, made: topology.Made) -> None:
-        self.places = made.places
-        self.peers: dict[Role, Peer] = {role: Peer.start(spec, role) for role, spec in made.peers.items()}
-        self.namespaces = {role: spec.removeprefix("netns:") for role, spec in made.peers.items()}
+    def __init__(self, namespaces: dict[Role, str]) -> None:
+        self.namespaces = namespaces
+        self.places: dict[Role, Place] = {
+            role: Place(address=ADDRESSES[end][0], netdev="veth0") for end, role in enumerate(namespaces)
+        }
+        self.peers: dict[Role, Peer] = {role: Peer.start(f"netns:{name}", role) for role, name in namespaces.items()}
 
     def start(self, setting: Setting, places: dict[Role, Place] | None = None) -> dict[Role, Prepared]:
         """Prepare, connect and start both ends; what they said when they were prepared."""
@@ -68,15 +72,31 @@ class Wire:
             peer.close()
 
 
+def ip(*words: str) -> None:
+    subprocess.check_call(["ip", *words])
+
+
 @pytest.fixture
 def wire() -> Iterator[Wire]:
-    with topology.netns() as made:
-        wire = Wire(made)
+    namespaces: dict[Role, str] = {"client": f"hwrx-test-c{os.getpid()}", "server": f"hwrx-test-s{os.getpid()}"}
+    client, server = namespaces.values()
+    try:
+        for name in namespaces.values():
+            ip("netns", "add", name)
+        ip("link", "add", "veth0", "netns", client, "type", "veth", "peer", "name", "veth0", "netns", server)
+        for end, name in enumerate(namespaces.values()):
+            ip("-n", name, "link", "set", "veth0", "up")
+            ip("-n", name, "address", "add", f"{ADDRESSES[end][0]}/30", "dev", "veth0")
+            ip("-n", name, "address", "add", f"{ADDRESSES[end][1]}/64", "dev", "veth0", "nodad")
+        wire = Wire(namespaces)
         try:
             yield wire
         finally:
             wire.close()
-    assert not [name for name in wire.namespaces.values() if Path("/run/netns", name).exists()]
+    finally:
+        for name in namespaces.values():
+            ip("netns", "delete", name)
+    assert not [name for name in namespaces.values() if Path("/run/netns", name).exists()]
 
 
 @pytest.mark.parametrize("path", ["udp", "tcp"])
@@ -95,6 +115,7 @@ def test_all_patterns_waits_and_sizes(wire: Wire, path: str) -> None:
                     warmup=5,
                     cooldown=5,
                     check_every=1,
+                    socket_buffer=8 << 20,  # an open loop waits for nobody: all of it may have to wait here
                     rate=500.0 if pattern == "paced" else None,
                 )
                 done = wire.run(setting)
@@ -107,8 +128,7 @@ def test_all_patterns_waits_and_sizes(wire: Wire, path: str) -> None:
 
 def test_ipv6_between_namespaces(wire: Wire) -> None:
     places: dict[Role, Place] = {
-        role: Place(address=topology.ADDRESSES[end][1], netdev=wire.places[role].netdev)
-        for end, role in enumerate(wire.places)
+        role: Place(address=ADDRESSES[end][1], netdev=wire.places[role].netdev) for end, role in enumerate(wire.places)
     }
     for path in ("udp", "tcp"):
         done = wire.run(Setting(path=path, messages=50), places)
