@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from hwrx.errors import MachineError
 
@@ -48,17 +46,6 @@ def need_root(what: str) -> None:
     """MachineError where this process may not do what root may."""
     if os.geteuid() != 0:
         raise MachineError(f"{what} needs root", remedy="run it with sudo, or in the lab's virtual machine: hwrx lab")
-
-
-@contextlib.contextmanager
-def unhurried() -> Iterator[None]:
-    """Let a second Ctrl-C or SIGTERM wait: what is being taken down is taken down whole."""
-    wanted = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def shorten(command: Sequence[str]) -> str:

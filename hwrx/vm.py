@@ -24,7 +24,7 @@ from typing import IO, Any, Literal, Self
 
 import msgspec
 
-from hwrx import accelerator, errors, initramfs, kernel, system
+from hwrx import accelerator, errors, initramfs, kernel, system, undo
 from hwrx import guest as inside
 from hwrx.errors import GuestError, HwrxError, UsageError
 from hwrx.kernel import Progress
@@ -335,7 +335,7 @@ class Guest:
             self._reader.join(1.0)
 
     def _end(self) -> None:
-        with system.unhurried():
+        with undo.unhurried():
             if self._port is not None:
                 self._port.quit()
             if self._process is not None:

@@ -1,0 +1,181 @@
+"""Wires made of software: what lies between the two ends of a comparison, put up and taken down.
+
+`netns` is two network namespaces with a veth pair between them, for the socket paths. `pair` is a veth pair in the
+initial namespace with an rxe device on each end, for verbs and sockets alike: rxe owns UDP port 4791 of the initial
+namespace only, so both its ends must be there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from msgspec import Struct
+
+from hwrx import system
+from hwrx.errors import MachineError, UsageError
+from hwrx.messages import Place, Role
+from hwrx.undo import SYSCTL, Undo
+
+VERBS = Path("/sys/class/infiniband")
+NETDEVS = Path("/sys/class/net")
+ENDS: tuple[Role, Role] = ("client", "server")
+# 198.18.0.0/15 is set aside for benchmarks of networks (RFC 2544), and so is 2001:2::/48 (RFC 5180): no real network of
+# the user's is hidden by them.
+ADDRESSES: dict[Role, str] = {"client": "198.18.77.1", "server": "198.18.77.2"}
+ADDRESSES_V6: dict[Role, str] = {"client": "2001:2:0:77::1", "server": "2001:2:0:77::2"}
+LINKS: dict[Role, str] = {"client": "hwrx0", "server": "hwrx1"}
+DEVICES: dict[Role, str] = {"client": "rxe0", "server": "rxe1"}
+# rxe takes the largest MTU of {256 … 4096} that leaves room for its headers: 1500 gives 1024, 4200 gives 4096.
+LARGE_MTU = 4200
+RXE_MODULE = "rdma_rxe"
+_PATIENCE = 20.0  # seconds; the kernel fills GID tables and raises carriers on work queues
+
+
+class Made(Struct, frozen=True):
+    """A topology that is up: where each end lives, and the peer that reaches it."""
+
+    places: dict[Role, Place]
+    peers: dict[Role, str]
+
+
+@contextlib.contextmanager
+def netns(*, mtu: int = 1500) -> Iterator[Made]:
+    """Two namespaces, `hwrx-a-…` for the client and `hwrx-b-…` for the server, and a veth pair between them.
+
+    The names go on with this process's pid, so that each process has its own.
+    """
+    system.need_root("making network namespaces")
+    with Undo("two network namespaces") as undo:
+        names: dict[Role, str] = {"client": f"hwrx-a-{undo.token}", "server": f"hwrx-b-{undo.token}"}
+        for end in ENDS:
+            undo.plan("ip", "netns", "delete", names[end])
+            system.run("ip", "netns", "add", names[end])
+            system.run("ip", "-n", names[end], "link", "set", "lo", "up")
+        # both ends are created inside: at no time is either visible outside
+        system.run(
+            "ip", "-n", names["client"], "link", "add", LINKS["client"], "type", "veth",
+            "peer", "name", LINKS["server"], "netns", names["server"],
+        )  # fmt: skip
+        _configure(mtu, names)
+        yield Made(
+            {end: Place(address=ADDRESSES[end], netdev=LINKS[end]) for end in ENDS},
+            {end: f"netns:{names[end]}" for end in ENDS},
+        )
+
+
+@contextlib.contextmanager
+def pair(*, mtu: int = 1500) -> Iterator[Made]:
+    """A veth pair hwrx0, hwrx1 in this namespace, and rxe0, rxe1 on its ends.
+
+    `accept_local` lets the kernel take a packet that comes over the wire from an address of its own, and `rp_filter`
+    must not drop it as spoofed. Sockets are bound to their netdev, or the kernel would route local to local over `lo`.
+    """
+    system.need_root("making a veth pair with SoftRoCE on its ends")
+    load_rxe()
+    with Undo("a veth pair with rxe devices") as undo:
+        for name in LINKS.values():
+            if (NETDEVS / name).exists():
+                raise MachineError(
+                    f"there is a netdev {name} already: another `pair` is up",
+                    remedy=f"wait for it to end, or, if it is left over from an experiment: ip link delete {name}",
+                )
+        undo.plan("ip", "link", "delete", LINKS["client"])  # its peer goes with it, and the rxe devices on both
+        system.run("ip", "link", "add", LINKS["client"], "type", "veth", "peer", "name", LINKS["server"])
+        for scope in ("all", *LINKS.values()):
+            undo.sysctl(f"net/ipv4/conf/{scope}/accept_local", "1")
+            undo.sysctl(f"net/ipv4/conf/{scope}/rp_filter", "0")
+        _configure(mtu, {})
+        for end in ENDS:
+            add_rxe(DEVICES[end], LINKS[end])
+        _wait_until(
+            lambda: None not in [gid_index(DEVICES[end], ADDRESSES[end]) for end in ENDS], "the rxe devices' GIDs"
+        )
+        yield Made(
+            {end: Place(address=ADDRESSES[end], netdev=LINKS[end], verbs=DEVICES[end]) for end in ENDS},
+            dict.fromkeys(ENDS, "local"),
+        )
+
+
+TOPOLOGIES: dict[str, Callable[..., AbstractContextManager[Made]]] = {"netns": netns, "pair": pair}
+
+
+def _configure(mtu: int, namespaces: Mapping[Role, str]) -> None:
+    """Give both ends their MTU, addresses and knowledge of each other, and raise them."""
+    ip: dict[Role, list[str]] = {end: ["ip", "-n", namespaces[end]] if namespaces else ["ip"] for end in ENDS}
+    v6 = (SYSCTL / "net/ipv6").exists()
+    for end in ENDS:
+        try:
+            system.run(*ip[end], "link", "set", LINKS[end], "mtu", str(mtu))
+        except MachineError as error:
+            raise UsageError(f"a veth pair cannot have an MTU of {mtu}: {error.args[0]}") from None
+        system.run(*ip[end], "address", "add", f"{ADDRESSES[end]}/24", "dev", LINKS[end])
+        if v6:
+            # nodad: nobody else is on this wire, and an address that is still being checked cannot be bound
+            system.run(*ip[end], "address", "add", f"{ADDRESSES_V6[end]}/64", "dev", LINKS[end], "nodad")
+        system.run(*ip[end], "link", "set", LINKS[end], "up")
+    for end, other in (ENDS, ENDS[::-1]):
+        # the other's hardware address is entered for good: no trial then holds an ARP exchange
+        words = system.run(*ip[other], "-o", "link", "show", "dev", LINKS[other]).split()
+        mac = words[words.index("link/ether") + 1]
+        for address in [ADDRESSES[other], *([ADDRESSES_V6[other]] if v6 else [])]:
+            system.run(
+                *ip[end], "neighbour", "replace", address, "lladdr", mac, "dev", LINKS[end], "nud", "permanent"
+            )  # fmt: skip
+    _wait_until(
+        lambda: all("LOWER_UP" in system.run(*ip[end], "link", "show", "dev", LINKS[end]) for end in ENDS),
+        "the veth pair's carrier",
+    )
+
+
+# --- rxe -----------------------------------------------------------------------------------------------------------
+
+
+def load_rxe() -> None:
+    """Load the module rdma_rxe; MachineError where this kernel has none."""
+    if Path("/sys/module", RXE_MODULE).exists():
+        return
+    try:
+        system.run("modprobe", RXE_MODULE)
+    except MachineError as error:
+        raise MachineError(
+            f"this kernel has no module {RXE_MODULE} (SoftRoCE): {error.args[0]}",
+            remedy="use the lab's virtual machine (leave out --here), or a distribution's kernel",
+        ) from None
+
+
+def add_rxe(device: str, netdev: str) -> None:
+    """Put an rxe device on a netdev (`rdma link add`)."""
+    system.run("rdma", "link", "add", device, "type", "rxe", "netdev", netdev)
+
+
+def remove_rxe(device: str) -> None:
+    """Take an rxe device away (`rdma link delete`)."""
+    system.run("rdma", "link", "delete", device)
+
+
+def gid_index(device: str, address: str, port: int = 1) -> int | None:
+    """Return the index of the RoCE v2 GID that an IPv4 address gives a verbs device, None where it has none."""
+    # as the kernel prints an IPv4 address that is mapped into IPv6
+    wanted = f"0000:0000:0000:0000:0000:ffff:{socket.inet_aton(address).hex(':', 2)}"
+    table = VERBS / device / "ports" / str(port)
+    for gid in (table / "gids").glob("*"):
+        with contextlib.suppress(OSError):  # an empty entry of the table reads as an error
+            if (
+                gid.read_text().strip() == wanted
+                and (table / "gid_attrs/types" / gid.name).read_text().strip() == "RoCE v2"
+            ):
+                return int(gid.name)
+    return None
+
+
+def _wait_until(ready: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while not ready():
+        if time.monotonic() > deadline:
+            raise MachineError(f"waited {_PATIENCE:g} s in vain for {what}")
+        time.sleep(0.02)
