@@ -1,0 +1,218 @@
+"""`hwrx compare`: one experiment, from a file or from options, on a testbed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from cython_ext import clock
+from hwrx import experiment as experiments
+from hwrx import run, store, testbed
+from hwrx.errors import HwrxError
+from hwrx.experiment import Experiment, Plan
+from hwrx.run import Outcome
+from hwrx.testbed import Wanted
+
+
+class Many(click.ParamType):
+    """Several values in one option, separated by commas."""
+
+    def __init__(self, kind: type[int] | type[str], metavar: str) -> None:
+        self.kind = kind
+        self.name = metavar
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Split at commas; each part is of the wanted kind."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return [self.kind(part) for part in value.split(",") if part]
+        except ValueError:
+            self.fail(f"{value!r} is no list of whole numbers, such as 64,1400", param, ctx)
+
+
+def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that describe an experiment, or change what a file describes."""
+    options = [
+        click.option("--paths", type=Many(str, "PATH,…"), help="Delivery paths, for example udp,rdma-send."),
+        click.option("--size", "sizes", type=Many(int, "BYTES,…"), help="Message sizes in bytes."),
+        click.option("--pattern", "patterns", type=Many(str, "NAME,…"), help="pingpong, stream, paced."),
+        click.option("--wait", "waits", type=Many(str, "NAME,…"), help="poll, event; sockets also block, epoll, …"),
+        click.option("--messages", type=int, help="Measured messages of a trial."),
+        click.option("--repeats", type=int, help="How often each setting is measured."),
+        click.option("--rate", type=float, help="paced: messages a second."),
+        click.option("--window", type=int, help="Messages that may be outstanding."),
+        click.option("--batch", type=int, help="Most messages in one post or receive."),
+        click.option("--signal-every", type=int, help="verbs: one signalled send in so many."),
+        click.option("--inline", type=int, help="verbs: send inline up to so many bytes."),
+        click.option("--check-every", type=int, help="0: headers only; 1: every byte; N: each N-th message in full."),
+        click.option("--socket-buffer", type=int, help="SO_SNDBUF and SO_RCVBUF in bytes."),
+        click.option("--mtu", type=int, help="verbs: path MTU (256, 512, 1024, 2048, 4096)."),
+        click.option("--gid-index", type=int, help="verbs: which GID, instead of the one that hwrx chooses."),
+        click.option("--huge-pages/--no-huge-pages", default=None, help="Buffers in huge pages."),
+        click.option("--limit", type=float, help="Seconds without any message that end a trial."),
+        click.option("--clock", type=click.Choice(["wall", "icount"]), help="icount: guest instructions."),
+        click.option("--kernel", help="Kernel of the guest, for example 6.12."),
+        click.option("--seed", type=int, help="Seed of the order of trials."),
+        click.option("--trace/--no-trace", default=None, help="Stamp every stage of every message (needs root)."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path), metavar="[EXPERIMENT]")
+@experiment_options
+@click.option("--topology", type=click.Choice(["here", "netns", "pair"]), help="What lies between the two ends.")
+@click.option("--here", is_flag=True, help="Use this machine's own kernel and devices, no virtual machine.")
+@click.option("--device", type=Many(str, "DEV[,DEV]"), help="Verbs devices of client and server on this machine.")
+@click.option("--peer", help="Where the other end runs: local, netns:NAME, ssh:HOST, or a command with {agent}.")
+@click.option("--peer-device", help="Verbs device at the peer.")
+@click.option("--peer-address", help="IP address of the peer, for sockets.")
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Where run directories go.")
+@click.option("--dry-run", is_flag=True, help="Say what would be run, how long and how much disk it takes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def compare(
+    file: Path | None,
+    topology: str | None,
+    here: bool,
+    device: list[str] | None,
+    peer: str | None,
+    peer_device: str | None,
+    peer_address: str | None,
+    runs: Path,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Compare delivery paths: run EXPERIMENT, or the one that the options describe.
+
+    Options change what the file says. Without a file, --paths is needed.
+
+    \b
+    Examples:
+      hwrx compare lab/experiments/first.toml
+      hwrx compare --paths udp,tcp --size 64,1400 --topology netns
+      hwrx compare lab/experiments/first.toml --device mlx5_0,mlx5_1
+      hwrx compare --paths rdma-send --device mlx5_0 --peer ssh:other --peer-device mlx5_0
+    """
+    wanted = Wanted(
+        here=here, devices=tuple(device or ()), peer=peer, peer_device=peer_device, peer_address=peer_address
+    )
+    experiment = described(file, {**options, "topology": topology})
+    run_and_report(experiment, wanted, runs=runs, dry_run=dry_run, as_json=as_json)
+
+
+def described(file: Path | None, options: dict[str, Any]) -> Experiment:
+    """Return the experiment of a file with options put over it, or the one that the options alone describe."""
+    if file is None:
+        return experiments.from_options(**options)
+    return experiments.override(experiments.load(file), **options)
+
+
+def run_and_report(experiment: Experiment, wanted: Wanted, *, runs: Path, dry_run: bool, as_json: bool) -> None:
+    """Plan, run with a progress display, and end with the table and the path of the report."""
+    layout = experiments.plan(experiment)
+    experiments.check_budget(layout)
+    if dry_run:
+        print_plan(layout, as_json)
+        return
+    outcome, directory = measure(layout, wanted, runs)
+    report(directory, as_json=as_json)
+    if outcome.failed:
+        raise HwrxError(
+            f"{len(outcome.failed)} of {len(layout.trials)} trials failed, the first: {outcome.failed[0]}",
+            remedy=f"each failure stands in {directory / 'log.txt'}",
+        )
+
+
+def measure(layout: Plan, wanted: Wanted, runs: Path) -> tuple[Outcome, Path]:
+    """Put the testbed up, run every trial, and return the outcome and the run's directory."""
+    with Display() as display, testbed.opened(layout.experiment, wanted, display.stage) as bed:
+        display.stage("manifest", "what this machine is")
+        manifest = {**bed.manifest(), "clock_cost_ns": clock.cost(), "command": sys.argv}
+        with store.Writer.create(runs, layout, manifest) as writer:
+            for skip in layout.skipped:
+                writer.log(f"left out: {skip.label}: {skip.reason}")
+            outcome = run.execute(layout.trials, bed, writer, progress=display.trial)
+        return outcome, writer.path
+
+
+class Display:
+    """What a person who waits sees: the stages of getting ready, then a bar over the trials; plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("getting ready", total=None)
+        self._told = -1
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def stage(self, stage: str, text: str) -> None:
+        """Say what is being done before the first trial."""
+        self._progress.update(self._task, description=f"{stage}: {text}")
+        if not self._console.is_terminal:
+            self._console.print(f"{stage}: {text}", highlight=False, soft_wrap=True)
+
+    def trial(self, done: int, total: int, label: str) -> None:
+        """Say which trial runs."""
+        self._progress.update(self._task, description=label or "done", completed=done, total=total)
+        tenth = done * 10 // total
+        if not self._console.is_terminal and tenth != self._told:
+            self._told = tenth
+            self._console.print(f"trial {done} of {total} {label}".rstrip(), highlight=False, soft_wrap=True)
+
+
+def print_plan(layout: Plan, as_json: bool) -> None:
+    """Say what a run of the plan would be."""
+    guess = experiments.estimate(layout)
+    if as_json:
+        plan = {
+            "estimate": msgspec.to_builtins(guess),
+            "trials": [trial.label for trial in layout.trials],
+            "skipped": [msgspec.to_builtins(skip) for skip in layout.skipped],
+        }
+        click.echo(json.dumps(plan, indent=2))
+        return
+    click.echo(
+        f"{layout.experiment.name}: {guess.trials} trials, {guess.samples} messages, about {guess.seconds:.0f} s and "
+        f"{guess.disk / 1e6:.1f} MB ({guess.basis})"
+    )
+    for trial in sorted(layout.trials, key=lambda trial: trial.label)[:: max(1, layout.experiment.repeats)]:
+        click.echo(f"  {trial.label}")
+    for skip in layout.skipped:
+        click.echo(f"  left out: {skip.label}: {skip.reason}")

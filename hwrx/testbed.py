@@ -1,0 +1,144 @@
+"""Where a run takes place: two ends, the wire between them, and how to start an agent at each.
+
+A testbed is this machine's loopback or namespaces, a guest that has a pair of rxe devices, verbs devices of this
+machine, or a second machine behind ssh. Leaving the context takes down whatever entering it put up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from hwrx import machine, topology
+from hwrx.errors import MachineError, UsageError
+from hwrx.experiment import Experiment
+from hwrx.messages import Describe, Described, Place, Role
+from hwrx.peers import Peer
+from hwrx.run import Testbed
+
+if TYPE_CHECKING:
+    from hwrx.vm import Guest
+
+Say = Callable[[str, str], None]
+
+
+class Wanted(Struct, frozen=True, kw_only=True):
+    """What the user asked for on the command line, beyond the experiment."""
+
+    here: bool = False
+    devices: tuple[str, ...] = ()
+    peer: str | None = None
+    peer_device: str | None = None
+    peer_address: str | None = None
+    log: Path | None = None  # file that takes the guest's console
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the user named the two ends, so that no topology is to be made."""
+        return bool(self.devices or self.peer or self.peer_device or self.peer_address)
+
+
+class Bed:
+    """Two places, reached by the peers' names."""
+
+    def __init__(self, places: Mapping[Role, Place], peers: Mapping[Role, str], about: dict[str, Any]) -> None:
+        self.places = places
+        self._peers = peers
+        self._about = about
+
+    def start(self, role: Role) -> Peer:
+        """See run.Testbed."""
+        return Peer.start(self._peers[role], role)
+
+    def manifest(self) -> dict[str, Any]:
+        """See run.Testbed: the client's machine, and the server's where that is another one."""
+        about: dict[str, Any] = {**self._about, "machine": machine.manifest()}
+        if self._peers["server"].startswith("ssh:") or "{agent}" in self._peers["server"]:
+            with self.start("server") as server:
+                about["server machine"] = server.ask(Describe(), Described).machine
+        return about
+
+
+class GuestBed:
+    """The topology inside a guest; its agents are processes there."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self.places: Mapping[Role, Place] = {role: guest.places[role] for role in ("client", "server")}
+
+    def start(self, role: Role) -> Peer:
+        """See run.Testbed."""
+        return Peer.greet(self._guest.agent(role), role)
+
+    def manifest(self) -> dict[str, Any]:
+        """See run.Testbed: the guest's machine, asked of an agent in it, and the host's around it."""
+        with self.start("client") as peer:
+            inside = peer.ask(Describe(), Described).machine
+        return {
+            "topology": self._guest.topology,
+            "wire": "a veth pair in the guest",
+            "guest": self._guest.describe(),
+            "machine": inside,
+            "host": machine.manifest(),
+        }
+
+
+@contextlib.contextmanager
+def opened(experiment: Experiment, wanted: Wanted, say: Say = lambda stage, text: None) -> Iterator[Testbed]:
+    """Put up what the experiment needs and yield it.
+
+    `say` is told the stage and what is being done. Raises MachineError where this machine lacks something, GuestError
+    where a guest does not come up.
+    """
+    if wanted.explicit:
+        yield _explicit(wanted)
+    elif experiment.topology == "here":
+        about = {"topology": "here", "wire": "the loopback device"}
+        yield Bed({"client": Place(), "server": Place()}, {"client": "local", "server": "local"}, about)
+    elif wanted.here or topology.find(experiment.topology).where == "host":
+        say("topology", experiment.topology)
+        with topology.build(experiment.topology) as ends:
+            yield Bed(ends.places, ends.peers, {"topology": experiment.topology, "wire": "a veth pair"})
+    else:
+        from hwrx import vm
+
+        with vm.Guest(
+            experiment.topology, kernel=experiment.kernel, clock=experiment.clock, log=wanted.log, progress=say
+        ) as guest:
+            yield GuestBed(guest)
+
+
+def _explicit(wanted: Wanted) -> Bed:
+    """Return the ends that the user named: verbs devices of this machine, or one here and one at the peer."""
+    peer = wanted.peer or "local"
+    if len(wanted.devices) > 2 or (len(wanted.devices) == 2 and wanted.peer_device):
+        raise UsageError("there are two ends, so at most two devices", remedy="give --device CLIENT[,SERVER]")
+    here = wanted.devices[0] if wanted.devices else None
+    there = wanted.peer_device or (wanted.devices[1] if len(wanted.devices) == 2 else None)
+    if peer == "local" and here and not there:
+        raise UsageError(
+            "both ends on one device measure nothing of the network (rxe even hands packets over without any)",
+            remedy="give two: --device CLIENT,SERVER, or --peer ssh:HOST --peer-device DEV",
+        )
+    client = _place(here) if here else Place()
+    if peer == "local" and there:
+        server = _place(there)
+    else:
+        server = Place(address=wanted.peer_address or Place().address, verbs=there)
+    about = {"topology": "hosts", "wire": f"{here or 'sockets'} to {peer} {there or ''}".strip()}
+    return Bed({"client": client, "server": server}, {"client": "local", "server": peer}, about)
+
+
+def _place(device: str) -> Place:
+    """Return where a verbs device of this machine lives: its netdev and that one's address."""
+    found = {entry.name: entry for entry in machine.verbs_devices()}
+    if device not in found:
+        raise MachineError(
+            f"there is no verbs device '{device}'",
+            remedy=f"choose of: {', '.join(found)}" if found else "hwrx doctor says what is missing; `hwrx devices`",
+        )
+    return machine.place_of(found[device])
