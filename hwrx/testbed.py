@@ -56,7 +56,7 @@ class Bed:
 
     def manifest(self) -> dict[str, Any]:
         """See run.Testbed: the client's machine, and the server's where that is another one."""
-        about: dict[str, Any] = {**self._about, "machine": machine.manifest()}
+        about: dict[str, Any] = {"emulated": False, **self._about, "machine": machine.manifest()}
         if self._peers["server"].startswith("ssh:") or "{agent}" in self._peers["server"]:
             with self.start("server") as server:
                 about["server machine"] = server.ask(Describe(), Described).machine
@@ -82,6 +82,7 @@ class GuestBed:
             "topology": self._guest.topology,
             "wire": "a veth pair in the guest",
             "guest": self._guest.describe(),
+            "emulated": self._guest.describe()["emulated"],
             "machine": inside,
             "host": machine.manifest(),
         }
