@@ -1,0 +1,168 @@
+"""tests/guest, run inside a virtual machine that is booted once, and reported as if they ran here.
+
+A pytest plugin on the host, and the program that it starts in the guest. The host collects and selects as ever (`-k`
+works); the guest's pytest runs what was selected and sends its reports back, one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LAYER = "guest"
+ORDER = ("unit", "host", LAYER, "hil")
+SILENCE = 300.0  # seconds without a word from the guest's pytest, after which it is taken for hung
+INSIDE = os.environ.get("HWRX_IN_GUEST") == "1"
+
+
+def layer_of(item: pytest.Item) -> str:
+    return item.path.parent.name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The quick layers first."""
+    items.sort(key=lambda item: ORDER.index(layer_of(item)) if layer_of(item) in ORDER else 0)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[OUTSIDE] = Outside(config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[OUTSIDE].close()
+
+
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    """Instead of running a guest's test here, report what the guest says of it."""
+    if INSIDE or layer_of(item) != LAYER:
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in item.config.stash[OUTSIDE].reports(item):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+class Outside:
+    """The host's side: boots the guest when its first test is due, and hands its reports out."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._guest: Any = None
+        self._pipe: Any = None
+        self._buffer = b""
+        self._seen: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._finished: set[str] = set()
+        self._broken = ""
+
+    def reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
+        if self._pipe is None and not self._broken:
+            self._start(item.session)
+        while item.nodeid not in self._finished and not self._broken:
+            self._read()
+        for data in self._seen.pop(item.nodeid, []):
+            report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
+            assert isinstance(report, pytest.TestReport)
+            yield report
+        if item.nodeid not in self._finished:
+            outcome: Any = "failed"
+            words: Any = self._broken
+            if self._guest is None and os.environ.get("HWRX_REQUIRE_HW") != "1":
+                outcome, words = "skipped", (str(item.path), 0, f"Skipped: {self._broken}")
+            yield pytest.TestReport(item.nodeid, item.location, {}, outcome, words, "setup")
+
+    def _start(self, session: pytest.Session) -> None:
+        from hwrx.errors import HwrxError
+        from hwrx.vm import Guest
+
+        wanted = [item.nodeid for item in session.items if layer_of(item) == LAYER]
+        guest = Guest("pair", progress=self._say)
+        try:
+            guest.__enter__()
+        except HwrxError as error:
+            self._broken = f"the guest layer cannot run: {error}"
+            return
+        self._guest = guest
+        self._pipe = guest.command(
+            [sys.executable, __file__, "--", *(["-s"] if self._config.option.capture == "no" else [])],
+            {"HWRX_REQUIRE_HW": "1"},  # the guest is made to have all that its tests need
+            folder=self._config.rootpath,
+        )
+        self._pipe.sendall(json.dumps(wanted).encode())
+        self._pipe.end_input()
+        self._pipe.settimeout(SILENCE)
+
+    def _say(self, stage: str, text: str) -> None:
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line(f"guest: {text}")
+
+    def _read(self) -> None:
+        try:
+            data = self._pipe.recv(1 << 16)
+        except TimeoutError:
+            self._broken = str(self._guest.failure(f"the guest's pytest said nothing for {SILENCE:.0f} s"))
+            return
+        if not data:
+            how = self._pipe.epitaph()
+            self._broken = str(self._guest.failure(f"the guest's pytest ended before this test: {how}"))
+            return
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "finished" in message:
+                self._finished.add(message["finished"])
+            else:
+                self._seen[message["nodeid"]].append(message)
+
+    def close(self) -> None:
+        if self._pipe is not None:
+            self._pipe.close()
+        if self._guest is not None:
+            self._guest.__exit__(None, None, None)
+
+
+class Inside:
+    """The guest's side: writes the reports to a descriptor that no test can print to."""
+
+    def __init__(self, config_fd: int) -> None:
+        self._fd = config_fd
+        self._config: pytest.Config | None = None
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        assert self._config is not None
+        self._write(self._config.hook.pytest_report_to_serializable(config=self._config, report=report))
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self._write({"finished": nodeid})
+
+    def _write(self, message: dict[str, Any]) -> None:
+        data = memoryview(json.dumps(message, default=str).encode() + b"\n")
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+
+OUTSIDE = pytest.StashKey[Outside]()
+
+
+def main() -> int:
+    wanted = json.load(sys.stdin)
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    sys.path.insert(0, str(Path(__file__).parent))
+    arguments = ["-p", "no:cacheprovider", "-q", *sys.argv[2:], *wanted]
+    return int(pytest.main(arguments, plugins=[Inside(ours)]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
