@@ -1,0 +1,211 @@
+"""Statistics against closed forms and against SciPy's and NumPy's own."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.signal
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hwrx import stats
+
+
+def nanoseconds(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values * 1e6, np.int64)
+
+
+def digests(count: int, size: int, seed: int, effect: float = 0.05, factor: float = 1.0) -> list[stats.Digest]:
+    draw = np.random.default_rng(seed)
+    blocks = np.exp(np.random.default_rng(99).normal(0, effect, count))
+    return [stats.digest(nanoseconds(factor * block * draw.exponential(1, size))) for block in blocks]
+
+
+@given(
+    st.lists(st.integers(0, 10**12), min_size=1, max_size=200),
+    st.lists(st.floats(0.0, 1.0), min_size=1, max_size=20),
+)
+def test_quantiles_are_hyndman_and_fan_type_8(values: list[int], places: list[float]) -> None:
+    ours = stats.quantile(np.sort(np.array(values)), places)
+    np.testing.assert_allclose(ours, np.quantile(values, places, method="median_unbiased"), rtol=1e-9, atol=1e-3)
+    np.testing.assert_allclose(ours, scipy.stats.mstats.mquantiles(values, places, 1 / 3, 1 / 3), rtol=1e-9, atol=1e-3)
+
+
+def test_quantiles_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        stats.quantile(np.array([], np.int64), 0.5)
+    with pytest.raises(ValueError, match="no samples"):
+        stats.digest(np.array([], np.int64))
+
+
+@pytest.mark.parametrize(
+    ("count", "p", "expected"),
+    [(1000, 0.99, True), (999, 0.99, False), (100, 0.9, True), (99, 0.9, False), (10_000, 0.999, True),
+     (9_999, 0.999, False), (20, 0.5, True), (19, 0.5, False), (100, 0.1, True), (99, 0.1, False)],
+)  # fmt: skip
+def test_a_quantile_needs_ten_samples_beyond(count: int, p: float, expected: bool) -> None:
+    assert stats.shown(count, p) is expected
+
+
+def test_withheld_quantiles_are_none() -> None:
+    trials = digests(3, 999, 1)
+    assert stats.quantile_across(trials, 0.99) is None
+    assert stats.quantile_across(trials, 0.9) is not None
+    assert stats.quantile_ratio(trials, digests(3, 5000, 2), 0.99, paired=True) is None
+    assert stats.quantile_across([], 0.5) is None
+
+
+def test_a_digest_holds_the_quantiles_exactly_at_its_grid() -> None:
+    ns = nanoseconds(np.random.default_rng(1).exponential(1, 100_003))
+    digest = stats.digest(ns.copy())
+    for p in (*stats.NAMED, 0.1, 0.3, 0.7, 0.9999):
+        assert digest.quantile(p) == pytest.approx(np.quantile(ns, p, method="median_unbiased"), abs=1e-6)
+    assert (digest.count, digest.lowest, digest.highest, digest.total) == (len(ns), ns.min(), ns.max(), ns.sum())
+    assert digest.mean == pytest.approx(ns.mean())
+
+
+def test_a_digest_leaves_a_read_only_array_as_it_is() -> None:
+    ns = nanoseconds(np.random.default_rng(1).exponential(1, 1000))
+    before = ns.copy()
+    ns.flags.writeable = False
+    stats.digest(ns)
+    assert np.array_equal(ns, before)
+
+
+def test_no_outlier_is_dropped() -> None:
+    ns = np.full(1000, 1000, np.int64)
+    ns[500] = 10**12
+    digest = stats.digest(ns)
+    assert digest.highest == 10**12
+    assert digest.count == 1000
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.5, 0.9])
+def test_effective_size_of_an_autoregression_is_the_closed_form(phi: float) -> None:
+    noise = np.random.default_rng(5).normal(size=200_000)
+    series = scipy.signal.lfilter([1], [1, -phi], noise)
+    assert stats.effective_share(series) == pytest.approx((1 - phi) / (1 + phi), rel=0.12)
+    np.testing.assert_allclose(stats.autocorrelation(series)[:5], phi ** np.arange(5), atol=0.02)
+
+
+def test_autocorrelation_of_a_constant_is_that_of_nothing() -> None:
+    assert stats.autocorrelation(np.full(10, 3.0)).tolist() == [1.0] + [0.0] * 9
+    assert stats.effective_share(np.full(10, 3.0)) == 1.0
+
+
+def test_one_value_a_trial_has_students_interval_on_the_logarithm() -> None:
+    values = [100.0, 110.0, 95.0, 103.0, 99.0]
+    ours = stats.across(values)
+    logs = np.log(values)
+    low, high = scipy.stats.t.interval(0.95, len(logs) - 1, logs.mean(), scipy.stats.sem(logs))
+    assert ours.value == pytest.approx(scipy.stats.gmean(values))
+    assert (ours.low, ours.high) == pytest.approx((math.exp(low), math.exp(high)))
+
+
+def test_paired_ratio_is_the_paired_t_test_and_unpaired_is_welch() -> None:
+    a, b = [100.0, 130.0, 95.0, 111.0], [50.0, 66.0, 47.0, 56.0]
+    paired = scipy.stats.ttest_rel(np.log(a), np.log(b)).confidence_interval()
+    ours = stats.ratio_across(a, b, paired=True)
+    assert (ours.low, ours.high) == pytest.approx((math.exp(paired.low), math.exp(paired.high)))
+    welch = scipy.stats.ttest_ind(np.log(a), np.log(b[:3]), equal_var=False).confidence_interval()
+    ours = stats.ratio_across(a, b[:3], paired=False)
+    assert (ours.low, ours.high) == pytest.approx((math.exp(welch.low), math.exp(welch.high)))
+
+
+def test_pairing_cancels_what_a_whole_block_has_in_common() -> None:
+    a, b = digests(8, 20_000, 1, effect=0.5), digests(8, 20_000, 2, effect=0.5, factor=2.0)
+    paired = stats.quantile_ratio(b, a, 0.5, paired=True)
+    apart = stats.quantile_ratio(b, a, 0.5, paired=False)
+    assert paired is not None
+    assert apart is not None
+    assert paired.low < 2.0 < paired.high
+    assert paired.width < apart.width / 5
+
+
+@pytest.mark.parametrize("repeats", [3, 10, 40])
+def test_the_bootstrap_has_the_variance_of_the_trials(repeats: int) -> None:
+    """Both levels together must not count the spread within trials twice, nor forget the trials' finite number."""
+    trials = digests(repeats, 2000, 7, effect=0.0)
+    logs = np.log([trial.quantile(0.5) for trial in trials])
+    estimate = stats.quantile_across(trials, 0.5)
+    assert estimate is not None
+    expected = scipy.stats.sem(logs) * scipy.stats.t.ppf(0.975, repeats - 1)
+    assert math.log(estimate.high / estimate.value) == pytest.approx(expected, rel=0.08)
+
+
+def test_the_second_level_is_the_spread_of_resampled_quantiles() -> None:
+    """Against drawing the resamples, which the Beta place saves."""
+    ns = nanoseconds(np.random.default_rng(3).lognormal(0, 0.5, 4000))
+    digest = stats.digest(ns.copy())
+    draw = np.random.default_rng(4)
+    resampled = [math.log(np.quantile(draw.choice(ns, len(ns)), 0.9)) for _ in range(1500)]
+    assert stats._within(digest, 0.9) == pytest.approx(np.std(resampled), rel=0.1)
+
+
+def test_one_trial_alone_has_its_own_error_only() -> None:
+    estimate = stats.quantile_across(digests(1, 10_000, 1), 0.5)
+    assert estimate is not None
+    # sqrt(p(1-p)/n) / (density * quantile) of the exponential at its median
+    expected = 1.96 * math.sqrt(0.25 / 10_000) / (0.5 * math.log(2))
+    assert math.log(estimate.high / estimate.value) == pytest.approx(expected, rel=0.1)
+    assert math.isnan(stats.across([5.0]).low)
+
+
+def test_autocorrelated_samples_widen_the_interval_of_one_trial() -> None:
+    draw = np.random.default_rng(1)
+    noise = draw.normal(size=50_000)
+    slow = scipy.signal.lfilter([1], [1, -0.95], noise)
+    independent = stats.quantile_across([stats.digest(nanoseconds(np.exp(noise * slow.std())))], 0.5)
+    together = stats.quantile_across([stats.digest(nanoseconds(np.exp(slow)))], 0.5)
+    assert independent is not None
+    assert together is not None
+    assert together.width > 3 * independent.width
+
+
+def test_shift_shows_where_a_distribution_moved() -> None:
+    draw = np.random.default_rng(1)
+    base = [nanoseconds(draw.lognormal(0, 0.1, 20_000)) for _ in range(4)]
+    slow_tail = [np.where(draw.random(len(ns)) < 0.05, ns * 3, ns) for ns in base]
+    moved = dict(stats.shift([stats.digest(ns) for ns in slow_tail], [stats.digest(ns) for ns in base], paired=True))
+    assert set(moved) == {*(k / 10 for k in range(1, 10)), 0.99}
+    assert moved[0.5].value == pytest.approx(1.0, abs=0.02)
+    assert moved[0.99].value > 2
+
+
+def test_convergence_is_the_width_of_the_interval() -> None:
+    estimate = stats.Estimate(value=100.0, low=96.0, high=104.0, trials=3)
+    assert stats.converged(estimate, 0.05)
+    assert not stats.converged(estimate, 0.03)
+    assert not stats.converged(None, 0.5)
+    assert not stats.converged(stats.across([5.0]), 0.5)
+
+
+def test_a_transient_is_found_and_a_steady_trial_has_none() -> None:
+    draw = np.random.default_rng(8)
+    steady = nanoseconds(draw.lognormal(0, 0.2, 20_000))
+    assert stats.find_warmup(steady) == stats.Warmup(0, True)
+    cold = steady.copy()
+    cold[:1500] *= 3
+    found = stats.find_warmup(cold)
+    assert found.settled
+    assert found.samples == pytest.approx(1500, abs=60)
+
+
+def test_a_trial_that_drifts_to_its_end_did_not_settle() -> None:
+    drift = nanoseconds(1 + np.linspace(0, 2, 20_000))
+    assert not stats.find_warmup(drift).settled
+
+
+def test_one_late_spike_makes_no_warmup() -> None:
+    steady = nanoseconds(np.random.default_rng(8).lognormal(0, 0.2, 20_000))
+    steady[9000] = 10**12
+    assert stats.find_warmup(steady).samples == 0
+
+
+def test_false_alarms_of_warmup_are_rare() -> None:
+    draw = np.random.default_rng(17)
+    alarms = sum(stats.find_warmup(nanoseconds(draw.lognormal(0, 0.3, 2000))).samples > 0 for _ in range(400))
+    assert alarms <= 40
