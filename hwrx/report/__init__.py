@@ -1,1 +1,43 @@
-"""Terminal tables, HTML, figures: everything that is made from a run directory."""
+"""What a run says: terminal, HTML, figures, LaTeX tables, CSV and JSON, all made from `summary`."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hwrx.errors import StoreError
+
+if TYPE_CHECKING:
+    from hwrx.report.summary import Summary
+
+
+def write(
+    summary: Summary, formats: Sequence[str], directory: pathlib.Path, *, check_latex: bool = False
+) -> list[pathlib.Path]:
+    """Make the formats (table, html, pdf, svg, latex, csv, json) in `directory`; return the files. `table` prints."""
+    from hwrx.report import figures, html, latex, tables, terminal
+
+    written: list[pathlib.Path] = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if "table" in formats:
+            terminal.show(summary)
+        if "html" in formats:
+            written.append(directory / "report.html")
+            html.write(summary, written[-1])
+        kinds = [kind for kind in ("pdf", "svg") if kind in formats]
+        if kinds:
+            written += figures.write_all(summary, directory / "figures", kinds)
+        if "latex" in formats:
+            files = latex.write_all(summary, directory / "tables")
+            written += files
+            if check_latex:
+                latex.check(files)
+        for kind, function in (("csv", tables.to_csv), ("json", tables.to_json)):
+            if kind in formats:
+                written.append(directory / f"summary.{kind}")
+                written[-1].write_text(function(summary), encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot write the report in {directory}: {error.strerror or error}") from error
+    return written

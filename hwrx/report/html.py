@@ -1,0 +1,66 @@
+"""The report as one HTML file: opens without a network, on a phone, in print, light and dark."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jinja2
+
+from hwrx import __version__
+from hwrx.report import figures, text
+from hwrx.report.summary import Summary
+from hwrx.report.tables import tables
+
+WIDE, NARROW = 7.2, 3.5  # inches, of the figures on a desk and on a phone
+
+
+def render(summary: Summary) -> str:
+    """Return the page; the same for the same runs each time."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hwrx.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    runs = summary.runs
+    return environment.get_template("report.html").render(
+        title=" and ".join(dict.fromkeys(run.name for run in runs)),
+        questions=list(dict.fromkeys(run.manifest["question"] for run in runs if run.manifest.get("question"))),
+        summary=summary,
+        tables=tables(summary),
+        about=text.about(summary),
+        figures=[_figure(summary, name) for name in figures.names(summary)],
+        manifests=[_manifest(run) for run in runs],
+        version=__version__,
+        names=" ".join(run.path.name for run in runs),
+    )
+
+
+def write(summary: Summary, path: pathlib.Path) -> None:
+    """Write the page to a file."""
+    path.write_text(render(summary), encoding="utf-8")
+
+
+def _figure(summary: Summary, name: str) -> dict[str, str]:
+    return {
+        "name": name,
+        "title": figures.title(name),
+        "wide": figures.inline(figures.draw(summary, name, WIDE), f"{name}-wide"),
+        "narrow": figures.inline(figures.draw(summary, name, NARROW), f"{name}-narrow"),
+    }
+
+
+def _manifest(run: Any) -> dict[str, Any]:
+    lines = [(key, words) for key, words in _lines("", run.manifest) if key not in ("question", "skipped", "warnings")]
+    return {"name": run.path.name, "lines": lines, "experiment": (run.path / "experiment.toml").read_text()}
+
+
+def _lines(prefix: str, tree: Any) -> list[tuple[str, str]]:
+    """Nested values as lines `a.b.c`, value."""
+    if isinstance(tree, dict) and tree:
+        return [
+            line for key, value in tree.items() for line in _lines(f"{prefix}.{key}" if prefix else str(key), value)
+        ]
+    if isinstance(tree, list):
+        if all(not isinstance(item, dict | list) for item in tree):
+            return [(prefix, " ".join(map(str, tree)))] if tree else []
+        return [line for place, value in enumerate(tree) for line in _lines(f"{prefix}.{place}", value)]
+    return [] if tree is None or tree in ("", {}) else [(prefix, str(tree))]

@@ -1,0 +1,413 @@
+"""From runs to figures of merit: the one place where samples become what tables, pictures and sentences show."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from hwrx import paths as delivery
+from hwrx import stats
+from hwrx.experiment import LISTED, SETTING_FIELDS
+from hwrx.stats import Digest, Estimate
+
+if TYPE_CHECKING:
+    from hwrx.runs import Run
+
+BASELINE = "udp"
+# fields of Setting that tell two rows of a table apart, besides those that always do
+TELLING = tuple(name for name in SETTING_FIELDS if name not in (*LISTED, "messages", "warmup", "cooldown", "limit"))
+
+
+class Row(Struct, kw_only=True):
+    """One path in one setting, over all repeats. Times are µs; of a ping-pong they are half a round trip.
+
+    `digests` holds the trials in the order of their `repeats`; what they measure is the row's `measures`.
+    """
+
+    run: str
+    path: str
+    size: int
+    pattern: str
+    wait: str
+    swept: dict[str, Any]
+    measures: str
+    digests: list[Digest]
+    service: list[Digest]
+    repeats: list[int]
+    failed: int
+    samples: int
+    quantiles: dict[str, Estimate | None]
+    service_quantiles: dict[str, Estimate | None]
+    messages_per_s: Estimate | None
+    bytes_per_s: Estimate | None
+    ratio: Estimate | None = None  # to the baseline: of p50, or of messages/s of a stream
+    tally: dict[str, int] = {}
+    cpu_us: float | None = None  # of both endpoints' threads, a message
+    resident: int = 0
+    effective: float = math.nan  # share of the samples that count, at p50; the worst trial's
+    warmup: int = 0  # samples of a transient that remained; the worst trial's
+    settled: bool = True
+
+    @property
+    def label(self) -> str:
+        """Path, manner of waiting and what is swept: a row's name within one size and pattern."""
+        swept = [f"{key} {value}" for key, value in self.swept.items() if value is not None]
+        return " ".join([self.path, *([self.run] if self.run else []), *swept])
+
+    @property
+    def lost_share(self) -> float:
+        """Messages that never came, of those that were expected."""
+        expected = self.tally.get("expected") or self.tally.get("posted") or 0
+        return self.tally.get("lost", 0) / expected if expected else 0.0
+
+
+class Summary(Struct, kw_only=True):
+    """What the runs say. `label` is the caption that each table and picture carries."""
+
+    runs: list[Any]
+    rows: list[Row]
+    baseline: str
+    label: str
+    answer: str
+    warnings: list[str]
+    skipped: list[tuple[str, str]]
+
+    def of(self, pattern: str) -> list[Row]:
+        """The rows of one pattern that have samples, by size, then in the experiment's order of paths."""
+        return [row for row in self.rows if row.pattern == pattern and row.digests]
+
+    def sizes(self, pattern: str) -> list[int]:
+        """The message sizes of a pattern, ascending."""
+        return sorted({row.size for row in self.of(pattern)})
+
+
+def summarise(runs: Sequence[Run]) -> Summary:
+    """Digest the runs, one trial in memory at a time."""
+    rows: list[Row] = []
+    for run in runs:
+        rows += _rows(run, run.path.name if len(runs) > 1 else "")
+    order = {path: place for place, path in enumerate(dict.fromkeys(row.path for row in _by_experiment(runs, rows)))}
+    rows.sort(key=lambda row: (row.pattern, row.size, order[row.path], row.wait, str(row.swept), row.run))
+    baseline = BASELINE if any(row.path == BASELINE for row in rows) else next(iter(order), BASELINE)
+    _relate(rows, baseline)
+    warnings = [warning for run in runs for warning in _run_warnings(run)]
+    warnings += [warning for row in rows for warning in _row_warnings(row)]
+    return Summary(
+        runs=list(runs),
+        rows=rows,
+        baseline=baseline,
+        label="; ".join(dict.fromkeys(label(run) for run in runs)),
+        answer=_answer(rows, baseline),
+        warnings=warnings,
+        skipped=[(skip["label"], skip["reason"]) for run in runs for skip in run.manifest.get("skipped", [])],
+    )
+
+
+def label(run: Run) -> str:
+    """Say on what the run was measured: what each caption needs so that nobody takes it for something else."""
+    words = []
+    if run.manifest["clock"] == "icount":
+        words.append("virtual time, 1 ns = 1 guest instruction")
+    elif run.emulated:
+        words.append("EMULATED guest: compare within the run only")
+    else:
+        words.append("wall clock")
+    kernel = find(run.manifest, "kernel")
+    if isinstance(kernel, str):
+        words.append(f"Linux {kernel}")
+    words.append(f"topology {run.manifest['topology']}")
+    if run.status != "complete":
+        words.append(f"{run.status.upper()} run")
+    return ", ".join(words)
+
+
+def find(tree: Any, key: str) -> Any:
+    """Return the first value of `key` anywhere in nested dictionaries, nearest to the top first."""
+    level = [tree]
+    while level:
+        for node in level:
+            if isinstance(node, dict) and node.get(key) is not None:
+                return node[key]
+        level = [value for node in level if isinstance(node, dict) for value in node.values()]
+    return None
+
+
+def software_rdma(run: Run) -> bool:
+    """Whether the run's verbs paths crossed SoftRoCE: its device says so, or the lab's guest has no other."""
+    if not any(delivery.PATHS[p].needs == "verbs" for p in run.experiment.paths if p in delivery.PATHS):
+        return False
+    text = msgspec.json.encode(run.manifest).decode()
+    return "rxe" in text or run.manifest["topology"] in ("pair", "wire")
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+
+def _by_experiment(runs: Sequence[Run], rows: list[Row]) -> Iterable[Row]:
+    wanted = {path: place for run in reversed(runs) for place, path in enumerate(run.experiment.paths)}
+    return sorted(rows, key=lambda row: wanted.get(row.path, len(wanted)))
+
+
+def _rows(run: Run, name: str) -> list[Row]:
+    trials: dict[tuple[Any, ...], list[dict[str, Any]]] = collections.defaultdict(list)
+    swept = [field for field in TELLING if len({trial.get(field) for trial in run.rows}) > 1]
+    # a field that a path's own table sets tells nothing apart: it is the same for all rows of that path
+    swept = [field for field in swept if _varies(run.rows, field)]
+    for trial in run.rows:
+        values = tuple(trial.get(field) for field in swept)
+        trials[trial["path"], trial["size"], trial["pattern"], trial["wait"], values].append(trial)
+    return [_row(run, name, key[:4], dict(zip(swept, key[4], strict=True)), of_key) for key, of_key in trials.items()]
+
+
+def _varies(trials: list[dict[str, Any]], field: str) -> bool:
+    groups: dict[tuple[Any, ...], set[Any]] = collections.defaultdict(set)
+    for trial in trials:
+        groups[trial["path"], trial["size"], trial["pattern"], trial["wait"]].add(trial.get(field))
+    return any(len(values) > 1 for values in groups.values())
+
+
+def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trials: list[dict[str, Any]]) -> Row:
+    path, size, pattern, wait = key
+    known = delivery.PATHS.get(path)
+    half = pattern == "pingpong" and not (known is not None and known.full_rtt)
+    digests: list[Digest] = []
+    service: list[Digest] = []
+    rates: list[float] = []
+    repeats: list[int] = []
+    for trial in sorted(trials, key=lambda trial: int(trial["repeat"])):
+        if trial["status"] != "ok" or not trial["samples"]:
+            continue
+        samples = run.trial_samples(trial["trial"])
+        # the first delivery of a stream has none before it
+        ns = samples.ns[1:] if pattern == "stream" else samples.ns
+        if not len(ns):
+            continue
+        if samples.service_ns is not None:
+            service.append(_in_us(stats.digest(samples.service_ns), 1.0))
+        found = stats.digest(ns)
+        if pattern == "stream" and found.total > 0:
+            rates.append(found.count / found.total * 1e9)
+        elif pattern == "pingpong" and found.mean > 0:
+            rates.append(1e9 / found.mean)
+        digests.append(_in_us(found, 0.5 if half else 1.0))
+        repeats.append(int(trial["repeat"]))
+    tally = _sum(trials)
+    rate = stats.across(rates) if rates else None
+    delivered = sum(trial["samples"] for trial in trials if trial["status"] == "ok")
+    cpu = sum(value for trial in trials for field, value in trial.items() if field.startswith("cpu_ns_") and value)
+    return Row(
+        run=name,
+        path=path,
+        size=size,
+        pattern=pattern,
+        wait=wait,
+        swept=swept,
+        measures=_measures(pattern, half),
+        digests=digests,
+        service=service,
+        repeats=repeats,
+        failed=sum(trial["status"] != "ok" for trial in trials),
+        samples=sum(found.count for found in digests),
+        quantiles={name_of(p): _positive(stats.quantile_across(digests, p)) for p in stats.NAMED},
+        service_quantiles={name_of(p): stats.quantile_across(service, p) for p in stats.NAMED} if service else {},
+        messages_per_s=rate,
+        bytes_per_s=None if rate is None else scaled(rate, size),
+        tally=tally,
+        cpu_us=cpu / delivered / 1e3 if cpu and delivered else None,
+        resident=max((v for t in trials for f, v in t.items() if f.startswith("resident") and v), default=0),
+        effective=min((found.effective[0.5] / found.count for found in digests), default=math.nan),
+        warmup=max((found.warmup.samples for found in digests), default=0),
+        settled=all(found.warmup.settled for found in digests),
+    )
+
+
+def name_of(p: float) -> str:
+    """0.5 -> p50, 0.999 -> p99.9."""
+    return f"p{100 * p:g}"
+
+
+def _positive(estimate: Estimate | None) -> Estimate | None:
+    """Of a batch all messages but one are delivered at the same time: a gap of 0 has no logarithm to average."""
+    return estimate if estimate is not None and estimate.value >= 1e-3 else None
+
+
+def scaled(estimate: Estimate, factor: float) -> Estimate:
+    """The same in another unit."""
+    return msgspec.structs.replace(
+        estimate, value=estimate.value * factor, low=estimate.low * factor, high=estimate.high * factor
+    )
+
+
+def _measures(pattern: str, half: bool) -> str:
+    if pattern == "pingpong":
+        return "half round trip" if half else "FULL round trip"
+    return "gap between deliveries" if pattern == "stream" else "response time from the intended send"
+
+
+def _in_us(found: Digest, factor: float) -> Digest:
+    """From nanoseconds of what was timed to microseconds of what is shown. `total` and counts stay."""
+    return msgspec.structs.replace(
+        found, mean=found.mean * factor / 1e3, quantiles=np.asarray(found.quantiles * (factor / 1e3))
+    )
+
+
+def _sum(trials: list[dict[str, Any]]) -> dict[str, int]:
+    names = ("posted", "expected", "delivered", "bytes", "lost", "duplicated", "reordered", "corrupt", "stale",
+             "wrong_size", "checked")  # fmt: skip
+    return {name: sum(int(trial.get(name) or 0) for trial in trials) for name in names}
+
+
+def _relate(rows: list[Row], baseline: str) -> None:
+    """Set each row's ratio to the baseline's row of the same run, pattern, size and sweep.
+
+    Where the baseline waits in the same manner it is that row; else the one that it has.
+    """
+    for row in rows:
+        if not row.digests:
+            continue
+        candidates = [
+            base
+            for base in rows
+            if (base.run, base.pattern, base.size, base.swept) == (row.run, row.pattern, row.size, row.swept)
+            and base.path == baseline
+            and base.digests
+        ]
+        same = [base for base in candidates if base.wait == row.wait]
+        if row.path != baseline and (base := next(iter(same or candidates), None)) is not None:
+            row.ratio = _ratio(row, base)
+
+
+def _ratio(row: Row, base: Row) -> Estimate | None:
+    common = sorted(set(row.repeats) & set(base.repeats))
+    if not common:
+        return None
+    a = [digest for digest, repeat in zip(row.digests, row.repeats, strict=True) if repeat in common]
+    b = [digest for digest, repeat in zip(base.digests, base.repeats, strict=True) if repeat in common]
+    if row.pattern == "stream":
+        if any(not digest.total for digest in (*a, *b)):
+            return None
+        return stats.ratio_across([x.count / x.total for x in a], [x.count / x.total for x in b], paired=True)
+    return stats.quantile_ratio(a, b, 0.5, paired=True)
+
+
+# --- words ---------------------------------------------------------------------------------------------------------
+
+
+def _answer(rows: list[Row], baseline: str) -> str:
+    """One sentence: the paths at the smallest size, against the baseline."""
+    for pattern in ("pingpong", "stream", "paced"):
+        sizes = sorted({row.size for row in rows if row.pattern == pattern and row.digests})
+        if sizes:
+            return _sentence([row for row in rows if row.pattern == pattern and row.size == sizes[0]], baseline)
+    return "No trial was measured."
+
+
+def _sentence(rows: list[Row], baseline: str) -> str:
+    rows = [row for row in rows if row.digests]
+    if rows[0].pattern == "stream":
+        return _rate_sentence(rows, baseline)
+    base = next((row for row in rows if row.path == baseline and row.quantiles["p50"]), None)
+    median = base.quantiles["p50"] if base else None
+    if base is None or median is None:
+        return f"Too few messages of {rows[0].size} B were measured for a median."
+    start = f"At {size_words(base.size)}, {_article(base.measures)} over {base.label} takes {time_words(median.value)}"
+    parts = []
+    for row in rows:
+        if row.ratio is None:
+            continue
+        interval = f"{row.ratio.value:.2f} times as long ({ratio_interval(row.ratio)})"
+        note = "" if row.measures == base.measures else f" for a {row.measures}"
+        manner = "" if row.wait == base.wait else f", waiting by {row.wait},"
+        told = row.ratio.low > 1 or row.ratio.high < 1
+        parts.append(f"{row.label}{manner} {interval}{note}" + ("" if told else ", not told apart from it"))
+    return f"{start} at the median; " + "; ".join(parts) + "." if parts else f"{start} at the median."
+
+
+def _rate_sentence(rows: list[Row], baseline: str) -> str:
+    rated = [row for row in rows if row.messages_per_s is not None]
+    if not rated:
+        return "No stream delivered two messages."
+    best = max(rated, key=lambda row: row.messages_per_s.value if row.messages_per_s else 0.0)
+    assert best.messages_per_s is not None
+    against = f", {best.ratio.value:.2f} times {baseline}'s ({ratio_interval(best.ratio)})" if best.ratio else ""
+    rate = f"{best.messages_per_s.value:,.0f} messages of {size_words(best.size)} a second"
+    return f"{best.label} streams fastest: {rate}{against}."
+
+
+def _article(words: str) -> str:
+    if words == "half round trip":
+        return "half a round trip"
+    return f"a {words}"
+
+
+def ratio_interval(ratio: Estimate) -> str:
+    """95 % interval in words, or why there is none."""
+    return "one trial, no interval" if math.isnan(ratio.low) else f"95 % interval {ratio.low:.2f}–{ratio.high:.2f}"
+
+
+def time_words(us: float) -> str:
+    """A time with three digits and a unit."""
+    if us < 1:
+        return f"{us * 1000:.3g} ns"
+    if us < 1000:
+        return f"{us:.3g} µs"
+    return f"{us / 1000:.3g} ms" if us < 1e6 else f"{us / 1e6:.3g} s"
+
+
+def size_words(size: int) -> str:
+    """A size in B, KiB or MiB where it divides."""
+    for unit, bytes_of in (("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= bytes_of and size % bytes_of == 0:
+            return f"{size // bytes_of} {unit}"
+    return f"{size:,} B"
+
+
+def _run_warnings(run: Run) -> list[str]:
+    warnings = []
+    if run.status != "complete":
+        warnings.append(f"run {run.path.name} is {run.status}: {run.reason}; figures stand on what was measured")
+    failed = [trial for trial in run.rows if trial["status"] != "ok"]
+    for trial in failed[:5]:
+        error = str(trial["error"]).splitlines()[0] if trial["error"] else "no reason was given"
+        warnings.append(f"trial {trial['trial']} ({trial['label']}) failed: {error}")
+    if len(failed) > 5:
+        warnings.append(f"{len(failed) - 5} more trials failed; trials.parquet has the reasons")
+    if run.emulated and run.manifest["clock"] == "wall":
+        warnings.append(
+            "the machine was emulated in software: its times are not those of any hardware, and move by a factor of "
+            "two on a busy host; only ratios within this run mean something"
+        )
+    for words in run.manifest.get("warnings", []):
+        warnings.append(str(words))
+    return warnings
+
+
+def _row_warnings(row: Row) -> list[str]:
+    name = f"{row.label}, {size_words(row.size)}, {row.pattern}, {row.wait}"
+    warnings = []
+    for count, words in (
+        ("lost", "were lost"),
+        ("duplicated", "came twice"),
+        ("reordered", "came out of order"),
+        ("corrupt", "were CORRUPT"),
+        ("wrong_size", "had the wrong size"),
+    ):
+        if row.tally.get(count):
+            warnings.append(f"{name}: {row.tally[count]:,} messages {words}")
+    trial = max((digest.count for digest in row.digests), default=0)
+    if not row.settled:
+        warnings.append(f"{name}: a trial did not settle; take more warm-up, or look for what drifts")
+    elif trial and row.warmup > max(50, 0.05 * trial):
+        warnings.append(f"{name}: the first {row.warmup:,} samples of a trial are still warm-up; raise 'warmup'")
+    if row.effective < 0.1 and row.pattern != "stream":
+        warnings.append(
+            f"{name}: neighbouring samples are alike; {trial:,} of them say as much as {row.effective * trial:,.0f} "
+            "independent ones (the intervals take that into account)"
+        )
+    return warnings

@@ -1,0 +1,218 @@
+"""The report's tables as plain cells, for HTML and LaTeX alike; and everything as CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from hwrx import __version__
+from hwrx.report import text
+from hwrx.report.summary import Row, Summary, name_of, size_words
+from hwrx.stats import NAMED, Estimate
+
+Kind = Literal["", "t"]  # a number, aligned right; text
+Cell = tuple[str, str]  # what it says, and in small beside it how sure that is
+
+
+class Table(Struct):
+    """A table: `rows` are cells, each row with whether a group of rows begins with it."""
+
+    name: str
+    title: str
+    caption: str
+    columns: list[tuple[str, Kind]]
+    rows: list[tuple[bool, list[Cell]]]
+
+
+def tables(summary: Summary) -> list[Table]:
+    """Every table that the runs can fill."""
+    found = []
+    if summary.of("pingpong"):
+        found.append(_latency(summary))
+    if summary.of("stream"):
+        found.append(_rates(summary))
+    if summary.of("paced"):
+        found.append(_paced(summary))
+    found.append(_quality(summary))
+    return found
+
+
+def _latency(summary: Summary) -> Table:
+    columns: list[tuple[str, Kind]] = [("size", ""), ("path", "t"), ("wait", "t")]
+    columns += [(f"{name_of(p)} [µs]", "") for p in NAMED]
+    columns += [(f"p50 × {summary.baseline}", ""), ("messages/s", "")]
+    rows = []
+    for first, row in _grouped(summary.of("pingpong")):
+        cells: list[Cell] = [*_head(row, first)]
+        cells += [_estimate(row.quantiles[name_of(p)]) for p in NAMED]
+        cells += [_ratio(row, summary.baseline), (text.value(row.messages_per_s), "")]
+        rows.append((first, cells))
+    return Table("latency", "Latency", text.latency_caption(summary), columns, rows)
+
+
+def _rates(summary: Summary) -> Table:
+    columns: list[tuple[str, Kind]] = [
+        ("size", ""),
+        ("path", "t"),
+        ("wait", "t"),
+        ("messages/s", ""),
+        ("bytes/s", ""),
+        (f"rate × {summary.baseline}", ""),
+        ("lost", ""),
+    ]
+    rows = []
+    for first, row in _grouped(summary.of("stream")):
+        lost = f"{100 * row.lost_share:.2g} %" if row.lost_share else "0"
+        rate = (text.bytes_a_second(row.bytes_per_s), "")
+        cells = [*_head(row, first), _estimate(row.messages_per_s), rate, _ratio(row, summary.baseline), (lost, "")]
+        rows.append((first, cells))
+    return Table("throughput", "Throughput", text.rate_caption(summary), columns, rows)
+
+
+def _paced(summary: Summary) -> Table:
+    columns: list[tuple[str, Kind]] = [("size", ""), ("path", "t"), ("wait", "t")]
+    columns += [(f"{name_of(p)} [µs]", "") for p in NAMED]
+    columns += [(f"p50 × {summary.baseline}", "")]
+    rows = []
+    for first, row in _grouped(summary.of("paced")):
+        cells: list[Cell] = [*_head(row, first)]
+        for p in NAMED:
+            service = row.service_quantiles.get(name_of(p))
+            cells.append((text.value(row.quantiles[name_of(p)]), f"({text.value(service)})" if service else ""))
+        rows.append((first, [*cells, _ratio(row, summary.baseline)]))
+    return Table("load", "Open loop", text.paced_caption(summary), columns, rows)
+
+
+def _quality(summary: Summary) -> Table:
+    """How good the measurement is: what every row's figures stand on."""
+    columns: list[tuple[str, Kind]] = [
+        ("size", ""),
+        ("path", "t"),
+        ("wait", "t"),
+        ("pattern", "t"),
+        ("trials", ""),
+        ("samples", ""),
+        ("effective", ""),
+        ("warm-up left", ""),
+        ("lost", ""),
+        ("twice", ""),
+        ("reordered", ""),
+        ("corrupt", ""),
+        ("CPU/message [µs]", ""),
+    ]
+    rows = []
+    for row in summary.rows:
+        trials = f"{len(row.digests)}" + (f" + {row.failed} failed" if row.failed else "")
+        warmup = "did not settle" if not row.settled else f"{row.warmup:,}"
+        cells: list[Cell] = [*_head(row, True), (row.pattern, ""), (trials, ""), (f"{row.samples:,}", "")]
+        cells += [("–" if math.isnan(row.effective) else f"{100 * row.effective:.0f} %", ""), (warmup, "")]
+        cells += [(f"{row.tally.get(name, 0):,}", "") for name in ("lost", "duplicated", "reordered", "corrupt")]
+        cells.append((text.WITHHELD if row.cpu_us is None else text.number(row.cpu_us), ""))
+        rows.append((False, cells))
+    caption = (
+        "What the figures stand on: trials and samples, the share of samples that count as independent, samples of an "
+        "initial transient that was left (by MSER-5), what became of messages, and processor time of both endpoints' "
+        f"threads. {summary.label}."
+    )
+    return Table("quality", "Quality of the measurement", caption, columns, rows)
+
+
+# --- CSV and JSON --------------------------------------------------------------------------------------------------
+
+
+def to_csv(summary: Summary) -> str:
+    """One line a row, every figure with its interval; times µs. The label of the run stands in each line."""
+    lines = [_record(row, summary) for row in summary.rows]
+    columns = list(dict.fromkeys(key for line in lines for key in line))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return buffer.getvalue()
+
+
+def to_json(summary: Summary) -> str:
+    """Everything that the report says, for programs. Withheld figures are null."""
+    content = {
+        "hwrx": __version__,
+        "answer": summary.answer,
+        "label": summary.label,
+        "baseline": summary.baseline,
+        "runs": [{"path": str(run.path), "status": run.status, "manifest": run.manifest} for run in summary.runs],
+        "warnings": summary.warnings,
+        "skipped": [{"label": label, "reason": reason} for label, reason in summary.skipped],
+        "rows": [
+            {key: value for key, value in _record(row, summary).items() if key != "measured_on"} for row in summary.rows
+        ],
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def _record(row: Row, summary: Summary) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "run": row.run or summary.runs[0].path.name,
+        "path": row.path,
+        "size": row.size,
+        "pattern": row.pattern,
+        "wait": row.wait,
+        **row.swept,
+        "measures": row.measures,
+        "trials": len(row.digests),
+        "failed": row.failed,
+        "samples": row.samples,
+    }
+    for name, estimate in row.quantiles.items():
+        record |= _spread(f"{name}_us", estimate)
+    for name, estimate in row.service_quantiles.items():
+        record |= _spread(f"service_{name}_us", estimate)
+    record |= _spread("messages_per_s", row.messages_per_s)
+    record |= _spread("bytes_per_s", row.bytes_per_s)
+    record |= _spread(f"ratio_to_{summary.baseline}", row.ratio)
+    record |= row.tally
+    record |= {
+        "cpu_us_per_message": row.cpu_us,
+        "resident_bytes": row.resident,
+        "effective_share": None if math.isnan(row.effective) else row.effective,
+        "warmup_left": row.warmup,
+        "settled": row.settled,
+        "measured_on": summary.label,
+    }
+    return record
+
+
+def _spread(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    if estimate is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    known = not math.isnan(estimate.low)
+    return {
+        name: estimate.value,
+        f"{name}_low": estimate.low if known else None,
+        f"{name}_high": estimate.high if known else None,
+    }
+
+
+# --- cells ---------------------------------------------------------------------------------------------------------
+
+
+def _head(row: Row, first: bool) -> list[Cell]:
+    mark = " (full round trip)" if row.measures == "FULL round trip" else ""
+    return [(size_words(row.size) if first else "", ""), (row.label + mark, ""), (row.wait, "")]
+
+
+def _estimate(estimate: Estimate | None) -> Cell:
+    return text.value(estimate), text.plus_minus(estimate)
+
+
+def _ratio(row: Row, baseline: str) -> Cell:
+    value, _, interval = text.ratio(row, baseline).partition(" ")
+    return value, interval
+
+
+def _grouped(rows: list[Row]) -> list[tuple[bool, Row]]:
+    sizes = [None, *(row.size for row in rows)]
+    return [(row.size != before, row) for row, before in zip(rows, sizes, strict=False)]

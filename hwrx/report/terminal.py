@@ -1,0 +1,131 @@
+"""The report in a terminal of 80 columns; colours only where it is one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import IO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hwrx.report import text
+from hwrx.report.summary import Row, Summary, name_of, size_words
+from hwrx.stats import NAMED
+
+NARROWEST = 80
+
+
+def show(summary: Summary, file: IO[str] | None = None, width: int | None = None) -> None:
+    """Print the answer, the tables and the warnings to `file` (standard output)."""
+    console = Console(file=file, width=width, highlight=False, soft_wrap=False)
+    if not console.is_terminal and width is None:
+        columns = shutil.get_terminal_size((NARROWEST, 24)).columns if os.environ.get("COLUMNS") else NARROWEST
+        console = Console(file=file, width=columns, highlight=False)
+    console.print(Text(summary.answer, style="bold"))
+    if summary.of("pingpong"):
+        console.print()
+        console.print(_latency(summary))
+    if summary.of("stream"):
+        console.print()
+        console.print(_rates(summary))
+    if summary.of("paced"):
+        console.print()
+        console.print(_paced(summary))
+    if summary.skipped:
+        console.print()
+        for label, reason in summary.skipped:
+            console.print(Text(f"skipped: {label}: {reason}"))
+    if summary.warnings:
+        console.print()
+        for warning in summary.warnings:
+            console.print(Text(f"warning: {warning}", style="yellow"))
+    console.print()
+    for paragraph in text.about(summary):
+        console.print(Text(paragraph, style="dim"))
+
+
+def _table(caption: str) -> Table:
+    return Table(
+        title=Text(caption),
+        title_justify="left",
+        title_style="",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1),
+        expand=False,
+    )
+
+
+def _latency(summary: Summary) -> Table:
+    table = _table(text.latency_caption(summary))
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("path")
+    table.add_column("wait")
+    for p in NAMED:
+        table.add_column(name_of(p), justify="right", no_wrap=True)
+        if p == NAMED[0]:
+            table.add_column("", justify="left", no_wrap=True)
+    table.add_column(f"p50 × {summary.baseline}", no_wrap=True)
+    for first, row in _grouped(summary.of("pingpong")):
+        mark = "*" if row.measures == "FULL round trip" else ""
+        table.add_row(
+            size_words(row.size) if first else "",
+            row.label + mark,
+            row.wait,
+            text.value(row.quantiles["p50"]),
+            text.plus_minus(row.quantiles["p50"]),
+            *(text.value(row.quantiles[name_of(p)]) for p in NAMED[1:]),
+            text.ratio(row, summary.baseline),
+        )
+    return table
+
+
+def _rates(summary: Summary) -> Table:
+    table = _table(text.rate_caption(summary))
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("path")
+    table.add_column("wait")
+    table.add_column("messages/s", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("bytes/s", justify="right", no_wrap=True)
+    table.add_column("lost", justify="right", no_wrap=True)
+    table.add_column(f"rate × {summary.baseline}", no_wrap=True)
+    for first, row in _grouped(summary.of("stream")):
+        table.add_row(
+            size_words(row.size) if first else "",
+            row.label,
+            row.wait,
+            text.value(row.messages_per_s),
+            text.plus_minus(row.messages_per_s),
+            text.bytes_a_second(row.bytes_per_s),
+            f"{100 * row.lost_share:.2g} %" if row.lost_share else "0",
+            text.ratio(row, summary.baseline),
+        )
+    return table
+
+
+def _paced(summary: Summary) -> Table:
+    table = _table(text.paced_caption(summary))
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("path")
+    table.add_column("wait")
+    for p in NAMED:
+        table.add_column(name_of(p), justify="right", no_wrap=True)
+    table.add_column(f"p50 × {summary.baseline}", no_wrap=True)
+    for first, row in _grouped(summary.of("paced")):
+        cells = []
+        for p in NAMED:
+            response, service = row.quantiles[name_of(p)], row.service_quantiles.get(name_of(p))
+            cells.append(text.value(response) + (f" ({text.value(service)})" if service else ""))
+        table.add_row(
+            size_words(row.size) if first else "", row.label, row.wait, *cells, text.ratio(row, summary.baseline)
+        )
+    return table
+
+
+def _grouped(rows: list[Row]) -> list[tuple[bool, Row]]:
+    """Rows, each with whether it is the first of its size."""
+    sizes = [None, *(row.size for row in rows)]
+    return [(row.size != before, row) for row, before in zip(rows, sizes, strict=False)]

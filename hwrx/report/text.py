@@ -1,0 +1,96 @@
+"""The words that every report has in common: captions, cells and what must be said about SoftRoCE."""
+
+from __future__ import annotations
+
+import math
+
+from hwrx.report.summary import Row, Summary, software_rdma
+from hwrx.stats import BEYOND, Estimate
+
+WITHHELD = "–"
+
+RXE = (
+    "The rdma paths of this run cross SoftRoCE (rxe), RDMA in software. It has RDMA's interface and RoCE's packets, "
+    "but no adapter: kernel threads on the CPU do the HCA's copying. Each payload byte is copied once by the CPU on "
+    "the sending side and once on the receiving side, as often as over UDP, and the receiver reads it once more for "
+    "the checksum. A real HCA moves the bytes itself, by DMA, and the CPU copies none. So these figures tell what the "
+    "interface and its packets cost here; they do not tell how fast RDMA hardware is."
+)
+HOW = (
+    "Figures are geometric means over the repeats, with 95 % intervals across repeats; within one repeat the settings "
+    "ran in random order. Quantiles are of type 8 of Hyndman and Fan. "
+    f"{WITHHELD} stands where fewer than {BEYOND} samples lie beyond the quantile, or no interval can be had."
+)
+LATENCY = "Half a round trip of a ping-pong, µs (timed as a round trip by one clock, and halved)"
+LATENCY_FULL = "rdma-read: the FULL round trip, since a READ fetches and comes back"
+RATE = "Stream in one direction: messages and bytes delivered a second"
+PACED = "Open loop at a given rate: response time from the intended send and, in brackets, service time, µs"
+
+
+def about(summary: Summary) -> list[str]:
+    """Paragraphs to stand under the tables: how the figures were made, and what they are not."""
+    paragraphs = [HOW]
+    if any(software_rdma(run) for run in summary.runs):
+        paragraphs.insert(0, RXE)
+    return paragraphs
+
+
+def latency_caption(summary: Summary) -> str:
+    """The caption of the latency table: what was timed, and on what."""
+    full = [row for row in summary.of("pingpong") if row.measures == "FULL round trip"]
+    return f"{LATENCY}{'; ' + LATENCY_FULL if full else ''}. {summary.label}."
+
+
+def rate_caption(summary: Summary) -> str:
+    """The caption of the throughput table."""
+    return f"{RATE}. {summary.label}."
+
+
+def paced_caption(summary: Summary) -> str:
+    """The caption of the load table."""
+    return f"{PACED}. {summary.label}."
+
+
+def number(value: float) -> str:
+    """Three digits, without exponent: 0.123, 4.56, 78.9, 123, 4,567."""
+    if math.isnan(value):
+        return WITHHELD
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(digits, 6)}f}"
+
+
+def value(estimate: Estimate | None) -> str:
+    """An estimate's value, or the sign for a withheld one."""
+    return WITHHELD if estimate is None else number(estimate.value)
+
+
+def plus_minus(estimate: Estimate | None) -> str:
+    """Half the interval in percent of the value: ±2.1 %."""
+    if estimate is None or math.isnan(estimate.width):
+        return ""
+    percent = 100 * estimate.width
+    return f"±{percent:.0f} %" if percent >= 9.95 else f"±{percent:.1f} %"
+
+
+def ratio(row: Row, baseline: str) -> str:
+    """A row's ratio to the baseline, with its interval."""
+    if row.path == baseline and row.ratio is None:
+        return "1"
+    if row.ratio is None:
+        return WITHHELD
+    if math.isnan(row.ratio.low):
+        return f"{row.ratio.value:.2f}"
+    digits = 2 if row.ratio.high - row.ratio.low >= 0.02 else 3
+    return f"{row.ratio.value:.{digits}f} ({row.ratio.low:.{digits}f}–{row.ratio.high:.{digits}f})"
+
+
+def bytes_a_second(estimate: Estimate | None) -> str:
+    """With a decimal prefix, as links are sold: 1.23 MB/s."""
+    if estimate is None:
+        return WITHHELD
+    for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if estimate.value >= factor:
+            return f"{number(estimate.value / factor)} {prefix}B/s"
+    return f"{number(estimate.value)} B/s"
