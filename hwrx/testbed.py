@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from hwrx import machine, topology
+from hwrx import topology
 from hwrx.errors import MachineError, UsageError
 from hwrx.experiment import Experiment
 from hwrx.messages import Describe, Described, Place, Role
@@ -56,6 +56,8 @@ class Bed:
 
     def manifest(self) -> dict[str, Any]:
         """See run.Testbed: the client's machine, and the server's where that is another one."""
+        from hwrx import machine  # pyverbs and pyudev: not needed where only a guest is measured
+
         about: dict[str, Any] = {"emulated": False, **self._about, "machine": machine.manifest()}
         if self._peers["server"].startswith("ssh:") or "{agent}" in self._peers["server"]:
             with self.start("server") as server:
@@ -76,6 +78,8 @@ class GuestBed:
 
     def manifest(self) -> dict[str, Any]:
         """See run.Testbed: the guest's machine, asked of an agent in it, and the host's around it."""
+        from hwrx import machine
+
         with self.start("client") as peer:
             inside = peer.ask(Describe(), Described).machine
         return {
@@ -136,6 +140,8 @@ def _explicit(wanted: Wanted) -> Bed:
 
 def _place(device: str) -> Place:
     """Return where a verbs device of this machine lives: its netdev and that one's address."""
+    from hwrx import machine
+
     found = {entry.name: entry for entry in machine.verbs_devices()}
     if device not in found:
         raise MachineError(

@@ -233,6 +233,7 @@ def fight(contest: Contest, where: Ground, pairs: int, console: Console) -> Row:
             f"  {contest.what} {contest.size} B, pair {number + 1} of {pairs}: ours {ours[-1]:.3f} µs, "
             f"{contest.peer} {theirs[-1]:.3f} µs, ratio {ours[-1] / theirs[-1]:.3f}",
             highlight=False,
+            soft_wrap=True,
         )
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     return Row(
