@@ -220,7 +220,7 @@ def main(topology: str, options: Mapping[str, Any]) -> int:
     port = os.open(find_port(), os.O_RDWR | os.O_CLOEXEC)
     supervisor = Supervisor(port)
     try:
-        with topologies.TOPOLOGIES[topology](**options) as made:
+        with topologies.build(topology, **options) as made:
             preload()
             supervisor.mux.send(Kind.READY, 0, encode(made))
             supervisor.run()

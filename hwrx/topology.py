@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -33,6 +34,7 @@ DEVICES: dict[Role, str] = {"client": "rxe0", "server": "rxe1"}
 # rxe takes the largest MTU of {256 … 4096} that leaves room for its headers: 1500 gives 1024, 4200 gives 4096.
 LARGE_MTU = 4200
 RXE_MODULE = "rdma_rxe"
+_GIDS = 16  # entries of a port's GID table that are looked at: it is filled from the front
 _PATIENCE = 20.0  # seconds; the kernel fills GID tables and raises carriers on work queues
 
 
@@ -101,7 +103,35 @@ def pair(*, mtu: int = 1500) -> Iterator[Made]:
         )
 
 
-TOPOLOGIES: dict[str, Callable[..., AbstractContextManager[Made]]] = {"netns": netns, "pair": pair}
+class Topology(Struct, frozen=True):
+    """One way of arranging two ends; `where` says on which kernel it is put up unless the user says otherwise."""
+
+    name: str
+    where: Literal["guest", "host"]
+    sentence: str
+    make: Callable[..., AbstractContextManager[Made]]
+
+
+TOPOLOGIES: dict[str, Topology] = {
+    topology.name: topology
+    for topology in (
+        Topology("pair", "guest", "a veth pair with a SoftRoCE device on each end, in one namespace", pair),
+        Topology("netns", "host", "a veth pair between two network namespaces", netns),
+    )
+}
+
+
+def find(name: str) -> Topology:
+    """Return the topology called `name`; UsageError names the ones that exist."""
+    try:
+        return TOPOLOGIES[name]
+    except KeyError:
+        raise UsageError(f"there is no topology '{name}'", remedy=f"choose of: {', '.join(TOPOLOGIES)}") from None
+
+
+def build(name: str, **options: Any) -> AbstractContextManager[Made]:
+    """Return the context in which the topology called `name` is up."""
+    return find(name).make(**options)
 
 
 def _configure(mtu: int, namespaces: Mapping[Role, str]) -> None:
@@ -163,13 +193,11 @@ def gid_index(device: str, address: str, port: int = 1) -> int | None:
     # as the kernel prints an IPv4 address that is mapped into IPv6
     wanted = f"0000:0000:0000:0000:0000:ffff:{socket.inet_aton(address).hex(':', 2)}"
     table = VERBS / device / "ports" / str(port)
-    for gid in (table / "gids").glob("*"):
-        with contextlib.suppress(OSError):  # an empty entry of the table reads as an error
-            if (
-                gid.read_text().strip() == wanted
-                and (table / "gid_attrs/types" / gid.name).read_text().strip() == "RoCE v2"
-            ):
-                return int(gid.name)
+    for index in range(_GIDS):
+        with contextlib.suppress(OSError):  # an empty entry reads as an error on some devices, as zeros on others
+            gid = (table / "gids" / str(index)).read_text().strip()
+            if gid == wanted and (table / "gid_attrs/types" / str(index)).read_text().strip() == "RoCE v2":
+                return index
     return None
 
 

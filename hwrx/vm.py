@@ -26,11 +26,12 @@ import msgspec
 
 from hwrx import accelerator, errors, initramfs, kernel, system, undo
 from hwrx import guest as inside
+from hwrx import topology as topologies
 from hwrx.errors import GuestError, HwrxError, UsageError
 from hwrx.kernel import Progress
 from hwrx.messages import Place, Role
 from hwrx.mux import Frame, Kind, Mux
-from hwrx.topology import TOPOLOGIES, Made
+from hwrx.topology import Made
 
 Clock = Literal["wall", "icount"]
 BOOT_LIMIT = 180.0  # seconds until the agents' host inside answers; an emulated one takes 10, on a busy machine 60
@@ -65,8 +66,7 @@ class Guest:
         limit: float = BOOT_LIMIT,
         progress: Progress = kernel.quiet,
     ) -> None:
-        if topology not in TOPOLOGIES:
-            raise UsageError(f"there is no topology '{topology}'", remedy=f"choose of: {', '.join(TOPOLOGIES)}")
+        topologies.find(topology)
         if clock == "icount" and accelerator == "kvm":
             raise UsageError("the clock `icount` counts emulated instructions: it cannot go with KVM")
         self.topology = topology
