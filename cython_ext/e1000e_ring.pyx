@@ -1,0 +1,490 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The receive and transmit rings of the 82574, hot part first; layout and ownership stand in e1000e_ring.pxd.
+
+The hot functions touch no Python object, allocate nothing and copy no payload. They are called by one thread at a time.
+"""
+
+import os
+
+import numpy as np
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from cython_ext.clock cimport now
+from cython_ext.dma cimport DmaRegion
+from cython_ext.interrupt cimport Interrupt
+from cython_ext.mmio cimport Bar, dma_read64, mmio_read, mmio_write
+
+cdef enum:
+    BATCH = 256  # most frames that Python takes at once
+    LOST_AFTER = 50_000_000  # ns: how long an interrupt is waited for before the ring is looked at without it
+    FRAME_BITS = RXD_STAT_EOP | RXD_ERR_FRAME << FRAME_ERRORS_SHIFT
+    FRAME_GOOD = RXD_STAT_EOP
+    # An address that no station has: the group bit is set in the source. No NIC writes it to a buffer.
+    UNWRITTEN = 0x5AA55AA5FFFF5AA5
+
+
+# --- receive -------------------------------------------------------------------------------------------------------
+
+cdef uint32_t rx_receive(Rx *rx, Frame *out, uint32_t most) noexcept nogil:
+    """Hand out up to `most` frames that the NIC has finished, oldest first, in the buffers to which it wrote them.
+
+    They stay ours until `rx_release`. Damaged ones are counted and passed over. Never waits.
+    """
+    cdef RxDescriptor *descriptors = rx.descriptors
+    cdef char *buffers = rx.buffers
+    cdef uint32_t taken = 0, fresh = rx.fresh, mask = rx.mask, shift = rx.shift, slot, size
+    cdef uint64_t report, bytes = 0
+    cdef Frame *frame = out
+    while taken < most:
+        # descriptor done? All of the second word is read at once, and the NIC wrote it at once: length and status agree
+        slot = fresh & mask
+        report = dma_read64(&descriptors[slot].report)
+        if not report & (<uint64_t> RXD_STAT_DD << RXD_STATUS_SHIFT):
+            break
+        fresh += 1
+
+        # length and errors
+        size = report & 0xFFFF
+        frame.data = buffers + (<size_t> slot << shift)
+        frame.size = size
+        frame.slot = slot
+        frame.flags = <uint32_t> (report >> 32)
+        if (frame.flags & FRAME_BITS != FRAME_GOOD or size - SHORTEST >= rx.plain) and not examine(rx, frame):
+            rx.skipped[slot] = 1
+            continue
+
+        # the buffer, in place
+        bytes += size
+        frame += 1
+        taken += 1
+    rx.fresh = fresh
+    rx.tally.bytes += bytes
+    rx.tally.frames += taken
+    if taken == 0 and fresh != rx.oldest:
+        rx_release(rx, 0)  # nothing but refused ones, perhaps: they go back at once
+    return taken
+
+
+cdef inline uint32_t plain(const Rx *rx) noexcept nogil:
+    return 0 if rx.guard else rx.stride - SHORTEST + 1
+
+
+cdef bint examine(Rx *rx, const Frame *frame) noexcept nogil:
+    """Whether a frame is one, whole, in one buffer and undamaged; counts what is wrong with it."""
+    cdef uint64_t first
+    if not frame.flags & RXD_STAT_EOP or frame.size > rx.stride:
+        # 7.1.3.3: without EOP the frame goes on in the next buffer. It is counted once, where it ends.
+        rx.splitting = True
+        rx.plain = 0
+        return False
+    if rx.splitting:
+        rx.splitting = False
+        rx.plain = plain(rx)
+        rx.tally.oversize += 1
+        return False
+    if frame.flags >> FRAME_ERRORS_SHIFT & RXD_ERR_FRAME:
+        rx.tally.damaged += 1
+        return False
+    if frame.size < SHORTEST:
+        rx.tally.runt += 1
+        return False
+    if rx.guard:
+        memcpy(&first, frame.data, 8)
+        if first == UNWRITTEN:
+            # The NIC says that it wrote the frame, and the memory says no: an IOMMU refused the address
+            rx.tally.unwritten += 1
+            return False
+    return True
+
+
+cdef void rx_release(Rx *rx, uint32_t count) noexcept nogil:
+    """Give the `count` oldest frames handed out back to the NIC, and the refused ones among and right behind them."""
+    cdef RxDescriptor *descriptors = rx.descriptors
+    cdef const uint64_t *iova = rx.iova
+    cdef uint8_t *skipped = rx.skipped
+    cdef uint32_t slot, oldest = rx.oldest, fresh = rx.fresh, mask = rx.mask
+    cdef bint guard = rx.guard
+    while oldest != fresh:
+        slot = oldest & mask
+        if skipped[slot]:
+            skipped[slot] = 0
+        elif count == 0:
+            break
+        else:
+            count -= 1
+        if guard:
+            mark(rx, slot)
+        # the address is written anew although legacy write-back leaves it alone: what a device did to it must not last
+        descriptors[slot].address = iova[slot]
+        descriptors[slot].report = 0
+        oldest += 1
+    # the tail: one before the oldest that we hold. One register write for all of them.
+    if oldest != rx.oldest:
+        rx.oldest = oldest
+        mmio_write(rx.bar, RDT, (oldest - 1) & mask)
+
+
+cdef void mark(Rx *rx, uint32_t slot) noexcept nogil:
+    cdef uint64_t unwritten = UNWRITTEN
+    memcpy(rx.buffers + (<size_t> slot << rx.shift), &unwritten, 8)
+
+
+# --- transmit ------------------------------------------------------------------------------------------------------
+
+cdef uint32_t tx_room(Tx *tx) noexcept nogil:
+    """How many frames can be posted now. Takes back the buffers of those that the NIC reports sent."""
+    cdef uint64_t command
+    while tx.oldest != tx.next:
+        command = dma_read64(&tx.descriptors[tx.oldest & tx.mask].command)
+        if not command & (<uint64_t> TXD_STA_DD << TXD_STA_SHIFT):
+            break
+        tx.oldest += 1
+    return tx.mask - (tx.next - tx.oldest)
+
+
+cdef void tx_post(Tx *tx, uint32_t count, const uint32_t *sizes) noexcept nogil:
+    """Send the next `count` buffers, of `sizes` bytes each; one register write for all. At most `tx_room`."""
+    cdef uint32_t i, slot
+    for i in range(count):
+        slot = (tx.next + i) & tx.mask
+        tx.descriptors[slot].address = tx.iova[slot]
+        tx.descriptors[slot].command = sizes[i] | (
+            <uint64_t> (TXD_CMD_EOP | TXD_CMD_IFCS | TXD_CMD_RS) << TXD_CMD_SHIFT)
+    tx.next += count
+    tx.frames += count
+    mmio_write(tx.bar, TDT, tx.next & tx.mask)
+
+
+# --- for Python ----------------------------------------------------------------------------------------------------
+
+cdef class Ring:
+    """What both rings have: registers, descriptors and one buffer for each of them, in memory that the NIC reaches.
+
+    count: descriptors, a power of two from 64 to 4096. stride: bytes of a buffer. The regions must be mapped and at
+    least `count * 16` and `count * stride` bytes large; they belong to the caller and must outlive the NIC's use of the
+    ring.
+    """
+
+    def __init__(self, Bar bar not None, DmaRegion descriptors not None, DmaRegion buffers not None,
+                 uint32_t count, uint32_t stride):
+        cdef uint32_t i
+        if count < 64 or count > 4096 or count & (count - 1):
+            raise ValueError(f"a ring has 64, 128, … 4096 descriptors, not {count}")
+        if stride < 256 or stride > 16384 or stride & (stride - 1):
+            raise ValueError(f"a buffer has 256, 512, … 16384 bytes, not {stride}")
+        if descriptors.page_iova == NULL or buffers.page_iova == NULL:
+            raise ValueError("the regions must be mapped for the device first")
+        if descriptors.size < count * 16 or buffers.size < <size_t> count * stride:
+            raise ValueError("the regions are too small for the ring")
+        if descriptors.granule < count * 16 or buffers.granule % stride:
+            raise ValueError("the device does not see the ring, or a buffer, in one piece")
+        if bar.size < TDT + 4:
+            raise ValueError("these are not the registers of an 82574")
+        self.bar = bar
+        self.descriptors = descriptors
+        self.buffers = buffers
+        self.count = count
+        self.stride = stride
+        free(self.iova)
+        self.iova = <uint64_t *> malloc(count * sizeof(uint64_t))
+        if self.iova == NULL:
+            raise MemoryError
+        for i in range(count):
+            self.iova[i] = buffers.iova_at(<size_t> i * stride)
+
+    def __dealloc__(self):
+        free(self.iova)
+
+    cdef int check(self) except -1:
+        if self.closed:
+            raise ValueError("the ring is closed: its NIC was given back")
+        return 0
+
+    def close(self):
+        """The registers and regions are about to go: nothing of the ring can be used any more, views stay readable."""
+        self.closed = True
+
+    @property
+    def table(self):
+        """The descriptors in place, as a NumPy array of 64-bit words, shape (count, 2): address, and what it says."""
+        return np.frombuffer(self.descriptors, np.uint64, self.count * 2).reshape(self.count, 2)
+
+    def address(self, uint32_t index) -> int:
+        """Where the NIC sees buffer `index`."""
+        if index >= self.count:
+            raise IndexError(index)
+        return self.iova[index]
+
+
+cdef class RxRing(Ring):
+    """The receive ring. `start()` before the NIC's receiver is enabled, the tail after (`arm()`).
+
+    guard: mark each buffer before the NIC gets it, and refuse one that comes back with the mark (`unwritten`): that
+    finds a NIC that reports frames which an IOMMU kept from memory. Costs a touch of each buffer.
+    """
+
+    def __init__(self, Bar bar not None, DmaRegion descriptors not None, DmaRegion buffers not None,
+                 uint32_t count, uint32_t stride, *, bint guard=False):
+        Ring.__init__(self, bar, descriptors, buffers, count, stride)
+        free(self.skipped)
+        free(self.frames)
+        self.skipped = <uint8_t *> calloc(count, 1)
+        self.frames = <Frame *> calloc(BATCH, sizeof(Frame))
+        if self.skipped == NULL or self.frames == NULL:
+            raise MemoryError
+        self.rx.guard = guard
+        self.rx.descriptors = <RxDescriptor *> descriptors.base
+        self.rx.bar = bar.base
+        self.rx.buffers = buffers.base
+        self.rx.iova = self.iova
+        self.rx.skipped = self.skipped
+        self.rx.mask = count - 1
+        self.rx.stride = stride
+        self.rx.shift = (<object> stride).bit_length() - 1
+        self.views = None
+        self.start()
+
+    def __dealloc__(self):
+        free(self.skipped)
+        free(self.frames)
+
+    def start(self):
+        """All descriptors point to their buffers and none is done; nothing is held. The NIC must be stopped."""
+        cdef uint32_t i
+        self.rx.fresh = self.rx.oldest = 0
+        self.rx.splitting = False
+        self.rx.plain = plain(&self.rx)
+        memset(self.skipped, 0, self.count)
+        for i in range(self.count):
+            self.rx.descriptors[i].address = self.iova[i]
+            self.rx.descriptors[i].report = 0
+            if self.rx.guard:
+                mark(&self.rx, i)
+
+    def arm(self):
+        """Give the NIC all buffers but one: the tail register, which counts only once the receiver is enabled."""
+        self.check()
+        mmio_write(self.rx.bar, RDT, (self.rx.oldest - 1) & self.rx.mask)
+
+    @property
+    def held(self) -> int:
+        """Descriptors that are handed out, or refused and not yet given back."""
+        return self.rx.fresh - self.rx.oldest
+
+    @property
+    def fresh(self) -> int:
+        """Index of the descriptor that is looked at next."""
+        return self.rx.fresh & self.rx.mask
+
+    @property
+    def counts(self) -> dict:
+        """frames, bytes, damaged, oversize, runt, unwritten since the ring was made."""
+        return self.rx.tally
+
+    cdef list prepare_views(self):
+        whole = np.frombuffer(self.buffers, np.uint8, <size_t> self.count * self.stride)
+        self.views = list(whole.reshape(self.count, self.stride))
+        return self.views
+
+    def peek(self, uint32_t most=64) -> list:
+        """Up to `most` finished frames as NumPy arrays over the buffers to which the NIC wrote them: no copy.
+
+        They are valid until `release`; after that the NIC writes to them again. Returns [] where nothing came; never
+        waits.
+        """
+        cdef uint32_t i, taken
+        self.check()
+        cdef list views = self.views if self.views is not None else self.prepare_views()
+        taken = rx_receive(&self.rx, self.frames, min(most, <uint32_t> BATCH))
+        return [views[self.frames[i].slot][:self.frames[i].size] for i in range(taken)]
+
+    def receive(self, uint32_t most=64) -> list:
+        """Up to `most` finished frames as Packets, which know what the NIC said of them and when they are released."""
+        cdef uint32_t i, taken, slot
+        cdef Packet packet
+        self.check()
+        cdef list views = self.views if self.views is not None else self.prepare_views()
+        cdef list out = []
+        taken = rx_receive(&self.rx, self.frames, min(most, <uint32_t> BATCH))
+        for i in range(taken):
+            packet = Packet.__new__(Packet)
+            slot = self.frames[i].slot
+            packet.ring = self
+            packet.view = views[slot]
+            packet.size = self.frames[i].size
+            packet.status = self.frames[i].flags & 0xFF
+            packet.errors = self.frames[i].flags >> FRAME_ERRORS_SHIFT & 0xFF
+            packet.number = self.rx.oldest + ((slot - self.rx.oldest) & self.rx.mask)
+            out.append(packet)
+        return out
+
+    def release(self, uint32_t count):
+        """Give the `count` oldest frames handed out back to the NIC.
+
+        ValueError where fewer are out.
+        """
+        cdef uint32_t at, out = 0
+        self.check()
+        for at in range(self.rx.fresh - self.rx.oldest):
+            out += not self.skipped[(self.rx.oldest + at) & self.rx.mask]
+        if count > out:
+            raise ValueError(f"{count} frames to release, and {out} are handed out")
+        rx_release(&self.rx, count)
+
+    def drain(self, uint32_t batch=64) -> int:
+        """Take all that has come, in batches, look at none of it, and give it back: how many frames."""
+        self.check()
+        cdef uint32_t taken, wanted = max(1, min(batch, <uint32_t> BATCH))
+        cdef uint64_t total = 0
+        with nogil:
+            while True:
+                taken = rx_receive(&self.rx, self.frames, wanted)
+                if taken == 0:
+                    break
+                rx_release(&self.rx, taken)
+                total += taken
+        return total
+
+    def use(self, Interrupt interrupt, uint32_t causes):
+        """Wait by `interrupt` from now on, which `causes` (bits of IMS) raise; None: poll."""
+        self.interrupt = interrupt
+        self.causes = causes
+        self.by_cause = interrupt is not None and interrupt.kind != "msix"
+
+    cdef int wait(self, int64_t deadline) noexcept nogil:
+        """Until a descriptor is done: 1; until CLOCK_MONOTONIC reaches `deadline`: 0; or -errno. Polls or sleeps.
+
+        An interrupt that never came is survived: each sleep is short, and the ring is looked at after it (`lost`). One
+        that brought nothing (`spurious`) is slept over.
+        """
+        cdef int64_t until
+        cdef int status
+        if self.interrupt is None:
+            while not rx_ready(&self.rx):
+                if now() >= deadline:
+                    return 0
+            return 1
+        while True:
+            # First arm, then look, then sleep: what comes after the look fires.
+            if self.by_cause:
+                mmio_read(self.rx.bar, ICR)
+            mmio_write(self.rx.bar, IMS, self.causes)
+            status = self.interrupt.unmask()
+            if status < 0 or rx_ready(&self.rx):
+                return status if status < 0 else 1
+            until = now() + LOST_AFTER
+            status = self.interrupt.wait(min(until, deadline))
+            if status < 0:
+                return status
+            if self.by_cause:
+                mmio_write(self.rx.bar, IMC, self.causes)
+            if rx_ready(&self.rx):
+                self.lost += status == 0
+                return 1
+            self.spurious += status == 1
+            if now() >= deadline:
+                return 0
+
+    def wait_for(self, double seconds) -> bool:
+        """Whether a frame is there within so many seconds; releases the GIL. OSError where the interrupt is no good."""
+        cdef int64_t deadline = now() + <int64_t> (seconds * 1e9)
+        cdef int status
+        self.check()
+        with nogil:
+            status = self.wait(deadline)
+        if status < 0:
+            raise OSError(-status, os.strerror(-status))
+        return status == 1
+
+    def drop_views(self):
+        """Let go of the arrays over the buffers, so that the region can be closed; who has one keeps it."""
+        self.views = None
+
+
+cdef class TxRing(Ring):
+    """The transmit ring."""
+
+    def __init__(self, Bar bar not None, DmaRegion descriptors not None, DmaRegion buffers not None,
+                 uint32_t count, uint32_t stride):
+        Ring.__init__(self, bar, descriptors, buffers, count, stride)
+        self.tx.descriptors = <TxDescriptor *> descriptors.base
+        self.tx.bar = bar.base
+        self.tx.buffers = buffers.base
+        self.tx.iova = self.iova
+        self.tx.mask = count - 1
+        self.tx.stride = stride
+        self.start()
+
+    def start(self):
+        """Nothing is posted. The NIC must be stopped."""
+        self.tx.next = self.tx.oldest = 0
+        memset(self.tx.descriptors, 0, self.count * sizeof(TxDescriptor))
+
+    @property
+    def room(self) -> int:
+        """How many frames can be posted now."""
+        self.check()
+        return tx_room(&self.tx)
+
+    @property
+    def pending(self) -> int:
+        """How many frames are posted and not reported sent."""
+        self.check()
+        tx_room(&self.tx)
+        return self.tx.next - self.tx.oldest
+
+    @property
+    def frames(self) -> int:
+        """How many frames were posted since the ring was made."""
+        return self.tx.frames
+
+    def send(self, frames) -> int:
+        """Copy `frames` (buffers of whole Ethernet frames without CRC) into the ring and post them in one batch.
+
+        Returns how many were posted, which is fewer than given where the ring is full. ValueError for a frame that is
+        shorter than a header or longer than a buffer; nothing is posted then.
+        """
+        cdef uint32_t[BATCH] sizes
+        self.check()
+        cdef uint32_t room = min(tx_room(&self.tx), <uint32_t> BATCH), count = 0
+        cdef const unsigned char[::1] frame
+        for frame in frames:
+            if count == room:
+                break
+            if frame.shape[0] < SHORTEST or frame.shape[0] > self.stride:
+                raise ValueError(f"a frame has {SHORTEST} to {self.stride} bytes, not {frame.shape[0]}")
+            memcpy(tx_buffer(&self.tx, count), &frame[0], frame.shape[0])
+            sizes[count] = <uint32_t> frame.shape[0]
+            count += 1
+        if count:
+            tx_post(&self.tx, count, sizes)
+        return count
+
+
+cdef class Packet:
+    """A frame in the buffer to which the NIC wrote it. `status` and `errors` are the descriptor's (7.1.3)."""
+
+    @property
+    def released(self) -> bool:
+        """Whether the buffer has gone back to the NIC."""
+        # free-running 32-bit numbers: the difference is what counts
+        return <uint32_t> (self.number - self.ring.rx.oldest) >= <uint32_t> (self.ring.rx.fresh - self.ring.rx.oldest)
+
+    @property
+    def data(self):
+        """The frame as a NumPy array over that buffer, no copy. ValueError once it is released."""
+        if self.released:
+            raise ValueError("the packet was released: its buffer belongs to the NIC again")
+        return self.view[:self.size]
+
+    def __len__(self):
+        return self.size
+
+    def __bytes__(self):
+        return self.data.tobytes()
+
+    def __repr__(self):
+        return f"<Packet of {self.size} bytes{', released' if self.released else ''}>"

@@ -1,0 +1,18 @@
+from collections.abc import Callable
+
+class Interrupt:
+    kind: str
+    fd: int
+    fired: int
+    def __init__(
+        self,
+        kind: str,
+        fd: int,
+        *,
+        report: int = 8,
+        unmask: tuple[int, bytes, int] | None = None,
+        on_close: Callable[[], object] | None = None,
+    ) -> None: ...
+    def wait_for(self, seconds: float) -> bool: ...
+    def rearm(self) -> None: ...
+    def close(self) -> None: ...

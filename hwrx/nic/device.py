@@ -1,0 +1,83 @@
+"""What a driver needs of a PCI device, whoever gives it: VFIO, UIO, or a model in a test."""
+
+from __future__ import annotations
+
+import abc
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+if TYPE_CHECKING:
+    from cython_ext.dma import DmaRegion
+    from cython_ext.interrupt import Interrupt
+    from cython_ext.mmio import Bar
+
+InterruptKind = Literal["msix", "msi", "intx"]
+
+# PCI configuration space
+PCI_COMMAND = 0x04
+PCI_COMMAND_MEMORY = 1 << 1
+PCI_COMMAND_MASTER = 1 << 2
+PCI_COMMAND_INTX_DISABLE = 1 << 10
+
+
+class Device(abc.ABC):
+    """One PCI device in the hands of this process, until `close()`, which is harmless when called twice.
+
+    A device that masters the bus reads and writes the memory of its regions at any time: stop it before a region is
+    detached. `close()` takes mastering away first, whatever the driver did.
+    """
+
+    address: str  # 0000:00:04.0
+    access: str  # vfio, uio, …: for the manifest
+
+    @property
+    @abc.abstractmethod
+    def registers(self) -> Bar:
+        """BAR 0, mapped."""
+
+    @abc.abstractmethod
+    def dma(self, size: int) -> DmaRegion:
+        """Pinned memory of at least `size` bytes that the device reaches; closed with the device."""
+
+    @abc.abstractmethod
+    def read_config(self, offset: int, size: int) -> int:
+        """A little-endian number of `size` bytes from configuration space."""
+
+    @abc.abstractmethod
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        """Write one."""
+
+    @property
+    @abc.abstractmethod
+    def interrupt_kinds(self) -> tuple[InterruptKind, ...]:
+        """What `interrupt` can give, best first."""
+
+    @abc.abstractmethod
+    def interrupt(self, kind: InterruptKind) -> Interrupt:
+        """Vector 0 of a kind as a file descriptor; the one taken before is given back."""
+
+    @abc.abstractmethod
+    def reset(self) -> None:
+        """Reset the device the way PCI offers. Whatever a driver set up is gone."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Stop mastering, detach every region, let the device go."""
+
+    @property
+    def bus_master(self) -> bool:
+        """Whether the device may read and write memory."""
+        return bool(self.read_config(PCI_COMMAND, 2) & PCI_COMMAND_MASTER)
+
+    @bus_master.setter
+    def bus_master(self, on: bool) -> None:
+        command = self.read_config(PCI_COMMAND, 2) & ~PCI_COMMAND_MASTER
+        self.write_config(PCI_COMMAND, 2, command | (PCI_COMMAND_MASTER | PCI_COMMAND_MEMORY if on else 0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,300 @@
+"""NICs on the PCI bus: finding them, taking them from the kernel's driver, and giving them back.
+
+What a NIC was before it was taken (driver, name, addresses, up or down) is kept in `/run/hwrx/nic`, so that it can be
+given back by another process too, after this one was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from hwrx.errors import MachineError, UsageError
+from hwrx.nic import registers
+
+DEVICES = Path("/sys/bus/pci/devices")
+DRIVERS = Path("/sys/bus/pci/drivers")
+PROBE = Path("/sys/bus/pci/drivers_probe")
+KEPT = Path("/run/hwrx/nic")
+ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+NETWORK_CLASS = "0x02"
+USER_DRIVERS = frozenset({"vfio-pci", "uio_pci_generic"})
+# Realtek's NE2000 clone, which QEMU's ne2k_pci is
+NE2K = (0x10EC, 0x8029)
+
+
+class Nic(Struct, frozen=True, kw_only=True):
+    """A network device on the PCI bus, as sysfs has it now."""
+
+    address: str
+    vendor: int
+    device: int
+    driver: str | None
+    netdev: str | None = None  # None where another driver, or another network namespace, has it
+    mac: str | None = None
+    group: str | None = None  # of the IOMMU
+
+    @property
+    def model(self) -> str:
+        """What hwrx calls it, or vendor and device number."""
+        if self.vendor == registers.VENDOR and self.device in registers.DEVICES:
+            return registers.DEVICES[self.device]
+        if (self.vendor, self.device) == NE2K:
+            return "ne2k_pci"
+        return f"{self.vendor:04x}:{self.device:04x}"
+
+    @property
+    def supported(self) -> bool:
+        """Whether hwrx has a driver for it."""
+        return not self.model.startswith(f"{self.vendor:04x}:")
+
+
+class Kept(Struct, kw_only=True):
+    """What a NIC was before it was taken."""
+
+    driver: str | None
+    netdev: str | None = None
+    mac: str | None = None
+    up: bool = False
+    addresses: list[str] = []  # 192.0.2.1/24, with the prefix
+
+
+def inspect(address: str) -> Nic:
+    """The NIC at a PCI address; UsageError where there is none."""
+    path = DEVICES / address
+    if not ADDRESS.fullmatch(address) or not path.exists():
+        raise UsageError(f"there is no PCI device {address}", remedy="hwrx nic list")
+    driver = path / "driver"
+    group = path / "iommu_group"
+    netdev = next((entry.name for entry in sorted(path.glob("net/*"))), None)
+    kept = _kept(address)
+    mac = (path / "net" / netdev / "address").read_text().strip() if netdev else kept.mac if kept else None
+    return Nic(
+        address=address,
+        vendor=int((path / "vendor").read_text(), 16),
+        device=int((path / "device").read_text(), 16),
+        driver=driver.resolve().name if driver.exists() else None,
+        netdev=netdev,
+        mac=mac,
+        group=group.resolve().name if group.exists() else None,
+    )
+
+
+def nics() -> list[Nic]:
+    """Every network device on the bus, in the order of their addresses."""
+    return [
+        inspect(path.name)
+        for path in sorted(DEVICES.glob("*"))
+        if (path / "class").read_text().startswith(NETWORK_CLASS)
+    ]
+
+
+def find(name: str) -> Nic:
+    """A NIC by PCI address (0000:00:04.0 or 00:04.0), network device or MAC address."""
+    if ADDRESS.fullmatch(name):
+        return inspect(name)
+    if ADDRESS.fullmatch(f"0000:{name}"):
+        return inspect(f"0000:{name}")
+    present = nics()
+    found = [nic for nic in present if name.lower() in (nic.netdev, nic.mac)]
+    if len(found) == 1:
+        return found[0]
+    raise UsageError(
+        f"{'there is no NIC' if not found else 'more than one NIC is'} '{name}'",
+        remedy="give a PCI address, network device or MAC address of: "
+        + (", ".join(f"{nic.address} ({nic.netdev or nic.driver or 'no driver'})" for nic in present) or "none"),
+    )
+
+
+# --- may it be taken? ----------------------------------------------------------------------------------------------
+
+
+def uses(nic: Nic) -> list[str]:
+    """Why this NIC should not be taken, in words: default route, addresses, connections, a bond or bridge over it."""
+    if nic.driver in USER_DRIVERS or nic.driver is None:
+        return []
+    if nic.netdev is None:
+        return ["its network device is in another network namespace"]
+    reasons = []
+    routes = _ip("-4", "route", dev=nic.netdev) + _ip("-6", "route", dev=nic.netdev)
+    if any(route.get("dst") == "default" for route in routes):
+        reasons.append("it carries the default route")
+    addresses = _addresses(nic.netdev)
+    if addresses:
+        reasons.append(f"it has the address {', '.join(addresses)}")
+    connections = _connections({address.split("/")[0] for address in addresses})
+    if connections:
+        reasons.append(f"{connections} open connections use its address")
+    if (Path("/sys/class/net") / nic.netdev / "master").exists():
+        reasons.append("it belongs to a bridge or bond")
+    return reasons
+
+
+def _ip(*words: str, dev: str) -> list[dict[str, Any]]:
+    family, what = words
+    command = ["ip", "-json", family, what, "show", "dev", dev]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MachineError(f"'{' '.join(command)}' failed: {done.stderr.strip()}", remedy="install iproute2")
+    answer = json.loads(done.stdout or "[]")
+    return [entry for entry in answer if entry]
+
+
+def _addresses(netdev: str) -> list[str]:
+    """Addresses with prefix; those that the kernel gives every IPv6 device by itself (link-local) are no use of it."""
+    return [
+        f"{entry['local']}/{entry['prefixlen']}"
+        for family in ("-4", "-6")
+        for link in _ip(family, "addr", dev=netdev)
+        for entry in link.get("addr_info", [])
+        if entry.get("scope") != "link"
+    ]
+
+
+def _connections(addresses: set[str]) -> int:
+    """TCP connections from any of the addresses."""
+    if not addresses:
+        return 0
+    command = ["ss", "--numeric", "--no-header", "--tcp", "state", "established"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # columns: receive queue, send queue, local address and port, remote address and port
+    rows = [line.split() for line in done.stdout.splitlines()]
+    local = [row[2].rsplit(":", 1)[0].strip("[]").split("%")[0] for row in rows if len(row) >= 4]
+    return sum(address in addresses for address in local)
+
+
+# --- taking and giving back ----------------------------------------------------------------------------------------
+
+
+def take(nic: Nic, driver: str, *, force: bool = False) -> Nic:
+    """Bind the NIC to a user-space driver's kernel side (vfio-pci, uio_pci_generic).
+
+    Refuses, with MachineError, a NIC that is in use, unless `force`. What it was is written down before it changes.
+    """
+    if nic.driver == driver:
+        return nic
+    reasons = uses(nic)
+    if reasons and not force:
+        raise MachineError(
+            f"{nic.netdev or nic.address} is in use: {'; '.join(reasons)}",
+            remedy=f"take it out of use first, or insist: hwrx nic bind --force {nic.address}",
+        )
+    _modprobe(driver)
+    if nic.driver not in USER_DRIVERS:
+        _keep(nic)
+    try:
+        _rebind(nic.address, nic.driver, driver)
+    except BaseException:
+        give_back(nic.address)
+        raise
+    return inspect(nic.address)
+
+
+def give_back(address: str) -> Nic:
+    """Bind the NIC to the driver it had, and give the network device its state and addresses back.
+
+    Where nothing is known about it (it was not hwrx that took it), the kernel chooses the driver.
+    """
+    nic = inspect(address)
+    kept = _kept(address)
+    driver = kept.driver if kept else None
+    if nic.driver in USER_DRIVERS or nic.driver is None:
+        if driver:
+            _modprobe(driver)
+        elif kept is None:
+            _modprobe((DEVICES / address / "modalias").read_text().strip(), required=False)
+        if kept is None or driver:
+            _rebind(address, nic.driver, driver)
+        else:
+            _unbind(address, nic.driver)
+    nic = inspect(address)
+    if kept is not None:
+        if kept.netdev is not None:
+            nic = _restore(nic, kept)
+        (KEPT / f"{address}.json").unlink(missing_ok=True)
+    return nic
+
+
+def _unbind(address: str, driver: str | None) -> None:
+    (DEVICES / address / "driver_override").write_text("\n")
+    if driver is not None:
+        (DRIVERS / driver / "unbind").write_text(address)
+
+
+def _rebind(address: str, old: str | None, new: str | None) -> None:
+    """From one driver to another; `new` None leaves the choice to the kernel."""
+    override = DEVICES / address / "driver_override"
+    user = new in USER_DRIVERS
+    try:
+        override.write_text(f"{new}\n" if user else "\n")
+        if old is not None:
+            (DRIVERS / old / "unbind").write_text(address)
+        PROBE.write_text(address)
+    except PermissionError as error:
+        raise MachineError(f"cannot bind {address} to {new}: {error.strerror}", remedy="run as root") from error
+    except OSError as error:
+        raise MachineError(f"cannot bind {address} to {new}: {error.strerror} ({error.filename})") from error
+    bound = inspect(address).driver
+    if new is not None and bound != new:
+        raise MachineError(
+            f"{address} did not bind to {new} but to {bound or 'no driver'}",
+            remedy="see the last lines of dmesg; vfio-pci needs an IOMMU (intel_iommu=on)" if user else "see dmesg",
+        )
+
+
+def _restore(nic: Nic, kept: Kept) -> Nic:
+    """The network device comes back a moment after its driver, perhaps under another name."""
+    deadline = time.monotonic() + 5
+    while nic.netdev is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+        nic = inspect(nic.address)
+    if nic.netdev is None:
+        raise MachineError(f"{nic.address} went back to {nic.driver}, which made no network device of it")
+    commands = [["ip", "addr", "replace", address, "dev", nic.netdev] for address in kept.addresses]
+    if kept.up:
+        commands.insert(0, ["ip", "link", "set", nic.netdev, "up"])
+    for command in commands:
+        subprocess.run(command, capture_output=True, check=False)
+    return nic
+
+
+def _keep(nic: Nic) -> None:
+    kept = Kept(driver=nic.driver, netdev=nic.netdev, mac=nic.mac)
+    if nic.netdev is not None:
+        flags = int((Path("/sys/class/net") / nic.netdev / "flags").read_text(), 16)
+        kept.up = bool(flags & 1)  # IFF_UP
+        kept.addresses = _addresses(nic.netdev)
+    KEPT.mkdir(parents=True, exist_ok=True)
+    path = KEPT / f"{nic.address}.json"
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(msgspec.json.encode(kept))
+    fresh.replace(path)
+
+
+def _kept(address: str) -> Kept | None:
+    try:
+        return msgspec.json.decode((KEPT / f"{address}.json").read_bytes(), type=Kept)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise MachineError(
+            f"what was kept about {address} cannot be read: {error}", remedy=f"rm {KEPT / address}.json, then try again"
+        ) from error
+
+
+def _modprobe(module: str, *, required: bool = True) -> None:
+    if (DRIVERS / module).exists():
+        return
+    done = subprocess.run(["modprobe", module], capture_output=True, text=True, check=False)
+    if done.returncode and required and not (DRIVERS / module).exists():
+        raise MachineError(
+            f"the kernel has no driver {module}: {done.stderr.strip()}",
+            remedy="install the package of this kernel's modules (linux-image-…), or boot the lab's guest",
+        )
