@@ -83,7 +83,6 @@ class GuestBed:
         with self.start("client") as peer:
             inside = peer.ask(Describe(), Described).machine
         return {
-            "topology": self._guest.topology,
             "wire": "a veth pair in the guest",
             "guest": self._guest.describe(),
             "emulated": self._guest.describe()["emulated"],
@@ -102,12 +101,19 @@ def opened(experiment: Experiment, wanted: Wanted, say: Say = lambda stage, text
     if wanted.explicit:
         yield _explicit(wanted)
     elif experiment.topology == "here":
-        about = {"topology": "here", "wire": "the loopback device"}
+        about = {"wire": "the loopback device"}
         yield Bed({"client": Place(), "server": Place()}, {"client": "local", "server": "local"}, about)
-    elif wanted.here or topology.find(experiment.topology).where == "host":
+    elif experiment.topology not in topology.TOPOLOGIES:
+        raise UsageError(
+            f"the topology '{experiment.topology}' cannot be made by this command",
+            remedy=f"choose here, {' or '.join(topology.TOPOLOGIES)}, or name the ends by --device and --peer",
+        )
+    elif wanted.here or not in_guest(experiment):
+        if experiment.clock == "icount":
+            raise UsageError("the clock icount counts a guest's instructions", remedy="leave out --here")
         say("topology", experiment.topology)
-        with topology.build(experiment.topology) as ends:
-            yield Bed(ends.places, ends.peers, {"topology": experiment.topology, "wire": "a veth pair"})
+        with topology.TOPOLOGIES[experiment.topology]() as made:
+            yield Bed(made.places, made.peers, {"wire": "a veth pair"})
     else:
         from hwrx import vm
 
@@ -115,6 +121,11 @@ def opened(experiment: Experiment, wanted: Wanted, say: Say = lambda stage, text
             experiment.topology, kernel=experiment.kernel, clock=experiment.clock, log=wanted.log, progress=say
         ) as guest:
             yield GuestBed(guest)
+
+
+def in_guest(experiment: Experiment) -> bool:
+    """Whether the experiment wants a virtual machine: for rxe, for another kernel, or to count instructions."""
+    return experiment.topology == "pair" or experiment.kernel is not None or experiment.clock == "icount"
 
 
 def _explicit(wanted: Wanted) -> Bed:
@@ -134,7 +145,7 @@ def _explicit(wanted: Wanted) -> Bed:
         server = _place(there)
     else:
         server = Place(address=wanted.peer_address or Place().address, verbs=there)
-    about = {"topology": "hosts", "wire": f"{here or 'sockets'} to {peer} {there or ''}".strip()}
+    about = {"wire": f"{here or 'sockets'} to {peer} {there or ''}".strip()}
     return Bed({"client": client, "server": server}, {"client": "local", "server": peer}, about)
 
 

@@ -30,7 +30,7 @@ from hwrx.run import Outcome
 from hwrx.testbed import Wanted
 
 
-class Many(click.ParamType):
+class Many(click.ParamType[Any]):
     """Several values in one option, separated by commas."""
 
     def __init__(self, kind: type[int] | type[str], metavar: str) -> None:
@@ -116,7 +116,7 @@ def compare(
     wanted = Wanted(
         here=here, devices=tuple(device or ()), peer=peer, peer_device=peer_device, peer_address=peer_address
     )
-    experiment = described(file, {**options, "topology": topology})
+    experiment = described(file, {**options, "topology": topology or ("hosts" if wanted.explicit else None)})
     run_and_report(experiment, wanted, runs=runs, dry_run=dry_run, as_json=as_json)
 
 
@@ -153,6 +153,21 @@ def measure(layout: Plan, wanted: Wanted, runs: Path) -> tuple[Outcome, Path]:
                 writer.log(f"left out: {skip.label}: {skip.reason}")
             outcome = run.execute(layout.trials, bed, writer, progress=display.trial)
         return outcome, writer.path
+
+
+def report(directory: Path, *, as_json: bool) -> None:
+    """Write report.html, print the table and where the report is; with `as_json` print the summary as JSON instead."""
+    import hwrx
+    from hwrx.report import tables, write
+    from hwrx.report.summary import summarise
+
+    summary = summarise([hwrx.load(directory)])
+    written = write(summary, ("html",) if as_json else ("table", "html"), directory)
+    if as_json:
+        click.echo(tables.to_json(summary))
+    else:
+        for path in written:
+            click.echo(path)
 
 
 class Display:
