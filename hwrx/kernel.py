@@ -84,6 +84,14 @@ def cached() -> list[Kernel]:
     return [_load(folder) for folder in sorted(folders, key=_by_version)]
 
 
+def choices() -> dict[str, list[str]]:
+    """Return, for each cached package, what it is chosen for: versions that were asked for, and `default`."""
+    chosen: dict[str, list[str]] = {}
+    for link in sorted((cache_folder() / "kernels").glob("*.chosen")):
+        chosen.setdefault(link.resolve().name, []).append(link.name.removesuffix(".chosen"))
+    return chosen
+
+
 def from_image(image: Path) -> Kernel:
     """Return the kernel of a vmlinuz whose modules are in lib/modules beside it or above it."""
     image = image.absolute()

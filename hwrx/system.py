@@ -17,6 +17,10 @@ PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
     "apt-get": "apt",
     "dpkg": "dpkg",
+    "depmod": "kmod",
+    "setpriv": "util-linux",
+    "ib_send_lat": "perftest",
+    "bpftool": "bpftool",
 }
 
 

@@ -1,0 +1,229 @@
+"""`hwrx lab`: run experiments, commands or a shell where the hardware is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shlex
+import subprocess
+import sys
+import termios
+import tty
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from hwrx import kernel, topology, undo
+from hwrx.commands.compare import described, experiment_options, run_and_report
+from hwrx.errors import UsageError
+from hwrx.kernel import Progress
+from hwrx.testbed import Wanted
+from hwrx.vm import Guest, Pipe
+
+
+@click.group()
+def lab() -> None:
+    """Virtual machines and namespaces that have the hardware."""
+
+
+@lab.command()
+@click.argument("file", type=click.Path(path_type=Path), metavar="EXPERIMENT")
+@experiment_options
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Where run directories go.")
+@click.option("--log", type=click.Path(path_type=Path), help="File that gets all that the guest prints.")
+@click.option("--dry-run", is_flag=True, help="Say what would be run, how long and how much disk it takes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def run(file: Path, runs: Path, log: Path | None, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Run EXPERIMENT in the lab: its topology is put up in a virtual machine where it needs one.
+
+    \b
+    Examples:
+      hwrx lab run lab/experiments/first.toml
+      hwrx lab run lab/experiments/first.toml --clock icount --kernel 6.12
+    """
+    experiment = described(file, options)
+    run_and_report(experiment, Wanted(log=log), runs=runs, dry_run=dry_run, as_json=as_json)
+
+
+@lab.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name", metavar="TOPOLOGY", type=click.Choice(list(topology.TOPOLOGIES)))
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--guest/--host", "in_guest", default=None, help="Where; by default where the topology belongs.")
+@click.option("--kernel", "wanted_kernel", help="Kernel of the guest: 6.12, or the path of a vmlinuz.")
+@click.option("--clock", type=click.Choice(["wall", "icount"]), default="wall", help="icount: guest instructions.")
+@click.option("--cpus", type=click.IntRange(1, 64), default=2, help="CPUs of the guest.")
+@click.option("--memory", default="2G", help="Memory of the guest.")
+@click.option("--accelerator", type=click.Choice(["auto", "kvm", "tcg"]), default="auto")
+@click.option("--mtu", type=int, help="MTU of the wire: 1500 gives verbs 1024, 4200 gives 4096.")
+@click.option("--append", multiple=True, help="More words for the guest's kernel command line.")
+@click.option("--qemu", multiple=True, help="More words for QEMU, for example '-device e1000e'.")
+@click.option(
+    "--rw",
+    "writable",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that the guest may write to.",
+)
+@click.option("--limit", type=float, default=180.0, help="Seconds for the guest to come up.")
+@click.option("--log", type=click.Path(path_type=Path), help="File that gets all that the guest prints.")
+def shell(
+    name: str,
+    command: tuple[str, ...],
+    in_guest: bool | None,
+    wanted_kernel: str | None,
+    mtu: int | None,
+    append: tuple[str, ...],
+    qemu: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Put TOPOLOGY up and start a shell in it, or COMMAND; take it down when that ends.
+
+    The guest sees this machine's files at the same paths. What it writes is lost, but for the folders given with --rw.
+    On the host, the shell of `netns` is in the client's namespace; $SERVER_NETNS names the other.
+
+    \b
+    Examples:
+      hwrx lab shell pair
+      hwrx lab shell pair -- ibv_devinfo
+      hwrx lab shell netns -- ping -c 3 198.18.77.2
+    """
+    more = {"mtu": mtu} if mtu else {}
+    if in_guest is None:
+        in_guest = topology.find(name).where == "guest"
+    if not in_guest:
+        sys.exit(_on_host(name, command, more))
+    with _progress() as progress:
+        guest = Guest(
+            name,
+            kernel=wanted_kernel,
+            options=more,
+            append=append,
+            qemu=[word for words in qemu for word in shlex.split(words)],
+            progress=progress,
+            **options,
+        )
+        stack = contextlib.ExitStack()
+        stack.enter_context(guest)
+    with stack:
+        sys.exit(_command_in(guest, command) if command else _shell_in(guest))
+
+
+def _on_host(name: str, command: tuple[str, ...], options: dict[str, Any]) -> int:
+    with topology.build(name, **options) as made:
+        spaces = {end: peer.partition(":")[2] for end, peer in made.peers.items()}
+        words = list(command) or [os.environ.get("SHELL", "/bin/sh")]
+        if spaces["client"]:
+            words = ["ip", "netns", "exec", spaces["client"], *words]
+        environment = os.environ | {"CLIENT_NETNS": spaces["client"], "SERVER_NETNS": spaces["server"]}
+        try:
+            return subprocess.run(words, env=environment, check=False).returncode
+        except OSError as error:
+            raise UsageError(f"cannot run {words[0]}: {error.strerror}") from None
+
+
+def _command_in(guest: Guest, command: tuple[str, ...]) -> int:
+    """Run a command with our standard input and output; returns its exit code, 128+N where signal N ended it."""
+    pipe = guest.command(command, errors="merged")
+    with contextlib.closing(pipe):
+        _connect(pipe)
+        code = pipe.wait(5.0)
+    if code is None:
+        raise guest.failure("the guest ended before its command did")
+    return code if code >= 0 else 128 - code
+
+
+def _shell_in(guest: Guest) -> int:
+    """Run a shell on a terminal of the guest, which `script` makes; ours passes every key on."""
+    if not sys.stdin.isatty():
+        raise UsageError("a shell needs a terminal", remedy="give a command: hwrx lab shell TOPOLOGY -- COMMAND")
+    size = os.get_terminal_size()
+    setup = f"stty rows {size.lines} cols {size.columns}; exec bash -i"
+    pipe = guest.command(["script", "-q", "-c", setup, "/dev/null"], {"TERM": os.environ.get("TERM", "vt100")})
+    before = termios.tcgetattr(0)
+    click.echo("the guest's shell; exit or Ctrl-D ends it and the guest", err=True)
+    try:
+        tty.setraw(0)
+        with contextlib.closing(pipe):
+            _connect(pipe)
+            return pipe.wait(5.0) or 0
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+def _connect(pipe: Pipe) -> None:
+    """Pass standard input to the pipe and its output to ours, until the output ends."""
+    sources = [0, pipe.fileno()]
+    while True:
+        try:
+            ready = select.select(sources, [], [])[0]
+        except ValueError:  # our standard input is closed
+            sources, ready = [pipe.fileno()], []
+        if 0 in ready:
+            data = os.read(0, 1 << 14)
+            if data:
+                with contextlib.suppress(OSError):  # the command reads no more
+                    pipe.sendall(data)
+            else:
+                sources.remove(0)
+                pipe.end_input()
+        if pipe.fileno() in ready:
+            data = pipe.recv(1 << 16)
+            if not data:
+                return
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """Show the stages on standard error: a line that moves on a terminal, plain lines elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda stage, text: console.print(f"{stage}: {text}", highlight=False, soft_wrap=True)
+        return
+    with console.status("getting ready") as status:
+        yield lambda stage, text: status.update(f"{stage}: {text}")
+
+
+@lab.command()
+def down() -> None:
+    """Take down what killed runs have left on this machine: namespaces, veth pairs, rxe devices, settings."""
+    mended = undo.mend()
+    for line in mended:
+        click.echo(f"taken down: {line}")
+    if not mended:
+        click.echo("nothing is left over")
+
+
+@lab.command()
+@click.option(
+    "--fetch",
+    metavar="VERSION",
+    is_flag=False,
+    flag_value="",
+    help="Download a kernel, without a version the distribution's default.",
+)
+def kernels(fetch: str | None) -> None:
+    """List the cached kernels. They are unpacked, never installed.
+
+    A run uses the kernel that is cached; --fetch gets the distribution's newest.
+    """
+    if fetch is not None:
+        with _progress() as progress:
+            kernel.find(fetch or None, progress, update=True)
+    found = kernel.cached()
+    table = Table(box=None, pad_edge=False)
+    for column in ("version", "package", "chosen by"):
+        table.add_column(column)
+    chosen = kernel.choices()
+    for each in found:
+        table.add_row(each.version, each.package, ", ".join(chosen.get(each.package, [])))
+    if found:
+        Console(soft_wrap=True).print(table)
+    else:
+        click.echo("no kernel is cached; the first run, or --fetch, downloads one")
