@@ -103,16 +103,11 @@ def opened(experiment: Experiment, wanted: Wanted, say: Say = lambda stage, text
     elif experiment.topology == "here":
         about = {"wire": "the loopback device"}
         yield Bed({"client": Place(), "server": Place()}, {"client": "local", "server": "local"}, about)
-    elif experiment.topology not in topology.TOPOLOGIES:
-        raise UsageError(
-            f"the topology '{experiment.topology}' cannot be made by this command",
-            remedy=f"choose here, {' or '.join(topology.TOPOLOGIES)}, or name the ends by --device and --peer",
-        )
     elif wanted.here or not in_guest(experiment):
         if experiment.clock == "icount":
             raise UsageError("the clock icount counts a guest's instructions", remedy="leave out --here")
         say("topology", experiment.topology)
-        with topology.TOPOLOGIES[experiment.topology]() as made:
+        with topology.build(experiment.topology) as made:
             yield Bed(made.places, made.peers, {"wire": "a veth pair"})
     else:
         from hwrx import vm
@@ -151,12 +146,12 @@ def _explicit(wanted: Wanted) -> Bed:
 
 def _place(device: str) -> Place:
     """Return where a verbs device of this machine lives: its netdev and that one's address."""
-    from hwrx import machine
+    from hwrx import devices
 
-    found = {entry.name: entry for entry in machine.verbs_devices()}
+    found = {entry.name: entry for entry in devices.verbs_devices()}
     if device not in found:
         raise MachineError(
             f"there is no verbs device '{device}'",
             remedy=f"choose of: {', '.join(found)}" if found else "hwrx doctor says what is missing; `hwrx devices`",
         )
-    return machine.place_of(found[device])
+    return devices.place_of(found[device])
