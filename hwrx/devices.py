@@ -105,7 +105,7 @@ def names() -> list[str]:
 
 
 def place_of(device: Device, gid_index: int | None = None) -> Place:
-    """Return where a verbs device lives: its netdev and the address of its best GID, so that sockets share its wire."""
+    """Return where a verbs device lives: its netdev and the address of its best GID, so sockets share its wire."""
     for port in device.ports:
         if port.state != "ACTIVE":
             continue

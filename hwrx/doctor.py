@@ -1,7 +1,7 @@
 """What this machine can do, and for each thing that it cannot, the command that mends it.
 
-Nothing is concluded from a version: a thing is tried, or looked for where it would be. The main job is `lab/run`: sockets
-against verbs, in a virtual machine or on this kernel.
+Nothing is concluded from a version: a thing is tried, or looked for where it would be. The main job is `lab/run`:
+sockets against verbs, in a virtual machine or on this kernel.
 """
 
 from __future__ import annotations

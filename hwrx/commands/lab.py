@@ -90,7 +90,7 @@ def shell(
     Examples:
       hwrx lab shell pair
       hwrx lab shell pair -- ibv_devinfo
-      hwrx lab shell netns -- ping -c 3 198.18.77.2
+      hwrx lab shell netns -- iperf3 --client 198.18.77.2
     """
     more = {"mtu": mtu} if mtu else {}
     if in_guest is None:
