@@ -1,0 +1,5 @@
+from cython_ext.verbs_path import VerbsTransport
+
+CHECKED_LIMIT: int
+
+class RcWriteTransport(VerbsTransport): ...

@@ -1,0 +1,248 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""RC WRITE: the sender writes into the receiver's memory, and no completion tells the receiver so.
+
+In a ping-pong or an open loop the receiver watches the slot in which the next message will stand until its last byte
+and then its header are those of the message. Devices place the bytes of one message in ascending order on every
+machine that people poll memory on (verbs do not promise it), so the trailer is looked at first.
+
+In a stream nobody watches: a CPU that polls would be part of what is measured. The receiver sleeps until the last
+message stands in its slot, and then verifies what the slots hold; the sender stamps its completions.
+"""
+
+cimport cython
+from libc.errno cimport EOVERFLOW
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcmp
+from posix.time cimport nanosleep, timespec
+
+from cython_ext.clock cimport now
+from cython_ext.infiniband_verbs cimport IBV_WR_RDMA_WRITE, ibv_send_wr
+from cython_ext.payload cimport AT_SEQUENCE, MAGIC, magic_of, sequence_of, trailer, trial_of
+from cython_ext.transport cimport FINISHED, WC_STATUS, Delivery
+from cython_ext.verbs_path cimport (
+    State,
+    VerbsTransport,
+    look_for_errors,
+    reap,
+    ring_finish,
+    ring_outgoing,
+    ring_room,
+    submit,
+)
+from cython_ext.verbs_wait cimport PATIENCE_NS
+
+from cython_ext.verbs_path import ACCESS_WRITE, ring_slots
+
+cdef extern from "sched.h" nogil:
+    int sched_yield()
+
+cdef extern from *:
+    """
+    static inline unsigned char hwrx_load_byte(const void *at)
+    {
+        return __atomic_load_n((const unsigned char *) at, __ATOMIC_ACQUIRE);
+    }
+    static inline unsigned long long hwrx_load_word(const void *at)
+    {
+        return __atomic_load_n((const unsigned long long *) at, __ATOMIC_ACQUIRE);
+    }
+    static inline void hwrx_relax(void)
+    {
+    #if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+    #elif defined(__aarch64__)
+        __asm__ __volatile__("yield");
+    #endif
+    }
+    """
+    unsigned char hwrx_load_byte(const void *at) nogil
+    unsigned long long hwrx_load_word(const void *at) nogil
+    void hwrx_relax() nogil
+
+cdef enum:
+    RARELY = 255            # looks between two readings of the clock, as a mask
+    OFTEN = 7
+    LOOKS_A_YIELD = 31      # waiting by event: looks between two offers of the CPU to others, as a mask
+    NAP_NS = 1_000_000
+
+CHECKED_LIMIT = 256 << 20   # bytes of slots where every message of a stream is to be verified
+
+
+cdef inline char *slot_of(State *st, uint64_t sequence) noexcept nogil:
+    # the number of slots is a power of two
+    return st.landing + <size_t> (sequence & (st.slots - 1)) * st.landing_stride
+
+
+cdef inline bint stands(const State *st, const char *at, uint64_t sequence) noexcept nogil:
+    """Whether the message of that sequence number stands here, whole."""
+    if st.size >= 17:
+        if hwrx_load_byte(at + st.size - 1) != trailer(sequence):
+            return False
+        # the message that was here before may have had the same trailer: the header tells them apart
+        return magic_of(at) == MAGIC and memcmp(at + AT_SEQUENCE, &sequence, 8) == 0
+    if hwrx_load_word(at) != (<uint64_t> (<uint32_t> sequence) << 32 | <uint64_t> <uint32_t> MAGIC):
+        return False
+    # 9 to 16 bytes have no trailer, but all of their fields are known beforehand
+    if st.size >= 12 and sequence_of(at, st.size) != sequence:
+        return False
+    return st.size < 16 or trial_of(at) == st.trial
+
+
+cdef inline int deliver(State *st, Delivery *out, uint32_t most) noexcept nogil:
+    cdef uint32_t n = 0
+    cdef char *at
+    while n < most:
+        at = slot_of(st, st.taken)
+        if not stands(st, at, st.taken):
+            break
+        out[n].data = at
+        out[n].size = st.size
+        st.taken += 1
+        n += 1
+    return <int> n
+
+
+cdef int look_around(State *st) noexcept nogil:
+    """Nothing came: has a send of ours failed, or has the sender gone round all slots before we looked?"""
+    cdef int status = look_for_errors(st)
+    cdef const char *at = slot_of(st, st.taken)
+    if status == 0 and st.taken >= st.slots and magic_of(at) == MAGIC and st.size >= 12 \
+            and sequence_of(at, st.size) > st.taken:
+        return -EOVERFLOW
+    return status
+
+
+cdef int watch(State *st, Delivery *out, uint32_t most, int64_t deadline, uint32_t mask) noexcept nogil:
+    cdef const char *at = slot_of(st, st.taken)
+    cdef uint32_t looks = 0
+    while not stands(st, at, st.taken):
+        looks += 1
+        if looks & mask == 0 and now() >= deadline:
+            return look_around(st)
+        if st.yields and looks & LOOKS_A_YIELD == 0:
+            sched_yield()
+        else:
+            hwrx_relax()
+    return deliver(st, out, most)
+
+
+cdef int write_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
+    cdef State *st = <State *> me
+    if st.has_failed:
+        return WC_STATUS - <int> st.failed.status
+    return watch(st, out, most, now() + PATIENCE_NS, RARELY)
+
+
+cdef int write_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
+    cdef State *st = <State *> me
+    if st.has_failed:
+        return WC_STATUS - <int> st.failed.status
+    return watch(st, out, most, deadline, OFTEN)
+
+
+cdef int blind_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
+    """Sleep, look, sleep, until the last message stands; then hand out what is left of the stream, oldest first."""
+    cdef State *st = <State *> me
+    cdef int64_t deadline = now() + PATIENCE_NS
+    cdef timespec nap
+    if st.taken == st.total:
+        return FINISHED
+    nap.tv_sec = 0
+    nap.tv_nsec = NAP_NS
+    while not stands(st, slot_of(st, st.total - 1), st.total - 1):
+        if now() >= deadline:
+            return 0
+        nanosleep(&nap, NULL)
+    if st.taken == 0 and st.total > st.slots:
+        st.taken = st.total - st.slots   # those before are overwritten
+    return deliver(st, out, most)
+
+
+cdef int write_release(void *me, uint32_t count) noexcept nogil:
+    # a slot needs nothing: the next message to come here has another sequence number
+    return 0
+
+
+cdef int write_post(void *me, uint32_t count) noexcept nogil:
+    cdef State *st = <State *> me
+    cdef ibv_send_wr *wr = &st.send_wr[st.slot]
+    cdef uint32_t _
+    for _ in range(count):
+        wr.wr.rdma.remote_addr = st.remote + <uint64_t> st.remote_slot * st.remote_stride
+        st.remote_slot += 1
+        if st.remote_slot == st.remote_slots:
+            st.remote_slot = 0
+        wr = wr.next
+    return submit(st, count)
+
+
+cdef int blind_room(void *me) noexcept nogil:
+    """As ring_room, but never without a look: the completions are the only stamps that a stream of WRITEs gets."""
+    cdef State *st = <State *> me
+    cdef int status = reap(st)
+    cdef uint32_t left = st.window - <uint32_t> (st.posted - st.completed)
+    if status < 0:
+        return status
+    return <int> left if left else ring_room(me)
+
+
+@cython.no_gc_clear
+cdef class RcWriteTransport(VerbsTransport):
+    """RC WRITE into the other end's slots, in turn; see the module for how the other end learns of it."""
+
+    def shape(self):
+        """No receive requests; a power of two of slots, which is no multiple of the 255 values of a trailer."""
+        setting = self.prepare.setting
+        total = setting.warmup + setting.messages + setting.cooldown
+        if setting.pattern != "stream":
+            wanted = ring_slots(self.size, 2 * setting.window if setting.pattern == "pingpong" else 4096)
+        elif self.prepare.role == "client":
+            wanted = 1
+        elif setting.check_every == 1:
+            wanted = max(1, min(1 << (total - 1).bit_length(), CHECKED_LIMIT // (self.size + 63 & ~63)))
+        else:
+            wanted = ring_slots(self.size, 2 * setting.window)
+        return {
+            "opcode": IBV_WR_RDMA_WRITE, "access": ACCESS_WRITE, "receives": 0,
+            "slots": 1 << (wanted.bit_length() - 1),
+        }
+
+    def __init__(self, prepare, str device not None):
+        VerbsTransport.__init__(self, prepare, device)
+        blind = prepare.setting.pattern == "stream"
+        self.st.yields = prepare.setting.wait != "poll"
+        self.ops.me = self.st
+        self.ops.outgoing = ring_outgoing
+        self.ops.room = blind_room if blind else ring_room
+        self.ops.post = write_post
+        self.ops.receive = blind_receive if blind else write_receive
+        self.ops.receive_until = write_receive_until
+        self.ops.release = write_release
+        self.ops.finish = ring_finish
+        self.ops.blind = blind
+
+    def connect(self, remote):
+        """As every verbs transport; and aim at the other end's memory."""
+        cdef uint32_t i, rkey
+        VerbsTransport.connect(self, remote)
+        rkey = self.remote.rkey
+        for i in range(self.st.window):
+            self.st.send_wr[i].wr.rdma.rkey = rkey
+
+    def chosen(self) -> dict:
+        """As every verbs transport; the receiver's manner of waiting is its own."""
+        result = VerbsTransport.chosen(self)
+        if self.ops.blind:
+            result["receiver"] = "sleeps until the last message stands in memory"
+        else:
+            result["receiver"] = "polls memory" + (", offering the CPU to others" if self.st.yields else "")
+        return result
+
+    def explain(self, int status):
+        """As every verbs transport; and what it means when the slots overflow."""
+        if status == -EOVERFLOW:
+            return (
+                f"the sender went round all {self.st.slots} slots before the receiver looked: messages were overwritten"
+                " unseen; a lower rate, or a larger window"
+            )
+        return VerbsTransport.explain(self, status)

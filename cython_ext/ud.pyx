@@ -1,0 +1,372 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""UD SEND: datagrams between queue pairs, no larger than the MTU. Nobody acknowledges them, and they may be lost.
+
+Each receive buffer begins with 40 bytes for the global route header. Because a sender's completions say only that the
+datagram left, the receiver of a stream grants credits: every half window it says how far it has come, and a sender
+with a whole window unheard of waits for that. A credit that is lost is replaced by the next; a sender that hears
+nothing for a while takes its window for lost and goes on (`slides`). The end is said, and answered, by a datagram of
+its own.
+"""
+
+cimport cython
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from cython_ext.clock cimport now
+from cython_ext.infiniband_verbs cimport (
+    IBV_SEND_SIGNALED,
+    IBV_WC_SUCCESS,
+    IBV_WR_SEND,
+    ibv_poll_cq,
+    ibv_post_recv,
+    ibv_post_send,
+    ibv_recv_wr,
+    ibv_send_wr,
+    ibv_sge,
+)
+from cython_ext.payload cimport AT_SEQUENCE, AT_TRIAL, MAGIC_CREDIT, MAGIC_FINISH, magic_of, sequence_of, trial_of
+from cython_ext.transport cimport FINISHED, WC_STATUS, Delivery
+from cython_ext.verbs_path cimport (
+    BATCH,
+    State,
+    VerbsTransport,
+    fail,
+    look_for_errors,
+    reap,
+    ring_finish,
+    ring_outgoing,
+    ring_room,
+    submit,
+)
+from cython_ext.verbs_queue cimport AddressHandle
+from cython_ext.verbs_wait cimport arm, wait_cq, wait_cq_until
+
+from cython_ext.rc import receive_slots
+from cython_ext.verbs_queue import QKEY
+
+from hwrx.errors import UsageError
+
+cdef enum:
+    GRH = 40                    # bytes; InfiniBand specification 8.3
+    CONTROL = 16                # bytes of a credit or an end: magic, count, trial
+    ASIDES = 8                  # of these under way at a time
+    PATIENCES = 4               # waits without anything before a message is taken for lost
+    SLIDE_NS = 200_000_000      # a credit that has not come after so long is lost
+    FINISH_TRIES = 20
+    FINISH_NS = 20_000_000      # how long one of them waits for its answer
+
+
+cdef struct UdState:
+    State *st
+    bint client
+    bint credits                # a stream: its receiver grants them
+    bint finishing              # the other end has said that nothing more comes
+    uint64_t credited           # sender: the receiver has come so far
+    uint64_t upto               # receiver: one more than the sequence number last taken
+    uint64_t told               # receiver: what the last credit said
+    uint64_t slides
+    uint32_t *order             # slots delivered and not given back, oldest first: a ring of `slots`
+    uint32_t put
+    uint32_t get
+    uint32_t aside
+    ibv_send_wr[ASIDES] control_wr
+    ibv_sge[ASIDES] control_sge
+
+
+cdef inline int give_back(State *st, uint32_t slot) noexcept nogil:
+    cdef ibv_recv_wr *bad
+    cdef int error
+    st.recv_wr[slot].next = NULL
+    error = ibv_post_recv(st.qp, &st.recv_wr[slot], &bad)
+    return -error if error > 0 else error
+
+
+cdef int say(UdState *u, uint32_t magic, uint64_t count) noexcept nogil:
+    """Send a credit or an end; drops it where the last ones have not left yet, since none is ever the only one."""
+    cdef State *st = u.st
+    cdef ibv_send_wr *wr = &u.control_wr[u.aside]
+    cdef ibv_send_wr *bad
+    cdef char *at = <char *> <uintptr_t> u.control_sge[u.aside].addr
+    cdef int error = reap(st)
+    if error < 0 or st.asides == ASIDES:
+        return error
+    memcpy(at, &magic, 4)
+    memcpy(at + AT_SEQUENCE, &count, 8)
+    memcpy(at + AT_TRIAL, &st.trial, 4)
+    error = ibv_post_send(st.qp, wr, &bad)
+    if error:
+        return -error if error > 0 else error
+    st.asides += 1
+    u.aside = (u.aside + 1) % ASIDES
+    return 0
+
+
+cdef bint heed(UdState *u, const char *at, uint32_t length) noexcept nogil:
+    """Whether this is a credit or an end, and not a message; takes it in."""
+    cdef uint32_t magic
+    cdef uint64_t count
+    if length != CONTROL:
+        return False
+    magic = magic_of(at)
+    if magic != MAGIC_CREDIT and magic != MAGIC_FINISH:
+        return False
+    if trial_of(at) == u.st.trial:
+        count = sequence_of(at, CONTROL)
+        if magic == MAGIC_FINISH:
+            u.finishing = True
+        elif u.credited < count <= u.st.posted:
+            u.credited = count
+    return True
+
+
+cdef int sort_out(UdState *u, Delivery *out, int n) noexcept nogil:
+    """Of `n` completions: messages into `out`, what is said aside taken in. How many messages, or an error."""
+    cdef State *st = u.st
+    cdef int i, k = 0, status
+    cdef uint32_t slot, length
+    cdef char *at
+    for i in range(n):
+        if st.wc[i].status != IBV_WC_SUCCESS:
+            status = fail(st, &st.wc[i])
+            return k if k else status
+        slot = <uint32_t> st.wc[i].wr_id
+        at = st.landing + <size_t> slot * st.landing_stride + GRH
+        length = st.wc[i].byte_len - GRH
+        if heed(u, at, length) or out == NULL:
+            status = give_back(st, slot)
+            if status < 0:
+                return status
+            continue
+        out[k].data = at
+        out[k].size = length
+        if length == st.size:
+            u.upto = sequence_of(at, length) + 1
+        u.order[u.put] = slot
+        u.put = u.put + 1 if u.put + 1 < st.slots else 0
+        k += 1
+    return k
+
+
+cdef int ud_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
+    cdef UdState *u = <UdState *> me
+    cdef State *st = u.st
+    cdef int n
+    if st.has_failed:
+        return WC_STATUS - <int> st.failed.status
+    while True:
+        n = wait_cq_until(&st.receives, st.wc, <int> min(most, <uint32_t> BATCH), 0 if u.finishing else deadline)
+        if n < 0:
+            return n
+        if n == 0:
+            return finished(u) if u.finishing else look_for_errors(st)
+        n = sort_out(u, out, n)
+        if n != 0:
+            return n
+
+
+cdef int finished(UdState *u) noexcept nogil:
+    if not u.client:
+        say(u, MAGIC_FINISH, u.upto)   # the answer; where it is lost the client asks again, or gives up asking
+    return FINISHED
+
+
+cdef int ud_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
+    cdef UdState *u = <UdState *> me
+    cdef State *st = u.st
+    cdef int n, waits = 0
+    if st.has_failed:
+        return WC_STATUS - <int> st.failed.status
+    if u.finishing:
+        return ud_receive_until(me, out, most, 0)
+    while waits < PATIENCES:
+        n = wait_cq(&st.receives, &st.tick, st.wc, <int> min(most, <uint32_t> BATCH))
+        if n == 0:
+            waits += 1
+            n = look_for_errors(st)
+        elif n > 0:
+            n = sort_out(u, out, n)
+            if n == 0 and u.finishing:
+                return ud_receive_until(me, out, most, 0)
+        if n != 0:
+            return n
+    return 0
+
+
+cdef int ud_release(void *me, uint32_t count) noexcept nogil:
+    cdef UdState *u = <UdState *> me
+    cdef State *st = u.st
+    cdef ibv_recv_wr *bad
+    cdef ibv_recv_wr *first = &st.recv_wr[u.order[u.get]]
+    cdef ibv_recv_wr *wr = first
+    cdef uint32_t k
+    cdef int error
+    for k in range(count):
+        if k:
+            wr.next = &st.recv_wr[u.order[u.get]]
+            wr = wr.next
+        u.get = u.get + 1 if u.get + 1 < st.slots else 0
+    wr.next = NULL
+    error = ibv_post_recv(st.qp, first, &bad)
+    if error:
+        return -error if error > 0 else error
+    if u.credits and u.upto >= u.told + (st.window + 1) // 2:
+        u.told = u.upto
+        return say(u, MAGIC_CREDIT, u.upto)
+    return arm(&st.receives) if st.eager else 0
+
+
+cdef int ud_post(void *me, uint32_t count) noexcept nogil:
+    return submit((<UdState *> me).st, count)
+
+
+cdef char *ud_outgoing(void *me, uint32_t k) noexcept nogil:
+    return ring_outgoing((<UdState *> me).st, k)
+
+
+cdef int await_credit(UdState *u) noexcept nogil:
+    """1 when there is one, or when it must be taken for lost; 0 when patience is over; or an error."""
+    cdef State *st = u.st
+    cdef int64_t give_up = now() + SLIDE_NS
+    cdef int n
+    while u.st.posted - u.credited >= st.window:
+        n = wait_cq(&st.receives, &st.tick, st.wc, BATCH)
+        if n > 0:
+            n = sort_out(u, NULL, n)
+        if n < 0:
+            return n
+        if u.finishing:
+            return FINISHED
+        if now() >= give_up:
+            u.credited = st.posted
+            u.slides += 1
+    return 1
+
+
+cdef int ud_room(void *me) noexcept nogil:
+    cdef UdState *u = <UdState *> me
+    cdef State *st = u.st
+    cdef int n, room = ring_room(st)
+    if room <= 0 or not (u.credits and u.client):
+        return room
+    n = ibv_poll_cq(st.receives.cq, BATCH, st.wc)
+    if n > 0:
+        n = sort_out(u, NULL, n)
+        if n < 0:
+            return n
+    if st.posted - u.credited >= st.window:
+        n = await_credit(u)
+        if n <= 0:
+            return n
+    return <int> min(<uint64_t> room, st.window - (st.posted - u.credited))
+
+
+cdef int ud_finish(void *me) noexcept nogil:
+    """The client says that nothing more comes until it is answered, or until it has said so often enough."""
+    cdef UdState *u = <UdState *> me
+    cdef State *st = u.st
+    cdef int64_t until
+    cdef int n, tries = 0
+    if not u.client:
+        n = say(u, MAGIC_FINISH, u.upto)
+        return n if n < 0 else ring_finish(st)
+    while not u.finishing and tries < FINISH_TRIES:
+        n = say(u, MAGIC_FINISH, st.posted)
+        if n < 0:
+            return n
+        until = now() + FINISH_NS
+        while not u.finishing and now() < until:
+            n = wait_cq_until(&st.receives, st.wc, BATCH, until)
+            if n > 0:
+                n = sort_out(u, NULL, n)
+            if n < 0:
+                return n
+        tries += 1
+    return ring_finish(st)
+
+
+@cython.no_gc_clear
+cdef class UdSendTransport(VerbsTransport):
+    """UD SEND between two queue pairs that know each other's number and GID."""
+    cdef UdState u
+    cdef AddressHandle way
+
+    def __dealloc__(self):
+        free(self.u.order)
+        self.u.order = NULL
+
+    def shape(self):
+        """Receive buffers with room for the route header and for what is said aside."""
+        if self.size > self.path_mtu:
+            raise UsageError(
+                f"a UD datagram carries at most the MTU, {self.path_mtu} bytes on {self.context.name} port"
+                f" {self.port.number}, not {self.size}",
+                remedy="a smaller --size, a larger MTU of the netdev, or rdma-send",
+            )
+        slots = receive_slots(self.prepare, self.size) + 2 * ASIDES
+        return {
+            "opcode": IBV_WR_SEND, "access": 0, "datagram": True, "head": GRH, "least": CONTROL, "spare": ASIDES,
+            "slots": slots, "receives": slots,
+        }
+
+    def __init__(self, prepare, str device not None):
+        VerbsTransport.__init__(self, prepare, device)
+        cdef State *st = self.st
+        cdef int i
+        try:
+            self.u.order = <uint32_t *> calloc(st.slots, sizeof(uint32_t))
+            if self.u.order == NULL:
+                raise MemoryError
+            self.u.st = st
+            self.u.client = prepare.role == "client"
+            self.u.credits = prepare.setting.pattern == "stream"
+            for i in range(ASIDES):
+                self.u.control_sge[i].addr = <uintptr_t> st.out + <uint64_t> (st.window + <uint32_t> i) * st.stride
+                self.u.control_sge[i].length = CONTROL
+                self.u.control_sge[i].lkey = st.send_sge[0].lkey
+                self.u.control_wr[i].sg_list = &self.u.control_sge[i]
+                self.u.control_wr[i].num_sge = 1
+                self.u.control_wr[i].opcode = IBV_WR_SEND
+                self.u.control_wr[i].send_flags = IBV_SEND_SIGNALED
+        except BaseException:
+            self.close()
+            raise
+        self.ops.me = &self.u
+        self.ops.outgoing = ud_outgoing
+        self.ops.room = ud_room
+        self.ops.post = ud_post
+        self.ops.receive = ud_receive
+        self.ops.receive_until = ud_receive_until
+        self.ops.release = ud_release
+        self.ops.finish = ud_finish
+        self.ops.lossy = True
+
+    def _connect(self, there):
+        cdef State *st = self.st
+        cdef uint32_t i, qpn = there.qpn, qkey = QKEY
+        if self.size > self.path_mtu:
+            raise UsageError(
+                f"a UD datagram carries at most the smaller MTU of both ports, {self.path_mtu} bytes, not {self.size}",
+                remedy="a smaller --size",
+            )
+        self.qp.connect(psn=self.end.psn)
+        self.way = AddressHandle(self.pd, self.port, self.gid.number, bytes.fromhex(there.gid), there.lid)
+        for i in range(st.window):
+            st.send_wr[i].wr.ud.ah = self.way.ptr
+            st.send_wr[i].wr.ud.remote_qpn = qpn
+            st.send_wr[i].wr.ud.remote_qkey = qkey
+        for i in range(ASIDES):
+            self.u.control_wr[i].wr.ud.ah = self.way.ptr
+            self.u.control_wr[i].wr.ud.remote_qpn = qpn
+            self.u.control_wr[i].wr.ud.remote_qkey = qkey
+
+    @property
+    def slides(self) -> int:
+        """How often the sender of a stream gave up waiting for a credit."""
+        return self.u.slides
+
+    def _close_path(self):
+        if self.qp is not None:
+            self.qp.close()   # nothing may use the address handle any more
+        if self.way is not None:
+            self.way.close()

@@ -1,0 +1,211 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Waiting for completions with as few system calls as verbs allow.
+
+Polling reads mapped memory. Waiting by event goes: look; ask for an event (one system call); look again, because a
+completion may have come in between; sleep in a plain blocking read of the channel (one system call). Nothing else is
+called: no poll(2) with a time limit before the read. What bounds the sleep is a timer that sends this thread a signal
+every PATIENCE_NS; its handler does nothing, but the read ends with EINTR.
+"""
+
+from libc.errno cimport EINTR, EIO, errno
+from libc.stdint cimport int64_t
+
+from cython_ext.clock cimport now
+from cython_ext.infiniband_verbs cimport (
+    ibv_ack_cq_events,
+    ibv_cq,
+    ibv_get_cq_event,
+    ibv_poll_cq,
+    ibv_req_notify_cq,
+    ibv_wc,
+)
+
+cdef extern from *:
+    """
+    #include <poll.h>
+    #include <pthread.h>
+    #include <signal.h>
+    #include <string.h>
+    #include <sys/prctl.h>
+    #include <time.h>
+    #include <unistd.h>
+
+    /* glibc before 2.38 has the field, and no name for it */
+    #ifndef sigev_notify_thread_id
+    #define sigev_notify_thread_id _sigev_un._tid
+    #endif
+
+    static void hwrx_nothing(int number) { (void) number; }
+
+    /* A periodic timer for the calling thread. SIGRTMAX - 2: Python, glibc and the usual libraries use none of the
+       last. No SA_RESTART: that read(2) ends with EINTR is the whole point. */
+    static int hwrx_start_timer(timer_t *timer, long period_ns)
+    {
+        struct sigaction action;
+        struct sigevent event;
+        struct itimerspec spec;
+        memset(&action, 0, sizeof action);
+        action.sa_handler = hwrx_nothing;
+        if (sigaction(SIGRTMAX - 2, &action, NULL))
+            return -1;
+        memset(&event, 0, sizeof event);
+        event.sigev_notify = SIGEV_THREAD_ID;
+        event.sigev_signo = SIGRTMAX - 2;
+        event.sigev_notify_thread_id = gettid();
+        if (timer_create(CLOCK_MONOTONIC, &event, timer))
+            return -1;
+        spec.it_value.tv_sec = spec.it_interval.tv_sec = period_ns / 1000000000;
+        spec.it_value.tv_nsec = spec.it_interval.tv_nsec = period_ns % 1000000000;
+        return timer_settime(*timer, 0, &spec, NULL);
+    }
+
+    /* Readable, or `ns` nanoseconds over. The default slack of 50 us would be part of every paced latency. */
+    static int hwrx_readable(int fd, long long ns)
+    {
+        struct pollfd one = {fd, POLLIN, 0};
+        struct timespec left = {ns / 1000000000, ns % 1000000000};
+        return ppoll(&one, 1, &left, NULL);
+    }
+
+    static void hwrx_no_slack(void)
+    {
+        static __thread int done;
+        if (!done) {
+            prctl(PR_SET_TIMERSLACK, 1UL, 0UL, 0UL, 0UL);
+            done = 1;
+        }
+    }
+    """
+    ctypedef void *timer_t
+    int hwrx_start_timer(timer_t *timer, long period_ns) nogil
+    int hwrx_readable(int fd, long long ns) nogil
+    void hwrx_no_slack() nogil
+    int timer_delete(timer_t timer) nogil
+    unsigned long pthread_self() nogil
+
+cdef enum:
+    # polls between two readings of the clock, as masks: rare where only patience ends, often where a send is due
+    RARELY = 255
+    OFTEN = 7
+    EVENTS_AN_ACK = 512
+
+
+cdef int start_tick(Tick *tick) noexcept nogil:
+    stop_tick(tick)
+    if hwrx_start_timer(<timer_t *> &tick.timer, PATIENCE_NS) != 0:
+        return -errno
+    tick.owner = pthread_self()
+    tick.running = True
+    return 0
+
+
+cdef void stop_tick(Tick *tick) noexcept nogil:
+    if tick.running:
+        timer_delete(<timer_t> tick.timer)
+        tick.running = False
+
+
+cdef int arm(Side *side) noexcept nogil:
+    """Ask for an event at the next completion, unless one was asked for already. Look at the queue afterwards."""
+    cdef int error
+    if side.channel == NULL or side.armed:
+        return 0
+    error = ibv_req_notify_cq(side.cq, 0)
+    if error:
+        return -error if error > 0 else error
+    side.armed = True
+    return 0
+
+
+cdef void acknowledge(Side *side) noexcept nogil:
+    """Before its queue is destroyed: ibv_destroy_cq waits for the acknowledgement of each event."""
+    if side.unacked:
+        ibv_ack_cq_events(side.cq, side.unacked)
+        side.unacked = 0
+
+
+cdef inline int take_event(Side *side) noexcept nogil:
+    cdef ibv_cq *cq
+    cdef void *context
+    if ibv_get_cq_event(side.channel, &cq, &context) != 0:
+        return -errno
+    side.armed = False
+    side.unacked += 1
+    if side.unacked >= EVENTS_AN_ACK:
+        acknowledge(side)
+    return 0
+
+
+cdef int spin(Side *side, ibv_wc *wc, int most, int64_t deadline, unsigned int mask) noexcept nogil:
+    cdef unsigned int spins = 0
+    cdef int n
+    while True:
+        n = ibv_poll_cq(side.cq, most, wc)
+        if n != 0:
+            return n if n > 0 else -EIO
+        spins += 1
+        if spins & mask == 0 and now() >= deadline:
+            return 0
+
+
+cdef int wait_cq(Side *side, Tick *tick, ibv_wc *wc, int most) noexcept nogil:
+    """Wait as the side was told to, for PATIENCE_NS at most."""
+    cdef int status
+    cdef int n = ibv_poll_cq(side.cq, most, wc)
+    if n != 0:
+        return n if n > 0 else -EIO
+    if side.channel == NULL:
+        return spin(side, wc, most, now() + PATIENCE_NS, RARELY)
+    if not tick.running or tick.owner != pthread_self():
+        status = start_tick(tick)
+        if status < 0:
+            return status
+    while True:
+        if not side.armed:
+            status = arm(side)
+            if status < 0:
+                return status
+            n = ibv_poll_cq(side.cq, most, wc)
+            if n != 0:
+                return n if n > 0 else -EIO
+        status = take_event(side)
+        n = ibv_poll_cq(side.cq, most, wc)
+        if n != 0:
+            return n if n > 0 else -EIO
+        if status < 0:
+            return 0 if status == -EINTR else status
+        # the event was that of a completion already taken: ask for the next
+
+
+cdef int wait_cq_until(Side *side, ibv_wc *wc, int most, int64_t deadline) noexcept nogil:
+    """The same until a time of CLOCK_MONOTONIC; a time that has passed means one look."""
+    cdef int64_t left
+    cdef int status
+    cdef int n = ibv_poll_cq(side.cq, most, wc)
+    if n != 0:
+        return n if n > 0 else -EIO
+    if side.channel == NULL:
+        return spin(side, wc, most, deadline, OFTEN)
+    if deadline <= now():
+        return 0
+    hwrx_no_slack()
+    while True:
+        status = arm(side)
+        if status < 0:
+            return status
+        n = ibv_poll_cq(side.cq, most, wc)
+        if n != 0:
+            return n if n > 0 else -EIO
+        left = deadline - now()
+        if left <= 0:
+            return 0
+        status = hwrx_readable(side.channel.fd, left)
+        if status < 0 and errno != EINTR:
+            return -errno
+        if status > 0:
+            status = take_event(side)
+            if status < 0 and status != -EINTR:
+                return status
+        n = ibv_poll_cq(side.cq, most, wc)
+        if n != 0:
+            return n if n > 0 else -EIO

@@ -1,0 +1,202 @@
+"""What one end of a verbs path tells the other, and what follows: device, GID, MTU, and whether they fit."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import msgspec
+from msgspec import Meta
+
+from hwrx.errors import MachineError, PathError, PeerError, UsageError
+from hwrx.messages import Place
+
+Number24 = Annotated[int, Meta(ge=0, lt=1 << 24)]
+Number32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
+SHORT_CUT = (
+    "rxe hands a packet whose destination MAC is its own over to itself, without IP, UDP or the network stack"
+    " (RXE_LOOPBACK_MASK), so nothing of the network would be measured"
+)
+
+
+class GidEntry(Protocol):
+    """What `cython_ext.verbs_device.Gid` has."""
+
+    @property
+    def number(self) -> int:
+        """Its place in the port's table."""
+
+    @property
+    def raw(self) -> bytes:
+        """The 16 bytes."""
+
+    @property
+    def type(self) -> str:
+        """'IB', 'RoCE v1' or 'RoCE v2'."""
+
+
+class End(msgspec.Struct, frozen=True, kw_only=True):
+    """One end, as the other must know it. `address`, `rkey`, `slots`, `stride` tell where WRITE and READ go."""
+
+    path: str
+    size: int
+    device: str
+    port: int
+    node_guid: str
+    mac: str
+    boot: str  # of the running kernel: equal only on the same machine
+    rxe: bool
+    gid: str  # 32 hexadecimal digits
+    lid: Annotated[int, Meta(ge=0, lt=1 << 16)] = 0
+    mtu: int
+    qpn: Number24
+    psn: Number24
+    reads: Annotated[int, Meta(ge=0, le=255)] = 1  # READs that it answers at a time
+    address: Annotated[int, Meta(ge=0)] = 0
+    rkey: Number32 = 0
+    slots: Annotated[int, Meta(ge=0)] = 0
+    stride: Annotated[int, Meta(ge=0)] = 0
+
+
+def parse_end(remote: dict[str, Any]) -> End:
+    """Check what came over the control pipe; PeerError names the field that is wrong."""
+    try:
+        end = msgspec.convert(remote, End)
+        if len(bytes.fromhex(end.gid)) != 16:
+            raise ValueError("a GID has 16 bytes")
+    except (msgspec.ValidationError, ValueError) as error:
+        raise PeerError(f"the other end describes no verbs endpoint: {error}") from None
+    return end
+
+
+def gid_text(raw: bytes) -> str:
+    """A GID as people write it: the IPv4 address where it holds one, else as IPv6."""
+    address = ipaddress.IPv6Address(raw)
+    return str(address.ipv4_mapped or address)
+
+
+def _rank(gid: GidEntry, wanted: str) -> tuple[int, int]:
+    address = ipaddress.IPv6Address(gid.raw)
+    if gid_text(gid.raw) == wanted:
+        order = 0
+    elif address.ipv4_mapped:
+        order = 1
+    elif not address.is_link_local:
+        order = 2
+    else:
+        order = 3
+    return order, gid.number
+
+
+def choose_gid(gids: Sequence[GidEntry], *, where: str, ethernet: bool, index: int | None, address: str) -> GidEntry:
+    """Choose the port's GID: `index` where the user says so; else RoCE v2 (IB on InfiniBand).
+
+    Routable comes before link-local: first the one that is `address`, then IPv4, then global IPv6. `where` names device
+    and port.
+    """
+    table = ", ".join(f"{gid.number}: {gid_text(gid.raw)} ({gid.type})" for gid in gids) or "empty"
+    if index is not None:
+        for gid in gids:
+            if gid.number == index:
+                return gid
+        raise UsageError(f"{where} has no GID {index}; its table is {table}", remedy="leave --gid-index out")
+    kind = "RoCE v2" if ethernet else "IB"
+    fitting = [gid for gid in gids if gid.type == kind]
+    if not fitting:
+        raise MachineError(
+            f"{where} has no GID of type {kind}; its table is {table}",
+            remedy="give its netdev an address ('ip addr add ADDRESS/24 dev NETDEV') and bring it up",
+        )
+    return min(fitting, key=lambda gid: _rank(gid, address))
+
+
+def choose_mtu(here: int, wanted: int | None, where: str) -> int:
+    """Bytes of payload a packet that this end can do: the port's, or `wanted` where the port can."""
+    if wanted is not None and wanted > here:
+        raise UsageError(
+            f"{where} has an MTU of {here} bytes, {wanted} are asked for",
+            remedy="a smaller --mtu, or a larger MTU of its netdev ('ip link set NETDEV mtu 4500' for 4096)",
+        )
+    return wanted or here
+
+
+def agree(here: End, there: End) -> int:
+    """Check that the two ends fit each other; their common MTU. Refuses rxe's short-cut."""
+    if here.path != there.path or here.size != there.size:
+        raise PeerError(
+            f"the ends do not fit: {here.path} with {here.size} bytes here, {there.path} with {there.size} there"
+        )
+    same = here.node_guid == there.node_guid or (here.mac and here.mac == there.mac) or here.gid == there.gid
+    if here.boot == there.boot and same and here.rxe:
+        raise UsageError(
+            f"both ends stand on the rxe device {here.device}: {SHORT_CUT}",
+            remedy="give each end a device of its own, for example rxe0 and rxe1 on the two ends of a veth pair"
+            " (topology 'pair')",
+        )
+    mine, other = (ipaddress.IPv6Address(bytes.fromhex(end.gid)) for end in (here, there))
+    if bool(mine.ipv4_mapped) != bool(other.ipv4_mapped) or mine.is_link_local != other.is_link_local:
+        raise PathError(
+            f"the ends have GIDs of different kinds: {mine.ipv4_mapped or mine} on {here.device},"
+            f" {other.ipv4_mapped or other} on {there.device}",
+            remedy="give both netdevs an address of one network, or choose both with --gid-index",
+        )
+    return min(here.mtu, there.mtu)
+
+
+def netdev_of(device: str) -> str:
+    """The netdev under a verbs device, as its first GID names it; empty where none does."""
+    for entry in sorted(Path(f"/sys/class/infiniband/{device}/ports/1/gid_attrs/ndevs").glob("*")):
+        try:
+            if name := entry.read_text().strip():
+                return name
+        except OSError:  # an empty entry of the table reads as EINVAL
+            continue
+    return ""
+
+
+def choose_device(place: Place, names: Sequence[str]) -> str:
+    """Which device a place means: the one it names, the one on its netdev, or the only one there is."""
+    if not names:
+        raise no_device()
+    if place.verbs is not None:
+        if place.verbs not in names:
+            raise MachineError(
+                f"there is no verbs device '{place.verbs}'; there are {', '.join(names)}",
+                remedy="'hwrx devices' lists them; 'hwrx rxe up NETDEV' makes one",
+            )
+        return place.verbs
+    if place.netdev is not None:
+        for name in names:
+            if netdev_of(name) == place.netdev:
+                return name
+        raise MachineError(
+            f"no verbs device stands on {place.netdev}; there are {', '.join(names)}",
+            remedy=f"hwrx rxe up {place.netdev}",
+        )
+    if len(names) > 1:
+        raise UsageError(f"there are several verbs devices: {', '.join(names)}", remedy="name one with --device")
+    return names[0]
+
+
+def no_device() -> MachineError:
+    """Say that this machine has no verbs device, and what would give it one."""
+    if Path("/sys/module/rdma_rxe").exists() or _module_file("rdma_rxe"):
+        return MachineError("this machine has no verbs device", remedy="hwrx rxe up NETDEV makes a SoftRoCE device")
+    release = Path("/proc/sys/kernel/osrelease").read_text().strip()
+    return MachineError(
+        f"this machine has no verbs device, and its kernel {release} has no module rdma_rxe",
+        remedy="'lab/run' measures in a virtual machine whose kernel has it",
+    )
+
+
+def _module_file(name: str) -> bool:
+    release = Path("/proc/sys/kernel/osrelease").read_text().strip()
+    for listing in ("modules.dep", "modules.builtin"):
+        try:
+            if f"/{name}.ko" in Path(f"/lib/modules/{release}/{listing}").read_text():
+                return True
+        except OSError:
+            continue
+    return False
