@@ -17,7 +17,7 @@ from hwrx import topology
 from hwrx.errors import MachineError, UsageError
 from hwrx.experiment import Experiment
 from hwrx.messages import Describe, Described, Place, Role
-from hwrx.peers import Peer
+from hwrx.peers import Peer, agent_command
 from hwrx.run import Testbed
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def in_guest(experiment: Experiment) -> bool:
 def _explicit(wanted: Wanted) -> Bed:
     """Return the ends that the user named: verbs devices of this machine, or one here and one at the peer."""
     peer = wanted.peer or "local"
+    agent_command(peer)  # refuses what is no peer before anything is started
     if len(wanted.devices) > 2 or (len(wanted.devices) == 2 and wanted.peer_device):
         raise UsageError("there are two ends, so at most two devices", remedy="give --device CLIENT[,SERVER]")
     here = wanted.devices[0] if wanted.devices else None

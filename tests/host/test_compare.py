@@ -1,0 +1,207 @@
+"""The command as a user types it, on this machine's namespaces: what it prints, writes, and leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hwrx
+
+HWRX = [sys.executable, "-P", "-m", "hwrx"]
+LONG = ["--paths", "udp", "--topology", "netns", "--messages", "2000000", "--repeats", "2"]
+
+
+def namespaces() -> set[str]:
+    folder = Path("/run/netns")
+    return {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    before = namespaces()
+    yield
+    assert namespaces() == before
+
+
+def compare(runs: Path, *arguments: str, **keywords: object) -> subprocess.CompletedProcess[str]:
+    argv = [*HWRX, "compare", *arguments, "--runs", str(runs)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=300, **keywords)  # type: ignore[call-overload]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_for(condition: object, limit: float = 30.0) -> None:
+    deadline = time.monotonic() + limit
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def begun(runs: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """A comparison in the middle of its first, very long trial, and the pids of its two agents."""
+    process = subprocess.Popen(
+        [*HWRX, "compare", *LONG, "--runs", str(runs)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+    def measuring() -> bool:
+        return len(busy(process.pid)) == 2 and (runs / "latest").exists()
+
+    wait_for(measuring)
+    time.sleep(0.5)
+    return process, busy(process.pid)
+
+
+def busy(pid: int) -> list[int]:
+    """The agents that use processor time: they are in their loops."""
+    found = []
+    for child in children(pid):
+        fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        if int(fields[11]) + int(fields[12]) > 60:
+            found.append(child)
+    return found
+
+
+def test_a_comparison_ends_with_a_table_and_a_report(tmp_path: Path) -> None:
+    done = compare(tmp_path, "--paths", "udp,tcp", "--size", "64,1400", "--pattern", "pingpong,stream,paced",
+                   "--rate", "2000", "--messages", "300", "--repeats", "2", "--topology", "netns")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = Path(done.stdout.split()[-1])
+    assert report.name == "report.html"
+    assert report.stat().st_size > 20_000
+    run = hwrx.load(tmp_path / "latest")
+    assert run.status == "complete"
+    assert len(run.rows) == 2 * 2 * 2 * 3
+    assert {row["status"] for row in run.rows} == {"ok"}
+    assert all(row["lost"] == row["corrupt"] == row["duplicated"] == row["stale"] == 0 for row in run.rows)
+    assert run.samples.num_rows == 300 * len(run.rows)
+    for name in ("udp", "tcp", "p50", "messages/s"):
+        assert name in done.stdout
+    assert "\x1b[" not in done.stdout
+
+
+def test_json_is_all_that_is_printed(tmp_path: Path) -> None:
+    done = compare(tmp_path, "--paths", "udp", "--messages", "100", "--repeats", "1", "--topology", "here", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+
+
+def test_the_sum_of_a_stream_is_its_duration(tmp_path: Path) -> None:
+    assert (
+        compare(tmp_path, "--paths", "tcp", "--pattern", "stream", "--repeats", "1", "--topology", "netns").returncode
+        == 0
+    )
+    run = hwrx.load(tmp_path / "latest")
+    ns = run.samples["ns"].to_numpy()
+    assert ns[0] == 0
+    assert (ns[1:] >= 0).all()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_agent_that_is_killed_ends_the_run_and_is_named(tmp_path: Path, which: int) -> None:
+    process, agents = begun(tmp_path)
+    killed = time.monotonic()
+    os.kill(agents[which], signal.SIGKILL)
+    output, errors = process.communicate(timeout=60)
+    took = time.monotonic() - killed
+    assert process.returncode == 1, errors
+    assert re.search(
+        r"trial 0 \(udp 64 B pingpong event\) broke off: peer (client|server) is gone: killed by SIGKILL", errors
+    )
+    assert output == ""
+    run = hwrx.load(tmp_path / "latest")
+    assert run.status == "partial"
+    assert "broke off" in run.reason
+    assert not any(Path(f"/proc/{agent}").exists() for agent in agents)
+    assert took < 20  # a limit against hanging: nothing waits for the trial's own end
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_the_middle_marks_the_run_and_cleans_up(tmp_path: Path, number: signal.Signals) -> None:
+    process, agents = begun(tmp_path)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert hwrx.load(tmp_path / "latest").status == "interrupted"
+    assert not any(Path(f"/proc/{agent}").exists() for agent in agents)
+
+
+def test_agents_die_with_a_controller_that_is_killed(tmp_path: Path) -> None:
+    process, agents = begun(tmp_path)
+    process.kill()
+    process.communicate(timeout=60)
+    wait_for(lambda: not any(Path(f"/proc/{agent}").exists() for agent in agents))
+    assert hwrx.load(tmp_path / "latest").status == "partial"
+    # the next one finds what was left, and takes it down
+    assert (
+        compare(tmp_path, "--paths", "udp", "--messages", "10", "--repeats", "1", "--topology", "netns").returncode == 0
+    )
+
+
+def test_a_full_disk_is_said_in_words_and_keeps_what_was_measured(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = (
+        f"mount -t tmpfs -o size=400k tmpfs {disk} && "
+        f"{' '.join(HWRX)} compare --paths udp --messages 40000 --repeats 30 --topology here --runs {disk}; code=$?; "
+        f"cp -r {disk}/20* {tmp_path}/kept; exit $code"
+    )
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert re.search(r"(no space|disk is full|No space)", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    run = hwrx.load(tmp_path / "kept")
+    assert run.status == "partial"
+    assert run.samples.num_rows >= 40000
+
+
+def test_a_million_messages_stay_under_200_mb(tmp_path: Path) -> None:
+    done = compare(tmp_path, "--paths", "tcp", "--pattern", "stream", "--messages", "1000000", "--repeats", "1",
+                   "--topology", "here")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    resident = hwrx.load(tmp_path / "latest").journal[0]["extra"]["resident"]
+    assert 0 < resident["client"] < 200e6
+    assert 0 < resident["server"] < 200e6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, "paths"),
+        (["--paths", "pigeon"], 2, "there is no 'pigeon'"),
+        (["--paths", "udp", "--size", "70000"], 2, "65,?507"),
+        (["--paths", "udp", "--size", "7"], 2, "from 8"),
+        (["--paths", "udp", "--size", "big"], 2, "no list of whole numbers"),
+        (["no-such-file.toml"], 2, "there is no experiment file"),
+        (["--paths", "rdma-send", "--device", "nosuch0,nosuch1"], 3, "nosuch0"),
+        (["--paths", "rdma-send", "--device", "nosuch0"], 2, "both ends on one device"),
+        (["--paths", "udp", "--clock", "icount", "--here", "--topology", "netns"], 2, "icount"),
+        (["--paths", "udp", "--peer", "pigeon:coop"], 2, "is no peer"),
+    ],
+)
+def test_bad_input_gets_words(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
+    done = compare(tmp_path, *arguments)
+    assert re.search(words, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == code
+    assert not list(tmp_path.glob("20*"))
+
+
+def test_a_dry_run_says_what_would_be_and_does_nothing(tmp_path: Path) -> None:
+    done = compare(tmp_path, "--paths", "udp,tcp", "--size", "64,70000", "--repeats", "2", "--dry-run")
+    assert done.returncode == 0
+    assert "trials" in done.stdout
+    assert "left out: udp 70000 B" in done.stdout
+    assert not list(tmp_path.iterdir())
