@@ -26,9 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("hwrx.commands.machine", "doctor", "what this machine can do, and how to mend what it cannot"),
     "rxe": ("hwrx.commands.machine", "rxe", "put a SoftRoCE device on a netdev, or take it away"),
     "agent": ("hwrx.commands.agent", "agent", "one endpoint, driven over standard input and output"),
-    "guest": ("hwrx.commands.agent", "guest", "the agents of a virtual machine, over one virtio-serial port"),
 }
-HIDDEN = frozenset({"guest"})
 
 
 class LazyGroup(click.Group):
@@ -36,7 +34,7 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of the help."""
-        return [name for name in COMMANDS if name not in HIDDEN]
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command's module."""

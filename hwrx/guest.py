@@ -57,7 +57,10 @@ def find_port(name: str = PORT, ports: Path = Path("/sys/class/virtio-ports")) -
     for port in sorted(ports.glob("*")):
         if (port / "name").read_text().strip() == name:
             return Path("/dev") / port.name
-    raise MachineError(f"this machine has no virtio-serial port called {name}", remedy="`hwrx guest` runs in the lab")
+    raise MachineError(
+        f"this machine has no virtio-serial port called {name}",
+        remedy="this program is the lab's, and runs in its guests",
+    )
 
 
 class Supervisor:
@@ -216,7 +219,7 @@ def preload() -> None:
 
 
 def main(topology: str, options: Mapping[str, Any]) -> int:
-    """Set the topology up, tell the host, and serve it. Returns the exit code of `hwrx guest`."""
+    """Set the topology up, tell the host, and serve it. Returns the exit code."""
     port = os.open(find_port(), os.O_RDWR | os.O_CLOEXEC)
     supervisor = Supervisor(port)
     try:
@@ -225,10 +228,15 @@ def main(topology: str, options: Mapping[str, Any]) -> int:
             supervisor.mux.send(Kind.READY, 0, encode(made))
             supervisor.run()
     except HwrxError as error:
-        sys.stderr.write(f"hwrx guest: {error}\n")
+        sys.stderr.write(f"hwrx: {error}\n")
         supervisor.report(error)
         supervisor.mux.flush()
         return error.exit_code
     finally:
         os.close(port)
     return 0
+
+
+if __name__ == "__main__":
+    os.environ.pop("PYTHONPATH", None)  # it was ours, see hwrx.vm; commands find their modules as ever
+    sys.exit(main(sys.argv[1], msgspec.json.decode(sys.argv[2], type=dict[str, Any])))

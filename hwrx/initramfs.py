@@ -130,9 +130,11 @@ def build(
     *,
     writable: Mapping[str, Path] | None = None,
     environment: Mapping[str, str] | None = None,
+    modules: Sequence[str] = (),
 ) -> bytes:
     """Return the archive of a guest that runs `command` on the host's files and powers off.
 
+    `modules` are loaded while the command starts; whoever needs one still has to see to it.
     `writable` maps the tags of further 9p shares to the folders, on both sides, that the guest may write to.
     """
     archive = _with_busybox()
@@ -149,19 +151,20 @@ def build(
         **(environment or {}),
     }
     first = " ".join(["/usr/bin/env", "-i", *(shlex.quote(f"{key}={value}") for key, value in variables.items())])
+    last = _LAST.format(modules=shlex.join(modules), command=shlex.join(command))
     script = _SCRIPT.format(
         stuck=STUCK,
         modules="\n".join(loads),
         tag=ROOT_TAG,
         shares="\n".join(
             f"mkdir -p /root/{shlex.quote(str(path).lstrip('/'))} && "
-            f"mount -t 9p -o {_NINE_P},cache=none {tag} /root{shlex.quote(str(path))} || stuck 'sharing {path}'"
+            f"mount -t 9p -o {_NINE_P},cache=none {tag} /root{shlex.quote(str(path))} || stuck sharing"
             for tag, path in (writable or {}).items()
         ),
         version=version,
         nine_p=_NINE_P,
         kernel_modules=shlex.quote(str(base / "lib/modules" / version)),
-        init=f"{first} /bin/sh -c {shlex.quote(_LAST.format(command=shlex.join(command)))}",
+        init=f"{first} /bin/sh -c {shlex.quote(last)}",
     )
     archive.file("init", script.encode())
     return archive.finish()

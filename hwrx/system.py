@@ -33,9 +33,9 @@ def tool(name: str) -> str:
     return found
 
 
-def run(*argv: str) -> str:
-    """Run a tool and return what it printed; MachineError with its own words where it fails."""
-    done = subprocess.run([tool(argv[0]), *argv[1:]], capture_output=True, text=True, check=False)
+def run(*argv: str, given: str = "") -> str:
+    """Run a tool with `given` as its input, return what it printed; MachineError with its own words where it fails."""
+    done = subprocess.run([tool(argv[0]), *argv[1:]], input=given, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().removeprefix("RTNETLINK answers: ").removeprefix("error: ")
         denied = "not permitted" in said or "Permission denied" in said

@@ -29,10 +29,13 @@ ENDS: tuple[Role, Role] = ("client", "server")
 # the user's is hidden by them.
 ADDRESSES: dict[Role, str] = {"client": "198.18.77.1", "server": "198.18.77.2"}
 ADDRESSES_V6: dict[Role, str] = {"client": "2001:2:0:77::1", "server": "2001:2:0:77::2"}
+# locally administered (bit 1 of the first byte): they are the same in every run, and with them the link-local GIDs
+HARDWARE: dict[Role, str] = {"client": "02:68:77:72:78:00", "server": "02:68:77:72:78:01"}
 LINKS: dict[Role, str] = {"client": "hwrx0", "server": "hwrx1"}
 DEVICES: dict[Role, str] = {"client": "rxe0", "server": "rxe1"}
 # rxe takes the largest MTU of {256 … 4096} that leaves room for its headers: 1500 gives 1024, 4200 gives 4096.
 LARGE_MTU = 4200
+SMALLEST_MTU, LARGEST_MTU = 1280, 65535  # of a veth that carries IPv6
 RXE_MODULE = "rdma_rxe"
 _GIDS = 16  # entries of a port's GID table that are looked at: it is filled from the front
 _PATIENCE = 20.0  # seconds; the kernel fills GID tables and raises carriers on work queues
@@ -57,13 +60,9 @@ def netns(*, mtu: int = 1500) -> Iterator[Made]:
         for end in ENDS:
             undo.plan("ip", "netns", "delete", names[end])
             system.run("ip", "netns", "add", names[end])
-            system.run("ip", "-n", names[end], "link", "set", "lo", "up")
         # both ends are created inside: at no time is either visible outside
-        system.run(
-            "ip", "-n", names["client"], "link", "add", LINKS["client"], "type", "veth",
-            "peer", "name", LINKS["server"], "netns", names["server"],
-        )  # fmt: skip
-        _configure(mtu, names)
+        system.run("ip", "-n", names["client"], *_veth(mtu), "netns", names["server"])
+        _configure(names)
         yield Made(
             {end: Place(address=ADDRESSES[end], netdev=LINKS[end]) for end in ENDS},
             {end: f"netns:{names[end]}" for end in ENDS},
@@ -87,11 +86,11 @@ def pair(*, mtu: int = 1500) -> Iterator[Made]:
                     remedy=f"wait for it to end, or, if it is left over from an experiment: ip link delete {name}",
                 )
         undo.plan("ip", "link", "delete", LINKS["client"])  # its peer goes with it, and the rxe devices on both
-        system.run("ip", "link", "add", LINKS["client"], "type", "veth", "peer", "name", LINKS["server"])
+        system.run("ip", *_veth(mtu))
         for scope in ("all", *LINKS.values()):
             undo.sysctl(f"net/ipv4/conf/{scope}/accept_local", "1")
             undo.sysctl(f"net/ipv4/conf/{scope}/rp_filter", "0")
-        _configure(mtu, {})
+        _configure({})
         for end in ENDS:
             add_rxe(DEVICES[end], LINKS[end])
         _wait_until(
@@ -134,30 +133,36 @@ def build(name: str, **options: Any) -> AbstractContextManager[Made]:
     return find(name).make(**options)
 
 
-def _configure(mtu: int, namespaces: Mapping[Role, str]) -> None:
-    """Give both ends their MTU, addresses and knowledge of each other, and raise them."""
-    ip: dict[Role, list[str]] = {end: ["ip", "-n", namespaces[end]] if namespaces else ["ip"] for end in ENDS}
+def _veth(mtu: int) -> list[str]:
+    """Return the words that make `ip` create the veth pair; the server's namespace may follow."""
+    if not SMALLEST_MTU <= mtu <= LARGEST_MTU:
+        raise UsageError(f"a veth pair cannot have an MTU of {mtu}", remedy=f"{SMALLEST_MTU} to {LARGEST_MTU}")
+    ends = [["name", LINKS[end], "mtu", str(mtu), "address", HARDWARE[end]] for end in ENDS]
+    return ["link", "add", *ends[0], "type", "veth", "peer", *ends[1]]
+
+
+def _configure(namespaces: Mapping[Role, str]) -> None:
+    """Give both ends their addresses and each other's, and raise them.
+
+    The other's hardware address is entered for good: no trial then holds an ARP exchange.
+    """
     v6 = (SYSCTL / "net/ipv6").exists()
-    for end in ENDS:
-        try:
-            system.run(*ip[end], "link", "set", LINKS[end], "mtu", str(mtu))
-        except MachineError as error:
-            raise UsageError(f"a veth pair cannot have an MTU of {mtu}: {error.args[0]}") from None
-        system.run(*ip[end], "address", "add", f"{ADDRESSES[end]}/24", "dev", LINKS[end])
-        if v6:
-            # nodad: nobody else is on this wire, and an address that is still being checked cannot be bound
-            system.run(*ip[end], "address", "add", f"{ADDRESSES_V6[end]}/64", "dev", LINKS[end], "nodad")
-        system.run(*ip[end], "link", "set", LINKS[end], "up")
+    ip: dict[Role, list[str]] = {end: ["ip", "-n", namespaces[end]] if namespaces else ["ip"] for end in ENDS}
     for end, other in (ENDS, ENDS[::-1]):
-        # the other's hardware address is entered for good: no trial then holds an ARP exchange
-        words = system.run(*ip[other], "-o", "link", "show", "dev", LINKS[other]).split()
-        mac = words[words.index("link/ether") + 1]
-        for address in [ADDRESSES[other], *([ADDRESSES_V6[other]] if v6 else [])]:
-            system.run(
-                *ip[end], "neighbour", "replace", address, "lladdr", mac, "dev", LINKS[end], "nud", "permanent"
-            )  # fmt: skip
+        # nodad: nobody else is on this wire, and an address that is still being checked cannot be bound
+        lines = ["link set lo up"] if namespaces else []
+        lines += [f"address add {ADDRESSES[end]}/24 dev {LINKS[end]}", f"link set {LINKS[end]} up"]
+        lines += [f"neighbour replace {ADDRESSES[other]} lladdr {HARDWARE[other]} dev {LINKS[end]} nud permanent"]
+        if v6:
+            lines += [
+                f"address add {ADDRESSES_V6[end]}/64 dev {LINKS[end]} nodad",
+                f"neighbour replace {ADDRESSES_V6[other]} lladdr {HARDWARE[other]} dev {LINKS[end]} nud permanent",
+            ]
+        # one process for all: each takes a tenth of a second on an emulated CPU
+        system.run(*ip[end], "-batch", "-", given="\n".join(lines))
+    # what is sent before the kernel's link watch has seen the carrier is dropped
     _wait_until(
-        lambda: all("LOWER_UP" in system.run(*ip[end], "link", "show", "dev", LINKS[end]) for end in ENDS),
+        lambda: all("state UP" in system.run(*ip[end], "-o", "link", "show", LINKS[end]) for end in ENDS),
         "the veth pair's carrier",
     )
 

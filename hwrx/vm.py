@@ -38,6 +38,10 @@ BOOT_LIMIT = 180.0  # seconds until the agents' host inside answers; an emulated
 _END_LIMIT = 5.0
 _SHOWN = 15  # lines of the log in an error
 _KEPT = 2000  # lines of the log in memory
+# hpet, the default under emulation, makes each look at the clock a device access. The check of the timer interrupt fails,
+# and panics, on a host so busy that the guest misses its interrupts.
+_COMMAND_LINE = "console=ttyS0 loglevel=5 panic=-1 clocksource=tsc tsc=reliable no_timer_check"
+_MODULES = {"pair": ("veth", "rdma_rxe"), "netns": ("veth",)}  # what a topology will need, loaded while Python starts
 
 
 class Guest:
@@ -212,24 +216,24 @@ class Guest:
         self._facts["boot_s"] = round(time.monotonic() - started, 3)
 
     def _start(self, chosen: kernel.Kernel, with_what: accelerator.Accelerator, scratch: Path) -> None:
+        options = msgspec.json.encode(self._options).decode()
         archive = scratch / "initramfs"
         archive.write_bytes(
             initramfs.build(
                 chosen.base,
                 chosen.version,
-                [
-                    sys.executable, "-P", "-m", "hwrx", "guest",
-                    "--topology", self.topology, "--options", msgspec.json.encode(self._options).decode(),
-                ],
+                [sys.executable, "-S", "-P", "-m", inside.__name__, self.topology, options],
                 writable=self._writable,
                 environment={
                     # the layer over the host's files lets it be written, slowly; threads would stand in the way of fork
                     "PYTHONDONTWRITEBYTECODE": "1",
                     "OPENBLAS_NUM_THREADS": "1",
                     "HWRX_IN_GUEST": "1",
-                    # the guest finds the same modules as we do, also where hwrx runs from a source tree
-                    "PYTHONPATH": str(Path(__file__).parent.parent),
+                    # the guest finds the same modules as we do; looking for them by itself (module `site`, the
+                    # finders of editable installs) takes half of the time in which an emulated Python starts
+                    "PYTHONPATH": ":".join([str(Path(__file__).parent.parent), *filter(os.path.isdir, sys.path)]),
                 },
+                modules=_MODULES.get(self.topology, ()),
             )
         )  # fmt: skip
         self._port = _Port(scratch / "port")
@@ -281,8 +285,7 @@ class Guest:
             "-device", f"virtserialport,chardev=hwrx,name={inside.PORT}",
             "-kernel", str(kernel.bootable(chosen)),
             "-initrd", str(archive),
-            # hpet, the default under emulation, makes each look at the clock a device access
-            "-append", " ".join(("console=ttyS0 loglevel=5 panic=-1 clocksource=tsc tsc=reliable", *self._append)),
+            "-append", " ".join((_COMMAND_LINE, *self._append)),
         ]  # fmt: skip
         return [*command, *self._qemu]
 

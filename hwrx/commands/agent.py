@@ -1,8 +1,6 @@
-"""`hwrx agent`: one endpoint behind a pipe; `hwrx guest`: those of a virtual machine, behind one port."""
+"""`hwrx agent`: one endpoint behind a pipe."""
 
 from __future__ import annotations
-
-import sys
 
 import click
 
@@ -21,15 +19,3 @@ def agent() -> None:
     from hwrx.agent import main
 
     main()
-
-
-@click.command(hidden=True)
-@click.option("--topology", required=True, help="What to set up before the host is told that the guest is ready.")
-@click.option("--options", default="{}", help="The topology's options, as JSON.")
-def guest(topology: str, options: str) -> None:
-    """Serve the host over the virtio-serial port of the lab's virtual machine; nobody types it."""
-    import msgspec
-
-    from hwrx.guest import main
-
-    sys.exit(main(topology, msgspec.json.decode(options, type=dict)))
