@@ -102,12 +102,12 @@ class Writer:
             "process": {"pid": os.getpid(), "host": socket.gethostname()},
             "name": experiment.name,
             "question": experiment.question,
-            "topology": experiment.topology,
-            "clock": experiment.clock,
             "seed": experiment.seed,
             "trials_planned": len(layout.trials) if layout else None,
             "skipped": msgspec.to_builtins(layout.skipped) if layout else [],
         }
+        # what the testbed says that it put up counts more than what was asked for (--device makes it "hosts")
+        asked = {"topology": experiment.topology, "clock": experiment.clock}
         if taken := own.keys() & manifest.keys():
             raise ValueError(f"the store fills these itself: {', '.join(sorted(taken))}")
         root = pathlib.Path(root)
@@ -115,7 +115,7 @@ class Writer:
             root.mkdir(parents=True, exist_ok=True)
             hidden = root / f".{now:%Y%m%dT%H%M%SZ}-{experiment.name}.{os.getpid()}"
             hidden.mkdir()
-            writer = cls(hidden, {**own, **manifest})
+            writer = cls(hidden, {**own, **asked, **manifest})
             try:
                 (hidden / "parts").mkdir()
                 (hidden / ".reserve").write_bytes(b"\0" * _RESERVE)

@@ -237,7 +237,7 @@ def _ratios(summary: Summary, figure: Figure, width: float) -> None:
         places.append((-place, f"{_name(row)}, {size_words(row.size)}"))
     ax.axvline(1, color=INK, linewidth=0.8)
     ax.set_yticks([place for place, _ in places], [label for _, label in places])
-    ax.set_xlabel(f"p50 of {_measure(summary, 'pingpong')}, multiple of {summary.baseline}'s (95 % interval)")
+    ax.set_xlabel(f"p50, multiple of {summary.baseline}'s, with 95 % interval")
     ax.set_xlim(left=min(0.9, ax.get_xlim()[0]))
     ax.grid(axis="y", visible=False)
 
@@ -393,9 +393,9 @@ def _with_bars(
 
 def _size_axis(ax: Axes, sizes: Sequence[int]) -> None:
     ax.set_xscale("log", base=2)
-    shown = _spread(sizes, 8)
+    shown = _spread(sizes, 6)
     ax.xaxis.set_major_locator(FixedLocator(shown))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda size, _: size_words(int(size)).removesuffix("iB")))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda size, _: size_words(int(size))))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("message size")
 

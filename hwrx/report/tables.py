@@ -45,7 +45,7 @@ def tables(summary: Summary) -> list[Table]:
 def _latency(summary: Summary) -> Table:
     columns: list[tuple[str, Kind]] = [("size", ""), ("path", "t"), ("wait", "t")]
     columns += [(f"{name_of(p)} [µs]", "") for p in NAMED]
-    columns += [(f"p50 × {summary.baseline}", ""), ("messages/s", "")]
+    columns += [(f"p50 × {summary.baseline}", ""), ("round trips/s", "")]
     rows = []
     for first, row in _grouped(summary.of("pingpong")):
         cells: list[Cell] = [*_head(row, first)]
@@ -91,33 +91,35 @@ def _paced(summary: Summary) -> Table:
 def _quality(summary: Summary) -> Table:
     """How good the measurement is: what every row's figures stand on."""
     columns: list[tuple[str, Kind]] = [
+        ("pattern", "t"),
         ("size", ""),
         ("path", "t"),
         ("wait", "t"),
-        ("pattern", "t"),
         ("trials", ""),
         ("samples", ""),
         ("effective", ""),
-        ("warm-up left", ""),
+        ("warm-up", ""),
         ("lost", ""),
         ("twice", ""),
         ("reordered", ""),
         ("corrupt", ""),
-        ("CPU/message [µs]", ""),
+        ("CPU [µs]", ""),
     ]
     rows = []
-    for row in summary.rows:
+    for place, row in enumerate(summary.rows):
+        new = not place or row.pattern != summary.rows[place - 1].pattern
         trials = f"{len(row.digests)}" + (f" + {row.failed} failed" if row.failed else "")
         warmup = "did not settle" if not row.settled else f"{row.warmup:,}"
-        cells: list[Cell] = [*_head(row, True), (row.pattern, ""), (trials, ""), (f"{row.samples:,}", "")]
+        cells: list[Cell] = [(row.pattern if new else "", ""), *_head(row, True), (trials, "")]
+        cells.append((f"{row.samples:,}", ""))
         cells += [("–" if math.isnan(row.effective) else f"{100 * row.effective:.0f} %", ""), (warmup, "")]
         cells += [(f"{row.tally.get(name, 0):,}", "") for name in ("lost", "duplicated", "reordered", "corrupt")]
         cells.append((text.WITHHELD if row.cpu_us is None else text.number(row.cpu_us), ""))
-        rows.append((False, cells))
+        rows.append((new, cells))
     caption = (
         "What the figures stand on: trials and samples, the share of samples that count as independent, samples of an "
         "initial transient that was left (by MSER-5), what became of messages, and processor time of both endpoints' "
-        f"threads. {summary.label}."
+        f"threads for a message. {summary.label}."
     )
     return Table("quality", "Quality of the measurement", caption, columns, rows)
 

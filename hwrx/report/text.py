@@ -67,9 +67,11 @@ def value(estimate: Estimate | None) -> str:
 
 
 def plus_minus(estimate: Estimate | None) -> str:
-    """Half the interval in percent of the value: ±2.1 %."""
+    """Half the interval in percent of the value, ±2.1 %; a wide one, which is lopsided, by its ends: 85.1–320."""
     if estimate is None or math.isnan(estimate.width):
         return ""
+    if estimate.width >= 0.2:
+        return f"{number(estimate.low)}–{number(estimate.high)}"
     percent = 100 * estimate.width
     return f"±{percent:.0f} %" if percent >= 9.95 else f"±{percent:.1f} %"
 
