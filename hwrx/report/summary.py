@@ -97,7 +97,7 @@ def summarise(runs: Sequence[Run]) -> Summary:
     baseline = BASELINE if any(row.path == BASELINE for row in rows) else next(iter(order), BASELINE)
     _relate(rows, baseline)
     warnings = [warning for run in runs for warning in _run_warnings(run)]
-    warnings += [warning for row in rows for warning in _row_warnings(row)]
+    warnings += _row_warnings(rows)
     return Summary(
         runs=list(runs),
         rows=rows,
@@ -118,13 +118,20 @@ def label(run: Run) -> str:
         words.append("EMULATED guest: compare within the run only")
     else:
         words.append("wall clock")
-    kernel = find(run.manifest, "kernel")
-    if isinstance(kernel, str):
+    if kernel := kernel_of(run):
         words.append(f"Linux {kernel}")
     words.append(f"topology {run.manifest['topology']}")
     if run.status != "complete":
         words.append(f"{run.status.upper()} run")
     return ", ".join(words)
+
+
+def kernel_of(run: Run) -> str:
+    """The release of the kernel that the messages crossed; empty where the manifest does not say."""
+    kernel = find(run.manifest.get("machine"), "kernel")
+    if isinstance(kernel, dict):
+        kernel = kernel.get("release")
+    return str(kernel or "")
 
 
 def find(tree: Any, key: str) -> Any:
@@ -388,26 +395,36 @@ def _run_warnings(run: Run) -> list[str]:
     return warnings
 
 
-def _row_warnings(row: Row) -> list[str]:
-    name = f"{row.label}, {size_words(row.size)}, {row.pattern}, {row.wait}"
-    warnings = []
-    for count, words in (
-        ("lost", "were lost"),
-        ("duplicated", "came twice"),
-        ("reordered", "came out of order"),
-        ("corrupt", "were CORRUPT"),
-        ("wrong_size", "had the wrong size"),
-    ):
-        if row.tally.get(count):
-            warnings.append(f"{name}: {row.tally[count]:,} messages {words}")
-    trial = max((digest.count for digest in row.digests), default=0)
-    if not row.settled:
-        warnings.append(f"{name}: a trial did not settle; take more warm-up, or look for what drifts")
-    elif trial and row.warmup > max(50, 0.05 * trial):
-        warnings.append(f"{name}: the first {row.warmup:,} samples of a trial are still warm-up; raise 'warmup'")
-    if row.effective < 0.1 and row.pattern != "stream":
-        warnings.append(
-            f"{name}: neighbouring samples are alike; {trial:,} of them say as much as {row.effective * trial:,.0f} "
-            "independent ones (the intervals take that into account)"
-        )
-    return warnings
+def _row_warnings(rows: list[Row]) -> list[str]:
+    """What is wrong with rows, one line a kind: the rows that have it, the worst first."""
+    found: dict[str, list[tuple[float, str]]] = collections.defaultdict(list)
+    for row in rows:
+        name = f"{row.label} {size_words(row.size)} {row.pattern}"
+        for count, words in _FAULTS.items():
+            if share := row.tally.get(count, 0):
+                found[f"messages {words}"].append((share, f"{name} {share:,}"))
+        trial = max((digest.count for digest in row.digests), default=0)
+        if not row.settled:
+            found["a trial did not settle; take more warm-up, or look for what drifts"].append((trial, name))
+        elif trial and row.warmup > max(50, 0.05 * trial):
+            words = "samples that are still warm-up stand at a trial's beginning; raise 'warmup'"
+            found[words].append((row.warmup, f"{name} {row.warmup:,}"))
+        if row.effective < 0.1 and row.pattern != "stream":
+            words = "neighbouring samples are alike, so that they say as much as fewer independent ones would (the "
+            words += "intervals take that into account)"
+            found[words].append((1 - row.effective, f"{name} {row.effective * trial:,.0f} of {trial:,}"))
+    lines = []
+    for words, of in found.items():
+        of.sort(key=lambda pair: -pair[0])
+        more = f" and {len(of) - 3} more" if len(of) > 3 else ""
+        lines.append(f"{words}: {', '.join(name for _, name in of[:3])}{more}")
+    return lines
+
+
+_FAULTS = {
+    "lost": "were lost",
+    "duplicated": "came twice",
+    "reordered": "came out of order",
+    "corrupt": "were CORRUPT",
+    "wrong_size": "had the wrong size",
+}

@@ -61,13 +61,13 @@ def _table(caption: str) -> Table:
 def _latency(summary: Summary) -> Table:
     table = _table(text.latency_caption(summary))
     table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("path")
-    table.add_column("wait")
+    table.add_column("path", overflow="fold", min_width=10)
+    table.add_column("wait", no_wrap=True)
     for p in NAMED:
         table.add_column(name_of(p), justify="right", no_wrap=True)
         if p == NAMED[0]:
             table.add_column("", justify="left", no_wrap=True)
-    table.add_column(f"p50 × {summary.baseline}", no_wrap=True)
+    table.add_column(f"p50 × {summary.baseline}")
     for first, row in _grouped(summary.of("pingpong")):
         mark = "*" if row.measures == "FULL round trip" else ""
         table.add_row(
@@ -85,22 +85,24 @@ def _latency(summary: Summary) -> Table:
 def _rates(summary: Summary) -> Table:
     table = _table(text.rate_caption(summary))
     table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("path")
-    table.add_column("wait")
+    table.add_column("path", overflow="fold", min_width=10)
+    table.add_column("wait", no_wrap=True)
     table.add_column("messages/s", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("bytes/s", justify="right", no_wrap=True)
-    table.add_column("lost", justify="right", no_wrap=True)
-    table.add_column(f"rate × {summary.baseline}", no_wrap=True)
+    lossy = any(row.lost_share for row in summary.of("stream"))
+    if lossy:
+        table.add_column("lost", justify="right", no_wrap=True)
+    table.add_column(f"rate × {summary.baseline}")
     for first, row in _grouped(summary.of("stream")):
         table.add_row(
             size_words(row.size) if first else "",
             row.label,
             row.wait,
-            text.value(row.messages_per_s),
+            text.WITHHELD if row.messages_per_s is None else text.compact(row.messages_per_s.value),
             text.plus_minus(row.messages_per_s),
             text.bytes_a_second(row.bytes_per_s),
-            f"{100 * row.lost_share:.2g} %" if row.lost_share else "0",
+            *([f"{100 * row.lost_share:.2g} %" if row.lost_share else "0"] if lossy else []),
             text.ratio(row, summary.baseline),
         )
     return table
@@ -109,8 +111,8 @@ def _rates(summary: Summary) -> Table:
 def _paced(summary: Summary) -> Table:
     table = _table(text.paced_caption(summary))
     table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("path")
-    table.add_column("wait")
+    table.add_column("path", overflow="fold", min_width=10)
+    table.add_column("wait", no_wrap=True)
     for p in NAMED:
         table.add_column(name_of(p), justify="right", no_wrap=True)
     table.add_column(f"p50 × {summary.baseline}", no_wrap=True)

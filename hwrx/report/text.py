@@ -71,9 +71,17 @@ def plus_minus(estimate: Estimate | None) -> str:
     if estimate is None or math.isnan(estimate.width):
         return ""
     if estimate.width >= 0.2:
-        return f"{number(estimate.low)}–{number(estimate.high)}"
+        return f"{compact(estimate.low)}–{compact(estimate.high)}"
     percent = 100 * estimate.width
     return f"±{percent:.0f} %" if percent >= 9.95 else f"±{percent:.1f} %"
+
+
+def compact(value: float) -> str:
+    """Three digits and a prefix: 12.3k, 1.92M."""
+    for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= factor:
+            return f"{number(value / factor)}{prefix}"
+    return number(value)
 
 
 def ratio(row: Row, baseline: str) -> str:
@@ -84,6 +92,8 @@ def ratio(row: Row, baseline: str) -> str:
         return WITHHELD
     if math.isnan(row.ratio.low):
         return f"{row.ratio.value:.2f}"
+    if row.ratio.high >= 10:
+        return f"{number(row.ratio.value)} ({number(row.ratio.low)}–{number(row.ratio.high)})"
     digits = 2 if row.ratio.high - row.ratio.low >= 0.02 else 3
     return f"{row.ratio.value:.{digits}f} ({row.ratio.low:.{digits}f}–{row.ratio.high:.{digits}f})"
 
