@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "devices": ("hwrx.commands.machine", "devices", "verbs devices, their ports, GIDs and limits"),
     "doctor": ("hwrx.commands.machine", "doctor", "what this machine can do, and how to mend what it cannot"),
     "rxe": ("hwrx.commands.machine", "rxe", "put a SoftRoCE device on a netdev, or take it away"),
+    "stages": ("hwrx.commands.trace", "stages", "what a message passes on its way, and what this kernel allows to see"),
     "agent": ("hwrx.commands.agent", "agent", "one endpoint, driven over standard input and output"),
 }
 

@@ -1,0 +1,78 @@
+"""<bpf/libbpf.h> and <bpf/bpf.h>: opening, loading and attaching the ledger's programs, and its ring buffer."""
+
+from libc.stdint cimport int32_t, uint32_t
+
+cdef extern from "<stdarg.h>" nogil:
+    ctypedef struct va_list:
+        pass
+
+cdef extern from "<bpf/libbpf.h>" nogil:
+    struct bpf_object:
+        pass
+    struct bpf_program:
+        pass
+    struct bpf_map:
+        pass
+    struct bpf_link:
+        pass
+    struct ring_buffer:
+        pass
+    struct ring_buffer_opts:
+        pass
+
+    enum libbpf_print_level:
+        LIBBPF_WARN
+        LIBBPF_INFO
+        LIBBPF_DEBUG
+    ctypedef int (*libbpf_print_fn_t)(libbpf_print_level level, const char *form, va_list arguments) noexcept
+    libbpf_print_fn_t libbpf_set_print(libbpf_print_fn_t fn)
+    uint32_t libbpf_major_version()
+    uint32_t libbpf_minor_version()
+    int libbpf_num_possible_cpus()
+
+    # pointers are NULL and integers negative on failure, with errno set
+    bpf_object *bpf_object__open_file(const char *path, const void *opts)
+    int bpf_object__load(bpf_object *obj)
+    void bpf_object__close(bpf_object *obj)
+    bpf_program *bpf_object__next_program(const bpf_object *obj, bpf_program *prog)
+    bpf_program *bpf_object__find_program_by_name(const bpf_object *obj, const char *name)
+    bpf_map *bpf_object__find_map_by_name(const bpf_object *obj, const char *name)
+    const char *bpf_program__name(const bpf_program *prog)
+    const char *bpf_program__section_name(const bpf_program *prog)
+    int bpf_program__set_autoload(bpf_program *prog, bint autoload)
+    int bpf_program__set_type(bpf_program *prog, bpf_prog_type type)
+    int bpf_program__set_expected_attach_type(bpf_program *prog, bpf_attach_type type)
+    int bpf_program__fd(const bpf_program *prog)
+    bpf_link *bpf_program__attach(const bpf_program *prog)
+    bpf_link *bpf_program__attach_cgroup(const bpf_program *prog, int cgroup_fd)
+    int bpf_link__destroy(bpf_link *link)
+    int bpf_map__fd(const bpf_map *map)
+    uint32_t bpf_map__value_size(const bpf_map *map)
+    uint32_t bpf_map__max_entries(const bpf_map *map)
+    int bpf_map__set_max_entries(bpf_map *map, uint32_t max_entries)
+    # before loading: where the initial values of .rodata and .data stand
+    void *bpf_map__initial_value(bpf_map *map, size_t *size)
+
+    ctypedef int (*ring_buffer_sample_fn)(void *ctx, void *data, size_t size) noexcept nogil
+    ring_buffer *ring_buffer__new(int map_fd, ring_buffer_sample_fn fn, void *ctx, const ring_buffer_opts *opts)
+    void ring_buffer__free(ring_buffer *rb)
+    int ring_buffer__consume(ring_buffer *rb)
+
+cdef extern from "<bpf/bpf.h>" nogil:
+    enum bpf_prog_type:
+        BPF_PROG_TYPE_CGROUP_SKB
+    enum bpf_attach_type:
+        BPF_CGROUP_INET_INGRESS
+    int bpf_map_lookup_elem(int fd, const void *key, void *value)
+    int bpf_map_update_elem(int fd, const void *key, const void *value, unsigned long long flags)
+
+cdef extern from "<bpf/btf.h>" nogil:
+    struct btf:
+        pass
+    enum:
+        BTF_KIND_FUNC
+        BTF_KIND_TYPEDEF
+    btf *btf__load_vmlinux_btf()
+    btf *btf__load_module_btf(const char *module, btf *vmlinux)
+    int32_t btf__find_by_name_kind(const btf *btf, const char *name, uint32_t kind)
+    void btf__free(btf *btf)

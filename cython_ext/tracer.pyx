@@ -1,0 +1,459 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The ledger's BPF programs: loaded with libbpf, attached by links that live as long as this process, drained in bulk.
+
+Nothing is pinned: a link is a file descriptor, so the kernel detaches the programs when the process ends, however it
+ends. The structures are laid down in hwrx/trace/bpf (record.h, message.h); sizes are compared when an object is loaded.
+"""
+
+import errno
+import os
+
+import numpy as np
+
+from libc.errno cimport errno as c_errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+
+from cython_ext.bpf_libbpf cimport (
+    BTF_KIND_FUNC,
+    BTF_KIND_TYPEDEF,
+    LIBBPF_WARN,
+    bpf_link,
+    bpf_link__destroy,
+    bpf_map,
+    bpf_map__fd,
+    bpf_map__initial_value,
+    bpf_map__max_entries,
+    bpf_map__set_max_entries,
+    bpf_map__value_size,
+    bpf_map_lookup_elem,
+    bpf_map_update_elem,
+    bpf_object,
+    bpf_object__close,
+    bpf_object__find_map_by_name,
+    bpf_object__find_program_by_name,
+    bpf_object__load,
+    bpf_object__next_program,
+    bpf_object__open_file,
+    bpf_prog_type,
+    bpf_attach_type,
+    bpf_program,
+    bpf_program__attach,
+    bpf_program__attach_cgroup,
+    bpf_program__fd,
+    bpf_program__name,
+    bpf_program__section_name,
+    bpf_program__set_autoload,
+    bpf_program__set_expected_attach_type,
+    bpf_program__set_type,
+    btf,
+    btf__find_by_name_kind,
+    btf__free,
+    btf__load_module_btf,
+    btf__load_vmlinux_btf,
+    libbpf_major_version,
+    libbpf_minor_version,
+    libbpf_num_possible_cpus,
+    libbpf_print_level,
+    libbpf_set_print,
+    ring_buffer,
+    ring_buffer__consume,
+    ring_buffer__free,
+    ring_buffer__new,
+    va_list,
+)
+
+cdef extern from "<stdio.h>" nogil:
+    int vsnprintf(char *out, size_t size, const char *form, va_list arguments)
+
+cdef extern from "<unistd.h>" nogil:
+    long syscall(long number, ...)
+
+cdef extern from "<sched.h>" nogil:
+    enum:
+        CLONE_NEWNET
+    int setns(int fd, int kind)
+
+cdef extern from "<sys/syscall.h>" nogil:
+    enum:
+        SYS_bpf
+
+cdef enum:
+    PAGE = 4096  # of the mapping, which the kernel rounds up to its own
+    BUCKETS = 160
+    SAID_ROOM = 65536
+    # linux/bpf.h since 6.4; older headers lack the three names, the kernel's numbers are fixed
+    BPF_LINK_CREATE = 28
+    BPF_PROG_TYPE_NETFILTER = 32
+    BPF_NETFILTER = 45
+
+cdef struct Event:
+    uint64_t ns, sequence, object
+    uint32_t flow, trial, bytes, position, tid
+    uint16_t cpu, stage
+
+cdef struct Totals:
+    uint64_t count, bytes, timed, sum_ns, max_ns
+    uint32_t buckets[BUCKETS]
+
+cdef struct Settings:
+    uint32_t sample_every, size, trial, any_trial
+
+cdef struct Machine:
+    uint64_t page_offset_base, vmemmap_base
+    uint32_t constant, holds
+
+# union bpf_attr as BPF_LINK_CREATE with a netfilter program reads it
+cdef struct NetfilterLink:
+    uint32_t prog_fd, target_fd, attach_type, flags, pf, hooknum
+    int priority
+    uint32_t netfilter_flags
+
+EVENT = np.dtype([
+    ("ns", "<u8"), ("sequence", "<u8"), ("object", "<u8"), ("flow", "<u4"), ("trial", "<u4"), ("bytes", "<u4"),
+    ("position", "<u4"), ("tid", "<u4"), ("cpu", "<u2"), ("stage", "<u2"),
+])
+TOTALS = np.dtype([
+    ("count", "<u8"), ("bytes", "<u8"), ("timed", "<u8"), ("sum_ns", "<u8"), ("max_ns", "<u8"),
+    ("buckets", "<u4", (BUCKETS,)),
+])
+VERSION = (libbpf_major_version(), libbpf_minor_version())
+
+# What libbpf said last: it tells reasons only through its print function.
+cdef char[SAID_ROOM] said
+cdef size_t said_length = 0
+
+
+cdef int listen(libbpf_print_level level, const char *form, va_list arguments) noexcept nogil:
+    global said_length
+    cdef int n
+    if level > LIBBPF_WARN or said_length + 1 >= SAID_ROOM:
+        return 0
+    n = vsnprintf(said + said_length, SAID_ROOM - said_length, form, arguments)
+    if n > 0:
+        said_length = min(said_length + <size_t> n, <size_t> (SAID_ROOM - 1))
+    return n
+
+
+libbpf_set_print(listen)
+
+
+cdef str heard():
+    """What libbpf has said since the last call."""
+    global said_length
+    text = said[:said_length].decode(errors="replace")
+    said_length = 0
+    return text
+
+
+cdef struct Destination:
+    char *at
+    size_t left
+
+
+cdef int take(void *context, void *data, size_t size) noexcept nogil:
+    cdef Destination *to = <Destination *> context
+    memcpy(to.at, data, sizeof(Event))
+    to.at += sizeof(Event)
+    to.left -= 1
+    # a negative value ends the consuming, with this event taken
+    return 0 if to.left else -1
+
+
+def kernel_knows(functions, tracepoints, modules=()):
+    """Which of the functions and tracepoints are in the BTF of the running kernel and of the named modules.
+
+    Returns two sets of names. OSError where the kernel has no BTF. A module that is not loaded, or has no BTF, adds none.
+    """
+    cdef btf *kernel = btf__load_vmlinux_btf()
+    cdef btf *module
+    if kernel is NULL:
+        code = c_errno
+        heard()
+        raise OSError(code, os.strerror(code), "/sys/kernel/btf/vmlinux")
+    try:
+        found = {name for name in functions if btf__find_by_name_kind(kernel, name.encode(), BTF_KIND_FUNC) > 0}
+        points = {
+            name for name in tracepoints
+            if btf__find_by_name_kind(kernel, b"btf_trace_" + name.encode(), BTF_KIND_TYPEDEF) > 0
+        }
+        for name in modules:
+            module = btf__load_module_btf(name.encode(), kernel)
+            if module is NULL:
+                continue
+            found |= {f for f in functions if btf__find_by_name_kind(module, f.encode(), BTF_KIND_FUNC) > 0}
+            btf__free(module)
+    finally:
+        btf__free(kernel)
+        heard()
+    return found, points
+
+
+class LoadError(OSError):
+    """An object did not load. `program`: the one that the kernel refused, "" where it was none. `said`: libbpf's word."""
+
+    def __init__(self, code, program, text):
+        super().__init__(code, os.strerror(code))
+        self.program = program
+        self.said = text
+
+
+cdef class Tracer:
+    """One BPF object, opened, then loaded with a choice of its programs, then attached program by program.
+
+    A context manager; `close()` detaches everything and is idempotent. Not for use by several threads at once, except
+    that `drain` may run in one of its own.
+    """
+
+    cdef bpf_object *object
+    cdef ring_buffer *ring
+    cdef Destination destination
+    cdef Settings *settings
+    cdef dict links       # program name -> list of addresses of bpf_link
+    cdef list descriptors  # of links that libbpf knows nothing about
+    cdef readonly int cpus
+    cdef int totals_fd, cpus_fd
+    cdef uint32_t cpu_size
+    cdef readonly bint loaded
+
+    def __cinit__(self):
+        self.links = {}
+        self.descriptors = []
+
+    def __init__(self, path):
+        heard()
+        self.object = bpf_object__open_file(os.fsencode(path), NULL)
+        if self.object is NULL:
+            code = c_errno
+            raise LoadError(code, "", heard())
+        self.cpus = libbpf_num_possible_cpus()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def __dealloc__(self):
+        # only what needs no Python: close() is the way, this is for what an exception left behind
+        if self.ring is not NULL:
+            ring_buffer__free(self.ring)
+        if self.object is not NULL:
+            bpf_object__close(self.object)
+
+    def close(self):
+        """Detach and unload; harmless when called twice."""
+        cdef size_t address
+        for kept in self.links.values():
+            for address in kept:
+                bpf_link__destroy(<bpf_link *> address)
+        self.links = {}
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+        self.descriptors = []
+        if self.settings is not NULL:
+            munmap(self.settings, PAGE)
+            self.settings = NULL
+        if self.ring is not NULL:
+            ring_buffer__free(self.ring)
+            self.ring = NULL
+        if self.object is not NULL:
+            bpf_object__close(self.object)
+            self.object = NULL
+        self.loaded = False
+
+    def programs(self):
+        """The object's programs: a dict of name to section."""
+        cdef bpf_program *program = NULL
+        result = {}
+        while True:
+            program = bpf_object__next_program(self.object, program)
+            if program is NULL:
+                return result
+            result[bpf_program__name(program).decode()] = bpf_program__section_name(program).decode()
+
+    def load(self, chosen, *, ring_bytes=1 << 24, page_offset_base=0, vmemmap_base=0, constant=False, holds=False):
+        """Load the chosen programs. LoadError names the one that was refused; the Tracer is then good for `close` only.
+
+        `ring_bytes`: a power of two, at least a page. The bases are addresses of kernel variables, or values where
+        `constant`; see struct machine.
+        """
+        cdef bpf_program *program = NULL
+        cdef size_t size = 0
+        cdef void *value
+        cdef Machine machine
+        cdef bpf_map *table
+        wanted = set(chosen)
+        while True:
+            program = bpf_object__next_program(self.object, program)
+            if program is NULL:
+                break
+            name = bpf_program__name(program).decode()
+            bpf_program__set_autoload(program, name in wanted)
+            if bpf_program__section_name(program) == b"netfilter":
+                bpf_program__set_type(program, <bpf_prog_type> BPF_PROG_TYPE_NETFILTER)
+                bpf_program__set_expected_attach_type(program, <bpf_attach_type> BPF_NETFILTER)
+        bpf_map__set_max_entries(self.table(b"events"), ring_bytes)
+        machine.page_offset_base = page_offset_base
+        machine.vmemmap_base = vmemmap_base
+        machine.constant = constant
+        machine.holds = holds
+        value = bpf_map__initial_value(self.table(b".rodata"), &size)
+        if value is NULL or size != sizeof(Machine):
+            raise LoadError(errno.EINVAL, "", f"struct machine has {size} bytes in the object, {sizeof(Machine)} here")
+        memcpy(value, &machine, sizeof(Machine))
+        heard()
+        status = bpf_object__load(self.object)
+        if status < 0:
+            text = heard()
+            raise LoadError(-status, _refused(text), text)
+        table = self.table(b"totals")
+        self.totals_fd = bpf_map__fd(table)
+        if bpf_map__value_size(table) != sizeof(Totals):
+            raise LoadError(errno.EINVAL, "", "struct totals differs between object and extension")
+        table = self.table(b"cpus")
+        self.cpus_fd = bpf_map__fd(table)
+        self.cpu_size = (bpf_map__value_size(table) + 7) // 8 * 8
+        table = self.table(b".data")
+        if bpf_map__value_size(table) != sizeof(Settings):
+            raise LoadError(errno.EINVAL, "", "struct settings differs between object and extension")
+        # libbpf maps it only for skeletons; mapped, a change is seen by the programs at once and costs no system call
+        value = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, bpf_map__fd(table), 0)
+        if value == MAP_FAILED:
+            code = c_errno
+            raise LoadError(code, "", "mapping the settings")
+        self.settings = <Settings *> value
+        self.ring = ring_buffer__new(bpf_map__fd(self.table(b"events")), take, &self.destination, NULL)
+        if self.ring is NULL:
+            code = c_errno
+            raise LoadError(code, "", heard())
+        self.loaded = True
+
+    cdef bpf_map *table(self, const char *name) except NULL:
+        cdef bpf_map *found = bpf_object__find_map_by_name(self.object, name)
+        if found is NULL:
+            raise LoadError(errno.ENOENT, "", f"the object has no map {name.decode()}")
+        return found
+
+    cdef bpf_program *program(self, name) except NULL:
+        cdef bpf_program *found = bpf_object__find_program_by_name(self.object, name.encode())
+        if found is NULL or bpf_program__fd(found) < 0:
+            raise OSError(errno.ENOENT, "this program is not loaded", name)
+        return found
+
+    def attach(self, name):
+        """Attach a loaded tp_btf, fentry or fexit program. OSError with what libbpf or the kernel said."""
+        cdef bpf_link *link
+        heard()
+        link = bpf_program__attach(self.program(name))
+        self._keep(name, link)
+
+    def attach_cgroup(self, name, int cgroup_fd):
+        """Attach a cgroup_skb program to the cgroup (v2) that the descriptor stands for."""
+        cdef bpf_link *link
+        heard()
+        link = bpf_program__attach_cgroup(self.program(name), cgroup_fd)
+        self._keep(name, link)
+
+    cdef int _keep(self, name, bpf_link *link) except -1:
+        if link is NULL:
+            code = c_errno
+            text = heard().strip().splitlines()
+            raise OSError(code, text.pop() if text else os.strerror(code), name)
+        self.links.setdefault(name, []).append(<size_t> link)
+        return 0
+
+    def attach_netfilter(self, name, uint32_t family, uint32_t hook, int priority, int namespace=-1):
+        """Attach a netfilter program to a hook of a network namespace: the calling thread's, or the descriptor's."""
+        cdef NetfilterLink link
+        cdef long descriptor
+        cdef int home, code
+        memset(&link, 0, sizeof(link))
+        link.prog_fd = bpf_program__fd(self.program(name))
+        link.attach_type = BPF_NETFILTER
+        link.pf = family
+        link.hooknum = hook
+        link.priority = priority
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # a hook belongs to the namespace of the thread that makes the link
+            if namespace >= 0 and setns(namespace, CLONE_NEWNET) < 0:
+                raise OSError(c_errno, os.strerror(c_errno), "setns")
+            descriptor = syscall(SYS_bpf, BPF_LINK_CREATE, &link, sizeof(link))
+            code = c_errno
+            if namespace >= 0 and setns(home, CLONE_NEWNET) < 0:
+                raise OSError(c_errno, os.strerror(c_errno), "setns")
+        finally:
+            os.close(home)
+        if descriptor < 0:
+            raise OSError(code, os.strerror(code), name)
+        self.descriptors.append(descriptor)
+
+    @property
+    def attached(self):
+        """How many links are held."""
+        return sum(map(len, self.links.values())) + len(self.descriptors)
+
+    def settings_are(self, *, uint32_t sample_every=0, uint32_t size=0, trial=None):
+        """What the programs do from now on: `sample_every` n-th message sends events (0: none); None: any trial's."""
+        if self.settings is NULL:
+            raise ValueError("not loaded")
+        self.settings.sample_every = sample_every
+        self.settings.size = size
+        self.settings.trial = trial or 0
+        self.settings.any_trial = trial is None
+
+    def drain(self, uint8_t[::1] out not None):
+        """Move events from the ring to `out`, whose bytes are a whole number of EVENTs; return how many came."""
+        cdef size_t room = <size_t> out.shape[0] // sizeof(Event)
+        if self.ring is NULL or room == 0:
+            return 0
+        self.destination.at = <char *> &out[0]
+        self.destination.left = room
+        with nogil:
+            ring_buffer__consume(self.ring)
+        return room - self.destination.left
+
+    def totals(self):
+        """The histograms and sums of each stage since loading, CPUs added up: an array of TOTALS, indexed by stage."""
+        cdef uint32_t key
+        cdef uint32_t stages = bpf_map__max_entries(self.table(b"totals"))
+        per_cpu = np.zeros((stages, self.cpus), dtype=TOTALS)
+        cdef uint8_t[:, :, ::1] raw = per_cpu.view(np.uint8).reshape(stages, self.cpus, sizeof(Totals))
+        for key in range(stages):
+            if bpf_map_lookup_elem(self.totals_fd, &key, &raw[key, 0, 0]) < 0:
+                raise OSError(c_errno, os.strerror(c_errno))
+        result = np.zeros(stages, dtype=TOTALS)
+        for field in TOTALS.names:
+            if field == "max_ns":
+                result[field] = per_cpu[field].max(axis=1)
+            else:
+                result[field] = per_cpu[field].sum(axis=1)
+        return result
+
+    def clear(self):
+        """Set all totals back to zero."""
+        cdef uint32_t key
+        cdef uint32_t stages = bpf_map__max_entries(self.table(b"totals"))
+        zeros = np.zeros(self.cpus * sizeof(Totals), dtype=np.uint8)
+        cdef uint8_t[::1] raw = zeros
+        for key in range(stages):
+            bpf_map_update_elem(self.totals_fd, &key, &raw[0], 0)
+
+    def lost(self):
+        """Events for which the ring had no room, since loading."""
+        cdef uint32_t key = 0
+        state = np.zeros((self.cpus, self.cpu_size), dtype=np.uint8)
+        cdef uint8_t[:, ::1] raw = state
+        if bpf_map_lookup_elem(self.cpus_fd, &key, &raw[0, 0]) < 0:
+            raise OSError(c_errno, os.strerror(c_errno))
+        # the last member but one of struct cpu is the counter, with four bytes and padding behind it
+        return int(state[:, self.cpu_size - 16:self.cpu_size - 8].copy().view(np.uint64).sum())
+
+
+def _refused(text):
+    """The program that libbpf was at when it gave up: the last one named in what it said."""
+    marker = "prog '"
+    at = text.rfind(marker)
+    return text[at + len(marker):].split("'", 1)[0] if at >= 0 else ""

@@ -1,0 +1,94 @@
+"""`hwrx stages`: the catalogue, and what this kernel allows of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from hwrx import stages as catalogue
+from hwrx.errors import MachineError, UsageError
+
+
+@click.command()
+@click.argument("path", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+@click.option("--no-probe", is_flag=True, help="Only the catalogue: do not ask this kernel.")
+def stages(path: str | None, as_json: bool, no_probe: bool) -> None:
+    """List the stages that a message passes, in packet order, and what this kernel allows to be stamped.
+
+    \b
+    Example:
+      hwrx stages udp
+      hwrx stages rdma-send --json
+    """
+    if path is not None and not catalogue.of_path(path):
+        known = sorted(set().union(*(stage.paths for stage in catalogue.STAGES)))
+        raise UsageError(f"the catalogue has no path '{path}'", remedy=f"choose of: {', '.join(known)}")
+    chosen = catalogue.of_path(path) if path else list(catalogue.STAGES)
+    states, problem = ({}, "") if no_probe else _ask(path)
+    rows = [_row(stage, states) for stage in chosen]
+    if as_json:
+        click.echo(json.dumps({"path": path, "problem": problem, "stages": rows}, indent=2, ensure_ascii=False))
+        return
+    _print(rows, path, problem, asked=not no_probe and not problem)
+
+
+def _ask(path: str | None) -> tuple[dict[str, Any], str]:
+    """What became of each stage here, by name; or why nothing can be said."""
+    from hwrx.trace.ledger import Ledger
+
+    try:
+        with Ledger(None if path is None else [path]) as ledger:
+            return {found.stage.name: found for found in ledger.found}, ""
+    except MachineError as error:
+        return {}, str(error)
+
+
+def _row(stage: catalogue.Stage, states: dict[str, Any]) -> dict[str, Any]:
+    found = states.get(stage.name)
+    probe = found.probe if found else None
+    return {
+        "number": stage.number,
+        "name": stage.name,
+        "sentence": stage.sentence,
+        "side": stage.side,
+        "actor": stage.actor,
+        "paths": sorted(stage.paths),
+        "unless": stage.unless,
+        "in_chain": stage.chain,
+        "handles": stage.handles,
+        "probes": [{"kind": p.kind, "target": p.target, "stand_in": p.stand_in} for p in stage.probes],
+        "available": None if found is None else probe is not None,
+        "probe": None if probe is None else f"{probe.kind} {probe.target}",
+        "stand_in": probe.stand_in if probe else "",
+        "reason": found.reason if found else "",
+    }
+
+
+def _print(rows: list[dict[str, Any]], path: str | None, problem: str, *, asked: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"stages of {path}" if path else "stages of every path", header_style="bold", expand=True)
+    for heading in ("stage", "side", "actor", "what happens"):
+        table.add_column(heading, no_wrap=heading == "stage")
+    table.add_column("here" if asked else "probes, best first")
+    side = None
+    for row in rows:
+        if side is not None and row["side"] != side:
+            table.add_section()
+        side = row["side"]
+        happens = row["sentence"] + (f" [dim](not if {row['unless']})[/dim]" if row["unless"] else "")
+        if row["available"]:
+            state = f"[green]{row['probe']}[/green]" + (f" ({row['stand_in']})" if row["stand_in"] else "")
+        elif asked:
+            state = f"[yellow]unavailable[/yellow]: {row['reason']}"
+        else:
+            state = "\n".join(f"{p['kind']} {p['target']}" for p in row["probes"]) or "none"
+        table.add_row(row["name"], row["side"], row["actor"], happens, state)
+    console.print(table)
+    if problem:
+        console.print(f"This machine was not asked: {problem}", markup=False)

@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
+/*
+ * The few kernel types that the programs look into. Only the named members are used; libbpf finds their offsets in the
+ * running kernel's BTF (CO-RE), so nothing here has to match a kernel's layout, and building needs no kernel headers.
+ */
+#pragma once
+
+#define __VMLINUX_H__ /* pt_regs has the kernel's member names here, not those of the user's headers */
+#include <linux/bpf.h>
+#include <asm/unistd.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+
+typedef __u8 u8;
+typedef __u16 u16;
+typedef __u32 u32;
+typedef __u64 u64;
+typedef __s64 s64;
+typedef _Bool bool;
+#define false 0
+#define true 1
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+#if defined(__TARGET_ARCH_x86)
+struct pt_regs {
+	unsigned long di, si, dx, r10, r8, r9, ax, orig_ax, cx, sp, ip;
+};
+#define SYSCALL_NUMBER(regs) ((long)(regs)->orig_ax)
+#define SYSCALL_ARG2(regs) ((regs)->si)
+#elif defined(__TARGET_ARCH_arm64)
+struct pt_regs {
+	u64 regs[31];
+	int syscallno;
+};
+#define SYSCALL_NUMBER(regs) ((long)(regs)->syscallno)
+#define SYSCALL_ARG2(regs) ((regs)->regs[1])
+#endif
+
+struct page {
+	unsigned long flags;
+};
+
+struct net_device;
+struct net;
+
+struct sock_common {
+	u16 skc_num;   /* our port, host order */
+	__be16 skc_dport;
+	u16 skc_family;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+	u16 sk_protocol;
+};
+
+struct socket {
+	struct sock *sk;
+};
+
+/* struct bio_vec up to 6.8, with a netmem_ref for the page afterwards: the same three in both */
+struct skb_frag {
+	u64 page;
+	u32 length, offset;
+};
+
+struct skb_shared_info {
+	u8 nr_frags;
+	struct skb_frag frags[1];
+};
+
+struct sk_buff {
+	unsigned int len, data_len;
+	u16 network_header;
+	u16 mac_header;
+	u32 end; /* an offset from head on every 64-bit kernel */
+	unsigned char *head, *data;
+};
+
+struct task_struct {
+	int pid;
+};
+
+struct msghdr {
+	unsigned int msg_flags;
+};
+
+struct nf_hook_state;
+
+struct bpf_nf_ctx {
+	const struct nf_hook_state *state;
+	struct sk_buff *skb;
+};
+
+struct tcp_zerocopy_receive {
+	u32 length;      /* bytes mapped */
+	s64 copybuf_len; /* bytes copied beside them */
+};
+
+struct ib_cq;
+struct ib_qp;
+struct rxe_mr;
+struct rxe_cq;
+struct rxe_cqe;
+struct rxe_pkt_info;
+struct rxe_qp;
+
+#pragma clang attribute pop
+
+#include <bpf/bpf_tracing.h>
+#include <bpf/bpf_core_read.h>

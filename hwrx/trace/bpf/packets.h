@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
+/*
+ * The stages that see an skb: transmission, reception up to the socket. One function does them all; what differs is
+ * whether the skb is new here (then it is parsed afresh: its address may have served another packet before).
+ */
+#pragma once
+#include "record.h"
+
+#define PROGRAM(section, name, ...) \
+	SEC(section)                \
+	int BPF_PROG(name, ##__VA_ARGS__)
+
+/* What a sending thread has been through before its message has an skb, and a receiving one after it had one. */
+struct thread {
+	struct message m;     /* the message being received, or received last */
+	u64 sending;          /* sequence number + 1 of the message that a send call is carrying; 0: none */
+	u64 entered, copied, started;
+	u64 taken;            /* when the last receive returned its bytes, and how many */
+	u32 taken_bytes;
+	u32 copied_bytes;
+	u32 left;             /* bytes of the message still to be received */
+	u32 flow;             /* of what it receives */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, u32);
+	__type(value, struct thread);
+} threads SEC(".maps");
+
+static __always_inline struct thread *this_thread(void)
+{
+	u32 tid = (u32)bpf_get_current_pid_tgid();
+
+	return bpf_map_lookup_elem(&threads, &tid);
+}
+
+/* The message has an skb now: what its thread went through before can be told apart by flow, and recorded. */
+static __noinline int release_held(const struct message *m)
+{
+	struct thread *t = this_thread();
+
+	if (!t || t->sending != m->sequence + 1)
+		return 0;
+	if (t->entered)
+		record_at(m, STAGE_SYS_ENTER_SEND, t->entered, 0);
+	if (t->copied)
+		record_at(m, STAGE_IP_GENERIC_GETFRAG, t->copied, t->copied_bytes);
+	if (t->started)
+		record_at(m, STAGE_TCP_WRITE_XMIT, t->started, 0);
+	t->sending = 0;
+	return 0;
+}
+
+/* Transmission. `fresh`: the first stage that this skb may meet us at. */
+static __always_inline int sent(struct sk_buff *skb, u32 stage, bool fresh)
+{
+	struct cpu *cpu = this_cpu();
+	struct message m;
+
+	if (!cpu)
+		return 0;
+	if (fresh || cpu->sent.skb != (u64)skb) {
+		if (parse(skb, &m) != STARTS)
+			return 0;
+		if (machine.holds && fresh)
+			release_held(&m);
+		cpu->sent = m;
+		record(&m, stage, 0);
+		return 0;
+	}
+	record(&cpu->sent, stage, 0);
+	return 0;
+}
+
+/* Reception. `fresh` as above; a foreign packet ends what the CPU was at. */
+static __always_inline int received(struct sk_buff *skb, u32 stage, bool fresh, bool passed)
+{
+	struct cpu *cpu = this_cpu();
+	struct message m;
+
+	if (!cpu)
+		return 0;
+	if (!fresh && cpu->current.skb == (u64)skb) {
+		record(&cpu->current, stage, passed ? cpu->current.length : 0);
+		return 0;
+	}
+	if (parse(skb, &m) != STARTS) {
+		if (fresh)
+			cpu->current.skb = 0;
+		return 0;
+	}
+	if (stage == STAGE_NETIF_RECEIVE_SKB || stage == STAGE_NAPI_GRO_RECEIVE) {
+		/* the softirq and the poll began for this packet if they began after it was last seen */
+		u64 last = stamped(&m);
+
+		if (last && cpu->softirq_ns > last) {
+			record_at(&m, STAGE_NET_RX_ACTION, cpu->softirq_ns, 0);
+			last = cpu->softirq_ns;
+		}
+		if (last && cpu->poll_ns > last)
+			record_at(&m, STAGE_NAPI_POLL, cpu->poll_ns, 0);
+	}
+	cpu->current = m;
+	record(&m, stage, passed ? m.length : 0);
+	return 0;
+}
+
+/* --- both sets: tracepoints ------------------------------------------------------------------------------------- */
+
+PROGRAM("tp_btf/net_dev_queue", net_dev_queue__tp, struct sk_buff *skb)
+{
+	return sent(skb, STAGE_NET_DEV_QUEUE, 1);
+}
+
+PROGRAM("tp_btf/net_dev_start_xmit", net_dev_start_xmit__tp, struct sk_buff *skb)
+{
+	return sent(skb, STAGE_NET_DEV_START_XMIT, 0);
+}
+
+PROGRAM("tp_btf/netif_rx", netif_rx__tp, struct sk_buff *skb)
+{
+	return received(skb, STAGE_NETIF_RX, 1, 0);
+}
+
+PROGRAM("tp_btf/napi_gro_receive_entry", napi_gro_receive_entry__tp, struct sk_buff *skb)
+{
+	return received(skb, STAGE_NAPI_GRO_RECEIVE, 1, 0);
+}
+
+PROGRAM("tp_btf/netif_receive_skb", netif_receive_skb__tp, struct sk_buff *skb)
+{
+	return received(skb, STAGE_NETIF_RECEIVE_SKB, 1, 0);
+}
+
+PROGRAM("tp_btf/softirq_entry", softirq_entry__tp, unsigned int vector)
+{
+	struct cpu *cpu;
+
+	if (vector != 3) /* NET_RX_SOFTIRQ */
+		return 0;
+	cpu = this_cpu();
+	if (cpu)
+		cpu->softirq_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+PROGRAM("fentry/__napi_poll", napi_poll__fentry)
+{
+	struct cpu *cpu = this_cpu();
+
+	if (cpu)
+		cpu->poll_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+/* --- netfilter links: where functions cannot be probed ------------------------------------------------------------ */
+
+SEC("netfilter")
+int local_out__netfilter(struct bpf_nf_ctx *ctx)
+{
+	sent(ctx->skb, STAGE_LOCAL_OUT, 1);
+	return 1; /* NF_ACCEPT */
+}
+
+SEC("netfilter")
+int post_routing__netfilter(struct bpf_nf_ctx *ctx)
+{
+	sent(ctx->skb, STAGE_POST_ROUTING, 0);
+	return 1;
+}
+
+SEC("netfilter")
+int pre_routing__netfilter(struct bpf_nf_ctx *ctx)
+{
+	received(ctx->skb, STAGE_PRE_ROUTING, 0, 0);
+	return 1;
+}
+
+SEC("netfilter")
+int local_in__netfilter(struct bpf_nf_ctx *ctx)
+{
+	received(ctx->skb, STAGE_LOCAL_IN, 0, 0);
+	return 1;
+}
+
+SEC("cgroup_skb/ingress")
+int sk_filter__cgroup(struct __sk_buff *ctx)
+{
+	struct cpu *cpu = this_cpu();
+
+	/* runs within the softirq that has just recorded LOCAL_IN or netif_receive_skb for the same packet */
+	if (cpu && cpu->current.skb)
+		record(&cpu->current, STAGE_SK_FILTER, 0);
+	return 1; /* pass */
+}
+
+/* --- functions ---------------------------------------------------------------------------------------------------- */
+
+#define SENT(function, name, stage, fresh, ...) \
+	PROGRAM("fentry/" #function, name, __VA_ARGS__) { return sent(skb, stage, fresh); }
+#define RECEIVED(function, name, stage, fresh, ...) \
+	PROGRAM("fentry/" #function, name, __VA_ARGS__) { return received(skb, stage, fresh, 0); }
+#define PASSED(function, name, stage, ...) \
+	PROGRAM("fentry/" #function, name, __VA_ARGS__) { return received(skb, stage, 0, 1); }
+
+SENT(ip_output, ip_output__fentry, STAGE_IP_OUTPUT, 1, struct net *net, struct sock *sk, struct sk_buff *skb)
+SENT(ip6_output, ip6_output__fentry, STAGE_IP_OUTPUT, 1, struct net *net, struct sock *sk, struct sk_buff *skb)
+SENT(ip_finish_output2, ip_finish_output2__fentry, STAGE_IP_FINISH_OUTPUT2, 0, struct net *net, struct sock *sk,
+     struct sk_buff *skb)
+SENT(ip6_finish_output2, ip6_finish_output2__fentry, STAGE_IP_FINISH_OUTPUT2, 0, struct net *net, struct sock *sk,
+     struct sk_buff *skb)
+
+RECEIVED(enqueue_to_backlog, enqueue_to_backlog__fentry, STAGE_ENQUEUE_TO_BACKLOG, 0, struct sk_buff *skb)
+RECEIVED(inet_gro_receive, inet_gro_receive__fentry, STAGE_INET_GRO_RECEIVE, 0, void *head, struct sk_buff *skb)
+RECEIVED(ipv6_gro_receive, ipv6_gro_receive__fentry, STAGE_INET_GRO_RECEIVE, 0, void *head, struct sk_buff *skb)
+RECEIVED(packet_rcv, packet_rcv__fentry, STAGE_PACKET_RCV, 0, struct sk_buff *skb)
+RECEIVED(tpacket_rcv, tpacket_rcv__fentry, STAGE_PACKET_RCV, 0, struct sk_buff *skb)
+RECEIVED(ip_rcv, ip_rcv__fentry, STAGE_IP_RCV, 0, struct sk_buff *skb)
+RECEIVED(ipv6_rcv, ipv6_rcv__fentry, STAGE_IP_RCV, 0, struct sk_buff *skb)
+RECEIVED(ip_rcv_core, ip_rcv_core__fentry, STAGE_IP_RCV, 0, struct sk_buff *skb)
+RECEIVED(ip6_rcv_core, ip6_rcv_core__fentry, STAGE_IP_RCV, 0, struct sk_buff *skb)
+RECEIVED(ip_route_input_noref, ip_route_input__fentry, STAGE_IP_ROUTE_INPUT, 0, struct sk_buff *skb)
+RECEIVED(ip6_route_input, ip6_route_input__fentry, STAGE_IP_ROUTE_INPUT, 0, struct sk_buff *skb)
+RECEIVED(ip_forward, ip_forward__fentry, STAGE_IP_FORWARD, 0, struct sk_buff *skb)
+RECEIVED(ip6_forward, ip6_forward__fentry, STAGE_IP_FORWARD, 0, struct sk_buff *skb)
+RECEIVED(ip_local_deliver, ip_local_deliver__fentry, STAGE_IP_LOCAL_DELIVER, 0, struct sk_buff *skb)
+RECEIVED(ip6_input, ip6_input__fentry, STAGE_IP_LOCAL_DELIVER, 0, struct sk_buff *skb)
+RECEIVED(udp_rcv, udp_rcv__fentry, STAGE_UDP_RCV, 0, struct sk_buff *skb)
+RECEIVED(udpv6_rcv, udpv6_rcv__fentry, STAGE_UDP_RCV, 0, struct sk_buff *skb)
+RECEIVED(tcp_v4_rcv, tcp_v4_rcv__fentry, STAGE_TCP_RCV, 0, struct sk_buff *skb)
+RECEIVED(tcp_v6_rcv, tcp_v6_rcv__fentry, STAGE_TCP_RCV, 0, struct sk_buff *skb)
+RECEIVED(tcp_v4_do_rcv, tcp_v4_do_rcv__fentry, STAGE_TCP_DO_RCV, 0, struct sock *sk, struct sk_buff *skb)
+RECEIVED(tcp_v6_do_rcv, tcp_v6_do_rcv__fentry, STAGE_TCP_DO_RCV, 0, struct sock *sk, struct sk_buff *skb)
+RECEIVED(udp_queue_rcv_one_skb, udp_queue_rcv_one_skb__fentry, STAGE_UDP_QUEUE_RCV_ONE_SKB, 0, struct sock *sk,
+	 struct sk_buff *skb)
+RECEIVED(udpv6_queue_rcv_one_skb, udpv6_queue_rcv_one_skb__fentry, STAGE_UDP_QUEUE_RCV_ONE_SKB, 0, struct sock *sk,
+	 struct sk_buff *skb)
+RECEIVED(sk_filter_trim_cap, sk_filter_trim_cap__fentry, STAGE_SK_FILTER, 0, struct sock *sk, struct sk_buff *skb)
+RECEIVED(__udp_enqueue_schedule_skb, udp_enqueue__fentry, STAGE_UDP_ENQUEUE_SCHEDULE_SKB, 0, struct sock *sk,
+	 struct sk_buff *skb)
+RECEIVED(tcp_queue_rcv, tcp_queue_rcv__fentry, STAGE_TCP_QUEUE_RCV, 0, struct sock *sk, struct sk_buff *skb)
+
+/* --- beside the chain: extra copies and passes -------------------------------------------------------------------- */
+
+static __always_inline int extra(struct sk_buff *skb, u32 stage, u32 bytes)
+{
+	struct message m;
+
+	if (parse(skb, &m) != FOREIGN)
+		account(stage, bytes == (u32)-1 ? m.length : bytes);
+	return 0;
+}
+
+/* of the linear part, what is payload */
+static __always_inline u32 linear_payload(struct sk_buff *skb, const struct message *m)
+{
+	u64 end = (u64)skb->data + skb->len - skb->data_len;
+
+	return m->payload < end && m->payload >= (u64)skb->head ? (u32)(end - m->payload) : 0;
+}
+
+PROGRAM("fentry/skb_copy", skb_copy__fentry, struct sk_buff *skb)
+{
+	return extra(skb, STAGE_SKB_COPY, -1);
+}
+
+PROGRAM("fentry/skb_copy_ubufs", skb_copy_ubufs__fentry, struct sk_buff *skb)
+{
+	return extra(skb, STAGE_SKB_COPY_UBUFS, skb->data_len);
+}
+
+PROGRAM("fentry/__skb_checksum_complete", skb_checksum_complete__fentry, struct sk_buff *skb)
+{
+	return extra(skb, STAGE_SKB_CHECKSUM_COMPLETE, -1);
+}
+
+PROGRAM("fentry/skb_checksum_help", skb_checksum_help__fentry, struct sk_buff *skb)
+{
+	return extra(skb, STAGE_SKB_CHECKSUM_HELP, -1);
+}
+
+PROGRAM("fentry/pskb_expand_head", pskb_expand_head__fentry, struct sk_buff *skb)
+{
+	struct message m;
+
+	if (parse(skb, &m) != FOREIGN)
+		account(STAGE_PSKB_EXPAND_HEAD, linear_payload(skb, &m));
+	return 0;
+}
+
+PROGRAM("fentry/__pskb_pull_tail", pskb_pull_tail__fentry, struct sk_buff *skb, int delta)
+{
+	return extra(skb, STAGE_PSKB_PULL_TAIL, delta);
+}

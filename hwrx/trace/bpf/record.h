@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
+/*
+ * What becomes of a stamp: it is added to its stage's totals and histogram (per CPU, for every message), and where the
+ * message is one of the sampled ones, an event goes to user space.
+ */
+#pragma once
+#include "message.h"
+#include "stage_numbers.h"
+
+#define BUCKETS 160 /* four to each power of two: 0 ns to 2^41 ns */
+#define SLOTS 16384 /* messages whose last stamp is remembered; a power of two */
+
+/* as in tracer.pyx and hwrx/trace/events.py */
+struct event {
+	u64 ns;       /* CLOCK_MONOTONIC */
+	u64 sequence;
+	u64 object;   /* the skb, or the buffer copied to or from */
+	u32 flow;
+	u32 trial;
+	u32 bytes;    /* of payload, handled at this stage */
+	u32 position; /* TCP: sequence number of the packet's first payload byte */
+	u32 tid;      /* the task that the CPU was at; 0: idle */
+	u16 cpu;
+	u16 stage;
+};
+
+struct totals {
+	u64 count;
+	u64 bytes;
+	u64 timed;  /* of `count`: those whose stamp before this one was known */
+	u64 sum_ns; /* since that stamp */
+	u64 max_ns;
+	u32 buckets[BUCKETS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, STAGES);
+	__type(key, u32);
+	__type(value, struct totals);
+} totals SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 24);
+} events SEC(".maps");
+
+struct slot {
+	u64 sequence;
+	u64 ns;
+	u32 flow, trial;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SLOTS);
+	__type(key, u32);
+	__type(value, struct slot);
+} slots SEC(".maps");
+
+/* What a CPU is at. The softirq that handles a packet does not leave its CPU, nor is it interrupted by another. */
+struct cpu {
+	struct message current; /* the last skb parsed in reception, valid while current.skb is set */
+	struct message sent;    /* and in transmission */
+	struct message wake;    /* whoever is woken next is woken for this message; valid while wake.skb is set */
+	u64 softirq_ns, poll_ns;
+	u64 lost; /* events for which the ring had no room */
+	u32 learned_only; /* wake: only a thread that has received before */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct cpu);
+} cpus SEC(".maps");
+
+static __always_inline struct cpu *this_cpu(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&cpus, &zero);
+}
+
+static __always_inline struct slot *slot_of(const struct message *m)
+{
+	u32 key = ((u32)m->sequence * 2 + (m->flow ^ m->flow >> 16) * 40503u) & (SLOTS - 1);
+
+	return bpf_map_lookup_elem(&slots, &key);
+}
+
+/* 0 to 3 ns one bucket each, then four a power of two */
+static __always_inline u32 bucket_of(u64 ns)
+{
+	u32 e = 0, b;
+	u64 x = ns;
+
+	if (ns < 4)
+		return ns;
+	if (x >> 32) { e += 32; x >>= 32; }
+	if (x >> 16) { e += 16; x >>= 16; }
+	if (x >> 8) { e += 8; x >>= 8; }
+	if (x >> 4) { e += 4; x >>= 4; }
+	if (x >> 2) { e += 2; x >>= 2; }
+	if (x >> 1) e += 1;
+	b = (e - 1) * 4 + (ns >> (e - 2) & 3);
+	return b < BUCKETS ? b : BUCKETS - 1;
+}
+
+struct stamp {
+	u32 stage;
+	u32 bytes;
+	u64 ns;
+};
+
+static __noinline int record_at(const struct message *m, u32 stage, u64 ns, u32 bytes)
+{
+	struct totals *t = bpf_map_lookup_elem(&totals, &stage);
+	struct slot *slot = slot_of(m);
+	struct event *e;
+	u64 before = m->send_ns;
+	u32 bucket;
+
+	if (!t || !slot)
+		return 0;
+	t->count++;
+	t->bytes += bytes;
+	if (slot->sequence == m->sequence && slot->flow == m->flow && slot->trial == m->trial && slot->ns)
+		before = slot->ns;
+	else
+		slot->sequence = m->sequence, slot->flow = m->flow, slot->trial = m->trial;
+	slot->ns = ns;
+	if (before && ns >= before) {
+		ns -= before;
+		t->timed++;
+		t->sum_ns += ns;
+		if (ns > t->max_ns)
+			t->max_ns = ns;
+		bucket = bucket_of(ns);
+		if (bucket < BUCKETS)
+			t->buckets[bucket]++;
+		ns += before;
+	}
+	if (!settings.sample_every || (u32)m->sequence % settings.sample_every)
+		return 0;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		struct cpu *cpu = this_cpu();
+
+		if (cpu)
+			cpu->lost++;
+		return 0;
+	}
+	e->ns = ns;
+	e->sequence = m->sequence;
+	e->object = m->skb;
+	e->flow = m->flow;
+	e->trial = m->trial;
+	e->bytes = bytes;
+	e->position = m->position;
+	e->tid = (u32)bpf_get_current_pid_tgid();
+	e->cpu = (u16)bpf_get_smp_processor_id();
+	e->stage = (u16)stage;
+	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
+static __always_inline void record(const struct message *m, u32 stage, u32 bytes)
+{
+	record_at(m, stage, bpf_ktime_get_ns(), bytes);
+}
+
+/* Bytes handled beside the chain: counted, and no stamp of the message. */
+static __always_inline void account(u32 stage, u32 bytes)
+{
+	struct totals *t = bpf_map_lookup_elem(&totals, &stage);
+
+	if (t) {
+		t->count++;
+		t->bytes += bytes;
+	}
+}
+
+/* The last stamp of a message, 0 where it has none yet. */
+static __always_inline u64 stamped(const struct message *m)
+{
+	struct slot *slot = slot_of(m);
+
+	if (slot && slot->sequence == m->sequence && slot->flow == m->flow && slot->trial == m->trial)
+		return slot->ns;
+	return m->send_ns;
+}

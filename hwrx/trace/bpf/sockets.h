@@ -1,0 +1,343 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
+/*
+ * The user's ends of a socket path: system calls, copies, wake-ups. There the message is known by what stands in the
+ * user's buffer, by the skb, or by nesting: whoever is woken inside of sk_data_ready is woken for that skb's message.
+ */
+#pragma once
+#include "packets.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u32);
+	__type(value, struct message);
+} woken SEC(".maps");
+
+/* Read a message's header in the memory of the current task. */
+static __noinline int peek(u64 buffer, u32 length, struct message *m)
+{
+	struct head head;
+
+	if (length < 8)
+		return 0;
+	if (bpf_probe_read_user(&head, sizeof(head), (void *)buffer) &&
+	    bpf_probe_read_user(&head, 8, (void *)buffer)) /* a short message at the end of a page */
+		return 0;
+	return recognise(&head, length, m);
+}
+
+/* struct user_msghdr: msg_iov at 16, and at the beginning of struct mmsghdr likewise (user ABI) */
+static __always_inline u64 first_buffer(u64 header)
+{
+	u64 vector = 0, base = 0;
+
+	bpf_probe_read_user(&vector, 8, (void *)(header + 16));
+	bpf_probe_read_user(&base, 8, (void *)vector);
+	return base;
+}
+
+/* --- sending -------------------------------------------------------------------------------------------------------- */
+
+static __always_inline int send_entered(u64 buffer, u64 now)
+{
+	u32 tid = (u32)bpf_get_current_pid_tgid();
+	struct message m = {};
+	struct thread *t;
+
+	/* the length is checked again in the skb; 32 lets the header be read whole where there is that much */
+	if (!peek(buffer, 32, &m))
+		return 0;
+	t = bpf_map_lookup_elem(&threads, &tid);
+	if (!t) {
+		struct thread fresh = {};
+
+		bpf_map_update_elem(&threads, &tid, &fresh, BPF_NOEXIST);
+		t = bpf_map_lookup_elem(&threads, &tid);
+		if (!t)
+			return 0;
+	}
+	t->sending = m.sequence + 1;
+	t->entered = now;
+	t->copied = 0;
+	t->copied_bytes = 0;
+	t->started = 0;
+	return 0;
+}
+
+PROGRAM("fentry/__sys_sendto", sys_sendto__fentry, int fd, void *buffer)
+{
+	return send_entered((u64)buffer, bpf_ktime_get_ns());
+}
+
+PROGRAM("fentry/__sys_sendmsg", sys_sendmsg__fentry, int fd, void *header)
+{
+	return send_entered(first_buffer((u64)header), bpf_ktime_get_ns());
+}
+
+PROGRAM("fentry/__sys_sendmmsg", sys_sendmmsg__fentry, int fd, void *headers)
+{
+	return send_entered(first_buffer((u64)headers), bpf_ktime_get_ns());
+}
+
+PROGRAM("fexit/ip_generic_getfrag", ip_generic_getfrag__fexit, void *from, char *to, int offset, int length)
+{
+	struct thread *t = this_thread();
+
+	if (t && t->sending) {
+		t->copied = bpf_ktime_get_ns();
+		t->copied_bytes += length;
+	}
+	return 0;
+}
+
+PROGRAM("fentry/tcp_write_xmit", tcp_write_xmit__fentry)
+{
+	struct thread *t = this_thread();
+
+	if (t && t->sending && !t->started)
+		t->started = bpf_ktime_get_ns();
+	return 0;
+}
+
+#define MSG_ZEROCOPY 0x4000000
+
+PROGRAM("fexit/tcp_sendmsg", tcp_sendmsg__fexit, struct sock *sk, struct msghdr *msg, u64 size, int ret)
+{
+	struct thread *t = this_thread();
+
+	if (t && ret > 0)
+		account(STAGE_TCP_SENDMSG, msg->msg_flags & MSG_ZEROCOPY ? 0 : ret);
+	return 0;
+}
+
+PROGRAM("tp_btf/sock_send_length", sock_send_length__tp, struct sock *sk, int ret, int flags)
+{
+	if (ret > 0 && this_thread()) {
+		if (sk->sk_protocol == IPPROTO_TCP)
+			account(STAGE_TCP_SENDMSG, flags & MSG_ZEROCOPY ? 0 : ret);
+		else if (sk->sk_protocol == IPPROTO_UDP)
+			account(STAGE_SOCK_SEND_LENGTH, ret);
+	}
+	return 0;
+}
+
+/* --- the reader is told, woken, and runs ---------------------------------------------------------------------------- */
+
+static __always_inline int ready(u32 stage, bool learned_only)
+{
+	struct cpu *cpu = this_cpu();
+
+	if (!cpu || !cpu->current.skb)
+		return 0;
+	record(&cpu->current, stage, 0);
+	cpu->wake = cpu->current;
+	cpu->learned_only = learned_only;
+	return 0;
+}
+
+PROGRAM("fentry/sock_def_readable", sock_def_readable__fentry, struct sock *sk)
+{
+	return ready(STAGE_SK_DATA_READY, 0);
+}
+
+PROGRAM("fexit/sock_def_readable", sock_def_readable__fexit, struct sock *sk)
+{
+	struct cpu *cpu = this_cpu();
+
+	if (cpu)
+		cpu->wake.skb = 0;
+	return 0;
+}
+
+PROGRAM("tp_btf/sk_data_ready", sk_data_ready__tp, struct sock *sk)
+{
+	/* nothing tells when it is over, so only a thread that is known to receive is taken for the reader */
+	return ready(STAGE_SK_DATA_READY, 1);
+}
+
+PROGRAM("tp_btf/sched_waking", sched_waking__tp, struct task_struct *task)
+{
+	struct cpu *cpu = this_cpu();
+	u32 tid;
+
+	if (!cpu || !cpu->wake.skb)
+		return 0;
+	tid = task->pid;
+	if (cpu->learned_only && !bpf_map_lookup_elem(&threads, &tid))
+		return 0;
+	record(&cpu->wake, STAGE_SCHED_WAKING, 0);
+	bpf_map_update_elem(&woken, &tid, &cpu->wake, BPF_ANY);
+	cpu->wake.skb = 0;
+	return 0;
+}
+
+PROGRAM("tp_btf/sched_switch", sched_switch__tp, bool preempt, struct task_struct *previous, struct task_struct *next)
+{
+	u32 tid = next->pid;
+	struct message *m;
+
+	if (!tid)
+		return 0;
+	m = bpf_map_lookup_elem(&woken, &tid);
+	if (!m)
+		return 0;
+	record(m, STAGE_SCHED_SWITCH, 0);
+	bpf_map_delete_elem(&woken, &tid);
+	return 0;
+}
+
+/* --- receiving ------------------------------------------------------------------------------------------------------ */
+
+PROGRAM("fexit/__skb_recv_udp", skb_recv_udp__fexit, struct sock *sk, unsigned int flags, int *off, int *err,
+	struct sk_buff *skb)
+{
+	struct message m;
+
+	if (!skb || (flags & 2 /* MSG_PEEK */) || parse(skb, &m) != STARTS)
+		return 0;
+	record(&m, STAGE_SKB_RECV_UDP, 0);
+	return 0;
+}
+
+/* UDP calls it when the copy is done; `length` is the datagram's */
+PROGRAM("fentry/skb_consume_udp", skb_consume_udp__fentry, struct sock *sk, struct sk_buff *skb, int length)
+{
+	u32 tid = (u32)bpf_get_current_pid_tgid();
+	struct message m;
+	struct thread *t;
+
+	if (parse(skb, &m) != STARTS)
+		return 0;
+	record(&m, STAGE_COPIED_TO_THE_USER, length);
+	t = bpf_map_lookup_elem(&threads, &tid);
+	if (t) {
+		t->m = m;
+		t->flow = m.flow;
+		t->taken = 0;
+	}
+	return 0;
+}
+
+/* `ret` bytes have been copied to the user; whose they are is read in the user's buffer when the call returns */
+static __always_inline int taken(struct sock *sk, int ret)
+{
+	struct thread *t;
+
+	if (ret <= 0)
+		return 0;
+	t = this_thread();
+	if (!t)
+		return 0;
+	t->taken = bpf_ktime_get_ns();
+	t->taken_bytes = ret;
+	t->flow = sk->__sk_common.skc_dport ?
+			  (u32)bpf_ntohs(sk->__sk_common.skc_dport) << 16 | sk->__sk_common.skc_num : 0;
+	return 0;
+}
+
+PROGRAM("fexit/tcp_recvmsg", tcp_recvmsg__fexit, struct sock *sk)
+{
+	u64 ret = 0;
+
+	/* not by position: newer kernels have dropped an argument */
+	bpf_get_func_ret(ctx, &ret);
+	return taken(sk, (int)ret);
+}
+
+PROGRAM("tp_btf/sock_recv_length", sock_recv_length__tp, struct sock *sk, int ret, int flags)
+{
+	if (sk->sk_protocol != IPPROTO_TCP && sk->sk_protocol != IPPROTO_UDP)
+		return 0;
+	return taken(sk, ret);
+}
+
+static __noinline int recv_exits(u64 buffer, int ret)
+{
+	u32 tid = (u32)bpf_get_current_pid_tgid();
+	u64 now = bpf_ktime_get_ns();
+	struct message m = {};
+	struct thread *t;
+
+	if (ret <= 0)
+		return 0;
+	t = bpf_map_lookup_elem(&threads, &tid);
+	if (peek(buffer, ret, &m)) {
+		if (!t) {
+			/* from now on it is known as a reader */
+			struct thread fresh = {};
+
+			fresh.m = m;
+			bpf_map_update_elem(&threads, &tid, &fresh, BPF_NOEXIST);
+			return 0;
+		}
+		if (t->m.sequence == m.sequence && t->m.trial == m.trial && !t->taken) {
+			record_at(&t->m, STAGE_SYS_EXIT_RECV, now, 0);
+			return 0;
+		}
+		m.flow = t->flow;
+		t->m = m;
+		t->left = settings.size > (u32)ret ? settings.size - ret : 0;
+	} else if (t && t->left) {
+		/* the message goes on where the last call ended */
+		t->left = t->left > (u32)ret ? t->left - ret : 0;
+	} else {
+		return 0;
+	}
+	if (t->taken) {
+		record_at(&t->m, STAGE_COPIED_TO_THE_USER, t->taken, t->taken_bytes);
+		t->taken = 0;
+	}
+	record_at(&t->m, STAGE_SYS_EXIT_RECV, now, 0);
+	return 0;
+}
+
+PROGRAM("fexit/__sys_recvfrom", sys_recvfrom__fexit, int fd, void *buffer, u64 size, unsigned int flags, void *address,
+	int *address_length, int ret)
+{
+	return recv_exits((u64)buffer, ret);
+}
+
+PROGRAM("fexit/__sys_recvmsg", sys_recvmsg__fexit, int fd, void *header, unsigned int flags, bool compat, long ret)
+{
+	return recv_exits(first_buffer((u64)header), (int)ret);
+}
+
+PROGRAM("fexit/__sys_recvmmsg", sys_recvmmsg__fexit, int fd, void *headers, unsigned int count, unsigned int flags,
+	void *timeout, void *timeout32, int ret)
+{
+	u32 length = 0;
+
+	if (ret <= 0)
+		return 0;
+	bpf_probe_read_user(&length, 4, (void *)((u64)headers + 56)); /* mmsghdr.msg_len of the first */
+	return recv_exits(first_buffer((u64)headers), length);
+}
+
+PROGRAM("tp_btf/sys_exit", sys_exit__tp, struct pt_regs *regs, long ret)
+{
+	long call = SYSCALL_NUMBER(regs);
+	u64 buffer = SYSCALL_ARG2(regs);
+
+	if (call == __NR_recvfrom || call == __NR_read)
+		return ret > 0 && (call == __NR_recvfrom || this_thread()) ? recv_exits(buffer, ret) : 0;
+	if (call == __NR_recvmsg)
+		return recv_exits(first_buffer(buffer), ret);
+	if (call == __NR_recvmmsg && ret > 0) {
+		u32 length = 0;
+
+		bpf_probe_read_user(&length, 4, (void *)(buffer + 56));
+		return recv_exits(first_buffer(buffer), length);
+	}
+	return 0;
+}
+
+PROGRAM("fexit/tcp_zerocopy_receive", tcp_zerocopy_receive__fexit, struct sock *sk, struct tcp_zerocopy_receive *zc,
+	void *stamps, int ret)
+{
+	if (!ret && this_thread()) {
+		account(STAGE_TCP_ZEROCOPY_RECEIVE, zc->length);
+		if (zc->copybuf_len > 0)
+			account(STAGE_COPIED_TO_THE_USER, zc->copybuf_len);
+	}
+	return 0;
+}

@@ -1,0 +1,41 @@
+"""The step of `pip install` that compiles the BPF object, declared in pyproject.toml.
+
+It loads what it needs by path, because hwrx is not importable while it is being built. Without clang it says so and
+goes on: the object is then built when tracing is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import sys
+from types import ModuleType
+
+from setuptools.command.build_py import build_py
+
+
+def _load(path: pathlib.Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"_hwrx_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+class BuildPy(build_py):  # type: ignore[misc]  # setuptools has no types
+    """build_py, and the object beside hwrx/trace."""
+
+    def run(self) -> None:
+        """Copy the modules, then compile."""
+        super().run()
+        package = pathlib.Path("hwrx").resolve()
+        build, stages = _load(package / "trace" / "build.py"), _load(package / "stages.py")
+        folder = package if self.editable_mode else pathlib.Path(self.build_lib, "hwrx")
+        for old in (folder / "trace").glob("ledger-*.bpf.o"):
+            old.unlink()
+        try:
+            build.compile_into(folder / "trace", stages.header())
+        except build.BuildError as error:
+            self.warn(f"tracing programs not built: {error}; {error.remedy}")
