@@ -41,6 +41,10 @@ class PeerError(HwrxError):
     """The other end of a control pipe died, fell silent, or spoke something else than hwrx."""
 
 
+class SilenceError(PeerError):
+    """The other end of a control pipe is there, but did not answer within the limit."""
+
+
 class TrialError(HwrxError):
     """A trial failed; names it. The run goes on or ends as its experiment says."""
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
 from hwrx import errors
-from hwrx.errors import HwrxError, PeerError, UsageError
+from hwrx.errors import HwrxError, PeerError, SilenceError, UsageError
 from hwrx.messages import Failed, Frames, FromAgent, Hello, Quit, ToAgent, frame, same_version
 
 Reply = TypeVar("Reply")
@@ -283,11 +283,11 @@ def wait_first(peers: Iterable[Peer], kind: type[Reply], limit: float) -> tuple[
 
 
 def receive_any(peers: Sequence[Peer], deadline: float) -> None:
-    """Wait until there is something to read from one of the peers, and read it; PeerError at the deadline."""
+    """Wait until there is something to read from one of the peers, and read it; SilenceError at the deadline."""
     ready, _, _ = select.select(peers, [], [], max(0.0, deadline - time.monotonic()))
     if not ready:
         names = " and ".join(peer.name for peer in peers)
-        raise PeerError(f"no answer from {names} in time", remedy="is that machine overloaded, or its link down?")
+        raise SilenceError(f"no answer from {names} in time", remedy="is that machine overloaded, or its link down?")
     for peer in ready:
         peer.receive()
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from hwrx import paths
-from hwrx.errors import HwrxError, PeerError, TrialError
+from hwrx.errors import HwrxError, PeerError, SilenceError, TrialError
 from hwrx.messages import (
     SAMPLES_A_CHUNK,
     Chunk,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 Int64s = npt.NDArray[np.int64]
 Array = Literal["intended", "posted", "delivered"]
-# Between the end of one endpoint's loop and that of the other lie a few messages in flight, and the time limit.
+# Between the end of one endpoint's loop and that of the other lie a few messages in flight; an emulated CPU is slow.
 GRACE = 5.0
 # each end and its other; the server first, so that it listens when the client calls
 ENDS: tuple[tuple[Role, Role], ...] = (("server", "client"), ("client", "server"))
@@ -115,15 +115,33 @@ class Pair:
                 self._release()
 
     def _both_done(self, client: Peer, server: Peer, limit: float, quiet: float) -> dict[Peer, Done]:
+        """Wait for both loops to end. One that goes on after the other has failed is ended with its agent."""
         done: dict[Peer, Done] = {}
         deadline = time.monotonic() + limit
         while missing := [peer for peer in (client, server) if peer not in done]:
             patience = deadline - time.monotonic()
-            if done:
-                patience = min(patience, quiet + GRACE)
-            peer, reply = wait_first(missing, Done, patience)
+            for ended in done.values():
+                well = ended.ended in ("complete", "finished")
+                patience = min(patience, quiet + GRACE if well else GRACE)
+            try:
+                peer, reply = wait_first(missing, Done, patience)
+            except SilenceError:
+                if not done:
+                    raise
+                first = next(iter(done))
+                self._renew(missing[0])
+                raise TrialError(
+                    f"{first.name} {_ending(done[first])}, and {missing[0].name} waited in vain for more; "
+                    "its agent was started anew"
+                ) from None
             done[peer] = reply
         return done
+
+    def _renew(self, peer: Peer) -> None:
+        """Put a new agent into the place of one that cannot be talked to."""
+        role: Role = "client" if peer is self.peers["client"] else "server"
+        peer.kill()
+        self.peers[role] = self._stack.enter_context(self._testbed.start(role))
 
     def _collect(self, setting: Setting, done: dict[Peer, Done], prepared: dict[Role, Prepared]) -> Measured:
         client, server = self.peers["client"], self.peers["server"]
@@ -179,6 +197,17 @@ def merged(client: Mapping[str, int], server: Mapping[str, int], seen_by: Role) 
     for name in ("duplicated", "reordered", "corrupt", "stale", "wrong_size", "checked"):
         tally[name] = client[name] + server[name]
     return tally
+
+
+def _ending(done: Done) -> str:
+    """Say how a loop ended."""
+    words = {
+        "complete": "got all it expected",
+        "finished": "was told that no more comes",
+        "limit": "saw nothing move for the time limit",
+        "error": f"failed: {done.error}",
+    }
+    return words[done.ended]
 
 
 class Outcome(Struct):
@@ -237,7 +266,7 @@ def _named(trial: Trial, writer: Writer) -> Iterator[None]:
 def write(trial: Trial, measured: Measured, writer: Writer, outcome: Outcome) -> None:
     """Store what a trial brought. One whose loop did not come to its end is a failed trial with samples."""
     problems = [
-        f"{role} ended with {done.ended}" + (f": {done.error}" if done.error else "")
+        f"{role} {_ending(done)}"
         for role, done in (("client", measured.client), ("server", measured.server))
         if done.ended not in ("complete", "finished")
     ]
