@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "compare": ("hwrx.commands.compare", "compare", "run an experiment, or the one that the options describe"),
     "lab": ("hwrx.commands.lab", "lab", "virtual machines and namespaces that have the hardware"),
     "report": ("hwrx.commands.report", "report", "table, HTML and figures of a run"),
+    "diff": ("hwrx.commands.report", "diff", "what changed between two runs"),
     "devices": ("hwrx.commands.machine", "devices", "verbs devices, their ports, GIDs and limits"),
     "doctor": ("hwrx.commands.machine", "doctor", "what this machine can do, and how to mend what it cannot"),
     "rxe": ("hwrx.commands.machine", "rxe", "put a SoftRoCE device on a netdev, or take it away"),

@@ -44,3 +44,49 @@ def report(
 
     for path in write(summary, formats or ("table", "html"), out or summary.runs[0].path, check_latex=check_latex):
         click.echo(path)
+
+
+class Share(click.ParamType[float]):
+    """A share, as 5% or 0.05."""
+
+    name = "PERCENT"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """A number without a percent sign is a share of 1 where it is below 1, else percent."""
+        words = str(value).strip()
+        try:
+            number = float(words.removesuffix("%"))
+        except ValueError:
+            self.fail(f"{words!r} is no share; give it as 5% or 0.05", param, ctx)
+        if not 0 <= number < 10_000:
+            self.fail(f"{words!r} is no share; give it as 5% or 0.05", param, ctx)
+        return number / 100 if words.endswith("%") or number >= 1 else number
+
+
+@click.command()
+@click.argument("run_a", type=click.Path(path_type=pathlib.Path))
+@click.argument("run_b", type=click.Path(path_type=pathlib.Path))
+@click.option("--fail-over", type=Share(), help="Exit with 1 where a figure is worse by more than this.")
+@click.option("--anyway", is_flag=True, help="Compare even two kernels, or an emulated machine with a real one.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def diff(run_a: pathlib.Path, run_b: pathlib.Path, fail_over: float | None, anyway: bool, as_json: bool) -> None:
+    """Hold RUN_B against RUN_A: what changed in the environment, and in the figures beyond their intervals.
+
+    \b
+    Examples:
+      hwrx diff runs/before runs/after
+      hwrx diff runs/baseline runs/latest --fail-over 5%
+    """
+    import hwrx
+    from hwrx.report import diff as differences
+
+    found = differences.compare(hwrx.load(run_a), hwrx.load(run_b), anyway=anyway)
+    if as_json:
+        click.echo(differences.to_json(found))
+    else:
+        differences.show(found)
+    worse = found.failures(fail_over) if fail_over is not None else []
+    for change in worse:
+        click.echo(f"worse: {change.row} {change.figure}: {change.percent:+.1f} %", err=True)
+    if worse:
+        raise click.exceptions.Exit(1)

@@ -9,6 +9,7 @@ import jinja2
 
 from hwrx import __version__
 from hwrx.report import figures, text
+from hwrx.report.diff import flat
 from hwrx.report.summary import Summary
 from hwrx.report.tables import tables
 
@@ -49,18 +50,5 @@ def _figure(summary: Summary, name: str) -> dict[str, str]:
 
 
 def _manifest(run: Any) -> dict[str, Any]:
-    lines = [(key, words) for key, words in _lines("", run.manifest) if key not in ("question", "skipped", "warnings")]
+    lines = [(key, words) for key, words in flat(run.manifest) if key not in ("question", "skipped", "warnings")]
     return {"name": run.path.name, "lines": lines, "experiment": (run.path / "experiment.toml").read_text()}
-
-
-def _lines(prefix: str, tree: Any) -> list[tuple[str, str]]:
-    """Nested values as lines `a.b.c`, value."""
-    if isinstance(tree, dict) and tree:
-        return [
-            line for key, value in tree.items() for line in _lines(f"{prefix}.{key}" if prefix else str(key), value)
-        ]
-    if isinstance(tree, list):
-        if all(not isinstance(item, dict | list) for item in tree):
-            return [(prefix, " ".join(map(str, tree)))] if tree else []
-        return [line for place, value in enumerate(tree) for line in _lines(f"{prefix}.{place}", value)]
-    return [] if tree is None or tree in ("", {}) else [(prefix, str(tree))]
