@@ -33,6 +33,14 @@ SETTING_FIELDS: dict[str, Any] = {field.name: field.type for field in msgspec.st
 LISTED = {"path": "paths", "pattern": "patterns", "size": "sizes", "wait": "waits"}
 
 
+class Until(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Repeat until the 95 % interval of a quantile (of a stream's rate) is no wider than ±`width` in every row."""
+
+    width: Annotated[float, Meta(gt=0, lt=1)]  # relative: 0.05 is ±5 %
+    quantile: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    repeats: Annotated[int, Meta(ge=2, le=10_000)] = 30  # at most
+
+
 class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a file or the options ask for. Sizes are bytes, times seconds."""
 
@@ -49,6 +57,7 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None  # None: drawn when the trials are, and stored
     trace: bool = False
     budget: Annotated[float, Meta(gt=0)] | None = None  # seconds that the whole run may take
+    until: Until | None = None  # more repeats than `repeats`, as the figures need them
     setting: Overrides = {}
     sweep: dict[str, list[Any]] = {}
     pattern: dict[str, Overrides] = {}
@@ -76,6 +85,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     """The trials of an experiment in the order in which they run, and what was left out."""
 
     experiment: Experiment
+    settings: list[Setting]  # each once, in the file's order
     trials: list[Trial]
     skipped: list[Skipped]
 
@@ -157,6 +167,8 @@ def build(content: Mapping[str, Any], *, source: str) -> Experiment:
     for key, value in content.items():
         if key not in fields:
             raise _unknown(source, key, fields)
+        if key == "until" and isinstance(value, dict):
+            _check_until(source, value)
         for inner, values in value.items() if key == "sweep" and isinstance(value, dict) else ():
             _convert(source, f"sweep.{inner}", values, list[Any])
         _convert(source, key, value, fields[key].type)
@@ -229,13 +241,13 @@ def plan(experiment: Experiment, check: Callable[[Setting], None] = delivery.che
     if not able:
         reasons = "; ".join(f"{skip.label}: {skip.reason}" for skip in skipped)
         raise UsageError(f"experiment '{experiment.name}' has no trial that its paths can do: {reasons}")
-    draw = random.Random(experiment.seed)
-    order: list[Trial] = []
-    for repeat in range(experiment.repeats):
-        for _, setting in sorted(((draw.random(), setting) for setting in able), key=lambda pair: pair[0]):
-            label = label_of(setting, experiment)
-            order.append(Trial(number=len(order), repeat=repeat, setting=setting, label=label))
-    return Plan(experiment=experiment, trials=order, skipped=skipped)
+    order = _order(experiment, able, experiment.repeats)
+    return Plan(experiment=experiment, settings=able, trials=order, skipped=skipped)
+
+
+def repeated(layout: Plan, repeats: int) -> Plan:
+    """Return the plan with another number of repeats. The trials that both have are the same in both."""
+    return msgspec.structs.replace(layout, trials=_order(layout.experiment, layout.settings, repeats))
 
 
 def trials(experiment: Experiment, check: Callable[[Setting], None] = delivery.check) -> list[Trial]:
@@ -324,6 +336,16 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
                 yield setting
 
 
+def _order(experiment: Experiment, settings: list[Setting], repeats: int) -> list[Trial]:
+    draw = random.Random(experiment.seed)
+    order: list[Trial] = []
+    for repeat in range(repeats):
+        for _, setting in sorted(((draw.random(), setting) for setting in settings), key=lambda pair: pair[0]):
+            label = label_of(setting, experiment)
+            order.append(Trial(number=len(order), repeat=repeat, setting=setting, label=label))
+    return order
+
+
 def label_of(setting: Setting, experiment: Experiment) -> str:
     """Name a setting: what is listed always, and what is swept."""
     swept = [f"{name}={getattr(setting, name)}" for name in experiment.sweep]
@@ -332,7 +354,8 @@ def label_of(setting: Setting, experiment: Experiment) -> str:
 
 def _content(experiment: Experiment) -> dict[str, Any]:
     """Return the fields that are set, as plain data."""
-    return {key: value for key, value in msgspec.to_builtins(experiment).items() if value not in (None, {})}
+    content: dict[str, Any] = msgspec.to_builtins(experiment)
+    return {key: value for key, value in content.items() if value not in (None, {})}
 
 
 def _header(text: str) -> str:
@@ -349,6 +372,16 @@ def _check_overrides(source: str, where: str, fields: Overrides, also: Iterable[
             allowed = [name for name in SETTING_FIELDS if name not in ("path", "pattern", "size")]
             raise _unknown(source, f"{where}.{key}", [*allowed, *also], key=key)
         _convert(source, f"{where}.{key}", value, SETTING_FIELDS[key])
+
+
+def _check_until(source: str, table: Mapping[str, Any]) -> None:
+    fields = {field.name: field.type for field in msgspec.structs.fields(Until)}
+    for key, value in table.items():
+        if key not in fields:
+            raise _unknown(source, f"until.{key}", fields, key=key)
+        _convert(source, f"until.{key}", value, fields[key])
+    if "width" not in table:
+        raise UsageError(f"{source}: the key 'until.width' is missing", remedy=_allowed(fields["width"]))
 
 
 def _convert(source: str, key: str, value: Any, kind: Any) -> None:

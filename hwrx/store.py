@@ -147,13 +147,11 @@ class Writer:
                 f"run {run.path} is still being written by process {run.manifest['process']['pid']}",
                 remedy="wait for it, or stop it",
             )
-        experiment = run.experiment
-        plan = experiments.plan(experiment, lambda setting: None)
         kept = {row["trial"] for row in run.rows if row["status"] == "ok"}
         labels = {row["trial"]: row["label"] for row in run.rows}
-        able = {skip["label"] for skip in run.manifest["skipped"]}
-        if able:
-            plan = experiments.plan(experiment, _refuse(able, experiment))
+        left_out = {skip["label"] for skip in run.manifest["skipped"]}
+        plan = experiments.plan(run.experiment, _refuse(left_out, run.experiment))
+        plan = experiments.repeated(plan, max([run.experiment.repeats, *(row["repeat"] + 1 for row in run.rows)]))
         wrong = [t.label for t in plan.trials if t.number in labels and labels[t.number] != t.label]
         if wrong:
             raise StoreError(f"run {run.path}: its trials are not those of its experiment.toml (first: {wrong[0]})")
@@ -167,6 +165,7 @@ class Writer:
             writer._parts = max((int(part.stem[-6:]) for part in (run.path / "parts").glob("*.parquet")), default=0)
             changed = {k: v for k, v in manifest.items() if k in run.manifest and run.manifest[k] != v}
             writer.manifest["status"] = "running"
+            writer.manifest["trials_planned"] = len(plan.trials)
             writer.manifest["process"] = {"pid": os.getpid(), "host": socket.gethostname()}
             writer.manifest.setdefault("resumed", []).append({"at": _now().isoformat(), "changed": changed})
             writer._write_manifest()
@@ -216,6 +215,10 @@ class Writer:
         if table.num_rows:
             with _disk(self.path):
                 self._add_part(name, table)
+
+    def expect(self, trials: int) -> None:
+        """Say how many trials the run is to have, where that was not known when it began."""
+        self.note(trials_planned=trials)
 
     def note(self, **values: Any) -> None:
         """Put more into the manifest, for example what was found when the machines came up."""

@@ -23,8 +23,8 @@ from rich.progress import (
 
 from cython_ext import clock
 from hwrx import experiment as experiments
-from hwrx import run, store, testbed
-from hwrx.errors import HwrxError
+from hwrx import precision, run, store, testbed
+from hwrx.errors import HwrxError, UsageError
 from hwrx.experiment import Experiment, Plan
 from hwrx.run import Outcome
 from hwrx.testbed import Wanted
@@ -54,6 +54,7 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--size", "sizes", type=Many(int, "BYTES,…"), help="Message sizes in bytes."),
         click.option("--pattern", "patterns", type=Many(str, "NAME,…"), help="pingpong, stream, paced."),
         click.option("--wait", "waits", type=Many(str, "NAME,…"), help="poll, event; sockets also block, epoll, …"),
+        click.option("--budget", type=float, help="Seconds that the whole run may take."),
         click.option("--messages", type=int, help="Measured messages of a trial."),
         click.option("--repeats", type=int, help="How often each setting is measured."),
         click.option("--rate", type=float, help="paced: messages a second."),
@@ -87,6 +88,7 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--peer-device", help="Verbs device at the peer.")
 @click.option("--peer-address", help="IP address of the peer, for sockets.")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Where run directories go.")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that did not end.")
 @click.option("--dry-run", is_flag=True, help="Say what would be run, how long and how much disk it takes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def compare(
@@ -98,6 +100,7 @@ def compare(
     peer_device: str | None,
     peer_address: str | None,
     runs: Path,
+    resume: Path | None,
     dry_run: bool,
     as_json: bool,
     **options: Any,
@@ -116,6 +119,12 @@ def compare(
     wanted = Wanted(
         here=here, devices=tuple(device or ()), peer=peer, peer_device=peer_device, peer_address=peer_address
     )
+    if resume is not None:
+        if file is not None or any(value is not None for value in options.values()):
+            raise UsageError("--resume goes on with a run as it was begun: give neither a file nor options with it")
+        experiment = store.load(resume).experiment
+        run_and_report(experiment, wanted, runs=runs, dry_run=dry_run, as_json=as_json, resume=resume)
+        return
     experiment = described(file, {**options, "topology": topology or ("hosts" if wanted.explicit else None)})
     run_and_report(experiment, wanted, runs=runs, dry_run=dry_run, as_json=as_json)
 
@@ -127,14 +136,16 @@ def described(file: Path | None, options: dict[str, Any]) -> Experiment:
     return experiments.override(experiments.load(file), **options)
 
 
-def run_and_report(experiment: Experiment, wanted: Wanted, *, runs: Path, dry_run: bool, as_json: bool) -> None:
+def run_and_report(
+    experiment: Experiment, wanted: Wanted, *, runs: Path, dry_run: bool, as_json: bool, resume: Path | None = None
+) -> None:
     """Plan, run with a progress display, and end with the table and the path of the report."""
     layout = experiments.plan(experiment)
     experiments.check_budget(layout)
     if dry_run:
         print_plan(layout, as_json)
         return
-    outcome, directory = measure(layout, wanted, runs)
+    outcome, directory = measure(layout, wanted, runs, resume)
     report(directory, as_json=as_json)
     if outcome.failed:
         raise HwrxError(
@@ -143,15 +154,26 @@ def run_and_report(experiment: Experiment, wanted: Wanted, *, runs: Path, dry_ru
         )
 
 
-def measure(layout: Plan, wanted: Wanted, runs: Path) -> tuple[Outcome, Path]:
-    """Put the testbed up, run every trial, and return the outcome and the run's directory."""
+def measure(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None) -> tuple[Outcome, Path]:
+    """Put the testbed up, run every trial, and return the outcome and the run's directory.
+
+    `resume` is a run of the same experiment that did not end: what it lacks is run, and written into it.
+    """
     with Display() as display, testbed.opened(layout.experiment, wanted, display.stage) as bed:
         display.stage("manifest", "what this machine is")
         manifest = {**bed.manifest(), "clock_cost_ns": clock.cost(), "command": sys.argv}
-        with store.Writer.create(runs, layout, manifest) as writer:
+        if resume is None:
+            writer = store.Writer.create(runs, layout, manifest)
+        else:
+            writer, layout = store.Writer.resume(resume, manifest)
+        with writer:
             for skip in layout.skipped:
                 writer.log(f"left out: {skip.label}: {skip.reason}")
             outcome = run.execute(layout.trials, bed, writer, progress=display.trial)
+            for block in precision.blocks(layout, writer):
+                more = run.execute(block, bed, writer, progress=display.trial)
+                outcome.measured += more.measured
+                outcome.failed += more.failed
         return outcome, writer.path
 
 

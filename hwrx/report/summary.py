@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Struct
 
 from hwrx import paths as delivery
-from hwrx import stats
+from hwrx import precision, stats
 from hwrx.experiment import LISTED, SETTING_FIELDS
 from hwrx.stats import Digest, Estimate
 
@@ -53,6 +53,7 @@ class Row(Struct, kw_only=True):
     effective: float = math.nan  # share of the samples that count, at p50; the worst trial's
     warmup: int = 0  # samples of a transient that remained; the worst trial's
     settled: bool = True
+    converged: bool | None = None  # None: the experiment asked for no width of the interval
 
     @property
     def label(self) -> str:
@@ -96,6 +97,8 @@ def summarise(runs: Sequence[Run]) -> Summary:
     rows.sort(key=lambda row: (row.pattern, row.size, order[row.path], row.wait, str(row.swept), row.run))
     baseline = BASELINE if any(row.path == BASELINE for row in rows) else next(iter(order), BASELINE)
     _relate(rows, baseline)
+    for run in runs:
+        _judge(run, [row for row in rows if row.run in ("", run.path.name)])
     warnings = [warning for run in runs for warning in _run_warnings(run)]
     warnings += _row_warnings(rows)
     return Summary(
@@ -270,6 +273,13 @@ def _sum(trials: list[dict[str, Any]]) -> dict[str, int]:
     return {name: sum(int(trial.get(name) or 0) for trial in trials) for name in names}
 
 
+def _judge(run: Run, rows: list[Row]) -> None:
+    """Mark the rows whose interval is wider than the experiment asked."""
+    if run.experiment.until is not None:
+        for row in rows:
+            row.converged = precision.converged(row, run.experiment.until) if row.digests else None
+
+
 def _relate(rows: list[Row], baseline: str) -> None:
     """Set each row's ratio to the baseline's row of the same run, pattern, size and sweep.
 
@@ -409,6 +419,9 @@ def _row_warnings(rows: list[Row]) -> list[str]:
         elif trial and row.warmup > max(50, 0.05 * trial):
             words = "samples that are still warm-up stand at a trial's beginning; raise 'warmup'"
             found[words].append((row.warmup, f"{name} {row.warmup:,}"))
+        if row.converged is False:
+            words = "DID NOT CONVERGE: the 95 % interval is wider than the experiment asked; raise 'budget' or "
+            found[words + "'until.repeats'"].append((1.0, name))
         if row.effective < 0.1 and row.pattern != "stream":
             words = "neighbouring samples are alike, so that they say as much as fewer independent ones would (the "
             words += "intervals take that into account)"

@@ -105,6 +105,9 @@ def _quality(summary: Summary) -> Table:
         ("corrupt", ""),
         ("CPU [µs]", ""),
     ]
+    asked = any(row.converged is not None for row in summary.rows)
+    if asked:
+        columns.append(("converged", "t"))
     rows = []
     for place, row in enumerate(summary.rows):
         new = not place or row.pattern != summary.rows[place - 1].pattern
@@ -115,6 +118,9 @@ def _quality(summary: Summary) -> Table:
         cells += [("–" if math.isnan(row.effective) else f"{100 * row.effective:.0f} %", ""), (warmup, "")]
         cells += [(f"{row.tally.get(name, 0):,}", "") for name in ("lost", "duplicated", "reordered", "corrupt")]
         cells.append((text.WITHHELD if row.cpu_us is None else text.number(row.cpu_us), ""))
+        if asked:
+            words = {True: "yes", False: "did not converge", None: text.WITHHELD}
+            cells.append((words[row.converged], ""))
         rows.append((new, cells))
     caption = (
         "What the figures stand on: trials and samples, the share of samples that count as independent, samples of an "
@@ -182,6 +188,7 @@ def _record(row: Row, summary: Summary) -> dict[str, Any]:
         "effective_share": None if math.isnan(row.effective) else row.effective,
         "warmup_left": row.warmup,
         "settled": row.settled,
+        "converged": row.converged,
         "measured_on": summary.label,
     }
     return record

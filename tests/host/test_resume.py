@@ -1,0 +1,73 @@
+"""A run that was broken off goes on; a run goes on until its figures are narrow."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import hwrx
+
+COMPARE = [sys.executable, "-m", "hwrx", "compare"]
+SMALL = ["--paths", "udp,tcp", "--topology", "netns", "--messages", "200", "--seed", "5"]
+
+
+def journal(runs: Path) -> int:
+    file = runs / "latest" / "trials.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def test_an_interrupted_run_goes_on_and_ends_complete(tmp_path: Path) -> None:
+    command = [*COMPARE, *SMALL, "--repeats", "40", "--runs", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while journal(tmp_path) < 4:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+    run = hwrx.load(tmp_path / "latest")
+    assert run.status == "interrupted"
+    before = {row["trial"]: row["ended"] for row in run.rows if row["status"] == "ok"}
+    assert 4 <= len(before) < 80
+    done = subprocess.run(
+        [*COMPARE, "--resume", str(run.path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    run = hwrx.load(run.path)
+    assert run.status == "complete"
+    assert sorted(row["trial"] for row in run.rows) == list(range(80))
+    assert {row["trial"]: row["ended"] for row in run.rows if row["trial"] in before} == before
+    assert run.samples.num_rows == 80 * 200
+    again = subprocess.run([*COMPARE, "--resume", str(run.path)], capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert "there is nothing to resume" in again.stderr
+
+
+@pytest.mark.parametrize("more", [["--repeats", "3"], ["lab/experiments/first.toml"]])
+def test_resume_takes_no_other_experiment(tmp_path: Path, more: list[str]) -> None:
+    done = subprocess.run(
+        [*COMPARE, "--resume", str(tmp_path), *more], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "give neither a file nor options" in done.stderr
+
+
+def test_repeats_are_added_until_the_interval_is_narrow(tmp_path: Path) -> None:
+    file = tmp_path / "narrow.toml"
+    file.write_text(
+        'paths = ["udp"]\ntopology = "netns"\nrepeats = 2\nseed = 1\n[setting]\nmessages = 200\n'
+        "[until]\nwidth = 0.0001\nrepeats = 4\n"
+    )
+    done = subprocess.run(
+        [*COMPARE, str(file), "--runs", str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    run = hwrx.load(tmp_path / "latest")
+    assert run.status == "complete"
+    assert {row["repeat"] for row in run.rows} == {0, 1, 2, 3}
+    assert "DID NOT CONVERGE" in done.stdout
