@@ -38,8 +38,8 @@ BOOT_LIMIT = 180.0  # seconds until the agents' host inside answers; an emulated
 _END_LIMIT = 5.0
 _SHOWN = 15  # lines of the log in an error
 _KEPT = 2000  # lines of the log in memory
-# hpet, the default under emulation, makes each look at the clock a device access. The check of the timer interrupt fails,
-# and panics, on a host so busy that the guest misses its interrupts.
+# hpet, the default under emulation, makes each look at the clock a device access. The check of the timer interrupt
+# fails, and panics, on a host so busy that the guest misses its interrupts.
 _COMMAND_LINE = "console=ttyS0 loglevel=5 panic=-1 clocksource=tsc tsc=reliable no_timer_check"
 _MODULES = {"pair": ("veth", "rdma_rxe"), "netns": ("veth",)}  # what a topology will need, loaded while Python starts
 
