@@ -15,7 +15,8 @@ descriptor, the gap, is always left over (7.1.8). The transmit ring is the mirro
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from cython_ext.dma cimport DmaRegion
-from cython_ext.interrupt cimport Interrupt
+from cython_ext.interrupt cimport Alarm, Interrupt
+from cython_ext.link cimport Frame
 from cython_ext.mmio cimport Bar, dma_read64
 
 
@@ -84,13 +85,6 @@ cdef enum:
     SHORTEST = 14           # an Ethernet header: what is shorter is a runt
 
 
-cdef struct Frame:
-    char *data         # where the NIC wrote it
-    uint32_t size      # bytes, without the CRC
-    uint32_t slot      # index of its descriptor
-    uint32_t flags     # status 7:0, errors 15:8, VLAN tag 31:16, as the descriptor has them
-
-
 cdef struct RxTally:
     uint64_t frames
     uint64_t bytes
@@ -113,6 +107,11 @@ cdef struct Rx:
     uint32_t oldest
     bint splitting          # in the middle of a frame that is longer than a buffer
     bint guard
+    Alarm *alarm            # NULL: poll
+    uint32_t causes         # that interrupt's, in IMS
+    bint by_cause           # not MSI-X, where what fires is masked by itself: we mask the causes
+    uint64_t spurious       # interrupts that brought nothing
+    uint64_t lost           # frames that no interrupt told of
     uint32_t plain          # frames of SHORTEST to SHORTEST + plain - 1 bytes need no look; 0: examine each
     RxTally tally
 
@@ -131,6 +130,7 @@ cdef struct Tx:
 
 cdef uint32_t rx_receive(Rx *rx, Frame *out, uint32_t most) noexcept nogil
 cdef void rx_release(Rx *rx, uint32_t count) noexcept nogil
+cdef int rx_wait(Rx *rx, int64_t deadline) noexcept nogil
 
 
 cdef inline bint rx_ready(const Rx *rx) noexcept nogil:
@@ -170,12 +170,7 @@ cdef class RxRing(Ring):
     cdef Frame *frames              # room for one batch
     cdef list views                 # each buffer as a NumPy array
     cdef readonly Interrupt interrupt
-    cdef uint32_t causes            # that interrupt's, in IMS
-    cdef bint by_cause              # not MSI-X: ICR is to be read, and the causes masked, by us
-    cdef readonly uint64_t spurious
-    cdef readonly uint64_t lost
 
-    cdef int wait(self, int64_t deadline) noexcept nogil
     cdef list prepare_views(self)
 
 

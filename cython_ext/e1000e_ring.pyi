@@ -22,8 +22,10 @@ class Ring:
 
 class RxRing(Ring):
     interrupt: Interrupt | None
-    spurious: int
-    lost: int
+    @property
+    def spurious(self) -> int: ...
+    @property
+    def lost(self) -> int: ...
     def __init__(
         self, bar: Bar, descriptors: DmaRegion, buffers: DmaRegion, count: int, stride: int, *, guard: bool = False
     ) -> None: ...

@@ -14,8 +14,9 @@ from libc.string cimport memcpy, memset
 
 from cython_ext.clock cimport now
 from cython_ext.dma cimport DmaRegion
-from cython_ext.interrupt cimport Interrupt
-from cython_ext.mmio cimport Bar, dma_read64, mmio_read, mmio_write
+from cython_ext.interrupt cimport Interrupt, alarm_unmask, alarm_wait
+from cython_ext.link cimport Frame
+from cython_ext.mmio cimport Bar, dma_read64, mmio_write
 
 cdef enum:
     BATCH = 256  # most frames that Python takes at once
@@ -130,6 +131,41 @@ cdef void rx_release(Rx *rx, uint32_t count) noexcept nogil:
 cdef void mark(Rx *rx, uint32_t slot) noexcept nogil:
     cdef uint64_t unwritten = UNWRITTEN
     memcpy(rx.buffers + (<size_t> slot << rx.shift), &unwritten, 8)
+
+
+cdef int rx_wait(Rx *rx, int64_t deadline) noexcept nogil:
+    """Until a descriptor is done: 1; until CLOCK_MONOTONIC reaches `deadline`: 0; or -errno. Polls or sleeps.
+
+    An interrupt that never came is survived: each sleep is short, and the ring is looked at after it (`lost`). One that
+    brought nothing (`spurious`) is slept over.
+    """
+    cdef int64_t until
+    cdef int status
+    if rx.alarm == NULL:
+        while not rx_ready(rx):
+            if now() >= deadline:
+                return 0
+        return 1
+    while True:
+        # First forget what is known (write one to clear, 10.2.4.1: it would fire at once), then arm, then look, then
+        # sleep: what comes after the look fires.
+        mmio_write(rx.bar, ICR, rx.causes)
+        mmio_write(rx.bar, IMS, rx.causes)
+        status = alarm_unmask(rx.alarm)
+        if status < 0 or rx_ready(rx):
+            return status if status < 0 else 1
+        until = now() + LOST_AFTER
+        status = alarm_wait(rx.alarm, min(until, deadline))
+        if status < 0:
+            return status
+        if rx.by_cause:
+            mmio_write(rx.bar, IMC, rx.causes)
+        if rx_ready(rx):
+            rx.lost += status == 0
+            return 1
+        rx.spurious += status == 1
+        if now() >= deadline:
+            return 0
 
 
 # --- transmit ------------------------------------------------------------------------------------------------------
@@ -351,42 +387,19 @@ cdef class RxRing(Ring):
     def use(self, Interrupt interrupt, uint32_t causes):
         """Wait by `interrupt` from now on, which `causes` (bits of IMS) raise; None: poll."""
         self.interrupt = interrupt
-        self.causes = causes
-        self.by_cause = interrupt is not None and interrupt.kind != "msix"
+        self.rx.alarm = NULL if interrupt is None else &interrupt.alarm
+        self.rx.causes = causes
+        self.rx.by_cause = interrupt is not None and interrupt.kind != "msix"
 
-    cdef int wait(self, int64_t deadline) noexcept nogil:
-        """Until a descriptor is done: 1; until CLOCK_MONOTONIC reaches `deadline`: 0; or -errno. Polls or sleeps.
+    @property
+    def spurious(self) -> int:
+        """Interrupts that brought nothing."""
+        return self.rx.spurious
 
-        An interrupt that never came is survived: each sleep is short, and the ring is looked at after it (`lost`). One
-        that brought nothing (`spurious`) is slept over.
-        """
-        cdef int64_t until
-        cdef int status
-        if self.interrupt is None:
-            while not rx_ready(&self.rx):
-                if now() >= deadline:
-                    return 0
-            return 1
-        while True:
-            # First arm, then look, then sleep: what comes after the look fires.
-            if self.by_cause:
-                mmio_read(self.rx.bar, ICR)
-            mmio_write(self.rx.bar, IMS, self.causes)
-            status = self.interrupt.unmask()
-            if status < 0 or rx_ready(&self.rx):
-                return status if status < 0 else 1
-            until = now() + LOST_AFTER
-            status = self.interrupt.wait(min(until, deadline))
-            if status < 0:
-                return status
-            if self.by_cause:
-                mmio_write(self.rx.bar, IMC, self.causes)
-            if rx_ready(&self.rx):
-                self.lost += status == 0
-                return 1
-            self.spurious += status == 1
-            if now() >= deadline:
-                return 0
+    @property
+    def lost(self) -> int:
+        """How often a frame was there that no interrupt told of."""
+        return self.rx.lost
 
     def wait_for(self, double seconds) -> bool:
         """Whether a frame is there within so many seconds; releases the GIL. OSError where the interrupt is no good."""
@@ -394,7 +407,7 @@ cdef class RxRing(Ring):
         cdef int status
         self.check()
         with nogil:
-            status = self.wait(deadline)
+            status = rx_wait(&self.rx, deadline)
         if status < 0:
             raise OSError(-status, os.strerror(-status))
         return status == 1

@@ -3,16 +3,21 @@
 from libc.stdint cimport int64_t, uint64_t
 
 
-cdef class Interrupt:
-    cdef readonly str kind        # msix, msi or intx
-    cdef readonly int fd          # readable once it has fired
-    cdef size_t report            # bytes that one read of it takes
-    cdef int unmask_fd            # INTx is masked when it fires: what to write, and where, to unmask it; -1: nothing
-    cdef int64_t unmask_at        # -1: at no offset
-    cdef char[8] unmask_data
-    cdef size_t unmask_size
-    cdef readonly uint64_t fired
-    cdef object on_close
+cdef struct Alarm:
+    int fd                # readable once it has fired; -1 once closed
+    size_t report         # bytes that one read of it takes
+    int unmask_fd         # where it stays masked after it fired: what to write, and where, to unmask it; -1: nothing
+    int64_t unmask_at     # -1: at no offset
+    char[8] unmask_data
+    size_t unmask_size
+    uint64_t fired
 
-    cdef int wait(self, int64_t deadline) noexcept nogil
-    cdef int unmask(self) noexcept nogil
+
+cdef int alarm_wait(Alarm *alarm, int64_t deadline) noexcept nogil
+cdef int alarm_unmask(Alarm *alarm) noexcept nogil
+
+
+cdef class Interrupt:
+    cdef Alarm alarm
+    cdef readonly str kind        # msix, msi or intx
+    cdef object on_close

@@ -2,8 +2,10 @@ from collections.abc import Callable
 
 class Interrupt:
     kind: str
-    fd: int
-    fired: int
+    @property
+    def fd(self) -> int: ...
+    @property
+    def fired(self) -> int: ...
     def __init__(
         self,
         kind: str,

@@ -3,7 +3,7 @@
 
 import os
 
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EBADF, EINTR, errno
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 from posix.time cimport timespec
@@ -11,6 +11,48 @@ from posix.unistd cimport pwrite, read, write
 
 from cython_ext.clock cimport now
 from cython_ext.sys_poll cimport POLLIN, pollfd, ppoll
+
+
+cdef int alarm_wait(Alarm *alarm, int64_t deadline) noexcept nogil:
+    """Sleep until it fires: 1; until CLOCK_MONOTONIC reaches `deadline`: 0; or -errno. Takes the report."""
+    cdef pollfd watched
+    cdef char[8] drop
+    cdef timespec pause
+    cdef int64_t left
+    cdef int status
+    if alarm.fd < 0:
+        return -EBADF
+    watched.fd = alarm.fd
+    watched.events = POLLIN
+    while True:
+        left = max(deadline - now(), 0)
+        pause.tv_sec = left // 1_000_000_000
+        pause.tv_nsec = left % 1_000_000_000
+        status = ppoll(&watched, 1, &pause, NULL)
+        if status == 0:
+            return 0
+        if status < 0:
+            if errno == EINTR:
+                continue
+            return -errno
+        if read(alarm.fd, drop, alarm.report) < 0:
+            if errno == EAGAIN or errno == EINTR:
+                continue
+            return -errno
+        alarm.fired += 1
+        return 1
+
+
+cdef int alarm_unmask(Alarm *alarm) noexcept nogil:
+    """Let the next one come, where it masks itself: 0 or -errno."""
+    cdef ssize_t done
+    if alarm.unmask_fd < 0:
+        return 0
+    if alarm.unmask_at < 0:
+        done = write(alarm.unmask_fd, alarm.unmask_data, alarm.unmask_size)
+    else:
+        done = pwrite(alarm.unmask_fd, alarm.unmask_data, alarm.unmask_size, alarm.unmask_at)
+    return 0 if done == <ssize_t> alarm.unmask_size else -errno
 
 
 cdef class Interrupt:
@@ -25,75 +67,46 @@ cdef class Interrupt:
 
     def __init__(self, str kind, int fd, *, size_t report=8, unmask=None, on_close=None):
         self.kind = kind
-        self.fd = fd
-        self.report = report
-        self.unmask_fd = -1
+        self.alarm.fd = fd
+        self.alarm.report = report
+        self.alarm.unmask_fd = -1
         self.on_close = on_close
         if unmask is not None:
-            self.unmask_fd, data, self.unmask_at = unmask
+            self.alarm.unmask_fd, data, self.alarm.unmask_at = unmask
             if not 0 < len(data) <= 8:
                 raise ValueError("what is written to unmask has 1 to 8 bytes")
-            self.unmask_size = len(data)
-            memcpy(self.unmask_data, <const char *> data, self.unmask_size)
+            self.alarm.unmask_size = len(data)
+            memcpy(self.alarm.unmask_data, <const char *> data, self.alarm.unmask_size)
 
-    cdef int wait(self, int64_t deadline) noexcept nogil:
-        """Sleep until it fires: 1; until CLOCK_MONOTONIC reaches `deadline`: 0; or -errno. Takes the report."""
-        cdef pollfd watched
-        cdef char[8] drop
-        cdef timespec pause
-        cdef int64_t left
-        cdef int status
-        watched.fd = self.fd
-        watched.events = POLLIN
-        while True:
-            left = max(deadline - now(), 0)
-            pause.tv_sec = left // 1_000_000_000
-            pause.tv_nsec = left % 1_000_000_000
-            status = ppoll(&watched, 1, &pause, NULL)
-            if status == 0:
-                return 0
-            if status < 0:
-                if errno == EINTR:
-                    continue
-                return -errno
-            if read(self.fd, drop, self.report) < 0:
-                if errno == EAGAIN or errno == EINTR:
-                    continue
-                return -errno
-            self.fired += 1
-            return 1
+    @property
+    def fd(self) -> int:
+        """The descriptor; -1 once closed."""
+        return self.alarm.fd
 
-    cdef int unmask(self) noexcept nogil:
-        """Let the next one come, where it masks itself: 0 or -errno."""
-        cdef ssize_t done
-        if self.unmask_fd < 0:
-            return 0
-        if self.unmask_at < 0:
-            done = write(self.unmask_fd, self.unmask_data, self.unmask_size)
-        else:
-            done = pwrite(self.unmask_fd, self.unmask_data, self.unmask_size, self.unmask_at)
-        return 0 if done == <ssize_t> self.unmask_size else -errno
+    @property
+    def fired(self) -> int:
+        """How many reports were taken."""
+        return self.alarm.fired
 
     def wait_for(self, double seconds) -> bool:
         """Whether it fired within so many seconds; releases the GIL. OSError where the descriptor is no good."""
         cdef int64_t deadline = now() + <int64_t> (seconds * 1e9)
         cdef int status
         with nogil:
-            status = self.wait(deadline)
+            status = alarm_wait(&self.alarm, deadline)
         if status < 0:
             raise OSError(-status, os.strerror(-status))
         return status == 1
 
     def rearm(self) -> None:
         """Unmask, from Python."""
-        cdef int status = self.unmask()
+        cdef int status = alarm_unmask(&self.alarm)
         if status < 0:
             raise OSError(-status, os.strerror(-status))
 
     def close(self):
         """Give the descriptors back; harmless when called twice."""
+        self.alarm.fd = self.alarm.unmask_fd = -1
         if self.on_close is not None:
             on_close, self.on_close = self.on_close, None
             on_close()
-            self.fd = -1
-            self.unmask_fd = -1

@@ -53,13 +53,18 @@ cdef struct Owner:
     char[16] remote
 
 
+cdef struct Ports:
+    int32_t[65536] first        # of each port: index of an owner, or NOBODY
+    Owner *owners
+
+
 cdef class PortTable:
-    cdef int32_t[65536] first   # of each port: index of an owner, or NOBODY
-    cdef Owner *owners
+    cdef Ports ports
     cdef readonly uint32_t used
     cdef uint32_t room
 
-    cdef int32_t find(self, const Datagram *datagram) noexcept nogil
+
+cdef int32_t find(const Ports *ports, const Datagram *datagram) noexcept nogil
 
 
 cdef extern from *:

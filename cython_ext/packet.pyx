@@ -25,6 +25,33 @@ cdef int shorter(const char *frame, uint32_t size) noexcept nogil:
 
 # --- whose is it? --------------------------------------------------------------------------------------------------
 
+cdef int32_t find(const Ports *ports, const Datagram *datagram) noexcept nogil:
+    """The number of the owner whose datagram it is, or NOBODY."""
+    cdef int32_t at = ports.first[datagram.destination_port], best = NOBODY
+    cdef int score, highest = -1
+    cdef const Owner *owner
+    while at != NOBODY:
+        owner = &ports.owners[at]
+        score = 0
+        if owner.local_size:
+            if (owner.local_size != datagram.address_size
+                    or memcmp(owner.local, datagram.destination, owner.local_size) != 0):
+                score = -1
+            else:
+                score = 1
+        if score >= 0 and owner.remote_size:
+            if (owner.remote_port != datagram.source_port or owner.remote_size != datagram.address_size
+                    or memcmp(owner.remote, datagram.source, owner.remote_size) != 0):
+                score = -1
+            else:
+                score += 2
+        if score > highest:
+            highest = score
+            best = at
+        at = owner.next
+    return best
+
+
 cdef class PortTable:
     """Which owner a datagram belongs to: the kernel's question when it looks a UDP socket up.
 
@@ -36,10 +63,10 @@ cdef class PortTable:
     def __cinit__(self):
         cdef uint32_t port
         for port in range(65536):
-            self.first[port] = NOBODY
+            self.ports.first[port] = NOBODY
 
     def __dealloc__(self):
-        free(self.owners)
+        free(self.ports.owners)
 
     def add(self, uint16_t port, local=None, remote=None, uint16_t remote_port=0) -> int:
         """Bind an owner; returns its number, which `lookup` gives back.
@@ -55,12 +82,12 @@ cdef class PortTable:
         local_bytes = b"" if local is None else ipaddress.ip_address(local).packed
         remote_bytes = b"" if remote is None else ipaddress.ip_address(remote).packed
         if self.used == self.room:
-            grown = <Owner *> realloc(self.owners, (self.room + 64) * sizeof(Owner))
+            grown = <Owner *> realloc(self.ports.owners, (self.room + 64) * sizeof(Owner))
             if grown == NULL:
                 raise MemoryError
-            self.owners = grown
+            self.ports.owners = grown
             self.room += 64
-        owner = &self.owners[self.used]
+        owner = &self.ports.owners[self.used]
         memset(owner, 0, sizeof(Owner))
         owner.next = NOBODY
         owner.remote_port = remote_port
@@ -70,38 +97,12 @@ cdef class PortTable:
         packed = remote_bytes
         owner.remote_size = <uint8_t> len(packed)
         memcpy(owner.remote, PyBytes_AS_STRING(packed), owner.remote_size)
-        link = &self.first[port]
+        link = &self.ports.first[port]
         while link[0] != NOBODY:
-            link = &self.owners[link[0]].next
+            link = &self.ports.owners[link[0]].next
         link[0] = <int32_t> self.used
         self.used += 1
         return self.used - 1
-
-    cdef int32_t find(self, const Datagram *datagram) noexcept nogil:
-        """The number of the owner, or NOBODY."""
-        cdef int32_t at = self.first[datagram.destination_port], best = NOBODY
-        cdef int score, highest = -1
-        cdef const Owner *owner
-        while at != NOBODY:
-            owner = &self.owners[at]
-            score = 0
-            if owner.local_size:
-                if (owner.local_size != datagram.address_size
-                        or memcmp(owner.local, datagram.destination, owner.local_size) != 0):
-                    score = -1
-                else:
-                    score = 1
-            if score >= 0 and owner.remote_size:
-                if (owner.remote_port != datagram.source_port or owner.remote_size != datagram.address_size
-                        or memcmp(owner.remote, datagram.source, owner.remote_size) != 0):
-                    score = -1
-                else:
-                    score += 2
-            if score > highest:
-                highest = score
-                best = at
-            at = owner.next
-        return best
 
     def lookup(self, frame):
         """The number of the owner of a frame's datagram; None where it is nobody's or no good datagram."""
@@ -110,7 +111,7 @@ cdef class PortTable:
         cdef int32_t owner
         if at.shape[0] == 0 or parse(<char *> &at[0], <uint32_t> at.shape[0], CHECK_HEADER | CHECK_PAYLOAD, &datagram):
             return None
-        owner = self.find(&datagram)
+        owner = find(&self.ports, &datagram)
         return None if owner == NOBODY else owner
 
 

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import weakref
+from collections.abc import Collection
 from types import FrameType
 from typing import Literal
 
@@ -30,18 +31,20 @@ _DRIVER = {"vfio": "vfio-pci", "uio": "uio_pci_generic"}
 _open: weakref.WeakSet[E1000e] = weakref.WeakSet()
 
 
-def open_device(name: str, *, access: Access = "auto", force: bool = False) -> tuple[Device, bool]:
+def open_device(
+    name: str, *, access: Access = "auto", force: bool = False, own: Collection[str] = ()
+) -> tuple[Device, bool]:
     """Take a NIC (PCI address, network device or MAC) from the kernel and open it.
 
     access: `vfio` needs an IOMMU, `uio` needs root and huge pages; `auto` takes VFIO where there is an IOMMU, or what
-    the NIC is bound to already. Returns the device, and whether it was taken here (then `pci.give_back` is the caller's
-    duty).
+    the NIC is bound to already. force, own: see `pci.take`. Returns the device, and whether it was taken here (then
+    `pci.give_back` is the caller's duty).
     """
     nic = pci.find(name)
     if access == "auto":
         access = "uio" if nic.driver == "uio_pci_generic" or nic.group is None else "vfio"
     taken = nic.driver not in pci.USER_DRIVERS
-    bound = pci.take(nic, _DRIVER[access], force=force)
+    bound = pci.take(nic, _DRIVER[access], force=force, own=own)
     try:
         return _device(bound.address, access), taken
     except BaseException:
@@ -65,13 +68,14 @@ def open(  # noqa: A001 - it is read as hwrx.nic.open
     *,
     access: Access = "auto",
     force: bool = False,
+    own: Collection[str] = (),
     rx: int = 512,
     tx: int = 512,
     buffer: int = 2048,
     promiscuous: bool = False,
     long_frames: bool = False,
     guard: bool = False,
-    interrupt: InterruptKind | None = None,
+    interrupt: InterruptKind | Literal["auto"] | None = None,
     throttle: float = 0.0,
     link_wait: float = 5.0,
 ) -> E1000e:
@@ -87,7 +91,7 @@ def open(  # noqa: A001 - it is read as hwrx.nic.open
             f"{nic.address} is a {nic.model}, which this driver does not know",
             remedy="an Intel 82574L, or QEMU's -device e1000e",
         )
-    device, taken = open_device(name, access=access, force=force)
+    device, taken = open_device(name, access=access, force=force, own=own)
     try:
         opened = E1000e(
             device,

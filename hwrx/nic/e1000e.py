@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from cython_ext.e1000e_ring import Packet, RxRing, TxRing
 from hwrx.errors import MachineError, PathError, UsageError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 GONE = 0xFFFFFFFF  # what every register of a device reads as that does not answer
 SILENCE = 0.1  # seconds without a packet after which the device is asked whether it still works
-RESET_LIMIT = 0.1
+RESET_LIMIT = 1.0
 ITR_STEP_NS = 256
 
 
@@ -33,7 +33,8 @@ class E1000e:
     device: from VFIO, UIO or a model; closed by `close()`.
     rx, tx: descriptors, powers of two from 64 to 4096. buffer: bytes of a receive buffer, 256 to 16384.
     promiscuous: take frames for others too. long_frames: take more than 1522 bytes (they must fit one buffer to be
-    delivered). guard: see RxRing. interrupt: msix, msi or intx; None: poll. throttle: microseconds between interrupts.
+    delivered). guard: see RxRing. interrupt: msix, msi or intx, or auto for the best there is; None: poll. throttle:
+    microseconds between interrupts.
     link_wait: seconds to wait for the link; its absence is no error.
     """
 
@@ -47,7 +48,7 @@ class E1000e:
         promiscuous: bool = False,
         long_frames: bool = False,
         guard: bool = False,
-        interrupt: InterruptKind | None = None,
+        interrupt: InterruptKind | Literal["auto"] | None = None,
         throttle: float = 0.0,
         link_wait: float = 5.0,
     ) -> None:
@@ -68,7 +69,7 @@ class E1000e:
             self.rx = RxRing(self.bar, device.dma(rx * 16), device.dma(rx * buffer), rx, buffer, guard=guard)
             # one buffer size for sending: any frame of up to 2 KiB
             self.tx = TxRing(self.bar, device.dma(tx * 16), device.dma(tx * 2048), tx, 2048)
-            self._interrupt_kind = interrupt
+            self._interrupt_kind = device.interrupt_kinds[0] if interrupt == "auto" else interrupt
             self._throttle = throttle
             self._extra_addresses: list[str] = []
             self.start()

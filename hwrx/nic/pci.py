@@ -6,10 +6,12 @@ given back by another process too, after this one was killed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ NETWORK_CLASS = "0x02"
 USER_DRIVERS = frozenset({"vfio-pci", "uio_pci_generic"})
 # Realtek's NE2000 clone, which QEMU's ne2k_pci is
 NE2K = (0x10EC, 0x8029)
+_PATIENCE = 5.0  # seconds that a network device takes to come back, and its link to come up
+_RENAME = 1.0  # seconds that udev is given to name it
 
 
 class Nic(Struct, frozen=True, kw_only=True):
@@ -39,6 +43,7 @@ class Nic(Struct, frozen=True, kw_only=True):
     driver: str | None
     netdev: str | None = None  # None where another driver, or another network namespace, has it
     mac: str | None = None
+    was: str | None = None  # its network device before it was taken
     group: str | None = None  # of the IOMMU
 
     @property
@@ -64,6 +69,9 @@ class Kept(Struct, kw_only=True):
     mac: str | None = None
     up: bool = False
     addresses: list[str] = []  # 192.0.2.1/24, with the prefix
+    neighbours: dict[str, str] = {}  # address and MAC of the permanent ones
+    mtu: int = 1500
+    carrier: bool = False
 
 
 def inspect(address: str) -> Nic:
@@ -75,7 +83,10 @@ def inspect(address: str) -> Nic:
     group = path / "iommu_group"
     netdev = next((entry.name for entry in sorted(path.glob("net/*"))), None)
     kept = _kept(address)
-    mac = (path / "net" / netdev / "address").read_text().strip() if netdev else kept.mac if kept else None
+    mac = kept.mac if kept else None
+    if netdev is not None:
+        with contextlib.suppress(OSError):  # it is being renamed, or going
+            mac = (path / "net" / netdev / "address").read_text().strip()
     return Nic(
         address=address,
         vendor=int((path / "vendor").read_text(), 16),
@@ -83,6 +94,7 @@ def inspect(address: str) -> Nic:
         driver=driver.resolve().name if driver.exists() else None,
         netdev=netdev,
         mac=mac,
+        was=kept.netdev if kept and netdev is None else None,
         group=group.resolve().name if group.exists() else None,
     )
 
@@ -103,7 +115,7 @@ def find(name: str) -> Nic:
     if ADDRESS.fullmatch(f"0000:{name}"):
         return inspect(f"0000:{name}")
     present = nics()
-    found = [nic for nic in present if name.lower() in (nic.netdev, nic.mac)]
+    found = [nic for nic in present if name in (nic.netdev, nic.was) or name.lower() == nic.mac]
     if len(found) == 1:
         return found[0]
     raise UsageError(
@@ -116,8 +128,11 @@ def find(name: str) -> Nic:
 # --- may it be taken? ----------------------------------------------------------------------------------------------
 
 
-def uses(nic: Nic) -> list[str]:
-    """Why this NIC should not be taken, in words: default route, addresses, connections, a bond or bridge over it."""
+def uses(nic: Nic, own: Collection[str] = ()) -> list[str]:
+    """Why this NIC should not be taken, in words: default route, addresses, connections, a bond or bridge over it.
+
+    `own` are addresses that the caller put there, and that do not count.
+    """
     if nic.driver in USER_DRIVERS or nic.driver is None:
         return []
     if nic.netdev is None:
@@ -126,7 +141,7 @@ def uses(nic: Nic) -> list[str]:
     routes = _ip("-4", "route", dev=nic.netdev) + _ip("-6", "route", dev=nic.netdev)
     if any(route.get("dst") == "default" for route in routes):
         reasons.append("it carries the default route")
-    addresses = _addresses(nic.netdev)
+    addresses = [address for address in _addresses(nic.netdev) if address.split("/")[0] not in own]
     if addresses:
         reasons.append(f"it has the address {', '.join(addresses)}")
     connections = _connections({address.split("/")[0] for address in addresses})
@@ -173,14 +188,15 @@ def _connections(addresses: set[str]) -> int:
 # --- taking and giving back ----------------------------------------------------------------------------------------
 
 
-def take(nic: Nic, driver: str, *, force: bool = False) -> Nic:
+def take(nic: Nic, driver: str, *, force: bool = False, own: Collection[str] = ()) -> Nic:
     """Bind the NIC to a user-space driver's kernel side (vfio-pci, uio_pci_generic).
 
-    Refuses, with MachineError, a NIC that is in use, unless `force`. What it was is written down before it changes.
+    Refuses, with MachineError, a NIC that is in use (`uses`), unless `force`. What it was is written down before it
+    changes.
     """
     if nic.driver == driver:
         return nic
-    reasons = uses(nic)
+    reasons = uses(nic, own)
     if reasons and not force:
         raise MachineError(
             f"{nic.netdev or nic.address} is in use: {'; '.join(reasons)}",
@@ -250,27 +266,58 @@ def _rebind(address: str, old: str | None, new: str | None) -> None:
 
 
 def _restore(nic: Nic, kept: Kept) -> Nic:
-    """The network device comes back a moment after its driver, perhaps under another name."""
-    deadline = time.monotonic() + 5
-    while nic.netdev is None and time.monotonic() < deadline:
+    """The network device comes back a moment after its driver, perhaps under another name: give it all that it had."""
+    if kept.netdev is None:
+        return nic
+    deadline = time.monotonic() + _PATIENCE
+    ours_from = time.monotonic() + _RENAME
+    while (name := inspect(nic.address).netdev) != kept.netdev:
+        if time.monotonic() > deadline:
+            raise MachineError(
+                f"{nic.address} went back to {nic.driver}, and its network device is"
+                f" {name or 'missing'} instead of {kept.netdev}"
+            )
+        # udev names it, where there is one; where there is none, and none renames it under our hands, we do
+        if name is not None and time.monotonic() > ours_from:
+            subprocess.run(["ip", "link", "set", name, "name", kept.netdev], capture_output=True, check=False)
         time.sleep(0.02)
-        nic = inspect(nic.address)
-    if nic.netdev is None:
-        raise MachineError(f"{nic.address} went back to {nic.driver}, which made no network device of it")
-    commands = [["ip", "addr", "replace", address, "dev", nic.netdev] for address in kept.addresses]
+    device = ["dev", kept.netdev]
+    commands = [["ip", "link", "set", *device, "mtu", str(kept.mtu)]]
+    for address in kept.addresses:
+        commands.append(["ip", "addr", "replace", address, *device, *(["nodad"] if ":" in address else [])])
     if kept.up:
-        commands.insert(0, ["ip", "link", "set", nic.netdev, "up"])
+        commands.append(["ip", "link", "set", *device, "up"])
+    for address, mac in kept.neighbours.items():
+        commands.append(["ip", "neighbour", "replace", address, "lladdr", mac, *device, "nud", "permanent"])
     for command in commands:
-        subprocess.run(command, capture_output=True, check=False)
-    return nic
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise MachineError(f"{kept.netdev} is back, but not as it was: {' '.join(command)}: {done.stderr.strip()}")
+    if kept.up and kept.carrier:
+        carrier = Path("/sys/class/net") / kept.netdev / "carrier"
+        _until(lambda: carrier.read_text().strip() == "1", time.monotonic() + _PATIENCE)
+    return inspect(nic.address)
+
+
+def _until(condition: Callable[[], bool], deadline: float) -> None:
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _keep(nic: Nic) -> None:
     kept = Kept(driver=nic.driver, netdev=nic.netdev, mac=nic.mac)
     if nic.netdev is not None:
-        flags = int((Path("/sys/class/net") / nic.netdev / "flags").read_text(), 16)
-        kept.up = bool(flags & 1)  # IFF_UP
+        netdev = Path("/sys/class/net") / nic.netdev
+        kept.up = bool(int((netdev / "flags").read_text(), 16) & 1)  # IFF_UP
+        kept.carrier = kept.up and (netdev / "carrier").read_text().strip() == "1"
+        kept.mtu = int((netdev / "mtu").read_text())
         kept.addresses = _addresses(nic.netdev)
+        neighbours = _ip("-4", "neighbour", dev=nic.netdev) + _ip("-6", "neighbour", dev=nic.netdev)
+        kept.neighbours = {
+            entry["dst"]: entry["lladdr"]
+            for entry in neighbours
+            if "PERMANENT" in entry.get("state", []) and "lladdr" in entry
+        }
     KEPT.mkdir(parents=True, exist_ok=True)
     path = KEPT / f"{nic.address}.json"
     fresh = path.with_suffix(".new")

@@ -1,0 +1,31 @@
+from typing import Any
+
+from cython_ext.link import FrameLink
+from cython_ext.packet import PortTable
+from cython_ext.transport import Transport
+
+class DatagramTransport(Transport):
+    link: FrameLink
+    table: PortTable
+    address: str
+    port: int
+    def __init__(
+        self,
+        link: FrameLink,
+        *,
+        address: str,
+        port: int,
+        size: int,
+        window: int,
+        batch: int,
+        stream: bool,
+        trial: int,
+        patience: float,
+        limit: float,
+        verify: str = "all",
+        look_up: bool = True,
+        sum: bool = True,
+        notes: dict[str, Any] | None = None,
+    ) -> None: ...
+    def resolve(self, address: str) -> str: ...
+    def counts(self) -> dict[str, int]: ...

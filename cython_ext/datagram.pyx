@@ -1,0 +1,469 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""DatagramTransport: UDP over a link of whole frames, as a path.
+
+What the kernel does between its driver and recvmsg stands here: is it IP and UDP, is it whole, whose is it, where does
+the payload begin. The payload is delivered where the link has it. Each of these can be left out, so that its cost is
+seen. Messages, credits and finishing are those of the UDP socket (udp.pyx), so a kernel's socket may be the other end.
+"""
+
+import ipaddress
+
+from libc.errno cimport ENOBUFS, ETIMEDOUT
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
+
+from cython_ext.clock cimport now
+from cython_ext.link cimport Frame, FrameLink
+from cython_ext.packet cimport (
+    CHECK_HEADER,
+    CHECK_NOTHING,
+    CHECK_PAYLOAD,
+    ETHERNET,
+    OTHER_ETHERTYPE,
+    UDP,
+    Datagram,
+    PortTable,
+    big16,
+    find,
+    parse,
+    write_checksum,
+    write_headers,
+)
+from cython_ext.payload cimport (
+    GOOD,
+    MAGIC_CREDIT,
+    MAGIC_FINISH,
+    glance,
+    magic_of,
+    sequence_of,
+)
+from cython_ext.transport cimport FINISHED, Delivery, Transport
+
+from cython_ext.packet import VERDICT_NAMES, mac_bytes, udp_template
+from cython_ext.udp import truesize
+from hwrx.errors import PathError
+
+cdef enum:
+    FINISHES = 3                  # copies of a Control that nobody answers
+    FINISH_TRIES = 10             # patiences that a sender waits for the answer to its FINISH
+    SLIDE_NS = 200000000          # a credit that has not come after so long is lost
+    ARP = 0x0806
+    ARP_SIZE = 42
+    ARP_REQUEST = 1
+
+BROADCAST = "ff:ff:ff:ff:ff:ff"
+
+
+# --- receiving -----------------------------------------------------------------------------------------------------
+
+cdef inline int sort_out(DatagramState *s, const Frame *frames, int count, Delivery *out) noexcept nogil:
+    """Of `count` frames just taken, keep our messages and heed the controls; refuse the rest. How many messages."""
+    cdef int k, verdict, messages = 0
+    cdef Datagram datagram
+    for k in range(count):
+        verdict = parse(frames[k].data, frames[k].size, s.check, &datagram)
+        if verdict != UDP:
+            s.verdicts[verdict] += 1
+            if verdict == OTHER_ETHERTYPE:
+                answer_arp(s, &frames[k])
+            s.link.refuse(s.link.me, &frames[k])
+            continue
+        if s.look_up and find(s.ports, &datagram) != s.owner:
+            s.nobodys += 1
+            s.link.refuse(s.link.me, &frames[k])
+            continue
+        if datagram.size == sizeof(Control) and heed(s, datagram.payload):
+            s.link.refuse(s.link.me, &frames[k])
+            continue
+        if s.credits and datagram.size == s.size:
+            notice(s, datagram.payload)
+        out[messages].data = datagram.payload
+        out[messages].size = datagram.size
+        messages += 1
+    return messages
+
+
+cdef bint heed(DatagramState *s, const char *data) noexcept nogil:
+    """Take a Control; False where it is none of this trial."""
+    cdef Control control
+    if magic_of(data) != MAGIC_CREDIT and magic_of(data) != MAGIC_FINISH:
+        return False
+    memcpy(&control, data, sizeof(Control))
+    if control.trial != s.trial:
+        return False
+    if control.magic == MAGIC_CREDIT:
+        if s.credited < control.count <= s.posted:
+            s.credited = control.count
+        s.heard = now()
+    elif not s.finishing:
+        s.finishing = True
+        s.finish_by = now() + s.patience_ns
+    return True
+
+
+cdef inline void notice(DatagramState *s, const char *data) noexcept nogil:
+    """How far the stream has come. Messages of fewer than 12 bytes carry only the low half of their number."""
+    cdef int64_t step
+    if glance(data, s.size, s.trial) != GOOD:
+        return
+    if s.size >= 12:
+        step = <int64_t> (sequence_of(data, s.size) + 1 - s.taken)
+    else:
+        step = <int32_t> (<uint32_t> sequence_of(data, s.size) + 1 - <uint32_t> s.taken)
+    if step > 0:
+        s.taken += <uint64_t> step
+
+
+cdef void answer_arp(DatagramState *s, const Frame *frame) noexcept nogil:
+    """Somebody asks for our address: tell ours. The kernel at the other end of a link forgets, and asks again."""
+    cdef const char *arp = frame.data + ETHERNET
+    cdef char *answer
+    if frame.size < ARP_SIZE or big16(frame.data + 12) != ARP or big16(arp + 6) != ARP_REQUEST:
+        return
+    if memcmp(arp + 24, s.address, 4) != 0 or s.link.room(s.link.me) <= 0:
+        return
+    answer = s.link.buffer(s.link.me, 0)
+    memcpy(answer, frame.data + 6, 6)
+    memcpy(answer + 6, s.mac, 6)
+    memcpy(answer + 12, frame.data + 12, 8)      # ethertype, and that it is about Ethernet and IPv4
+    answer[20] = 0
+    answer[21] = 2                               # reply
+    memcpy(answer + 22, s.mac, 6)
+    memcpy(answer + 28, s.address, 4)
+    memcpy(answer + 32, arp + 8, 10)             # who asked
+    s.link.send(s.link.me, 1, ARP_SIZE)
+    s.arp_answered += 1
+
+
+cdef int collect(DatagramState *s, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
+    """Messages, as soon as there are any: how many; 0 at the deadline (0: after patience), FINISHED or an error."""
+    cdef Frame[FRAMES] frames
+    cdef int status
+    most = min(most, <uint32_t> FRAMES)
+    while True:
+        status = s.link.take(s.link.me, frames, most)
+        if status > 0:
+            status = sort_out(s, frames, status, out)
+            if status > 0:
+                return status
+            status = s.link.give(s.link.me, 0)
+            if s.finishing and (s.posted or not s.credits):
+                return FINISHED
+        if status < 0:
+            return status
+        if deadline == 0:
+            deadline = now() + s.patience_ns
+        status = s.link.wait(s.link.me, deadline)
+        if status <= 0:
+            return status
+
+
+cdef int last_ones(DatagramState *s, Delivery *out, uint32_t most) noexcept nogil:
+    """The other end has finished: what is still on its way in a stream, then FINISHED, which is answered."""
+    cdef int status, _
+    if s.credits:
+        status = collect(s, out, most, s.finish_by)
+        if status != 0:
+            return status
+        for _ in range(FINISHES):
+            say(s, MAGIC_FINISH, s.taken)
+    return FINISHED
+
+
+cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
+    cdef DatagramState *s = <DatagramState *> me
+    cdef int status
+    if s.finishing:
+        return last_ones(s, out, most)
+    status = collect(s, out, most, 0)
+    if status == 0 and s.finishing:
+        return last_ones(s, out, most)
+    return status
+
+
+cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
+    return collect(<DatagramState *> me, out, most, deadline)
+
+
+cdef int release(void *me, uint32_t count) noexcept nogil:
+    cdef DatagramState *s = <DatagramState *> me
+    cdef int status = s.link.give(s.link.me, count)
+    if status >= 0 and s.credits and s.taken - s.told >= (s.window + 1) // 2:
+        s.told = s.taken
+        return say(s, MAGIC_CREDIT, s.taken)
+    return status
+
+
+# --- sending -------------------------------------------------------------------------------------------------------
+
+cdef int wait_slot(DatagramState *s) noexcept nogil:
+    """Room in the link for a frame: how much; -ETIMEDOUT where it stays full for the limit."""
+    cdef int room = s.link.room(s.link.me)
+    cdef int64_t since
+    if room != 0:
+        return room
+    since = now()
+    while room == 0:
+        room = s.link.room(s.link.me)
+        if room == 0 and now() - since > s.limit_ns:
+            return -ETIMEDOUT
+    return room
+
+
+cdef int say(DatagramState *s, uint32_t magic, uint64_t count) noexcept nogil:
+    """Send a Control: 0 or -errno."""
+    cdef Control control
+    cdef char *frame
+    cdef int status = wait_slot(s)
+    if status < 0:
+        return status
+    control.magic = magic
+    control.trial = s.trial
+    control.count = count
+    frame = s.link.buffer(s.link.me, 0)
+    memcpy(frame, s.control, HEADERS)
+    memcpy(frame + HEADERS, &control, sizeof(Control))
+    if s.sum:
+        write_checksum(frame, sizeof(Control))
+    return s.link.send(s.link.me, 1, HEADERS + sizeof(Control))
+
+
+cdef char *outgoing(void *me, uint32_t k) noexcept nogil:
+    cdef DatagramState *s = <DatagramState *> me
+    return s.link.buffer(s.link.me, k) + HEADERS
+
+
+cdef int wait_credit(DatagramState *s) noexcept nogil:
+    """Until a credit comes, or it must be taken for lost: 1; FINISHED; or an error."""
+    cdef Delivery[1] stray
+    cdef int64_t since = now()
+    cdef int status
+    if s.heard == 0:
+        s.heard = since
+    while s.posted - s.credited >= s.window:
+        if s.finishing:
+            return FINISHED
+        status = one_control(s, stray, now() + s.patience_ns)
+        if status < 0:
+            return status
+        if status == 0:
+            if now() - s.heard > s.limit_ns:
+                return -ETIMEDOUT
+            if now() - since > SLIDE_NS:
+                s.credited = s.posted
+                s.slides += 1
+    return 1
+
+
+cdef int one_control(DatagramState *s, Delivery *stray, int64_t deadline) noexcept nogil:
+    """Take whatever comes next, for the control that it may be: 1; 0 at the deadline; or an error.
+
+    The receiver of a stream sends nothing but controls; anything else is dropped.
+    """
+    cdef Frame[1] frame
+    cdef int status = s.link.take(s.link.me, frame, 1)
+    if status == 0:
+        status = s.link.wait(s.link.me, deadline)
+        if status <= 0:
+            return status
+        status = s.link.take(s.link.me, frame, 1)
+    if status > 0:
+        status = s.link.give(s.link.me, <uint32_t> sort_out(s, frame, status, stray))
+        return status if status < 0 else 1
+    return status
+
+
+cdef int room(void *me) noexcept nogil:
+    cdef DatagramState *s = <DatagramState *> me
+    cdef uint64_t allowed
+    cdef int slots, status
+    if s.credits and s.posted - s.credited >= s.window:
+        status = wait_credit(s)
+        if status <= 0:
+            return status
+    slots = wait_slot(s)
+    if slots < 0:
+        return slots
+    if s.credits:
+        allowed = s.window - (s.posted - s.credited)
+        slots = <int> min(<uint64_t> slots, allowed)
+    return min(slots, <int> s.batch)
+
+
+cdef int post(void *me, uint32_t count) noexcept nogil:
+    cdef DatagramState *s = <DatagramState *> me
+    cdef char *frame
+    cdef uint32_t k
+    cdef int status
+    for k in range(count):
+        frame = s.link.buffer(s.link.me, k)
+        memcpy(frame, s.template, HEADERS)
+        if s.sum:
+            write_checksum(frame, s.size)
+    status = s.link.send(s.link.me, count, HEADERS + s.size)
+    if status < 0:
+        # a full queue of the kernel's: the frames are lost like others
+        if status != -ENOBUFS:
+            return status
+    s.posted += count
+    return <int> count
+
+
+cdef int finish(void *me) noexcept nogil:
+    """Tell the other end that nothing more comes; the sender of a stream waits until it has heard that."""
+    cdef DatagramState *s = <DatagramState *> me
+    cdef Delivery[1] stray
+    cdef int64_t deadline
+    cdef int _, status
+    if not s.credits or s.posted == 0:
+        for _ in range(FINISHES):
+            say(s, MAGIC_FINISH, s.taken if s.credits else s.posted)
+        return 0
+    for _ in range(FINISH_TRIES):
+        if s.finishing or say(s, MAGIC_FINISH, s.posted) < 0:
+            return 0
+        deadline = now() + s.patience_ns
+        while not s.finishing:
+            status = one_control(s, stray, deadline)
+            if status <= 0:
+                break
+    return 0
+
+
+# --- for Python ----------------------------------------------------------------------------------------------------
+
+cdef class DatagramTransport(Transport):
+    """One end of a path of UDP datagrams over whole frames.
+
+    link: carries the frames; belongs to this object from now on. address: our IPv4 address on it; port: our UDP port.
+    size, window, batch, stream, trial, patience, limit: as UdpTransport has them.
+    verify: which checksums of what arrives are computed: `all`, `header` (IPv4's) or `none`.
+    look_up: whether the port table is asked; without it any datagram is ours.
+    sum: whether what is sent carries a UDP checksum.
+    notes: go into `chosen()`.
+    """
+
+    def __init__(self, FrameLink link not None, *, str address, int port, uint32_t size, uint32_t window,
+                 uint32_t batch, bint stream, uint32_t trial, double patience, double limit, str verify="all",
+                 bint look_up=True, bint sum=True, notes=None):
+        cdef DatagramState *s = &self.state
+        self.link = link
+        if size < 1 or batch < 1 or window < 1 or batch > FRAMES:
+            raise ValueError(f"size, window and batch are at least 1, and batch at most {FRAMES}")
+        if HEADERS + max(size, <uint32_t> sizeof(Control)) > link.largest:
+            raise PathError(
+                f"a frame of this link carries at most {link.largest - HEADERS} bytes, not {size}",
+                remedy="choose a smaller size",
+            )
+        s.check = {"all": CHECK_HEADER | CHECK_PAYLOAD, "header": CHECK_HEADER, "none": CHECK_NOTHING}[verify]
+        s.link = &link.table
+        s.size = self.size = size
+        s.window = self.window = min(window, max(1, link.frames // 2))
+        s.batch = batch
+        s.trial = trial
+        s.credits = stream
+        s.look_up = look_up
+        s.sum = sum
+        s.patience_ns = <int64_t> (patience * 1e9)
+        s.limit_ns = <int64_t> (limit * 1e9)
+        self.address = str(ipaddress.IPv4Address(address))
+        self.port = port
+        mac = mac_bytes(link.mac)
+        memcpy(s.mac, <const char *> mac, 6)
+        packed = ipaddress.IPv4Address(address).packed
+        memcpy(s.address, <const char *> packed, 4)
+        self.table = PortTable()
+        s.ports = &self.table.ports
+        s.owner = self.table.add(port, local=address)
+        self.notes = {"verify": verify, "look_up": look_up, "checksum_sent": sum, **(notes or {})}
+        self.ops.me = s
+        self.ops.outgoing = outgoing
+        self.ops.room = room
+        self.ops.post = post
+        self.ops.receive = receive
+        self.ops.receive_until = receive_until
+        self.ops.release = release
+        self.ops.finish = finish
+        self.ops.lossy = True
+
+    def describe(self):
+        """Return address, port and mac to send to, and how much of a stream can wait here.
+
+        `receive_buffer` is that in the words of a socket, for one that is the other end.
+        """
+        return {
+            "address": self.address,
+            "port": self.port,
+            "mac": self.link.mac,
+            "receive_frames": self.window,
+            "receive_buffer": self.window * truesize(self.size),
+        }
+
+    def connect(self, remote):
+        """Build the headers of what is sent. Asks for the other end's MAC where it did not say (a kernel's socket).
+
+        Raises PathError where nobody answers.
+        """
+        cdef DatagramState *s = &self.state
+        cdef bytes headers
+        cdef char[42] built
+        try:
+            address, port = str(ipaddress.IPv4Address(remote["address"])), int(remote["port"])
+            holds = int(remote["receive_frames"]) if "receive_frames" in remote else (
+                int(remote["receive_buffer"]) // truesize(self.size))
+        except (KeyError, ValueError, TypeError) as error:
+            raise PathError(f"the other end's address cannot be used: {remote}: {error}") from error
+        mac = remote.get("mac") or self.resolve(address)
+        s.window = self.window = min(self.window, max(1, holds))
+        headers = udp_template(self.link.mac, mac, self.address, address, self.port, port)
+        write_headers(built, <const char *> headers, self.size)
+        memcpy(s.template, built, HEADERS)
+        write_headers(built, <const char *> headers, sizeof(Control))
+        memcpy(s.control, built, HEADERS)
+        # from now on datagrams of anybody else are nobody's: the socket is connected
+        self.table = PortTable()
+        s.ports = &self.table.ports
+        s.owner = self.table.add(self.port, local=self.address, remote=address, remote_port=port)
+        self.notes["window"] = self.window
+        self.notes["peer_mac"] = mac
+
+    def resolve(self, str address):
+        """Return the MAC that answers for an IPv4 address (ARP, RFC 826). PathError where none does within 3 s."""
+        question = (
+            mac_bytes(BROADCAST) + mac_bytes(self.link.mac) + b"\x08\x06\x00\x01\x08\x00\x06\x04\x00\x01"
+            + mac_bytes(self.link.mac) + ipaddress.IPv4Address(self.address).packed
+            + bytes(6) + ipaddress.IPv4Address(address).packed
+        )
+        for _ in range(6):
+            self.link.send(question)
+            deadline = now() + 500_000_000
+            while now() < deadline:
+                for frame in self.link.receive(0.05):
+                    if frame[12:14] == b"\x08\x06" and frame[20:22] == b"\x00\x02" and (
+                            frame[28:32] == ipaddress.IPv4Address(address).packed):
+                        return frame[22:28].hex(":")
+        raise PathError(
+            f"peer unreachable: nobody answered for {address} (ARP, six questions in 3 s)",
+            remedy="see whether the other end's interface is up and has that address"
+            + "".join(f"; {sentence}" for sentence in self.link.diagnose()),
+        )
+
+    def chosen(self):
+        """What was chosen that the user did not say, for the manifest."""
+        return dict(self.notes)
+
+    def counts(self) -> dict:
+        """Frames by what they were found to be, datagrams that were nobody's, ARP questions answered, slides."""
+        found = {name: self.state.verdicts[i] for i, name in enumerate(VERDICT_NAMES) if self.state.verdicts[i]}
+        return {
+            **found, "nobody's": self.state.nobodys, "arp answered": self.state.arp_answered,
+            "slides": self.state.slides, **self.link.statistics(),
+        }
+
+    def explain(self, int status):
+        """As for other paths, with what the link has to say about itself."""
+        return "; ".join([Transport.explain(self, status), *self.link.diagnose()])
+
+    def close(self):
+        """Close the link; harmless when called twice."""
+        self.link.close()

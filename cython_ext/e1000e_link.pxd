@@ -1,0 +1,22 @@
+"""The rings of an 82574 that hwrx drives, as a link."""
+
+from libc.stdint cimport uint32_t
+
+from cython_ext.e1000e_ring cimport Rx, RxRing, Tx, TxRing
+from cython_ext.link cimport FrameLink
+
+cdef enum:
+    SENT_TOGETHER = 256     # frames
+
+
+cdef struct RingsState:
+    Rx *rx
+    Tx *tx
+    uint32_t[256] sizes
+
+
+cdef class RingLink(FrameLink):
+    cdef RingsState state
+    cdef object nic
+    cdef RxRing rx
+    cdef TxRing tx

@@ -1,0 +1,97 @@
+# cython: language_level=3, cdivision=True
+"""RingLink: what `Link` asks for, said in the words of the rings. No copy, no system call."""
+
+from libc.errno cimport EINVAL
+from libc.stdint cimport int64_t, uint32_t
+
+from cython_ext.e1000e_ring cimport (
+    Rx,
+    RxRing,
+    Tx,
+    TxRing,
+    rx_receive,
+    rx_refuse,
+    rx_release,
+    rx_wait,
+    tx_buffer,
+    tx_post,
+    tx_room,
+)
+from cython_ext.link cimport Frame, FrameLink
+
+
+cdef int take(void *me, Frame *out, uint32_t most) noexcept nogil:
+    return <int> rx_receive((<RingsState *> me).rx, out, most)
+
+
+cdef void refuse(void *me, const Frame *frame) noexcept nogil:
+    rx_refuse((<RingsState *> me).rx, frame)
+
+
+cdef int give(void *me, uint32_t count) noexcept nogil:
+    rx_release((<RingsState *> me).rx, count)
+    return 0
+
+
+cdef int wait(void *me, int64_t deadline) noexcept nogil:
+    return rx_wait((<RingsState *> me).rx, deadline)
+
+
+cdef int room(void *me) noexcept nogil:
+    return <int> min(tx_room((<RingsState *> me).tx), <uint32_t> SENT_TOGETHER)
+
+
+cdef char *buffer(void *me, uint32_t k) noexcept nogil:
+    return tx_buffer((<RingsState *> me).tx, k)
+
+
+cdef int send(void *me, uint32_t count, uint32_t size) noexcept nogil:
+    cdef RingsState *s = <RingsState *> me
+    cdef uint32_t i
+    if count > SENT_TOGETHER:
+        return -EINVAL
+    for i in range(count):
+        s.sizes[i] = size
+    tx_post(s.tx, count, s.sizes)
+    return 0
+
+
+cdef class RingLink(FrameLink):
+    """The rings of `nic`, a `hwrx.nic.E1000e`, which belongs to this object from now on."""
+
+    def __init__(self, nic):
+        self.nic = nic
+        self.rx = nic.rx
+        self.tx = nic.tx
+        self.state.rx = &self.rx.rx
+        self.state.tx = &self.tx.tx
+        self.mac = nic.mac
+        self.frames = self.rx.count - 1
+        self.largest = min(self.rx.stride, self.tx.stride, <uint32_t> 1514)
+        self.table.me = &self.state
+        self.table.take = take
+        self.table.refuse = refuse
+        self.table.give = give
+        self.table.wait = wait
+        self.table.room = room
+        self.table.buffer = buffer
+        self.table.send = send
+
+    def statistics(self) -> dict:
+        """The ring's own counts, the NIC's that are not 0, and what became of interrupts."""
+        if self.rx.closed:
+            return {}
+        counted = {name: value for name, value in self.nic.statistics().items() if value}
+        interrupt = self.rx.interrupt
+        if interrupt is not None:
+            counted.update(interrupts=interrupt.fired, spurious=self.rx.spurious, lost=self.rx.lost)
+        return {**self.rx.counts, **counted}
+
+    def diagnose(self) -> list:
+        """What keeps the NIC from working."""
+        return [] if self.rx.closed else self.nic.diagnose()
+
+    def close(self):
+        """Stop the NIC and give it back; harmless when called twice."""
+        FrameLink.close(self)
+        self.nic.close()

@@ -1,0 +1,111 @@
+# cython: language_level=3, cdivision=True
+"""The base of every link: see link.pxd for the contract."""
+
+import os
+
+from libc.errno cimport EBADF
+from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memcpy
+
+from cython_ext.clock cimport now
+
+
+cdef char[65536] nowhere  # what is built for a link that is closed
+
+
+cdef int no_take(void *me, Frame *out, uint32_t most) noexcept nogil:
+    return -EBADF
+
+
+cdef void no_refuse(void *me, const Frame *frame) noexcept nogil:
+    return
+
+
+cdef int no_give(void *me, uint32_t count) noexcept nogil:
+    return -EBADF
+
+
+cdef int no_wait(void *me, int64_t deadline) noexcept nogil:
+    return -EBADF
+
+
+cdef int no_room(void *me) noexcept nogil:
+    return -EBADF
+
+
+cdef char *no_buffer(void *me, uint32_t k) noexcept nogil:
+    return nowhere
+
+
+cdef int no_send(void *me, uint32_t count, uint32_t size) noexcept nogil:
+    return -EBADF
+
+
+cdef class FrameLink:
+    """Whole Ethernet frames in and out.
+
+    Attributes: `mac`, the address whose frames arrive; `frames` that can wait to be taken; `largest`, bytes of a frame.
+
+    The methods here are for Python and copy; a path uses the table of C functions and does not.
+    """
+
+    def receive(self, double seconds=0.0, uint32_t most=64) -> list:
+        """Frames as bytes: what has come, after waiting up to so many seconds for the first. They are given back."""
+        cdef Frame[64] frames
+        cdef int64_t deadline = now() + <int64_t> (seconds * 1e9)
+        cdef int count, status
+        count = checked(self.table.take(self.table.me, frames, min(most, <uint32_t> 64)))
+        if count == 0 and seconds > 0:
+            with nogil:
+                status = self.table.wait(self.table.me, deadline)
+            checked(status)
+            count = checked(self.table.take(self.table.me, frames, min(most, <uint32_t> 64)))
+        out = [frames[i].data[:frames[i].size] for i in range(count)]
+        checked(self.table.give(self.table.me, <uint32_t> count))
+        return out
+
+    def send(self, bytes frame not None) -> bool:
+        """Send one frame; False where there is no room for it now. ValueError where it is too long."""
+        if len(frame) > self.largest or len(frame) < 14:
+            raise ValueError(f"a frame has 14 to {self.largest} bytes, not {len(frame)}")
+        if checked(self.table.room(self.table.me)) == 0:
+            return False
+        memcpy(self.table.buffer(self.table.me, 0), <const char *> frame, len(frame))
+        checked(self.table.send(self.table.me, 1, <uint32_t> len(frame)))
+        return True
+
+    def statistics(self) -> dict:
+        """What the link counted, by names of its own."""
+        return {}
+
+    def diagnose(self) -> list:
+        """What keeps frames from coming or going, in sentences."""
+        return []
+
+    cdef int close_table(self) except -1:
+        """From now on every operation answers EBADF."""
+        self.table.me = NULL
+        self.table.take = no_take
+        self.table.refuse = no_refuse
+        self.table.give = no_give
+        self.table.wait = no_wait
+        self.table.room = no_room
+        self.table.buffer = no_buffer
+        self.table.send = no_send
+        return 0
+
+    def close(self):
+        """Give everything back. Subclasses override; harmless when called twice."""
+        self.close_table()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+
+cdef int checked(int status) except -1:
+    if status < 0:
+        raise OSError(-status, os.strerror(-status))
+    return status
