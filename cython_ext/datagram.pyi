@@ -24,7 +24,7 @@ class DatagramTransport(Transport):
         limit: float,
         verify: str = "all",
         look_up: bool = True,
-        sum: bool = True,
+        checksum: bool = True,
         notes: dict[str, Any] | None = None,
     ) -> None: ...
     def resolve(self, address: str) -> str: ...

@@ -339,13 +339,13 @@ cdef class DatagramTransport(Transport):
     size, window, batch, stream, trial, patience, limit: as UdpTransport has them.
     verify: which checksums of what arrives are computed: `all`, `header` (IPv4's) or `none`.
     look_up: whether the port table is asked; without it any datagram is ours.
-    sum: whether what is sent carries a UDP checksum.
+    checksum: whether what is sent carries a UDP checksum.
     notes: go into `chosen()`.
     """
 
     def __init__(self, FrameLink link not None, *, str address, int port, uint32_t size, uint32_t window,
                  uint32_t batch, bint stream, uint32_t trial, double patience, double limit, str verify="all",
-                 bint look_up=True, bint sum=True, notes=None):
+                 bint look_up=True, bint checksum=True, notes=None):
         cdef DatagramState *s = &self.state
         self.link = link
         if size < 1 or batch < 1 or window < 1 or batch > FRAMES:
@@ -363,7 +363,7 @@ cdef class DatagramTransport(Transport):
         s.trial = trial
         s.credits = stream
         s.look_up = look_up
-        s.sum = sum
+        s.sum = checksum
         s.patience_ns = <int64_t> (patience * 1e9)
         s.limit_ns = <int64_t> (limit * 1e9)
         self.address = str(ipaddress.IPv4Address(address))
@@ -375,7 +375,7 @@ cdef class DatagramTransport(Transport):
         self.table = PortTable()
         s.ports = &self.table.ports
         s.owner = self.table.add(port, local=address)
-        self.notes = {"verify": verify, "look_up": look_up, "checksum_sent": sum, **(notes or {})}
+        self.notes = {"verify": verify, "look_up": look_up, "checksum_sent": checksum, **(notes or {})}
         self.ops.me = s
         self.ops.outgoing = outgoing
         self.ops.room = room

@@ -97,6 +97,7 @@ def _hook(target: str, *programs: str, stand_in: str = "") -> Probe:
 
 _USER = (Probe("user", "CLOCK_MONOTONIC"),)
 _DEVICE = "it happens inside the device; only its counters tell"
+_OWN = "it happens inside the endpoint's own loop, which no kernel probe sees; lab/bench/nic takes its cost apart"
 _SHARED = "one run serves many messages and does not know which"
 
 _CATALOGUE: tuple[Stage, ...] = (
@@ -639,6 +640,34 @@ _CATALOGUE: tuple[Stage, ...] = (
             _tp("sys_exit", "sys_exit__tp"),
         ),
         last=True,
+    ),
+    Stage(
+        "descriptor seen",
+        "the endpoint has found the descriptor (or the ring's slot) done, and knows length and errors",
+        "receiver",
+        "user thread",
+        NIC | RINGS,
+        chain=False,
+        why_not=_OWN,
+    ),
+    Stage(
+        "parsed",
+        "the endpoint has gone through Ethernet, IP and UDP, verified the checksums, and knows where the payload is",
+        "receiver",
+        "user thread",
+        NIC | RINGS,
+        chain=False,
+        handles="passed",
+        why_not=_OWN,
+    ),
+    Stage(
+        "looked up",
+        "the endpoint's port table has said whose the datagram is",
+        "receiver",
+        "user thread",
+        NIC | RINGS,
+        chain=False,
+        why_not=_OWN,
     ),
     Stage("delivered", "user space has the message", "receiver", "user thread", ALL, _USER),
     # --- a hardware HCA: the kernel takes no part -------------------------------------------------------------------

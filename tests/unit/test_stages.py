@@ -33,7 +33,8 @@ def test_every_path_has_a_chain_from_the_sender_to_the_receiver(path: str) -> No
     assert chain[-1].name == "delivered"
     sides = [stage.side for stage in chain]
     assert sides == sorted(sides, key=("sender", "wire", "receiver").index)
-    assert len(chain) > 20
+    if path in stages.KERNEL:
+        assert len(chain) > 20
 
 
 def test_reception_is_in_packet_order() -> None:
