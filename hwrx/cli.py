@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "diff": ("hwrx.commands.report", "diff", "what changed between two runs"),
     "devices": ("hwrx.commands.machine", "devices", "verbs devices, their ports, GIDs and limits"),
     "doctor": ("hwrx.commands.machine", "doctor", "what this machine can do, and how to mend what it cannot"),
+    "tune": ("hwrx.commands.tune", "tune", "what spoils a measurement here: switch it off, and on again"),
     "rxe": ("hwrx.commands.machine", "rxe", "put a SoftRoCE device on a netdev, or take it away"),
     "stages": ("hwrx.commands.trace", "stages", "what a message passes on its way, and what this kernel allows to see"),
     "agent": ("hwrx.commands.agent", "agent", "one endpoint, driven over standard input and output"),

@@ -23,7 +23,7 @@ from rich.progress import (
 
 from cython_ext import clock
 from hwrx import experiment as experiments
-from hwrx import precision, run, store, testbed
+from hwrx import precision, run, store, testbed, tune
 from hwrx.errors import HwrxError, UsageError
 from hwrx.experiment import Experiment, Plan
 from hwrx.run import Outcome
@@ -162,6 +162,10 @@ def measure(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None
     with Display() as display, testbed.opened(layout.experiment, wanted, display.stage) as bed:
         display.stage("manifest", "what this machine is")
         manifest = {**bed.manifest(), "clock_cost_ns": clock.cost(), "command": sys.argv}
+        # in a guest whose processor is emulated no setting of the host means anything
+        netdevs = {place.netdev for place in bed.places.values() if place.netdev}
+        findings = [] if manifest["emulated"] else [*tune.findings(), *tune.merging(manifest["machine"], netdevs)]
+        manifest["warnings"] = [str(finding) for finding in findings]
         if resume is None:
             writer = store.Writer.create(runs, layout, manifest)
         else:

@@ -1,0 +1,41 @@
+"""`hwrx tune`: what spoils a measurement on this machine, off and on again."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import msgspec
+
+from hwrx.errors import UsageError
+
+
+@click.command()
+@click.option("--show", "show", is_flag=True, help="Say what spoils a measurement here (the default).")
+@click.option("--apply", "apply_", is_flag=True, help="Switch off what can be, until --restore or the next boot.")
+@click.option("--restore", is_flag=True, help="Set everything back as it was before --apply.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def tune(show: bool, apply_: bool, restore: bool, as_json: bool) -> None:
+    """Quieten this machine for a measurement: clock, sleep states, sibling threads, watchdog.
+
+    \b
+    Examples:
+      hwrx tune
+      sudo hwrx tune --apply && hwrx compare experiment.toml; sudo hwrx tune --restore
+    """
+    from hwrx import tune as settings
+
+    if show + apply_ + restore > 1:
+        raise UsageError("--show, --apply and --restore exclude each other")
+    if apply_ or restore:
+        changed = settings.apply() if apply_ else settings.restore()
+        click.echo("\n".join(changed) or "nothing was to change")
+        return
+    found = settings.findings()
+    if as_json:
+        click.echo(json.dumps(msgspec.to_builtins(found), indent=1))
+        return
+    for finding in found:
+        click.echo(f"{finding.name}: {finding.state}\n  {finding.effect}\n  {finding.remedy}")
+    if not found:
+        click.echo("nothing that is known to spoil a measurement")
