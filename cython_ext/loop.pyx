@@ -4,7 +4,7 @@
 A path is a table of C functions (transport.pxd). Between the first and the last message of a trial these loops hold no
 GIL, touch no Python object and allocate nothing: the arrays of a `Trial` are made, and their pages touched, beforehand.
 
-Each loop returns COMPLETE, FINISHED (the other end said that no more comes), LIMIT (nothing moved for the plan's limit) or
+Each loop returns COMPLETE, FINISHED (the other end said that no more comes), LIMIT (nothing moved for its limit) or
 an error of the path.
 """
 
@@ -38,11 +38,11 @@ cdef class Trial:
     """What one end is to do, and what it saw.
 
     `warmup`, `messages`, `cooldown` count messages; only the middle ones are recorded, all are accounted for. `size` is
-    bytes. `check_every`: 0 looks at header and trailer of each message; 1 verifies every byte of each; n of each n-th (in a
+    bytes. `check_every`: 0 looks at header and trailer of each message; 1 verifies every byte; n does so of each n-th (in a
     stream only outside of the measured messages, where filling a message would be part of what is measured).
     `interval_ns` separates two intended sends of `paced`. `limit_ns` is how long nothing may move.
 
-    `intended`, `posted`, `delivered`: int64 arrays of `messages` CLOCK_MONOTONIC nanoseconds, 0 where it did not happen.
+    `intended`, `posted`, `delivered`: int64 arrays of `messages` CLOCK_MONOTONIC nanoseconds, 0 where it was not.
     They belong to the trial and stay valid as long as anybody holds them.
     """
 
@@ -113,7 +113,7 @@ cdef inline void record(Trial t, int64_t *array, uint64_t sequence, int64_t at) 
 
 
 cdef int64_t recognise(Trial t, const Ops *ops, const Delivery *d, int64_t hint, bint in_full) noexcept nogil:
-    """Whose message is this? Its sequence number, or NO_SEQUENCE where it does not belong to the trial; all are counted.
+    """Whose message is this? Its sequence number, or NO_SEQUENCE where it is not of the trial; all are counted.
 
     `hint` is the sequence number asked for where the payload cannot carry it (READ: buffers filled beforehand).
     """
@@ -456,12 +456,12 @@ def run(Trial trial not None, Transport transport not None, str pattern, str rol
 
     `pattern` is pingpong, stream or paced; `role` client (sends first) or server. Both ends must be connected.
 
-    Returns `(status, cpu)`: a status that `ENDED` names, or a negative one that `transport.explain` puts into words; and
+    Returns `(status, cpu)`: a status that `ENDED` names, or a negative one that `transport.explain` tells in words; and
     the thread's CPU time over the loop, a dict of nanoseconds `user`, `system`. Counts and stamps are in the trial
     whatever the status.
     """
     if transport.size != trial.plan.size:
-        raise ValueError(f"the endpoint is made for messages of {transport.size} bytes, the trial has {trial.plan.size}")
+        raise ValueError(f"the endpoint is for messages of {transport.size} bytes, the trial has {trial.plan.size}")
     if pattern not in ("pingpong", "stream", "paced") or role not in ("client", "server"):
         raise ValueError(f"no such pattern or role: {pattern!r}, {role!r}")
     if pattern == "paced" and role == "client" and trial.plan.interval_ns <= 0:

@@ -164,7 +164,7 @@ cdef int take(void *context, void *data, size_t size) noexcept nogil:
 def kernel_knows(functions, tracepoints, modules=()):
     """Which of the functions and tracepoints are in the BTF of the running kernel and of the named modules.
 
-    Returns two sets of names. OSError where the kernel has no BTF. A module that is not loaded, or has no BTF, adds none.
+    Returns two sets of names. OSError where the kernel has no BTF. A module that is not there, or has no BTF, adds none.
     """
     cdef btf *kernel = btf__load_vmlinux_btf()
     cdef btf *module
@@ -191,7 +191,7 @@ def kernel_knows(functions, tracepoints, modules=()):
 
 
 class LoadError(OSError):
-    """An object did not load. `program`: the one that the kernel refused, "" where it was none. `said`: libbpf's word."""
+    """An object did not load. `program`: the one that the kernel refused, or "". `said`: libbpf's word."""
 
     def __init__(self, code, program, text):
         super().__init__(code, os.strerror(code))
