@@ -38,7 +38,7 @@ cdef class Trial:
     """What one end is to do, and what it saw.
 
     `warmup`, `messages`, `cooldown` count messages; only the middle ones are recorded, all are accounted for. `size` is
-    bytes. `check_every`: 0 looks at header and trailer of each message; 1 verifies every byte; n does so of each n-th (in a
+    bytes. `check_every`: 0 looks at header and trailer of each; 1 verifies every byte; n does so of each n-th (in a
     stream only outside of the measured messages, where filling a message would be part of what is measured).
     `interval_ns` separates two intended sends of `paced`. `limit_ns` is how long nothing may move.
 

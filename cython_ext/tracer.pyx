@@ -164,7 +164,7 @@ cdef int take(void *context, void *data, size_t size) noexcept nogil:
 def kernel_knows(functions, tracepoints, modules=()):
     """Which of the functions and tracepoints are in the BTF of the running kernel and of the named modules.
 
-    Returns two sets of names. OSError where the kernel has no BTF. A module that is not there, or has no BTF, adds none.
+    Returns two sets of names. OSError where the kernel has no BTF. A module that is absent, or has no BTF, adds none.
     """
     cdef btf *kernel = btf__load_vmlinux_btf()
     cdef btf *module

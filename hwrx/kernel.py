@@ -57,7 +57,7 @@ def find(wanted: str | None = None, progress: Progress = quiet, *, update: bool 
     """
     if wanted is not None and "/" in wanted:
         return from_image(Path(wanted))
-    name = wanted or DEFAULT
+    name = DEFAULT if wanted is None else wanted
     if not re.fullmatch(r"[\w.+-]+", name):
         raise UsageError(f"'{name}' is no kernel version", remedy="for example: --kernel 6.12")
     kernels = cache_folder() / "kernels"
