@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "compare": ("hwrx.commands.compare", "compare", "run an experiment, or the one that the options describe"),
     "lab": ("hwrx.commands.lab", "lab", "virtual machines and namespaces that have the hardware"),
     "report": ("hwrx.commands.report", "report", "table, HTML and figures of a run"),
+    "artifact": ("hwrx.commands.artifact", "artifact", "pack a run for somebody who is to repeat it"),
+    "rerun": ("hwrx.commands.artifact", "rerun", "run a run's experiment again, and hold the two together"),
     "diff": ("hwrx.commands.report", "diff", "what changed between two runs"),
     "devices": ("hwrx.commands.machine", "devices", "verbs devices, their ports, GIDs and limits"),
     "doctor": ("hwrx.commands.machine", "doctor", "what this machine can do, and how to mend what it cannot"),

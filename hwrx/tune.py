@@ -91,7 +91,7 @@ KNOBS = (
     ),
     Knob(
         name="turbo",
-        effect="The clock depends on temperature and on what the other cores do, so that figures drift as far as the turbo range is wide.",
+        effect="The clock depends on temperature and on the other cores, so that figures drift within the turbo range.",
         remedy="Turbo (boost) off",
         find=_turbo,
     ),

@@ -162,6 +162,7 @@ def measure(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None
     with Display() as display, testbed.opened(layout.experiment, wanted, display.stage) as bed:
         display.stage("manifest", "what this machine is")
         manifest = {**bed.manifest(), "clock_cost_ns": clock.cost(), "command": sys.argv}
+        manifest["asked"] = msgspec.to_builtins(msgspec.structs.replace(wanted, log=None))
         # in a guest whose processor is emulated no setting of the host means anything
         netdevs = {place.netdev for place in bed.places.values() if place.netdev}
         findings = [] if manifest["emulated"] else [*tune.findings(), *tune.merging(manifest["machine"], netdevs)]

@@ -71,3 +71,14 @@ def test_repeats_are_added_until_the_interval_is_narrow(tmp_path: Path) -> None:
     assert run.status == "complete"
     assert {row["repeat"] for row in run.rows} == {0, 1, 2, 3}
     assert "DID NOT CONVERGE" in done.stdout
+
+
+def test_rerun_runs_the_same_trials_and_holds_the_figures_together(tmp_path: Path) -> None:
+    first = [*COMPARE, *SMALL, "--repeats", "2", "--runs", str(tmp_path / "a")]
+    subprocess.run(first, capture_output=True, timeout=300, check=True)
+    again = [sys.executable, "-m", "hwrx", "rerun", str(tmp_path / "a" / "latest"), "--runs", str(tmp_path / "b")]
+    done = subprocess.run(again, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    one, two = (hwrx.load(tmp_path / name / "latest") for name in "ab")
+    assert [row["label"] for row in one.rows] == [row["label"] for row in two.rows]
+    assert "figures changed beyond their 95 % intervals" in " ".join(done.stdout.split())

@@ -1,0 +1,49 @@
+"""`hwrx artifact` and `hwrx rerun`: a run that somebody else can repeat."""
+
+from __future__ import annotations
+
+import pathlib
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=pathlib.Path))
+@click.option("--out", type=click.Path(path_type=pathlib.Path, dir_okay=False), help="The file [RUN.tar.gz here].")
+def artifact(run: pathlib.Path, out: pathlib.Path | None) -> None:
+    """Pack RUN for a reviewer: samples, manifest, versions, source, and a script that runs it again.
+
+    \b
+    Example:
+      hwrx artifact runs/latest --out artifact.tar.gz
+    """
+    import hwrx
+    from hwrx import artifact as artifacts
+
+    click.echo(artifacts.pack(hwrx.load(run), out))
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=pathlib.Path))
+@click.option("--runs", type=click.Path(path_type=pathlib.Path), default=pathlib.Path("runs"), help="Where runs go.")
+@click.option("--dry-run", is_flag=True, help="Say what would be run, how long and how much disk it takes.")
+def rerun(run: pathlib.Path, runs: pathlib.Path, dry_run: bool) -> None:
+    """Run the experiment of RUN again, same order of trials and same devices, and hold the figures against RUN's.
+
+    \b
+    Example:
+      hwrx rerun runs/20260131T120000Z-first
+    """
+    import msgspec
+
+    import hwrx
+    from hwrx.commands.compare import run_and_report
+    from hwrx.report import diff
+    from hwrx.testbed import Wanted
+
+    before = hwrx.load(run)
+    wanted = msgspec.convert(before.manifest.get("asked", {}), Wanted)
+    run_and_report(before.experiment, wanted, runs=runs, dry_run=dry_run, as_json=False)
+    if not dry_run:
+        click.echo()
+        diff.show(diff.compare(before, hwrx.load(runs / "latest"), anyway=True))

@@ -1,0 +1,85 @@
+"""A run packed for somebody else: whole, checkable, the same each time."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import subprocess
+import tarfile
+
+import made_runs
+import pytest
+
+import hwrx
+from hwrx import artifact
+from hwrx.cli import main
+from hwrx.errors import StoreError
+
+
+@pytest.fixture
+def run(tmp_path: pathlib.Path) -> hwrx.runs.Run:  # type: ignore[name-defined]
+    return hwrx.load(made_runs.make(tmp_path, question="Is it so?\nReally?"))
+
+
+def test_everything_is_in_it_and_its_sums_hold(run, tmp_path: pathlib.Path) -> None:  # type: ignore[no-untyped-def]
+    packed = artifact.pack(run, tmp_path / "a.tar.gz")
+    (tmp_path / "out").mkdir()
+    subprocess.run(["tar", "-xzf", packed, "-C", tmp_path / "out"], check=True)
+    folder = tmp_path / "out" / run.path.name
+    subprocess.run(["sha256sum", "--check", "--quiet", "--strict", "SHA256SUMS"], cwd=folder, check=True)
+    listed = {line.split()[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
+    there = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    assert there == listed | {"SHA256SUMS"}
+    assert hwrx.load(folder / "run").samples.equals(run.samples)
+    readme = (folder / "README.txt").read_text()
+    assert readme.startswith("made: Is it so?\n")
+    assert run.summary().answer in readme
+    assert (folder / "rerun.sh").stat().st_mode & 0o111
+    subprocess.run(["bash", "-n", "rerun.sh"], cwd=folder, check=True)
+
+
+def test_source_is_that_of_the_commit_where_there_is_one(run, tmp_path: pathlib.Path) -> None:  # type: ignore[no-untyped-def]
+    tree = pathlib.Path(artifact.__file__).parents[1]
+    packed = artifact.pack(run, tmp_path / "a.tar.gz")
+    with tarfile.open(packed) as archive:
+        names = archive.getnames()
+        assert (f"{run.path.name}/hwrx-source.tar.gz" in names) == (tree / ".git").exists()
+        if (tree / ".git").exists():
+            inner = archive.extractfile(f"{run.path.name}/hwrx-source.tar.gz")
+            assert inner is not None
+            with tarfile.open(fileobj=io.BytesIO(inner.read())) as source:
+                assert {"pyproject.toml", "lab/setup.sh", "hwrx/cli.py"} <= set(source.getnames())
+        else:
+            readme = archive.extractfile(f"{run.path.name}/README.txt")
+            assert readme is not None
+            assert b"it was not at hand" in readme.read()
+
+
+def test_two_packings_are_the_same_bytes(run, tmp_path: pathlib.Path) -> None:  # type: ignore[no-untyped-def]
+    one, two = (artifact.pack(run, tmp_path / name) for name in ("a.tar.gz", "b.tar.gz"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_requirements_pin_what_is_installed() -> None:
+    pins = dict(line.split("==") for line in artifact.requirements().splitlines())
+    assert {"numpy", "pyarrow", "msgspec", "matplotlib", "kiwisolver"} <= pins.keys()
+    assert "pytest" not in pins
+    assert all(pins.values())
+
+
+def test_a_file_that_is_there_is_not_overwritten(run, tmp_path: pathlib.Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.tar.gz").touch()
+    with pytest.raises(StoreError, match=r"a.tar.gz exists"):
+        artifact.pack(run, tmp_path / "a.tar.gz")
+    with pytest.raises(StoreError, match=r"cannot write .*: no such file or directory"):
+        artifact.pack(run, tmp_path / "absent" / "a.tar.gz")
+
+
+def test_command_names_the_file(run, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    assert main(["artifact", str(run.path), "--out", str(tmp_path / "a.tar.gz")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "a.tar.gz")
+
+
+def test_rerun_without_running_says_what_it_would(run, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    assert main(["rerun", str(run.path), "--dry-run"]) == 0
+    assert "made: 12 trials" in capsys.readouterr().out
