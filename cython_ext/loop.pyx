@@ -232,10 +232,6 @@ cdef int pingpong_server(Trial t, const Ops *ops) noexcept nogil:
     cdef bint in_full
     cdef int status
     while t.tally.delivered < t.total:
-        status = wait_room(t, ops)
-        if status <= 0:
-            return status if status < 0 else LIMIT
-        message = ops.outgoing(ops.me, 0)
         status = ops.receive(ops.me, &d, 1)
         at = now()
         if status == 0:
@@ -251,6 +247,12 @@ cdef int pingpong_server(Trial t, const Ops *ops) noexcept nogil:
         else:
             sequence = sequence_of(d.data, d.size)
             in_full = is_checked(&t.plan, sequence)
+            # not earlier: a window of one has room only when the last answer is acknowledged, and to wait for that
+            # before the next message would take the CPU from those who bring the acknowledgement
+            status = wait_room(t, ops)
+            if status <= 0:
+                return status if status < 0 else LIMIT
+            message = ops.outgoing(ops.me, 0)
             if in_full:
                 fill(message, t.plan.size, sequence)
             status = post_one(t, ops, message, sequence, at)
