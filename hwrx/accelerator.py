@@ -11,7 +11,6 @@ import platform
 import re
 import select
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import Literal
@@ -85,19 +84,26 @@ def choose(
 
 def probe(which: Kernel, limit: float = LIMIT) -> Accelerator:
     """Boot a kernel with hardware virtualisation, for at most `limit` seconds."""
-    with tempfile.NamedTemporaryFile(prefix="hwrx-probe-") as archive:
-        archive.write(initramfs.build_probe())
-        archive.flush()
-        command = [
-            system.tool("setpriv"), "--pdeathsig", "KILL",
-            system.tool(QEMU), "-accel", "kvm", "-machine", "q35", "-cpu", "host", "-m", "256M",
-            "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
-            "-kernel", str(kernel.bootable(which)), "-initrd", archive.name, "-append", "console=ttyS0 quiet panic=-1",
-        ]  # fmt: skip
-        with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-        ) as guest:
+    archive = initramfs.in_memory(initramfs.build_probe())
+    command = [
+        system.tool("setpriv"), "--pdeathsig", "KILL",
+        system.tool(QEMU), "-accel", "kvm", "-machine", "q35", "-cpu", "host", "-m", "256M",
+        "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
+        "-kernel", str(kernel.bootable(which)), "-initrd", f"/proc/self/fd/{archive}",
+        "-append", "console=ttyS0 quiet panic=-1",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=(archive,),
+    ) as guest:
+        os.close(archive)
+        try:
             said, in_time = _listen(guest, limit)
+        finally:
             guest.kill()
     if initramfs.BOOTED in said:
         return Accelerator("kvm", "a kernel booted with it")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import os
 import shlex
 import shutil
 import stat
@@ -168,6 +169,14 @@ def build(
     )
     archive.file("init", script.encode())
     return archive.finish()
+
+
+def in_memory(archive: bytes) -> int:
+    """Return a descriptor of a file without a name that holds the archive; a child reads it as /proc/self/fd/N."""
+    fd = os.memfd_create("initramfs", os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(archive)
+    return fd
 
 
 def build_probe() -> bytes:

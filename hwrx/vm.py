@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -210,15 +209,13 @@ class Guest:
             "boot",
             f"kernel {chosen.version}, {'software emulation' if with_what.emulated else 'KVM'}, {self.clock} clock",
         )
-        scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hwrx-guest-")))
-        self._start(chosen, with_what, scratch)
+        self._start(chosen, with_what)
         self._wait_until_ready(started + self._limit)
         self._facts["boot_s"] = round(time.monotonic() - started, 3)
 
-    def _start(self, chosen: kernel.Kernel, with_what: accelerator.Accelerator, scratch: Path) -> None:
+    def _start(self, chosen: kernel.Kernel, with_what: accelerator.Accelerator) -> None:
         options = msgspec.json.encode(self._options).decode()
-        archive = scratch / "initramfs"
-        archive.write_bytes(
+        archive = initramfs.in_memory(
             initramfs.build(
                 chosen.base,
                 chosen.version,
@@ -236,22 +233,29 @@ class Guest:
                 modules=_MODULES.get(self.topology, ()),
             )
         )  # fmt: skip
-        self._port = _Port(scratch / "port")
+        # neither the archive nor the port has a name in the file system: nothing is left behind, whatever ends us
+        ours, theirs = socket.socketpair()
+        self._port = _Port(ours)
         command = [
             system.tool("setpriv"), "--pdeathsig", "KILL",
-            *self._qemu_command(chosen, with_what, archive, scratch / "port"),
+            *self._qemu_command(chosen, with_what, archive, theirs.fileno()),
         ]  # fmt: skip
         self._facts["command"] = shlex.join(command)
         output = self._log_path.open("wb") if self._log_path else None
         if output is not None:
             self._stack.callback(output.close)
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(archive, theirs.fileno()),
+            )
+        finally:
+            theirs.close()
+            os.close(archive)
         assert self._process.stdout is not None  # asked for above
         self._reader = threading.Thread(
             target=_read_lines, args=(self._process.stdout, self._lines, output), daemon=True, name="guest log"
@@ -259,7 +263,7 @@ class Guest:
         self._reader.start()
 
     def _qemu_command(
-        self, chosen: kernel.Kernel, with_what: accelerator.Accelerator, archive: Path, port: Path
+        self, chosen: kernel.Kernel, with_what: accelerator.Accelerator, archive: int, port: int
     ) -> list[str]:
         command = [
             system.tool(accelerator.QEMU), "-name", "hwrx", "-machine", "q35", "-nodefaults", "-no-user-config",
@@ -280,22 +284,17 @@ class Guest:
                 "-device", f"virtio-9p-pci,fsdev={name},mount_tag={tag}",
             ]  # fmt: skip
         command += [
-            "-chardev", f"socket,id=hwrx,path={port},server=on,wait=off",
+            "-chardev", f"socket,id=hwrx,fd={port}",
             "-device", "virtio-serial-pci",
             "-device", f"virtserialport,chardev=hwrx,name={inside.PORT}",
             "-kernel", str(kernel.bootable(chosen)),
-            "-initrd", str(archive),
+            "-initrd", f"/proc/self/fd/{archive}",
             "-append", " ".join((_COMMAND_LINE, *self._append)),
         ]  # fmt: skip
         return [*command, *self._qemu]
 
     def _wait_until_ready(self, deadline: float) -> None:
         port = self._need_port()
-        while not port.connect():
-            self._need_alive()
-            if time.monotonic() > deadline:
-                raise self.failure("QEMU did not start")
-            time.sleep(0.02)
         port.start()
         while not port.ready.wait(0.1):
             self._need_alive()
@@ -438,9 +437,8 @@ class Pipe:
 class _Port:
     """The host's end of the control port: a thread that moves the bytes of all pipes."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._socket = socket.socket(socket.AF_UNIX)
+    def __init__(self, ours: socket.socket) -> None:
+        self._socket = ours
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._mux: Mux | None = None
         self._thread: threading.Thread | None = None
@@ -454,14 +452,6 @@ class _Port:
         self.up: Made | None = None
         self.failed: inside.Problem | None = None
         self.problem = ""  # why the port is of no use any more
-
-    def connect(self) -> bool:
-        """Connect to QEMU; False where it does not listen yet."""
-        try:
-            self._socket.connect(str(self._path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        return True
 
     def start(self) -> None:
         """Begin to move bytes."""

@@ -57,6 +57,21 @@ def pyverbs() -> str:
     return ""
 
 
+@functools.cache
+def guest() -> str:
+    """Whether a virtual machine can be booted; not whether it will."""
+    from hwrx import accelerator, initramfs, kernel, system
+    from hwrx.errors import HwrxError
+
+    try:
+        system.tool(accelerator.QEMU)
+        initramfs.busybox()
+        kernel.find()
+    except HwrxError as error:
+        return str(error)
+    return ""
+
+
 CAPABILITIES: dict[str, Callable[[], str]] = {
     "root": root,
     "namespaces": namespaces,
@@ -64,6 +79,7 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
     "verbs": verbs,
     "nic": nic,
     "pyverbs": pyverbs,
+    "guest": guest,
 }
 
 

@@ -1,0 +1,242 @@
+"""Guests that do not come up, hang, die, or whose owner is killed: each ends, in words, and leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hwrx.errors import GuestError, MachineError, UsageError
+from hwrx.vm import Guest
+
+
+@pytest.fixture(autouse=True)
+def _needs(needs: Callable[..., None]) -> None:
+    needs("guest")
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    yield
+    assert emulators(os.getpid()) == []
+
+
+def emulators(owner: int) -> list[int]:
+    """The QEMU processes that a process has started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if (
+            fields["Name"].startswith("qemu-system")
+            and int(fields["PPid"]) == owner
+            and not fields["State"].startswith("Z")
+        ):
+            found.append(int(status.parent.name))
+    return found
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_guest_whose_kernel_panics_ends_with_its_last_lines() -> None:
+    # rdinit names a file that is not there, so the kernel looks for a disk to start from
+    with pytest.raises(GuestError, match="ended while it came up") as caught, Guest(append=["rdinit=/no-such-file"]):
+        pass
+    assert "Kernel panic" in str(caught.value)
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_guest_that_hangs_is_ended_at_the_limit_with_its_last_lines() -> None:
+    # process 1 is a program that waits for ever
+    with (
+        pytest.raises(GuestError, match="did not come up within 15 s") as caught,
+        Guest(append=["rdinit=/bin/busybox", "--", "sleep", "1000000"], limit=15.0),
+    ):
+        pass
+    assert "the guest's last lines" in str(caught.value)
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_what_fails_inside_while_coming_up_keeps_its_name_and_words() -> None:
+    with (
+        pytest.raises(UsageError, match="in the guest: a veth pair cannot have an MTU of 99"),
+        Guest(options={"mtu": 99}),
+    ):
+        pass
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_qemu_that_cannot_start_says_why() -> None:
+    with pytest.raises(GuestError, match="no-such-device"), Guest(qemu=["-device", "no-such-device"]):
+        pass
+
+
+def test_a_topology_that_does_not_exist_is_named_before_anything_starts() -> None:
+    with pytest.raises(UsageError, match="no topology 'ring'"):
+        Guest("ring")
+
+
+def test_icount_with_kvm_is_refused() -> None:
+    with pytest.raises(UsageError, match="cannot go with KVM"):
+        Guest(clock="icount", accelerator="kvm")
+
+
+def test_no_static_busybox_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "busybox").symlink_to("/bin/ls")  # a program that needs libraries
+    (tmp_path / "busybox").resolve()
+    from hwrx import initramfs
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MachineError, match="no static busybox"):
+        initramfs.busybox()
+
+
+OWNER = """
+import sys, time
+from hwrx.vm import Guest
+with Guest(progress=lambda stage, text: print(stage, flush=True)) as guest:
+    print("up", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "SIGINT"])
+def test_no_guest_and_no_file_outlives_its_owner(number: signal.Signals, tmp_path: Path) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert owner.stdout is not None
+    started: list[int] = []
+    while not started:
+        assert owner.poll() is None
+        started = emulators(owner.pid)
+        time.sleep(0.05)
+    owner.send_signal(number)
+    owner.wait(timeout=30)
+    owner.stdout.close()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in started) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in started)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def guest(needs: Callable[..., None]) -> Iterator[Guest]:
+    needs("guest")
+    with Guest() as up:
+        yield up
+
+
+def test_a_command_runs_in_the_guest_and_its_exit_code_comes_back(guest: Guest) -> None:
+    done = guest.run(["sh", "-c", "uname -r; echo on stderr >&2; exit 7"])
+    assert done.returncode == 7
+    assert done.stdout.splitlines() == [guest.describe()["kernel"], "on stderr"]
+
+
+def test_a_command_that_does_not_exist_is_named(guest: Guest) -> None:
+    pipe = guest.command(["no-such-command"])
+    assert pipe.recv(100) == b""
+    assert "cannot run no-such-command" in pipe.epitaph()
+    assert pipe.returncode == 127
+    pipe.close()
+
+
+def test_a_command_that_never_answers_is_ended_with_the_log(guest: Guest) -> None:
+    with pytest.raises(GuestError, match=r"`sleep 1000000` did not end within 2 s") as caught:
+        guest.run(["sleep", "1000000"], limit=2.0)
+    assert "the guest's last lines" in str(caught.value)
+    assert "sleep 1000000" not in guest.run(["ps", "-eo", "args"]).stdout
+
+
+def test_a_killed_process_is_an_end_of_file_with_its_signal_and_last_words(guest: Guest) -> None:
+    pipe = guest.command(["sh", "-c", "echo dying >&2; echo ready; sleep 1000000"])
+    assert pipe.recv(100) == b"ready\n"
+    pipe.kill()
+    pipe.settimeout(20)
+    assert pipe.recv(100) == b""
+    assert pipe.epitaph().splitlines()[0] == "killed by SIGKILL"
+    assert "dying" in pipe.epitaph()
+    pipe.close()
+
+
+def test_closing_a_pipe_ends_a_process_that_does_not_end_by_itself(guest: Guest) -> None:
+    pipe = guest.command(["sh", "-c", "trap '' TERM; while :; do sleep 1; done"])
+    pipe.close()
+    assert pipe.returncode == -signal.SIGKILL
+
+
+def test_many_processes_talk_at_once_and_each_gets_its_own_bytes(guest: Guest) -> None:
+    pipes = [guest.command(["cat"]) for _ in range(8)]
+    blocks = [bytes([number]) * 50_000 for number in range(8)]
+    for pipe, block in zip(pipes, blocks, strict=True):
+        pipe.settimeout(60)
+        pipe.sendall(block)
+        pipe.end_input()
+    for pipe, block in zip(pipes, blocks, strict=True):
+        received = b""
+        while data := pipe.recv(1 << 16):
+            received += data
+        assert received == block
+        assert pipe.wait(20) == 0
+        pipe.close()
+
+
+def test_an_agent_greets_through_the_port(guest: Guest) -> None:
+    from hwrx.peers import Peer
+
+    for role in ("client", "server"):
+        with Peer.greet(guest.agent(role), role):
+            pass
+
+
+def test_the_host_files_are_seen_and_writes_stay_inside(guest: Guest, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("of the host")
+    assert guest.run(["sh", "-c", f"cat {file}; echo inside >{file}; cat {file}"]).stdout == "of the hostinside\n"
+    assert file.read_text() == "of the host"
+
+
+def test_a_guest_that_is_well_says_so(guest: Guest) -> None:
+    guest.check()
+    about = guest.describe()
+    assert about["accelerator"] in ("kvm", "tcg")
+    assert about["accelerator_reason"]
+    assert about["emulated"] == (about["accelerator"] == "tcg")
+
+
+def test_a_guest_that_dies_ends_its_pipes_and_is_told_of() -> None:
+    with Guest() as guest:
+        pipe = guest.command(["sleep", "1000000"])
+        pipe.settimeout(30)
+        # the kernel's own way to fall over at once
+        crash = guest.command(["sh", "-c", "echo c >/proc/sysrq-trigger"])
+        assert pipe.recv(1) == b""
+        assert "the guest is gone" in pipe.epitaph()
+        assert pipe.returncode is None
+        with pytest.raises(GuestError, match="the guest is gone"):
+            guest.run(["true"])
+        crash.close()
+        pipe.close()
+
+
+def test_a_folder_that_is_shared_takes_what_the_guest_writes(tmp_path: Path) -> None:
+    with Guest("netns", writable=[tmp_path]) as guest:
+        guest.run(["sh", "-c", f"echo from inside >{tmp_path}/file"])
+        # and its agents are in the namespaces of the topology
+        assert guest.peers["client"].startswith("netns:")
+        here = guest.run(["ip", "-o", "link"], netns=guest.peers["client"].removeprefix("netns:")).stdout
+        assert "hwrx0" in here
+        assert "hwrx1" not in here.replace("hwrx0@", "")
+    assert (tmp_path / "file").read_text() == "from inside\n"
