@@ -83,7 +83,7 @@ class GuestBed:
         with self.start("client") as peer:
             inside = peer.ask(Describe(), Described).machine
         return {
-            "wire": "a veth pair in the guest",
+            "wire": f"in the guest: {topology.find(self._guest.topology).sentence}",
             "guest": self._guest.describe(),
             "emulated": self._guest.describe()["emulated"],
             "machine": inside,
@@ -119,8 +119,10 @@ def opened(experiment: Experiment, wanted: Wanted, say: Say = lambda stage, text
 
 
 def in_guest(experiment: Experiment) -> bool:
-    """Whether the experiment wants a virtual machine: for rxe, for another kernel, or to count instructions."""
-    return experiment.topology == "pair" or experiment.kernel is not None or experiment.clock == "icount"
+    """Whether the experiment wants a virtual machine: for rxe or NICs, for another kernel, or to count instructions."""
+    found = topology.TOPOLOGIES.get(experiment.topology)
+    needs_one = found is not None and found.where == "guest"
+    return needs_one or experiment.kernel is not None or experiment.clock == "icount"
 
 
 def _explicit(wanted: Wanted) -> Bed:

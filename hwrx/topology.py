@@ -2,7 +2,7 @@
 
 `netns` is two network namespaces with a veth pair between them, for the socket paths. `pair` is a veth pair in the
 initial namespace with an rxe device on each end, for verbs and sockets alike: rxe owns UDP port 4791 of the initial
-namespace only, so both its ends must be there.
+namespace only, so both its ends must be there. `nic` is two Intel 82574L on one Ethernet segment, given to a guest.
 """
 
 from __future__ import annotations
@@ -37,6 +37,13 @@ DEVICES: dict[Role, str] = {"client": "rxe0", "server": "rxe1"}
 LARGE_MTU = 4200
 SMALLEST_MTU, LARGEST_MTU = 1280, 65535  # of a veth that carries IPv6
 RXE_MODULE = "rdma_rxe"
+# of `nic`: each end has an 82574L, and beside it an NE2000 (for nic-pio) on a segment of its own
+NICS: dict[Role, str] = {"client": "hwnic0", "server": "hwnic1"}
+NIC_ADDRESSES: dict[Role, str] = {"client": "198.18.78.1", "server": "198.18.78.2"}
+NIC_HARDWARE: dict[Role, str] = {"client": "02:68:77:72:78:10", "server": "02:68:77:72:78:11"}
+PIO_NICS: dict[Role, str] = {"client": "hwpio0", "server": "hwpio1"}
+NIC_MODULES = ("e1000e", "ne2k-pci")
+PIO_HARDWARE: dict[Role, str] = {"client": "02:68:77:72:78:20", "server": "02:68:77:72:78:21"}
 _GIDS = 16  # entries of a port's GID table that are looked at: it is filled from the front
 _PATIENCE = 20.0  # seconds; the kernel fills GID tables and raises carriers on work queues
 
@@ -102,20 +109,106 @@ def pair(*, mtu: int = 1500) -> Iterator[Made]:
         )
 
 
+@contextlib.contextmanager
+def nic() -> Iterator[Made]:
+    """The two 82574L of a guest, found by their MAC addresses, named and configured; the NE2000s are named only.
+
+    Both are in this namespace: a NIC that hwrx drove comes back to the initial one.
+    """
+    system.need_root("configuring NICs")
+    system.run("modprobe", "-a", *NIC_MODULES)
+    with Undo("the guest's NICs") as undo:
+        lines = []
+        for hardware, names in ((NIC_HARDWARE, NICS), (PIO_HARDWARE, PIO_NICS)):
+            for end in ENDS:
+                found = _netdev(hardware[end])
+                lines += [f"link set {found} name {names[end]}"] if found != names[end] else []
+        system.run("ip", "-batch", "-", given="\n".join(lines))
+        for scope in ("all", "default", *NICS.values()):
+            undo.sysctl(f"net/ipv4/conf/{scope}/accept_local", "1")
+            undo.sysctl(f"net/ipv4/conf/{scope}/rp_filter", "0")
+        lines = []
+        for end, other in (ENDS, ENDS[::-1]):
+            undo.plan("ip", "address", "flush", "dev", NICS[end])
+            undo.plan("ip", "link", "set", NICS[end], "down")
+            lines += [
+                f"address replace {NIC_ADDRESSES[end]}/24 dev {NICS[end]}",
+                f"link set {NICS[end]} up",
+                f"neighbour replace {NIC_ADDRESSES[other]} lladdr {NIC_HARDWARE[other]} dev {NICS[end]} nud permanent",
+            ]
+        system.run("ip", "-batch", "-", given="\n".join(lines))
+        _wait_until(
+            lambda: all("state UP" in system.run("ip", "-o", "link", "show", NICS[end]) for end in ENDS),
+            "the NICs' links",
+        )
+        yield Made(
+            {end: Place(address=NIC_ADDRESSES[end], netdev=NICS[end]) for end in ENDS},
+            dict.fromkeys(ENDS, "local"),
+        )
+
+
+def _netdev(mac: str) -> str:
+    """Return the name of the network device with a MAC address; MachineError where none comes up."""
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        for path in sorted(NETDEVS.glob("*")):
+            with contextlib.suppress(OSError):
+                if (path / "address").read_text().strip() == mac:
+                    return path.name
+        time.sleep(0.05)
+    raise MachineError(
+        f"there is no network device with the address {mac}", remedy="the topology `nic` needs the guest that has it"
+    )
+
+
+def _nic_hardware() -> tuple[str, ...]:
+    """QEMU's words: an IOMMU, before the devices that it is for, and two NICs on each of two hubs."""
+    # the split irqchip is what KVM needs to remap interrupts; without KVM it means nothing
+    words = ["-machine", "kernel-irqchip=split", "-device", "intel-iommu,intremap=on"]
+    for hub, model, hardware in ((1, "e1000e", NIC_HARDWARE), (2, "ne2k_pci", PIO_HARDWARE)):
+        for end in ENDS:
+            words += ["-netdev", f"hubport,id=hub{hub}{end},hubid={hub}"]
+            words += ["-device", f"{model},netdev=hub{hub}{end},mac={hardware[end]}"]
+    return tuple(words)
+
+
 class Topology(Struct, frozen=True):
-    """One way of arranging two ends; `where` says on which kernel it is put up unless the user says otherwise."""
+    """One way of arranging two ends; `where` says on which kernel it is put up unless the user says otherwise.
+
+    What it needs of a guest: `hardware` are words for QEMU, `append` words for the kernel's command line, `modules` are
+    loaded while Python starts.
+    """
 
     name: str
     where: Literal["guest", "host"]
     sentence: str
     make: Callable[..., AbstractContextManager[Made]]
+    hardware: tuple[str, ...] = ()
+    append: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
 
 
 TOPOLOGIES: dict[str, Topology] = {
     topology.name: topology
     for topology in (
-        Topology("pair", "guest", "a veth pair with a SoftRoCE device on each end, in one namespace", pair),
-        Topology("netns", "host", "a veth pair between two network namespaces", netns),
+        Topology(
+            "pair",
+            "guest",
+            "a veth pair with a SoftRoCE device on each end, in one namespace",
+            pair,
+            modules=("veth", "rdma_rxe"),
+        ),
+        Topology("netns", "host", "a veth pair between two network namespaces", netns, modules=("veth",)),
+        Topology(
+            "nic",
+            "guest",
+            "two Intel 82574L on one Ethernet segment, behind an IOMMU, in one namespace",
+            nic,
+            hardware=_nic_hardware(),
+            # passthrough: what the kernel's own drivers do is not translated, as where there is no IOMMU
+            append=("intel_iommu=on", "iommu=pt"),
+            modules=NIC_MODULES,
+        ),
     )
 }
 

@@ -40,7 +40,6 @@ _KEPT = 2000  # lines of the log in memory
 # hpet, the default under emulation, makes each look at the clock a device access. The check of the timer interrupt
 # fails, and panics, on a host so busy that the guest misses its interrupts.
 _COMMAND_LINE = "console=ttyS0 loglevel=5 panic=-1 clocksource=tsc tsc=reliable no_timer_check"
-_MODULES = {"pair": ("veth", "rdma_rxe"), "netns": ("veth",)}  # what a topology will need, loaded while Python starts
 
 
 class Guest:
@@ -69,7 +68,7 @@ class Guest:
         limit: float = BOOT_LIMIT,
         progress: Progress = kernel.quiet,
     ) -> None:
-        topologies.find(topology)
+        found = topologies.find(topology)
         if clock == "icount" and accelerator == "kvm":
             raise UsageError("the clock `icount` counts emulated instructions: it cannot go with KVM")
         self.topology = topology
@@ -80,8 +79,9 @@ class Guest:
         self.peers: dict[Role, str] = {}
         self._wanted_kernel = kernel
         self._wanted_accelerator = "tcg" if clock == "icount" else accelerator
-        self._append = tuple(append)
-        self._qemu = tuple(qemu)
+        self._append = (*found.append, *append)
+        self._qemu = (*found.hardware, *qemu)
+        self._modules = found.modules
         self._writable = {f"hwrx.rw{number}": path.absolute() for number, path in enumerate(writable)}
         self._options = dict(options or {})
         self._log_path = log
@@ -230,7 +230,7 @@ class Guest:
                     # finders of editable installs) takes half of the time in which an emulated Python starts
                     "PYTHONPATH": ":".join([str(Path(__file__).parent.parent), *filter(os.path.isdir, sys.path)]),
                 },
-                modules=_MODULES.get(self.topology, ()),
+                modules=self._modules,
             )
         )  # fmt: skip
         # neither the archive nor the port has a name in the file system: nothing is left behind, whatever ends us
