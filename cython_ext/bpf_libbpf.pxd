@@ -1,6 +1,6 @@
 """<bpf/libbpf.h> and <bpf/bpf.h>: opening, loading and attaching the ledger's programs, and its ring buffer."""
 
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport uint32_t
 
 cdef extern from "<stdarg.h>" nogil:
     ctypedef struct va_list:
@@ -64,6 +64,9 @@ cdef extern from "<bpf/bpf.h>" nogil:
     enum bpf_attach_type:
         BPF_CGROUP_INET_INGRESS
     int bpf_map_lookup_elem(int fd, const void *key, void *value)
+    struct bpf_prog_info:
+        unsigned long long recursion_misses
+    int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *size)
     int bpf_map_update_elem(int fd, const void *key, const void *value, unsigned long long flags)
 
 cdef extern from "<bpf/btf.h>" nogil:
@@ -74,5 +77,10 @@ cdef extern from "<bpf/btf.h>" nogil:
         BTF_KIND_TYPEDEF
     btf *btf__load_vmlinux_btf()
     btf *btf__load_module_btf(const char *module, btf *vmlinux)
-    int32_t btf__find_by_name_kind(const btf *btf, const char *name, uint32_t kind)
+    struct btf_type:
+        uint32_t name_off
+    uint32_t btf__type_cnt(const btf *btf)  # of a module's: those of the kernel before its own
+    const btf_type *btf__type_by_id(const btf *btf, uint32_t id)
+    const char *btf__name_by_offset(const btf *btf, uint32_t offset)
+    uint32_t btf_kind(const btf_type *t)
     void btf__free(btf *btf)

@@ -12,7 +12,7 @@ import numpy as np
 
 from libc.errno cimport errno as c_errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memset, strcmp
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 from cython_ext.bpf_libbpf cimport (
@@ -29,6 +29,8 @@ from cython_ext.bpf_libbpf cimport (
     bpf_map__value_size,
     bpf_map_lookup_elem,
     bpf_map_update_elem,
+    bpf_obj_get_info_by_fd,
+    bpf_prog_info,
     bpf_object,
     bpf_object__close,
     bpf_object__find_map_by_name,
@@ -48,10 +50,14 @@ from cython_ext.bpf_libbpf cimport (
     bpf_program__set_expected_attach_type,
     bpf_program__set_type,
     btf,
-    btf__find_by_name_kind,
     btf__free,
     btf__load_module_btf,
     btf__load_vmlinux_btf,
+    btf__name_by_offset,
+    btf__type_by_id,
+    btf__type_cnt,
+    btf_kind,
+    btf_type,
     libbpf_major_version,
     libbpf_minor_version,
     libbpf_num_possible_cpus,
@@ -81,7 +87,7 @@ cdef extern from "<sys/syscall.h>" nogil:
 
 cdef enum:
     PAGE = 4096  # of the mapping, which the kernel rounds up to its own
-    BUCKETS = 160
+    BUCKETS = 256
     SAID_ROOM = 65536
     # linux/bpf.h since 6.4; older headers lack the three names, the kernel's numbers are fixed
     BPF_LINK_CREATE = 28
@@ -161,32 +167,83 @@ cdef int take(void *context, void *data, size_t size) noexcept nogil:
     return 0 if to.left else -1
 
 
+cdef enum:
+    PLACES = 1024  # of the table of wanted names, a power of two
+
+cdef struct Wanted:
+    const char *name
+    uint32_t kind
+    bint found
+
+
+cdef inline uint32_t hashed(const char *name) noexcept nogil:
+    cdef uint32_t value = 2166136261u
+    while name[0]:
+        value = (value ^ <uint8_t> name[0]) * 16777619u
+        name += 1
+    return value
+
+
+cdef void look(const btf *types, uint32_t first, Wanted *table) noexcept nogil:
+    """Mark what the BTF has, in one pass: a search for each name would take seconds in an emulated machine."""
+    cdef uint32_t number, at
+    cdef uint32_t count = btf__type_cnt(types)
+    cdef const btf_type *kind
+    cdef const char *name
+    for number in range(first, count):
+        kind = btf__type_by_id(types, number)
+        if btf_kind(kind) != BTF_KIND_FUNC and btf_kind(kind) != BTF_KIND_TYPEDEF:
+            continue
+        name = btf__name_by_offset(types, kind.name_off)
+        at = hashed(name) & (PLACES - 1)
+        while table[at].name is not NULL:
+            if table[at].kind == btf_kind(kind) and strcmp(table[at].name, name) == 0:
+                table[at].found = True
+            at = (at + 1) & (PLACES - 1)
+
+
 def kernel_knows(functions, tracepoints, modules=()):
     """Which of the functions and tracepoints are in the BTF of the running kernel and of the named modules.
 
-    Returns two sets of names. OSError where the kernel has no BTF. A module that is absent, or has no BTF, adds none.
+    Returns two sets of names. OSError where the kernel has no BTF. A module that is not loaded, or has no BTF, adds
+    none. No more than some hundred names.
     """
-    cdef btf *kernel = btf__load_vmlinux_btf()
+    cdef Wanted[PLACES] table
+    cdef btf *kernel
     cdef btf *module
+    cdef uint32_t at, base
+    wanted = [(name.encode(), BTF_KIND_FUNC) for name in functions]
+    wanted += [(b"btf_trace_" + name.encode(), BTF_KIND_TYPEDEF) for name in tracepoints]
+    if len(wanted) > PLACES // 2:
+        raise ValueError("too many names")
+    memset(table, 0, sizeof(table))
+    for name, kind in wanted:
+        at = hashed(name) & (PLACES - 1)
+        while table[at].name is not NULL:
+            at = (at + 1) & (PLACES - 1)
+        table[at].name = name  # the list keeps the bytes alive
+        table[at].kind = kind
+    kernel = btf__load_vmlinux_btf()
     if kernel is NULL:
         code = c_errno
         heard()
         raise OSError(code, os.strerror(code), "/sys/kernel/btf/vmlinux")
-    try:
-        found = {name for name in functions if btf__find_by_name_kind(kernel, name.encode(), BTF_KIND_FUNC) > 0}
-        points = {
-            name for name in tracepoints
-            if btf__find_by_name_kind(kernel, b"btf_trace_" + name.encode(), BTF_KIND_TYPEDEF) > 0
-        }
-        for name in modules:
-            module = btf__load_module_btf(name.encode(), kernel)
-            if module is NULL:
-                continue
-            found |= {f for f in functions if btf__find_by_name_kind(module, f.encode(), BTF_KIND_FUNC) > 0}
+    base = btf__type_cnt(kernel)
+    look(kernel, 1, table)
+    for module_name in modules:
+        module = btf__load_module_btf(module_name.encode(), kernel)
+        if module is not NULL:
+            look(module, base, table)
             btf__free(module)
-    finally:
-        btf__free(kernel)
-        heard()
+    btf__free(kernel)
+    heard()
+    found, points = set(), set()
+    for at in range(PLACES):
+        if table[at].found:
+            if table[at].kind == BTF_KIND_FUNC:
+                found.add(table[at].name.decode())
+            else:
+                points.add(table[at].name.decode()[len("btf_trace_"):])
     return found, points
 
 
@@ -440,6 +497,23 @@ cdef class Tracer:
         cdef uint8_t[::1] raw = zeros
         for key in range(stages):
             bpf_map_update_elem(self.totals_fd, &key, &raw[0], 0)
+
+    def missed(self):
+        """How often the kernel did not run a program because it was running on that CPU already, by program."""
+        cdef bpf_program *program = NULL
+        cdef bpf_prog_info info
+        cdef uint32_t size
+        result = {}
+        while True:
+            program = bpf_object__next_program(self.object, program)
+            if program is NULL:
+                return result
+            if bpf_program__fd(program) < 0:
+                continue
+            memset(&info, 0, sizeof(info))
+            size = sizeof(info)
+            if bpf_obj_get_info_by_fd(bpf_program__fd(program), &info, &size) == 0 and info.recursion_misses:
+                result[bpf_program__name(program).decode()] = info.recursion_misses
 
     def lost(self):
         """Events for which the ring had no room, since loading."""

@@ -41,7 +41,8 @@ class Probe:
 
     `programs` are BPF programs of the object that belong together (IPv4 and IPv6, or the system calls of a family); the
     probe works when one of them does. `along` are loaded with them (the exit that ends what an entry began). `stand_in`
-    says what is really measured where that is not the stage itself.
+    says what is really measured where that is not the stage itself. A `fallback` is for kernels that let no function be
+    probed; elsewhere it would only add to what is measured.
     """
 
     kind: Kind
@@ -49,14 +50,16 @@ class Probe:
     programs: tuple[str, ...] = ()
     stand_in: str = ""
     along: tuple[str, ...] = ()
+    fallback: bool = False
 
 
 @dataclass(frozen=True)
 class Stage:
     """A point that a message passes.
 
-    `unless` names the condition under which a message legitimately skips it ("" = every message passes). `last` takes
-    the last of several stamps (a message of many packets has arrived with its last one), otherwise the first counts.
+    `unless` names the condition under which a message legitimately skips it ("" = every message passes), on all paths
+    or on those of `unless_on`. `last` takes the last of several stamps (a message of many packets has arrived with its
+    last one), otherwise the first counts.
     `handles` says what happens to the payload's bytes there, if anything.
     """
 
@@ -67,11 +70,16 @@ class Stage:
     paths: frozenset[str]
     probes: tuple[Probe, ...] = ()
     unless: str = ""
+    unless_on: frozenset[str] | None = None
     last: bool = False
     chain: bool = True
     handles: Handling = ""
     why_not: str = ""
     number: int = field(default=0, compare=False)
+
+    def conditional(self, path: str) -> bool:
+        """Whether a message of this path may legitimately skip the stage."""
+        return bool(self.unless) and (self.unless_on is None or path in self.unless_on)
 
     @property
     def ident(self) -> str:
@@ -92,7 +100,7 @@ def _exit(target: str, *programs: str, stand_in: str = "") -> Probe:
 
 
 def _hook(target: str, *programs: str, stand_in: str = "") -> Probe:
-    return Probe("netfilter", target, programs, stand_in)
+    return Probe("netfilter", target, programs, stand_in, fallback=True)
 
 
 _USER = (Probe("user", "CLOCK_MONOTONIC"),)
@@ -442,7 +450,13 @@ _CATALOGUE: tuple[Stage, ...] = (
         SOCKETS,
         (
             _entry("sk_filter_trim_cap", "sk_filter_trim_cap__fentry"),
-            Probe("cgroup_skb", "ingress", ("sk_filter__cgroup",), "the cgroup's ingress program, which runs inside"),
+            Probe(
+                "cgroup_skb",
+                "ingress",
+                ("sk_filter__cgroup",),
+                "the cgroup's ingress program, which runs inside",
+                fallback=True,
+            ),
         ),
     ),
     Stage(
@@ -481,6 +495,7 @@ _CATALOGUE: tuple[Stage, ...] = (
             _tp("sk_data_ready", "sk_data_ready__tp"),
         ),
         last=True,
+        unless="the reader looked by itself and took the message before the socket could tell",
     ),
     # --- verbs on rxe -----------------------------------------------------------------------------------------------
     Stage(
@@ -548,6 +563,8 @@ _CATALOGUE: tuple[Stage, ...] = (
         "kernel worker",
         VERBS,
         (_exit("rxe_mr_copy", "rxe_mr_copy__fexit"),),
+        unless="a reader that polls its memory saw the last byte before the copying function returned",
+        unless_on=WRITE,
         last=True,
         handles="copied",
     ),
@@ -708,7 +725,7 @@ _CATALOGUE: tuple[Stage, ...] = (
         "sender",
         "user thread",
         UDP,
-        (_tp("sock_send_length", "sock_send_length__tp"),),
+        (Probe("tp_btf", "sock_send_length", ("sock_send_length__tp",), fallback=True),),
         chain=False,
         handles="copied",
         why_not="stands in for ip_generic_getfrag where that cannot be probed",

@@ -111,13 +111,22 @@ def _index(events: Events, ends: Ends) -> tuple[Int64s, npt.NDArray[np.bool_]]:
 
 
 def join(
-    events: Events, ends: Ends, path: str, *, available: Sequence[Stage] | None = None, flow: int | None = None
+    events: Events,
+    ends: Ends,
+    path: str,
+    *,
+    available: Sequence[Stage] | None = None,
+    flow: int | None = None,
+    modulo: int = 0,
 ) -> Timelines:
     """Join a trial's events with one direction's user stamps.
 
     `available`: the stages that had a probe (None: all that occur in the events); a stage that had none is no column.
-    `flow`: the direction's flow, found where None. Only messages that the events sample are rows.
+    `flow`: the direction's flow, found where None. `modulo`: the payload carries the sequence number only modulo this
+    (READ from buffers filled beforehand). Only messages that the events sample are rows.
     """
+    if modulo:
+        events = unwrapped(events, ends, modulo)
     flow = flow_of(events, ends) if flow is None else flow
     chain = stages.chain(path)
     if available is None:
@@ -152,12 +161,26 @@ def join(
     rows &= (ends.posted > 0) & (ends.delivered > 0)
     which = np.flatnonzero(rows)
     sequence = (which + ends.first).astype(np.uint64)
-    return _judge(columns, sequence, stamps[which])
+    return _judge(columns, sequence, stamps[which], path)
 
 
-def _judge(columns: list[Stage], sequence: npt.NDArray[np.uint64], stamps: Int64s) -> Timelines:
+def unwrapped(events: Events, ends: Ends, modulo: int) -> Events:
+    """Give events whose sequence number is known only modulo `modulo` that of the last message posted by then.
+
+    At most `modulo` messages are outstanding at any time, so there is one such message; where none was posted yet the
+    event is left out.
+    """
+    posted = np.where(ends.posted > 0, ends.posted, np.iinfo(np.int64).max)
+    latest = np.searchsorted(posted, events["ns"].astype(np.int64), side="right") - 1 + ends.first
+    real = latest - (latest - events["sequence"].astype(np.int64)) % modulo
+    result = events[(real >= ends.first) & (latest >= ends.first)].copy()
+    result["sequence"] = real[(real >= ends.first) & (latest >= ends.first)]
+    return result
+
+
+def _judge(columns: list[Stage], sequence: npt.NDArray[np.uint64], stamps: Int64s, path: str) -> Timelines:
     """Drop conditional stamps of other messages, and find which messages are complete, which not and why."""
-    must = np.array([not stage.unless for stage in columns])
+    must = np.array([not stage.conditional(path) for stage in columns])
     dropped: dict[str, int] = {}
     disordered: dict[str, int] = {}
     # what an unconditional stage sets as the earliest and latest time that the stages between may have
@@ -168,7 +191,7 @@ def _judge(columns: list[Stage], sequence: npt.NDArray[np.uint64], stamps: Int64
     for column, stage in enumerate(columns):
         here = stamps[:, column]
         wrong = (here > 0) & ((here < floor[:, column]) | (here > ceiling[:, column]))
-        if stage.unless:
+        if not must[column]:
             if column:
                 # conditional stages among themselves: each at or after the nearest one in front that stayed
                 wrong |= (here > 0) & (here < np.maximum.accumulate(stamps[:, :column], axis=1)[:, -1])
@@ -176,7 +199,7 @@ def _judge(columns: list[Stage], sequence: npt.NDArray[np.uint64], stamps: Int64
             if wrong.any():
                 dropped[stage.name] = int(wrong.sum())
     for column, stage in enumerate(columns[1:], 1):
-        if stage.unless:
+        if not must[column]:
             continue
         here = stamps[:, column]
         wrong = (here > 0) & (

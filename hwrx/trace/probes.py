@@ -121,8 +121,8 @@ class Prober:
     def _against(self, probe: Probe) -> str:
         if probe.kind in FUNCTION_KINDS and self._no_functions:
             return self._no_functions
-        if probe.kind in ("netfilter", "cgroup_skb") and not self._no_functions:
-            return "not used: functions can be probed here, and a hook would add to what is measured"
+        if probe.fallback and not self._no_functions:
+            return "not used: functions can be probed here, and this would only add to what is measured"
         left = [program for program in probe.programs if program not in self._refused]
         if left and not any(program in self._refused for program in probe.along):
             return ""

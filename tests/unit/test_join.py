@@ -180,3 +180,11 @@ def test_whatever_is_lost_complete_messages_add_up(data: st.DataObject) -> None:
     assert (intervals.sum(axis=1) == timelines.one_way()).all()
     gone = len(timelines.complete) - int(timelines.complete.sum())
     assert sum(timelines.missing.values()) <= gone
+
+
+def test_sequence_numbers_that_wrap_are_those_of_the_last_message_posted() -> None:
+    events, ends = made(30, first=5)
+    events["sequence"] %= 4
+    timelines = join.join(events, ends, "udp", available=PROBED, modulo=4)
+    assert timelines.complete.all()
+    assert timelines.sequence.tolist() == list(range(5, 35))

@@ -95,7 +95,7 @@ struct bpf_nf_ctx {
 
 struct tcp_zerocopy_receive {
 	u32 length;      /* bytes mapped */
-	s64 copybuf_len; /* bytes copied beside them */
+	int copybuf_len; /* bytes copied beside them */
 };
 
 struct ib_cq;

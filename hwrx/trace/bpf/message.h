@@ -150,15 +150,21 @@ static __always_inline u64 page_address(u64 page, u32 offset)
 	return base + ((page - map) / bpf_core_type_size(struct page) << PAGE_SHIFT) + offset;
 }
 
+/* what parse_packet needs of an skb */
+struct packet {
+	u64 skb, head, data;
+	u32 network, end, length, paged;
+};
+
 /*
- * What is this packet? Reads the network header where the skb says it is; before the stack has set it, that is `data`.
- * The headers are taken to be linear, as the stack has them pulled by then; the payload may be in the first fragment.
+ * What is this packet? Reads the network header where the skb says it is. The headers are taken to be linear, as the
+ * stack has them pulled by then; the payload may be in the first fragment.
+ *
+ * This function and record_at are global: the verifier looks at them once a program instead of once a call.
  */
-static __noinline int parse(struct sk_buff *skb, struct message *m)
+__noinline int parse_packet(const struct packet *p, struct message *m)
 {
-	unsigned char *start = skb->head;
-	unsigned char *data = skb->data;
-	u64 at = (u64)start + skb->network_header, linear_end, payload;
+	u64 at, linear_end, payload;
 	u32 l4_length, roce = 0, daddr;
 	struct {
 		u8 ip[40];
@@ -174,6 +180,9 @@ static __noinline int parse(struct sk_buff *skb, struct message *m)
 	u8 protocol, version;
 	int result = STARTS;
 
+	if (!p || !m)
+		return FOREIGN;
+	at = p->head + p->network;
 	if (bpf_probe_read_kernel(&b, sizeof(b), (void *)at))
 		return FOREIGN;
 	version = b.ip[0] >> 4;
@@ -226,20 +235,20 @@ static __noinline int parse(struct sk_buff *skb, struct message *m)
 		l4_length = 8 + roce;
 	}
 	payload = at + l4_length;
-	m->skb = (u64)skb;
-	linear_end = (u64)data + skb->len - skb->data_len;
+	m->skb = p->skb;
+	linear_end = p->data + p->length - p->paged;
 	/* bytes from `data` to the packet's end, less the headers that still stand between `data` and the payload */
-	m->length = skb->len - (u32)(payload - (u64)data);
+	m->length = p->length - (u32)(payload - p->data);
 	if (roce)
 		m->length -= 4; /* the ICRC; padding to four bytes counts as payload */
 	if (m->length > 1 << 20)
 		return FOREIGN; /* nothing behind the headers */
 	if (payload >= linear_end) {
 		/* paged: headers are linear, so the payload begins in the first fragment */
-		u64 info = (u64)start + skb->end;
+		u64 info = p->head + p->end;
 		struct fragment frag;
 
-		if (!skb->data_len)
+		if (!p->paged)
 			return FOREIGN;
 		info += __builtin_preserve_field_info(((struct skb_shared_info *)0)->frags, 0 /* BYTE_OFFSET */);
 		if (bpf_probe_read_kernel(&frag, sizeof(frag), (void *)info))
@@ -254,4 +263,20 @@ static __noinline int parse(struct sk_buff *skb, struct message *m)
 	if (bpf_probe_read_kernel(&head, sizeof(head), (void *)payload))
 		return FOREIGN;
 	return recognise(&head, m->length, m) ? STARTS : FOREIGN;
+}
+
+static __always_inline int parse(struct sk_buff *skb, struct message *m)
+{
+	struct packet p = {
+		.skb = (u64)skb,
+		.head = (u64)skb->head,
+		.data = (u64)skb->data,
+		.network = skb->network_header,
+		.end = skb->end,
+		.length = skb->len,
+		.paged = skb->data_len,
+	};
+
+	__builtin_memset(m, 0, sizeof(*m));
+	return parse_packet(&p, m);
 }

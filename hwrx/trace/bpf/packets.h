@@ -238,9 +238,38 @@ RECEIVED(udp_queue_rcv_one_skb, udp_queue_rcv_one_skb__fentry, STAGE_UDP_QUEUE_R
 RECEIVED(udpv6_queue_rcv_one_skb, udpv6_queue_rcv_one_skb__fentry, STAGE_UDP_QUEUE_RCV_ONE_SKB, 0, struct sock *sk,
 	 struct sk_buff *skb)
 RECEIVED(sk_filter_trim_cap, sk_filter_trim_cap__fentry, STAGE_SK_FILTER, 0, struct sock *sk, struct sk_buff *skb)
-RECEIVED(__udp_enqueue_schedule_skb, udp_enqueue__fentry, STAGE_UDP_ENQUEUE_SCHEDULE_SKB, 0, struct sock *sk,
-	 struct sk_buff *skb)
-RECEIVED(tcp_queue_rcv, tcp_queue_rcv__fentry, STAGE_TCP_QUEUE_RCV, 0, struct sock *sk, struct sk_buff *skb)
+
+/* The message that a socket has queued last: sk_data_ready follows, and may run in a task that softirqs interrupt. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u64);
+	__type(value, struct message);
+} queues SEC(".maps");
+
+static __always_inline int queues_at(struct sock *sk, struct sk_buff *skb, u32 stage)
+{
+	u64 key = (u64)sk;
+	struct message m;
+
+	if (parse(skb, &m) != STARTS) {
+		bpf_map_delete_elem(&queues, &key);
+		return 0;
+	}
+	record(&m, stage, 0);
+	bpf_map_update_elem(&queues, &key, &m, BPF_ANY);
+	return 0;
+}
+
+PROGRAM("fentry/__udp_enqueue_schedule_skb", udp_enqueue__fentry, struct sock *sk, struct sk_buff *skb)
+{
+	return queues_at(sk, skb, STAGE_UDP_ENQUEUE_SCHEDULE_SKB);
+}
+
+PROGRAM("fentry/tcp_queue_rcv", tcp_queue_rcv__fentry, struct sock *sk, struct sk_buff *skb)
+{
+	return queues_at(sk, skb, STAGE_TCP_QUEUE_RCV);
+}
 
 /* --- beside the chain: extra copies and passes -------------------------------------------------------------------- */
 

@@ -36,6 +36,17 @@ static __always_inline u64 first_buffer(u64 header)
 	return base;
 }
 
+/* The thread's record, made where there is none. */
+static __always_inline struct thread *find_thread(u32 tid)
+{
+	struct thread *t = bpf_map_lookup_elem(&threads, &tid), fresh = {};
+
+	if (t)
+		return t;
+	bpf_map_update_elem(&threads, &tid, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&threads, &tid);
+}
+
 /* --- sending -------------------------------------------------------------------------------------------------------- */
 
 static __always_inline int send_entered(u64 buffer, u64 now)
@@ -47,15 +58,9 @@ static __always_inline int send_entered(u64 buffer, u64 now)
 	/* the length is checked again in the skb; 32 lets the header be read whole where there is that much */
 	if (!peek(buffer, 32, &m))
 		return 0;
-	t = bpf_map_lookup_elem(&threads, &tid);
-	if (!t) {
-		struct thread fresh = {};
-
-		bpf_map_update_elem(&threads, &tid, &fresh, BPF_NOEXIST);
-		t = bpf_map_lookup_elem(&threads, &tid);
-		if (!t)
-			return 0;
-	}
+	t = find_thread(tid);
+	if (!t)
+		return 0;
 	t->sending = m.sequence + 1;
 	t->entered = now;
 	t->copied = 0;
@@ -123,21 +128,18 @@ PROGRAM("tp_btf/sock_send_length", sock_send_length__tp, struct sock *sk, int re
 
 /* --- the reader is told, woken, and runs ---------------------------------------------------------------------------- */
 
-static __always_inline int ready(u32 stage, bool learned_only)
-{
-	struct cpu *cpu = this_cpu();
-
-	if (!cpu || !cpu->current.skb)
-		return 0;
-	record(&cpu->current, stage, 0);
-	cpu->wake = cpu->current;
-	cpu->learned_only = learned_only;
-	return 0;
-}
-
 PROGRAM("fentry/sock_def_readable", sock_def_readable__fentry, struct sock *sk)
 {
-	return ready(STAGE_SK_DATA_READY, 0);
+	struct cpu *cpu = this_cpu();
+	u64 key = (u64)sk;
+	struct message *m = bpf_map_lookup_elem(&queues, &key);
+
+	if (!m || !cpu)
+		return 0;
+	record(m, STAGE_SK_DATA_READY, 0);
+	cpu->wake = *m;
+	cpu->learned_only = 0;
+	return 0;
 }
 
 PROGRAM("fexit/sock_def_readable", sock_def_readable__fexit, struct sock *sk)
@@ -151,8 +153,15 @@ PROGRAM("fexit/sock_def_readable", sock_def_readable__fexit, struct sock *sk)
 
 PROGRAM("tp_btf/sk_data_ready", sk_data_ready__tp, struct sock *sk)
 {
+	struct cpu *cpu = this_cpu();
+
+	if (!cpu || !cpu->current.skb)
+		return 0;
+	record(&cpu->current, STAGE_SK_DATA_READY, 0);
+	cpu->wake = cpu->current;
 	/* nothing tells when it is over, so only a thread that is known to receive is taken for the reader */
-	return ready(STAGE_SK_DATA_READY, 1);
+	cpu->learned_only = 1;
+	return 0;
 }
 
 PROGRAM("tp_btf/sched_waking", sched_waking__tp, struct task_struct *task)
@@ -209,7 +218,7 @@ PROGRAM("fentry/skb_consume_udp", skb_consume_udp__fentry, struct sock *sk, stru
 	if (parse(skb, &m) != STARTS)
 		return 0;
 	record(&m, STAGE_COPIED_TO_THE_USER, length);
-	t = bpf_map_lookup_elem(&threads, &tid);
+	t = find_thread(tid);
 	if (t) {
 		t->m = m;
 		t->flow = m.flow;
@@ -263,11 +272,11 @@ static __noinline int recv_exits(u64 buffer, int ret)
 	t = bpf_map_lookup_elem(&threads, &tid);
 	if (peek(buffer, ret, &m)) {
 		if (!t) {
-			/* from now on it is known as a reader */
-			struct thread fresh = {};
-
-			fresh.m = m;
-			bpf_map_update_elem(&threads, &tid, &fresh, BPF_NOEXIST);
+			/* its first message: from now on it is known as a reader */
+			t = find_thread(tid);
+			if (t)
+				t->m = m;
+			account(STAGE_COPIED_TO_THE_USER, ret);
 			return 0;
 		}
 		if (t->m.sequence == m.sequence && t->m.trial == m.trial && !t->taken) {

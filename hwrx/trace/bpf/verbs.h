@@ -25,11 +25,16 @@ struct {
 	__type(value, struct copy);
 } copies SEC(".maps");
 
-/* the message that a queue pair is at, by the kernel's queue pair; the sender's half has bit 0 set */
+/* the message that a half of a queue pair is at, by the kernel's queue pair */
+struct half {
+	u64 pair;
+	u64 sends;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
-	__type(key, u64);
+	__type(key, struct half);
 	__type(value, struct message);
 } pairs SEC(".maps");
 
@@ -69,7 +74,8 @@ PROGRAM("fentry/rxe_post_send", rxe_post_send__fentry, struct ib_qp *ibqp)
 PROGRAM("fentry/rxe_xmit_packet", rxe_xmit_packet__fentry, struct rxe_qp *qp, struct rxe_pkt_info *packet,
 	struct sk_buff *skb)
 {
-	u64 key = (u64)qp | 1, bell = (u64)qp, now = bpf_ktime_get_ns(), *rung;
+	struct half key = {.pair = (u64)qp, .sends = 1};
+	u64 bell = (u64)qp, now = bpf_ktime_get_ns(), *rung;
 	struct message m = {}, *first;
 	struct copy *copy;
 	int what = parse(skb, &m);
@@ -81,6 +87,7 @@ PROGRAM("fentry/rxe_xmit_packet", rxe_xmit_packet__fentry, struct rxe_qp *qp, st
 		first = bpf_map_lookup_elem(&pairs, &key);
 		if (first && copy)
 			account(STAGE_RXE_MR_COPY_FROM_MR, copy->bytes);
+		bpf_map_delete_elem(&copies, &m.payload);
 		return 0;
 	}
 	bpf_map_update_elem(&pairs, &key, &m, BPF_ANY);
@@ -149,13 +156,16 @@ PROGRAM("fexit/rxe_icrc_check", rxe_icrc_check__fexit, struct sk_buff *skb)
 /* The packet waits for its responder (or completer): remember whose the payload at this address is. */
 static __always_inline int queued(struct rxe_qp *qp, struct sk_buff *skb)
 {
-	u64 key = (u64)qp;
+	struct half key = {.pair = (u64)qp};
 	struct copy copy = {};
 	struct message *first;
 	int what = parse(skb, &copy.m);
 
-	if (what == FOREIGN)
+	if (what == FOREIGN) {
+		/* what another packet left under this address is not this one's */
+		bpf_map_delete_elem(&copies, &copy.m.payload);
 		return 0;
+	}
 	if (what == CONTINUES) {
 		u64 payload = copy.m.payload;
 
@@ -204,7 +214,7 @@ PROGRAM("fexit/rxe_mr_copy", rxe_mr_copy__fexit, struct rxe_mr *mr, u64 iova, vo
 	u32 tid = (u32)bpf_get_current_pid_tgid();
 	struct copy *copy;
 
-	if (ret)
+	if (ret || !length)
 		return 0;
 	if (direction != RXE_TO_MR) {
 		struct copy made = {};

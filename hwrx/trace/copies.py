@@ -1,0 +1,167 @@
+"""The copy ledger: payload bytes copied, passed over and moved by DMA, by stage and side, over the bytes delivered.
+
+Counted in the kernel for every message of a trial, warm-up and cool-down included, whether sampled or not. The books
+must balance: what a side copied is what the sizes demand, or the difference is a row of its own (retransmissions;
+copies that happened where nobody looked). Beside it stands an estimate from another source: the slope of time over
+size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from hwrx import stages
+from hwrx.stages import BY_NAME, Side, Stage
+
+Kind = Literal["copied", "passed", "DMA", "mapped", "balance"]
+# what a path's copy into and out of the kernel (or rxe) is called; the balance is struck over these
+ENTRIES: dict[str, tuple[tuple[str, ...], str]] = {
+    "udp": (("ip_generic_getfrag", "sock_send_length"), "copied to the user"),
+    "tcp": (("tcp_sendmsg",), "copied to the user"),
+    **dict.fromkeys(
+        ("rdma-send", "rdma-write", "rdma-write-imm", "rdma-read", "rdma-ud"),
+        (("rxe_mr_copy from MR",), "rxe_mr_copied"),
+    ),
+}
+TINY = 1e-4  # of the bytes delivered: below this a difference is no row
+
+
+@dataclass(frozen=True)
+class Row:
+    """Bytes of payload that one stage handled, on one side; `per_byte` is over the bytes delivered, both ways."""
+
+    stage: str
+    side: Side
+    actor: str
+    kind: Kind
+    times: int
+    bytes: int
+    per_byte: float
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The rows of a trial, and the copies per byte delivered that they add up to; NaN where nothing counted a side."""
+
+    path: str
+    delivered: int  # bytes
+    rows: tuple[Row, ...]
+    sender: float
+    receiver: float
+    balanced: bool
+
+
+def reckon(
+    path: str,
+    totals: npt.NDArray[Any],
+    delivered: int,
+    *,
+    available: Sequence[Stage],
+    inline: bool | None = None,
+) -> Ledger:
+    """Make the ledger of a trial.
+
+    `totals`: as in a Recording. `delivered`: payload bytes that arrived, in both directions, warm-up included.
+    `available`: the stages that had a probe. `inline`: the payload travelled in the work request (verbs), where the
+    driver copies it with the request, not with rxe_mr_copy; None: packets went out that rxe_mr_copy had no part in.
+    """
+    if inline is None:
+        inline = bool(_bytes(totals, "rxe_icrc_generate")) and not _bytes(totals, "rxe_mr_copy from MR")
+    names = {stage.name for stage in available}
+    rows = [
+        _row(stage, totals[stage.number], delivered)
+        for stage in stages.of_path(path)
+        if stage.handles and stage.name in names and int(totals[stage.number]["bytes"])
+    ]
+    mapped = BY_NAME["tcp_zerocopy_receive"]
+    if path in mapped.paths and (count := int(totals[mapped.number]["bytes"])):
+        times = int(totals[mapped.number]["count"])
+        rows.append(
+            Row(
+                mapped.name, mapped.side, mapped.actor, "mapped", times, count, _over(count, delivered), mapped.sentence
+            )
+        )
+    entries, exit_ = ENTRIES[path]
+    entry = next((name for name in entries if name in names), None)
+    put_in = _bytes(totals, entry) if entry else None
+    taken = _bytes(totals, exit_) if exit_ in names else None
+    if inline and entry == "rxe_mr_copy from MR":
+        words = (
+            "the payload was posted inline: the driver library wrote it into the send queue, rxe copied it from there"
+        )
+        rows.append(Row("inline", "sender", "user thread", "copied", 0, delivered, 1.0, words))
+        put_in = (put_in or 0) + delivered
+    balance = []
+    if put_in is not None and abs(put_in - delivered) > TINY * delivered:
+        balance.append(_balance("sender", put_in - delivered, delivered))
+    mapped_bytes = _bytes(totals, mapped.name) if path in mapped.paths else 0
+    if taken is not None and abs(taken + mapped_bytes - delivered) > TINY * delivered:
+        balance.append(_balance("receiver", taken + mapped_bytes - delivered, delivered))
+    rows += balance
+    return Ledger(
+        path,
+        delivered,
+        tuple(rows),
+        _copies(rows, "sender") if put_in is not None else float("nan"),
+        _copies(rows, "receiver") if taken is not None else float("nan"),
+        not balance,
+    )
+
+
+def _row(stage: Stage, total: Any, delivered: int) -> Row:
+    count = int(total["bytes"])
+    kind: Kind = "passed" if stage.handles == "passed" else "DMA" if stage.handles == "DMA" else "copied"
+    return Row(
+        stage.name, stage.side, stage.actor, kind, int(total["count"]), count, _over(count, delivered), stage.sentence
+    )
+
+
+def _balance(side: Side, difference: int, delivered: int) -> Row:
+    words = {
+        ("sender", True): "more than was delivered: packets or messages that were sent again or lost",
+        (
+            "sender",
+            False,
+        ): "less than was delivered: bytes that entered by a way that nobody counted (zero copy, inline)",
+        ("receiver", True): "more than was delivered: bytes that were received and did not count as delivered",
+        ("receiver", False): "less than was delivered: bytes that left by a way that nobody counted",
+    }[side, difference > 0]
+    return Row("difference", side, "", "balance", 0, difference, _over(difference, delivered), words)
+
+
+def _bytes(totals: npt.NDArray[Any], name: str) -> int:
+    return int(totals[BY_NAME[name].number]["bytes"])
+
+
+def _over(count: int, delivered: int) -> float:
+    return count / delivered if delivered else float("nan")
+
+
+def _copies(rows: Sequence[Row], side: Side) -> float:
+    return sum(row.per_byte for row in rows if row.side == side and row.kind == "copied")
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Nanoseconds (or instructions) a byte, from medians of several sizes: what handling a byte costs in all."""
+
+    ns_per_byte: float
+    ns_fixed: float
+    sizes: tuple[int, ...]
+    residual: float  # the largest distance of a median from the line, over that median
+
+
+def slope(sizes: Sequence[int], medians: Sequence[float]) -> Slope | None:
+    """Fit a line through median times over sizes, each weighted by its inverse; None with fewer than two sizes."""
+    x, y = np.asarray(sizes, dtype=float), np.asarray(medians, dtype=float)
+    if len(np.unique(x)) < 2:
+        return None
+    per_byte, fixed = np.polyfit(x, y, 1, w=1 / y)
+    residual = float(np.max(np.abs(per_byte * x + fixed - y) / y))
+    return Slope(float(per_byte), float(fixed), tuple(int(size) for size in sizes), residual)

@@ -1,0 +1,91 @@
+"""The copy ledger: what the kernel counted against what the sizes demand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from hwrx import stages
+from hwrx.trace import copies
+
+TOTALS = np.dtype([("count", "<u8"), ("bytes", "<u8")])
+
+
+def counted(**by_ident: int) -> npt.NDArray[Any]:
+    totals = np.zeros(stages.COUNT, dtype=TOTALS)
+    idents = {stage.ident.removeprefix("STAGE_").lower(): stage.number for stage in stages.STAGES}
+    for ident, count in by_ident.items():
+        totals[idents[ident]] = (1, count)
+    return totals
+
+
+def reckon(path: str, delivered: int, missing: tuple[str, ...] = (), **by_ident: int) -> copies.Ledger:
+    probed = [stage for stage in stages.of_path(path) if stage.probes and stage.name not in missing]
+    return copies.reckon(path, counted(**by_ident), delivered, available=probed)
+
+
+def test_udp_copies_once_on_each_side() -> None:
+    ledger = reckon("udp", 64_000, ("sock_send_length",), ip_generic_getfrag=64_000, copied_to_the_user=64_000)
+    assert (ledger.sender, ledger.receiver, ledger.balanced) == (1.0, 1.0, True)
+    assert not [row for row in ledger.rows if row.kind == "balance"]
+
+
+def test_where_getfrag_cannot_be_probed_the_send_length_stands_in() -> None:
+    ledger = reckon("udp", 100, ("ip_generic_getfrag",), sock_send_length=100, copied_to_the_user=100)
+    assert (ledger.sender, ledger.receiver) == (1.0, 1.0)
+
+
+def test_a_side_that_nothing_counted_is_not_zero() -> None:
+    ledger = reckon("udp", 100, ("ip_generic_getfrag", "sock_send_length"), copied_to_the_user=100)
+    assert math.isnan(ledger.sender)
+    assert ledger.receiver == 1.0
+
+
+def test_a_retransmission_is_a_row() -> None:
+    ledger = reckon("rdma-send", 1000, rxe_mr_copy_from_mr=1100, rxe_mr_copied=1000)
+    assert not ledger.balanced
+    (row,) = [row for row in ledger.rows if row.kind == "balance"]
+    assert (row.side, row.bytes) == ("sender", 100)
+    assert "again" in row.words
+
+
+def test_a_pass_is_no_copy() -> None:
+    ledger = reckon("rdma-send", 1000, rxe_mr_copy_from_mr=1000, rxe_icrc_checked=1000, rxe_mr_copied=1000)
+    assert ledger.receiver == 1.0
+    assert [row.kind for row in ledger.rows if row.stage == "rxe_icrc_checked"] == ["passed"]
+
+
+def test_inline_payload_is_copied_by_other_hands() -> None:
+    probed = [stage for stage in stages.of_path("rdma-send") if stage.probes]
+    ledger = copies.reckon("rdma-send", counted(rxe_mr_copied=64), 64, available=probed, inline=True)
+    assert (ledger.sender, ledger.receiver, ledger.balanced) == (1.0, 1.0, True)
+
+
+def test_an_extra_copy_is_found() -> None:
+    ledger = reckon("tcp", 1000, tcp_sendmsg=0, skb_copy_ubufs=1000, copied_to_the_user=1000)
+    assert ledger.sender == 1.0, "MSG_ZEROCOPY over loopback is copied after all"
+    assert not ledger.balanced, "nothing entered by the way that is counted"
+
+
+def test_mapped_pages_are_no_copies() -> None:
+    ledger = reckon("tcp", 1_000_000, tcp_sendmsg=1_000_000, copied_to_the_user=50_000, tcp_zerocopy_receive=950_000)
+    assert ledger.receiver == pytest.approx(0.05)
+    assert ledger.balanced
+
+
+def test_nothing_delivered_makes_no_ratio() -> None:
+    ledger = reckon("udp", 0)
+    assert ledger.balanced
+    assert ledger.rows == ()
+
+
+def test_the_slope_is_the_cost_of_a_byte() -> None:
+    found = copies.slope([64, 1024, 4096, 65536], [2000 + 0.5 * size for size in (64, 1024, 4096, 65536)])
+    assert found is not None
+    assert found.ns_per_byte == pytest.approx(0.5)
+    assert found.ns_fixed == pytest.approx(2000)
+    assert copies.slope([64, 64], [1.0, 2.0]) is None
