@@ -8,6 +8,7 @@ import struct
 
 from libc.stdint cimport int64_t
 
+from cython_ext.beat cimport stop_beat
 from cython_ext.pinned cimport PinnedBuffer
 from cython_ext.sys_select cimport FD_SETSIZE
 from cython_ext.transport cimport FINISHED, WC_STATUS, Transport
@@ -40,6 +41,8 @@ cdef class SocketTransport(Transport):
     """
 
     cdef int set_up(self, Waiter *waiter, object sock, str manner, double patience, object notes) except -1:
+        if self.waiter != NULL:
+            raise ValueError("an endpoint is set up once")
         waiter.fd = waiter.epoll = -1
         self.waiter = waiter
         self.sock = sock
@@ -56,10 +59,10 @@ cdef class SocketTransport(Transport):
         """Let the loops receive from `sock`."""
         cdef Waiter *waiter = self.waiter
         sock.setblocking(True)
-        # microseconds; the kernel rounds up to its ticks. 0 would mean for ever.
-        patience = struct.pack("ll", *divmod(max(waiter.patience_ns // 1000, 1), 1_000_000))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+        if waiter.manner != BLOCK:
+            # sending waits in the sending call, in every manner; microseconds, and 0 would mean for ever
+            patience = struct.pack("ll", *divmod(max(waiter.patience_ns // 1000, 1), 1_000_000))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         if waiter.manner == EPOLL:
             self.epoll = select.epoll()
             self.epoll.register(sock.fileno(), select.EPOLLIN)
@@ -78,6 +81,11 @@ cdef class SocketTransport(Transport):
         self.built = PinnedBuffer(send, huge=huge)
         self.built.users += 1
         return 0
+
+    def __dealloc__(self):
+        # the subclass's state, which `waiter` points into, lies in this object
+        if self.waiter != NULL:
+            stop_beat(&self.waiter.beat)
 
     def describe(self):
         """Return the address and port to connect to, and `receive_buffer`, the effective SO_RCVBUF in bytes."""
@@ -148,6 +156,7 @@ cdef class SocketTransport(Transport):
         Raises BufferError while views of the buffers are alive; the socket is closed all the same.
         """
         if self.waiter != NULL:
+            stop_beat(&self.waiter.beat)
             self.waiter.fd = self.waiter.epoll = -1
         if self.epoll is not None:
             self.epoll.close()

@@ -23,7 +23,7 @@ from cython_ext.sys_socket cimport (
     shutdown,
 )
 from cython_ext.transport cimport FINISHED, Delivery
-from cython_ext.waiting cimport BLOCK, LOOKS, SPIN, readable
+from cython_ext.waiting cimport BLOCK, LOOKS, SPIN, be_patient, readable, readable_by
 
 from hwrx.errors import PathError
 
@@ -51,7 +51,19 @@ cdef inline int take(TcpState *s, int flags) noexcept nogil:
         return 1
     if got == 0:
         return 0
-    return -EAGAIN if c_errno == EINTR else -c_errno
+    return -c_errno
+
+
+cdef int take_patiently(TcpState *s) noexcept nogil:
+    """Go on with a `take` that a beat has interrupted, until it succeeds or beats of a whole patience have passed."""
+    cdef int64_t start = now()
+    cdef int status
+    while True:
+        status = take(s, s.receive_flags)
+        if status != -EINTR:
+            return status
+        if now() - start >= s.wait.patience_ns * 3 // 4:
+            return -EAGAIN
 
 
 cdef inline int take_waiting(TcpState *s) noexcept nogil:
@@ -59,7 +71,10 @@ cdef inline int take_waiting(TcpState *s) noexcept nogil:
     cdef int status, _
     cdef int64_t start
     if s.wait.manner == BLOCK:
-        return take(s, s.receive_flags)
+        status = be_patient(&s.wait)
+        if status == 0:
+            status = take(s, s.receive_flags)
+        return status if status != -EINTR else take_patiently(s)
     if s.wait.manner != SPIN:
         status = readable(&s.wait, s.wait.patience_ns)
         if status <= 0:
@@ -139,7 +154,7 @@ cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline)
             if left <= 0:
                 return 0
             if s.wait.manner != SPIN:
-                status = readable(&s.wait, left)
+                status = readable_by(&s.wait, left)
                 if status < 0:
                     return status
         elif status < 0:
@@ -169,8 +184,12 @@ cdef int room(void *me) noexcept nogil:
     Its both ends would otherwise sit in `send` at the same time, each waiting for the other to receive.
     """
     cdef TcpState *s = <TcpState *> me
+    cdef int status
     if s.wait.fd < 0:
         return -EBADF
+    status = be_patient(&s.wait)
+    if status < 0:
+        return status
     if s.outstanding_limit:
         return 1 if s.posted - s.delivered < s.outstanding_limit else 0
     return <int> s.batch
@@ -187,13 +206,13 @@ cdef int post(void *me, uint32_t count) noexcept nogil:
         if sent > 0:
             done += <size_t> sent
             since = 0
-        elif c_errno == EAGAIN:
+        elif c_errno in (EAGAIN, EINTR):
             # the socket's buffer is full
             if since == 0:
                 since = now()
             elif now() - since > s.limit_ns:
                 return -ETIMEDOUT
-        elif c_errno != EINTR:
+        else:
             return -c_errno
     s.posted += count
     return <int> count

@@ -45,3 +45,4 @@ cdef class UdpTransport(SocketTransport):
     cdef iovec *vectors
 
     cdef int point(self) except -1
+    cdef int narrow(self, size_t buffer) except -1

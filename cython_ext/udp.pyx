@@ -38,13 +38,12 @@ from cython_ext.sys_socket cimport (
     sendmmsg,
 )
 from cython_ext.transport cimport FINISHED, Delivery
-from cython_ext.waiting cimport BLOCK, LOOKS, SPIN, readable
+from cython_ext.waiting cimport BLOCK, LOOKS, SPIN, be_patient, readable, readable_by
 
 cdef enum:
     LINE = 64                     # bytes of a cache line
     FINISHES = 3                  # copies of a Control that nobody answers
     FINISH_TRIES = 10             # patiences that a sender waits for the answer to its FINISH
-    SLIDE_NS = 200000000          # a credit that has not come after so long is lost
 
 
 # --- receiving -----------------------------------------------------------------------------------------------------
@@ -64,7 +63,19 @@ cdef inline int take(UdpState *s, uint32_t most, int flags) noexcept nogil:
         length = recvmmsg(s.wait.fd, s.incoming + s.end, most, flags | MSG_TRUNC | MSG_WAITFORONE, NULL)
         if length >= 0:
             return <int> length
-    return -EAGAIN if c_errno == EINTR else -c_errno
+    return -c_errno
+
+
+cdef int take_patiently(UdpState *s, uint32_t most) noexcept nogil:
+    """Go on with a `take` that a beat has interrupted, until it succeeds or beats of a whole patience have passed."""
+    cdef int64_t start = now()
+    cdef int status
+    while True:
+        status = take(s, most, 0)
+        if status != -EINTR:
+            return status
+        if now() - start >= s.wait.patience_ns * 3 // 4:
+            return -EAGAIN
 
 
 cdef inline int take_waiting(UdpState *s, uint32_t most) noexcept nogil:
@@ -72,7 +83,10 @@ cdef inline int take_waiting(UdpState *s, uint32_t most) noexcept nogil:
     cdef int status, _
     cdef int64_t start
     if s.wait.manner == BLOCK:
-        return take(s, most, 0)
+        status = be_patient(&s.wait)
+        if status == 0:
+            status = take(s, most, 0)
+        return status if status != -EINTR else take_patiently(s, most)
     if s.wait.manner != SPIN:
         status = readable(&s.wait, s.wait.patience_ns)
         if status <= 0:
@@ -207,7 +221,7 @@ cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline)
             if left <= 0:
                 return 0
             if s.wait.manner != SPIN:
-                status = readable(&s.wait, left)
+                status = readable_by(&s.wait, left)
                 if status < 0:
                     return status
 
@@ -249,7 +263,8 @@ cdef int wait_credit(UdpState *s) noexcept nogil:
             return status
         elif now() - s.heard > s.limit_ns:
             return -ETIMEDOUT
-        elif now() - since > SLIDE_NS:
+        elif now() - since >= s.wait.patience_ns:
+            # the credits are lost
             s.credited = s.posted
             s.slides += 1
     return 1
@@ -261,6 +276,9 @@ cdef int room(void *me) noexcept nogil:
     cdef int status
     if s.wait.fd < 0:
         return -EBADF
+    status = be_patient(&s.wait)
+    if status < 0:
+        return status
     if not s.credits:
         return <int> s.batch
     if s.posted - s.credited >= s.window:
@@ -273,11 +291,9 @@ cdef int room(void *me) noexcept nogil:
 
 cdef int retry(UdpState *s, int error, int64_t *since) noexcept nogil:
     """Whether to send again: 1; 0 where this machine dropped the datagram, which is a loss like others; or -errno."""
-    if error == EINTR:
-        return 1
     if error == ENOBUFS:
         return 0
-    if error != EAGAIN:
+    if error not in (EAGAIN, EINTR):
         return -error
     if since[0] == 0:
         since[0] = now()
@@ -368,6 +384,7 @@ cdef class UdpTransport(SocketTransport):
         self.size = size
         self.window = window
         self.set_up(&s.wait, sock, manner, patience, notes)
+        self.narrow(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
         self.pin(<size_t> s.slots * s.stride, <size_t> s.batch * s.stride, huge)
         s.rx = self.received.base
         s.tx = self.built.base
@@ -419,9 +436,14 @@ cdef class UdpTransport(SocketTransport):
         Raises PathError where the address cannot be reached.
         """
         self.connect_socket(remote)
-        holds = min(self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF), int(remote["receive_buffer"]))
-        self.state.window = self.window = min(self.window, max(1, holds // truesize(self.size)))
+        self.narrow(int(remote["receive_buffer"]))
+
+    cdef int narrow(self, size_t buffer) except -1:
+        """Have no more on the way than a socket buffer of that size holds; the smaller of both ends' counts."""
+        self.window = min(self.window, max(1, buffer // truesize(self.size)))
+        self.state.window = self.window
         self.notes["window"] = self.window
+        return 0
 
 
 def truesize(size: int) -> int:

@@ -1,7 +1,7 @@
 """How a socket waits for what comes: the manners that the socket paths share.
 
-BLOCK   the receiving call itself sleeps, as long as the socket's SO_RCVTIMEO: one system call a message. Busy polling
-        is this manner on a socket that has SO_BUSY_POLL.
+BLOCK   the receiving call itself sleeps, until a beat interrupts it: one system call a message. Busy polling is this
+        manner on a socket that has SO_BUSY_POLL.
 EPOLL   epoll_pwait2, then a receiving call that does not wait: two system calls a message.
 SELECT  pselect, then a receiving call that does not wait.
 SPIN    receiving calls that do not wait, over and over.
@@ -11,8 +11,10 @@ from libc.errno cimport EINTR, ENOSYS, errno
 from libc.stdint cimport int64_t
 from posix.time cimport timespec
 
+from cython_ext.beat cimport Beat, start_beat
 from cython_ext.sys_epoll cimport epoll_event, epoll_pwait2
 from cython_ext.sys_poll cimport POLLIN, pollfd, ppoll
+from cython_ext.sys_prctl cimport PR_SET_TIMERSLACK, prctl
 from cython_ext.sys_select cimport FD_SET, FD_ZERO, fd_set, pselect
 
 cdef enum:
@@ -29,13 +31,22 @@ cdef struct Waiter:
     int fd                # -1 once closed: every call then fails with EBADF
     int epoll             # watches fd; -1 in other manners
     int manner
-    int64_t patience_ns   # how long one call of `receive` waits
+    int64_t patience_ns   # how long one call of `receive` waits at least; half as long again at most
+    bint exact            # the thread that runs the loop has its timers fire when they should
+    Beat beat             # BLOCK: interrupts the thread that runs the loop, twice a patience
+
+
+cdef inline int be_patient(Waiter *w) noexcept nogil:
+    """Before a call that may block: 0 once the calling thread has its beat, or -errno."""
+    if w.beat.beating or w.manner != BLOCK:
+        return 0
+    return start_beat(&w.beat, w.patience_ns // 2)
 
 
 cdef inline int readable(const Waiter *w, int64_t timeout_ns) noexcept nogil:
     """Sleep until fd has something to receive: 1; 0 when the time has passed or a signal came; or -errno.
 
-    What BLOCK does here is ppoll: it is asked only where an exact deadline is wanted, which SO_RCVTIMEO cannot give.
+    What BLOCK does here is ppoll: it is asked only where an exact deadline is wanted.
     """
     cdef timespec limit
     cdef epoll_event event
@@ -63,3 +74,14 @@ cdef inline int readable(const Waiter *w, int64_t timeout_ns) noexcept nogil:
     if status >= 0:
         return status
     return 0 if errno == EINTR else -errno
+
+
+cdef inline int readable_by(Waiter *w, int64_t timeout_ns) noexcept nogil:
+    """As `readable`, with a time limit that holds to the microsecond.
+
+    An ordinary thread's timers may fire up to 50 µs late (PR_SET_TIMERSLACK); an open loop would measure that.
+    """
+    if not w.exact:
+        prctl(PR_SET_TIMERSLACK, 1)
+        w.exact = True
+    return readable(w, timeout_ns)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 # 65,535 bytes of an IPv4 packet less its header and UDP's: the smaller of both families'
 LARGEST_DATAGRAM = 65507
-# Seconds that one call waits for a message: how soon a loss is noticed
-PATIENCE = 0.1
+# Seconds that one call waits for a message: how soon a loss is noticed. A machine under load takes a thread off its CPU
+# for a tenth of a second now and then, which is no loss.
+PATIENCE = 0.5
 # Microseconds that a busy-polling receive looks at the device's queue before it sleeps
 BUSY_POLL = 50
 # of asm-generic/socket.h; Python's socket module does not have them

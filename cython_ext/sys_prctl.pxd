@@ -1,0 +1,7 @@
+"""<sys/prctl.h>."""
+
+
+cdef extern from "sys/prctl.h" nogil:
+    enum: PR_SET_TIMERSLACK
+
+    int prctl(int option, ...)
