@@ -149,7 +149,7 @@ def _cdf(summary: Summary, figure: Figure, width: float) -> None:
     axes = figure.subplots(*shape, sharey=True, sharex=stacked, squeeze=False).ravel()
     for ax, size in zip(axes, sizes, strict=True):
         for row in _of_size(summary, pattern, size):
-            _tail(ax, row, _look(summary, row))
+            _tail(ax, row, _look(summary, row), _name(summary, row))
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_ylim(1.0, _smallest_share(summary, pattern))
@@ -163,7 +163,7 @@ def _cdf(summary: Summary, figure: Figure, width: float) -> None:
     _legend(figure, list(axes))
 
 
-def _tail(ax: Axes, row: Row, look: Look) -> None:
+def _tail(ax: Axes, row: Row, look: Look, name: str) -> None:
     count = min(digest.count for digest in row.digests)
     kept = (1 - GRID) * count >= BEYOND - 1e-6
     thin = np.isin(np.round(GRID, 12), NAMED) | (np.arange(len(GRID)) % 4 == 0)  # more points than a picture can show
@@ -175,7 +175,7 @@ def _tail(ax: Axes, row: Row, look: Look) -> None:
     colour, marker, line = look
     # markers at the quantiles of the tables
     marks = [int(np.argmin(np.abs(GRID[kept] - p))) for p in (0.5, 0.9, 0.99, 0.999) if p <= GRID[kept][-1] + 1e-9]
-    ax.plot(middle, beyond, color=colour, linestyle=line, marker=marker, markevery=marks, label=_name(row))
+    ax.plot(middle, beyond, color=colour, linestyle=line, marker=marker, markevery=marks, label=name)
     if len(curves) > 1:
         ax.fill_betweenx(beyond, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.18, linewidth=0)
 
@@ -186,7 +186,7 @@ def _latency(summary: Summary, figure: Figure, width: float) -> None:
     ax = figure.subplots()
     for look, rows in _series(summary, "pingpong"):
         colour, marker, line = look
-        for quantile, fill, label in (("p50", colour, _name(rows[0])), ("p99", "white", None)):
+        for quantile, fill, label in (("p50", colour, _name(summary, rows[0])), ("p99", "white", None)):
             points = [(row.size, row.quantiles[quantile]) for row in rows]
             style = {"color": colour, "marker": marker, "linestyle": line, "markerfacecolor": fill, "label": label}
             if label is None:
@@ -207,7 +207,7 @@ def _throughput(summary: Summary, figure: Figure, width: float) -> None:
     axes = figure.subplots(*((2, 1) if stacked else (1, 2)), sharex=True, squeeze=False).ravel()
     for look, rows in _series(summary, "stream"):
         colour, marker, line = look
-        style = {"color": colour, "marker": marker, "linestyle": line, "label": _name(rows[0])}
+        style = {"color": colour, "marker": marker, "linestyle": line, "label": _name(summary, rows[0])}
         _with_bars(axes[0], [(row.size, row.messages_per_s) for row in rows], style)
         _with_bars(axes[1], [(row.size, row.bytes_per_s) for row in rows], style, 1e-6)
     for ax, words in zip(axes, ("messages/s", "MB/s"), strict=True):
@@ -224,17 +224,17 @@ def _ratios(summary: Summary, figure: Figure, width: float) -> None:
     """Each path's p50 as a multiple of the baseline's, with its interval."""
     sizes = summary.sizes("pingpong")
     lines = [row for row in summary.of("pingpong") if row.ratio is not None]
-    labels = list(dict.fromkeys(_name(row) for row in lines))
+    labels = list(dict.fromkeys(_name(summary, row) for row in lines))
     figure.set_size_inches(width, 0.8 + 0.17 * len(labels) * max(1, len(sizes)) ** 0.5 + 0.12 * len(lines))
     ax = figure.subplots()
     places = []
-    for place, row in enumerate(sorted(lines, key=lambda row: (labels.index(_name(row)), row.size))):
+    for place, row in enumerate(sorted(lines, key=lambda row: (labels.index(_name(summary, row)), row.size))):
         assert row.ratio is not None
         colour, marker, _ = _look(summary, row)
         low, high = row.ratio.value - row.ratio.low, row.ratio.high - row.ratio.value
         bars = None if np.isnan(low) else [[low], [high]]
         ax.errorbar(row.ratio.value, -place, xerr=bars, color=colour, marker=marker, capsize=1.5, linestyle="none")
-        places.append((-place, f"{_name(row)}, {size_words(row.size)}"))
+        places.append((-place, f"{_name(summary, row)}, {size_words(row.size)}"))
     ax.axvline(1, color=INK, linewidth=0.8)
     ax.set_yticks([place for place, _ in places], [label for _, label in places])
     ax.set_xlabel(f"p50, multiple of {summary.baseline}'s, with 95 % interval")
@@ -332,8 +332,11 @@ def _of_size(summary: Summary, pattern: str, size: int) -> list[Row]:
     return [row for row in summary.of(pattern) if row.size == size]
 
 
-def _name(row: Row) -> str:
-    return row.label + (" (full)" if row.measures == "FULL round trip" else "")
+def _name(summary: Summary, row: Row) -> str:
+    """A row's name within one size and pattern; its manner of waiting where the path was measured in several."""
+    waits = {other.wait for other in summary.of(row.pattern) if other.label == row.label}
+    manner = f" {row.wait}" if len(waits) > 1 else ""
+    return row.label + manner + (" (full)" if row.measures == "FULL round trip" else "")
 
 
 def _name_without(row: Row, field: str) -> str:
@@ -343,26 +346,19 @@ def _name_without(row: Row, field: str) -> str:
 
 def _series(summary: Summary, pattern: str) -> list[tuple[Look, list[Row]]]:
     """Rows that differ in size alone, with the look that they have."""
-    found: dict[tuple[str, str], list[Row]] = {}
+    found: dict[str, list[Row]] = {}
     for row in summary.of(pattern):
-        found.setdefault((_name(row), row.wait), []).append(row)
-    waits = {name: [wait for other, wait in found if other == name] for name, _ in found}
-    series = []
-    for (name, wait), rows in found.items():
-        look = _look(summary, rows[0])
-        if len(waits[name]) > 1:  # several manners of waiting: told apart by the marker
-            look = (look[0], MARKERS[waits[name].index(wait) % len(MARKERS)], look[2])
-        series.append((look, rows))
-    return series
+        found.setdefault(_name(summary, row), []).append(row)
+    return [(_look(summary, rows[0]), rows) for rows in found.values()]
 
 
 def _look(summary: Summary, row: Row) -> Look:
-    """A path's own look; among several sweeps or runs of one path each has another marker and line."""
+    """A path's own look; among several waits, sweeps or runs of one path each has another marker and line."""
     colour, marker, line = LOOKS.get(row.path, ("#555555", "o", "-"))
-    kin = list(dict.fromkeys(other.label for other in summary.rows if other.path == row.path))
-    place = kin.index(row.label)
+    kin = list(dict.fromkeys((other.label, other.wait) for other in summary.of(row.pattern) if other.path == row.path))
+    place = kin.index((row.label, row.wait))
     if place:
-        marker = MARKERS[(MARKERS.index(marker) + 3 * place) % len(MARKERS)]
+        marker = MARKERS[(MARKERS.index(marker) + 5 * place) % len(MARKERS)]
         line = (0, (1 + 2 * place, 1, 1, 1))
     return colour, marker, line
 

@@ -329,21 +329,35 @@ def _sentence(rows: list[Row], baseline: str) -> str:
     rows = [row for row in rows if row.digests]
     if rows[0].pattern == "stream":
         return _rate_sentence(rows, baseline)
-    base = next((row for row in rows if row.path == baseline and row.quantiles["p50"]), None)
-    median = base.quantiles["p50"] if base else None
-    if base is None or median is None:
-        return f"Too few messages of {rows[0].size} B were measured for a median."
-    start = f"At {size_words(base.size)}, {_article(base.measures)} over {base.label} takes {time_words(median.value)}"
+    bases = [row for row in rows if row.path == baseline and row.quantiles["p50"]]
+    if not bases:
+        return f"Too few messages of {size_words(rows[0].size)} were measured for a median."
+    waits = {row.wait for row in bases}
     parts = []
-    for row in rows:
-        if row.ratio is None:
-            continue
-        interval = f"{row.ratio.value:.2f} times as long ({ratio_interval(row.ratio)})"
-        note = "" if row.measures == base.measures else f" for a {row.measures}"
-        manner = "" if row.wait == base.wait else f", waiting by {row.wait},"
-        told = row.ratio.low > 1 or row.ratio.high < 1
-        parts.append(f"{row.label}{manner} {interval}{note}" + ("" if told else ", not told apart from it"))
-    return f"{start} at the median; " + "; ".join(parts) + "." if parts else f"{start} at the median."
+    for place, base in enumerate(bases):
+        median = base.quantiles["p50"]
+        assert median is not None
+        manner = f", waiting by {base.wait}," if len(waits) > 1 else ""
+        what = f"{_article(base.measures)} " if not place else ""
+        parts.append(f"{what}over {base.label}{manner} takes {time_words(median.value)} at the median")
+        # a row that waits as no baseline row does was held against the first
+        parts += [
+            _against(row, base)
+            for row in rows
+            if row.ratio is not None
+            and row.swept == base.swept
+            and row.run == base.run
+            and (row.wait == base.wait or (row.wait not in waits and base is bases[0]))
+        ]
+    return f"At {size_words(rows[0].size)}, {'; '.join(parts)}."
+
+
+def _against(row: Row, base: Row) -> str:
+    assert row.ratio is not None
+    manner = "" if row.wait == base.wait else f", waiting by {row.wait},"
+    note = "" if row.measures == base.measures else f" for a {row.measures}"
+    told = "" if row.ratio.low > 1 or row.ratio.high < 1 else ", not told apart from it"
+    return f"{row.label}{manner} {row.ratio.value:.2f} times as long ({ratio_interval(row.ratio)}){note}{told}"
 
 
 def _rate_sentence(rows: list[Row], baseline: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from hwrx.paths import PATHS
 from hwrx.report.summary import Row, Summary, software_rdma
 from hwrx.stats import BEYOND, Estimate
 
@@ -43,7 +44,13 @@ def latency_caption(summary: Summary) -> str:
 
 def rate_caption(summary: Summary) -> str:
     """The caption of the throughput table."""
-    return f"{RATE}. {summary.label}."
+    blind = dict.fromkeys(row.path for row in summary.of("stream") if _seen_by_sender(row.path))
+    note = f"; of {' and '.join(blind)} as completions at the end that posted them" if blind else ""
+    return f"{RATE}{note}. {summary.label}."
+
+
+def _seen_by_sender(path: str) -> bool:
+    return path in PATHS and PATHS[path].stream_seen_by == "client"
 
 
 def paced_caption(summary: Summary) -> str:

@@ -166,6 +166,15 @@ def test_load_and_waits_have_their_figures(tmp_path: pathlib.Path) -> None:
     assert "(" in tables.tables(summary)[0].rows[0][1][3][1]
     waits = hwrx.load(made_runs.make(tmp_path, waits=["event", "poll"], sizes=[64])).summary()
     assert "waits" in figures.names(waits)
+    assert re.fullmatch(
+        r"At 64 B, half a round trip over udp, waiting by event, takes .* at the median; rdma-send 2.\d\d times .*; "
+        r"over udp, waiting by poll, takes .* at the median; rdma-send .* times as long .*",
+        waits.answer,
+    ), waits.answer
+    ax = figures.draw(waits, "cdf").axes[0]
+    looks = {(line.get_label(), line.get_marker(), str(line._dash_pattern)) for line in ax.lines}
+    assert {label for label, _, _ in looks} == {f"{p} {w}" for p in ("udp", "rdma-send") for w in ("event", "poll")}
+    assert len({(marker, dash) for _, marker, dash in looks}) == 4
     for s in (summary, waits):
         for name in figures.names(s):
             assert figures.render(figures.draw(s, name), "svg")
