@@ -1,0 +1,132 @@
+"""What the commands say of this machine, and what their exit codes are."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hwrx import devices, doctor, machine
+from hwrx.errors import MachineError
+
+HWRX = [sys.executable, "-m", "hwrx"]
+
+
+def hwrx(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*HWRX, *arguments], capture_output=True, text=True, env=os.environ | more)
+
+
+def test_devices_prints_json_also_where_there_are_none() -> None:
+    done = hwrx("devices", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [device["name"] for device in json.loads(done.stdout)] == devices.names()
+
+
+def test_the_doctor_has_a_remedy_for_each_lack_and_its_exit_code_is_the_main_jobs() -> None:
+    done = hwrx("doctor", "--json")
+    report = json.loads(done.stdout)
+    assert {finding["part"] for finding in report["findings"]} == set(doctor.PARTS)
+    for finding in report["findings"]:
+        assert finding["seen"]
+        assert finding["fine"] or finding["remedy"], finding
+    assert report["healthy"] == all(finding["fine"] for finding in report["findings"] if finding["part"] == "main")
+    assert done.returncode == (0 if report["healthy"] else MachineError.exit_code)
+
+
+def test_the_doctor_on_a_machine_without_tools_names_packages_and_fails(tmp_path: Path) -> None:
+    # tools are also looked for in /usr/sbin; a root without it is a namespace's
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    hide = 'mount --bind $0 /usr/sbin && mount --bind $0 /usr/local/bin && PATH=$0 exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", hide, empty, *HWRX, "doctor", "--json"], capture_output=True, text=True
+    )
+    report = json.loads(done.stdout)
+    assert not report["healthy"]
+    assert done.returncode == MachineError.exit_code
+    lacks = {finding["name"]: finding for finding in report["findings"] if not finding["fine"]}
+    assert "apt-get install" in lacks["QEMU"]["remedy"]
+    assert "qemu-system-x86" in lacks["QEMU"]["remedy"]
+    assert lacks["static busybox"]["remedy"] == "apt-get install busybox-static"
+    assert "iproute2" in lacks["network tools"]["remedy"]
+
+
+def test_the_manifest_is_json_without_names_and_secrets() -> None:
+    program = "import json; from hwrx import machine; print(json.dumps(machine.manifest()))"
+    done = subprocess.run(
+        ["unshare", "--uts", "sh", "-c", 'hostname a-telling-name && exec "$@"', "sh", sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"SECRET_TOKEN": "hunter2hunter2"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["versions"]["hwrx"]
+    assert "hunter2hunter2" not in done.stdout
+    assert "a-telling-name" not in done.stdout
+    hardware = [path.read_text().strip() for path in Path("/sys/class/net").glob("*/address")]
+    assert not any(address in done.stdout for address in hardware if address != "00:00:00:00:00:00")
+
+
+def test_the_manifest_names_the_commit_of_the_tree() -> None:
+    tree = Path(machine.__file__).parent.parent
+    head = subprocess.run(
+        ["git", "-c", f"safe.directory={tree}", "-C", tree, "rev-parse", "HEAD"], capture_output=True, text=True
+    )
+    assert machine.commit().get("id", "") == head.stdout.strip()
+
+
+def test_a_kernel_without_rxe_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hwrx.topology.RXE_MODULE", "hwrx_no_such_module")
+    monkeypatch.setattr(doctor, "RXE_MODULE", "hwrx_no_such_module")
+    findings = {finding.name: finding for finding in doctor.examine()}
+    assert not findings["SoftRoCE module"].fine
+    assert "hwrx_no_such_module" in findings["SoftRoCE module"].seen
+
+
+def test_rxe_on_a_netdev_that_does_not_exist_lists_those_that_do() -> None:
+    done = hwrx("rxe", "up", "no-such-netdev")
+    assert done.returncode == 2
+    assert "there is no netdev 'no-such-netdev'" in done.stderr
+    assert "lo" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_little_locked_memory_is_noticed_where_the_user_is_not_root() -> None:
+    done = subprocess.run(
+        ["prlimit", "--memlock=65536:65536", "setpriv", "--reuid=65534", "--clear-groups", "env",
+         "HOME=/nonexistent", *HWRX, "doctor", "--json"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    findings = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert not findings["locked memory"]["fine"]
+    assert "64 KiB" in findings["locked memory"]["seen"]
+    assert "limits.d" in findings["locked memory"]["remedy"]
+    assert not findings["root"]["fine"]
+
+
+def test_a_shell_on_the_host_runs_in_the_clients_namespace_and_passes_the_exit_code_on() -> None:
+    done = hwrx("lab", "shell", "netns", "--", "sh", "-c", "ip -o link; echo $SERVER_NETNS; exit 9")
+    assert done.returncode == 9, done.stderr
+    assert "hwrx0" in done.stdout
+    assert "hwrx-b-" in done.stdout
+
+
+def test_a_shell_without_a_terminal_is_refused_in_words() -> None:
+    done = subprocess.run([*HWRX, "lab", "shell", "ring"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 2
+    assert "'pair'" in done.stderr
+
+
+def test_down_on_a_clean_machine_says_so() -> None:
+    assert hwrx("lab", "down").returncode == 0
+    assert hwrx("lab", "down").stdout == "nothing is left over\n"
+
+
+def test_kernels_are_listed_also_where_there_are_none(tmp_path: Path) -> None:
+    done = hwrx("lab", "kernels", XDG_CACHE_HOME=str(tmp_path))
+    assert done.returncode == 0
+    assert "no kernel is cached" in done.stdout
