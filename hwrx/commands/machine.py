@@ -21,7 +21,7 @@ from hwrx.errors import MachineError
 
 def print_json(value: Any) -> None:
     """Print a value as JSON, indented."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 @click.command()
@@ -37,7 +37,7 @@ def devices(as_json: bool, watch: bool) -> None:
     """
     found = verbs.verbs_devices()
     if as_json and watch:
-        click.echo(msgspec.json.encode({"event": "present", "devices": found}))
+        click.echo(msgspec.json.encode({"event": "present", "devices": found}).decode())
     elif as_json:
         print_json(found)
     else:
@@ -73,7 +73,8 @@ def _show(found: list[verbs.Device]) -> None:
 def _watch(as_json: bool) -> None:
     for moment, action, subsystem, name in events():
         if as_json:
-            click.echo(msgspec.json.encode({"time": moment, "event": action, "subsystem": subsystem, "name": name}))
+            line = {"time": moment, "event": action, "subsystem": subsystem, "name": name}
+            click.echo(msgspec.json.encode(line).decode())
         else:
             click.echo(f"{time.strftime('%H:%M:%S', time.localtime(moment))} {action} {subsystem} {name}")
         sys.stdout.flush()
