@@ -2,7 +2,8 @@
 
 It is described by a TOML file (lab/experiments has examples) or by command-line options, and becomes a list of trials.
 Each setting is put together from, in this order, the later one winning: `[setting]`, `[pattern.NAME]`, `[size.N]`,
-`[sweep]`, the lists `paths`, `patterns`, `sizes` and `waits`, `[path.NAME]` and `[path.NAME.PATTERN]`.
+`[sweep]`, the lists `paths`, `patterns`, `sizes` and `waits`, `[path.NAME]` and `[path.NAME.PATTERN]`. A path's own
+`sizes`, `patterns` and `waits` in `[path.NAME]` stand instead of the experiment's.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ Overrides = dict[str, Any]  # fields of Setting, checked one by one so that an e
 
 SETTING_FIELDS: dict[str, Any] = {field.name: field.type for field in msgspec.structs.fields(Setting)}
 LISTED = {"path": "paths", "pattern": "patterns", "size": "sizes", "wait": "waits"}
+OWN_LISTS = ("sizes", "patterns", "waits")  # that a path may have instead of the experiment's
 
 
 class Until(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -189,9 +191,12 @@ def build(content: Mapping[str, Any], *, source: str) -> Experiment:
         _check_overrides(source, f"size.{size}", fields_of)
     for path, fields_of in experiment.path.items():
         _known(source, f"path.{path}", path, delivery.PATHS)
-        own = {key: value for key, value in fields_of.items() if key not in _literals(Pattern)}
-        _check_overrides(source, f"path.{path}", own, also=_literals(Pattern))
-        for pattern in fields_of.keys() - own.keys():
+        lists = {key: value for key, value in fields_of.items() if key in OWN_LISTS}
+        for key, value in lists.items():
+            _convert(source, f"path.{path}.{key}", value, fields[key].type)
+        own = {key: value for key, value in fields_of.items() if key not in (*_literals(Pattern), *OWN_LISTS)}
+        _check_overrides(source, f"path.{path}", own, also=(*OWN_LISTS, *_literals(Pattern)))
+        for pattern in fields_of.keys() - own.keys() - lists.keys():
             _convert(source, f"path.{path}.{pattern}", fields_of[pattern], Overrides)
             _check_overrides(source, f"path.{path}.{pattern}", fields_of[pattern])
     for key, values in experiment.sweep.items():
@@ -313,9 +318,7 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
     """Every combination once, in the file's order."""
     seen: set[Setting] = set()
     names = list(experiment.sweep)
-    for path, pattern, size, wait in itertools.product(
-        experiment.paths, experiment.patterns, experiment.sizes, experiment.waits
-    ):
+    for path, pattern, size, wait in _combinations(experiment):
         own = experiment.path.get(path, {})
         for values in itertools.product(*experiment.sweep.values()):
             fields = {
@@ -327,13 +330,20 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
                 "pattern": pattern,
                 "size": size,
                 "wait": wait,
-                **{key: value for key, value in own.items() if not isinstance(value, dict)},
+                **{key: value for key, value in own.items() if not isinstance(value, dict) and key not in OWN_LISTS},
                 **own.get(pattern, {}),
             }
             setting = msgspec.convert(fields, Setting)
             if setting not in seen:  # two combinations that an override makes one
                 seen.add(setting)
                 yield setting
+
+
+def _combinations(experiment: Experiment) -> Iterable[tuple[str, str, int, str]]:
+    for path in experiment.paths:
+        own = experiment.path.get(path, {})
+        lists = (own.get(name, getattr(experiment, name)) for name in ("patterns", "sizes", "waits"))
+        yield from ((path, *values) for values in itertools.product(*lists))
 
 
 def _order(experiment: Experiment, settings: list[Setting], repeats: int) -> list[Trial]:

@@ -198,6 +198,14 @@ def across(values: Sequence[float]) -> Estimate:
     return _estimate(logs, None)
 
 
+def mean_across(values: Sequence[float]) -> Estimate:
+    """Estimate a figure that may be of either sign (a slope) from one value a trial: mean and Student's interval."""
+    x = np.asarray(values, float)
+    centre = float(x.mean())
+    error = math.nan if len(x) == 1 else student(len(x) - 1) * _standard_error(x, None)
+    return Estimate(value=centre, low=centre - error, high=centre + error, trials=len(x))
+
+
 def quantile_ratio(a: Sequence[Digest], b: Sequence[Digest], p: float, *, paired: bool) -> Estimate | None:
     """Estimate the ratio a/b of the quantiles at `p`.
 

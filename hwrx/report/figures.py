@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from hwrx.errors import UsageError
+from hwrx.report import text
 from hwrx.report.summary import Row, Summary, size_words
 from hwrx.stats import BEYOND, GRID, NAMED, Estimate
 
@@ -242,6 +243,31 @@ def _ratios(summary: Summary, figure: Figure, width: float) -> None:
     ax.grid(axis="y", visible=False)
 
 
+def _cost(summary: Summary, figure: Figure, width: float) -> None:
+    """Median against size on even axes, with the fitted lines: the slope is the cost of a byte."""
+    figure.set_size_inches(width, max(2.5, width * 0.56))
+    ax = figure.subplots()
+    for cost in summary.costs:
+        rows = [row for row in summary.of("pingpong") if (row.label, row.wait) == (cost.row, cost.wait)]
+        colour, marker, line = _look(summary, rows[0])
+        sizes = np.array([row.size for row in rows], float)
+        medians = [row.quantiles["p50"] for row in rows]
+        label = f"{_name(summary, rows[0])}: {text.number(cost.byte.value)} ns/B"
+        ax.plot(
+            sizes / 1024,
+            cost.message.value + cost.byte.value / 1e3 * sizes,
+            color=colour,
+            linestyle=line,
+            linewidth=0.8,
+        )
+        points = [(row.size / 1024, median) for row, median in zip(rows, medians, strict=True)]
+        _with_bars(ax, points, {"color": colour, "marker": marker, "linestyle": "none", "label": label})
+    ax.set_xlabel("message size [KiB]")
+    ax.set_ylabel(f"{_measure(summary, 'pingpong')}, p50 [µs]")
+    ax.set_ylim(bottom=0)
+    _legend(figure, [ax])
+
+
 def _load(summary: Summary, figure: Figure, width: float) -> None:
     """Response time against the offered rate, with the service time that a closed loop would report."""
     figure.set_size_inches(width, max(2.5, width * 0.56))
@@ -318,6 +344,7 @@ FIGURES: dict[str, tuple[Callable[[Summary, Figure, float], None], str, Callable
     "latency": (_latency, "Latency against message size", _several("pingpong")),
     "ratio": (_ratios, "Latency relative to the baseline", lambda s: any(row.ratio for row in s.of("pingpong"))),
     "throughput": (_throughput, "Throughput against message size", _several("stream")),
+    "cost": (_cost, "Cost of a byte: the slope of time over message size", lambda s: bool(s.costs)),
     "load": (_load, "Latency under load", lambda s: len({row.swept.get("rate") for row in s.of("paced")} - {None}) > 1),
     "waits": (_waits, "Manners of waiting", _several_waits),
 }

@@ -68,6 +68,19 @@ class Row(Struct, kw_only=True):
         return self.tally.get("lost", 0) / expected if expected else 0.0
 
 
+class Cost(Struct, frozen=True, kw_only=True):
+    """What a path's messages cost by their size: the line through p50 against size, fitted in each repeat alone.
+
+    `byte` is its slope in ns (in virtual time: guest instructions) a byte one way, `message` where it begins, µs.
+    """
+
+    row: str
+    wait: str
+    sizes: list[int]
+    byte: Estimate
+    message: Estimate
+
+
 class Summary(Struct, kw_only=True):
     """What the runs say. `label` is the caption that each table and picture carries."""
 
@@ -78,6 +91,7 @@ class Summary(Struct, kw_only=True):
     answer: str
     warnings: list[str]
     skipped: list[tuple[str, str]]
+    costs: list[Cost] = []
 
     def of(self, pattern: str) -> list[Row]:
         """The rows of one pattern that have samples, by size, then in the experiment's order of paths."""
@@ -108,6 +122,7 @@ def summarise(runs: Sequence[Run]) -> Summary:
         label="; ".join(dict.fromkeys(label(run) for run in runs)),
         answer=_answer(rows, baseline),
         warnings=warnings,
+        costs=_costs(rows),
         skipped=[(skip["label"], skip["reason"]) for run in runs for skip in run.manifest.get("skipped", [])],
     )
 
@@ -271,6 +286,40 @@ def _sum(trials: list[dict[str, Any]]) -> dict[str, int]:
     names = ("posted", "expected", "delivered", "bytes", "lost", "duplicated", "reordered", "corrupt", "stale",
              "wrong_size", "checked")  # fmt: skip
     return {name: sum(int(trial.get(name) or 0) for trial in trials) for name in names}
+
+
+def _costs(rows: list[Row]) -> list[Cost]:
+    """Fit p50 of a ping-pong against size, by least squares, where a path was measured at four sizes or more.
+
+    In each repeat alone: so the interval is that of the slope across repeats. A half round trip crosses the path once,
+    a full one (READ) carries the payload once too.
+    """
+    groups: dict[tuple[str, str], list[Row]] = collections.defaultdict(list)
+    for row in rows:
+        if row.pattern == "pingpong" and row.digests:
+            groups[row.label, row.wait].append(row)
+    costs = []
+    for (name, wait), of in groups.items():
+        common = set.intersection(*(set(row.repeats) for row in of))
+        if len(of) < 4 or not common or any(row.quantiles["p50"] is None for row in of):
+            continue
+        sizes = np.array([row.size for row in of], float)
+        lines = []
+        for repeat in sorted(common):
+            medians = np.array([row.digests[row.repeats.index(repeat)].quantile(0.5) for row in of])
+            # relative errors are alike at all sizes, so each point weighs by its inverse
+            lines.append(np.polyfit(sizes, medians, 1, w=1 / medians))
+        slopes, starts = np.array(lines).T
+        costs.append(
+            Cost(
+                row=name,
+                wait=wait,
+                sizes=[row.size for row in of],
+                byte=stats.mean_across([float(slope * 1e3) for slope in slopes]),
+                message=stats.mean_across([float(start) for start in starts]),
+            )
+        )
+    return costs
 
 
 def _judge(run: Run, rows: list[Row]) -> None:

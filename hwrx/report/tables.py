@@ -38,6 +38,8 @@ def tables(summary: Summary) -> list[Table]:
         found.append(_rates(summary))
     if summary.of("paced"):
         found.append(_paced(summary))
+    if summary.costs:
+        found.append(_costs(summary))
     found.append(_quality(summary))
     return found
 
@@ -86,6 +88,22 @@ def _paced(summary: Summary) -> Table:
             cells.append((text.value(row.quantiles[name_of(p)]), f"({text.value(service)})" if service else ""))
         rows.append((first, [*cells, _ratio(row, summary.baseline)]))
     return Table("load", "Open loop", text.paced_caption(summary), columns, rows)
+
+
+def _costs(summary: Summary) -> Table:
+    columns: list[tuple[str, Kind]] = [
+        ("path", "t"),
+        ("wait", "t"),
+        ("sizes", "t"),
+        ("a byte [ns]", ""),
+        ("a message [µs]", ""),
+    ]
+    rows = []
+    for cost in summary.costs:
+        sizes = f"{size_words(cost.sizes[0])} to {size_words(cost.sizes[-1])}"
+        cells: list[Cell] = [(cost.row, ""), (cost.wait, ""), (sizes, "")]
+        rows.append((False, [*cells, text.signed(cost.byte), text.signed(cost.message)]))
+    return Table("cost", "What a byte costs", text.cost_caption(summary), columns, rows)
 
 
 def _quality(summary: Summary) -> Table:
@@ -153,6 +171,16 @@ def to_json(summary: Summary) -> str:
         "baseline": summary.baseline,
         "runs": [{"path": str(run.path), "status": run.status, "manifest": run.manifest} for run in summary.runs],
         "warnings": summary.warnings,
+        "costs": [
+            {
+                "row": cost.row,
+                "wait": cost.wait,
+                "sizes": cost.sizes,
+                **_spread("byte_ns", cost.byte),
+                **_spread("message_us", cost.message),
+            }
+            for cost in summary.costs
+        ],
         "skipped": [{"label": label, "reason": reason} for label, reason in summary.skipped],
         "rows": [
             {key: value for key, value in _record(row, summary).items() if key != "measured_on"} for row in summary.rows

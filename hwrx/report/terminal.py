@@ -67,7 +67,7 @@ def _latency(summary: Summary) -> Table:
         table.add_column(name_of(p), justify="right", no_wrap=True)
         if p == NAMED[0]:
             table.add_column("", justify="left", no_wrap=True)
-    table.add_column(f"p50 × {summary.baseline}")
+    table.add_column(f"p50 × {summary.baseline}", overflow="fold")
     for first, row in _grouped(summary.of("pingpong")):
         mark = "*" if row.measures == "FULL round trip" else ""
         table.add_row(
@@ -93,7 +93,7 @@ def _rates(summary: Summary) -> Table:
     lossy = any(row.lost_share for row in summary.of("stream"))
     if lossy:
         table.add_column("lost", justify="right", no_wrap=True)
-    table.add_column(f"rate × {summary.baseline}")
+    table.add_column(f"rate × {summary.baseline}", overflow="fold")
     for first, row in _grouped(summary.of("stream")):
         table.add_row(
             size_words(row.size) if first else "",

@@ -25,6 +25,10 @@ HOW = (
 LATENCY = "Half a round trip of a ping-pong, µs (timed as a round trip by one clock, and halved)"
 LATENCY_FULL = "rdma-read: the FULL round trip, since a READ fetches and comes back"
 RATE = "Stream in one direction: messages and bytes delivered a second"
+COST = (
+    "The line through the median half round trip against message size, fitted in each repeat: what a byte more and a "
+    "message as such cost one way. Bytes are copied, checksummed and cut into packets; the slope holds all of it"
+)
 PACED = "Open loop at a given rate: response time from the intended send and, in brackets, service time, µs"
 
 
@@ -51,6 +55,18 @@ def rate_caption(summary: Summary) -> str:
 
 def _seen_by_sender(path: str) -> bool:
     return path in PATHS and PATHS[path].stream_seen_by == "client"
+
+
+def cost_caption(summary: Summary) -> str:
+    """The caption of the table of costs; in virtual time a nanosecond is a guest instruction."""
+    virtual = any(run.manifest["clock"] == "icount" for run in summary.runs)
+    return f"{COST}{' (1 ns = 1 guest instruction)' if virtual else ''}. {summary.label}."
+
+
+def signed(estimate: Estimate) -> tuple[str, str]:
+    """A figure of either sign and its interval."""
+    interval = "" if math.isnan(estimate.low) else f"({number(estimate.low)} to {number(estimate.high)})"
+    return number(estimate.value), interval
 
 
 def paced_caption(summary: Summary) -> str:

@@ -102,6 +102,18 @@ def test_two_combinations_that_an_override_makes_one_run_once() -> None:
     assert [t.setting.wait for t in experiment.trials(parse(text), nothing_refused)] == ["poll"]
 
 
+def test_a_path_may_have_lists_of_its_own() -> None:
+    text = """paths = ["udp", "rdma-ud"]\nsizes = [64, 4096]\nrepeats = 1
+[path.rdma-ud]\nsizes = [64, 1024]\npatterns = ["stream"]\nwaits = ["poll"]"""
+    assert {trial.label for trial in experiment.trials(parse(text), nothing_refused)} == {
+        "udp 64 B pingpong event",
+        "udp 4096 B pingpong event",
+        "rdma-ud 64 B stream poll",
+        "rdma-ud 1024 B stream poll",
+    }
+    assert experiment.loads(experiment.dumps(parse(text)), source="again") == parse(text)
+
+
 def test_sweep_multiplies_and_stands_in_the_label() -> None:
     text = 'paths = ["udp"]\nrepeats = 1\npatterns = ["stream"]\n[sweep]\nwindow = [1, 8]\nbatch = [1, 4]'
     labels = {trial.label for trial in experiment.trials(parse(text), nothing_refused)}
@@ -153,6 +165,8 @@ def test_a_seed_is_drawn_where_none_is_given_and_kept_where_one_is() -> None:
         ('paths = ["udp"]\n[path.udp]\nstream = 3', r"path.udp.stream: 3 is not allowed.*\n.*a table"),
         ('paths = ["udp"]\n[pattern.paced]\nmtu = 1500', r"pattern.paced.mtu: 1500 is not .*\n.*256 or 512 or 1024"),
         ('paths = ["udp"]\n[pattern.burst]\nmtu = 1500', r"pattern.burst: there is no 'burst'"),
+        ('paths = ["udp"]\n[path.udp]\nsizes = [4]', r"path.udp.sizes\[0\]: 4 is not allowed"),
+        ('paths = ["udp"]\n[path.udp]\nsizes = 64', r"path.udp.sizes: 64 is not allowed"),
         ('paths = ["udp"]\n[size.big]\nmtu = 1500', r"'big' is not a number of bytes"),
         ("paths = [", r"not valid TOML: .*line 1|not valid TOML: .*end of document"),
     ],

@@ -180,6 +180,21 @@ def test_load_and_waits_have_their_figures(tmp_path: pathlib.Path) -> None:
             assert figures.render(figures.draw(s, name), "svg")
 
 
+def test_cost_of_a_byte_is_the_slope_over_size(tmp_path: pathlib.Path) -> None:
+    """A made-up round trip takes SPEED * (1 + size / 20,000) ns: udp 5 ns a byte one way, 100 µs a message."""
+    made = made_runs.make(tmp_path, sizes=[64, 1024, 16384, 65536], messages=4000, repeats=4)
+    summary = hwrx.load(made).summary()
+    udp = next(cost for cost in summary.costs if cost.row == "udp")
+    assert udp.byte.low < 5 < udp.byte.high
+    assert udp.byte.value == pytest.approx(5, rel=0.05)
+    assert udp.message.value == pytest.approx(100, rel=0.05)
+    table = next(table for table in tables.tables(summary) if table.name == "cost")
+    assert EMULATED in table.caption
+    assert "cost" in figures.names(summary)
+    assert figures.render(figures.draw(summary, "cost"), "svg")
+    assert json.loads(tables.to_json(summary))["costs"][0]["byte_ns"] == udp.byte.value
+
+
 def test_no_two_paths_look_alike_even_in_grey(summary: Summary) -> None:
     looks = [look[1:] for look in figures.LOOKS.values()]
     assert len({marker for marker, _ in looks}) == len(looks)

@@ -105,6 +105,14 @@ def test_one_value_a_trial_has_students_interval_on_the_logarithm() -> None:
     assert (ours.low, ours.high) == pytest.approx((math.exp(low), math.exp(high)))
 
 
+def test_a_mean_of_either_sign_has_students_interval() -> None:
+    values = [1.0, -0.5, 0.3, 0.8]
+    ours = stats.mean_across(values)
+    expected = scipy.stats.t.interval(0.95, 3, np.mean(values), scipy.stats.sem(values))
+    assert (ours.low, ours.high) == pytest.approx(tuple(expected))
+    assert math.isnan(stats.mean_across([1.0]).low)
+
+
 def test_paired_ratio_is_the_paired_t_test_and_unpaired_is_welch() -> None:
     a, b = [100.0, 130.0, 95.0, 111.0], [50.0, 66.0, 47.0, 56.0]
     paired = scipy.stats.ttest_rel(np.log(a), np.log(b)).confidence_interval()
