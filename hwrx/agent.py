@@ -11,7 +11,7 @@ import queue
 import resource
 import sys
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cython_ext import loop
 from hwrx import __version__, paths
@@ -24,6 +24,7 @@ from hwrx.messages import (
     Done,
     Failed,
     Fetch,
+    FetchEvents,
     Frames,
     FromAgent,
     Hello,
@@ -34,9 +35,16 @@ from hwrx.messages import (
     Release,
     Start,
     ToAgent,
+    TraceBegin,
+    TraceClose,
+    TraceEnd,
+    TraceOpen,
     frame,
     same_version,
 )
+
+if TYPE_CHECKING:
+    from hwrx.trace.service import Service
 
 
 class Agent:
@@ -46,6 +54,7 @@ class Agent:
         self._prepare: Prepare | None = None
         self._endpoint: Any = None
         self._trial: loop.Trial | None = None
+        self._tracer: Service | None = None
 
     def answer(self, message: ToAgent) -> FromAgent:
         """Do what the message asks; an HwrxError becomes Failed, to be raised again by the controller."""
@@ -80,6 +89,12 @@ class Agent:
                 from hwrx import machine  # not needed by the trials themselves, and slow to import in a guest
 
                 return Described(machine=machine.manifest())
+            case TraceOpen() | TraceBegin() | TraceEnd() | FetchEvents() | TraceClose():
+                if self._tracer is None:
+                    from hwrx.trace.service import Service  # an endpoint has no use for it
+
+                    self._tracer = Service()
+                return self._tracer.answer(message)
             case Quit():
                 raise SystemExit(0)
 
@@ -125,6 +140,12 @@ class Agent:
             return Done(tally=trial.counts(), ended=loop.ENDED[status], cpu_ns=cpu, resident=resident)
         return Done(tally=trial.counts(), ended="error", error=endpoint.explain(status), cpu_ns=cpu, resident=resident)
 
+    def stop_tracing(self) -> None:
+        """Detach what TraceOpen attached; harmless when nothing is."""
+        if self._tracer is not None:
+            self._tracer.close()
+            self._tracer = None
+
     def close(self) -> None:
         """Tear down what is open; harmless when nothing is."""
         endpoint, self._endpoint, self._trial, self._prepare = self._endpoint, None, None, None
@@ -154,6 +175,7 @@ def serve(read_fd: int, write_fd: int) -> None:
         return
     finally:
         agent.close()
+        agent.stop_tracing()
 
 
 def _read(fd: int, inbox: queue.SimpleQueue[ToAgent | PeerError | None], busy: threading.Event) -> None:

@@ -116,6 +116,39 @@ class Describe(Struct, tag="describe", frozen=True):
     """Ask for the machine that the agent runs on. Answered by Described."""
 
 
+class TraceOpen(Struct, tag="trace-open", frozen=True):
+    """Attach the ledger's programs to the agent's kernel, for these paths. Answered by Tracing.
+
+    `namespaces`: network namespaces whose netfilter hooks are wanted where functions cannot be probed.
+    """
+
+    paths: list[str]
+    namespaces: list[str] = []
+
+
+class TraceBegin(Struct, tag="trace-begin", frozen=True):
+    """Record the messages of one trial; each `sample_every`-th gets a timeline (0: none). Answered by Ready."""
+
+    trial: int
+    size: int
+    sample_every: Natural = 1
+
+
+class TraceEnd(Struct, tag="trace-end", frozen=True):
+    """Stop recording. Answered by Traced."""
+
+
+class TraceClose(Struct, tag="trace-close", frozen=True):
+    """Detach everything. Answered by Ready."""
+
+
+class FetchEvents(Struct, tag="fetch-events", frozen=True):
+    """Send `count` events of the recording from `first` on. Answered by Chunk."""
+
+    first: Natural
+    count: Annotated[int, Meta(ge=1, le=SAMPLES_A_CHUNK // 6)]
+
+
 class Quit(Struct, tag="quit", frozen=True):
     """End. Answered by end-of-file."""
 
@@ -157,6 +190,23 @@ class Described(Struct, tag="described", frozen=True):
     machine: dict[str, Any]
 
 
+class Tracing(Struct, tag="tracing", frozen=True):
+    """What became of each stage: name to the probe that stamps it, or in `unavailable` to the reason why none does."""
+
+    available: dict[str, str]
+    unavailable: dict[str, str]
+    seconds: float  # that attaching took
+
+
+class Traced(Struct, tag="traced", frozen=True):
+    """How many events wait to be fetched, how many were lost, and the totals of each stage (`tracer.TOTALS`)."""
+
+    events: int
+    lost: int
+    missed: dict[str, int]  # by program: calls that it was not run for, because it was running on that CPU already
+    totals: bytes
+
+
 class Failed(Struct, tag="failed", frozen=True):
     """What was asked could not be done; `kind` is the name of an exception of hwrx.errors."""
 
@@ -165,8 +215,9 @@ class Failed(Struct, tag="failed", frozen=True):
     remedy: str = ""
 
 
-ToAgent = Hello | Prepare | Connect | Start | Fetch | Release | Describe | Quit
-FromAgent = Hello | Prepared | Ready | Done | Chunk | Described | Failed
+ToTracer = TraceOpen | TraceBegin | TraceEnd | FetchEvents | TraceClose
+ToAgent = Hello | Prepare | Connect | Start | Fetch | Release | Describe | ToTracer | Quit
+FromAgent = Hello | Prepared | Ready | Done | Chunk | Described | Tracing | Traced | Failed
 
 _encode = msgspec.json.Encoder().encode
 _decode_to_agent = msgspec.json.Decoder(ToAgent).decode

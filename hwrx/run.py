@@ -94,8 +94,17 @@ class Pair:
                 peer.kill()
         self._stack.close()
 
-    def measure(self, number: int, setting: Setting, limit: float) -> Measured:
-        """Run one trial. `limit` seconds bound its loops; the error of either end is raised as soon as it is known."""
+    def measure(
+        self,
+        number: int,
+        setting: Setting,
+        limit: float,
+        look: Callable[[Mapping[Role, Peer]], None] = lambda peers: None,
+    ) -> Measured:
+        """Run one trial. `limit` seconds bound its loops; the error of either end is raised as soon as it is known.
+
+        `look` is called with both agents while they still have the trial's arrays.
+        """
         client, server = self.peers["client"], self.peers["server"]
         places = self._testbed.places
         prepared: dict[Role, Prepared] = {}
@@ -109,7 +118,9 @@ class Pair:
             server.send(Start())
             client.send(Start())
             done = self._both_done(client, server, limit, setting.limit)
-            return self._collect(setting, done, prepared)
+            measured = self._collect(setting, done, prepared)
+            look(self.peers)
+            return measured
         finally:
             with contextlib.suppress(HwrxError):
                 self._release()
@@ -224,12 +235,14 @@ def execute(
     *,
     trial_limit: float = 120.0,
     progress: Callable[[int, int, str], None] = lambda done, total, label: None,
+    twin: Callable[[Pair, Trial, Measured, Writer], None] = lambda pair, trial, measured, writer: None,
 ) -> Outcome:
     """Run `trials` in the given order and write each as it ends.
 
     `progress` is called with trials done, trials in all and the next one's label. Raises TrialError when an agent died
     or fell silent: it names the trial; the writer then marks the run partial. A path's own failure is recorded with its
-    trial and in the outcome, and the run goes on.
+    trial and in the outcome, and the run goes on. `twin` is called after each trial that was measured and written, for
+    what is to be measured beside it (tracing).
     """
     outcome = Outcome()
     with Pair(testbed) as pair:
@@ -246,6 +259,7 @@ def execute(
                     outcome.failed.append(f"{trial.label}: {error}")
                     continue
             write(trial, measured, writer, outcome)
+            twin(pair, trial, measured, writer)
         progress(len(trials), len(trials), "")
     return outcome
 

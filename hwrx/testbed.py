@@ -54,6 +54,16 @@ class Bed:
         """See run.Testbed."""
         return Peer.start(self._peers[role], role)
 
+    def start_tracer(self) -> tuple[Peer, list[str]]:
+        """Start an agent on the kernel that both ends share; and name the network namespaces that they live in."""
+        specs = set(self._peers.values())
+        if not all(spec == "local" or spec.startswith("netns:") for spec in specs):
+            raise MachineError(
+                "both ends must be on this machine to be traced: a message's stages are stamped by one kernel",
+                remedy="leave out --trace, or compare here",
+            )
+        return Peer.start("local", "tracer"), sorted(spec[6:] for spec in specs if spec.startswith("netns:"))
+
     def manifest(self) -> dict[str, Any]:
         """See run.Testbed: the client's machine, and the server's where that is another one."""
         from hwrx import machine  # pyverbs and pyudev: not needed where only a guest is measured
@@ -75,6 +85,10 @@ class GuestBed:
     def start(self, role: Role) -> Peer:
         """See run.Testbed."""
         return Peer.greet(self._guest.agent(role), role)
+
+    def start_tracer(self) -> tuple[Peer, list[str]]:
+        """As Bed.start_tracer, in the guest."""
+        return Peer.greet(self._guest.agent("client"), "tracer"), []
 
     def manifest(self) -> dict[str, Any]:
         """See run.Testbed: the guest's machine, asked of an agent in it, and the host's around it."""

@@ -28,6 +28,7 @@ from hwrx.errors import HwrxError, UsageError
 from hwrx.experiment import Experiment, Plan
 from hwrx.run import Outcome
 from hwrx.testbed import Wanted
+from hwrx.trace import traced
 
 
 class Many(click.ParamType[Any]):
@@ -176,11 +177,12 @@ def measure(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None
         with writer:
             for skip in layout.skipped:
                 writer.log(f"left out: {skip.label}: {skip.reason}")
-            outcome = run.execute(layout.trials, bed, writer, progress=display.trial)
-            for block in precision.blocks(layout, writer):
-                more = run.execute(block, bed, writer, progress=display.trial)
-                outcome.measured += more.measured
-                outcome.failed += more.failed
+            with traced.twins(layout.experiment, bed, writer) as twin:
+                outcome = run.execute(layout.trials, bed, writer, progress=display.trial, twin=twin)
+                for block in precision.blocks(layout, writer):
+                    more = run.execute(block, bed, writer, progress=display.trial, twin=twin)
+                    outcome.measured += more.measured
+                    outcome.failed += more.failed
         return outcome, writer.path
 
 

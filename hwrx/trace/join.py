@@ -39,6 +39,7 @@ class Timelines:
     """The joined timelines of one direction.
 
     `stamps`: messages x stages, nanoseconds, 0 where absent; the first column is `posted`, the last `delivered`.
+    `chosen`: which of `events` each stamp is from, -1 where it is the user's or absent.
     `complete`: which messages have every stage that they must have. `missing`: by first missing stage, how many
     messages. `disordered`: by stage, how many stamps lay before the stage in front of them (those messages are not
     complete). `dropped`: by conditional stage, how many stamps were of another message.
@@ -47,6 +48,8 @@ class Timelines:
     stages: list[Stage]
     sequence: npt.NDArray[np.uint64]
     stamps: Int64s
+    events: Events
+    chosen: Int64s
     complete: npt.NDArray[np.bool_]
     missing: dict[str, int] = field(default_factory=dict)
     disordered: dict[str, int] = field(default_factory=dict)
@@ -140,6 +143,7 @@ def join(
     mine = mine[inside]
 
     stamps = np.zeros((len(ends.posted), len(columns)), dtype=np.int64)
+    picked = np.full(stamps.shape, -1, dtype=np.int64)
     stamps[:, 0], stamps[:, -1] = ends.posted, ends.delivered
     ns = mine["ns"].astype(np.int64)
     # of several stamps the one assigned last stays: sorted downwards that is the first in time, upwards the last
@@ -155,13 +159,14 @@ def join(
         else:
             chosen = chosen[::-1]
         stamps[index[chosen], column] = ns[chosen]
+        picked[index[chosen], column] = chosen
 
     rows = np.zeros(len(ends.posted), dtype=bool)
     rows[index] = True
     rows &= (ends.posted > 0) & (ends.delivered > 0)
     which = np.flatnonzero(rows)
     sequence = (which + ends.first).astype(np.uint64)
-    return _judge(columns, sequence, stamps[which], path)
+    return _judge(Timelines(columns, sequence, stamps[which], mine, picked[which], np.zeros(0, dtype=bool)), path)
 
 
 def unwrapped(events: Events, ends: Ends, modulo: int) -> Events:
@@ -178,45 +183,36 @@ def unwrapped(events: Events, ends: Ends, modulo: int) -> Events:
     return result
 
 
-def _judge(columns: list[Stage], sequence: npt.NDArray[np.uint64], stamps: Int64s, path: str) -> Timelines:
+def _judge(timelines: Timelines, path: str) -> Timelines:
     """Drop conditional stamps of other messages, and find which messages are complete, which not and why."""
+    columns, stamps = timelines.stages, timelines.stamps
     must = np.array([not stage.conditional(path) for stage in columns])
-    dropped: dict[str, int] = {}
-    disordered: dict[str, int] = {}
     # what an unconditional stage sets as the earliest and latest time that the stages between may have
     fixed = np.where(must[None, :], stamps, 0)
     floor = np.maximum.accumulate(fixed, axis=1)
     ceiling = np.where(fixed > 0, fixed, np.iinfo(np.int64).max)
     ceiling = np.minimum.accumulate(ceiling[:, ::-1], axis=1)[:, ::-1]
+    late = fixed < floor  # an unconditional stamp before one that should precede it
     for column, stage in enumerate(columns):
         here = stamps[:, column]
-        wrong = (here > 0) & ((here < floor[:, column]) | (here > ceiling[:, column]))
-        if not must[column]:
-            if column:
-                # conditional stages among themselves: each at or after the nearest one in front that stayed
-                wrong |= (here > 0) & (here < np.maximum.accumulate(stamps[:, :column], axis=1)[:, -1])
-            stamps[wrong, column] = 0
-            if wrong.any():
-                dropped[stage.name] = int(wrong.sum())
-    for column, stage in enumerate(columns[1:], 1):
-        if not must[column]:
+        if must[column]:
+            if wrong := int(((here > 0) & late[:, column]).sum()):
+                timelines.disordered[stage.name] = wrong
             continue
-        here = stamps[:, column]
-        wrong = (here > 0) & (
-            here < np.maximum.accumulate(np.where(must[:column], stamps[:, :column], 0), axis=1)[:, -1]
-        )
-        if wrong.any():
-            disordered[stage.name] = int(wrong.sum())
+        outside = (here > 0) & ((here < floor[:, column]) | (here > ceiling[:, column]))
+        if column:
+            # conditional stages among themselves: each at or after the nearest one in front that stayed
+            outside |= (here > 0) & (here < stamps[:, :column].max(axis=1))
+        stamps[outside, column] = 0
+        timelines.chosen[outside, column] = -1
+        if outside.any():
+            timelines.dropped[stage.name] = int(outside.sum())
     there = (stamps > 0) | ~must[None, :]
-    order = np.diff(np.maximum.accumulate(fixed, axis=1), axis=1) >= 0
-    in_order = ((fixed == 0) | (fixed >= floor)).all(axis=1) & order.all(axis=1)
-    complete = there.all(axis=1) & in_order
-    first_missing = np.argmin(there, axis=1)
-    lacking = first_missing[~there.all(axis=1)]
-    missing = {
-        columns[number].name: int(count) for number, count in zip(*np.unique(lacking, return_counts=True), strict=True)
-    }
-    return Timelines(columns, sequence, stamps, complete, missing, disordered, dropped)
+    timelines.complete = there.all(axis=1) & ~((fixed > 0) & late).any(axis=1)
+    first = np.argmin(there, axis=1)[~there.all(axis=1)]
+    for number, count in zip(*np.unique(first, return_counts=True), strict=True):
+        timelines.missing[columns[number].name] = int(count)
+    return timelines
 
 
 @dataclass

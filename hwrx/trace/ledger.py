@@ -27,13 +27,15 @@ class Recording:
     """What was recorded between `begin` and `end`.
 
     `events`: array of tracer.EVENT in the order of the ring (which is that of time, CPU by CPU). `totals`: one TOTALS
-    for each stage number, over all messages, sampled or not. `lost`: events for which the ring had no room. `found`:
+    for each stage number, over all messages, sampled or not. `lost`: events for which the ring had no room. `missed`:
+    calls for which the kernel did not run a program because it was running on that CPU already, by program. `found`:
     what became of each stage.
     """
 
     events: npt.NDArray[Any]
     totals: npt.NDArray[Any]
     lost: int
+    missed: dict[str, int]
     found: list[Found]
 
 
@@ -56,6 +58,7 @@ class Ledger:
         self._stop = threading.Event()
         self._chunks: list[npt.NDArray[Any]] = []
         self._lost_before = 0
+        self._missed_before: dict[str, int] = {}
         self.found: list[Found] = []
 
     def __enter__(self) -> Self:
@@ -87,6 +90,7 @@ class Ledger:
         self._chunks = []
         tracer.clear()
         self._lost_before = tracer.lost()
+        self._missed_before = tracer.missed()
         tracer.settings_are(sample_every=sample_every, size=size, trial=trial)
         if sample_every:
             self._stop.clear()
@@ -106,7 +110,9 @@ class Ledger:
         empty = _events(0)
         events = np.concatenate(self._chunks) if self._chunks else empty
         self._chunks = []
-        return Recording(events, totals, tracer.lost() - self._lost_before, self.found)
+        missed = {name: count - self._missed_before.get(name, 0) for name, count in tracer.missed().items()}
+        missed = {name: count for name, count in missed.items() if count}
+        return Recording(events, totals, tracer.lost() - self._lost_before, missed, self.found)
 
     def _join(self) -> None:
         if self._thread is not None:

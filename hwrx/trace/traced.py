@@ -1,0 +1,433 @@
+"""Tracing in runs: each trial has a traced twin, and what tracing costs is the pair's difference.
+
+Attached programs cost time even where they record nothing, so they are attached for the twins only: for each by itself,
+right after its trial, where that takes a fraction of a second; and in a guest, where it takes many, once, for all twins
+after all trials.
+
+The samples of a run are those of the untraced trials. Of the twins the run directory gets `stages.parquet` (the
+timelines of sampled messages, one row a stamp), `copies.parquet` (the copy ledger) and `tracing.parquet` (how complete
+the timelines are, and p50 and p99 with tracing off and on).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from hwrx import run, stages
+from hwrx.errors import HwrxError, MachineError, PeerError
+from hwrx.experiment import Experiment, Trial
+from hwrx.messages import (
+    Chunk,
+    FetchEvents,
+    Ready,
+    Role,
+    Setting,
+    TraceBegin,
+    TraceClose,
+    Traced,
+    TraceEnd,
+    TraceOpen,
+    Tracing,
+)
+from hwrx.peers import Peer
+from hwrx.run import Measured, Pair
+from hwrx.stages import BY_NAME, Stage
+from hwrx.store import Writer
+from hwrx.testbed import Bed, GuestBed
+from hwrx.trace import copies, join
+from hwrx.trace.join import Ends, Timelines
+
+ATTACH_WITHIN = 300.0  # seconds: an emulated machine verifies some seventy programs
+TIMELINES = 1000  # messages of a trial that get one: enough for a p99
+EVENTS_A_CHUNK = 8000
+TWIN = 1 << 30  # added to a trial's number: no straggler of the one is taken for the other's
+
+TEXT = pa.dictionary(pa.int8(), pa.string())
+STAGES = pa.schema(
+    [
+        pa.field("trial", pa.int32(), nullable=False),
+        pa.field("path", TEXT, nullable=False),
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("pattern", TEXT, nullable=False),
+        pa.field("direction", TEXT, nullable=False),  # there: client to server; back
+        pa.field("sequence", pa.uint32(), nullable=False),
+        pa.field("stage", pa.int16(), nullable=False),  # its place in the catalogue
+        pa.field("name", pa.dictionary(pa.int16(), pa.string()), nullable=False),
+        pa.field("at_ns", pa.int64(), nullable=False),  # CLOCK_MONOTONIC
+        pa.field("ns", pa.int64(), nullable=False),  # since the stage before; adds up to the one-way time
+        pa.field("cpu", pa.int16()),  # null: the user's stamp
+        pa.field("tid", pa.uint32()),
+        pa.field("bytes", pa.uint32()),
+    ]
+)
+COPIES = pa.schema(
+    [
+        pa.field("trial", pa.int32(), nullable=False),
+        pa.field("path", TEXT, nullable=False),
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("pattern", TEXT, nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("side", TEXT, nullable=False),
+        pa.field("actor", TEXT, nullable=False),
+        pa.field("kind", TEXT, nullable=False),
+        pa.field("times", pa.int64(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("per_byte", pa.float64(), nullable=False),
+        pa.field("words", pa.string(), nullable=False),
+    ]
+)
+TRACING = pa.schema(
+    [
+        pa.field("trial", pa.int32(), nullable=False),
+        pa.field("path", TEXT, nullable=False),
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("pattern", TEXT, nullable=False),
+        pa.field("direction", TEXT, nullable=False),
+        pa.field("messages", pa.int32(), nullable=False),  # that were sampled
+        pa.field("complete", pa.int32(), nullable=False),
+        pa.field("missing", pa.string(), nullable=False),  # JSON: first missing stage to messages
+        pa.field("disordered", pa.string(), nullable=False),
+        pa.field("lost", pa.int64(), nullable=False),  # events, for want of room in the ring
+        pa.field("missed", pa.string(), nullable=False),  # JSON: program to calls for which it was not run
+        pa.field("delivered_bytes", pa.int64(), nullable=False),
+        pa.field("sender_copies", pa.float64()),  # per byte delivered; null: nothing counted it
+        pa.field("receiver_copies", pa.float64()),
+        pa.field("p50_off_ns", pa.float64()),
+        pa.field("p50_on_ns", pa.float64()),
+        pa.field("p99_off_ns", pa.float64()),
+        pa.field("p99_on_ns", pa.float64()),
+    ]
+)
+
+
+@dataclass
+class Directions:
+    """One traced trial: its timelines by direction, and its ledger."""
+
+    timelines: dict[str, Timelines]
+    ledger: copies.Ledger
+    traced: Traced
+    measured: Measured
+
+
+class RunTracer:
+    """Traces trials of a testbed. A context manager; leaving it ends the agent, and with it everything is detached.
+
+    `paths`: those to be traced; MachineError where the kernel stamps no stage of any.
+    """
+
+    def __init__(self, testbed: Bed | GuestBed, paths: Sequence[str]) -> None:
+        self._paths = [path for path in paths if len(stages.chain(path)) > 2]
+        if not self._paths:
+            raise MachineError(f"no stage of {', '.join(paths)} is stamped by the kernel", remedy="leave out --trace")
+        self._testbed = testbed
+        self._stack = contextlib.ExitStack()
+        self._peer: Peer
+        self._namespaces: list[str] = []
+        self.tracing: Tracing | None = None
+
+    def __enter__(self) -> Self:
+        self._peer, self._namespaces = self._testbed.start_tracer()
+        self._stack.enter_context(self._peer)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def attach(self) -> None:
+        """Attach the programs; MachineError where the kernel lets none be."""
+        message = TraceOpen(paths=self._paths, namespaces=self._namespaces)
+        self.tracing = self._peer.ask(message, Tracing, ATTACH_WITHIN)
+
+    def detach(self) -> None:
+        """Detach them."""
+        self._peer.ask(TraceClose(), Ready, ATTACH_WITHIN)
+
+    def traces(self, path: str) -> bool:
+        """Whether the path is one that is traced."""
+        return path in self._paths
+
+    @property
+    def available(self) -> list[Stage]:
+        """The stages that have a probe here."""
+        assert self.tracing is not None
+        return [BY_NAME[name] for name in self.tracing.available]
+
+    def trace(self, pair: Pair, number: int, setting: Setting, limit: float, timelines: int = TIMELINES) -> Directions:
+        """Run a trial with tracing on."""
+        every = max(1, setting.messages // timelines) if setting.path != "rdma-read" else 1
+        arrays: dict[tuple[Role, run.Array], npt.NDArray[np.int64]] = {}
+
+        def look(peers: Mapping[Role, Peer]) -> None:
+            for role, peer in peers.items():
+                for array in ("posted", "delivered"):
+                    arrays[role, array] = run.fetch(peer, array, setting.messages)
+
+        self._peer.ask(TraceBegin(trial=number, size=setting.size, sample_every=every), Ready)
+        try:
+            measured = pair.measure(number, setting, limit, look)
+        finally:
+            traced = self._peer.ask(TraceEnd(), Traced)
+        events = self._events(traced.events)
+        totals = np.frombuffer(traced.totals, dtype=_types()[1])
+        both = 1 if setting.path == "rdma-read" or setting.pattern == "stream" else 2
+        delivered = measured.tally["delivered"] * setting.size * both
+        ledger = copies.reckon(setting.path, totals, delivered, available=self.available)
+        found = {
+            direction: join.join(events, ends, setting.path, available=self.available, modulo=_modulo(setting, events))
+            for direction, ends in _ends(setting, arrays).items()
+        }
+        return Directions(found, ledger, traced, measured)
+
+    def _events(self, count: int) -> npt.NDArray[Any]:
+        event = _types()[0]
+        parts = []
+        for first in range(0, count, EVENTS_A_CHUNK):
+            chunk = self._peer.ask(FetchEvents(first=first, count=min(EVENTS_A_CHUNK, count - first)), Chunk)
+            if chunk.first != first or len(chunk.data) % event.itemsize:
+                raise PeerError(f"peer {self._peer.name} sent {len(chunk.data)} bytes, which are no events")
+            parts.append(np.frombuffer(chunk.data, dtype=event))
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=event)
+
+    def twin(self, pair: Pair, trial: Trial, off: npt.NDArray[np.int64], writer: Writer) -> None:
+        """Repeat a trial with tracing on, and write what it brought. `off`: the nanoseconds of the untraced one."""
+        try:
+            traced = self.trace(pair, TWIN + trial.number, trial.setting, 4 * 120.0)
+        except PeerError:
+            raise
+        except HwrxError as error:
+            writer.log(f"trial {trial.number} {trial.label}: traced twin failed: {error}")
+            return
+        for direction, timelines in traced.timelines.items():
+            writer.add_table("stages", stage_rows(trial, direction, timelines))
+            writer.add_table("tracing", _tracing_row(trial, direction, timelines, traced, off))
+        writer.add_table("copies", copy_rows(trial, traced.ledger))
+
+    def about(self) -> dict[str, Any]:
+        """What the manifest says of tracing."""
+        assert self.tracing is not None
+        return {
+            "attach_seconds": round(self.tracing.seconds, 3),
+            "available": self.tracing.available,
+            "unavailable": self.tracing.unavailable,
+        }
+
+
+class Twins:
+    """The twins of a run: `after` goes to run.execute as its `twin`, `rest` runs those that were put off.
+
+    Where tracing is impossible the run goes on without it, and says so in its log and manifest.
+    """
+
+    def __init__(self, tracer: RunTracer, testbed: Any, writer: Writer, *, put_off: bool) -> None:
+        self._tracer = tracer
+        self._testbed = testbed
+        self._writer = writer
+        self._waiting: list[tuple[Trial, npt.NDArray[np.int64]]] = []
+        self._put_off = put_off
+        self._given_up = False
+
+    def after(self, pair: Pair, trial: Trial, measured: Measured, writer: Writer) -> None:
+        """Trace the twin of a trial that was just measured, now or later."""
+        if self._given_up or not self._tracer.traces(trial.setting.path):
+            return
+        if self._put_off:
+            self._waiting.append((trial, measured.ns))
+            return
+        with self._attached():
+            if not self._given_up:
+                self._tracer.twin(pair, trial, measured.ns, writer)
+
+    def rest(self) -> None:
+        """Trace all twins that were put off."""
+        if not self._waiting:
+            return
+        with self._attached():
+            if not self._given_up:
+                with Pair(self._testbed) as pair:
+                    for trial, off in self._waiting:
+                        self._tracer.twin(pair, trial, off, self._writer)
+        self._waiting = []
+
+    @contextlib.contextmanager
+    def _attached(self) -> Iterator[None]:
+        first = self._tracer.tracing is None
+        try:
+            self._tracer.attach()
+        except PeerError:
+            raise
+        except HwrxError as error:
+            self._given_up = True
+            no_tracing(self._writer, error)
+            yield
+            return
+        if first:
+            self._writer.note(tracing=self._tracer.about())
+        yield
+        self._tracer.detach()
+
+
+def no_tracing(writer: Writer, error: HwrxError) -> None:
+    """Say in a run why it has no timelines."""
+    writer.log(f"no tracing: {error}")
+    writer.note(tracing={"problem": str(error)})
+
+
+@contextlib.contextmanager
+def twins(experiment: Experiment, testbed: Any, writer: Writer) -> Iterator[Callable[..., None]]:
+    """Yield what run.execute calls after each trial; leaving runs the twins that were put off.
+
+    Does nothing where the experiment asks for no tracing.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            tracer = stack.enter_context(RunTracer(testbed, experiment.paths)) if experiment.trace else None
+        except HwrxError as error:
+            no_tracing(writer, error)
+            tracer = None
+        if tracer is None:
+            yield lambda pair, trial, measured, writer: None
+            return
+        kept = Twins(tracer, testbed, writer, put_off=isinstance(testbed, GuestBed))
+        yield kept.after
+        kept.rest()
+
+
+def _types() -> tuple[np.dtype[Any], np.dtype[Any]]:
+    try:
+        from cython_ext.tracer import EVENT, TOTALS
+    except ImportError as error:
+        raise MachineError(
+            f"hwrx was built without libbpf, so it cannot read what a tracer sends ({error})",
+            remedy="apt install libbpf-dev, and install hwrx again",
+        ) from None
+    return EVENT, TOTALS
+
+
+def _modulo(setting: Setting, events: npt.NDArray[Any]) -> int:
+    """READ's payloads were written beforehand, a buffer each: what they carry counts the buffers."""
+    return int(events["sequence"].max()) + 1 if setting.path == "rdma-read" and len(events) else 0
+
+
+def _ends(setting: Setting, arrays: Mapping[tuple[Role, run.Array], npt.NDArray[np.int64]]) -> dict[str, Ends]:
+    """Return the user's stamps of each direction that the trial's pattern has."""
+    first = setting.warmup
+    if setting.path == "rdma-read":
+        # the client asks and receives; its `posted` is the request's
+        return {"there": Ends(arrays["client", "posted"], arrays["client", "delivered"], first)}
+    there = Ends(arrays["client", "posted"], arrays["server", "delivered"], first)
+    if setting.pattern == "stream":
+        return {"there": there}
+    # the server's answer is posted as soon as the message is seen
+    return {"there": there, "back": Ends(arrays["server", "delivered"], arrays["client", "delivered"], first)}
+
+
+def stage_rows(trial: Trial, direction: str, timelines: Timelines) -> pa.Table:
+    """Return the stamps of complete messages, one row each, in the order of messages and stages."""
+    intervals, present = timelines.intervals()
+    stamps = timelines.stamps[timelines.complete]
+    chosen = timelines.chosen[timelines.complete][present]
+    row, column = np.nonzero(present)
+    kernel = chosen >= 0
+    events = timelines.events[np.where(kernel, chosen, 0)] if len(timelines.events) else None
+    names = [stage.name for stage in timelines.stages]
+    count = len(row)
+
+    def of(field: str, kind: pa.DataType) -> pa.Array:
+        if events is None:
+            return pa.nulls(count, kind)
+        return pa.array(events[field].astype(np.int64), mask=~kernel).cast(kind)
+
+    setting = trial.setting
+    numbers = np.array([stage.number for stage in timelines.stages], dtype=np.int16)
+    return pa.table(
+        [
+            pa.array(np.full(count, trial.number, dtype=np.int32)),
+            _same(setting.path, count),
+            pa.array(np.full(count, setting.size, dtype=np.int32)),
+            _same(setting.pattern, count),
+            _same(direction, count),
+            pa.array(timelines.sequence[timelines.complete][row].astype(np.uint32)),
+            pa.array(numbers[column]),
+            pa.DictionaryArray.from_arrays(pa.array(column.astype(np.int16)), pa.array(names)),
+            pa.array(stamps[present]),
+            pa.array(intervals[present]),
+            of("cpu", pa.int16()),
+            of("tid", pa.uint32()),
+            of("bytes", pa.uint32()),
+        ],
+        schema=STAGES,
+    )
+
+
+def copy_rows(trial: Trial, ledger: copies.Ledger) -> pa.Table:
+    """Return the rows of a copy ledger."""
+    setting = trial.setting
+    rows = [
+        {
+            "trial": trial.number,
+            "path": setting.path,
+            "size": setting.size,
+            "pattern": setting.pattern,
+            "stage": row.stage,
+            "side": row.side,
+            "actor": row.actor,
+            "kind": row.kind,
+            "times": row.times,
+            "bytes": row.bytes,
+            "per_byte": row.per_byte,
+            "words": row.words,
+        }
+        for row in ledger.rows
+    ]
+    return pa.Table.from_pylist(rows, schema=COPIES)
+
+
+def _tracing_row(
+    trial: Trial, direction: str, timelines: Timelines, traced: Directions, off: npt.NDArray[np.int64]
+) -> pa.Table:
+    setting = trial.setting
+    on = traced.measured.ns
+    ledger = traced.ledger
+    return pa.Table.from_pylist(
+        [
+            {
+                "trial": trial.number,
+                "path": setting.path,
+                "size": setting.size,
+                "pattern": setting.pattern,
+                "direction": direction,
+                "messages": len(timelines.complete),
+                "complete": int(timelines.complete.sum()),
+                "missing": json.dumps(timelines.missing),
+                "disordered": json.dumps(timelines.disordered),
+                "lost": traced.traced.lost,
+                "missed": json.dumps(traced.traced.missed),
+                "delivered_bytes": ledger.delivered,
+                "sender_copies": None if np.isnan(ledger.sender) else ledger.sender,
+                "receiver_copies": None if np.isnan(ledger.receiver) else ledger.receiver,
+                "p50_off_ns": _quantile(off, 0.5),
+                "p50_on_ns": _quantile(on, 0.5),
+                "p99_off_ns": _quantile(off, 0.99),
+                "p99_on_ns": _quantile(on, 0.99),
+            }
+        ],
+        schema=TRACING,
+    )
+
+
+def _quantile(ns: npt.NDArray[np.int64], p: float) -> float | None:
+    """Return a quantile, None with fewer than ten samples beyond it."""
+    return float(np.quantile(ns, p)) if len(ns) * (1 - p) >= 10 else None
+
+
+def _same(word: str, count: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, dtype=np.int8)), pa.array([word]))
