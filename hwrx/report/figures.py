@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from hwrx.errors import UsageError
-from hwrx.report import text
+from hwrx.report import text, waterfall
 from hwrx.report.summary import Row, Summary, size_words
 from hwrx.stats import BEYOND, GRID, NAMED, Estimate
 
@@ -347,6 +347,11 @@ FIGURES: dict[str, tuple[Callable[[Summary, Figure, float], None], str, Callable
     "cost": (_cost, "Cost of a byte: the slope of time over message size", lambda s: bool(s.costs)),
     "load": (_load, "Latency under load", lambda s: len({row.swept.get("rate") for row in s.of("paced")} - {None}) > 1),
     "waits": (_waits, "Manners of waiting", _several_waits),
+    "waterfall": (
+        waterfall.draw,
+        "Where the time goes: mean time since the stage before, in packet order, by who works; from traced trials",
+        waterfall.has,
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from hwrx import __version__
-from hwrx.report import text
+from hwrx.report import text, waterfall
 from hwrx.report.summary import Row, Summary, name_of, size_words
 from hwrx.stats import NAMED, Estimate
 
@@ -41,7 +41,7 @@ def tables(summary: Summary) -> list[Table]:
     if summary.costs:
         found.append(_costs(summary))
     found.append(_quality(summary))
-    return found
+    return found + waterfall.tables(summary)
 
 
 def _latency(summary: Summary) -> Table:

@@ -1,0 +1,51 @@
+"""What the host's and the guest's tests of tracing share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from hwrx import stages
+from hwrx.messages import Setting
+from hwrx.run import Pair
+from hwrx.trace.join import Timelines
+from hwrx.trace.traced import Directions, RunTracer
+
+
+def trace(tracer: RunTracer, pair: Pair, number: int, setting: Setting) -> Directions:
+    """A traced trial in which every measured message has a timeline."""
+    return tracer.trace(pair, number, setting, 500.0, timelines=setting.messages)
+
+
+def check(timelines: Timelines, messages: int) -> None:
+    """What must be true of the timelines of a trial in which nothing was lost."""
+    assert len(timelines.complete) >= 0.99 * messages, "messages without any event"
+    told = f"{timelines.missing} missing, {timelines.disordered} out of order, {timelines.dropped} dropped"
+    assert timelines.share >= 0.999, told
+    assert not timelines.disordered, told
+    intervals, _ = timelines.intervals()
+    assert (intervals >= 0).all()
+    assert (intervals.sum(axis=1) == timelines.one_way()).all()
+    kernel = timelines.stamps[:, 1:-1]
+    inside = (kernel >= timelines.stamps[:, :1]) & (kernel <= timelines.stamps[:, -1:])
+    assert inside[kernel > 0].all(), "a kernel's stamp outside of the user's"
+
+
+def count(traced: Directions, stage: str) -> int:
+    """How many messages passed a stage, warm-up and cool-down included."""
+    from cython_ext.tracer import TOTALS
+
+    totals = np.frombuffer(traced.traced.totals, dtype=TOTALS)
+    return int(totals[stages.BY_NAME[stage].number]["count"])
+
+
+def snmp(text: str, protocol: str, name: str) -> int:
+    """A counter of /proc/net/snmp."""
+    names, values = (line.split()[1:] for line in text.splitlines() if line.startswith(f"{protocol}:"))
+    return int(dict(zip(names, values, strict=True))[name])
+
+
+def hw_counter(device: str, name: str) -> int:
+    """A hardware counter of a verbs device, for rxe one of the driver."""
+    return int(Path(f"/sys/class/infiniband/{device}/ports/1/hw_counters/{name}").read_text())
