@@ -10,7 +10,7 @@ cdef struct TcpState:
     Waiter wait
     uint32_t size         # bytes of a message
     uint32_t batch        # slots to build messages in
-    uint32_t outstanding_limit  # paced: messages sent and not answered; 0: the socket's buffers are the limit
+    uint32_t outstanding_limit  # client of paced: messages not answered; 0: the socket's buffers are the limit
     int receive_flags     # MSG_WAITALL where one message at a time is wanted
     bint one              # never read more than the message that is waited for
     bint ended            # the other end has closed its side in order

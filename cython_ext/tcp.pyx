@@ -276,7 +276,7 @@ cdef class TcpTransport(SocketTransport):
             self.sock.settimeout(self.limit)
             self.connect_socket(remote)
             self.sock.setblocking(True)
-        if self.paced:
+        if self.paced and not self.listens:
             # all that is not answered must fit into our own socket's buffer; the kernel counts about twice the bytes
             buffer = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
             self.window = min(self.window, max(1, buffer // 2 // self.size))

@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,18 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from two_sides import ODDITIES, TRIAL, Side, both, clean, endpoint, trial_of
 
 from cython_ext import loop, payload
-from cython_ext.socket_transport import SocketTransport
 from cython_ext.udp import UdpTransport
 from hwrx.errors import MachineError, PathError, UsageError
-from hwrx.messages import Place, Prepare, Role, Setting, Wait
-from hwrx.paths import open_endpoint, sockets
+from hwrx.messages import Place, Role, Setting, Wait
+from hwrx.paths import sockets
 
-TRIAL = 7
 FINISH, CREDIT = 0x46727768, 0x43727768
-# what only a lossy, hostile or broken wire brings about
-ODDITIES = ("lost", "duplicated", "reordered", "corrupt", "stale", "wrong_size")
 WAITS: tuple[Wait, ...] = ("block", "epoll", "select", "busy-poll", "spin")
 
 
@@ -47,65 +43,6 @@ def nothing_is_left() -> Iterator[None]:
     yield
     assert (open_files(), locked_memory()) == before
     assert Path("/proc/self/timers").read_text() == ""
-
-
-def endpoint(role: Role, setting: Setting, place: Place | None = None) -> SocketTransport:
-    place = place or Place()
-    prepared = open_endpoint(Prepare(trial=TRIAL, role=role, setting=setting, here=place, there=place))
-    assert isinstance(prepared, SocketTransport)
-    return prepared
-
-
-def trial_of(setting: Setting) -> loop.Trial:
-    return loop.Trial(
-        messages=setting.messages,
-        warmup=setting.warmup,
-        cooldown=setting.cooldown,
-        size=setting.size,
-        trial=TRIAL,
-        batch=setting.batch,
-        check_every=setting.check_every,
-        interval_ns=round(1e9 / setting.rate) if setting.rate else 0,
-        limit_ns=round(setting.limit * 1e9),
-    )
-
-
-class Side(threading.Thread):
-    """One end's loop; `verdict` is its status in words, `counts` what it saw."""
-
-    def __init__(self, transport: SocketTransport, setting: Setting, role: Role) -> None:
-        super().__init__()
-        self.trial = trial_of(setting)
-        self.verdict = ""
-        self._transport, self._setting, self._role = transport, setting, role
-        self.start()
-
-    def run(self) -> None:
-        status, _ = loop.run(self.trial, self._transport, self._setting.pattern, self._role)
-        self.verdict = loop.ENDED.get(status) or self._transport.explain(status)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        self.join(timeout=30)
-        assert not self.is_alive()
-        return self.trial.counts()
-
-
-def both(setting: Setting, place: Place | None = None) -> tuple[Side, Side]:
-    """Run a trial between two ends in this process, to its end."""
-    with endpoint("client", setting, place) as client, endpoint("server", setting, place) as server:
-        ours, theirs = client.describe(), server.describe()
-        client.connect(theirs)
-        server.connect(ours)
-        sides = Side(server, setting, "server"), Side(client, setting, "client")
-        for side in sides:
-            side.join(timeout=60)
-            assert not side.is_alive()
-        return sides[1], sides[0]
-
-
-def clean(counts: dict[str, int]) -> bool:
-    return not any(counts[oddity] for oddity in ODDITIES) and counts["delivered"] == counts["expected"]
 
 
 # --- everything that goes well ----------------------------------------------------------------------------------------

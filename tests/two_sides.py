@@ -1,0 +1,78 @@
+"""Both ends of a socket path in this process: each end's loop in a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+from cython_ext import loop
+from cython_ext.socket_transport import SocketTransport
+from hwrx.messages import Place, Prepare, Role, Setting
+from hwrx.paths import open_endpoint
+
+TRIAL = 7
+# what only a lossy, hostile or broken wire brings about
+ODDITIES = ("lost", "duplicated", "reordered", "corrupt", "stale", "wrong_size")
+
+
+def endpoint(role: Role, setting: Setting, place: Place | None = None) -> SocketTransport:
+    place = place or Place()
+    prepared = open_endpoint(Prepare(trial=TRIAL, role=role, setting=setting, here=place, there=place))
+    assert isinstance(prepared, SocketTransport)
+    return prepared
+
+
+def trial_of(setting: Setting) -> loop.Trial:
+    return loop.Trial(
+        messages=setting.messages,
+        warmup=setting.warmup,
+        cooldown=setting.cooldown,
+        size=setting.size,
+        trial=TRIAL,
+        batch=setting.batch,
+        check_every=setting.check_every,
+        interval_ns=round(1e9 / setting.rate) if setting.rate else 0,
+        limit_ns=round(setting.limit * 1e9),
+    )
+
+
+class Side(threading.Thread):
+    """One end's loop; `verdict` is its status in words, `counts` what it saw."""
+
+    def __init__(self, transport: SocketTransport, setting: Setting, role: Role) -> None:
+        super().__init__()
+        self.trial = trial_of(setting)
+        self.verdict = ""
+        self._transport, self._setting, self._role = transport, setting, role
+        self.start()
+
+    def run(self) -> None:
+        status, _ = loop.run(self.trial, self._transport, self._setting.pattern, self._role)
+        self.verdict = loop.ENDED.get(status) or self._transport.explain(status)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        self.join(timeout=60)
+        assert not self.is_alive()
+        return self.trial.counts()
+
+
+def both(setting: Setting, place: Place | None = None, places: Mapping[Role, Place] | None = None) -> tuple[Side, Side]:
+    """Run a trial between two ends in this process, to its end; the client's side, and the server's."""
+    places = places or {"client": place or Place(), "server": place or Place()}
+    with (
+        endpoint("client", setting, places["client"]) as client,
+        endpoint("server", setting, places["server"]) as server,
+    ):
+        ours, theirs = client.describe(), server.describe()
+        client.connect(theirs)
+        server.connect(ours)
+        sides = Side(server, setting, "server"), Side(client, setting, "client")
+        for side in sides:
+            side.join(timeout=120)
+            assert not side.is_alive()
+        return sides[1], sides[0]
+
+
+def clean(counts: dict[str, int]) -> bool:
+    return not any(counts[oddity] for oddity in ODDITIES) and counts["delivered"] == counts["expected"]
