@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from cython_ext import clock
 from hwrx import __version__, system
 from hwrx.devices import driver_of, place_of, verbs_devices
 from hwrx.errors import MachineError
@@ -40,6 +41,7 @@ def manifest() -> dict[str, Any]:
     """Return what this machine is, as JSON will hold it."""
     return {
         "kernel": kernel(),
+        "clock_cost_ns": clock.cost(),
         "cpu": cpu(),
         "hypervisor": hypervisor(),
         "memory": memory(),

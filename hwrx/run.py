@@ -120,10 +120,15 @@ class Pair:
             done = self._both_done(client, server, limit, setting.limit)
             measured = self._collect(setting, done, prepared)
             look(self.peers)
-            return measured
-        finally:
-            with contextlib.suppress(HwrxError):
-                self._release()
+        except PeerError:
+            raise  # the run ends, and both agents with it
+        except HwrxError:
+            # one end could not do its part: both are asked to let go, so that the next trial finds them ready. An
+            # interrupt does not come here: nobody waits for loops that may take long
+            self._release()
+            raise
+        self._release()
+        return measured
 
     def _both_done(self, client: Peer, server: Peer, limit: float, quiet: float) -> dict[Peer, Done]:
         """Wait for both loops to end. One that goes on after the other has failed is ended with its agent."""

@@ -21,7 +21,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from cython_ext import clock
 from hwrx import experiment as experiments
 from hwrx import precision, run, store, testbed, tune
 from hwrx.errors import HwrxError, UsageError
@@ -162,7 +161,7 @@ def measure(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None
     """
     with Display() as display, testbed.opened(layout.experiment, wanted, display.stage) as bed:
         display.stage("manifest", "what this machine is")
-        manifest = {**bed.manifest(), "clock_cost_ns": clock.cost(), "command": sys.argv}
+        manifest = {**bed.manifest(), "command": sys.argv}
         manifest["asked"] = msgspec.to_builtins(msgspec.structs.replace(wanted, log=None))
         # where the processor is emulated no setting of the host means anything, but what else runs there does
         netdevs = {place.netdev for place in bed.places.values() if place.netdev}
