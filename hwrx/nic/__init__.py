@@ -27,7 +27,6 @@ __all__ = ["Access", "E1000e", "open", "open_device"]
 
 Access = Literal["auto", "vfio", "uio"]
 
-_DRIVER = {"vfio": "vfio-pci", "uio": "uio_pci_generic"}
 _open: weakref.WeakSet[E1000e] = weakref.WeakSet()
 
 
@@ -44,7 +43,7 @@ def open_device(
     if access == "auto":
         access = "uio" if nic.driver == "uio_pci_generic" or nic.group is None else "vfio"
     taken = nic.driver not in pci.USER_DRIVERS
-    bound = pci.take(nic, _DRIVER[access], force=force, own=own)
+    bound = pci.take(nic, pci.DRIVER_OF[access], force=force, own=own)
     try:
         return _device(bound.address, access), taken
     except BaseException:

@@ -221,6 +221,18 @@ class E1000e:
             time.sleep(0.005)
         return True
 
+    def renegotiate(self) -> None:
+        """Take the link down and have the PHY negotiate it anew; `wait_for_link` waits until it is back."""
+        control = self._phy(reg.MDIC_READ, reg.PHY_CONTROL, 0)
+        control |= reg.PHY_CONTROL_AUTONEGOTIATION | reg.PHY_CONTROL_RESTART
+        self._phy(reg.MDIC_WRITE, reg.PHY_CONTROL, control)
+
+    def _phy(self, operation: int, register: int, value: int) -> int:
+        self.bar.write(reg.MDIC, operation | reg.MDIC_PHY | register << 16 | value)
+        if not self._until(lambda: bool(self.bar.read(reg.MDIC) & reg.MDIC_READY), RESET_LIMIT):
+            raise PathError(f"{self.device.address}: the PHY does not answer (MDIC)")
+        return self.bar.read(reg.MDIC) & 0xFFFF
+
     def set_promiscuous(self, on: bool) -> None:
         """Take frames for other stations, or no longer."""
         self.promiscuous = on

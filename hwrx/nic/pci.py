@@ -27,7 +27,8 @@ PROBE = Path("/sys/bus/pci/drivers_probe")
 KEPT = Path("/run/hwrx/nic")
 ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 NETWORK_CLASS = "0x02"
-USER_DRIVERS = frozenset({"vfio-pci", "uio_pci_generic"})
+DRIVER_OF = {"vfio": "vfio-pci", "uio": "uio_pci_generic"}
+USER_DRIVERS = frozenset(DRIVER_OF.values())
 # Realtek's NE2000 clone, which QEMU's ne2k_pci is
 NE2K = (0x10EC, 0x8029)
 _PATIENCE = 5.0  # seconds that a network device takes to come back, and its link to come up

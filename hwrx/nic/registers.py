@@ -38,6 +38,16 @@ CTRL_EXT = 0x00018
 CTRL_EXT_EIAME = 1 << 24  # what fires is masked by itself (EIAC)
 CTRL_EXT_PBA_SUPPORT = 1 << 31  # MSI-X
 
+MDIC = 0x00020  # 10.2.2.7: the PHY's registers
+MDIC_PHY = 1 << 21
+MDIC_WRITE = 1 << 26
+MDIC_READ = 2 << 26
+MDIC_READY = 1 << 28
+MDIC_ERROR = 1 << 30
+PHY_CONTROL = 0  # IEEE 802.3, 22.2.4.1
+PHY_CONTROL_RESTART = 1 << 9
+PHY_CONTROL_AUTONEGOTIATION = 1 << 12
+
 # --- interrupts, 10.2.4 --------------------------------------------------------------------------------------------
 ICR = 0x000C0
 ITR = 0x000C4  # throttling, in steps of 256 ns; MSI-X has EITR
