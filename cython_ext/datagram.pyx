@@ -9,7 +9,7 @@ seen. Messages, credits and finishing are those of the UDP socket (udp.pyx), so 
 import ipaddress
 
 from libc.errno cimport ENOBUFS, ETIMEDOUT
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from cython_ext.clock cimport now

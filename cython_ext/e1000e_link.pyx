@@ -5,10 +5,6 @@ from libc.errno cimport EINVAL
 from libc.stdint cimport int64_t, uint32_t
 
 from cython_ext.e1000e_ring cimport (
-    Rx,
-    RxRing,
-    Tx,
-    TxRing,
     rx_receive,
     rx_refuse,
     rx_release,

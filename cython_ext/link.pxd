@@ -1,7 +1,7 @@
 """A link: whole Ethernet frames in and out, whoever carries them.
 
-The rings of a NIC that hwrx drives, the kernel's packet ring and AF_XDP, an NE2000's port: each offers the table `Link` over
-a state of its own. `datagram.pyx` does on top of it what a socket does, and is the same for all of them.
+The rings of a NIC that hwrx drives, the kernel's packet ring and AF_XDP, an NE2000's port: each offers the table `Link`
+over a state of its own. `datagram.pyx` does on top of it what a socket does, and is the same for all of them.
 """
 
 from libc.stdint cimport int64_t, uint32_t
@@ -18,7 +18,7 @@ cdef struct Link:
     void *me
     # Up to `most` frames that have come, oldest first. Never waits. Or -errno.
     int (*take)(void *me, Frame *out, uint32_t most) noexcept nogil
-    # A frame that was just taken is not wanted: it goes back together with its neighbours, and `give` does not count it.
+    # A frame that was just taken is not wanted: it goes back with its neighbours, and `give` does not count it.
     void (*refuse)(void *me, const Frame *frame) noexcept nogil
     # Give the `count` oldest frames taken back. 0 or -errno.
     int (*give)(void *me, uint32_t count) noexcept nogil
