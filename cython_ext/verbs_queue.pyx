@@ -53,9 +53,9 @@ from cython_ext.verbs_device cimport Context, ProtectionDomain
 
 from cython_ext.verbs_device import verbs_error
 
-# A lost packet is sent again after 4.096 µs * 2^17 = 537 ms, 7 times, so a peer that does not answer for 4.3 s is given
-# up. An emulated guest on a busy host stands still for a second now and then; a peer's death is known by its pipe.
-TIMEOUT = 17
+# A lost packet is sent again after 4.096 µs * 2^15 = 134 ms, 7 times, so a peer that does not answer for 1.1 s is given
+# up; where its agent died, the control pipe tells at once.
+TIMEOUT = 15
 RETRY_COUNT = 7
 RNR_RETRY = 7          # 7 means for ever: a receiver that is slow is no error
 MIN_RNR_TIMER = 12     # 0.64 ms (InfiniBand specification, table 45)
