@@ -1,10 +1,43 @@
-"""The guest's own topology, seen from inside."""
+"""The guest's own topology, and what the machine's commands say of it, on a kernel that has SoftRoCE."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from hwrx import topology
+import pytest
+
+from hwrx import cli, devices, machine, rxe, topology, undo
+from hwrx.errors import MachineError, UsageError
+
+HWRX = [sys.executable, "-m", "hwrx"]
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def hwrx(*arguments: str) -> Done:
+    """Run the command in this process: starting Python takes seconds here."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = cli.main(list(arguments))
+        except SystemExit as stop:
+            code = stop.code
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def test_both_rxe_devices_have_the_gid_of_their_address() -> None:
@@ -13,4 +46,195 @@ def test_both_rxe_devices_have_the_gid_of_their_address() -> None:
 
 
 def test_the_devices_can_be_opened_without_udev() -> None:
-    assert len(list(Path("/dev/infiniband").glob("uverbs*"))) == 2
+    assert len(list(Path("/dev/infiniband").glob("uverbs*"))) >= 2
+
+
+def test_a_second_pair_is_refused_in_words() -> None:
+    with pytest.raises(MachineError, match="another `pair` is up"), topology.pair():
+        pass
+    # and what it found is still there
+    assert (topology.NETDEVS / "hwrx0").exists()
+    assert (topology.VERBS / "rxe0").exists()
+
+
+def test_a_namespace_has_no_rxe_but_a_wire() -> None:
+    with topology.netns() as made:
+        client, server = (made.peers[end].removeprefix("netns:") for end in topology.ENDS)
+        script = (
+            f"import socket; s = socket.create_server(('{made.places['server'].address}', 9)); print(s.accept()[1][0])"
+        )
+        listener = subprocess.Popen(
+            ["ip", "netns", "exec", server, sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+        )
+        connect = f"""
+import socket, time
+while True:
+    try:
+        socket.create_connection(('{made.places["server"].address}', 9)); break
+    except ConnectionRefusedError:
+        time.sleep(.1)
+"""
+        subprocess.run(["ip", "netns", "exec", client, sys.executable, "-c", connect], check=True, timeout=120)
+        assert listener.communicate(timeout=120)[0].strip() == made.places["client"].address
+
+
+def test_devices_lists_what_is_there_as_pyverbs_and_sysfs_know_it() -> None:
+    found = {device.name: device for device in devices.verbs_devices()}
+    assert {"rxe0", "rxe1"} <= found.keys()
+    for end in topology.ENDS:
+        device = found[topology.DEVICES[end]]
+        assert device.asked == "pyverbs"
+        assert device.software
+        (port,) = device.ports
+        assert (port.state, port.link_layer, port.netdev) == ("ACTIVE", "Ethernet", topology.LINKS[end])
+        assert (port.active_mtu, port.max_mtu) == (1024, 4096)
+        assert topology.ADDRESSES[end] in [gid.address for gid in port.gids]
+        assert all(gid.type == "RoCE v2" for gid in port.gids)
+        assert device.limits["max_qp"] > 0
+        # the other way to learn it says the same, as far as it knows
+        from_sysfs = devices._from_sysfs(device.name, "")
+        assert from_sysfs.ports[0].gids == port.gids
+        assert (from_sysfs.ports[0].state, from_sysfs.node_guid) == (port.state, device.node_guid)
+
+
+def test_sockets_share_the_wire_of_a_verbs_device() -> None:
+    for device in devices.verbs_devices():
+        if device.name == "rxe1":
+            place = machine.place_of(device)
+    assert (place.address, place.netdev, place.verbs) == ("198.18.77.2", "hwrx1", "rxe1")
+
+
+def test_the_command_devices_prints_json_that_holds_them() -> None:
+    done = hwrx("devices", "--json")
+    assert done.returncode == 0, done.stderr
+    assert {"rxe0", "rxe1"} <= {device["name"] for device in json.loads(done.stdout)}
+
+
+def test_the_doctor_finds_verbs_here() -> None:
+    done = hwrx("doctor", "--json")
+    report = json.loads(done.stdout)
+    findings = {finding["name"]: finding for finding in report["findings"]}
+    assert findings["verbs device"]["fine"]
+    assert findings["SoftRoCE module"]["fine"]
+    assert (done.returncode == 0) == report["healthy"]
+    assert all(finding["fine"] or finding["remedy"] for finding in report["findings"])
+
+
+def test_the_manifest_knows_the_guest_for_what_it_is() -> None:
+    about = machine.manifest()
+    assert about["kernel"]["clocksource"] == "tsc"
+    assert "clocksource=tsc" in about["kernel"]["command_line"]
+    assert "rdma_rxe" in about["modules"]
+    assert {"hwrx0", "hwrx1"} <= {nic["name"] for nic in about["nics"]}
+    assert next(nic for nic in about["nics"] if nic["name"] == "hwrx0")["driver"] == "veth"
+    assert "missing" not in (about["versions"]["libibverbs"], about["versions"]["pyverbs"])
+    json.dumps(about)
+
+
+@pytest.fixture
+def spare_netdev() -> Iterator[str]:
+    subprocess.run(["ip", "link", "add", "spare0", "type", "veth", "peer", "name", "spare1"], check=True)
+    try:
+        yield "spare0"
+    finally:
+        subprocess.run(["ip", "link", "delete", "spare0"], check=True)
+
+
+def test_rxe_goes_up_and_down_and_the_watcher_sees_it(spare_netdev: str) -> None:
+    done = hwrx("rxe", "up", spare_netdev)
+    assert done.returncode == 3
+    assert "the link of spare0 is down" in done.stderr
+    assert f"ip link set {spare_netdev} up" in done.stderr
+    for name in ("spare0", "spare1"):
+        subprocess.run(["ip", "link", "set", name, "up"], check=True)
+
+    watcher = subprocess.Popen([*HWRX, "devices", "--watch", "--json"], stdout=subprocess.PIPE)
+    try:
+        assert watcher.stdout is not None
+        assert b'"present"' in watcher.stdout.readline()
+        time.sleep(1.0)  # the watcher prints what is there before it listens
+        done = hwrx("rxe", "up", spare_netdev, "--name", "rxe7")
+        assert done.returncode == 0, done.stderr
+        assert "rxe7 on spare0" in done.stdout
+        assert rxe.on_netdev(spare_netdev) == "rxe7"
+        assert rxe.netdev_of("rxe7") == spare_netdev
+        twice = hwrx("rxe", "up", spare_netdev)
+        assert twice.returncode == 2
+        assert "rxe7 stands on spare0 already" in twice.stderr
+        done = hwrx("rxe", "down", spare_netdev)
+        assert done.returncode == 0, done.stderr
+        assert not (topology.VERBS / "rxe7").exists()
+        seen = events(watcher)
+        assert ("add", "rxe7") in seen
+        assert ("remove", "rxe7") in seen
+    finally:
+        watcher.send_signal(signal.SIGINT)
+        assert watcher.wait(timeout=60) == 130
+        watcher.stdout.close()
+
+
+def events(watcher: subprocess.Popen[bytes]) -> list[tuple[str, str]]:
+    """What the watcher has printed, until it is silent."""
+    assert watcher.stdout is not None
+    data = b""
+    while select.select([watcher.stdout], [], [], 5.0)[0]:
+        data += os.read(watcher.stdout.fileno(), 1 << 16)
+        if b'"remove","subsystem":"infiniband"' in data:
+            break
+    lines = [json.loads(line) for line in data.splitlines()]
+    return [(line["event"], line["name"]) for line in lines]
+
+
+def test_a_device_that_is_no_rxe_is_not_taken_away() -> None:
+    with pytest.raises(UsageError, match="no rxe device 'mlx5_0'"):
+        rxe.down("mlx5_0")
+    done = hwrx("rxe", "up", "no-such-netdev")
+    assert done.returncode == 2
+    assert "there is no netdev 'no-such-netdev'" in done.stderr
+    assert "hwrx0" in done.stderr
+
+
+KILLED = """
+import sys, time
+from hwrx import topology
+# another pair's names: this one's are in use
+topology.LINKS.update(client="other0", server="other1")
+topology.DEVICES.update(client="rxe8", server="rxe9")
+topology.ADDRESSES.update(client="198.19.77.1", server="198.19.77.2")
+topology.ADDRESSES_V6.update(client="2001:2:0:78::1", server="2001:2:0:78::2")
+with topology.pair():
+    print("up", flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_a_pair_whose_process_was_killed_is_mended() -> None:
+    setting = Path("/proc/sys/net/ipv4/conf/all/rp_filter")
+    before = setting.read_text()
+    setting.write_text("2\n")
+    try:
+        child = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"
+        assert setting.read_text() == "0\n"
+        assert rxe.on_netdev("other0") == "rxe8"
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        assert (topology.VERBS / "rxe8").exists()
+        assert hwrx("lab", "down").stdout == f"taken down: a veth pair with rxe devices, left by process {child.pid}\n"
+        assert setting.read_text() == "2\n"
+        assert not (topology.VERBS / "rxe8").exists()
+        assert not (topology.NETDEVS / "other0").exists()
+        assert undo.mend() == []
+        assert hwrx("lab", "down").stdout == "nothing is left over\n"
+    finally:
+        setting.write_text(before)
+
+
+def test_one_who_is_not_root_is_told() -> None:
+    done = subprocess.run(
+        ["setpriv", "--reuid=65534", "--clear-groups", *HWRX, "rxe", "up", "hwrx0"], capture_output=True, text=True
+    )
+    assert done.returncode == 3
+    assert "needs root" in done.stderr
