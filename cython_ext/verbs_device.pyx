@@ -126,7 +126,9 @@ def verbs_error(verb: str, what: str, int error) -> Exception:
     if error in (errno.EPERM, errno.EACCES):
         return MachineError(said, remedy="run as root, or be allowed to open /dev/infiniband/uverbs*")
     if error in (errno.ENODEV, errno.ENOENT, errno.EIO):
-        return MachineError(f"{said}; the device is gone", remedy="hwrx rxe up NETDEV makes a SoftRoCE device")
+        return MachineError(
+            f"{said}; the device is gone, or was never there", remedy="hwrx rxe up NETDEV makes a SoftRoCE device"
+        )
     if error in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT):
         return PathError(
             f"{said}; there is no way to the peer", remedy="both ends up and on one network? 'ip route get' its address"
@@ -161,7 +163,7 @@ cdef class Context:
         if devices == NULL:
             # ENOSYS: ib_uverbs is not loaded, so there is no device at all
             error = c_errno
-            raise verbs_error("ibv_get_device_list", name, errno.ENODEV if error == errno.ENOSYS else error)
+            raise verbs_error("ibv_open_device", name, errno.ENODEV if error == errno.ENOSYS else error)
         try:
             for i in range(count):
                 if ibv_get_device_name(devices[i]).decode() == name:

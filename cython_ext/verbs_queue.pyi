@@ -71,8 +71,8 @@ class QueuePair:
         remote_lid: int = 0,
         reads_out: int = 1,
         reads_in: int = 1,
-        timeout: int = 15,
-        retry_count: int = 7,
+        timeout: int = 16,
+        retry_count: int = 6,
         rnr_retry: int = 7,
     ) -> None: ...
     def close(self) -> None: ...

@@ -11,7 +11,7 @@ SENTENCES: dict[str, tuple[str, str]] = {
     ),
     "IBV_WC_LOC_QP_OP_ERR": (
         "the own queue pair could not carry the work request out",
-        "the request is malformed, or the queue pair lacks a capability that it needs",
+        "the request is malformed; from rxe also a message longer than the posted receive buffer",
     ),
     "IBV_WC_LOC_EEC_OP_ERR": (
         "the own end-to-end context could not carry the work request out",
@@ -44,7 +44,7 @@ SENTENCES: dict[str, tuple[str, str]] = {
     ),
     "IBV_WC_REM_OP_ERR": (
         "the other end could not carry the operation out",
-        "an error of its own: a full completion queue, a broken receive request, memory that went away",
+        "an error of its own, as a full completion queue; from rxe also a message longer than the receive buffer there",
     ),
     "IBV_WC_RETRY_EXC_ERR": (
         "the other end acknowledged nothing, however often the packet was sent",

@@ -15,6 +15,7 @@ from hwrx.messages import Place
 
 Number24 = Annotated[int, Meta(ge=0, lt=1 << 24)]
 Number32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
+MODULE = Path("/sys/module/rdma_rxe")
 SHORT_CUT = (
     "rxe hands a packet whose destination MAC is its own over to itself, without IP, UDP or the network stack"
     " (RXE_LOOPBACK_MASK), so nothing of the network would be measured"
@@ -182,7 +183,7 @@ def choose_device(place: Place, names: Sequence[str]) -> str:
 
 def no_device() -> MachineError:
     """Say that this machine has no verbs device, and what would give it one."""
-    if Path("/sys/module/rdma_rxe").exists() or _module_file("rdma_rxe"):
+    if MODULE.exists() or _module_file(MODULE.name):
         return MachineError("this machine has no verbs device", remedy="hwrx rxe up NETDEV makes a SoftRoCE device")
     release = Path("/proc/sys/kernel/osrelease").read_text().strip()
     return MachineError(

@@ -61,13 +61,17 @@ class Ends:
         while self.peers:
             self.peers.popitem()[1].close()
 
-    def prepare(self, setting: Setting, places: Places | None = None) -> dict[Role, Prepared]:
+    def prepare(self, setting: Setting | dict[Role, Setting], places: Places | None = None) -> dict[Role, Prepared]:
+        """One setting for both, or one each."""
+        settings = setting if isinstance(setting, dict) else dict.fromkeys(ROLES, setting)
         self.start()
         self._trial += 1
         at = places or self.places
         others: dict[Role, Role] = {"client": "server", "server": "client"}
         for role, peer in self.peers.items():
-            peer.send(Prepare(trial=self._trial, role=role, setting=setting, here=at[role], there=at[others[role]]))
+            peer.send(
+                Prepare(trial=self._trial, role=role, setting=settings[role], here=at[role], there=at[others[role]])
+            )
         replies = wait(dict.fromkeys(self.peers.values(), Prepared), LIMIT)
         return {role: replies[peer] for role, peer in self.peers.items()}
 
@@ -103,7 +107,9 @@ class Ends:
             except PeerError:
                 self.kill(role)
 
-    def run(self, setting: Setting, *, places: Places | None = None, tamper: Tamper | None = None) -> Outcome:
+    def run(
+        self, setting: Setting | dict[Role, Setting], *, places: Places | None = None, tamper: Tamper | None = None
+    ) -> Outcome:
         """One whole trial; whatever is raised, both ends are released."""
         try:
             prepared = self.prepare(setting, places)
