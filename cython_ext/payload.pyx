@@ -3,7 +3,7 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 
 
 cdef inline uint64_t word(uint64_t sequence, uint64_t k) noexcept nogil:
@@ -65,6 +65,7 @@ def make(uint32_t size, uint64_t sequence, uint32_t trial=0, int64_t send_ns=0):
         raise ValueError(f"a message has at least {SMALLEST} bytes, not {size}")
     message = PyBytes_FromStringAndSize(NULL, size)
     cdef char *at = PyBytes_AS_STRING(message)
+    memset(at, 0, min(size, <uint32_t> 16))  # 9 to 11 and 13 to 15 bytes have a rest that belongs to no field
     fill(at, size, sequence)
     stamp(at, size, sequence, trial, send_ns)
     return message

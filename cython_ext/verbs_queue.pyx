@@ -53,9 +53,9 @@ from cython_ext.verbs_device cimport Context, ProtectionDomain
 
 from cython_ext.verbs_device import verbs_error
 
-# A lost packet is sent again after 4.096 µs * 2^16 = 268 ms, 6 times: a peer that is gone is given up within 2 s, and one
-# that is merely slow, on an emulated or overloaded machine, is not. Not 7 times: rxe's completer counts down only where
-# the count is not 7, and goes on for ever (rxe_comp.c, COMPST_ERROR_RETRY).
+# A lost packet is sent again after 4.096 µs * 2^16 = 268 ms, 6 times: a peer that is gone is given up within 2 s, and
+# one that is merely slow, on an emulated or overloaded machine, is not. Not 7 times: rxe's completer counts down only
+# where the count is not 7, and goes on for ever (rxe_comp.c, COMPST_ERROR_RETRY).
 TIMEOUT = 16
 RETRY_COUNT = 6
 RNR_RETRY = 7          # 7 means for ever: a receiver that is slow is no error

@@ -33,6 +33,7 @@ from hwrx.messages import (
     Quit,
     Ready,
     Release,
+    Released,
     Start,
     ToAgent,
     TraceBegin,
@@ -84,7 +85,7 @@ class Agent:
                 return Chunk(first=message.first, data=values.astype("<i8", copy=False).tobytes())
             case Release():
                 self.close()
-                return Ready()
+                return Released()
             case Describe():
                 from hwrx import machine  # not needed by the trials themselves, and slow to import in a guest
 

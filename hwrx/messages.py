@@ -109,7 +109,7 @@ class Fetch(Struct, tag="fetch", frozen=True):
 
 
 class Release(Struct, tag="release", frozen=True):
-    """Tear the endpoint down. Answered by Ready."""
+    """Tear the endpoint down. Answered by Released, after whatever replies of the trial were left unread."""
 
 
 class Describe(Struct, tag="describe", frozen=True):
@@ -164,7 +164,11 @@ class Prepared(Struct, tag="prepared", frozen=True):
 
 
 class Ready(Struct, tag="ready", frozen=True):
-    """Connect or Release is done."""
+    """What was asked for is done."""
+
+
+class Released(Struct, tag="released", frozen=True):
+    """Nothing of the trial is left in the agent."""
 
 
 class Done(Struct, tag="done", frozen=True):
@@ -217,7 +221,7 @@ class Failed(Struct, tag="failed", frozen=True):
 
 ToTracer = TraceOpen | TraceBegin | TraceEnd | FetchEvents | TraceClose
 ToAgent = Hello | Prepare | Connect | Start | Fetch | Release | Describe | ToTracer | Quit
-FromAgent = Hello | Prepared | Ready | Done | Chunk | Described | Tracing | Traced | Failed
+FromAgent = Hello | Prepared | Ready | Released | Done | Chunk | Described | Tracing | Traced | Failed
 
 _encode = msgspec.json.Encoder().encode
 _decode_to_agent = msgspec.json.Decoder(ToAgent).decode

@@ -28,6 +28,7 @@ from hwrx.messages import (
     Prepared,
     Ready,
     Release,
+    Released,
     Role,
     Setting,
     Start,
@@ -190,7 +191,7 @@ class Pair:
         for peer in self.peers.values():
             peer.send(Release())
         for peer in self.peers.values():
-            peer.settle(Ready, ANSWER_WITHIN)
+            peer.settle(Released, ANSWER_WITHIN)
 
 
 def fetch(peer: Peer, array: Array, count: int) -> Int64s:

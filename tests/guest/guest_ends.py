@@ -18,6 +18,7 @@ from hwrx.messages import (
     Prepared,
     Ready,
     Release,
+    Released,
     Role,
     Setting,
     Start,
@@ -103,7 +104,7 @@ class Ends:
             peer.send(Release())
         for role, peer in list(self.peers.items()):
             try:
-                peer.settle(Ready, RELEASE)
+                peer.settle(Released, RELEASE)
             except PeerError:
                 self.kill(role)
 

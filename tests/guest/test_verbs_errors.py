@@ -16,7 +16,7 @@ from cython_ext.rc import RcSendTransport
 from hwrx import paths
 from hwrx.errors import HwrxError, MachineError, PeerError, UsageError
 from hwrx.messages import Connect, Done, Place, Prepare, Role, Setting, Start
-from hwrx.peers import wait
+from hwrx.peers import wait, wait_first
 
 
 def setting(path: str = "rdma-send", **more: Any) -> Setting:
@@ -104,22 +104,18 @@ def test_a_receiver_without_buffers_is_told(pair: Places, ends: Ends) -> None:
 
 def test_a_link_that_goes_down_ends_the_trial_with_words(ends: Ends, spare: Wire) -> None:
     try:
-        prepared = ends.prepare(setting(messages=10_000_000, limit=20.0), spare.places)
-        ends.connect(prepared)
-        ends.peers["server"].send(Start())
-        ends.peers["client"].send(Start())
+        ends.connect(ends.prepare(setting(messages=10_000_000, limit=60.0), spare.places))
+        for peer in ends.peers.values():
+            peer.send(Start())
         time.sleep(1.0)
         ip("link", "set", spare.links["server"], "down")
-        began = time.monotonic()
-        client = wait({ends.peers["client"]: Done}, 60)[ends.peers["client"]]
-        assert time.monotonic() - began < 15  # long before the trial's own limit
-        assert client.ended == "error"
-        assert "IBV_WC_RETRY_EXC_ERR (12)" in client.error
-        assert client.tally["delivered"] > 0
+        # whichever had a message on its way; the other waits for an answer until its limit
+        _, done = wait_first(ends.peers.values(), Done, 50)
+        assert done.error.startswith("IBV_WC_RETRY_EXC_ERR (12)")
+        assert done.tally["delivered"] > 0
     finally:
-        # the server's loop ends by its own limit, or at once where it has an answer on its way
-        ends.kill("server")
-        ends.release()
+        for role in ("client", "server"):
+            ends.kill(role)  # type: ignore[arg-type]
 
 
 # --- peers that die ------------------------------------------------------------------------------------------------
@@ -200,7 +196,7 @@ def test_several_devices_and_none_named_is_a_question(ends: Ends, pair: Places) 
 
 
 def test_a_gid_that_does_not_exist_is_answered_with_the_table(ends: Ends) -> None:
-    assert "has no GID 200; its table is 0:" in refused(ends, UsageError, setting(gid_index=200))
+    assert "port 1 has no GID 200; its table is 0:" in refused(ends, UsageError, setting(gid_index=200))
 
 
 def test_gids_of_different_kinds_are_refused(ends: Ends, pair: Places) -> None:
@@ -227,13 +223,13 @@ def test_a_netdev_without_an_address_falls_back_to_its_link_local_gid(ends: Ends
 
 
 def test_a_datagram_above_the_mtu_is_refused(ends: Ends) -> None:
-    assert "at most the MTU, 1024 bytes on rxe0 port 1, not 1025" in refused(
-        ends, UsageError, setting("rdma-ud", size=1025)
-    )
+    words = refused(ends, UsageError, setting("rdma-ud", size=1025))
+    assert "at most the MTU, 1024 bytes on rxe" in words  # whichever end says it first
+    assert "port 1, not 1025" in words
 
 
 def test_an_mtu_above_the_ports_is_refused(ends: Ends) -> None:
-    assert "rxe0 port 1 has an MTU of 1024 bytes, 4096 are asked for" in refused(ends, UsageError, setting(mtu=4096))
+    assert "port 1 has an MTU of 1024 bytes, 4096 are asked for" in refused(ends, UsageError, setting(mtu=4096))
 
 
 def test_a_peer_that_describes_nonsense_is_named(ends: Ends) -> None:

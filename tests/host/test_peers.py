@@ -12,7 +12,21 @@ from pathlib import Path
 import pytest
 
 from hwrx.errors import PeerError, UsageError
-from hwrx.messages import Described, Done, Hello, Place, Prepare, Prepared, Ready, Release, Setting, Start, frame
+from hwrx.messages import (
+    Connect,
+    Described,
+    Done,
+    Hello,
+    Place,
+    Prepare,
+    Prepared,
+    Ready,
+    Release,
+    Released,
+    Setting,
+    Start,
+    frame,
+)
 from hwrx.peers import Peer, ProcessChannel, agent_command, wait
 
 
@@ -36,7 +50,7 @@ def speaking(program: str) -> Peer:
 def test_an_agent_that_is_killed_is_named_with_its_signal(peer: Peer) -> None:
     os.kill(process_of(peer).process.pid, signal.SIGKILL)
     with pytest.raises(PeerError, match=r"peer client is gone: killed by SIGKILL"):
-        peer.ask(Release(), Ready)
+        peer.ask(Release(), Released)
 
 
 def test_an_agent_ends_when_its_controller_goes_away(peer: Peer) -> None:
@@ -103,12 +117,21 @@ def test_what_an_agent_cannot_do_comes_back_as_the_same_error(peer: Peer) -> Non
     assert "udp" in caught.value.remedy
     with pytest.raises(PeerError, match="before anything was prepared"):
         peer.ask(Start(), Done)
-    assert peer.ask(Release(), Ready) == Ready()  # and it lives on
+    assert peer.ask(Release(), Released) == Released()  # and it lives on
 
 
 def test_a_reply_of_the_wrong_kind_is_named(peer: Peer) -> None:
-    with pytest.raises(PeerError, match="answered with Ready instead of Described"):
+    with pytest.raises(PeerError, match="answered with Released instead of Described"):
         peer.ask(Release(), Described)
+
+
+def test_a_trial_that_was_broken_off_leaves_no_reply_for_the_next(peer: Peer) -> None:
+    prepare = Prepare(trial=1, role="client", setting=Setting(path="udp"), here=Place(), there=Place())
+    remote = peer.ask(prepare, Prepared).remote
+    peer.send(Connect(remote))  # its Ready is never read: the other end has failed
+    peer.send(Release())
+    peer.settle(Released, 20)
+    peer.ask(prepare, Prepared)
 
 
 @pytest.mark.parametrize("spec", ["", "carrier:pigeon", "ssh:", "netns:", "ssh:-oProxyCommand=x"])
@@ -120,7 +143,7 @@ def test_a_peer_that_cannot_be_is_refused_in_words(spec: str) -> None:
 
 def test_a_command_template_starts_an_agent() -> None:
     with Peer.start("env HWRX_SOMETHING=1 {agent}", "templated") as peer:
-        assert peer.ask(Release(), Ready) == Ready()
+        assert peer.ask(Release(), Released) == Released()
 
 
 def test_a_command_that_does_not_exist_is_named() -> None:
