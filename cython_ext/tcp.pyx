@@ -23,7 +23,7 @@ from cython_ext.sys_socket cimport (
     shutdown,
 )
 from cython_ext.transport cimport FINISHED, Delivery
-from cython_ext.waiting cimport BLOCK, LOOKS, SPIN, be_patient, readable, readable_by
+from cython_ext.waiting cimport BLOCK, LOOKS, SPIN, be_patient, readable_by, readable_patiently
 
 from hwrx.errors import PathError
 
@@ -76,7 +76,7 @@ cdef inline int take_waiting(TcpState *s) noexcept nogil:
             status = take(s, s.receive_flags)
         return status if status != -EINTR else take_patiently(s)
     if s.wait.manner != SPIN:
-        status = readable(&s.wait, s.wait.patience_ns)
+        status = readable_patiently(&s.wait)
         if status <= 0:
             return status if status < 0 else -EAGAIN
         return take(s, MSG_DONTWAIT)
@@ -155,7 +155,7 @@ cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline)
                 return 0
             if s.wait.manner != SPIN:
                 status = readable_by(&s.wait, left)
-                if status < 0:
+                if status < 0 and status != -EINTR:
                     return status
         elif status < 0:
             return status

@@ -12,6 +12,7 @@ from libc.stdint cimport int64_t
 from posix.time cimport timespec
 
 from cython_ext.beat cimport Beat, start_beat
+from cython_ext.clock cimport now
 from cython_ext.sys_epoll cimport epoll_event, epoll_pwait2
 from cython_ext.sys_poll cimport POLLIN, pollfd, ppoll
 from cython_ext.sys_prctl cimport PR_SET_TIMERSLACK, prctl
@@ -44,7 +45,7 @@ cdef inline int be_patient(Waiter *w) noexcept nogil:
 
 
 cdef inline int readable(const Waiter *w, int64_t timeout_ns) noexcept nogil:
-    """Sleep until fd has something to receive: 1; 0 when the time has passed or a signal came; or -errno.
+    """Sleep until fd has something to receive: 1; 0 when the time has passed; or -errno, -EINTR when a signal came.
 
     What BLOCK does here is ppoll: it is asked only where an exact deadline is wanted.
     """
@@ -60,20 +61,29 @@ cdef inline int readable(const Waiter *w, int64_t timeout_ns) noexcept nogil:
         if status >= 0:
             return status
         if errno != ENOSYS:
-            return 0 if errno == EINTR else -errno
+            return -errno
     elif w.manner == SELECT:
         FD_ZERO(&files)
         FD_SET(w.fd, &files)
         status = pselect(w.fd + 1, &files, NULL, NULL, &limit, NULL)
-        if status >= 0:
-            return status
-        return 0 if errno == EINTR else -errno
+        return status if status >= 0 else -errno
     one.fd = w.fd
     one.events = POLLIN
     status = ppoll(&one, 1, &limit, NULL)
-    if status >= 0:
+    return status if status >= 0 else -errno
+
+
+cdef inline int readable_patiently(Waiter *w) noexcept nogil:
+    """As `readable` for the path's patience, whatever signals come meanwhile: only time ends it."""
+    cdef int status = readable(w, w.patience_ns)
+    cdef int64_t deadline, left
+    if status != -EINTR:
         return status
-    return 0 if errno == EINTR else -errno
+    deadline = now() + w.patience_ns
+    while status == -EINTR:
+        left = deadline - now()
+        status = readable(w, left) if left > 0 else 0
+    return status
 
 
 cdef inline int readable_by(Waiter *w, int64_t timeout_ns) noexcept nogil:

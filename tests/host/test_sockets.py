@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from two_sides import ODDITIES, TRIAL, Side, both, clean, endpoint, trial_of
@@ -159,7 +161,7 @@ class Raw:
     def __init__(self, role: Role, setting: Setting, receive_buffer: int = 1 << 20) -> None:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind(("127.0.0.1", 0))
-        self.socket.settimeout(5)
+        self.socket.settimeout(30)
         transport = endpoint(role, setting)
         assert isinstance(transport, UdpTransport)
         self.transport = transport
@@ -183,13 +185,13 @@ class Raw:
         self.socket.close()
 
 
-STREAM = Setting(path="udp", pattern="stream", messages=100, warmup=0, cooldown=0, check_every=1, limit=2)
+STREAM = Setting(path="udp", pattern="stream", messages=100, warmup=0, cooldown=0, check_every=1, limit=30)
 
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_what_the_wire_did_is_counted(wait: Wait) -> None:
     setting = Setting(
-        path="udp", pattern="stream", messages=100, warmup=0, cooldown=0, check_every=1, wait=wait, size=64, limit=2
+        path="udp", pattern="stream", messages=100, warmup=0, cooldown=0, check_every=1, wait=wait, size=64, limit=30
     )
     with Raw("server", setting) as raw:
         order = [number for number in range(100) if number not in (10, 20, 30)]  # three are lost
@@ -242,7 +244,7 @@ def test_a_finish_of_another_trial_or_from_a_stranger_is_none() -> None:
 
 
 def test_without_a_finish_the_time_limit_ends_it() -> None:
-    with Raw("server", STREAM) as raw:
+    with Raw("server", msgspec.structs.replace(STREAM, limit=2)) as raw:
         raw.say(0)
         start = time.monotonic()
         counts = raw.side.counts
@@ -252,7 +254,7 @@ def test_without_a_finish_the_time_limit_ends_it() -> None:
 
 
 def test_the_receiver_credits_every_half_window() -> None:
-    setting = Setting(path="udp", pattern="stream", messages=64, warmup=0, cooldown=0, window=16, batch=1, limit=2)
+    setting = Setting(path="udp", pattern="stream", messages=64, warmup=0, cooldown=0, window=16, batch=1, limit=30)
     with Raw("server", setting) as raw:
         for number in range(64):
             raw.say(number)
@@ -264,13 +266,13 @@ def test_the_receiver_credits_every_half_window() -> None:
 
 
 def test_the_sender_stops_at_its_window_and_goes_on_with_credit() -> None:
-    setting = Setting(path="udp", pattern="stream", messages=64, warmup=0, cooldown=0, window=16, batch=4, limit=2)
+    setting = Setting(path="udp", pattern="stream", messages=64, warmup=0, cooldown=0, window=16, batch=4, limit=30)
     with Raw("client", setting) as raw:
         assert [payload.sequence(raw.socket.recv(100)) for _ in range(16)] == list(range(16))
         raw.socket.settimeout(0.05)
         with pytest.raises(TimeoutError):
             raw.socket.recv(100)
-        raw.socket.settimeout(5)
+        raw.socket.settimeout(30)
         raw.send(struct.pack("<IIQ", CREDIT, TRIAL + 1, 16))  # of another trial: none
         raw.send(struct.pack("<IIQ", CREDIT, TRIAL, 1 << 40))  # of more than was sent: none
         raw.send(struct.pack("<IIQ", CREDIT, TRIAL, 4))
@@ -288,22 +290,27 @@ def test_the_sender_stops_at_its_window_and_goes_on_with_credit() -> None:
             assert payload.sequence(raw.socket.recv(100)) == number
         assert struct.unpack("<IIQ", raw.socket.recv(100)) == (FINISH, TRIAL, 64)
         finish(raw.socket, raw.port)
-        raw.side.join(timeout=5)
+        raw.side.join(timeout=30)
     assert raw.side.verdict == "complete"
-    assert raw.transport.slides == 1
+    assert raw.transport.slides >= 1
 
 
 def test_a_finish_that_gets_lost_is_said_again() -> None:
-    setting = Setting(path="udp", pattern="stream", messages=4, warmup=0, cooldown=0, limit=2)
+    setting = Setting(path="udp", pattern="stream", messages=4, warmup=0, cooldown=0, limit=30)
     with Raw("client", setting) as raw:
         for number in range(4):
             assert payload.sequence(raw.socket.recv(100)) == number
         for _ in range(3):
             assert raw.socket.recv(100)[:4] == b"hwrF"
         finish(raw.socket, raw.port)
-        start = time.monotonic()
-        raw.side.join(timeout=5)
-        assert time.monotonic() - start < 2
+        raw.side.join(timeout=30)
+        # one more may have been under way when it heard; who had not heard would have said it seven times more
+        raw.socket.settimeout(0.1)
+        rest = 0
+        with contextlib.suppress(TimeoutError):
+            while raw.socket.recv(100):
+                rest += 1
+    assert rest <= 2
     assert raw.side.verdict == "complete"
 
 
@@ -317,7 +324,7 @@ def test_a_receiver_that_falls_silent_ends_the_stream() -> None:
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_a_pingpong_goes_on_after_a_loss(wait: Wait) -> None:
-    setting = Setting(path="udp", wait=wait, messages=20, warmup=0, cooldown=0, limit=2)
+    setting = Setting(path="udp", wait=wait, messages=20, warmup=0, cooldown=0, limit=30)
     dropped = {3, 11}
     with Raw("client", setting) as raw:
         while raw.side.is_alive():
@@ -333,7 +340,7 @@ def test_a_pingpong_goes_on_after_a_loss(wait: Wait) -> None:
 
 
 def test_answers_out_of_turn_are_told_from_the_right_one() -> None:
-    setting = Setting(path="udp", messages=20, warmup=0, cooldown=0, limit=2)
+    setting = Setting(path="udp", messages=20, warmup=0, cooldown=0, limit=30)
     with Raw("client", setting) as raw:
         for number in range(20):
             assert payload.sequence(raw.socket.recv(100)) == number
