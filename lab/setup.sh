@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Set-up that lab/run and lab/test share; source it, then call `setup EXTRAS`. What is there already is left alone, and what
+# Set-up that lab/run and lab/test share; source it, then call `setup [EXTRA]`. What is there already is left alone, and what
 # is going to be installed is said before it is.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -49,7 +49,7 @@ system_packages() {
 stamp_of() { sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1; }
 
 virtual_environment() {
-    local extras=$1 stamps=$root/.venv/stamps
+    local extra=$1 stamps=$root/.venv/stamps wanted
     # the distribution's pyverbs is built for the distribution's Python, so that one it must be
     if ! "$root/.venv/bin/python" -c 'import sys' 2>/dev/null; then
         say 'making .venv from /usr/bin/python3, with the system'"'"'s site packages (for pyverbs)'
@@ -60,32 +60,41 @@ virtual_environment() {
     fi
     mkdir -p "$stamps"
 
-    local packages=$stamps/packages-$extras extensions=$stamps/extensions
-    local for_packages for_extensions
-    for_packages=$(printf '%s\0' pyproject.toml | stamp_of)
-    for_extensions=$(sources | stamp_of)
-    if [[ $(cat "$packages" 2>/dev/null) != "$for_packages" ]]; then
-        say "installing Python packages into .venv: build tools, and what pyproject.toml lists for [$extras]"
-        "$root/.venv/bin/pip" install -q 'setuptools>=77' 'Cython>=3.0.11' wheel >&2 || fail 'pip failed'
-        say 'installing the rest, and building the extensions'
-        build ".[$extras]" # one command does both
-    elif [[ $(cat "$extensions" 2>/dev/null) != "$for_extensions" ]] || ! built; then
-        say 'building the extensions'
-        build . --no-deps
-    else
-        return 0
+    wanted=$(printf '%s\0' pyproject.toml | stamp_of)
+    if [[ $(cat "$stamps/packages-${extra:-none}" 2>/dev/null) != "$wanted" ]]; then
+        say "installing Python packages into .venv: what pyproject.toml lists${extra:+, with [$extra]}"
+        requirements "$extra" >"$root/.venv/requirements.txt"
+        "$root/.venv/bin/pip" install -q -r "$root/.venv/requirements.txt" >&2 || fail 'pip failed'
+        printf '%s\n' "$wanted" >"$stamps/packages-${extra:-none}"
     fi
-    built || fail 'the extensions were built, but do not import'
-    printf '%s\n' "$for_packages" >"$packages"
-    printf '%s\n' "$for_extensions" >"$extensions"
+
+    wanted=$(sources | stamp_of)
+    if [[ $(cat "$stamps/extensions" 2>/dev/null) != "$wanted" ]] || ! built; then
+        say 'building the extensions'
+        build
+        built || fail 'the extensions were built, but do not import'
+        printf '%s\n' "$wanted" >"$stamps/extensions"
+    fi
+}
+
+# What building, running and the extras need, one a line
+requirements() {
+    "$root/.venv/bin/python" - "$1" <<'PYTHON'
+import sys, tomllib
+with open("pyproject.toml", "rb") as file:
+    project = tomllib.load(file)
+print(*project["build-system"]["requires"], *project["project"]["dependencies"], "wheel", sep="\n")
+if sys.argv[1]:
+    print(*project["project"]["optional-dependencies"][sys.argv[1]], sep="\n")
+PYTHON
 }
 
 build() {
     # without debugging information the compiler takes two thirds of the time
-    if ! CFLAGS="${CFLAGS--g0}" "$root/.venv/bin/pip" install -q --no-build-isolation -e "$@" >"$root/.venv/build.log" 2>&1; then
-        tail -n 40 "$root/.venv/build.log" >&2
-        fail 'building hwrx failed (whole output: .venv/build.log)'
-    fi
+    CFLAGS="${CFLAGS--g0}" "$root/.venv/bin/pip" install -q --no-build-isolation --no-deps -e . \
+        >"$root/.venv/build.log" 2>&1 && return
+    tail -n 40 "$root/.venv/build.log" >&2
+    fail 'building hwrx failed (whole output: .venv/build.log)'
 }
 
 # All that the extensions are built from
@@ -111,6 +120,6 @@ byte_code() { "$root/.venv/bin/python" -m compileall -q hwrx cython_ext >&2 || f
 setup() {
     cd "$root" || exit 3
     [[ ${HWRX_SKIP_APT:-} ]] || system_packages
-    virtual_environment "$1"
+    virtual_environment "${1:-}"
     byte_code
 }
