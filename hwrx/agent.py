@@ -6,6 +6,7 @@ nothing else sees the end of the stream and ends the process, so no endpoint is 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import resource
@@ -28,6 +29,7 @@ from hwrx.messages import (
     Frames,
     FromAgent,
     Hello,
+    Inspect,
     Prepare,
     Prepared,
     Quit,
@@ -83,6 +85,9 @@ class Agent:
                     raise PeerError("samples were asked for before a trial was run")
                 values = getattr(self._trial, message.array)[message.first : message.first + message.count]
                 return Chunk(first=message.first, data=values.astype("<i8", copy=False).tobytes())
+            case Inspect():
+                endpoint = self._need_endpoint()
+                return Prepared(remote={}, chosen={**endpoint.chosen(), **_buffers(endpoint)})
             case Release():
                 self.close()
                 return Released()
@@ -152,6 +157,18 @@ class Agent:
         endpoint, self._endpoint, self._trial, self._prepare = self._endpoint, None, None, None
         if endpoint is not None:
             endpoint.close()
+
+
+def _buffers(endpoint: Any) -> dict[str, str]:
+    """Return where a socket's pinned buffers are, in virtual and, where this user may know it, in physical memory."""
+    found = {}
+    for name, words in (("received", "receive"), ("built", "send")):
+        buffer = getattr(endpoint, name, None)
+        if buffer is not None:
+            found[f"{words}_address"] = hex(buffer.address)
+            with contextlib.suppress(HwrxError):
+                found[f"{words}_physical"] = hex(buffer.physical_pages()[0])
+    return found
 
 
 def serve(read_fd: int, write_fd: int) -> None:

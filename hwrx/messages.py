@@ -108,6 +108,10 @@ class Fetch(Struct, tag="fetch", frozen=True):
     count: Annotated[int, Meta(ge=1, le=SAMPLES_A_CHUNK)]
 
 
+class Inspect(Struct, tag="inspect", frozen=True):
+    """Say again what was chosen, and where the endpoint's buffers are now. Answered by Prepared."""
+
+
 class Release(Struct, tag="release", frozen=True):
     """Tear the endpoint down. Answered by Released, after whatever replies of the trial were left unread."""
 
@@ -220,7 +224,7 @@ class Failed(Struct, tag="failed", frozen=True):
 
 
 ToTracer = TraceOpen | TraceBegin | TraceEnd | FetchEvents | TraceClose
-ToAgent = Hello | Prepare | Connect | Start | Fetch | Release | Describe | ToTracer | Quit
+ToAgent = Hello | Prepare | Connect | Start | Fetch | Inspect | Release | Describe | ToTracer | Quit
 FromAgent = Hello | Prepared | Ready | Released | Done | Chunk | Described | Tracing | Traced | Failed
 
 _encode = msgspec.json.Encoder().encode

@@ -101,10 +101,11 @@ class Pair:
         setting: Setting,
         limit: float,
         look: Callable[[Mapping[Role, Peer]], None] = lambda peers: None,
+        before: Callable[[Mapping[Role, Peer]], None] = lambda peers: None,
     ) -> Measured:
         """Run one trial. `limit` seconds bound its loops; the error of either end is raised as soon as it is known.
 
-        `look` is called with both agents while they still have the trial's arrays.
+        `look` is called with both agents while they still have the trial's arrays, `before` when they are connected.
         """
         client, server = self.peers["client"], self.peers["server"]
         places = self._testbed.places
@@ -116,6 +117,7 @@ class Pair:
             client.send(Connect(remote=prepared["server"].remote))
             server.send(Connect(remote=prepared["client"].remote))
             wait({client: Ready, server: Ready}, ANSWER_WITHIN)
+            before(self.peers)
             server.send(Start())
             client.send(Start())
             done = self._both_done(client, server, limit, setting.limit)

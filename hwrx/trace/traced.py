@@ -161,19 +161,28 @@ class RunTracer:
         assert self.tracing is not None
         return [BY_NAME[name] for name in self.tracing.available]
 
-    def trace(self, pair: Pair, number: int, setting: Setting, limit: float, timelines: int = TIMELINES) -> Directions:
-        """Run a trial with tracing on."""
+    def trace(
+        self,
+        pair: Pair,
+        number: int,
+        setting: Setting,
+        limit: float,
+        timelines: int = TIMELINES,
+        inspect: Callable[[str, Mapping[Role, Peer]], None] = lambda when, peers: None,
+    ) -> Directions:
+        """Run a trial with tracing on. `inspect` is called "before" and "after" the loops, with both agents."""
         every = max(1, setting.messages // timelines) if setting.path != "rdma-read" else 1
         arrays: dict[tuple[Role, run.Array], npt.NDArray[np.int64]] = {}
 
         def look(peers: Mapping[Role, Peer]) -> None:
+            inspect("after", peers)
             for role, peer in peers.items():
                 for array in ("posted", "delivered"):
                     arrays[role, array] = run.fetch(peer, array, setting.messages)
 
         self._peer.ask(TraceBegin(trial=number, size=setting.size, sample_every=every), Ready)
         try:
-            measured = pair.measure(number, setting, limit, look)
+            measured = pair.measure(number, setting, limit, look, lambda peers: inspect("before", peers))
         finally:
             traced = self._peer.ask(TraceEnd(), Traced)
         events = self._events(traced.events)

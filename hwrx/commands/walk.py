@@ -1,0 +1,136 @@
+"""`hwrx walk`: the journey of one message, as a table and a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from hwrx import experiment as experiments
+from hwrx import paths, testbed
+from hwrx.errors import UsageError
+from hwrx.run import Pair
+
+if TYPE_CHECKING:
+    from hwrx.trace.walk import Journey
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="PATH [PATH2]")
+@click.option("--size", default=64, show_default=True, help="Bytes of the message.")
+@click.option("--messages", default=200, show_default=True, help="Messages of the trial that the one is taken from.")
+@click.option("--wait", default="event", show_default=True, help="How the reader waits; WRITE always polls.")
+@click.option("--topology", help="What lies between the two ends [netns for sockets, else pair].")
+@click.option("--here", is_flag=True, help="Use this machine's own kernel and devices, no virtual machine.")
+@click.option("--kernel", help="Kernel of the guest, for example 6.1.")
+@click.option("--svg", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Where the picture goes.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def walk(
+    names: tuple[str, ...],
+    size: int,
+    messages: int,
+    wait: str,
+    topology: str | None,
+    here: bool,
+    kernel: str | None,
+    picture: Path | None,
+    as_json: bool,
+) -> None:
+    """Follow one message of PATH from post to delivery; two paths stand side by side.
+
+    \b
+    Examples:
+      hwrx walk udp
+      hwrx walk udp rdma-write --svg walk.svg
+    """
+    from hwrx.trace.traced import RunTracer
+    from hwrx.trace.walk import svg
+    from hwrx.trace.walk import walk as follow
+
+    if size < 8:
+        raise UsageError(f"a message has at least 8 bytes, not {size}", remedy="the sequence number must fit")
+    verbs = any(paths.find(name).needs == "verbs" for name in names)
+    wanted: dict[str, Any] = {"topology": topology or ("pair" if verbs else "netns"), "kernel": kernel}
+    plan = experiments.from_options(
+        paths=list(names), sizes=[size], messages=messages, limit=60.0, name="walk", **wanted
+    )
+    journeys: list[Journey] = []
+    say = _quiet if as_json else _aloud
+    with (
+        testbed.opened(plan, testbed.Wanted(here=here), say) as bed,
+        RunTracer(_traceable(bed), names) as tracer,
+        Pair(bed) as pair,
+    ):
+        say("trace", "attaching the programs (an emulated guest takes some twenty seconds)")
+        tracer.attach()
+        settings = {setting.path: setting for setting in experiments.plan(plan).settings}
+        for name in names:
+            say("trace", f"following {name}")
+            setting = msgspec.structs.replace(settings[name], wait="poll" if name == "rdma-write" else wait)
+            journeys.append(follow(tracer, pair, setting))
+    if as_json:
+        click.echo(json.dumps([journey.as_json() for journey in journeys], indent=2, ensure_ascii=False))
+    else:
+        _print(journeys)
+    picture = picture or (None if as_json else Path("walk.svg"))
+    if picture is not None:
+        picture.write_text(svg(journeys), encoding="utf-8")
+        if not as_json:
+            click.echo(picture)
+
+
+def _aloud(stage: str, text: str) -> None:
+    click.echo(f"{stage}: {text}", err=True)
+
+
+def _quiet(stage: str, text: str) -> None:
+    """Say nothing: standard output is for JSON, and nobody waits at a terminal."""
+
+
+def _traceable(bed: Any) -> Any:
+    """Return the testbed; it is one of the kinds that `testbed.opened` makes, all of which can start a tracer."""
+    return bed
+
+
+def _print(journeys: list[Journey]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from hwrx.trace.walk import memory_words
+
+    console = Console(highlight=False, width=None if Console().is_terminal else 140)
+    for journey in journeys:
+        table = Table(
+            title=f"{journey.path}, {journey.size:,} B: message {journey.sequence}, {journey.one_way / 1000:,.3f} µs",
+            title_justify="left",
+            header_style="bold",
+        )
+        for heading in ("stage", "probed at", "actor"):
+            table.add_column(heading, no_wrap=heading == "stage")
+        for heading in ("CPU", "thread", "+ µs", "since posted"):
+            table.add_column(heading, justify="right")
+        table.add_column("payload")
+        table.add_column("skb or buffer")
+        side = journey.steps[0].side
+        for step in journey.steps:
+            if step.side != side:
+                table.add_section()
+                side = step.side
+            table.add_row(
+                step.stage,
+                step.function,
+                step.actor,
+                "" if step.cpu is None else str(step.cpu),
+                "" if step.tid is None else str(step.tid),
+                f"{step.ns / 1000:,.3f}",
+                f"{step.at / 1000:,.3f}",
+                f"{step.handles} {step.bytes:,} B" if step.handles else "",
+                step.object,
+            )
+        console.print(table)
+        for line in memory_words(journey):
+            console.print(f"  {line}", markup=False, soft_wrap=True)
+        console.print()
