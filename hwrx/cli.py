@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "rxe": ("hwrx.commands.machine", "rxe", "put a SoftRoCE device on a netdev, or take it away"),
     "stages": ("hwrx.commands.trace", "stages", "what a message passes on its way, and what this kernel allows to see"),
     "nic": ("hwrx.commands.nic", "nic", "NICs that hwrx drives itself: list, bind, unbind, dump, recv"),
+    "export": ("hwrx.commands.trace", "export", "the timelines of a traced run, for Perfetto's viewer"),
     "walk": ("hwrx.commands.walk", "walk", "the journey of one message: stages, copies, addresses"),
     "agent": ("hwrx.commands.agent", "agent", "one endpoint, driven over standard input and output"),
 }

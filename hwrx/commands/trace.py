@@ -1,8 +1,9 @@
-"""`hwrx stages`: the catalogue, and what this kernel allows of it."""
+"""`hwrx stages`: the catalogue, and what this kernel allows of it. `hwrx export`: timelines for other programs."""
 
 from __future__ import annotations
 
 import json
+import pathlib
 from typing import Any
 
 import click
@@ -92,3 +93,26 @@ def _print(rows: list[dict[str, Any]], path: str | None, problem: str, *, asked:
     console.print(table)
     if problem:
         console.print(f"This machine was not asked: {problem}", markup=False)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=pathlib.Path))
+@click.option("--perfetto", is_flag=True, required=True, help="Timelines for ui.perfetto.dev.")
+@click.option(
+    "--out", type=click.Path(path_type=pathlib.Path, dir_okay=False), help="File [timelines.json in the run]."
+)
+@click.option("--messages", default=200, show_default=True, help="Most messages of a trial and direction.")
+def export(run: pathlib.Path, perfetto: bool, out: pathlib.Path | None, messages: int) -> None:
+    """Write the timelines of a traced RUN in another program's format.
+
+    \b
+    Example:
+      hwrx export --perfetto runs/latest
+    """
+    import hwrx
+    from hwrx.trace import perfetto as format_
+
+    found = hwrx.load(run)
+    path = out or found.path / "timelines.json"
+    count = format_.export(found, path, messages)
+    click.echo(f"{path}: {count:,} messages; open it at ui.perfetto.dev")

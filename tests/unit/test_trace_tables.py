@@ -1,0 +1,129 @@
+"""What a traced run keeps, and what is made of it: Parquet rows, the waterfall, Perfetto's file, the walk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from test_join import BACK, FORTH, PROBED, made
+
+from hwrx import stages
+from hwrx.errors import UsageError
+from hwrx.experiment import Trial
+from hwrx.messages import Setting
+from hwrx.report import waterfall
+from hwrx.trace import join, perfetto, walk
+from hwrx.trace.traced import STAGES, stage_rows
+
+SETTING = Setting(path="udp", size=64, messages=40)
+TRIAL = Trial(number=0, repeat=0, setting=SETTING, label="udp 64 B")
+
+
+def timelines(flow: int = FORTH) -> join.Timelines:
+    events, ends = made(40, flow=flow)
+    events["cpu"] = 1
+    events["tid"] = 77
+    events["object"] = 0xFFFF0000
+    return join.join(events, ends, "udp", available=PROBED, flow=flow)
+
+
+class FakeRun:
+    """As much of a run as the report of timelines needs."""
+
+    def __init__(self, tables: dict[str, pa.Table]) -> None:
+        self._tables = tables
+        self.path = Path("runs/made")
+        self.manifest: dict[str, Any] = {"clock": "wall"}
+        self.experiment = type("Experiment", (), {"paths": ["udp"]})()
+
+    def table(self, name: str) -> pa.Table | None:
+        return self._tables.get(name)
+
+
+def test_a_row_for_every_stamp() -> None:
+    found = timelines()
+    table = stage_rows(TRIAL, "there", found)
+    assert table.schema == STAGES
+    assert table.num_rows == 40 * len(found.stages)
+    first = table.slice(0, len(found.stages)).to_pylist()
+    assert [row["name"] for row in first] == [stage.name for stage in found.stages]
+    assert first[0]["cpu"] is None
+    assert first[1]["cpu"] == 1
+    assert first[1]["tid"] == 77
+    assert sum(row["ns"] for row in first) == first[-1]["at_ns"] - first[0]["at_ns"]
+
+
+def test_no_complete_message_makes_no_rows() -> None:
+    events, ends = made(5)
+    found = join.join(events[:0], ends, "udp", available=PROBED)
+    assert stage_rows(TRIAL, "there", found).num_rows == 0
+
+
+def test_the_waterfalls_means_add_up() -> None:
+    found = timelines()
+    run: Any = FakeRun({"stages": stage_rows(TRIAL, "there", found)})
+    (journey,) = waterfall.journeys(run)
+    assert journey.messages == 40
+    assert journey.whole == pytest.approx(float(found.one_way().mean()))
+    assert all(np.isnan(step.p99) for step in journey.steps), "forty messages give no p99"
+
+
+def test_a_run_without_timelines_has_no_waterfall() -> None:
+    run: Any = FakeRun({})
+    assert waterfall.journeys(run) == []
+
+
+def test_perfettos_file_has_a_track_for_each_cpu_and_actor(tmp_path: Path) -> None:
+    both = [stage_rows(TRIAL, "there", timelines()), stage_rows(TRIAL, "back", timelines(BACK))]
+    run: Any = FakeRun({"stages": pa.concat_tables([table.unify_dictionaries() for table in both])})
+    path = tmp_path / "t.json"
+    assert perfetto.export(run, path) == 80
+    events = json.loads(path.read_text())["traceEvents"]
+    slices = [event for event in events if event["ph"] == "X"]
+    assert len(slices) == 80 * (len(timelines().stages) - 1)
+    assert {event["pid"] for event in slices} == {1}
+    named = {event["args"]["name"] for event in events if event["ph"] == "M"}
+    assert {"CPU 1", "softirq", "user thread", "kernel"} <= named
+    one = [event for event in events if event.get("id") == 1]
+    assert [event["ph"] for event in one] == ["s", *["t"] * (len(one) - 2), "f"]
+
+
+def test_perfetto_of_an_untraced_run_is_refused_in_words(tmp_path: Path) -> None:
+    run: Any = FakeRun({})
+    with pytest.raises(UsageError, match="no timelines"):
+        perfetto.export(run, tmp_path / "t.json")
+
+
+def test_the_walk_is_the_median_messages() -> None:
+    found = timelines()
+    found.stamps[:, -1] += np.arange(40)
+    journey = walk.journey_of(found, SETTING, {stage.name: f"fentry {stage.name}" for stage in PROBED})
+    assert journey.sequence == 20
+    assert journey.one_way == journey.steps[-1].at
+    assert sum(step.ns for step in journey.steps) == journey.one_way
+    assert journey.steps[1].object == "0xffff0000"
+    assert journey.stayed() is None
+    picture = walk.svg([journey, journey])
+    assert picture.count("<circle") == 2 * len(journey.steps)
+    assert "copied to the user" in picture
+
+
+def test_a_page_that_moved_is_said_to_have_moved() -> None:
+    journey = walk.Journey("udp", 64, 1, 10, [])
+    journey.buffers = {
+        "receiver before": {"receive_physical": "0x1000"},
+        "receiver after": {"receive_physical": "0x2000"},
+    }
+    assert journey.stayed() is False
+    assert any("moved" in line for line in walk.memory_words(journey))
+
+
+def test_every_actor_has_a_colour_and_a_track() -> None:
+    actors = {stage.actor for stage in stages.STAGES if stage.chain}
+    assert actors <= set(waterfall.ACTORS)
+    assert actors <= set(perfetto.ACTORS)
+    assert actors <= set(walk.COLOURS)
