@@ -168,7 +168,7 @@ __noinline int parse_packet(const struct packet *p, struct message *m)
 	u32 l4_length, roce = 0, daddr;
 	struct {
 		u8 ip[40];
-		u8 more[8];
+		u8 more[24];
 	} b;
 	struct {
 		__be16 sport, dport;
@@ -178,6 +178,7 @@ __noinline int parse_packet(const struct packet *p, struct message *m)
 	} l4;
 	struct head head;
 	u8 protocol, version;
+	bool plain; /* IPv4 without options: one read has brought its headers, and UDP's payload too */
 	int result = STARTS;
 
 	if (!p || !m)
@@ -186,6 +187,7 @@ __noinline int parse_packet(const struct packet *p, struct message *m)
 	if (bpf_probe_read_kernel(&b, sizeof(b), (void *)at))
 		return FOREIGN;
 	version = b.ip[0] >> 4;
+	plain = b.ip[0] == 0x45;
 	if (version == 4) {
 		/* a later fragment carries no header of ours */
 		if ((b.ip[6] & 0x1f) | b.ip[7])
@@ -211,7 +213,9 @@ __noinline int parse_packet(const struct packet *p, struct message *m)
 	}
 	if (protocol != IPPROTO_UDP && protocol != IPPROTO_TCP)
 		return FOREIGN;
-	if (bpf_probe_read_kernel(&l4, sizeof(l4), (void *)at))
+	if (plain)
+		__builtin_memcpy(&l4, &b.ip[20], sizeof(l4));
+	else if (bpf_probe_read_kernel(&l4, sizeof(l4), (void *)at))
 		return FOREIGN;
 	if (protocol == IPPROTO_TCP)
 		l4_length = (l4.offset >> 4) * 4;
@@ -244,6 +248,7 @@ __noinline int parse_packet(const struct packet *p, struct message *m)
 	if (m->length > 1 << 20)
 		return FOREIGN; /* nothing behind the headers */
 	if (payload >= linear_end) {
+		plain = false;
 		/* paged: headers are linear, so the payload begins in the first fragment */
 		u64 info = p->head + p->end;
 		struct fragment frag;
@@ -260,7 +265,9 @@ __noinline int parse_packet(const struct packet *p, struct message *m)
 	m->payload = payload;
 	if (result == CONTINUES)
 		return CONTINUES;
-	if (bpf_probe_read_kernel(&head, sizeof(head), (void *)payload))
+	if (plain && l4_length == 8)
+		__builtin_memcpy(&head, &b.ip[28], sizeof(head));
+	else if (bpf_probe_read_kernel(&head, sizeof(head), (void *)payload))
 		return FOREIGN;
 	return recognise(&head, m->length, m) ? STARTS : FOREIGN;
 }

@@ -68,9 +68,25 @@ static __always_inline int sent(struct sk_buff *skb, u32 stage, bool fresh)
 			release_held(&m);
 		cpu->sent = m;
 		record(&m, stage, 0);
-		return 0;
+	} else {
+		record(&cpu->sent, stage, 0);
 	}
-	record(&cpu->sent, stage, 0);
+	if (stage == STAGE_NET_DEV_START_XMIT)
+		cpu->sent.skb = 0; /* the last that we see of it on this side; its address may soon be another's */
+	return 0;
+}
+
+/* The softirq and the poll began for the current packet if they began after it was last seen. */
+static __noinline int begun(struct cpu *cpu)
+{
+	u64 last = stamped(&cpu->current);
+
+	if (last && cpu->softirq_ns > last) {
+		record_at(&cpu->current, STAGE_NET_RX_ACTION, cpu->softirq_ns, 0);
+		last = cpu->softirq_ns;
+	}
+	if (last && cpu->poll_ns > last)
+		record_at(&cpu->current, STAGE_NAPI_POLL, cpu->poll_ns, 0);
 	return 0;
 }
 
@@ -82,28 +98,24 @@ static __always_inline int received(struct sk_buff *skb, u32 stage, bool fresh, 
 
 	if (!cpu)
 		return 0;
-	if (!fresh && cpu->current.skb == (u64)skb) {
-		record(&cpu->current, stage, passed ? cpu->current.length : 0);
-		return 0;
+	if (stage == STAGE_NETIF_RECEIVE_SKB) {
+		/* on most ways in, the device layer has shown us this very skb just before */
+		fresh = cpu->entering != (u64)skb;
+		cpu->entering = 0;
 	}
-	if (parse(skb, &m) != STARTS) {
-		if (fresh)
-			cpu->current.skb = 0;
-		return 0;
-	}
-	if (stage == STAGE_NETIF_RECEIVE_SKB || stage == STAGE_NAPI_GRO_RECEIVE) {
-		/* the softirq and the poll began for this packet if they began after it was last seen */
-		u64 last = stamped(&m);
-
-		if (last && cpu->softirq_ns > last) {
-			record_at(&m, STAGE_NET_RX_ACTION, cpu->softirq_ns, 0);
-			last = cpu->softirq_ns;
+	if (fresh || cpu->current.skb != (u64)skb) {
+		if (parse(skb, &m) != STARTS) {
+			if (fresh)
+				cpu->current.skb = 0;
+			return 0;
 		}
-		if (last && cpu->poll_ns > last)
-			record_at(&m, STAGE_NAPI_POLL, cpu->poll_ns, 0);
+		cpu->current = m;
 	}
-	cpu->current = m;
-	record(&m, stage, passed ? m.length : 0);
+	if (stage == STAGE_NETIF_RX || stage == STAGE_NAPI_GRO_RECEIVE)
+		cpu->entering = (u64)skb;
+	if (stage == STAGE_NETIF_RECEIVE_SKB || stage == STAGE_NAPI_GRO_RECEIVE)
+		begun(cpu);
+	record(&cpu->current, stage, passed ? cpu->current.length : 0);
 	return 0;
 }
 
@@ -111,7 +123,7 @@ static __always_inline int received(struct sk_buff *skb, u32 stage, bool fresh, 
 
 PROGRAM("tp_btf/net_dev_queue", net_dev_queue__tp, struct sk_buff *skb)
 {
-	return sent(skb, STAGE_NET_DEV_QUEUE, 1);
+	return sent(skb, STAGE_NET_DEV_QUEUE, 0);
 }
 
 PROGRAM("tp_btf/net_dev_start_xmit", net_dev_start_xmit__tp, struct sk_buff *skb)

@@ -64,6 +64,7 @@ struct cpu {
 	struct message sent;    /* and in transmission */
 	struct message wake;    /* whoever is woken next is woken for this message; valid while wake.skb is set */
 	u64 softirq_ns, poll_ns;
+	u64 entering; /* the skb that the device layer has taken and the stack has not yet seen */
 	u64 lost; /* events for which the ring had no room */
 	u32 learned_only; /* wake: only a thread that has received before */
 };
