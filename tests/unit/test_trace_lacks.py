@@ -1,0 +1,96 @@
+"""What a machine may lack for tracing, each in words; and that nothing else needs it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from hwrx import stages
+from hwrx.cli import cli
+from hwrx.errors import MachineError
+from hwrx.trace import build, probes
+
+
+def test_without_clang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLANG", "no-such-clang")
+    with pytest.raises(build.BuildError, match="clang") as caught:
+        build.compile_into(tmp_path, stages.header())
+    assert "apt install" in caught.value.remedy
+    assert not list(tmp_path.glob("*.o"))
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "clang"
+    fake.write_text("#!/bin/sh\necho 'message.h:1: something odd' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("CLANG", str(fake))
+    with pytest.raises(build.BuildError, match="something odd"):
+        build.compile_into(tmp_path / "out", stages.header())
+    assert not list((tmp_path / "out").glob("*.o"))
+
+
+def test_an_architecture_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "s390x")
+    with pytest.raises(build.BuildError, match="s390x"):
+        build.compile_into(tmp_path, stages.header())
+
+
+def test_the_objects_name_follows_the_catalogue() -> None:
+    one, other = build.object_name(stages.header()), build.object_name(stages.header(stages.STAGES[1:]))
+    assert one != other
+
+
+def test_without_privilege(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(probes, "_capable", lambda: False)
+    with pytest.raises(MachineError, match="needs root"):
+        probes.require()
+
+
+def test_without_btf(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cython_ext import tracer
+
+    def refuse(*arguments: Any) -> None:
+        raise OSError(2, "No such file or directory")
+
+    monkeypatch.setattr(tracer, "kernel_knows", refuse)
+    monkeypatch.setattr(probes, "require", lambda: None)
+    with pytest.raises(MachineError, match="no BTF"):
+        probes.Prober(["udp"])
+
+
+def test_without_the_extension_the_rest_works() -> None:
+    script = (
+        "import sys\nsys.modules['cython_ext.tracer'] = None\n"
+        "import hwrx.run, hwrx.testbed, hwrx.commands.compare, hwrx.trace.traced\n"
+        "from hwrx.trace import probes\n"
+        "from hwrx.errors import MachineError\n"
+        "try:\n    probes.require()\nexcept MachineError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "without libbpf" in done.stdout
+    assert "libbpf-dev" in done.stdout
+
+
+def test_the_catalogue_alone_needs_nothing() -> None:
+    done = CliRunner().invoke(cli, ["stages", "rdma-write", "--no-probe"])
+    assert done.exit_code == 0, done.output
+    assert "rxe_post_send" in done.output
+
+
+def test_a_path_that_has_no_stages() -> None:
+    done = CliRunner().invoke(cli, ["stages", "carrier-pigeon"])
+    assert done.exit_code != 0
+
+
+def test_a_size_of_zero_has_no_walk() -> None:
+    done = CliRunner().invoke(cli, ["walk", "udp", "--size", "0"])
+    assert done.exit_code != 0
+    assert "at least 8 bytes" in str(done.exception)
