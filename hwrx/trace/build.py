@@ -64,6 +64,8 @@ def compile_into(folder: pathlib.Path, header: str) -> pathlib.Path:
         pathlib.Path(work, "stage_numbers.h").write_text(header)
         made = pathlib.Path(work, "ledger.bpf.o")
         command = [clang, *FLAGS, f"-D__TARGET_ARCH_{machine}", f"-I/usr/include/{multiarch}", f"-I{work}"]
+        # the same bytes wherever it is built: no folder of this machine goes into the debugging information
+        command += [f"-ffile-prefix-map={SOURCES}=bpf", f"-ffile-prefix-map={work}=.", "-fdebug-compilation-dir=."]
         command += ["-c", str(SOURCES / "ledger.bpf.c"), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
