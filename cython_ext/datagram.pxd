@@ -28,6 +28,8 @@ cdef struct DatagramState:
     bint credits
     bint finishing
     int check               # what `parse` is to verify
+    uint32_t vouched_mask   # the link's: see FrameLink.checksum_mask
+    uint32_t vouched
     bint look_up            # ask the port table whose a datagram is
     bint sum                # compute UDP's checksum of what is sent
     int32_t owner           # our number in the table

@@ -5,6 +5,9 @@ from libc.errno cimport EINVAL
 from libc.stdint cimport int64_t, uint32_t
 
 from cython_ext.e1000e_ring cimport (
+    FRAME_ERRORS_SHIFT,
+    RXD_ERR_L4E,
+    RXD_STAT_L4CS,
     rx_receive,
     rx_refuse,
     rx_release,
@@ -64,6 +67,9 @@ cdef class RingLink(FrameLink):
         self.mac = nic.mac
         self.frames = self.rx.count - 1
         self.largest = min(self.rx.stride, self.tx.stride, <uint32_t> 1514)
+        # where the driver asked the NIC to look at checksums (RXCSUM): it looked, and found no fault
+        self.checksum_mask = RXD_STAT_L4CS | RXD_ERR_L4E << FRAME_ERRORS_SHIFT
+        self.checksum_good = RXD_STAT_L4CS
         self.table.me = &self.state
         self.table.take = take
         self.table.refuse = refuse

@@ -11,7 +11,7 @@ cdef struct Frame:
     char *data         # where it was delivered: in the link's own memory, valid until it is given back
     uint32_t size      # bytes, without the CRC
     uint32_t slot      # the link's own number for it
-    uint32_t flags     # an 82574's: status 7:0, errors 15:8, VLAN tag 31:16
+    uint32_t flags     # the link's own; an 82574's: status 7:0, errors 15:8, VLAN tag 31:16
 
 
 cdef struct Link:
@@ -37,5 +37,8 @@ cdef class FrameLink:
     cdef readonly str mac           # frames to this address arrive
     cdef readonly uint32_t frames   # that can wait to be taken
     cdef readonly uint32_t largest  # bytes of a frame
+    # Somebody has vouched for the checksum of UDP where flags & checksum_mask == checksum_good
+    cdef readonly uint32_t checksum_mask
+    cdef readonly uint32_t checksum_good
 
     cdef int close_table(self) except -1

@@ -49,6 +49,9 @@ cdef class FrameLink:
     The methods here are for Python and copy; a path uses the table of C functions and does not.
     """
 
+    def __cinit__(self):
+        self.checksum_mask, self.checksum_good = 0, 1  # nobody vouches
+
     def receive(self, double seconds=0.0, uint32_t most=64) -> list:
         """Frames as bytes: what has come, after waiting up to so many seconds for the first. They are given back."""
         cdef Frame[64] frames

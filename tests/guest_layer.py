@@ -79,11 +79,14 @@ class Outside:
             yield pytest.TestReport(item.nodeid, item.location, {}, outcome, words, "setup")
 
     def _start(self, session: pytest.Session) -> None:
+        from hwrx import topology
         from hwrx.errors import HwrxError
         from hwrx.vm import Guest
 
         wanted = [item.nodeid for item in session.items if layer_of(item) == LAYER]
-        guest = Guest("pair", progress=self._say)
+        # one boot for all: the wire of `pair`, and beside it the NICs of `nic`
+        nics = topology.find("nic")
+        guest = Guest("pair", append=nics.append, qemu=nics.hardware, progress=self._say)
         try:
             guest.__enter__()
         except HwrxError as error:

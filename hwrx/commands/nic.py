@@ -11,8 +11,6 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from hwrx.nic import Access, E1000e, pci
 from hwrx.nic import open as open_nic
@@ -48,6 +46,9 @@ def list_(as_json: bool) -> None:
         ]
         click.echo(json.dumps(rows, indent=2))
         return
+    from rich.console import Console  # slow to import, and of no use to the other commands
+    from rich.table import Table
+
     table = Table(box=None)
     for column in ("address", "model", "driver", "netdev", "MAC", "IOMMU group", "in use"):
         table.add_column(column)

@@ -6,18 +6,14 @@ import abc
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
+from hwrx.nic.registers import PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY
+
 if TYPE_CHECKING:
     from cython_ext.dma import DmaRegion
     from cython_ext.interrupt import Interrupt
     from cython_ext.mmio import Bar
 
 InterruptKind = Literal["msix", "msi", "intx"]
-
-# PCI configuration space
-PCI_COMMAND = 0x04
-PCI_COMMAND_MEMORY = 1 << 1
-PCI_COMMAND_MASTER = 1 << 2
-PCI_COMMAND_INTX_DISABLE = 1 << 10
 
 
 class Device(abc.ABC):

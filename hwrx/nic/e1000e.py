@@ -33,9 +33,9 @@ class E1000e:
     device: from VFIO, UIO or a model; closed by `close()`.
     rx, tx: descriptors, powers of two from 64 to 4096. buffer: bytes of a receive buffer, 256 to 16384.
     promiscuous: take frames for others too. long_frames: take more than 1522 bytes (they must fit one buffer to be
-    delivered). guard: see RxRing. interrupt: msix, msi or intx, or auto for the best there is; None: poll. throttle:
-    microseconds between interrupts.
-    link_wait: seconds to wait for the link; its absence is no error.
+    delivered). guard: see RxRing. checksums: the NIC looks at those of IPv4, UDP and TCP, and says so in each packet's
+    status and errors. interrupt: msix, msi or intx, or auto for the best there is; None: poll. throttle: microseconds
+    between interrupts. link_wait: seconds to wait for the link; its absence is no error.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class E1000e:
         promiscuous: bool = False,
         long_frames: bool = False,
         guard: bool = False,
+        checksums: bool = False,
         interrupt: InterruptKind | Literal["auto"] | None = None,
         throttle: float = 0.0,
         link_wait: float = 5.0,
@@ -61,6 +62,7 @@ class E1000e:
         self.bar = device.registers
         self.promiscuous = promiscuous
         self.long_frames = long_frames
+        self.checksums = checksums
         self._totals = dict.fromkeys(reg.STATISTICS, 0)
         self._on_close: list[Callable[[], object]] = []
         self.closed = False
@@ -136,8 +138,10 @@ class E1000e:
         bar.write(reg.RDTR, 0)  # no interrupt is held back by a timer
         bar.write(reg.RADV, 0)
         bar.write(reg.RFCTL, 0)  # legacy descriptors
-        bar.write(reg.RXCSUM, 0)  # checksums are ours
+        bar.write(reg.RXCSUM, reg.RXCSUM_IPOFLD | reg.RXCSUM_TUOFLD if self.checksums else 0)
         bar.write(reg.MRQC, 0)  # one queue
+        # a driver before us may have asked for write-back in groups: each descriptor is written back when it is done
+        bar.write(reg.RXDCTL, reg.RXDCTL_GRAN | 1 << reg.RXDCTL_WTHRESH_SHIFT)
         self.rx.start()
         ring = self.rx.descriptors.iova()
         bar.write(reg.RDBAL, ring & 0xFFFFFFFF)
@@ -176,6 +180,10 @@ class E1000e:
     def _interrupts(self) -> None:
         """4.6.7, 7.4: one vector for the receive queue; it is armed whenever somebody starts to wait."""
         kind = self._interrupt_kind
+        extended = self.bar.read(reg.CTRL_EXT) & ~(reg.CTRL_EXT_PBA_SUPPORT | reg.CTRL_EXT_EIAME)
+        self.bar.write(reg.CTRL_EXT, extended)
+        self.bar.write(reg.IVAR, 0)
+        self.bar.write(reg.EIAC, 0)
         if kind is None:
             self.rx.use(None, 0)
             return
@@ -183,8 +191,7 @@ class E1000e:
             self.rx.use(self.device.interrupt(kind), reg.INT_RXQ0 if kind == "msix" else reg.INT_RXT0 | reg.INT_RXO)
         self.throttle(self._throttle)
         if kind == "msix":
-            extended = self.bar.read(reg.CTRL_EXT) | reg.CTRL_EXT_PBA_SUPPORT | reg.CTRL_EXT_EIAME
-            self.bar.write(reg.CTRL_EXT, extended)
+            self.bar.write(reg.CTRL_EXT, extended | reg.CTRL_EXT_PBA_SUPPORT | reg.CTRL_EXT_EIAME)
             self.bar.write(reg.IVAR, reg.IVAR_RXQ0_VECTOR0 | reg.IVAR_OTHER_VECTOR0)
             self.bar.write(reg.EIAC, reg.INT_RXQ0)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import re
 import subprocess
 import time
@@ -18,6 +19,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from cython_ext.mmio import Bar
 from hwrx.errors import MachineError, UsageError
 from hwrx.nic import registers
 
@@ -223,6 +225,7 @@ def give_back(address: str) -> Nic:
     kept = _kept(address)
     driver = kept.driver if kept else None
     if nic.driver in USER_DRIVERS or nic.driver is None:
+        _quiet(nic)
         if driver:
             _modprobe(driver)
         elif kept is None:
@@ -237,6 +240,33 @@ def give_back(address: str) -> Nic:
             nic = _restore(nic, kept)
         (KEPT / f"{address}.json").unlink(missing_ok=True)
     return nic
+
+
+def _quiet(nic: Nic) -> None:
+    """Stop an 82574 that a killed process may have left receiving, before anybody lets it master the bus again.
+
+    The kernel's driver does that first and resets afterwards: in between, a NIC that still has our ring would write
+    frames to addresses that were I/O virtual ones, and mean other memory now.
+    """
+    if nic.vendor != registers.VENDOR or nic.device not in registers.DEVICES:
+        return
+    path = DEVICES / nic.address
+    with (path / "config").open("r+b", buffering=0) as config:
+        config.seek(registers.PCI_COMMAND)
+        command = int.from_bytes(config.read(2), "little")
+        command = command & ~registers.PCI_COMMAND_MASTER | registers.PCI_COMMAND_MEMORY
+        config.seek(registers.PCI_COMMAND)
+        config.write(command.to_bytes(2, "little"))
+    with (path / "resource0").open("r+b", buffering=0) as resource, mmap.mmap(resource.fileno(), 0x20000) as memory:
+        bar = Bar(memory)
+        try:
+            bar.write(registers.IMC, registers.INT_ALL)
+            bar.write(registers.RCTL, 0)
+            bar.write(registers.TCTL, 0)
+            bar.write(registers.CTRL, bar.read(registers.CTRL) | registers.CTRL_RST)
+            time.sleep(0.001)
+        finally:
+            bar.close()
 
 
 def _unbind(address: str, driver: str | None) -> None:

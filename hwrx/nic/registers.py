@@ -12,6 +12,12 @@ from dataclasses import dataclass
 VENDOR = 0x8086
 DEVICES = {0x10D3: "82574L", 0x10F6: "82574LA"}
 
+# --- PCI configuration space ---------------------------------------------------------------------------------------
+PCI_COMMAND = 0x04
+PCI_COMMAND_MEMORY = 1 << 1
+PCI_COMMAND_MASTER = 1 << 2
+PCI_COMMAND_INTX_DISABLE = 1 << 10
+
 # --- general, 10.2.2 -----------------------------------------------------------------------------------------------
 CTRL = 0x00000
 CTRL_FD = 1 << 0
@@ -101,8 +107,12 @@ RDH = 0x02810
 RDT = 0x02818
 RDTR = 0x02820
 RXDCTL = 0x02828
+RXDCTL_WTHRESH_SHIFT = 16
+RXDCTL_GRAN = 1 << 24
 RADV = 0x0282C
 RXCSUM = 0x05000
+RXCSUM_IPOFLD = 1 << 8
+RXCSUM_TUOFLD = 1 << 9
 RFCTL = 0x05008
 MTA = 0x05200
 MTA_ENTRIES = 128

@@ -15,7 +15,8 @@ from cython_ext.dma import DmaRegion
 from cython_ext.interrupt import Interrupt
 from cython_ext.mmio import Bar
 from hwrx.errors import MachineError
-from hwrx.nic.device import PCI_COMMAND, PCI_COMMAND_INTX_DISABLE, Device, InterruptKind
+from hwrx.nic.device import Device, InterruptKind
+from hwrx.nic.registers import PCI_COMMAND, PCI_COMMAND_INTX_DISABLE
 
 
 class UioDevice(Device):

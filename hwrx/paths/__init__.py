@@ -52,6 +52,8 @@ PATHS: dict[str, Path] = {
         Path("rdma-write-imm", "verbs", "verbs", "RC WRITE with immediate: as rdma-write, and the receiver gets a CQE"),
         Path("rdma-read", "verbs", "verbs", "RC READ from the peer's pinned buffer (full round trip)", True, "client"),
         Path("rdma-ud", "verbs", "verbs", "UD SEND: unconnected datagrams between queue pairs, may be lost"),
+        Path("packet-ring", "nic", "root", "AF_PACKET, TPACKET_V3: the kernel copies each frame into a shared ring"),
+        Path("xdp", "nic", "root", "AF_XDP: frames from the driver, or the NIC, to our memory, in front of the stack"),
         Path("nic-ring", "nic", "nic", "hwrx drives the NIC: DMA into the user's pinned buffers, UDP done in place"),
     )
 }

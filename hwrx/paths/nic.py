@@ -1,14 +1,15 @@
-"""Paths of whole frames: UDP datagrams that the endpoint builds and takes apart itself, over a NIC that hwrx drives.
+"""Paths of whole frames: UDP datagrams that the endpoint builds and takes apart itself.
 
-The NIC is the one beneath the place's network device. It is taken from the kernel for the trial and given back after
-it, so that other paths of the same run can use it.
+`packet-ring` and `xdp` share the kernel's driver. `nic-ring` drives the NIC: the one beneath the place's network device
+is taken from the kernel for the trial and given back after it, so that other paths of the same run can use it.
 """
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
-from hwrx.errors import UsageError
+from hwrx.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 LARGEST = 1472  # 1500 bytes of an Ethernet frame less IPv4's header and UDP's
 PATIENCE = 0.1  # seconds that one call waits for a message: how soon a loss is noticed
 RING = 1024  # descriptors
+BLOCK_MS = 1  # of a packet ring: the kernel hands over a block after so long, full or not
 WAITS = ("poll", "event")
 FIRST_PORT = 40_000  # the trial's number is added, so that stragglers of another trial are nobody's
 
@@ -52,7 +54,7 @@ def open_endpoint(prepare: Prepare) -> DatagramTransport:
         return DatagramTransport(
             link,
             address=prepare.here.address,
-            port=FIRST_PORT + prepare.trial % 20_000,
+            port=_port(prepare),
             size=setting.size,
             window=setting.window,
             batch=1 if setting.pattern == "pingpong" else min(setting.batch, setting.window),
@@ -73,12 +75,8 @@ def _ring(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
     from cython_ext.e1000e_link import RingLink
 
     here = prepare.here
-    if here.netdev is None:
-        raise UsageError(
-            "nic-ring needs a NIC to drive, and this place names no network device", remedy="use the topology `nic`"
-        )
     nic = hwrx.nic.open(
-        here.netdev,
+        _netdev(prepare),
         own=(here.address,),
         rx=RING,
         tx=RING,
@@ -95,4 +93,56 @@ def _ring(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
     }
 
 
-LINKS: dict[str, Callable[[Prepare], tuple[FrameLink, dict[str, Any]]]] = {"nic-ring": _ring}
+def _packet_ring(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
+    """The kernel's ring for packet sockets, at an address of its own, so that the stack leaves our frames alone."""
+    from cython_ext.packet_ring import PacketRing
+
+    netdev = _netdev(prepare)
+    mac = bytearray(_hardware(netdev))
+    mac[0] |= 0x02  # locally administered
+    mac[1] ^= 0x40
+    ring = PacketRing(netdev, mac.hex(":"), poll=prepare.setting.wait == "poll", block_ms=BLOCK_MS)
+    return ring, {"netdev": netdev, "mac": ring.mac, "version": "TPACKET_V3", "block_ms": BLOCK_MS}
+
+
+def _xdp(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
+    """An AF_XDP socket, in front of the stack."""
+    from cython_ext.xdp_ring import XdpRing
+
+    netdev = _netdev(prepare)
+    mac = _hardware(netdev).hex(":")
+    ring = XdpRing(netdev, mac, _port(prepare), poll=prepare.setting.wait == "poll")
+    return ring, {"netdev": netdev, "mac": mac, "mode": ring.mode, "zero_copy": ring.zero_copy}
+
+
+def _netdev(prepare: Prepare) -> str:
+    if prepare.here.netdev is None:
+        raise UsageError(
+            f"{prepare.setting.path} needs a network device, and this place names none",
+            remedy="use a topology that has one: netns, pair or nic",
+        )
+    return prepare.here.netdev
+
+
+def _hardware(netdev: str) -> bytes:
+    """The MAC address of a network device of this namespace."""
+    try:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as asking:
+            asking.bind((netdev, 0))
+            return bytes(asking.getsockname()[4])
+    except OSError as error:
+        raise MachineError(
+            f"no packet socket on {netdev}: {error.strerror}",
+            remedy="run as root, and see whether it is there: ip link",
+        ) from error
+
+
+def _port(prepare: Prepare) -> int:
+    return FIRST_PORT + prepare.trial % 20_000
+
+
+LINKS: dict[str, Callable[[Prepare], tuple[FrameLink, dict[str, Any]]]] = {
+    "nic-ring": _ring,
+    "packet-ring": _packet_ring,
+    "xdp": _xdp,
+}

@@ -14,7 +14,8 @@ from cython_ext.interrupt import Interrupt
 from cython_ext.mmio import Bar
 from hwrx.errors import MachineError
 from hwrx.nic import registers as reg
-from hwrx.nic.device import PCI_COMMAND, PCI_COMMAND_MASTER, Device
+from hwrx.nic.device import Device
+from hwrx.nic.registers import PCI_COMMAND, PCI_COMMAND_MASTER
 
 BAR_SIZE = 128 * 1024
 MAC = "52:54:00:12:34:56"

@@ -1,0 +1,289 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""PacketRing: TPACKET_V3 both ways (Documentation/networking/packet_mmap.rst)."""
+
+import mmap
+import socket
+
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, EPERM, errno
+from libc.stdint cimport int64_t, uint32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+from posix.time cimport timespec
+
+from cython_ext.clock cimport now
+from cython_ext.link cimport Frame, FrameLink
+from cython_ext.linux_if_packet cimport *
+from cython_ext.sys_poll cimport POLLIN, pollfd, ppoll
+from cython_ext.sys_socket cimport MSG_DONTWAIT, send
+
+from hwrx.errors import MachineError
+
+SOL_PACKET = 263   # linux/socket.h, which user space does not have
+ETH_P_ALL = 3
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    static inline uint32_t hwrx_load(const uint32_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+    static inline void hwrx_store(uint32_t *word, uint32_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
+    """
+    uint32_t load "hwrx_load"(const uint32_t *word) noexcept nogil
+    void store "hwrx_store"(uint32_t *word, uint32_t value) noexcept nogil
+
+
+# --- receiving -----------------------------------------------------------------------------------------------------
+
+cdef inline tpacket_block_desc *block(PacketRingState *s, uint32_t number) noexcept nogil:
+    return <tpacket_block_desc *> (s.blocks + <size_t> (number % s.count) * s.block_size)
+
+
+cdef inline bint open_block(PacketRingState *s) noexcept nogil:
+    """Whether there is a frame to take: the rest of a block, or the next block, if the kernel has closed one."""
+    cdef tpacket_block_desc *b
+    while s.unread == 0:
+        if s.reading - s.oldest == s.count:
+            return False  # all are handed out
+        b = block(s, s.reading)
+        if not load(&b.hdr.bh1.block_status) & TP_STATUS_USER:
+            return False
+        s.unread = b.hdr.bh1.num_pkts
+        s.left[s.reading % s.count] = s.unread
+        s.next = <tpacket3_hdr *> (<char *> b + b.hdr.bh1.offset_to_first_pkt)
+        s.reading += 1
+        if s.unread == 0:
+            give_blocks(s)  # its timer closed an empty one
+    return True
+
+
+cdef int take(void *me, Frame *out, uint32_t most) noexcept nogil:
+    cdef PacketRingState *s = <PacketRingState *> me
+    cdef uint32_t taken = 0
+    while taken < most and open_block(s):
+        out[taken].data = <char *> s.next + s.next.tp_mac
+        out[taken].size = s.next.tp_snaplen
+        out[taken].slot = (s.reading - 1) % s.count
+        out[taken].flags = s.next.tp_status & (TP_STATUS_CSUMNOTREADY | TP_STATUS_CSUM_VALID) != 0
+        s.next = <tpacket3_hdr *> (<char *> s.next + s.next.tp_next_offset)
+        s.unread -= 1
+        taken += 1
+    return <int> taken
+
+
+cdef void refuse(void *me, const Frame *frame) noexcept nogil:
+    (<PacketRingState *> me).left[frame.slot] -= 1
+
+
+cdef void give_blocks(PacketRingState *s) noexcept nogil:
+    """Give the kernel every block at the ring's old end of which nothing is held and nothing is unread."""
+    while s.oldest != s.reading and s.left[s.oldest % s.count] == 0:
+        store(&block(s, s.oldest).hdr.bh1.block_status, TP_STATUS_KERNEL)
+        s.oldest += 1
+
+
+cdef int give(void *me, uint32_t count) noexcept nogil:
+    """Frames come and go in order, so the oldest blocks' are the oldest."""
+    cdef PacketRingState *s = <PacketRingState *> me
+    cdef uint32_t at = s.oldest, held, n
+    while count and at != s.reading:
+        held = s.left[at % s.count]
+        if at == s.reading - 1:
+            held -= s.unread
+        n = min(held, count)
+        s.left[at % s.count] -= n
+        count -= n
+        at += 1
+    give_blocks(s)
+    return 0
+
+
+cdef int wait(void *me, int64_t deadline) noexcept nogil:
+    cdef PacketRingState *s = <PacketRingState *> me
+    cdef pollfd watched
+    cdef timespec pause
+    cdef int64_t left
+    cdef int status
+    watched.fd = s.fd
+    watched.events = POLLIN
+    while not open_block(s):
+        left = deadline - now()
+        if left <= 0:
+            return 0
+        if not s.poll:
+            pause.tv_sec = left // 1_000_000_000
+            pause.tv_nsec = left % 1_000_000_000
+            status = ppoll(&watched, 1, &pause, NULL)
+            if status < 0 and errno != EINTR:
+                return -errno
+    return 1
+
+
+# --- sending -------------------------------------------------------------------------------------------------------
+
+cdef inline tpacket3_hdr *slot_header(PacketRingState *s, uint32_t k) noexcept nogil:
+    return <tpacket3_hdr *> (s.slots + <size_t> ((s.slot + k) % s.slot_count) * s.slot_size)
+
+
+cdef int room(void *me) noexcept nogil:
+    """Slots are sent in order, so that the free ones are those in front of the first busy one."""
+    cdef PacketRingState *s = <PacketRingState *> me
+    cdef uint32_t k, status
+    for k in range(s.slot_count):
+        status = load(&slot_header(s, k).tp_status)
+        if status & TP_STATUS_WRONG_FORMAT:
+            s.rejected += 1
+        elif status & (TP_STATUS_SEND_REQUEST | TP_STATUS_SENDING):
+            if k == 0:
+                kick(s)
+            return <int> k
+    return <int> s.slot_count
+
+
+cdef char *buffer(void *me, uint32_t k) noexcept nogil:
+    cdef PacketRingState *s = <PacketRingState *> me
+    return <char *> slot_header(s, k) + s.slot_offset
+
+
+cdef int kick(PacketRingState *s) noexcept nogil:
+    """Have the kernel look at the ring: it copies every requested slot into an skb and hands it to the driver."""
+    if send(s.fd, NULL, 0, MSG_DONTWAIT) < 0 and errno != EAGAIN and errno != ENOBUFS and errno != EINTR:
+        return -errno
+    return 0
+
+
+cdef int send_frames(void *me, uint32_t count, uint32_t size) noexcept nogil:
+    cdef PacketRingState *s = <PacketRingState *> me
+    cdef tpacket3_hdr *header
+    cdef uint32_t k
+    for k in range(count):
+        header = slot_header(s, k)
+        header.tp_len = size
+        header.tp_next_offset = 0
+        store(&header.tp_status, TP_STATUS_SEND_REQUEST)
+    s.slot = (s.slot + count) % s.slot_count
+    return kick(s)
+
+
+# --- for Python ----------------------------------------------------------------------------------------------------
+
+cdef class PacketRing(FrameLink):
+    """A packet socket on `netdev` with a receive and a transmit ring.
+
+    mac: frames to this address are ours; the device is told to take them, and as it is not the kernel's own address,
+    the stack drops its copy as somebody else's. poll: look into the ring instead of sleeping.
+    block_size and blocks: of the receive ring; block_ms: after so long the kernel hands over a block that is not full,
+    which is how long a lone frame may wait. slots: of the transmit ring, 2 KiB each.
+
+    Raises MachineError where the socket or its rings cannot be had.
+    """
+
+    def __init__(self, str netdev, str mac, *, bint poll=False, uint32_t block_size=65536, uint32_t blocks=32,
+                 uint32_t block_ms=1, uint32_t slots=256):
+        cdef PacketRingState *s = &self.state
+        cdef tpacket_req3 request
+        cdef packet_mreq membership
+        cdef Py_buffer view
+        cdef bytes address
+        s.fd = -1
+        try:
+            index = socket.if_nametoindex(netdev)
+        except OSError as error:
+            raise MachineError(f"there is no network device '{netdev}'", remedy="ip link shows those there are") from error
+        self.mac = mac
+        self.totals = {"tp_packets": 0, "tp_drops": 0, "tp_freeze_q_cnt": 0}
+        try:
+            # protocol 0: nothing is received before the ring is there
+            self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            self.sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
+            self.sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+            self.sock.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
+            memset(&request, 0, sizeof(request))
+            request.tp_block_size = block_size
+            request.tp_block_nr = blocks
+            request.tp_frame_size = 2048
+            request.tp_frame_nr = block_size // 2048 * blocks
+            request.tp_retire_blk_tov = block_ms
+            self.sock.setsockopt(SOL_PACKET, PACKET_RX_RING, (<char *> &request)[:sizeof(request)])
+            memset(&request, 0, sizeof(request))
+            request.tp_block_size = 65536
+            request.tp_block_nr = max(1, slots // 32)
+            request.tp_frame_size = 2048
+            request.tp_frame_nr = 32 * request.tp_block_nr
+            self.sock.setsockopt(SOL_PACKET, PACKET_TX_RING, (<char *> &request)[:sizeof(request)])
+            memset(&membership, 0, sizeof(membership))
+            membership.mr_ifindex = index
+            membership.mr_type = PACKET_MR_UNICAST
+            membership.mr_alen = 6
+            address = bytes.fromhex(mac.replace(":", ""))
+            memcpy(membership.mr_address, <const char *> address, 6)
+            self.sock.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, (<char *> &membership)[:sizeof(membership)])
+            size = block_size * blocks + 65536 * request.tp_block_nr
+            self.memory = mmap.mmap(self.sock.fileno(), size)
+            self.sock.bind((netdev, ETH_P_ALL))
+        except OSError as error:
+            self.close()
+            raise MachineError(
+                f"no packet ring on {netdev}: {error.strerror}",
+                remedy="run as root" if error.errno == EPERM else "use fewer or smaller blocks",
+            ) from error
+        self.view = memoryview(self.memory)
+        PyObject_GetBuffer(self.view, &view, PyBUF_WRITABLE)
+        s.blocks = <char *> view.buf
+        PyBuffer_Release(&view)  # self.view keeps the memory where it is
+        free(self.left)
+        self.left = <uint32_t *> calloc(blocks, sizeof(uint32_t))
+        if self.left == NULL:
+            raise MemoryError
+        s.left = self.left
+        s.fd = self.sock.fileno()
+        s.poll = poll
+        s.block_size = block_size
+        s.count = blocks
+        s.reading = s.oldest = s.unread = 0
+        s.slots = s.blocks + <size_t> block_size * blocks
+        s.slot_size = 2048
+        s.slot_count = request.tp_frame_nr
+        s.slot_offset = TPACKET_ALIGN(sizeof(tpacket3_hdr))
+        s.slot = 0
+        self.frames = block_size // 2048 * blocks
+        self.largest = min(<uint32_t> 1514, s.slot_size - s.slot_offset)
+        # the kernel says that the NIC has looked, or that the frame comes from this machine and has no checksum yet
+        self.checksum_mask = self.checksum_good = 1
+        self.table.me = s
+        self.table.take = take
+        self.table.refuse = refuse
+        self.table.give = give
+        self.table.wait = wait
+        self.table.room = room
+        self.table.buffer = buffer
+        self.table.send = send_frames
+
+    def __dealloc__(self):
+        free(self.left)
+
+    def statistics(self) -> dict:
+        """Of the socket since it was opened: frames, frames dropped for want of a block, and how often that began."""
+        cdef tpacket_stats_v3 counts
+        cdef bytes raw
+        if self.state.fd >= 0:
+            # the kernel starts from 0 again at each reading
+            raw = self.sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, sizeof(counts))
+            memcpy(&counts, <const char *> raw, sizeof(counts))
+            self.totals["tp_packets"] += counts.tp_packets
+            self.totals["tp_drops"] += counts.tp_drops
+            self.totals["tp_freeze_q_cnt"] += counts.tp_freeze_q_cnt
+        return {**self.totals, "rejected": self.state.rejected}
+
+    def close(self):
+        """Unmap the rings and close the socket; harmless when called twice."""
+        FrameLink.close(self)
+        self.state.fd = -1
+        if self.view is not None:
+            self.view.release()
+            self.view = None
+        if self.memory is not None:
+            self.memory.close()
+            self.memory = None
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None

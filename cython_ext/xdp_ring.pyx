@@ -1,0 +1,356 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""XdpRing: AF_XDP over the system calls (Documentation/networking/af_xdp.rst); libbpf loads and attaches the program."""
+
+import mmap
+import os
+import socket
+
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.errno cimport EAGAIN, EBUSY, EINTR, ENETDOWN, ENOBUFS, errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+from posix.time cimport timespec
+
+from cython_ext.bpf_syscalls cimport *
+from cython_ext.clock cimport now
+from cython_ext.link cimport Frame, FrameLink
+from cython_ext.linux_if_xdp cimport *
+from cython_ext.pinned cimport PinnedBuffer
+from cython_ext.sys_poll cimport POLLIN, pollfd, ppoll
+from cython_ext.sys_socket cimport MSG_DONTWAIT, recv, send
+
+from hwrx.errors import MachineError
+from hwrx.nic.xdp import steer
+
+AF_XDP = 44       # linux/socket.h; Python's socket module has neither
+SOL_XDP = 283
+
+cdef extern from "sys/socket.h" nogil:
+    struct sockaddr:
+        pass
+    int bind(int fd, const sockaddr *address, unsigned int size)
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    static inline uint32_t hwrx_acquire(const uint32_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+    static inline void hwrx_release(uint32_t *word, uint32_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
+    """
+    uint32_t acquire "hwrx_acquire"(const uint32_t *word) noexcept nogil
+    void publish "hwrx_release"(uint32_t *word, uint32_t value) noexcept nogil
+
+
+# --- receiving -----------------------------------------------------------------------------------------------------
+
+cdef int take(void *me, Frame *out, uint32_t most) noexcept nogil:
+    cdef XdpState *s = <XdpState *> me
+    cdef uint32_t there = acquire(s.received.producer), taken = 0, slot
+    cdef const xdp_desc *entry
+    while taken < most and s.fresh != there:
+        slot = s.fresh & s.received.mask
+        entry = <const xdp_desc *> s.received.entries + slot
+        out[taken].data = s.umem + entry.addr
+        out[taken].size = entry.len
+        out[taken].slot = slot
+        out[taken].flags = 0
+        s.fresh += 1
+        taken += 1
+    return <int> taken
+
+
+cdef void refuse(void *me, const Frame *frame) noexcept nogil:
+    (<XdpState *> me).refused[frame.slot] = 1
+
+
+cdef int give(void *me, uint32_t count) noexcept nogil:
+    """Chunks go back to the fill ring in the order in which they came; the entries of the receive ring become free."""
+    cdef XdpState *s = <XdpState *> me
+    cdef uint32_t to = s.fill.producer[0], slot
+    cdef uint32_t before = s.oldest
+    while s.oldest != s.fresh:
+        slot = s.oldest & s.received.mask
+        if s.refused[slot]:
+            s.refused[slot] = 0
+        elif count == 0:
+            break
+        else:
+            count -= 1
+        # where the frame began in its chunk does not matter: the kernel is told the chunk
+        (<uint64_t *> s.fill.entries)[to & s.fill.mask] = (
+            (<const xdp_desc *> s.received.entries + slot).addr & ~<uint64_t> (s.chunk - 1))
+        to += 1
+        s.oldest += 1
+    if s.oldest != before:
+        publish(s.fill.producer, to)
+        publish(s.received.consumer, s.oldest)
+    return 0
+
+
+cdef inline bint ready(const XdpState *s) noexcept nogil:
+    return acquire(s.received.producer) != s.fresh
+
+
+cdef int wait(void *me, int64_t deadline) noexcept nogil:
+    cdef XdpState *s = <XdpState *> me
+    cdef pollfd watched
+    cdef timespec pause
+    cdef int64_t left
+    cdef int status
+    watched.fd = s.fd
+    watched.events = POLLIN
+    while not ready(s):
+        left = deadline - now()
+        if left <= 0:
+            return 0
+        if not s.poll:
+            pause.tv_sec = left // 1_000_000_000
+            pause.tv_nsec = left % 1_000_000_000
+            status = ppoll(&watched, 1, &pause, NULL)
+            if status < 0 and errno != EINTR:
+                return -errno
+        elif acquire(s.fill.flags) & XDP_RING_NEED_WAKEUP:
+            recv(s.fd, NULL, 0, MSG_DONTWAIT)  # a driver that went to sleep for want of chunks
+    return 1
+
+
+# --- sending -------------------------------------------------------------------------------------------------------
+
+cdef int room(void *me) noexcept nogil:
+    """Chunks that are ours to build in; those that were sent come back first."""
+    cdef XdpState *s = <XdpState *> me
+    cdef uint32_t there = acquire(s.completed.producer), at = s.completed.consumer[0]
+    cdef uint32_t before = at
+    while at != there:
+        s.spare[s.free & (s.slots - 1)] = (<uint64_t *> s.completed.entries)[at & s.completed.mask]
+        s.free += 1
+        at += 1
+    if at != before:
+        publish(s.completed.consumer, at)
+    if s.free == s.next:
+        kick(s)
+    return <int> (s.free - s.next)
+
+
+cdef char *buffer(void *me, uint32_t k) noexcept nogil:
+    cdef XdpState *s = <XdpState *> me
+    return s.umem + s.spare[(s.next + k) & (s.slots - 1)]
+
+
+cdef int kick(XdpState *s) noexcept nogil:
+    if not acquire(s.transmit.flags) & XDP_RING_NEED_WAKEUP:
+        return 0
+    if send(s.fd, NULL, 0, MSG_DONTWAIT) < 0:
+        if errno not in (EAGAIN, EBUSY, ENOBUFS, EINTR, ENETDOWN):
+            return -errno
+    return 0
+
+
+cdef int send_frames(void *me, uint32_t count, uint32_t size) noexcept nogil:
+    cdef XdpState *s = <XdpState *> me
+    cdef uint32_t at = s.transmit.producer[0], k
+    cdef xdp_desc *entry
+    for k in range(count):
+        entry = <xdp_desc *> s.transmit.entries + (at & s.transmit.mask)
+        entry.addr = s.spare[s.next & (s.slots - 1)]
+        entry.len = size
+        entry.options = 0
+        s.next += 1
+        at += 1
+    publish(s.transmit.producer, at)
+    return kick(s)
+
+
+# --- for Python ----------------------------------------------------------------------------------------------------
+
+cdef class XdpRing(FrameLink):
+    """An AF_XDP socket on receive queue `queue` of `netdev`, with a program that steers UDP to `port` to it.
+
+    mac: the device's own. poll: look into the ring instead of sleeping. frames: chunks to receive into, and as many to
+    send from, a power of two. zero_copy: True demands it, False forbids it, None takes it where the driver has it.
+
+    `zero_copy` and `mode` (driver: native XDP; skb: the generic hook behind the driver) say what was had. The program
+    goes with this object, whatever ends it. Raises MachineError where any of it cannot be had.
+    """
+
+    def __init__(self, str netdev, str mac, int port, *, uint32_t queue=0, bint poll=False, uint32_t frames=512,
+                 zero_copy=None):
+        cdef XdpState *s = &self.state
+        cdef xdp_mmap_offsets offsets
+        cdef bytes raw
+        cdef uint32_t i
+        if frames < 64 or frames & (frames - 1):
+            raise ValueError("frames is a power of two of at least 64")
+        s.fd = -1
+        self.maps = []
+        self.views = []
+        self.descriptors = []
+        try:
+            index = socket.if_nametoindex(netdev)
+        except OSError as error:
+            raise MachineError(f"there is no network device '{netdev}'", remedy="ip link shows those there are") from error
+        self.mac = mac
+        try:
+            self.umem = PinnedBuffer(2 * frames * 2048)
+            self.umem.users += 1
+            self.sock = socket.socket(AF_XDP, socket.SOCK_RAW, 0)
+            self.sock.setsockopt(SOL_XDP, XDP_UMEM_REG, self.umem_request())
+            for option in (XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_RX_RING, XDP_TX_RING):
+                self.sock.setsockopt(SOL_XDP, option, frames)
+            raw = self.sock.getsockopt(SOL_XDP, XDP_MMAP_OFFSETS, sizeof(offsets))
+            if len(raw) < <Py_ssize_t> sizeof(offsets):
+                raise OSError(0, "the kernel's XDP_MMAP_OFFSETS are those of before 5.4")
+            memcpy(&offsets, <const char *> raw, sizeof(offsets))
+            self.ring(&s.fill, offsets.fr, frames, sizeof(uint64_t), XDP_UMEM_PGOFF_FILL_RING)
+            self.ring(&s.completed, offsets.cr, frames, sizeof(uint64_t), XDP_UMEM_PGOFF_COMPLETION_RING)
+            self.ring(&s.received, offsets.rx, frames, sizeof(xdp_desc), XDP_PGOFF_RX_RING)
+            self.ring(&s.transmit, offsets.tx, frames, sizeof(xdp_desc), XDP_PGOFF_TX_RING)
+            self.lay_out(frames)
+            self.bind(index, queue, zero_copy)
+            self.attach(index, queue, port)
+        except OSError as error:
+            self.close()
+            raise MachineError(
+                f"no AF_XDP socket on {netdev}: {error.strerror or error}",
+                remedy="run as root, on a kernel with CONFIG_XDP_SOCKETS; one program fits on a device at a time",
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+        s.fd = self.sock.fileno()
+        s.poll = poll
+        self.frames = frames
+        self.largest = 1514
+        self.table.me = s
+        self.table.take = take
+        self.table.refuse = refuse
+        self.table.give = give
+        self.table.wait = wait
+        self.table.room = room
+        self.table.buffer = buffer
+        self.table.send = send_frames
+
+    def __dealloc__(self):
+        free(self.spare)
+
+    def umem_request(self):
+        cdef xdp_umem_reg request
+        memset(&request, 0, sizeof(request))
+        request.addr = <uintptr_t> self.umem.base
+        request.len = self.umem.size
+        request.chunk_size = 2048
+        return (<char *> &request)[:sizeof(request)]
+
+    cdef object ring(self, Ring32 *ring, object offsets, uint32_t entries, size_t width, unsigned long long page):
+        cdef Py_buffer view
+        memory = mmap.mmap(self.sock.fileno(), offsets["desc"] + entries * width, offset=page)
+        self.maps.append(memory)
+        held = memoryview(memory)
+        self.views.append(held)
+        PyObject_GetBuffer(held, &view, PyBUF_WRITABLE)
+        cdef char *base = <char *> view.buf
+        PyBuffer_Release(&view)  # `held` keeps the memory where it is
+        ring.producer = <uint32_t *> (base + <size_t> offsets["producer"])
+        ring.consumer = <uint32_t *> (base + <size_t> offsets["consumer"])
+        ring.flags = <uint32_t *> (base + <size_t> offsets["flags"])
+        ring.entries = base + <size_t> offsets["desc"]
+        ring.mask = entries - 1
+
+    def lay_out(self, uint32_t frames):
+        """The first half of the chunks is received into, the second is sent from."""
+        cdef XdpState *s = &self.state
+        cdef uint32_t i
+        self.refused = bytearray(frames)
+        s.refused = self.refused
+        s.umem = self.umem.base
+        s.chunk = 2048
+        s.fresh = s.oldest = 0
+        for i in range(frames):
+            (<uint64_t *> s.fill.entries)[i] = <uint64_t> i * 2048
+        publish(s.fill.producer, frames)
+        free(self.spare)
+        self.spare = <uint64_t *> malloc(frames * sizeof(uint64_t))
+        if self.spare == NULL:
+            raise MemoryError
+        s.spare = self.spare
+        s.slots = frames
+        for i in range(frames):
+            s.spare[i] = <uint64_t> (frames + i) * 2048
+        s.next = 0
+        s.free = frames
+
+    def bind(self, uint32_t index, uint32_t queue, zero_copy):
+        cdef sockaddr_xdp address
+        cdef int status = -1
+        wanted = {None: (XDP_ZEROCOPY, XDP_COPY), True: (XDP_ZEROCOPY,), False: (XDP_COPY,)}[zero_copy]
+        for flag in wanted:
+            memset(&address, 0, sizeof(address))
+            address.sxdp_family = AF_XDP
+            address.sxdp_ifindex = index
+            address.sxdp_queue_id = queue
+            address.sxdp_flags = <unsigned short> (flag | XDP_USE_NEED_WAKEUP)
+            status = bind(self.sock.fileno(), <const sockaddr *> &address, sizeof(address))
+            if status == 0:
+                break
+        if status < 0:
+            raise OSError(errno, f"bind: {os.strerror(errno)}")
+        options = self.sock.getsockopt(SOL_XDP, XDP_OPTIONS, 4)
+        self.zero_copy = bool(int.from_bytes(options, "little") & XDP_OPTIONS_ZEROCOPY)
+
+    def attach(self, int index, uint32_t queue, int port):
+        """Map, program, link; the link goes, and the program with it, when its descriptor is closed."""
+        cdef int sockets, program, link = -1, own = self.sock.fileno()
+        cdef bytes instructions
+        cdef bpf_link_create_opts options
+        sockets = bpf_map_create(BPF_MAP_TYPE_XSKMAP, "hwrx_sockets", 4, 4, queue + 1, NULL)
+        if sockets < 0:
+            raise OSError(-sockets, f"BPF_MAP_CREATE: {os.strerror(-sockets)}")
+        self.descriptors.append(sockets)
+        if bpf_map_update_elem(sockets, &queue, &own, BPF_ANY) < 0:
+            raise OSError(errno, f"BPF_MAP_UPDATE_ELEM: {os.strerror(errno)}")
+        instructions = steer(port, sockets)
+        program = bpf_prog_load(BPF_PROG_TYPE_XDP, "hwrx_steer", "Dual BSD/GPL",
+                                <const bpf_insn *> <const char *> instructions, len(instructions) // 8, NULL)
+        if program < 0:
+            raise OSError(-program, f"BPF_PROG_LOAD: {os.strerror(-program)}")
+        self.descriptors.append(program)
+        # in front of the driver's own buffers where it can; else behind them
+        for mode, flags in (("driver", XDP_FLAGS_DRV_MODE), ("skb", XDP_FLAGS_SKB_MODE)):
+            memset(&options, 0, sizeof(options))
+            options.sz = sizeof(options)
+            options.flags = flags
+            link = bpf_link_create(program, index, BPF_XDP, &options)
+            if link >= 0:
+                self.mode = mode
+                self.descriptors.append(link)
+                return
+        raise OSError(-link, f"BPF_LINK_CREATE: {os.strerror(-link)}")
+
+    def statistics(self) -> dict:
+        """The socket's counters: frames dropped, and for want of what."""
+        cdef xdp_statistics counts
+        cdef bytes raw
+        if self.state.fd < 0:
+            return {}
+        raw = self.sock.getsockopt(SOL_XDP, XDP_STATISTICS, sizeof(counts))
+        memset(&counts, 0, sizeof(counts))
+        memcpy(&counts, <const char *> raw, min(<size_t> len(raw), sizeof(counts)))
+        return counts
+
+    def close(self):
+        """Detach the program, close the socket, give the memory back; harmless when called twice."""
+        FrameLink.close(self)
+        self.state.fd = -1
+        while self.descriptors:
+            os.close(self.descriptors.pop())
+        while self.views:
+            self.views.pop().release()
+        while self.maps:
+            self.maps.pop().close()
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+        if self.umem is not None and not self.umem.closed:
+            self.umem.users -= 1
+            if not self.umem.exports:
+                self.umem.close()

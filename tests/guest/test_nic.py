@@ -1,0 +1,465 @@
+"""The driver on emulated hardware: the guest's second 82574L in hwrx's hands, the first in the kernel's.
+
+Both are on one segment. Each test takes the NIC and gives it back; what it was before is compared at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import hwrx.nic
+from hwrx import topology
+from hwrx.commands.nic import nic as command
+from hwrx.errors import MachineError, PathError, UsageError
+from hwrx.nic import pci
+from hwrx.nic import registers as reg
+
+OURS, THEIRS = topology.NIC_HARDWARE["server"], topology.NIC_HARDWARE["client"]
+STATION, OTHER = (bytes.fromhex(mac.replace(":", "")) for mac in (OURS, THEIRS))
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+KIND = 0x88B5  # IEEE: for experiments
+
+
+def frame(number: int, size: int = 64, destination: bytes = STATION) -> bytes:
+    head = destination + OTHER + KIND.to_bytes(2, "big") + number.to_bytes(4, "little")
+    return head + bytes((number + i) & 0xFF for i in range(size - len(head)))
+
+
+def number_of(data: bytes) -> int:
+    return int.from_bytes(bytes(data[14:18]), "little")
+
+
+@pytest.fixture(scope="module")
+def segment() -> Iterator[topology.Made]:
+    with topology.build("nic") as made:
+        yield made
+
+
+class Kernel:
+    """The kernel's end: raw frames through its driver."""
+
+    def __init__(self) -> None:
+        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(KIND))
+        self.socket.bind((topology.NICS["client"], KIND))
+        self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
+        self.socket.settimeout(10)
+
+    def send(self, *frames: bytes) -> None:
+        for one in frames:
+            self.socket.send(one)
+
+    def receive(self, count: int) -> list[bytes]:
+        return [self.socket.recv(2048) for _ in range(count)]
+
+
+@pytest.fixture
+def kernel(segment: topology.Made) -> Iterator[Kernel]:
+    end = Kernel()
+    yield end
+    end.socket.close()
+
+
+def own(address: str = topology.NIC_ADDRESSES["server"]) -> dict[str, tuple[str, ...]]:
+    return {"own": (address,)}
+
+
+@contextlib.contextmanager
+def taken(**options: object) -> Iterator[hwrx.nic.E1000e]:
+    with hwrx.nic.open(OURS, **own(), **options) as nic:  # type: ignore[arg-type]
+        yield nic
+
+
+def state() -> dict[str, object]:
+    """What must be the same after a NIC was taken and given back."""
+    nic = pci.find(OURS)
+    shown = subprocess.run(
+        ["ip", "-oneline", "-4", "addr", "show", "dev", topology.NICS["server"]],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    neighbours = subprocess.run(["ip", "neigh", "show", "nud", "permanent"], capture_output=True, text=True, check=True)
+    return {
+        "driver": nic.driver,
+        "netdev": nic.netdev,
+        "addresses": shown.stdout.split("inet")[1:],
+        "neighbours": sorted(neighbours.stdout.splitlines()),
+        "kept": list(pci.KEPT.glob("*")),
+        "up": "1" if (Path("/sys/class/net") / topology.NICS["server"] / "carrier").read_text() == "1\n" else "0",
+    }
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(segment: topology.Made) -> Iterator[None]:
+    before = state()
+    yield
+    assert state() == before
+
+
+# --- packets -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("access", "interrupt"),
+    [("vfio", None), ("vfio", "msix"), ("vfio", "msi"), ("vfio", "intx"), ("uio", None), ("uio", "intx")],
+)
+def test_every_frame_byte_for_byte_both_ways(kernel: Kernel, access: str, interrupt: str | None) -> None:
+    if access == "uio":
+        Path("/proc/sys/vm/nr_hugepages").write_text("16\n")
+    sent = [frame(i, size=60 + i % 1400) for i in range(500)]
+    with taken(access=access, interrupt=interrupt) as nic:
+        assert nic.device.access == access
+        assert nic.link == 1000 and nic.mac == OURS
+
+        def send() -> None:
+            for at in range(0, len(sent), 20):
+                kernel.send(*sent[at : at + 20])
+                time.sleep(0.002)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        got = []
+        for packet in nic.receive(timeout=10):
+            if packet.data[12:14].tobytes() == KIND.to_bytes(2, "big"):
+                got.append(bytes(packet))
+            if len(got) == len(sent):
+                break
+        sender.join()
+        assert got == sent
+        if interrupt is not None:
+            assert nic.rx.interrupt is not None and nic.rx.interrupt.kind == interrupt
+            assert nic.rx.interrupt.fired > 0
+        statistics = nic.statistics()
+        assert statistics["GPRC"] >= len(sent) and statistics["MPC"] == 0
+
+        answers = [frame(i, size=60 + i, destination=OTHER) for i in range(300)]
+        assert nic.send(answers) == len(answers)
+        assert nic.flush()
+        assert kernel.receive(len(answers)) == answers
+
+
+def test_a_view_is_the_memory_that_the_nic_wrote(kernel: Kernel) -> None:
+    with taken() as nic:
+        kernel.send(frame(1), frame(2))
+        assert nic.rx.wait_for(5)
+        time.sleep(0.1)
+        views = [view for view in nic.rx.peek() if bytes(view[12:14]) == KIND.to_bytes(2, "big")]
+        assert [number_of(view) for view in views] == [1, 2]
+        held = nic.rx.held
+        # 600 further frames go once round the ring and leave what is held alone
+        for at in range(600):
+            kernel.send(frame(100 + at))
+        time.sleep(0.2)
+        assert nic.rx.held == held
+        assert [number_of(view) for view in views] == [1, 2]
+    # given back, and still readable
+    assert [number_of(view) for view in views] == [1, 2]
+
+
+def test_filters_on_the_nic(kernel: Kernel) -> None:
+    stranger, group = bytes.fromhex("020000000001"), bytes.fromhex("01005e000001")
+    with taken() as nic:
+
+        def heard(*frames: bytes) -> list[int]:
+            kernel.send(*frames)
+            return [
+                number_of(packet.data)
+                for packet in nic.receive(timeout=0.3)
+                if packet.data[12:14].tobytes() == KIND.to_bytes(2, "big")
+            ]
+
+        everything = [frame(1), frame(2, destination=stranger), frame(3, destination=group)]
+        everything.append(frame(4, destination=b"\xff" * 6))
+        assert heard(*everything) == [1, 4]
+        nic.accept("01:00:5e:00:00:01")
+        assert heard(*everything) == [1, 3, 4]
+        nic.set_promiscuous(True)
+        assert heard(*everything) == [1, 2, 3, 4]
+
+
+def test_throttled_interrupts_are_fewer(kernel: Kernel) -> None:
+    fired = {}
+    for microseconds in (0, 10_000):
+        with taken(interrupt="msix", throttle=microseconds) as nic:
+            stop = time.monotonic() + 0.5
+            sender = threading.Thread(target=lambda: [kernel.send(frame(i)) or time.sleep(0.001) for i in range(200)])
+            sender.start()
+            while time.monotonic() < stop:
+                if nic.rx.wait_for(0.05):
+                    nic.rx.drain()
+            sender.join()
+            assert nic.rx.interrupt is not None
+            fired[microseconds] = nic.rx.interrupt.fired
+    assert 0 < fired[10_000] < fired[0]
+
+
+# --- faults --------------------------------------------------------------------------------------------------------
+
+
+def test_ring_full_loses_the_newest_counts_them_and_recovers_in_order(kernel: Kernel) -> None:
+    with taken(rx=64) as nic:
+        kernel.send(*(frame(i) for i in range(100)))
+        time.sleep(0.3)
+        first = [number_of(view) for view in nic.rx.peek(256)]
+        assert first == list(range(len(first))) and len(first) <= 63
+        lost = nic.statistics()["MPC"] + nic.statistics()["RNBC"]
+        assert lost > 0 or len(first) == 63
+        assert any("the ring was full" in sentence for sentence in nic.diagnose()) == (lost > 0)
+        nic.rx.release(len(first))
+        later = [number_of(packet.data) for packet in nic.receive(timeout=0.5)]
+        # the segment keeps a few and brings them late; then new ones come, all of them, in order
+        kernel.send(*(frame(i) for i in range(1000, 1040)))
+        fresh = [number_of(packet.data) for packet in nic.receive(timeout=0.5)]
+        assert fresh == list(range(1000, 1040))
+        assert not set(later) & set(first)
+
+
+def test_an_address_that_the_iommu_refuses(kernel: Kernel) -> None:
+    with taken(guard=True) as nic:
+        nic.rx.table[1, 0] = 0x3F_0000_0000  # mapped for nobody
+        kernel.send(frame(1), frame(2), frame(3))
+        time.sleep(0.3)
+        assert [number_of(view) for view in nic.rx.peek()] == [1, 3]
+        assert nic.rx.counts["unwritten"] == 1
+        with pytest.raises(PathError, match="an IOMMU refuses addresses of the ring"):
+            nic.check()
+        nic.rx.release(2)
+
+
+def test_without_the_guard_the_stale_buffer_is_delivered_and_looks_like_an_old_frame(kernel: Kernel) -> None:
+    with taken(rx=64) as nic:
+        kernel.send(*(frame(i) for i in range(64)))
+        assert sum(1 for _ in nic.receive(timeout=0.5)) >= 63
+        slot = nic.rx.fresh
+        nic.rx.table[slot, 0] = 0x3F_0000_0000
+        kernel.send(frame(1000), frame(1001))
+        seen = [number_of(packet.data) for packet in nic.receive(timeout=0.5)]
+        assert seen[-1] == 1001 and 1000 not in seen and len(seen) == 2
+
+
+def test_a_frame_over_several_buffers_is_dropped_and_counted(kernel: Kernel) -> None:
+    with taken(buffer=256, long_frames=True) as nic:
+        kernel.send(frame(1), frame(2, size=1400), frame(3))
+        assert [number_of(packet.data) for packet in nic.receive(timeout=0.5)] == [1, 3]
+        assert nic.rx.counts["oversize"] == 1
+
+
+def test_a_reset_under_us_is_seen_and_mended(kernel: Kernel) -> None:
+    with taken() as nic:
+        kernel.send(frame(1))
+        assert [number_of(packet.data) for packet in nic.receive(timeout=0.5)] == [1]
+        # what a reset leaves; QEMU 7.2's CTRL.RST resets the station's address alone
+        for register in (reg.RCTL, reg.TCTL, reg.RDBAL, reg.RDH, reg.RDT, reg.IMC):
+            nic.bar.write(register, 0)
+        with pytest.raises(PathError, match="somebody reset the NIC"):
+            next(nic.receive(timeout=5))
+        nic.start()
+        assert nic.wait_for_link(5)
+        kernel.send(frame(2))
+        assert number_of(next(nic.receive(timeout=5)).data) == 2
+
+
+def test_bus_master_off_is_seen_and_mended(kernel: Kernel) -> None:
+    with taken() as nic:
+        nic.device.bus_master = False
+        kernel.send(frame(1))
+        with pytest.raises(PathError, match="bus mastering is off"):
+            next(nic.receive(timeout=5))
+        nic.device.bus_master = True
+        nic.start()
+        assert nic.wait_for_link(5)
+        kernel.send(frame(2))
+        assert 2 in [number_of(packet.data) for packet in nic.receive(timeout=1)]
+
+
+def test_the_link_goes_down_and_comes_back(kernel: Kernel) -> None:
+    with taken() as nic:
+        nic.renegotiate()
+        assert nic.link == 0
+        assert "the link is down" in nic.diagnose()
+        assert nic.wait_for_link(10)
+        kernel.send(frame(7))
+        assert 7 in [number_of(packet.data) for packet in nic.receive(timeout=1)]
+
+
+def test_an_interrupt_that_is_lost_costs_time_and_no_packet(kernel: Kernel) -> None:
+    with taken(interrupt="msix") as nic:
+        nic.rx.drain()
+        done = threading.Event()
+
+        def mask_then_send() -> None:
+            while not nic.bar.read(reg.IMS):
+                time.sleep(0.001)
+            nic.bar.write(reg.IMC, reg.INT_ALL)
+            kernel.send(frame(1))
+            done.set()
+
+        thread = threading.Thread(target=mask_then_send)
+        thread.start()
+        assert nic.rx.wait_for(10)
+        thread.join()
+        assert nic.rx.lost >= 1
+        assert number_of(nic.rx.peek()[0]) == 1
+
+
+def test_a_spurious_interrupt_is_slept_over(kernel: Kernel) -> None:
+    with taken(interrupt="msix") as nic:
+        nic.rx.drain()
+        thread = threading.Timer(0.05, lambda: nic.bar.write(reg.ICS, reg.INT_RXQ0))
+        thread.start()
+        assert not nic.rx.wait_for(0.3)
+        thread.join()
+        assert nic.rx.spurious >= 1
+
+
+# --- taking and giving back ----------------------------------------------------------------------------------------
+
+
+def test_a_nic_in_use_is_refused(segment: topology.Made) -> None:
+    with pytest.raises(MachineError, match=rf"{topology.NICS['server']} is in use: it has the address 198.18.78.2/24"):
+        hwrx.nic.open(OURS)
+    subprocess.run(["ip", "route", "add", "default", "dev", topology.NICS["server"]], check=True)
+    try:
+        with pytest.raises(MachineError, match="carries the default route"):
+            hwrx.nic.open(OURS, **own())
+    finally:
+        subprocess.run(["ip", "route", "del", "default", "dev", topology.NICS["server"]], check=True)
+
+
+def test_an_open_connection_is_a_use(segment: topology.Made) -> None:
+    with (
+        socket.create_server((topology.NIC_ADDRESSES["server"], 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        assert any("open connection" in reason for reason in pci.uses(pci.find(OURS)))
+
+
+def test_a_nic_that_is_no_82574(segment: topology.Made) -> None:
+    with pytest.raises(UsageError, match="ne2k_pci, which this driver does not know"):
+        hwrx.nic.open(topology.PIO_NICS["client"])
+
+
+def test_an_exception_gives_the_nic_back(segment: topology.Made) -> None:
+    with pytest.raises(ZeroDivisionError), taken() as nic:
+        assert pci.find(OURS).driver == "vfio-pci"
+        _ = 1 / 0
+    assert nic.closed
+
+
+def test_two_processes_cannot_have_it(segment: topology.Made) -> None:
+    with taken() as nic, program(f"import hwrx.nic; hwrx.nic.open({nic.device.address!r})") as other:
+        _, words = other.communicate(timeout=60)
+        assert "in use by another process" in words
+
+
+def program(text: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-X", "faulthandler", "-c", text]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@contextlib.contextmanager
+def holder() -> Iterator[subprocess.Popen[str]]:
+    """A process that has the NIC and receives."""
+    with program(HOLD) as running:
+        assert running.stdout is not None and running.stderr is not None
+        word = running.stdout.readline()
+        assert word == "open\n", running.stderr.read()
+        yield running
+        running.wait(60)
+
+
+HOLD = f"""
+import hwrx.nic
+nic = hwrx.nic.open({OURS!r}, own=({topology.NIC_ADDRESSES["server"]!r},))
+print("open", flush=True)
+for packet in nic.receive(): pass
+"""
+
+
+def test_sigterm_gives_the_nic_back(kernel: Kernel) -> None:
+    with holder() as running:
+        kernel.send(frame(1))
+        running.send_signal(signal.SIGTERM)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert pci.find(OURS).driver == "e1000e"
+
+
+def test_after_a_kill_it_can_be_opened_again_and_unbind_mends_it(kernel: Kernel) -> None:
+    with holder() as running:
+        running.kill()
+    # frames still come for a NIC that nobody drives: the kernel took bus mastering away with the file descriptor
+    kernel.send(*(frame(i) for i in range(100)))
+    left = pci.find(OURS)
+    assert left.driver == "vfio-pci" and left.was == topology.NICS["server"]
+    with taken() as nic:
+        kernel.send(frame(1))
+        assert number_of(next(nic.receive(timeout=5)).data) == 1
+    # it was bound when it was opened here, so it stays bound: who took it gives it back
+    assert pci.find(OURS).driver == "vfio-pci"
+    assert f"driven by e1000e as {topology.NICS['server']}" in hwrx_nic("unbind", OURS)
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def hwrx_nic(*words: str) -> str:
+    """What the command prints; here, because an emulated guest needs a minute to start another Python."""
+    done = CliRunner().invoke(command, words)
+    if done.exception is not None:
+        raise done.exception
+    return done.output
+
+
+def test_list_shows_all_four(segment: topology.Made) -> None:
+    shown = hwrx_nic("list", "--json")
+    assert shown.count('"82574L"') == 2 and shown.count('"ne2k_pci"') == 2
+    assert "it has the address 198.18.78.2/24" in shown
+
+
+def test_bind_refuses_and_forces(segment: topology.Made) -> None:
+    with pytest.raises(MachineError, match="in use"):
+        hwrx_nic("bind", OURS)
+    assert "bound to vfio-pci" in hwrx_nic("bind", "--force", OURS)
+    assert "driven by e1000e" in hwrx_nic("unbind", OURS)
+
+
+def test_dump_shows_registers_rings_and_counters(kernel: Kernel) -> None:
+    sender = threading.Timer(0.1, lambda: [kernel.send(frame(i, size=99)) or time.sleep(0.05) for i in range(100)])
+    sender.start()
+    lines = hwrx_nic("dump", "--force", OURS, "--packets", "2").splitlines()
+    sender.join()
+    assert any(line.startswith("RCTL") and " EN UPE MPE BAM " in line for line in lines)
+    assert any(line.startswith("receive ring: 512 descriptors") for line in lines)
+    assert sum("length    99 status 0x03" in line for line in lines) == 2
+    assert any(line.startswith("GPRC") for line in lines)
+
+
+def test_recv_writes_every_byte_to_the_file(kernel: Kernel, tmp_path: Path) -> None:
+    file = tmp_path / "packets.pcapng"
+    sent = [frame(i, size=60 + 100 * i) for i in range(5)]
+
+    def send() -> None:
+        while pci.find(OURS).driver != "vfio-pci":
+            time.sleep(0.05)
+        for _ in range(100):
+            kernel.send(*sent)
+            time.sleep(0.05)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    hwrx_nic("recv", "--force", OURS, "-n", "5", "-w", str(file), "--own")
+    sender.join()
+    data = file.read_bytes()
+    assert all(one in data for one in sent)
+    assert b"0000:00:" in data
