@@ -188,7 +188,9 @@ cdef class PacketRing(FrameLink):
         try:
             index = socket.if_nametoindex(netdev)
         except OSError as error:
-            raise MachineError(f"there is no network device '{netdev}'", remedy="ip link shows those there are") from error
+            raise MachineError(
+                f"there is no network device '{netdev}'", remedy="ip link shows those there are"
+            ) from error
         self.mac = mac
         self.totals = {"tp_packets": 0, "tp_drops": 0, "tp_freeze_q_cnt": 0}
         try:

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""XdpRing: AF_XDP over the system calls (Documentation/networking/af_xdp.rst); libbpf loads and attaches the program."""
+"""XdpRing: AF_XDP (Documentation/networking/af_xdp.rst); libbpf loads the program and attaches it."""
 
 import mmap
 import os
@@ -148,9 +148,9 @@ cdef int kick(XdpState *s) noexcept nogil:
 
 cdef int send_frames(void *me, uint32_t count, uint32_t size) noexcept nogil:
     cdef XdpState *s = <XdpState *> me
-    cdef uint32_t at = s.transmit.producer[0], k
+    cdef uint32_t at = s.transmit.producer[0], _
     cdef xdp_desc *entry
-    for k in range(count):
+    for _ in range(count):
         entry = <xdp_desc *> s.transmit.entries + (at & s.transmit.mask)
         entry.addr = s.spare[s.next & (s.slots - 1)]
         entry.len = size
@@ -178,7 +178,6 @@ cdef class XdpRing(FrameLink):
         cdef XdpState *s = &self.state
         cdef xdp_mmap_offsets offsets
         cdef bytes raw
-        cdef uint32_t i
         if frames < 64 or frames & (frames - 1):
             raise ValueError("frames is a power of two of at least 64")
         s.fd = -1
@@ -188,7 +187,9 @@ cdef class XdpRing(FrameLink):
         try:
             index = socket.if_nametoindex(netdev)
         except OSError as error:
-            raise MachineError(f"there is no network device '{netdev}'", remedy="ip link shows those there are") from error
+            raise MachineError(
+                f"there is no network device '{netdev}'", remedy="ip link shows those there are"
+            ) from error
         self.mac = mac
         try:
             self.umem = PinnedBuffer(2 * frames * 2048)
