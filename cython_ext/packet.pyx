@@ -14,6 +14,76 @@ VERDICT_NAMES = (
 )
 
 
+cdef int parse_any(char *frame, uint32_t size, int check, Datagram *out) noexcept nogil:
+    """As `parse`, for all that there is: a VLAN tag, options, fragments, IPv6, and what is cut or wrong."""
+    cdef char *at = frame + ETHERNET
+    cdef uint32_t left = size - ETHERNET, header, length
+    cdef uint16_t kind
+    if size < ETHERNET + IPV4 + UDP_HEADER:
+        return shorter(frame, size)
+    kind = big16(frame + 12)
+    if kind == 0x8100:
+        kind = big16(frame + 16)
+        at += 4
+        left -= 4
+        if left < IPV4 + UDP_HEADER:
+            return shorter(frame, size)
+
+    if kind == 0x0800:
+        header = <uint32_t> (at[0] & 0x0F) * 4
+        length = big16(at + 2)
+        if <uint8_t> at[0] >> 4 != 4 or header < IPV4 or length < header:
+            return BAD_HEADER
+        if length > left:
+            return TRUNCATED
+        if check & CHECK_HEADER and fold(ones_sum(at, header, 0)) != 0xFFFF:
+            return BAD_HEADER_CHECKSUM
+        if at[9] != 17:
+            return OTHER_PROTOCOL
+        if big16(at + 6) & 0x3FFF:  # more fragments, or an offset
+            return FRAGMENT
+        out.address_size = 4
+        out.source = at + 12
+        out.destination = at + 16
+        at += header
+        left = length - header
+    elif kind == 0x86DD:
+        if left < IPV6 + UDP_HEADER:
+            return TRUNCATED
+        if <uint8_t> at[0] >> 4 != 6:
+            return BAD_HEADER
+        if at[6] != 17:
+            return OTHER_PROTOCOL
+        length = big16(at + 4)
+        if length > left - IPV6:
+            return TRUNCATED
+        out.address_size = 16
+        out.source = at + 8
+        out.destination = at + 24
+        at += IPV6
+        left = length
+    else:
+        return OTHER_ETHERTYPE
+
+    length = big16(at + 4)
+    if left < UDP_HEADER or length > left:
+        return TRUNCATED
+    if length < UDP_HEADER:
+        return BAD_HEADER
+    # a checksum of 0 was not computed (RFC 768); over IPv6 it must be (RFC 8200)
+    if check & CHECK_PAYLOAD:
+        if at[6] | at[7]:
+            if fold(ones_sum(at, length, pseudo_header(out.source, 2 * out.address_size, <uint16_t> length))) != 0xFFFF:
+                return BAD_CHECKSUM
+        elif out.address_size == 16:
+            return BAD_CHECKSUM
+    out.source_port = big16(at)
+    out.destination_port = big16(at + 2)
+    out.payload = at + UDP_HEADER
+    out.size = length - UDP_HEADER
+    return UDP
+
+
 cdef int shorter(const char *frame, uint32_t size) noexcept nogil:
     """A frame that has no room for the smallest datagram: of another kind, or cut."""
     cdef uint16_t kind
@@ -25,7 +95,7 @@ cdef int shorter(const char *frame, uint32_t size) noexcept nogil:
 
 # --- whose is it? --------------------------------------------------------------------------------------------------
 
-cdef int32_t find(const Ports *ports, const Datagram *datagram) noexcept nogil:
+cdef int32_t find_best(const Ports *ports, const Datagram *datagram) noexcept nogil:
     """The number of the owner whose datagram it is, or NOBODY."""
     cdef int32_t at = ports.first[datagram.destination_port], best = NOBODY
     cdef int score, highest = -1
@@ -97,6 +167,9 @@ cdef class PortTable:
         packed = remote_bytes
         owner.remote_size = <uint8_t> len(packed)
         memcpy(owner.remote, PyBytes_AS_STRING(packed), owner.remote_size)
+        owner.whole = owner.local_size == 4 and owner.remote_size == 4
+        memcpy(&owner.pair, owner.remote, 4)
+        memcpy(<char *> &owner.pair + 4, owner.local, 4)
         link = &self.ports.first[port]
         while link[0] != NOBODY:
             link = &self.ports.owners[link[0]].next

@@ -4,6 +4,7 @@
 import mmap
 import os
 import socket
+import time
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.errno cimport EAGAIN, EBUSY, EINTR, ENETDOWN, ENOBUFS, errno
@@ -25,6 +26,7 @@ from hwrx.nic.xdp import steer
 
 AF_XDP = 44       # linux/socket.h; Python's socket module has neither
 SOL_XDP = 283
+RELEASED_AFTER = 3.0  # seconds
 
 cdef extern from "sys/socket.h" nogil:
     struct sockaddr:
@@ -284,15 +286,21 @@ cdef class XdpRing(FrameLink):
         cdef sockaddr_xdp address
         cdef int status = -1
         wanted = {None: (XDP_ZEROCOPY, XDP_COPY), True: (XDP_ZEROCOPY,), False: (XDP_COPY,)}[zero_copy]
-        for flag in wanted:
-            memset(&address, 0, sizeof(address))
-            address.sxdp_family = AF_XDP
-            address.sxdp_ifindex = index
-            address.sxdp_queue_id = queue
-            address.sxdp_flags = <unsigned short> (flag | XDP_USE_NEED_WAKEUP)
-            status = bind(self.sock.fileno(), <const sockaddr *> &address, sizeof(address))
-            if status == 0:
+        memset(&address, 0, sizeof(address))
+        address.sxdp_family = AF_XDP
+        address.sxdp_ifindex = index
+        address.sxdp_queue_id = queue
+        # the kernel lets go of a queue a moment after the socket that had it was closed
+        deadline = time.monotonic() + RELEASED_AFTER
+        while True:
+            for flag in wanted:
+                address.sxdp_flags = <unsigned short> (flag | XDP_USE_NEED_WAKEUP)
+                status = bind(self.sock.fileno(), <const sockaddr *> &address, sizeof(address))
+                if status == 0:
+                    break
+            if status == 0 or errno != EBUSY or time.monotonic() > deadline:
                 break
+            time.sleep(0.02)
         if status < 0:
             raise OSError(errno, f"bind: {os.strerror(errno)}")
         options = self.sock.getsockopt(SOL_XDP, XDP_OPTIONS, 4)

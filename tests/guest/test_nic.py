@@ -435,13 +435,20 @@ def test_bind_refuses_and_forces(segment: topology.Made) -> None:
 
 
 def test_dump_shows_registers_rings_and_counters(kernel: Kernel) -> None:
-    sender = threading.Timer(0.1, lambda: [kernel.send(frame(i, size=99)) or time.sleep(0.05) for i in range(100)])
+    done = threading.Event()
+
+    def send() -> None:
+        while not done.wait(0.05):
+            kernel.send(frame(1, size=99))
+
+    sender = threading.Thread(target=send)
     sender.start()
-    lines = hwrx_nic("dump", "--force", OURS, "--packets", "2").splitlines()
+    lines = hwrx_nic("dump", "--force", OURS, "--packets", "2", "--timeout", "30").splitlines()
+    done.set()
     sender.join()
     assert any(line.startswith("RCTL") and " EN UPE MPE BAM " in line for line in lines)
     assert any(line.startswith("receive ring: 512 descriptors") for line in lines)
-    assert sum("length    99 status 0x03" in line for line in lines) == 2
+    assert sum("length    99 status 0x03" in line for line in lines) >= 2
     assert any(line.startswith("GPRC") for line in lines)
 
 

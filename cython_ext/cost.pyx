@@ -1,0 +1,58 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""What receiving costs where the messages are there already: for benchmarks that count instructions."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from cython_ext.clock cimport now
+from cython_ext.e1000e_ring cimport RxRing, rx_receive, rx_release
+from cython_ext.link cimport Frame
+from cython_ext.transport cimport Delivery, Ops, Transport
+
+cdef enum:
+    MOST = 256
+
+
+def drain(RxRing ring not None, uint32_t batch=64):
+    """Take all frames of a ring, look at none, give them back: `(frames, ns)`, the clock read once before and after."""
+    cdef Frame[MOST] frames
+    cdef uint32_t taken, wanted = max(1, min(batch, <uint32_t> MOST))
+    cdef uint64_t total = 0
+    cdef int64_t before, after
+    ring.check()
+    with nogil:
+        before = now()
+        while True:
+            taken = rx_receive(&ring.rx, frames, wanted)
+            if taken == 0:
+                break
+            rx_release(&ring.rx, taken)
+            total += taken
+        after = now()
+    return total, after - before
+
+
+def receive(Transport transport not None, uint64_t count, uint32_t batch=64):
+    """Receive and release `count` messages, in batches, and look at none: `(messages, ns)`.
+
+    Waits as the path waits; ends early when its patience does. OSError where the path fails.
+    """
+    cdef Delivery[MOST] out
+    cdef const Ops *ops = &transport.ops
+    cdef uint32_t wanted = max(1, min(batch, <uint32_t> MOST))
+    cdef uint64_t total = 0
+    cdef int64_t before, after
+    cdef int status = 1
+    with nogil:
+        before = now()
+        while total < count:
+            status = ops.receive(ops.me, out, <uint32_t> min(<uint64_t> wanted, count - total))
+            if status <= 0:
+                break
+            total += <uint64_t> status
+            status = ops.release(ops.me, <uint32_t> status)
+            if status < 0:
+                break
+        after = now()
+    if status < 0:
+        raise OSError(-status, transport.explain(status))
+    return total, after - before
