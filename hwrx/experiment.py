@@ -59,6 +59,9 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None  # None: drawn when the trials are, and stored
     trace: bool = False
     budget: Annotated[float, Meta(gt=0)] | None = None  # seconds that the whole run may take
+    # paced: rates as shares of what each path can do, which is measured before the first trial and kept in `capacity`
+    load: Annotated[tuple[Annotated[float, Meta(gt=0, le=10)], ...], Meta(max_length=100)] = ()
+    capacity: dict[str, Annotated[float, Meta(gt=0)]] = {}  # `capacity_key` -> messages a second
     until: Until | None = None  # more repeats than `repeats`, as the figures need them
     setting: Overrides = {}
     sweep: dict[str, list[Any]] = {}
@@ -179,6 +182,10 @@ def build(content: Mapping[str, Any], *, source: str) -> Experiment:
             f"{source}: the key 'paths' is missing", remedy=f"a list of some of: {', '.join(delivery.PATHS)}"
         )
     experiment = msgspec.convert(dict(content), Experiment, strict=True)
+    if experiment.load and ("rate" in experiment.setting or "rate" in experiment.sweep):
+        raise UsageError(f"{source}: load: it sets the rate of each trial, so that 'rate' cannot be given beside it")
+    if experiment.load and "paced" not in experiment.patterns:
+        raise UsageError(f"{source}: load: it needs the pattern 'paced'", remedy='patterns = ["paced"]')
     for index, name in enumerate(experiment.paths):
         _known(source, f"paths[{index}]", name, delivery.PATHS)
     _check_overrides(source, "setting", experiment.setting)
@@ -248,6 +255,24 @@ def plan(experiment: Experiment, check: Callable[[Setting], None] = delivery.che
         raise UsageError(f"experiment '{experiment.name}' has no trial that its paths can do: {reasons}")
     order = _order(experiment, able, experiment.repeats)
     return Plan(experiment=experiment, settings=able, trials=order, skipped=skipped)
+
+
+def uncalibrated(layout: Plan) -> list[Setting]:
+    """Return a setting to measure each capacity with that `load` needs and the experiment does not know yet.
+
+    Its rate is beyond what any path can do, so that messages go as fast as they are answered, `window` at a time.
+    """
+    experiment = layout.experiment
+    found: dict[str, Setting] = {}
+    for setting in layout.settings if experiment.load else ():
+        if setting.pattern == "paced" and capacity_key(setting) not in experiment.capacity:
+            found.setdefault(capacity_key(setting), msgspec.structs.replace(setting, rate=1e9))
+    return list(found.values())
+
+
+def capacity_key(setting: Setting) -> str:
+    """Name what a capacity belongs to."""
+    return f"{setting.path} {setting.size} B {setting.wait}"
 
 
 def repeated(layout: Plan, repeats: int) -> Plan:
@@ -320,7 +345,8 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
     names = list(experiment.sweep)
     for path, pattern, size, wait in _combinations(experiment):
         own = experiment.path.get(path, {})
-        for values in itertools.product(*experiment.sweep.values()):
+        shares: tuple[float | None, ...] = experiment.load if pattern == "paced" and experiment.load else (None,)
+        for share, *values in itertools.product(shares, *experiment.sweep.values()):
             fields = {
                 **experiment.setting,
                 **experiment.pattern.get(pattern, {}),
@@ -334,6 +360,9 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
                 **own.get(pattern, {}),
             }
             setting = msgspec.convert(fields, Setting)
+            if share is not None:
+                rate = experiment.capacity.get(capacity_key(setting), 1 / _GUESS[experiment.topology][0])
+                setting = msgspec.structs.replace(setting, rate=share * rate)
             if setting not in seen:  # two combinations that an override makes one
                 seen.add(setting)
                 yield setting
@@ -359,6 +388,8 @@ def _order(experiment: Experiment, settings: list[Setting], repeats: int) -> lis
 def label_of(setting: Setting, experiment: Experiment) -> str:
     """Name a setting: what is listed always, and what is swept."""
     swept = [f"{name}={getattr(setting, name)}" for name in experiment.sweep]
+    if experiment.load and setting.pattern == "paced":
+        swept.insert(0, f"rate={setting.rate:.0f}")
     return " ".join([setting.path, f"{setting.size} B", setting.pattern, setting.wait, *swept])
 
 

@@ -21,8 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from hwrx import capacity, precision, run, store, testbed, tune
 from hwrx import experiment as experiments
-from hwrx import precision, run, store, testbed, tune
 from hwrx.errors import HwrxError, UsageError
 from hwrx.experiment import Experiment, Plan
 from hwrx.run import Outcome
@@ -169,6 +169,7 @@ def measure(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None
         if manifest["emulated"]:
             findings = [finding for finding in findings if finding.name == "other load"]
         manifest["warnings"] = [str(finding) for finding in findings]
+        layout = capacity.calibrated(layout, bed, say=display.stage)
         if resume is None:
             writer = store.Writer.create(runs, layout, manifest)
         else:

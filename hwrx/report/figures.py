@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -270,28 +271,35 @@ def _cost(summary: Summary, figure: Figure, width: float) -> None:
 
 def _load(summary: Summary, figure: Figure, width: float) -> None:
     """Response time against the offered rate, with the service time that a closed loop would report."""
-    figure.set_size_inches(width, max(2.5, width * 0.56))
+    figure.set_size_inches(width, max(2.7, width * 0.56))
     ax = figure.subplots()
-    rows = [row for row in summary.of("paced") if row.swept.get("rate")]
+    rows = [row for row in summary.of("paced") if row.rate]
     size = min(row.size for row in rows)
-    for name in dict.fromkeys(_name_without(row, "rate") for row in rows if row.size == size):
-        own = sorted(
-            (row for row in rows if row.size == size and _name_without(row, "rate") == name),
-            key=lambda row: float(row.swept["rate"]),
-        )
-        colour, marker, line = _look(summary, own[0])
+    curves: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.size == size:
+            swept = {key: value for key, value in row.swept.items() if key not in ("rate", "load")}
+            plain = msgspec.structs.replace(row, swept=swept)
+            curves.setdefault(plain.label + f" {row.wait}" * _several_waits(summary, "paced"), []).append(row)
+    for name, own in curves.items():
+        own.sort(key=lambda row: row.rate or 0.0)
+        colour, marker, line = LOOKS.get(own[0].path, ("#555555", "o", "-"))
         for source, quantile, fill, label in (
             ("quantiles", "p50", colour, name),
             ("quantiles", "p99", "white", None),
             ("service_quantiles", "p50", "none", None),
         ):
-            points = [(row.swept["rate"], getattr(row, source).get(quantile)) for row in own]
+            points = [(row.rate or 0.0, getattr(row, source).get(quantile)) for row in own]
             style = {"color": colour, "marker": marker, "linestyle": line, "markerfacecolor": fill, "label": label}
             if source == "service_quantiles":
-                style |= {"linewidth": 0.5, "marker": "", "linestyle": ":"}
-            _with_bars(ax, points, style)
+                style |= {"linewidth": 0.7, "marker": "", "linestyle": ":"}
+            elif quantile == "p99":
+                style |= {"linewidth": 0.6}
+            _with_bars(ax, points, style, bars=quantile == "p50" and source == "quantiles")
     ax.set_yscale("log")
     _plain_log(ax, "y")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    ax.set_xlim(left=0)
     ax.set_xlabel("offered [messages/s]")
     ax.set_ylabel("response time [µs]")
     ax.set_title(f"{size_words(size)}; filled: p50, open: p99, dotted: service p50", loc="right", pad=2, fontsize=6)
@@ -327,8 +335,8 @@ def _several(pattern: str) -> Callable[[Summary], bool]:
     return lambda summary: len(summary.sizes(pattern)) > 1
 
 
-def _several_waits(summary: Summary) -> bool:
-    rows = summary.of("pingpong")
+def _several_waits(summary: Summary, pattern: str = "pingpong") -> bool:
+    rows = summary.of(pattern)
     return len({(row.path, row.wait) for row in rows}) > len({row.path for row in rows})
 
 
@@ -345,7 +353,7 @@ FIGURES: dict[str, tuple[Callable[[Summary, Figure, float], None], str, Callable
     "ratio": (_ratios, "Latency relative to the baseline", lambda s: any(row.ratio for row in s.of("pingpong"))),
     "throughput": (_throughput, "Throughput against message size", _several("stream")),
     "cost": (_cost, "Cost of a byte: the slope of time over message size", lambda s: bool(s.costs)),
-    "load": (_load, "Latency under load", lambda s: len({row.swept.get("rate") for row in s.of("paced")} - {None}) > 1),
+    "load": (_load, "Latency under load", lambda s: len({row.rate for row in s.of("paced")} - {None}) > 1),
     "waits": (_waits, "Manners of waiting", _several_waits),
     "waterfall": (
         waterfall.draw,
@@ -369,11 +377,6 @@ def _name(summary: Summary, row: Row) -> str:
     waits = {other.wait for other in summary.of(row.pattern) if other.label == row.label}
     manner = f" {row.wait}" if len(waits) > 1 else ""
     return row.label + manner + (" (full)" if row.measures == "FULL round trip" else "")
-
-
-def _name_without(row: Row, field: str) -> str:
-    swept = [f"{key} {value}" for key, value in row.swept.items() if value is not None and key != field]
-    return " ".join([row.path, *([row.run] if row.run else []), *swept])
 
 
 def _series(summary: Summary, pattern: str) -> list[tuple[Look, list[Row]]]:

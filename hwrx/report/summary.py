@@ -13,7 +13,8 @@ from msgspec import Struct
 
 from hwrx import paths as delivery
 from hwrx import precision, stats
-from hwrx.experiment import LISTED, SETTING_FIELDS
+from hwrx.experiment import LISTED, SETTING_FIELDS, capacity_key
+from hwrx.messages import Setting
 from hwrx.stats import Digest, Estimate
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Row(Struct, kw_only=True):
     service_quantiles: dict[str, Estimate | None]
     messages_per_s: Estimate | None
     bytes_per_s: Estimate | None
+    rate: float | None = None  # paced: messages a second that were meant to be sent
     ratio: Estimate | None = None  # to the baseline: of p50, or of messages/s of a stream
     tally: dict[str, int] = {}
     cpu_us: float | None = None  # of both endpoints' threads, a message
@@ -108,7 +110,9 @@ def summarise(runs: Sequence[Run]) -> Summary:
     for run in runs:
         rows += _rows(run, run.path.name if len(runs) > 1 else "")
     order = {path: place for place, path in enumerate(dict.fromkeys(row.path for row in _by_experiment(runs, rows)))}
-    rows.sort(key=lambda row: (row.pattern, row.size, order[row.path], row.wait, str(row.swept), row.run))
+    rows.sort(
+        key=lambda row: (row.pattern, row.size, order[row.path], row.wait, row.rate or 0.0, str(row.swept), row.run)
+    )
     baseline = BASELINE if any(row.path == BASELINE for row in rows) else next(iter(order), BASELINE)
     _relate(rows, baseline)
     for run in runs:
@@ -181,13 +185,23 @@ def _by_experiment(runs: Sequence[Run], rows: list[Row]) -> Iterable[Row]:
 
 def _rows(run: Run, name: str) -> list[Row]:
     trials: dict[tuple[Any, ...], list[dict[str, Any]]] = collections.defaultdict(list)
+    run_load = run.experiment.load
     swept = [field for field in TELLING if len({trial.get(field) for trial in run.rows}) > 1]
     # a field that a path's own table sets tells nothing apart: it is the same for all rows of that path
     swept = [field for field in swept if _varies(run.rows, field)]
+    if run_load:
+        swept = ["load", *(field for field in swept if field != "rate")]
     for trial in run.rows:
-        values = tuple(trial.get(field) for field in swept)
+        values = tuple(_load(run, trial) if field == "load" else trial.get(field) for field in swept)
         trials[trial["path"], trial["size"], trial["pattern"], trial["wait"], values].append(trial)
     return [_row(run, name, key[:4], dict(zip(swept, key[4], strict=True)), of_key) for key, of_key in trials.items()]
+
+
+def _load(run: Run, trial: dict[str, Any]) -> str | None:
+    """The share of its path's capacity that a trial of an experiment with `load` was sent at."""
+    setting = msgspec.convert({key: trial[key] for key in SETTING_FIELDS if key in trial}, Setting)
+    capacity = run.experiment.capacity.get(capacity_key(setting))
+    return f"{100 * setting.rate / capacity:.3g} %" if setting.rate and capacity else None
 
 
 def _varies(trials: list[dict[str, Any]], field: str) -> bool:
@@ -215,6 +229,8 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
             continue
         if samples.service_ns is not None:
             service.append(_in_us(stats.digest(samples.service_ns), 1.0))
+        if pattern == "paced" and (paced_at := stats.answered(samples.sequence, ns, float(trial["rate"]))):
+            rates.append(paced_at)  # before the digest sorts the times
         found = stats.digest(ns)
         if pattern == "stream" and found.total > 0:
             rates.append(found.count / found.total * 1e9)
@@ -223,7 +239,7 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         digests.append(_in_us(found, 0.5 if half else 1.0))
         repeats.append(int(trial["repeat"]))
     tally = _sum(trials)
-    rate = stats.across(rates) if rates else None
+    answered = stats.across(rates) if rates else None
     delivered = sum(trial["samples"] for trial in trials if trial["status"] == "ok")
     cpu = sum(value for trial in trials for field, value in trial.items() if field.startswith("cpu_ns_") and value)
     return Row(
@@ -241,8 +257,9 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         samples=sum(found.count for found in digests),
         quantiles={name_of(p): _positive(stats.quantile_across(digests, p)) for p in stats.NAMED},
         service_quantiles={name_of(p): stats.quantile_across(service, p) for p in stats.NAMED} if service else {},
-        messages_per_s=rate,
-        bytes_per_s=None if rate is None else scaled(rate, size),
+        messages_per_s=answered,
+        bytes_per_s=None if answered is None else scaled(answered, size),
+        rate=trials[0].get("rate"),
         tally=tally,
         cpu_us=cpu / delivered / 1e3 if cpu and delivered else None,
         resident=max((v for t in trials for f, v in t.items() if f.startswith("resident") and v), default=0),

@@ -78,11 +78,13 @@ def _rates(summary: Summary) -> Table:
 
 def _paced(summary: Summary) -> Table:
     columns: list[tuple[str, Kind]] = [("size", ""), ("path", "t"), ("wait", "t")]
+    columns += [("offered [1/s]", ""), ("answered [1/s]", "")]
     columns += [(f"{name_of(p)} [µs]", "") for p in NAMED]
     columns += [(f"p50 × {summary.baseline}", "")]
     rows = []
     for first, row in _grouped(summary.of("paced")):
-        cells: list[Cell] = [*_head(row, first)]
+        offered = text.WITHHELD if row.rate is None else text.number(row.rate)
+        cells: list[Cell] = [*_head(row, first), (offered, ""), (text.value(row.messages_per_s), "")]
         for p in NAMED:
             service = row.service_quantiles.get(name_of(p))
             cells.append((text.value(row.quantiles[name_of(p)]), f"({text.value(service)})" if service else ""))
@@ -198,6 +200,7 @@ def _record(row: Row, summary: Summary) -> dict[str, Any]:
         "wait": row.wait,
         **row.swept,
         "measures": row.measures,
+        "offered_per_s": row.rate,
         "trials": len(row.digests),
         "failed": row.failed,
         "samples": row.samples,

@@ -113,16 +113,22 @@ def _paced(summary: Summary) -> Table:
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("path", overflow="fold", min_width=10)
     table.add_column("wait", no_wrap=True)
-    for p in NAMED:
-        table.add_column(name_of(p), justify="right", no_wrap=True)
-    table.add_column(f"p50 × {summary.baseline}", no_wrap=True)
+    table.add_column("offered/s", justify="right", no_wrap=True)
+    table.add_column("answered", justify="right", no_wrap=True)
+    for p in NAMED[:-1]:
+        table.add_column(name_of(p), justify="right")
     for first, row in _grouped(summary.of("paced")):
         cells = []
-        for p in NAMED:
+        for p in NAMED[:-1]:
             response, service = row.quantiles[name_of(p)], row.service_quantiles.get(name_of(p))
             cells.append(text.value(response) + (f" ({text.value(service)})" if service else ""))
         table.add_row(
-            size_words(row.size) if first else "", row.label, row.wait, *cells, text.ratio(row, summary.baseline)
+            size_words(row.size) if first else "",
+            row.label,
+            row.wait,
+            text.WITHHELD if row.rate is None else text.compact(row.rate),
+            text.WITHHELD if row.messages_per_s is None else text.compact(row.messages_per_s.value),
+            *cells,
         )
     return table
 

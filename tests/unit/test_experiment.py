@@ -114,6 +114,37 @@ def test_a_path_may_have_lists_of_its_own() -> None:
     assert experiment.loads(experiment.dumps(parse(text)), source="again") == parse(text)
 
 
+LOAD = 'paths = ["udp", "tcp"]\npatterns = ["paced", "stream"]\nload = [0.5, 1.2]\nrepeats = 1\n'
+
+
+def test_load_asks_for_capacities_and_makes_rates_of_them() -> None:
+    plan = experiment.plan(parse(LOAD), nothing_refused)
+    wanted = experiment.uncalibrated(plan)
+    assert [experiment.capacity_key(setting) for setting in wanted] == ["udp 64 B event", "tcp 64 B event"]
+    assert {setting.rate for setting in wanted} == {1e9}
+    known = parse(LOAD + '[capacity]\n"udp 64 B event" = 1000.0\n"tcp 64 B event" = 500')
+    plan = experiment.plan(known, nothing_refused)
+    assert experiment.uncalibrated(plan) == []
+    rates = sorted((t.setting.path, t.setting.rate) for t in plan.trials if t.setting.pattern == "paced")
+    assert rates == [("tcp", 250.0), ("tcp", 600.0), ("udp", 500.0), ("udp", 1200.0)]
+    assert {t.setting.rate for t in plan.trials if t.setting.pattern == "stream"} == {None}
+    assert experiment.loads(experiment.dumps(known), source="again") == known
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[setting]\nrate = 5.0", r"load: it sets the rate .* 'rate' cannot be given beside it"),
+        ("[sweep]\nrate = [5.0]", r"'rate' cannot be given beside it"),
+    ],
+)
+def test_load_and_rate_exclude_each_other(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        parse(LOAD + text)
+    with pytest.raises(UsageError, match="load: it needs the pattern 'paced'"):
+        parse('paths = ["udp"]\nload = [0.5]')
+
+
 def test_sweep_multiplies_and_stands_in_the_label() -> None:
     text = 'paths = ["udp"]\nrepeats = 1\npatterns = ["stream"]\n[sweep]\nwindow = [1, 8]\nbatch = [1, 4]'
     labels = {trial.label for trial in experiment.trials(parse(text), nothing_refused)}

@@ -163,7 +163,7 @@ def test_load_and_waits_have_their_figures(tmp_path: pathlib.Path) -> None:
     assert figures.names(summary) == ["cdf", "load"]
     assert {r.swept["rate"] for r in summary.rows} == {100.0, 1000.0}
     assert row(summary, "udp", pattern="paced").service_quantiles["p50"] is not None
-    assert "(" in tables.tables(summary)[0].rows[0][1][3][1]
+    assert "(" in tables.tables(summary)[0].rows[0][1][5][1]
     waits = hwrx.load(made_runs.make(tmp_path, waits=["event", "poll"], sizes=[64])).summary()
     assert "waits" in figures.names(waits)
     assert re.fullmatch(

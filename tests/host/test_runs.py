@@ -1,4 +1,4 @@
-"""A run that was broken off goes on; a run goes on until its figures are narrow."""
+"""Runs from end to end: broken off and resumed, repeated until narrow, run again, loaded by shares of a capacity."""
 
 from __future__ import annotations
 
@@ -82,3 +82,21 @@ def test_rerun_runs_the_same_trials_and_holds_the_figures_together(tmp_path: Pat
     one, two = (hwrx.load(tmp_path / name / "latest") for name in "ab")
     assert [row["label"] for row in one.rows] == [row["label"] for row in two.rows]
     assert "figures changed beyond their 95 % intervals" in " ".join(done.stdout.split())
+
+
+def test_load_is_a_share_of_a_capacity_that_was_measured(tmp_path: Path) -> None:
+    file = tmp_path / "load.toml"
+    file.write_text(
+        'paths = ["udp", "tcp"]\ntopology = "netns"\npatterns = ["paced"]\nload = [0.1, 0.5]\nrepeats = 2\n'
+        "seed = 1\n[setting]\nmessages = 500\n"
+    )
+    command = [*COMPARE, str(file), "--runs", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    run = hwrx.load(tmp_path / "latest")
+    capacity = run.experiment.capacity
+    assert set(capacity) == {"udp 64 B event", "tcp 64 B event"}
+    assert {round(row["rate"] / capacity[f"{row['path']} 64 B event"], 6) for row in run.rows} == {0.1, 0.5}
+    rows = run.summary().rows
+    assert {row.swept["load"] for row in rows} == {"10 %", "50 %"}
+    assert all(row.ratio is not None for row in rows if row.path == "tcp")

@@ -1,0 +1,102 @@
+"""What each path can do at most, measured before an experiment that asks for shares of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from hwrx import experiment as experiments
+from hwrx import run, stats
+from hwrx.errors import TrialError
+
+if TYPE_CHECKING:
+    from hwrx.messages import Setting
+    from hwrx.run import Measured, Testbed
+
+ANSWERED = 0.99  # share of the messages that must be answered at a rate that a path keeps up with
+KEPT = 0.95  # share of the rate at which they must be
+DOUBLINGS = 12
+HALVINGS = 3  # of the distance, on the logarithm, between a rate that it keeps up with and one that it does not
+PATIENCE = 1.0  # seconds; what is lost at a rate that is too high is not waited for longer
+
+
+def calibrated(
+    layout: experiments.Plan,
+    testbed: Testbed,
+    *,
+    trial_limit: float = 120.0,
+    say: Callable[[str, str], None] = lambda stage, text: None,
+) -> experiments.Plan:
+    """Measure the capacities that the plan's experiment does not know, and return the plan with the rates they give.
+
+    TrialError where one cannot be measured.
+    """
+    settings = experiments.uncalibrated(layout)
+    if not settings:
+        return layout
+    found: dict[str, float] = {}
+    with run.Pair(testbed) as pair:
+
+        def measure(setting: Setting) -> Measured:
+            return pair.measure(0, setting, trial_limit)
+
+        for number, setting in enumerate(settings):
+            key = experiments.capacity_key(setting)
+            say("capacity", f"{number + 1} of {len(settings)}: {key}")
+            found[key] = float(f"{find(setting, measure):.3g}")
+    experiment = msgspec.structs.replace(layout.experiment, capacity={**layout.experiment.capacity, **found})
+    return experiments.plan(experiment)
+
+
+def find(setting: Setting, measure: Callable[[Setting], Measured]) -> float:
+    """Return the highest rate that a path keeps up with, messages a second, within some 10 %.
+
+    It begins with the rate of a ping-pong, doubles it until the path falls behind, and closes in on the rate between.
+    """
+    closed = measure(msgspec.structs.replace(setting, pattern="pingpong", rate=None))
+    if not len(closed.ns):
+        error = closed.client.error or closed.server.error or "no message came back"
+        raise TrialError(f"the capacity of {experiments.capacity_key(setting)} cannot be measured: {error}")
+
+    def keeps_up(rate: float) -> bool:
+        trial = msgspec.structs.replace(setting, rate=rate, limit=min(setting.limit, PATIENCE))
+        try:
+            return kept_up(measure(trial), trial)
+        except TrialError:  # one end gave up waiting for what the other has lost
+            return False
+
+    rate = 1e9 / float(closed.ns.mean())
+    good, bad = 0.0, math.inf
+    for _ in range(DOUBLINGS):
+        if keeps_up(rate):
+            good, rate = rate, rate * 2
+            if bad < math.inf:
+                break
+        else:
+            bad, rate = rate, rate / 2
+            if good:
+                break
+    if not good:
+        raise TrialError(
+            f"the capacity of {experiments.capacity_key(setting)} cannot be measured: it does not keep up "
+            f"with {bad:.3g} messages a second",
+            remedy="look for other load, or lower 'window'",
+        )
+    for _ in range(HALVINGS if bad < math.inf else 0):
+        middle = math.sqrt(good * bad)
+        if keeps_up(middle):
+            good = middle
+        else:
+            bad = middle
+    return good
+
+
+def kept_up(measured: Measured, setting: Setting) -> bool:
+    """Whether nearly all messages of an open loop were answered, and at the rate at which they were sent."""
+    assert setting.rate is not None
+    answered = stats.answered(measured.sequence, measured.ns, setting.rate)
+    complete = len(measured.ns) >= ANSWERED * setting.messages
+    return complete and answered is not None and answered >= KEPT * setting.rate

@@ -1,0 +1,63 @@
+"""Finding what a path can do, against made-up paths that serve one message at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hwrx import capacity
+from hwrx.errors import TrialError
+from hwrx.messages import Done, Setting
+from hwrx.run import Measured
+
+SETTING = Setting(path="udp", pattern="paced", rate=1e9, messages=400)
+
+
+def path(service_ns: float, latency_ns: float, room: int = 10**9):  # type: ignore[no-untyped-def]
+    """A server that takes `service_ns` a message, behind a line of `latency_ns`; more than `room` waiting are lost."""
+
+    def measure(setting: Setting) -> Measured:
+        done = Done(tally={}, ended="complete")
+        if setting.pattern == "pingpong":
+            ns = np.full(setting.messages, int(service_ns + latency_ns))
+            return Measured(np.arange(setting.messages, dtype=np.uint32), ns, None, {}, done, done, {})
+        assert setting.rate is not None
+        free, sequence, ns = 0.0, [], []
+        for k in range(setting.messages):
+            sent = k * 1e9 / setting.rate
+            if free - sent > room * service_ns:
+                continue
+            free = max(free, sent) + service_ns
+            sequence.append(k)
+            ns.append(int(free + latency_ns - sent))
+        if len(ns) < setting.messages // 2:
+            raise TrialError("nothing moved for the time limit")
+        return Measured(np.array(sequence, np.uint32), np.array(ns), None, {}, done, done, {})
+
+    return measure
+
+
+@pytest.mark.parametrize("latency", [100.0, 10_000.0, 300_000.0])
+def test_capacity_is_that_of_the_server_whatever_the_line(latency: float) -> None:
+    assert capacity.find(SETTING, path(5_000.0, latency)) == pytest.approx(200_000, rel=0.15)
+
+
+def test_a_path_that_loses_what_it_cannot_hold_is_not_taken_for_fast() -> None:
+    assert capacity.find(SETTING, path(5_000.0, 10_000.0, room=4)) == pytest.approx(200_000, rel=0.15)
+
+
+def test_what_cannot_be_measured_is_said() -> None:
+    def nothing(setting: Setting) -> Measured:
+        lost = Done(tally={}, ended="error", error="the cable is out")
+        return Measured(np.array([], np.uint32), np.array([], np.int64), None, {}, lost, lost, {})
+
+    with pytest.raises(TrialError, match="udp 64 B event cannot be measured: the cable is out"):
+        capacity.find(SETTING, nothing)
+
+    def never(setting: Setting) -> Measured:
+        if setting.pattern == "paced":
+            raise TrialError("nothing moved")
+        return path(5_000.0, 100.0)(setting)
+
+    with pytest.raises(TrialError, match="does not keep up with"):
+        capacity.find(SETTING, never)
