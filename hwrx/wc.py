@@ -11,7 +11,7 @@ SENTENCES: dict[str, tuple[str, str]] = {
     ),
     "IBV_WC_LOC_QP_OP_ERR": (
         "the own queue pair could not carry the work request out",
-        "the request is malformed; from rxe also a message longer than the posted receive buffer",
+        "the request is malformed; from rxe also a message longer than the posted receive buffer, or a link of its own that is down",
     ),
     "IBV_WC_LOC_EEC_OP_ERR": (
         "the own end-to-end context could not carry the work request out",

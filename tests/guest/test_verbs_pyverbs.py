@@ -21,6 +21,7 @@ MESSAGES = 40
 TRIAL = 7
 SLOTS = 64
 LIMIT = 20.0
+CONTROL = 16  # cython_ext/ud.pyx
 SEND_NS_AT = 16  # cython_ext/payload.pxd
 
 
@@ -42,7 +43,10 @@ class PyverbsEnd:
         self.size = size
         self.gid_index = gid_index
         self.head = 40 if datagram else 0
-        self.stride = (size + self.head + 63) // 64 * 64
+        # our endpoint says its credits and its end in datagrams of their own; rxe puts a queue pair whose buffer is
+        # too short for one into the error state
+        self.room = self.head + (max(size, CONTROL) if datagram else size)
+        self.stride = (self.room + 63) // 64 * 64
         self.datagram = datagram
         self.context = Context(name=device)
         self.pd = PD(self.context)
@@ -104,7 +108,7 @@ class PyverbsEnd:
     def post_receive(self, slot: int) -> None:
         from pyverbs.wr import SGE, RecvWR
 
-        sge = SGE(self.mr.buf + slot * self.stride, self.size + self.head, self.mr.lkey)
+        sge = SGE(self.mr.buf + slot * self.stride, self.room, self.mr.lkey)
         self.qp.post_recv(RecvWR(wr_id=slot, num_sge=1, sg=[sge]))
 
     def completion(self) -> Any:
