@@ -147,6 +147,26 @@ cdef extern from "infiniband/verbs.h" nogil:
     int ibv_get_cq_event(ibv_comp_channel *channel, ibv_cq **cq, void **cq_context)
     void ibv_ack_cq_events(ibv_cq *cq, unsigned int count)
 
+    # --- asynchronous events ---------------------------------------------------------------------------------------
+    enum ibv_event_type:
+        IBV_EVENT_CQ_ERR
+        IBV_EVENT_QP_FATAL
+        IBV_EVENT_QP_REQ_ERR
+        IBV_EVENT_QP_ACCESS_ERR
+        IBV_EVENT_DEVICE_FATAL
+        IBV_EVENT_PORT_ACTIVE
+        IBV_EVENT_PORT_ERR
+
+    union hwrx_event_element "typeof(((struct ibv_async_event *) 0)->element)":
+        int port_num
+
+    struct ibv_async_event:
+        hwrx_event_element element
+        ibv_event_type event_type
+
+    int ibv_get_async_event(ibv_context *context, ibv_async_event *event)
+    void ibv_ack_async_event(ibv_async_event *event)
+
     # --- queue pairs -----------------------------------------------------------------------------------------------
     enum ibv_qp_type:
         IBV_QPT_RC

@@ -11,6 +11,7 @@ cdef enum:
     # What an operation may return besides a count and -errno.
     FINISHED = -9001      # the other end has said that nothing more comes (or closed the connection in order)
     WC_STATUS = -10000    # a completion with error: WC_STATUS - ibv_wc_status
+    EVENT_STATUS = -11000  # an asynchronous event of the device: EVENT_STATUS - ibv_event_type
 
 
 cdef struct Delivery:

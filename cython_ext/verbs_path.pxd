@@ -6,6 +6,7 @@ from cython_ext.infiniband_verbs cimport ibv_qp, ibv_recv_wr, ibv_send_wr, ibv_s
 from cython_ext.pinned cimport PinnedBuffer
 from cython_ext.transport cimport Delivery, Transport
 from cython_ext.verbs_device cimport Context, ProtectionDomain
+from cython_ext.verbs_event cimport Watch
 from cython_ext.verbs_queue cimport CompletionChannel, CompletionQueue, MemoryRegion, QueuePair
 from cython_ext.verbs_wait cimport Side, Tick
 
@@ -18,6 +19,7 @@ cdef struct State:
     Side sends
     Side receives
     Tick tick
+    Watch watch                     # of the device's asynchronous events
     bint eager                      # ask for the next event when buffers are given back, before the timed region
     bint yields                     # WRITE: offer the CPU to others between looks at memory
     int64_t limit_ns

@@ -33,8 +33,9 @@ from cython_ext.infiniband_verbs cimport (
     ibv_wr_opcode,
 )
 from cython_ext.pinned cimport PinnedBuffer
-from cython_ext.transport cimport FINISHED, WC_STATUS, Delivery, Transport
+from cython_ext.transport cimport EVENT_STATUS, FINISHED, WC_STATUS, Delivery, Transport
 from cython_ext.verbs_device cimport Context, ProtectionDomain
+from cython_ext.verbs_event cimport look_for_events, start_watch
 from cython_ext.verbs_queue cimport CompletionChannel, CompletionQueue, MemoryRegion, QueuePair
 from cython_ext.verbs_wait cimport acknowledge, arm, stop_tick, wait_cq, wait_cq_until
 
@@ -239,8 +240,9 @@ cdef int fail(State *st, const ibv_wc *wc) noexcept nogil:
 
 
 cdef int look_for_errors(State *st) noexcept nogil:
-    """Nothing came while we waited: has a send failed meanwhile? 0 where not."""
-    return WC_STATUS - <int> st.failed.status if st.has_failed else reap(st)
+    """Nothing came while we waited: has a send failed meanwhile, or the device said something? 0 where not."""
+    cdef int status = WC_STATUS - <int> st.failed.status if st.has_failed else reap(st)
+    return status if status < 0 else look_for_events(&st.watch)
 
 
 # --- the owner -----------------------------------------------------------------------------------------------------
@@ -302,6 +304,7 @@ cdef class VerbsTransport(Transport):
             )
             self.path_mtu = choose_mtu(self.port.mtu, setting.mtu, where)
             self.pd = ProtectionDomain(self.context)
+            start_watch(&self.st.watch, self.context.ptr, self.port.number)
             self.set_up(self.shape())
             self.end = self._describe()
         except BaseException:
@@ -479,6 +482,8 @@ cdef class VerbsTransport(Transport):
         cdef ibv_wc *wc = &self.st.failed
         if status > WC_STATUS or status == FINISHED:
             return Transport.explain(self, status)
+        if status <= EVENT_STATUS:
+            return f"{wc_words.explain_event(EVENT_STATUS - status)} (on {self.context.name} port {self.port.number})"
         words = wc_words.explain(WC_STATUS - status)
         if self.st.has_failed and self.qp is not None:
             return f"{words} (on {self.context.name} port {self.port.number}, vendor error {wc.vendor_err:#x})"

@@ -1,8 +1,9 @@
-"""What a completion with error means, in a sentence, and its usual cause; for each `ibv_wc_status` of the header."""
+"""What a completion with error or an asynchronous event means, in a sentence, and its usual cause."""
 
 from __future__ import annotations
 
-# name -> (what it says, its usual cause). The values come from the header (cython_ext.verbs_device.WC_STATUS).
+# Each `ibv_wc_status`: name -> (what it says, its usual cause). The values come from the header
+# (cython_ext.verbs_device.WC_STATUS).
 SENTENCES: dict[str, tuple[str, str]] = {
     "IBV_WC_SUCCESS": ("the work request completed", "no error at all"),
     "IBV_WC_LOC_LEN_ERR": (
@@ -11,7 +12,7 @@ SENTENCES: dict[str, tuple[str, str]] = {
     ),
     "IBV_WC_LOC_QP_OP_ERR": (
         "the own queue pair could not carry the work request out",
-        "the request is malformed; from rxe also a message longer than the posted receive buffer, or a link of its own that is down",
+        "the request is malformed; from rxe also: the message exceeds the receive buffer, or the own link is down",
     ),
     "IBV_WC_LOC_EEC_OP_ERR": (
         "the own end-to-end context could not carry the work request out",
@@ -84,6 +85,25 @@ SENTENCES: dict[str, tuple[str, str]] = {
     ),
 }
 
+# Each `ibv_event_type` that ends a trial (cython_ext.verbs_event.EVENTS).
+EVENT_SENTENCES: dict[str, tuple[str, str]] = {
+    "IBV_EVENT_CQ_ERR": ("a completion queue overran", "more work requests were under way than it has entries"),
+    "IBV_EVENT_QP_FATAL": ("the queue pair failed for good", "an error of the device; the kernel's log says more"),
+    "IBV_EVENT_QP_REQ_ERR": (
+        "the own queue pair found a request of the other end invalid",
+        "the ends disagree about the transport, or the message is longer than the posted receive buffer",
+    ),
+    "IBV_EVENT_QP_ACCESS_ERR": (
+        "the own queue pair refused the other end access to memory",
+        "a wrong or outdated rkey, or an address outside of the region",
+    ),
+    "IBV_EVENT_DEVICE_FATAL": ("the device is gone or failed for good", "it was removed, or its driver unloaded"),
+    "IBV_EVENT_PORT_ERR": (
+        "the port went down in the middle of the trial, and stayed down",
+        "its netdev was set down, the cable was pulled, or the other end's link went down",
+    ),
+}
+
 
 def name_of(status: int) -> str:
     """Return the header's name for a status."""
@@ -102,3 +122,14 @@ def explain(status: int) -> str:
         return f"{name}: newer than this build of hwrx knows"
     says, cause = SENTENCES[name]
     return f"{name} ({status}): {says}; usual cause: {cause}"
+
+
+def explain_event(kind: int) -> str:
+    """One sentence: the asynchronous event by name and number, what it says, and the usual cause."""
+    from cython_ext.verbs_event import EVENTS
+
+    for name, value in EVENTS.items():
+        if value == kind:
+            says, cause = EVENT_SENTENCES[name]
+            return f"{name} ({kind}): {says}; usual cause: {cause}"
+    return f"ibv_event_type {kind}: newer than this build of hwrx knows"

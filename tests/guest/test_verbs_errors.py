@@ -14,7 +14,7 @@ from guest_ends import Ends, Places, Wire, ip
 from cython_ext import loop
 from cython_ext.rc import RcSendTransport
 from hwrx import paths
-from hwrx.errors import HwrxError, MachineError, PeerError, UsageError
+from hwrx.errors import HwrxError, MachineError, PeerError, SilenceError, UsageError
 from hwrx.messages import Connect, Done, Place, Prepare, Role, Setting, Start
 from hwrx.peers import wait, wait_first
 
@@ -109,15 +109,38 @@ def test_a_link_that_goes_down_ends_the_trial_with_words(ends: Ends, spare: Wire
             peer.send(Start())
         time.sleep(1.0)
         ip("link", "set", spare.links["server"], "down")
-        # whichever had a message on its way; the other waits for an answer until its limit
+        # whichever had a message on its way says what became of that, unless the device tells of its port before
         peer, done = wait_first(ends.peers.values(), Done, 50)
+        words = ["IBV_EVENT_PORT_ERR", "IBV_WC_RETRY_EXC_ERR (12)"]
         # the end whose own link is down may have found no route for a message that it had yet to send
-        own = ("IBV_WC_LOC_QP_OP_ERR (2)",) if peer.name == "server" else ()
-        assert done.error.startswith(("IBV_WC_RETRY_EXC_ERR (12)", *own))
+        words += ["IBV_WC_LOC_QP_OP_ERR (2)"] if peer.name == "server" else []
+        assert done.error.startswith(tuple(words))
         assert done.tally["delivered"] > 0
     finally:
         for role in ("client", "server"):
             ends.kill(role)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("path", "grace"), [("rdma-send", False), ("rdma-write", False), ("rdma-send", True)])
+def test_an_end_that_only_waits_learns_that_its_port_went_down(ends: Ends, spare: Wire, path: str, grace: bool) -> None:
+    """No message of its own is on its way, so no completion will tell it. A port that comes back at once is no end."""
+    try:
+        ends.connect(ends.prepare(setting(path, limit=60.0), spare.places))
+        ends.peers["server"].send(Start())
+        time.sleep(0.5)
+        ip("link", "set", spare.links["server"], "down")
+        if grace:
+            ip("link", "set", spare.links["server"], "up")
+            with pytest.raises(SilenceError):
+                wait({ends.peers["server"]: Done}, 3)
+        else:
+            done = wait({ends.peers["server"]: Done}, 50)[ends.peers["server"]]
+            assert done.error.startswith("IBV_EVENT_PORT_ERR (10): the port went down")
+            assert done.error.endswith(f"(on {spare.devices['server']} port 1)")
+    finally:
+        if grace:  # it waits for its first message as long as its controller lets it
+            ends.kill("server")
+        ends.release()
 
 
 # --- peers that die ------------------------------------------------------------------------------------------------

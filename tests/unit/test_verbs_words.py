@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cython_ext import verbs_device
+from cython_ext import verbs_device, verbs_event
 from hwrx import paths, wc
 from hwrx.errors import MachineError, PathError, PeerError, UsageError
 from hwrx.messages import Place, Prepare, Setting
@@ -57,6 +57,19 @@ def test_a_status_is_explained_by_name_number_meaning_and_cause(name: str) -> No
 
 def test_a_status_of_the_future_is_still_a_sentence() -> None:
     assert "newer" in wc.explain(999)
+    assert "newer" in wc.explain_event(999)
+
+
+def test_every_event_that_ends_a_trial_has_a_sentence() -> None:
+    assert set(wc.EVENT_SENTENCES) == set(verbs_event.EVENTS)
+
+
+@pytest.mark.parametrize("name", sorted(wc.EVENT_SENTENCES))
+def test_an_event_is_explained_by_name_number_meaning_and_cause(name: str) -> None:
+    value = verbs_event.EVENTS[name]
+    words = wc.explain_event(value)
+    assert words.startswith(f"{name} ({value}): ")
+    assert "; usual cause: " in words
 
 
 # --- GIDs, MTU -----------------------------------------------------------------------------------------------------
