@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from compared import carried
 
 from hwrx import cli, devices, machine, rxe, topology, undo
 from hwrx.errors import MachineError, UsageError
@@ -108,6 +109,18 @@ def test_the_command_devices_prints_json_that_holds_them() -> None:
     done = hwrx("devices", "--json")
     assert done.returncode == 0, done.stderr
     assert {"rxe0", "rxe1"} <= {device["name"] for device in json.loads(done.stdout)}
+
+
+def test_devices_named_on_the_command_line_are_compared_without_a_virtual_machine(tmp_path: Path) -> None:
+    paths = ["udp", "tcp", "rdma-send", "rdma-write"]
+    done = hwrx(
+        "compare", "--device", "rxe0,rxe1", "--paths", ",".join(paths), "--size", "64", "--messages", "200",
+        "--repeats", "1", "--check-every", "1", "--wait", "poll", "--runs", str(tmp_path), "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    carried(found, paths)
+    assert found["runs"][0]["manifest"]["wire"] == "rxe0 to local rxe1"
 
 
 def test_the_doctor_finds_verbs_here() -> None:
