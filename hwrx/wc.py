@@ -12,7 +12,7 @@ SENTENCES: dict[str, tuple[str, str]] = {
     ),
     "IBV_WC_LOC_QP_OP_ERR": (
         "the own queue pair could not carry the work request out",
-        "the request is malformed; from rxe also: the message exceeds the receive buffer, or the own link is down",
+        "the request is malformed; from rxe also: a message longer than the receive buffer, or its own link down",
     ),
     "IBV_WC_LOC_EEC_OP_ERR": (
         "the own end-to-end context could not carry the work request out",
