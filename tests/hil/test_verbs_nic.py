@@ -11,12 +11,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
-from compared import carried
 
 HWRX = [sys.executable, "-m", "hwrx"]
 PATHS = ["udp", "tcp", "rdma-send", "rdma-write", "rdma-write-imm", "rdma-read", "rdma-ud"]
@@ -48,6 +47,17 @@ def summary(tmp_path: Path, *options: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def carried(found: dict[str, Any], paths: Collection[str]) -> None:
+    """Every path has its rows, every trial ended well, and every message arrived once and whole."""
+    assert {row["path"] for row in found["rows"]} == set(paths)
+    assert [run["status"] for run in found["runs"]] == ["complete"]
+    for row in found["rows"]:
+        assert not row["failed"], row
+        assert row["delivered"] == row["expected"] > 0, row
+        assert row["checked"] > 0, row
+        assert not any(row[oddity] for oddity in ("lost", "duplicated", "reordered", "corrupt", "wrong_size")), row
 
 
 @pytest.mark.parametrize("wait", ["poll", "event"])
