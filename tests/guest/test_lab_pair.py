@@ -113,7 +113,7 @@ def test_the_command_devices_prints_json_that_holds_them() -> None:
 
 
 def test_devices_named_on_the_command_line_are_compared_without_a_virtual_machine(tmp_path: Path) -> None:
-    """All that `hwrx compare --device rxe0,rxe1` does, but for the report, which an emulated guest takes a minute for."""
+    """All that `hwrx compare --device rxe0,rxe1` does, but for the report: that takes a minute in an emulated guest."""
     paths = ["udp", "tcp", "rdma-send", "rdma-write"]
     described = experiment.from_options(
         paths=paths, sizes=[64], waits=["poll"], repeats=1, messages=200, check_every=1, topology="hosts"
