@@ -12,6 +12,8 @@ from hwrx.errors import MachineError
 PACKAGES = {
     "ip": "iproute2",
     "rdma": "iproute2",
+    "tc": "iproute2",
+    "nft": "nftables",
     "ethtool": "ethtool",
     "modprobe": "kmod",
     "qemu-system-x86_64": "qemu-system-x86",

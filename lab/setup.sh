@@ -10,7 +10,7 @@ packages=(
     libibverbs-dev ibverbs-providers ibverbs-utils rdma-core python3-pyverbs
     qemu-system-x86 busybox-static file kmod udev zstd xz-utils
     clang llvm libbpf-dev libelf-dev zlib1g-dev bpftool linux-libc-dev
-    iproute2 ethtool pciutils procps
+    iproute2 nftables ethtool pciutils procps
     perftest sockperf iperf3
 )
 

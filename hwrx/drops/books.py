@@ -1,0 +1,231 @@
+"""Counting what is dropped, and closing the balance.
+
+Every skb that carries a message of ours and is freed as dropped is counted by reason and function (tracepoint
+kfree_skb). What no skb tells of, the reader counts (truncated) or a device (its ring). The kernel's own counters stand
+beside as witnesses: they count everybody's packets, so on a quiet machine they agree.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from msgspec import Struct
+
+from hwrx import netns, stages, system
+from hwrx.drops.places import BY_NAME, PLACES, Place, place_of
+from hwrx.errors import MachineError
+from hwrx.trace import build, probes
+
+PREFIX = "SKB_DROP_REASON_"
+# struct where, struct dropped, struct settings, struct machine of the programs
+WHERE = np.dtype([("location", "u8"), ("reason", "u4"), ("flags", "u4")])
+DROPPED = np.dtype([("count", "u8"), ("function", "S40")])
+SETTINGS = np.dtype([("sample_every", "u4"), ("size", "u4"), ("trial", "u4"), ("any_trial", "u4")])
+MACHINE_BYTES = 24
+ROUTED = 1
+RING_COUNTERS = ("missed", "fifo", "over_errors", "length_errors")  # of `ip -s -s -j link`: no skb ever existed
+XDP_GENERIC = 2  # XDP_FLAGS_SKB_MODE
+
+
+class Drop(Struct, frozen=True):
+    """Messages that the kernel dropped at one function for one reason. `place` is "" where the catalogue has none."""
+
+    reason: str
+    function: str
+    routed: bool
+    count: int
+    place: str
+
+
+class Row(Struct, frozen=True):
+    """One place of the balance. `witness`: what the kernel's own counter says; None: there is none."""
+
+    place: str
+    sentence: str
+    count: int
+    how: list[str]
+    witness: int | None
+    counter: str
+
+
+class Balance(Struct, frozen=True):
+    """sent = delivered + the rows' counts + unexplained. `beside`: drops that lost no message."""
+
+    sent: int
+    delivered: int
+    rows: list[Row]
+    beside: list[Row]
+    unexplained: int
+    notes: list[str]
+
+    @property
+    def lost(self) -> int:
+        """Messages that were sent and not delivered whole."""
+        return self.sent - self.delivered
+
+
+class Books:
+    """Counts drops from entering to leaving. A context manager; MachineError where the kernel names no drops.
+
+    `trial` is the number that the messages carry. `spaces` are the network namespaces whose counters are witnesses.
+    """
+
+    def __init__(self, trial: int, spaces: Sequence[str | None] = (None,)) -> None:
+        probes.require()
+        from cython_ext.bpf_reader import Reader, enumeration
+        from cython_ext.tracer import LoadError
+
+        try:
+            path = build.find_or_build(stages.header(), "drops")
+            self.reader = Reader(path, bytes(MACHINE_BYTES))
+        except build.BuildError as error:
+            raise MachineError(str(error), remedy=error.remedy) from None
+        except LoadError as error:
+            raise MachineError(
+                f"this kernel does not tell what it drops: {probes.last_word(error.said) or error.strerror}",
+                remedy="it needs the tracepoint kfree_skb with a reason, Linux 5.17 or newer with BTF",
+            ) from None
+        self._names = {value: name.removeprefix(PREFIX) for value, name in enumeration("skb_drop_reason").items()}
+        settings = np.array((0, 0, trial, 0), dtype=SETTINGS)
+        self.reader.put(".data", settings.tobytes())
+        self._spaces = tuple(spaces)
+        self._before: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        self._before = witnesses(self._spaces)
+        self.reader.attach("message_dropped")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.reader.close()
+
+    def drops(self) -> list[Drop]:
+        """Return what has been dropped since entering."""
+        found = []
+        for key, value in self.reader.items("drops"):
+            where, dropped = np.frombuffer(key, dtype=WHERE)[0], np.frombuffer(value, dtype=DROPPED)[0]
+            if not dropped["count"]:
+                continue
+            reason = self._names.get(int(where["reason"]), str(where["reason"]))
+            function = dropped["function"].decode(errors="replace")
+            routed = bool(where["flags"] & ROUTED)
+            place = place_of(reason, function, routed)
+            found.append(Drop(reason, function, routed, int(dropped["count"]), place.name if place else ""))
+        return found
+
+    def witnessed(self) -> dict[str, int]:
+        """Return by how much the kernel's own counters have grown since entering."""
+        now = witnesses(self._spaces)
+        return {name: value - self._before.get(name, 0) for name, value in now.items()}
+
+    def close(self, sent: int, delivered: int, truncated: int = 0, copies: int = 0) -> Balance:
+        """Balance what was sent against what came whole, what came truncated, and what was dropped on the way.
+
+        `copies` are those that a packet socket had no room for, by its own count: no skb of their own is freed.
+        """
+        told = {"truncated": truncated, "af-packet": copies}
+        return balance(sent, delivered, told, self.drops(), self.witnessed())
+
+
+def balance(
+    sent: int, delivered: int, told: Mapping[str, int], drops: Sequence[Drop], witnessed: Mapping[str, int]
+) -> Balance:
+    """Put every loss at its place; `told` are those of which no skb tells.
+
+    What no place can have is `unexplained`; below 0, something was counted twice.
+    """
+    rows, beside, notes = [], [], []
+    explained = 0
+    for place in PLACES:
+        ours = [drop for drop in drops if drop.place == place.name]
+        count = sum(drop.count for drop in ours) + told.get(place.name, 0)
+        if not count:
+            continue
+        row = _row(place, count, [f"{drop.reason} in {drop.function}: {drop.count:,}" for drop in ours], witnessed)
+        if place.kind == "loss":
+            rows.append(row)
+            explained += count
+        else:
+            beside.append(row)
+    for drop in drops:
+        if not drop.place:
+            # a reason and a function are a place too, one that the catalogue has no sentence for
+            sentence = "a place that the catalogue has no sentence for"
+            rows.append(Row(f"{drop.reason} in {drop.function}", sentence, drop.count, [], None, ""))
+            explained += drop.count
+    unexplained = sent - delivered - explained
+    ring = witnessed.get("nic-ring")
+    if unexplained > 0 and ring:
+        share = min(unexplained, ring)
+        rows.append(_row(BY_NAME["nic-ring"], share, [f"the device counted {ring:,}"], {}))
+        unexplained -= share
+    if unexplained and ring is None:
+        notes.append("no device here counts what its ring had no room for, so such a loss would be unexplained")
+    order = {place.name: number for number, place in enumerate(PLACES)}
+    rows.sort(key=lambda row: order.get(row.place, len(order)))
+    return Balance(sent, delivered, rows, beside, unexplained, notes)
+
+
+def _row(place: Place, count: int, how: list[str], witnessed: Mapping[str, int]) -> Row:
+    return Row(place.name, place.sentence, count, how, witnessed.get(place.witness), place.witness)
+
+
+# --- the kernel's own counters ----------------------------------------------------------------------------------------
+
+
+def witnesses(spaces: Sequence[str | None]) -> dict[str, int]:
+    """Return the counters that `Place.witness` names, added up over the namespaces. One that is missing is left out."""
+    total: dict[str, int] = {"softnet": softnet_dropped()}
+    for space in spaces:
+        with netns.entered(space):
+            found = _snmp()
+            found |= _devices()
+        for name, value in found.items():
+            total[name] = total.get(name, 0) + value
+    return total
+
+
+def softnet_dropped() -> int:
+    """Return the second column of /proc/net/softnet_stat over all CPUs: what the backlogs had no room for."""
+    lines = Path("/proc/net/softnet_stat").read_text().splitlines()
+    return sum(int(line.split()[1], 16) for line in lines)
+
+
+def _snmp() -> dict[str, int]:
+    """The MIB counters; /proc/thread-self, because the namespace is the thread's."""
+    wanted = {
+        ("Ip", "InAddrErrors"): "IpInAddrErrors",
+        ("Udp", "NoPorts"): "UdpNoPorts",
+        ("Udp", "InCsumErrors"): "UdpInCsumErrors",
+        ("Udp", "RcvbufErrors"): "UdpRcvbufErrors",
+        ("Udp", "MemErrors"): "UdpMemErrors",
+        ("TcpExt", "IPReversePathFilter"): "IpReversePathFilter",
+    }
+    found = {}
+    for file in ("snmp", "netstat"):
+        lines = Path("/proc/thread-self/net", file).read_text().splitlines()
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            group = names.split(":")[0]
+            for name, value in zip(names.split()[1:], values.split()[1:], strict=True):
+                if (group, name) in wanted:
+                    found[wanted[group, name]] = int(value)
+    return found
+
+
+def _devices() -> dict[str, int]:
+    """Drops of queueing disciplines and devices. `ip` and `tc` run in the calling thread's namespace."""
+    found = {"qdisc": 0, "device": 0}
+    for each in json.loads(system.run("tc", "-s", "-j", "qdisc", "show") or "[]"):
+        found["qdisc"] += int(each.get("drops", 0))
+    for link in json.loads(system.run("ip", "-s", "-s", "-j", "link", "show") or "[]"):
+        stats = link.get("stats64", {})
+        found["device"] += int(stats.get("tx", {}).get("dropped", 0))
+        if not re.match(r"veth|lo$", link.get("linkinfo", {}).get("info_kind", link["ifname"])):
+            rx = stats.get("rx", {})
+            found["nic-ring"] = found.get("nic-ring", 0) + sum(int(rx.get(name, 0)) for name in RING_COUNTERS)
+    return found

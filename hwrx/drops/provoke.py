@@ -1,0 +1,326 @@
+"""Making each place drop messages, one place after the other, on a wire between two namespaces.
+
+One thread sends a burst and then reads whatever has come, so that nothing is lost but what is provoked. Each message
+carries its number; what comes is checked byte for byte and ticked off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+
+from msgspec import Struct
+
+from hwrx import netns, system, topology
+from hwrx.drops.books import XDP_GENERIC, Balance, Books
+from hwrx.errors import MachineError, UsageError
+from hwrx.messages import Role
+from hwrx.undo import Undo
+
+PORT = 40_777
+SIZE = 64  # bytes of a message
+BURST = 64
+SMALL_BUFFER = 2304  # the least that SO_RCVBUF gives
+QUIET = 0.3  # seconds without a datagram after which none is on its way any more
+STRANGER = "203.0.113.5"  # TEST-NET-3: no route leads back to it
+ABSENT = "198.18.77.99"  # in the wire's network, and nobody's
+SO_ATTACH_FILTER = 26
+ETH_P_ALL = 3
+SOL_PACKET, PACKET_STATISTICS = 263, 6  # linux/socket.h, linux/if_packet.h
+
+Names = dict[Role, str]
+
+
+class Sent(Struct):
+    """What the sender and the reader counted."""
+
+    sent: int = 0
+    refused: int = 0  # by sendto itself: they never were on their way
+    delivered: int = 0
+    truncated: int = 0
+    corrupt: int = 0
+    duplicated: int = 0
+
+
+class Scene:
+    """Two namespaces, a sender in one and a reader in the other. A context manager; closes both sockets."""
+
+    def __init__(self, names: Names, trial: int) -> None:
+        self.names = names
+        self.trial = trial
+        self.tally = Sent()
+        self.reads = True  # after each burst
+        self.reads_at_last = True
+        self.buffer = SIZE
+        self.destination = (topology.ADDRESSES["server"], PORT)
+        self.make: Callable[[bytes], bytes] | None = None  # a frame for AF_PACKET instead of a datagram
+        self.tap: socket.socket | None = None
+        self.pause = 0.0  # seconds after a burst, for what runs elsewhere
+        with netns.entered(names["client"]):
+            self.sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with netns.entered(names["server"]):
+            self.reader = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.reader.bind((topology.ADDRESSES["server"], PORT))
+        self.reader.setblocking(False)
+
+    def __enter__(self) -> Scene:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.sender.close()
+        self.reader.close()
+
+    def raw(self) -> None:
+        """Send frames from now on, with `make`."""
+        self.sender.close()
+        with netns.entered(self.names["client"]):
+            self.sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        self.sender.bind((topology.LINKS["client"], 0))
+
+    def run(self, messages: int, burst: int = BURST) -> Sent:
+        """Send so many messages and read what comes of them, until nothing comes any more."""
+        from cython_ext import payload
+
+        tally = self.tally
+        seen = bytearray(messages)
+        for first in range(0, messages, burst):
+            for number in range(first, min(first + burst, messages)):
+                message = payload.make(SIZE, number, self.trial)
+                try:
+                    if self.make is not None:
+                        self.sender.send(self.make(message))
+                    else:
+                        self.sender.sendto(message, self.destination)
+                    tally.sent += 1
+                except OSError:
+                    tally.refused += 1
+            if self.pause:
+                time.sleep(self.pause)
+            if self.reads:
+                self._drain(seen)
+        quiet_since = time.monotonic()
+        while time.monotonic() - quiet_since < QUIET:
+            if self.reads and self._drain(seen):
+                quiet_since = time.monotonic()
+            time.sleep(0.01)
+        if self.reads_at_last and self.reader.fileno() >= 0:
+            self._drain(seen)
+        return tally
+
+    def _drain(self, seen: bytearray) -> int:
+        from cython_ext import payload
+
+        count = 0
+        buffer = bytearray(self.buffer)
+        while True:
+            try:
+                size, _, flags, _ = self.reader.recvmsg_into([buffer])
+            except BlockingIOError:
+                return count
+            count += 1
+            if flags & socket.MSG_TRUNC:
+                self.tally.truncated += 1
+                continue
+            number = payload.sequence(buffer)
+            if payload.check(buffer, self.trial) != payload.VERDICTS[0] or size != SIZE or number >= len(seen):
+                self.tally.corrupt += 1
+            elif seen[number]:
+                self.tally.duplicated += 1
+            else:
+                seen[number] = 1
+                self.tally.delivered += 1
+
+
+# --- one after the other ----------------------------------------------------------------------------------------------
+
+Provoke = Callable[[Scene, contextlib.ExitStack, Books], None]
+
+
+def _server(scene: Scene, *argv: str, given: str = "") -> str:
+    return system.run("ip", "netns", "exec", scene.names["server"], *argv, given=given)
+
+
+def _nothing(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+    """Nothing is provoked: all must come."""
+
+
+def _wire(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+    system.run("tc", "-n", scene.names["client"], "qdisc", "add", "dev", topology.LINKS["client"], "root",
+               "netem", "loss", "10%", "limit", "10000")  # fmt: skip
+    stack.callback(system.run, "tc", "-n", scene.names["client"], "qdisc", "delete", "dev", topology.LINKS["client"],
+                   "root")  # fmt: skip
+
+
+def _xdp(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+    with netns.entered(scene.names["server"]):
+        try:
+            books.reader.attach_xdp("drop_messages", socket.if_nametoindex(topology.LINKS["server"]), XDP_GENERIC)
+        except OSError as error:
+            raise MachineError(f"this kernel takes no generic XDP program: {error.strerror}") from None
+    stack.callback(system.run, "ip", "-n", scene.names["server"], "link", "set", topology.LINKS["server"],
+                   "xdpgeneric", "off")  # fmt: skip
+
+
+def _backlog(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        raise MachineError("a backlog fills up where another CPU empties it, and there is one CPU only")
+    undo = stack.enter_context(Undo("a short backlog"))
+    undo.sysctl("net/core/netdev_max_backlog", "1")
+    os.sched_setaffinity(0, {cpus[0]})
+    stack.callback(os.sched_setaffinity, 0, set(cpus))
+    file = f"/sys/class/net/{topology.LINKS['server']}/queues/rx-0/rps_cpus"
+    _server(scene, "sh", "-c", f"echo {1 << cpus[1]:x} > {file}")
+    stack.callback(_server, scene, "sh", "-c", f"echo 0 > {file}")
+    scene.pause = 0.001
+
+
+def _tc_ingress(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+    tc = ("tc", "-n", scene.names["server"])
+    system.run(*tc, "qdisc", "add", "dev", topology.LINKS["server"], "clsact")
+    stack.callback(system.run, *tc, "qdisc", "delete", "dev", topology.LINKS["server"], "clsact")
+    system.run(*tc, "filter", "add", "dev", topology.LINKS["server"], "ingress", "matchall", "action", "drop")
+
+
+def _netfilter(hook: str) -> Provoke:
+    def provoke(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+        rules = f"table ip hwrx {{\nchain c {{\ntype filter hook {hook} priority 0\nudp dport {PORT} drop\n}}\n}}\n"
+        _server(scene, "nft", "-f", "-", given=rules)
+        stack.callback(_server, scene, "nft", "delete", "table", "ip", "hwrx")
+
+    return provoke
+
+
+def _rp_filter(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+    _server(scene, "sysctl", "-qw", f"net.ipv4.conf.{topology.LINKS['server']}.rp_filter=1")
+    stack.callback(_server, scene, "sysctl", "-qw", f"net.ipv4.conf.{topology.LINKS['server']}.rp_filter=0")
+    ip = ("ip", "-n", scene.names["client"], "address")
+    system.run(*ip, "add", f"{STRANGER}/32", "dev", "lo")
+    stack.callback(system.run, *ip, "delete", f"{STRANGER}/32", "dev", "lo")
+    scene.sender.bind((STRANGER, 0))
+
+
+def _not_local(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+    ip = ("ip", "-n", scene.names["client"], "neighbour")
+    words = (ABSENT, "dev", topology.LINKS["client"])
+    system.run(*ip, "replace", *words, "lladdr", topology.HARDWARE["server"], "nud", "permanent")
+    stack.callback(system.run, *ip, "delete", *words)
+    scene.destination = (ABSENT, PORT)
+
+
+def _no_socket(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+    scene.reader.close()
+    scene.reads = False
+
+
+def _checksum(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+    from cython_ext.packet import udp_frame, udp_template
+
+    template = udp_template(
+        topology.HARDWARE["client"], topology.HARDWARE["server"], topology.ADDRESSES["client"],
+        topology.ADDRESSES["server"], PORT + 1, PORT,
+    )  # fmt: skip
+
+    def broken(message: bytes) -> bytes:
+        frame = bytearray(udp_frame(template, message))
+        frame[41] ^= 0x55  # of the UDP checksum
+        return bytes(frame)
+
+    scene.raw()
+    scene.make = broken
+
+
+def _filter(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+    import ctypes
+
+    # one classic instruction: return 0, "take no byte of it"
+    program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+    scene.reader.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(program)))
+
+
+def _receive_buffer(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+    scene.reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+    scene.reads = False
+
+
+def _memory(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+    undo = stack.enter_context(Undo("little memory for UDP"))
+    undo.sysctl("net/ipv4/udp_mem", "0\t0\t0")
+    scene.reader.setsockopt(socket.SOL_SOCKET, 33, 1 << 22)  # SO_RCVBUFFORCE: the buffer must not be full first
+    scene.reads = False
+
+
+def _closed(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+    scene.reads = scene.reads_at_last = False
+    scene.reader.setsockopt(socket.SOL_SOCKET, 33, 1 << 30)
+
+
+def _truncated(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+    scene.buffer = SIZE - 8
+
+
+def _af_packet(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+    with netns.entered(scene.names["server"]):
+        tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    stack.callback(tap.close)
+    tap.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+    scene.tap = tap
+
+
+# name of the place -> what provokes it; "nothing" first
+PROVOKED: dict[str, Provoke] = {
+    "nothing": _nothing,
+    "wire": _wire,
+    "xdp": _xdp,
+    "backlog": _backlog,
+    "af-packet": _af_packet,
+    "tc-ingress": _tc_ingress,
+    "pre-routing": _netfilter("prerouting"),
+    "rp-filter": _rp_filter,
+    "not-local": _not_local,
+    "local-in": _netfilter("input"),
+    "no-socket": _no_socket,
+    "checksum": _checksum,
+    "filter": _filter,
+    "receive-buffer": _receive_buffer,
+    "memory": _memory,
+    "closed": _closed,
+    "truncated": _truncated,
+}
+
+
+@contextlib.contextmanager
+def wire() -> Iterator[Names]:
+    """The two namespaces for any number of experiments."""
+    with topology.netns() as made:
+        names = {end: made.peers[end].removeprefix("netns:") for end in topology.ENDS}
+        yield names
+
+
+def provoke(place: str, names: Names, messages: int, trial: int) -> Balance:
+    """Provoke one place and return the balance. MachineError where this kernel cannot."""
+    if place not in PROVOKED:
+        raise UsageError(f"'{place}' cannot be provoked", remedy=f"choose of: {', '.join(PROVOKED)}")
+    with (
+        Books(trial, [names["client"], names["server"]]) as books,
+        Scene(names, trial) as scene,
+        contextlib.ExitStack() as stack,
+    ):
+        PROVOKED[place](scene, stack, books)
+        tally = scene.run(messages)
+        if place == "closed":
+            scene.reader.close()
+            time.sleep(QUIET)
+        # of the packet socket's two counts the second is what it had no room for
+        copies = (
+            0 if scene.tap is None else struct.unpack("II", scene.tap.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))[1]
+        )
+        found = books.close(tally.sent, tally.delivered, tally.truncated, copies)
+        for name in ("refused", "corrupt", "duplicated"):
+            if count := getattr(tally, name):
+                found.notes.append(f"{name}: {count:,}")
+        return found
