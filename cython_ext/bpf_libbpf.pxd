@@ -46,12 +46,16 @@ cdef extern from "<bpf/libbpf.h>" nogil:
     bpf_link *bpf_program__attach(const bpf_program *prog)
     bpf_link *bpf_program__attach_cgroup(const bpf_program *prog, int cgroup_fd)
     int bpf_link__destroy(bpf_link *link)
+    int bpf_link__fd(const bpf_link *link)
     int bpf_map__fd(const bpf_map *map)
     uint32_t bpf_map__value_size(const bpf_map *map)
     uint32_t bpf_map__max_entries(const bpf_map *map)
     int bpf_map__set_max_entries(bpf_map *map, uint32_t max_entries)
     # before loading: where the initial values of .rodata and .data stand
     void *bpf_map__initial_value(bpf_map *map, size_t *size)
+
+    uint32_t bpf_map__key_size(const bpf_map *map)
+    int bpf_xdp_attach(int ifindex, int prog_fd, uint32_t flags, const void *opts)
 
     ctypedef int (*ring_buffer_sample_fn)(void *ctx, void *data, size_t size) noexcept nogil
     ring_buffer *ring_buffer__new(int map_fd, ring_buffer_sample_fn fn, void *ctx, const ring_buffer_opts *opts)
@@ -67,6 +71,14 @@ cdef extern from "<bpf/bpf.h>" nogil:
     struct bpf_prog_info:
         unsigned long long recursion_misses
     int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *size)
+    int bpf_iter_create(int link_fd)
+    struct bpf_test_run_opts:
+        size_t sz
+        void *ctx_in  # a program of type `syscall` writes its answer there too
+        uint32_t ctx_size_in
+        uint32_t retval
+    int bpf_prog_test_run_opts(int prog_fd, bpf_test_run_opts *opts)
+    int bpf_map_get_next_key(int fd, const void *cur_key, void *next_key)
     int bpf_map_update_elem(int fd, const void *key, const void *value, unsigned long long flags)
 
 cdef extern from "<bpf/btf.h>" nogil:
@@ -75,6 +87,13 @@ cdef extern from "<bpf/btf.h>" nogil:
     enum:
         BTF_KIND_FUNC
         BTF_KIND_TYPEDEF
+        BTF_KIND_ENUM
+    struct btf_enum:
+        uint32_t name_off
+        int val
+    int btf__find_by_name_kind(const btf *btf, const char *type_name, uint32_t kind)
+    btf_enum *btf_enum_of "btf_enum"(const btf_type *t)
+    uint32_t btf_vlen(const btf_type *t)
     btf *btf__load_vmlinux_btf()
     btf *btf__load_module_btf(const char *module, btf *vmlinux)
     struct btf_type:

@@ -11,6 +11,7 @@ VERSION: tuple[int, int]
 def kernel_knows(
     functions: Iterable[str], tracepoints: Iterable[str], modules: Iterable[str] = ()
 ) -> tuple[set[str], set[str]]: ...
+def words() -> str: ...
 
 class LoadError(OSError):
     program: str

@@ -153,6 +153,11 @@ cdef str heard():
     return text
 
 
+def words():
+    """What libbpf has said since it was last asked: it gives its reasons through one print function a process."""
+    return heard()
+
+
 cdef struct Destination:
     char *at
     size_t left

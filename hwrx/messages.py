@@ -57,6 +57,8 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mtu: Literal[256, 512, 1024, 2048, 4096] | None = None  # verbs path MTU; None: the smaller of both ports
     gid_index: Natural | None = None
     huge_pages: bool = False
+    crowd: Natural = 0  # udp: further sockets, bound at the server before the trial, that nobody talks to
+    crowd_on: Literal["spread", "chain"] = "spread"  # evenly over the table's slots, or all before the server's own
     limit: Annotated[float, Meta(gt=0)] = 10.0  # nothing received for so long ends the trial
 
 

@@ -69,6 +69,8 @@ def find(name: str) -> Path:
 
 def check(setting: Setting) -> None:
     """UsageError where the setting cannot be, before anything is started."""
+    if setting.crowd and setting.path != "udp":
+        raise UsageError(f"a crowd stands in UDP's table, which {setting.path} does not use", remedy="leave crowd out")
     importlib.import_module(f"hwrx.paths.{find(setting.path).family}").check(setting)
 
 

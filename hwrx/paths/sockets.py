@@ -12,6 +12,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from hwrx.errors import MachineError, PathError, UsageError
+from hwrx.lookup.crowd import Crowded
 
 if TYPE_CHECKING:
     from cython_ext.socket_transport import SocketTransport
@@ -60,6 +61,13 @@ def open_endpoint(prepare: Prepare) -> SocketTransport:
     setting = prepare.setting
     check(setting)
     sock, notes = _open_socket(setting, prepare.here)
+    if setting.crowd and prepare.role == "server":
+        try:
+            sock.gather(setting.crowd, setting.crowd_on)
+        except BaseException:
+            sock.close()
+            raise
+        notes["crowd"] = f"{setting.crowd} {setting.crowd_on}"
     # ping-pong has one message on its way
     batch = 1 if setting.pattern == "pingpong" else min(setting.batch, setting.window)
     common: dict[str, Any] = {
@@ -84,7 +92,7 @@ def open_endpoint(prepare: Prepare) -> SocketTransport:
         raise
 
 
-def _open_socket(setting: Setting, here: Place) -> tuple[socket.socket, dict[str, Any]]:
+def _open_socket(setting: Setting, here: Place) -> tuple[Crowded, dict[str, Any]]:
     """Return a bound socket with all its options, and what there is to tell about them."""
     stream = setting.path == "tcp"
     family, address = _address(here)
@@ -93,7 +101,7 @@ def _open_socket(setting: Setting, here: Place) -> tuple[socket.socket, dict[str
         "family": "IPv6" if family == socket.AF_INET6 else "IPv4",
         "device": here.netdev,
     }
-    sock = socket.socket(family, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
+    sock = Crowded(family, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if here.netdev is not None:

@@ -1,6 +1,6 @@
-"""The BPF object: compiled by clang when hwrx is installed, or else when tracing is first asked for.
+"""The BPF objects: compiled by clang when hwrx is installed, or else when one is first asked for.
 
-It depends on no kernel (CO-RE), so one object serves every kernel with BTF. Its name carries a digest of all that went
+They depend on no kernel (CO-RE), so one object serves every kernel with BTF. Its name carries a digest of all that went
 into it, so an object of another version is never taken for this one's. Standard library only: `pip install` runs it.
 """
 
@@ -18,6 +18,8 @@ import tempfile
 HERE = pathlib.Path(__file__).resolve().parent
 SOURCES = HERE / "bpf"
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
+# what is compiled when hwrx is installed: the source's name without .bpf.c
+PROGRAMS = ("ledger", "tables", "drops")
 FLAGS = ("-O2", "-g", "-Wall", "-target", "bpf")
 
 
@@ -39,9 +41,9 @@ def digest(header: str) -> str:
     return total.hexdigest()[:12]
 
 
-def object_name(header: str) -> str:
-    """Return the file name of the object that belongs to these sources."""
-    return f"ledger-{digest(header)}.bpf.o"
+def object_name(header: str, program: str = "ledger") -> str:
+    """Return the file name of the object that belongs to these sources; `program` is the source that is compiled."""
+    return f"{program}-{digest(header)}.bpf.o"
 
 
 def cache() -> pathlib.Path:
@@ -49,7 +51,7 @@ def cache() -> pathlib.Path:
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "hwrx"
 
 
-def compile_into(folder: pathlib.Path, header: str) -> pathlib.Path:
+def compile_into(folder: pathlib.Path, header: str, program: str = "ledger") -> pathlib.Path:
     """Compile the programs into `folder`; the file appears there whole or not at all. BuildError in words."""
     machine = ARCHITECTURES.get(platform.machine())
     if machine is None:
@@ -58,15 +60,15 @@ def compile_into(folder: pathlib.Path, header: str) -> pathlib.Path:
     if clang is None:
         raise BuildError("clang, which compiles the tracing programs, is not installed", "apt install clang libbpf-dev")
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / object_name(header)
+    target = folder / object_name(header, program)
     multiarch = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
     with tempfile.TemporaryDirectory(dir=folder) as work:
         pathlib.Path(work, "stage_numbers.h").write_text(header)
-        made = pathlib.Path(work, "ledger.bpf.o")
+        made = pathlib.Path(work, f"{program}.bpf.o")
         command = [clang, *FLAGS, f"-D__TARGET_ARCH_{machine}", f"-I/usr/include/{multiarch}", f"-I{work}"]
         # the same bytes wherever it is built: no folder of this machine goes into the debugging information
         command += [f"-ffile-prefix-map={SOURCES}=bpf", f"-ffile-prefix-map={work}=.", "-fdebug-compilation-dir=."]
-        command += ["-c", str(SOURCES / "ledger.bpf.c"), "-o", str(made)]
+        command += ["-c", str(SOURCES / f"{program}.bpf.c"), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             missing = "bpf/bpf_helpers.h" in done.stderr and "file not found" in done.stderr
@@ -78,9 +80,9 @@ def compile_into(folder: pathlib.Path, header: str) -> pathlib.Path:
     return target
 
 
-def find_or_build(header: str) -> pathlib.Path:
+def find_or_build(header: str, program: str = "ledger") -> pathlib.Path:
     """Return the object, from the installation, from the cache, or compiled now. BuildError in words."""
     for folder in (HERE, cache()):
-        if (path := folder / object_name(header)).exists():
+        if (path := folder / object_name(header, program)).exists():
             return path
-    return compile_into(cache(), header)
+    return compile_into(cache(), header, program)

@@ -172,7 +172,7 @@ class Prober:
         elif kind == "netfilter":
             self._refuse_kind("netfilter", f"this kernel has no BPF netfilter links ({error.strerror})")
         else:
-            self._refused[error.program] = f"refused by the kernel: {_last_word(error.said) or error.strerror}"
+            self._refused[error.program] = f"refused by the kernel: {last_word(error.said) or error.strerror}"
 
     def _refuse_kind(self, kind: str, why: str) -> None:
         for program, section in self._sections.items():
@@ -301,10 +301,10 @@ def _cgroup() -> Iterator[int]:
     raise OSError(errno.ENOENT, "no cgroup2 file system is mounted")
 
 
-def _last_word(said: str) -> str:
+def last_word(said: str) -> str:
     """The verifier's last line before its summary, which is its reason."""
     lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("libbpf:")]
-    lines = [line for line in lines if not line.startswith(("processed", "verification time", "stack depth"))]
+    lines = [line for line in lines if not line.startswith(("processed", "verification time", "stack depth", "--"))]
     if lines:
         return lines[-1]
     words = [

@@ -1,7 +1,7 @@
-"""The step of `pip install` that compiles the BPF object, declared in pyproject.toml.
+"""The step of `pip install` that compiles the BPF objects, declared in pyproject.toml.
 
 It loads what it needs by path, because hwrx is not importable while it is being built. Without clang it says so and
-goes on: the object is then built when tracing is first asked for.
+goes on: each is then built when it is first asked for.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ class BuildPy(build_py):  # type: ignore[misc]  # setuptools has no types
         package = pathlib.Path("hwrx").resolve()
         build, stages = _load(package / "trace" / "build.py"), _load(package / "stages.py")
         folder = package if self.editable_mode else pathlib.Path(self.build_lib, "hwrx")
-        for old in (folder / "trace").glob("ledger-*.bpf.o"):
+        for old in (folder / "trace").glob("*.bpf.o"):
             old.unlink()
         try:
-            build.compile_into(folder / "trace", stages.header())
+            for program in build.PROGRAMS:
+                build.compile_into(folder / "trace", stages.header(), program)
         except build.BuildError as error:
             self.warn(f"tracing programs not built: {error}; {error.remedy}")

@@ -44,15 +44,49 @@ struct page {
 struct net_device;
 struct net;
 
+struct in6_addr {
+	u32 s6_addr32[4]; /* within its union in_6u; read whole, by address */
+};
+
+struct hlist_node {
+	struct hlist_node *next, **pprev;
+};
+
+struct ns_common {
+	unsigned int inum;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
 struct sock_common {
 	u16 skc_num;   /* our port, host order */
 	__be16 skc_dport;
 	u16 skc_family;
+	u32 skc_daddr, skc_rcv_saddr;
+	u32 skc_hash; /* UDP: skc_u16hashes, by port and by address and port */
+	volatile unsigned char skc_state;
+	u8 skc_reuse : 4, skc_reuseport : 1, skc_ipv6only : 1;
+	int skc_bound_dev_if, skc_incoming_cpu;
+	struct hlist_node skc_node, skc_portaddr_node; /* skc_node shares its place with skc_nulls_node */
+	possible_net_t skc_net;
+	struct in6_addr skc_v6_daddr, skc_v6_rcv_saddr;
 };
+
+typedef struct {
+	unsigned int val;
+} kuid_t;
+
+struct sock_reuseport;
+struct socket;
 
 struct sock {
 	struct sock_common __sk_common;
 	u16 sk_protocol;
+	struct socket *sk_socket;
+	kuid_t sk_uid;
+	struct sock_reuseport *sk_reuseport_cb;
 };
 
 struct socket {
@@ -76,6 +110,7 @@ struct sk_buff {
 	u16 mac_header;
 	u32 end; /* an offset from head on every 64-bit kernel */
 	unsigned char *head, *data;
+	unsigned long _skb_refdst;
 };
 
 struct task_struct {

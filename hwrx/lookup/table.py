@@ -1,0 +1,296 @@
+"""The kernel's socket tables as they are: geometry, seeds, chains. Read by the programs of trace/bpf/tables.bpf.c.
+
+Nothing is held while a chain is read, so it is read until two readings are the same. Addresses of kernel objects are
+names here, good for telling one socket from another, and are never followed by user space.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import ipaddress
+import pathlib
+import re
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from hwrx import stages
+from hwrx.errors import MachineError
+from hwrx.lookup.hashes import FORMS, Address, Form, Secrets, ehashfn, portaddr_hash, udp_hashfn
+from hwrx.trace import build, probes
+
+Protocol = Literal["udp", "tcp"]
+MOST = 131_072  # FOUND in the programs
+READINGS = 6  # of a chain that changes while it is read
+AF_INET6 = 10
+TCP_ESTABLISHED, TCP_TIME_WAIT, TCP_LISTEN = 1, 6, 10
+
+
+class Kind(enum.IntEnum):
+    """A table of chains; the numbers are those of `enum kind` in the programs."""
+
+    UDP_PORT = 0
+    UDP_ADDRESS = 1
+    TCP_ESTABLISHED = 2
+    TCP_LISTEN = 3
+    GROUP = 4
+
+
+SENTENCES = {
+    Kind.UDP_PORT: "by port alone (udp_table.hash): binding and multicast",
+    Kind.UDP_ADDRESS: "by address and port (udp_table.hash2): where a datagram's socket is looked for",
+    Kind.TCP_ESTABLISHED: "by both addresses and ports (ehash): connections",
+    Kind.TCP_LISTEN: "by address and port (lhash2): sockets that listen",
+}
+
+# struct entry, struct geometry, struct walk, struct wanted of the programs
+ENTRY = np.dtype([
+    ("sk", "u8"), ("inode", "u8"), ("group", "u8"), ("chooser", "u8"), ("address", "u4", 4), ("peer", "u4", 4),
+    ("hash", "u4"), ("namespace", "u4"), ("uid", "u4"), ("port", "u2"), ("peer_port", "u2"), ("family", "u2"),
+    ("protocol", "u2"), ("state", "u1"), ("reuseport", "u1"), ("only6", "u1"), ("reuse", "u1"), ("device", "i8"),
+    ("cpu", "i8"), ("slot", "i8", 2), ("before", "u4", 2),
+], align=True)  # fmt: skip
+TABLE = np.dtype([("base", "u8"), ("mask", "u4"), ("stride", "u4"), ("head", "u4"), ("pad", "u4")])
+GEOMETRY = np.dtype([
+    ("hash_mix", "u4"), ("namespace", "u4"), ("tables", TABLE, 5), ("secrets", "u4", 6), ("known", "u4"),
+    ("four", "u4"),
+])  # fmt: skip
+WALK = np.dtype([("head", "u8"), ("kind", "u4"), ("limit", "u4"), ("count", "u4"), ("cut", "u4"), ("end", "u8")])
+WANTED = np.dtype([("geometry", GEOMETRY), ("port", "u4"), ("pad", "u4")])
+
+# in the order of struct symbols; a static variable of a function may carry a number behind its name
+SYMBOLS = (
+    ("udp_table",),
+    ("tcp_hashinfo",),
+    ("net_hotdata",),
+    ("inet_ehash_secret",),
+    ("inet6_ehash_secret",),
+    ("tcp_ipv6_hash_secret", "ipv6_hash_secret"),
+    ("udp_ehash_secret",),
+    ("udp6_ehash_secret",),
+    ("udp_ipv6_hash_secret",),
+)
+
+Entries = npt.NDArray[Any]
+
+
+class Chain(Struct, frozen=True):
+    """The sockets on one slot, from its head on. `cut`: there are more than MOST. `steady`: two readings agreed."""
+
+    slot: int
+    entries: Entries
+    cut: bool
+    steady: bool
+
+
+class Tables:
+    """The tables that the calling thread's network namespace uses. A context manager.
+
+    MachineError, with what to type, where they cannot be read.
+    """
+
+    def __init__(self) -> None:
+        probes.require()
+        from cython_ext.bpf_reader import Reader
+        from cython_ext.tracer import LoadError
+
+        self._symbols = symbols()
+        constants = np.array([self._symbols[names[0]] for names in SYMBOLS], dtype="u8").tobytes()
+        try:
+            path = build.find_or_build(stages.header(), "tables")
+            self._reader = Reader(path, constants)
+        except build.BuildError as error:
+            raise MachineError(str(error), remedy=error.remedy) from None
+        except LoadError as error:
+            raise MachineError(
+                f"this kernel does not let its socket tables be read: {probes.last_word(error.said) or error.strerror}",
+                remedy="it needs BPF programs of type `syscall` and socket iterators, Linux 5.17 or newer with BTF",
+            ) from None
+        try:
+            self._geometry = self._read_geometry()
+        except BaseException:
+            self.close()
+            raise
+        self._form: Form | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unload the programs."""
+        self._reader.close()
+
+    def _read_geometry(self) -> Any:
+        context = bytearray(GEOMETRY.itemsize)
+        self._reader.run("geometry", context)
+        return np.frombuffer(bytes(context), dtype=GEOMETRY)[0]
+
+    @property
+    def hash_mix(self) -> int:
+        """The namespace's seed (net_hash_mix)."""
+        return int(self._geometry["hash_mix"])
+
+    @property
+    def namespace(self) -> int:
+        """The namespace's number, as in /proc/PID/ns/net."""
+        return int(self._geometry["namespace"])
+
+    @property
+    def four(self) -> bool:
+        """Whether connected UDP sockets have a table of their own, by four values (udp_table.hash4, since 6.13)."""
+        return bool(self._geometry["four"])
+
+    def slots(self, kind: Kind) -> int:
+        """Return how many chains a table has; 0 where this kernel's is not one that we know."""
+        table = self._geometry["tables"][kind]
+        return int(table["mask"]) + 1 if table["base"] else 0
+
+    def mask(self, kind: Kind) -> int:
+        """Return the table's mask; MachineError where this kernel's is not one that we know."""
+        slots = self.slots(kind)
+        if not slots:
+            raise MachineError(f"this kernel's table {kind.name} is not where it is looked for ({SENTENCES[kind]})")
+        return slots - 1
+
+    def secrets(self, protocol: Protocol) -> Secrets | None:
+        """Return what the kernel adds to the hash of four values; None where its variables have no address to us."""
+        first = 0 if protocol == "tcp" else 3
+        # drawn when first needed, so a value that was 0 may be set by now
+        self._geometry = self._read_geometry()
+        if int(self._geometry["known"]) >> first & 7 != 7:
+            return None
+        return Secrets(*(int(value) for value in self._geometry["secrets"][first : first + 3]))
+
+    def sockets(self, protocol: Protocol, port: int = 0) -> Entries:
+        """Return the namespace's sockets on a port (0: all), each with the slots that it really hangs on."""
+        wanted = np.zeros((), dtype=WANTED)
+        wanted["geometry"] = self._geometry
+        wanted["port"] = port
+        self._reader.put(".bss", wanted.tobytes())
+        try:
+            found = np.frombuffer(self._reader.iterate(f"{protocol}_sockets"), dtype=ENTRY)
+        except OSError as error:
+            raise MachineError(
+                f"this kernel has no iterator over {protocol.upper()} sockets ({error.strerror})",
+                remedy="Linux 5.9 or newer with CONFIG_BPF_SYSCALL and CONFIG_DEBUG_INFO_BTF",
+            ) from None
+        # the iterator of newer kernels may pass a socket twice that is moved while it looks
+        return found[np.sort(np.unique(found["sk"], return_index=True)[1])]
+
+    def chain(self, kind: Kind, slot: int, limit: int = MOST) -> Chain:
+        """Return what hangs on a slot."""
+        table = self._geometry["tables"][kind]
+        self.mask(kind)
+        head = int(table["base"]) + slot * int(table["stride"]) + int(table["head"])
+        return self._read(kind, head, slot, limit)
+
+    def group(self, entry: Any) -> Entries:
+        """Return the members of a socket's SO_REUSEPORT group, in the order in which the kernel counts them."""
+        return self._read(Kind.GROUP, int(entry["group"]), 0, 65536).entries if entry["group"] else entry[None][:0]
+
+    def _read(self, kind: Kind, head: int, slot: int, limit: int) -> Chain:
+        before: bytes | None = None
+        walk = np.zeros((), dtype=WALK)
+        for _ in range(READINGS):
+            context = bytearray(np.array((head, kind, limit, 0, 0, 0), dtype=WALK).tobytes())
+            self._reader.run("walk", context)
+            walk = np.frombuffer(bytes(context), dtype=WALK)[0]
+            raw = self._reader.take("found", int(walk["count"]), ENTRY.itemsize)
+            if raw == before and not self._strayed(kind, slot, walk):
+                return Chain(slot, np.frombuffer(raw, dtype=ENTRY), bool(walk["cut"]), True)
+            before = raw
+        return Chain(slot, np.frombuffer(before or b"", dtype=ENTRY), bool(walk["cut"]), False)
+
+    @staticmethod
+    def _strayed(kind: Kind, slot: int, walk: Any) -> bool:
+        """Whether the reading came from one chain to another: this list's last word is its own number."""
+        return kind == Kind.TCP_ESTABLISHED and not walk["cut"] and int(walk["end"]) != (slot << 1 | 1)
+
+    # --- computed for a socket that is there --------------------------------------------------------------------
+
+    def form(self, secrets: Secrets) -> Form:
+        """Return how this kernel hashes four values. It changed twice; the kernel's own connections tell.
+
+        Each carries its hash. Without one to ask, IPv4's and IPv6's, the newest form that fits the others is taken.
+        """
+        if self._form is None:
+            asked = [entry for entry in self.sockets("tcp") if entry["state"] != TCP_LISTEN][:64]
+            fitting = [form for form in FORMS if all(self._ehash(e, secrets, form) == int(e["hash"]) for e in asked)]
+            if len(fitting) > 1 or not asked:
+                return fitting[0]
+            self._form = fitting[0] if fitting else FORMS[0]
+        return self._form
+
+    def _ehash(self, entry: Any, secrets: Secrets, form: Form) -> int:
+        return ehashfn(
+            local_of(entry), int(entry["port"]), far_of(entry), int(entry["peer_port"]), self.hash_mix, secrets, form
+        )
+
+    def computed(self, protocol: Protocol, entry: Any) -> dict[Kind, int | None]:
+        """Return the slots on which a socket must be by our arithmetic; None where a secret is missing."""
+        if protocol == "udp":
+            portaddr = portaddr_hash(local_of(entry), int(entry["port"]), self.hash_mix)
+            return {
+                Kind.UDP_PORT: udp_hashfn(int(entry["port"]), self.hash_mix, self.mask(Kind.UDP_PORT)),
+                Kind.UDP_ADDRESS: portaddr & self.mask(Kind.UDP_ADDRESS),
+            }
+        if entry["state"] == TCP_LISTEN:
+            portaddr = portaddr_hash(local_of(entry), int(entry["port"]), self.hash_mix)
+            return {Kind.TCP_LISTEN: portaddr & self.mask(Kind.TCP_LISTEN)}
+        secrets = self.secrets("tcp")
+        if secrets is None:
+            return {Kind.TCP_ESTABLISHED: None}
+        whole = self._ehash(entry, secrets, self.form(secrets))
+        return {Kind.TCP_ESTABLISHED: whole & self.mask(Kind.TCP_ESTABLISHED)}
+
+    def real(self, protocol: Protocol, entry: Any) -> dict[Kind, int]:
+        """Return the slots on which the kernel has a socket that `sockets` found; -1: on none."""
+        first, second = (int(slot) for slot in entry["slot"])
+        if protocol == "udp":
+            return {Kind.UDP_PORT: first, Kind.UDP_ADDRESS: second}
+        return {Kind.TCP_LISTEN if entry["state"] == TCP_LISTEN else Kind.TCP_ESTABLISHED: first}
+
+
+def _address(entry: Any, words: npt.NDArray[Any]) -> Address:
+    raw = words.astype("=u4").tobytes()
+    if entry["family"] == AF_INET6:
+        return ipaddress.IPv6Address(raw)
+    return ipaddress.IPv4Address(raw[:4])
+
+
+def local_of(entry: Any) -> Address:
+    """Return the address that a socket is bound to."""
+    return _address(entry, entry["address"])
+
+
+def far_of(entry: Any) -> Address:
+    """Return the address that a socket is connected to; the wildcard where it is not."""
+    return _address(entry, entry["peer"])
+
+
+def symbols() -> dict[str, int]:
+    """Return the addresses of SYMBOLS by their first names; 0: /proc/kallsyms does not say. Noted once a boot."""
+    boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    noted = build.cache() / f"symbols-{boot}"
+    found = dict.fromkeys((names[0] for names in SYMBOLS), 0)
+    with contextlib.suppress(OSError, ValueError):
+        kept = {name: int(value, 16) for name, value in map(str.split, noted.read_text().splitlines())}
+        if kept.keys() == found.keys():
+            return kept
+    first = {name.encode(): names[0] for names in SYMBOLS for name in names}
+    pattern = re.compile(rb"^([0-9a-f]+) . (" + b"|".join(map(re.escape, first)) + rb")(?:\.\d+)?$", re.MULTILINE)
+    with contextlib.suppress(OSError):
+        for match in pattern.finditer(pathlib.Path("/proc/kallsyms").read_bytes()):
+            found[first[match[2]]] = int(match[1], 16)
+    with contextlib.suppress(OSError):
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        for old in noted.parent.glob("symbols-*"):
+            old.unlink()
+        noted.write_text("".join(f"{name} {value:x}\n" for name, value in found.items()))
+    return found

@@ -1,0 +1,163 @@
+"""The kernel's hashes, held against what kernels made of real sockets; and who of several gets a packet.
+
+lookup_vectors.json was written by the kernels that it names (tests/lookup_sockets.py, `vectors`): each socket's stored
+hash and the slots on which its kernel had it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hwrx import netns, paths
+from hwrx.commands.lookup import parse
+from hwrx.errors import UsageError
+from hwrx.lookup import answer, crowd, winner
+from hwrx.lookup.hashes import FORMS, Secrets, Steps, ehashfn, portaddr_hash, udp_hashfn
+from hwrx.lookup.table import ENTRY
+from hwrx.messages import Setting
+
+KERNELS: dict[str, Any] = json.loads(Path(__file__).with_name("lookup_vectors.json").read_text())
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_hashes_are_the_kernels(kernel: str) -> None:
+    data = KERNELS[kernel]
+    mix, masks, secrets = data["hash_mix"], data["masks"], Secrets(*data["secrets"])
+    kinds = set()
+    for row in data["sockets"]:
+        local, far = ipaddress.ip_address(row["local"]), ipaddress.ip_address(row["far"])
+        kinds.add((row["kind"], local.version))
+        portaddr = portaddr_hash(local, row["port"], mix)
+        if row["kind"] == "udp":
+            slots = [udp_hashfn(row["port"], mix, masks["UDP_PORT"]), portaddr & masks["UDP_ADDRESS"]]
+            assert row["slots"] == slots
+            assert row["hash"] == (portaddr & 0xFFFF) << 16 | row["port"]
+        elif row["kind"] == "listen":
+            assert row["slots"][0] == portaddr & masks["TCP_LISTEN"]
+        else:
+            whole = ehashfn(local, row["port"], far, row["far_port"], mix, secrets, FORMS[0])
+            assert whole == row["hash"]
+            assert row["slots"][0] == whole & masks["TCP_ESTABLISHED"]
+    assert len(kinds) == 6
+
+
+def test_forms_differ_where_kernels_did() -> None:
+    six = ipaddress.ip_address("2001:db8::1"), 80, ipaddress.ip_address("2001:db8:7::2"), 40000
+    four = ipaddress.ip_address("192.0.2.1"), 80, ipaddress.ip_address("192.0.2.2"), 40000
+    secrets = Secrets(1, 2, 3)
+    assert len({ehashfn(*six, 9, secrets, form) for form in FORMS}) == 3
+    assert len({ehashfn(*four, 9, secrets, form) for form in FORMS}) == 2
+
+
+def test_the_port_outside_moves_neighbouring_ports_to_neighbouring_slots() -> None:
+    one, two = ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("192.0.2.2")
+    outside = FORMS[1]
+    hashes = [ehashfn(one, port, two, 443, 7, Secrets(5), outside) for port in (1000, 1001)]
+    assert (hashes[1] - hashes[0]) & 0xFFFFFFFF == 1
+
+
+def test_steps_end_with_the_result() -> None:
+    for text in ("192.0.2.1", "2001:db8::1", "::", "::ffff:192.0.2.1"):
+        steps = Steps()
+        assert steps == []
+        assert portaddr_hash(ipaddress.ip_address(text), 53, 77, steps) == steps[-1].value
+    assert portaddr_hash(ipaddress.ip_address("::ffff:192.0.2.1"), 53, 77) == portaddr_hash(
+        ipaddress.ip_address("192.0.2.1"), 53, 77
+    )
+
+
+def test_without_privilege_the_seed_is_a_stated_one() -> None:
+    packet = winner.Packet(*parse("192.0.2.1:53"))
+    found = answer.compute("udp", packet, 0x1234, 1024, "no root")
+    assert found.verdict == "not compared"
+    assert found.looks[0].slot == (53 + 0x1234) & 1023
+    assert found.looks[1].slot == portaddr_hash(packet.destination, 53, 0x1234) & 1023
+    assert "no root" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("localhost:53", "no ADDRESS:PORT"),
+        ("::1:53", "brackets"),
+        ("[::1]", "no ADDRESS:PORT"),
+        ("127.0.0.1:0", "no port"),
+        ("127.0.0.1:65536", "no port"),
+        ("127.0.0.1", "no ADDRESS:PORT"),
+    ],
+)
+def test_bad_targets_get_words(text: str, word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        parse(text)
+
+
+def entry(local: str, port: int = 53, *, far: str = "", far_port: int = 0, device: int = 0, **more: int) -> Any:
+    made = np.zeros((), dtype=ENTRY)
+    address = ipaddress.ip_address(local)
+    words = np.frombuffer(address.packed, dtype="=u4")
+    made["family"] = 2 if address.version == 4 else 10
+    made["address"][: len(words)] = words
+    if far:
+        words = np.frombuffer(ipaddress.ip_address(far).packed, dtype="=u4")
+        made["peer"][: len(words)] = words
+    made["port"], made["peer_port"], made["device"], made["namespace"] = port, far_port, device, 1
+    for name, value in more.items():
+        made[name] = value
+    return made
+
+
+def test_of_several_the_kernels_scores_decide() -> None:
+    here, any4 = ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("0.0.0.0")
+    packet = winner.Packet(here, 53, ipaddress.ip_address("192.0.2.9"), 999, 3)
+    plain, tied = entry("192.0.2.1"), entry("192.0.2.1", device=3)
+    friend = entry("192.0.2.1", far="192.0.2.9", far_port=999)
+    stranger = entry("192.0.2.1", far="192.0.2.8", far_port=999)
+    assert winner.score("udp", plain, packet, here, 1) == 2
+    assert winner.score("udp", tied, packet, here, 1) == 6
+    assert winner.score("udp", friend, packet, here, 1) == 10
+    assert winner.score("udp", stranger, packet, here, 1) is None
+    assert winner.score("udp", entry("192.0.2.1", device=4), packet, here, 1) is None
+    assert winner.score("udp", plain, packet, here, 2) is None
+    both = entry("::")
+    assert winner.score("udp", both, packet, any4, 1) == 1
+    assert winner.score("udp", entry("::", only6=1), packet, any4, 1) is None
+    first = winner.best("udp", [plain, tied, friend], packet, here, 1)
+    assert first is not None
+    assert first[1] == 10
+    # of equals the first on the chain
+    one, two = entry("192.0.2.1", inode=1), entry("192.0.2.1", inode=2)
+    equal = winner.best("udp", [one, two], packet, here, 1)
+    assert equal is not None
+    assert equal[0]["inode"] == 1
+
+
+def test_a_crowd_on_one_chain_is_on_one_chain_and_a_spread_one_on_all() -> None:
+    mask, mix, slot = 1023, 0xC0FFEE, 77
+    on_chain = list(itertools.islice(crowd.chained(slot, mask, mix), 5000))
+    assert len(set(on_chain)) == 5000
+    assert {portaddr_hash(ipaddress.ip_address(a), p, mix) & mask for a, p in on_chain} == {slot}
+    over_ports = np.bincount([(p + mix) & mask for _, p in on_chain], minlength=mask + 1)
+    assert over_ports.max() < 500  # binding looks through the chain by port
+    everywhere = list(itertools.islice(crowd.spread(), 50 * 1024))
+    counts = np.bincount(
+        [portaddr_hash(ipaddress.ip_address(a), p, mix) & mask for a, p in everywhere], minlength=mask + 1
+    )
+    assert set(counts) == {50}
+
+
+def test_a_crowd_is_for_udp_alone() -> None:
+    paths.check(Setting(path="udp", crowd=10))
+    with pytest.raises(UsageError, match="UDP's table"):
+        paths.check(Setting(path="tcp", crowd=10))
+
+
+def test_a_namespace_that_is_not_there_gets_words() -> None:
+    with pytest.raises(UsageError, match="no network namespace 'no-such'"), netns.entered("no-such"):
+        pass
