@@ -15,7 +15,11 @@ from setuptools.command.build_py import build_py
 
 
 def _load(path: pathlib.Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"_hwrx_{path.stem}", path)
+    # a package is a folder, whose modules import each other by relative names
+    package = path.is_dir()
+    file = path / "__init__.py" if package else path
+    inside = [str(path)] if package else None
+    spec = importlib.util.spec_from_file_location(f"_hwrx_{path.stem}", file, submodule_search_locations=inside)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -31,7 +35,7 @@ class BuildPy(build_py):  # type: ignore[misc]  # setuptools has no types
         """Copy the modules, then compile."""
         super().run()
         package = pathlib.Path("hwrx").resolve()
-        build, stages = _load(package / "trace" / "build.py"), _load(package / "stages.py")
+        build, stages = _load(package / "trace" / "build.py"), _load(package / "stages")
         folder = package if self.editable_mode else pathlib.Path(self.build_lib, "hwrx")
         for old in (folder / "trace").glob("*.bpf.o"):
             old.unlink()

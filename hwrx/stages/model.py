@@ -1,0 +1,103 @@
+"""What a stage is, the paths that it may be of, and the ways to probe it. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Side = Literal["sender", "wire", "receiver"]
+Actor = Literal["user thread", "softirq", "hard IRQ", "kernel worker", "device", "kernel"]
+Kind = Literal["user", "tp_btf", "fentry", "fexit", "netfilter", "cgroup_skb", "none"]
+Handling = Literal["", "copied", "passed", "DMA"]
+
+UDP = frozenset({"udp"})
+TCP = frozenset({"tcp"})
+SOCKETS = UDP | TCP
+SEND = frozenset({"rdma-send", "rdma-ud"})
+IMM = frozenset({"rdma-write-imm"})
+WRITE = frozenset({"rdma-write"})
+READ = frozenset({"rdma-read"})
+VERBS = SEND | IMM | WRITE | READ
+KERNEL = SOCKETS | VERBS  # what crosses the kernel's stack where the HCA is rxe
+NIC = frozenset({"nic-ring", "nic-pio"})
+RINGS = frozenset({"packet-ring", "xdp"})
+HCA = frozenset({"hca"})  # a hardware verbs device: the kernel takes no part
+ALL = KERNEL | NIC | RINGS | HCA
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One way of stamping a stage.
+
+    `programs` are BPF programs of the object that belong together (IPv4 and IPv6, or the system calls of a family); the
+    probe works when one of them does. `along` are loaded with them (the exit that ends what an entry began). `stand_in`
+    says what is really measured where that is not the stage itself. A `fallback` is for kernels that let no function be
+    probed; elsewhere it would only add to what is measured.
+    """
+
+    kind: Kind
+    target: str
+    programs: tuple[str, ...] = ()
+    stand_in: str = ""
+    along: tuple[str, ...] = ()
+    fallback: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A point that a message passes.
+
+    `unless` names the condition under which a message legitimately skips it ("" = every message passes), on all paths
+    or on those of `unless_on`. `last` takes the last of several stamps (a message of many packets has arrived with its
+    last one), otherwise the first counts.
+    `handles` says what happens to the payload's bytes there, if anything.
+    """
+
+    name: str
+    sentence: str
+    side: Side
+    actor: Actor
+    paths: frozenset[str]
+    probes: tuple[Probe, ...] = ()
+    unless: str = ""
+    unless_on: frozenset[str] | None = None
+    last: bool = False
+    chain: bool = True
+    handles: Handling = ""
+    why_not: str = ""
+    number: int = field(default=0, compare=False)
+
+    def conditional(self, path: str) -> bool:
+        """Whether a message of this path may legitimately skip the stage."""
+        return bool(self.unless) and (self.unless_on is None or path in self.unless_on)
+
+    @property
+    def ident(self) -> str:
+        """The name as a C constant: STAGE_IP_RCV."""
+        return "STAGE_" + "".join(c if c.isalnum() else "_" for c in self.name).upper().strip("_")
+
+
+def tp(target: str, program: str, stand_in: str = "") -> Probe:
+    """A tracepoint."""
+    return Probe("tp_btf", target, (program,), stand_in)
+
+
+def entry(target: str, *programs: str, stand_in: str = "") -> Probe:
+    """The entry of functions that do the same (IPv4 and IPv6, the calls of a family)."""
+    return Probe("fentry", target, programs, stand_in)
+
+
+def leaving(target: str, *programs: str, stand_in: str = "") -> Probe:
+    """The return of functions."""
+    return Probe("fexit", target, programs, stand_in)
+
+
+def hook(target: str, *programs: str, stand_in: str = "") -> Probe:
+    """A hook of netfilter's, where functions cannot be probed."""
+    return Probe("netfilter", target, programs, stand_in, fallback=True)
+
+
+USER = (Probe("user", "CLOCK_MONOTONIC"),)
+DEVICE = "it happens inside the device; only its counters tell"
+OWN = "it happens inside the endpoint's own loop, which no kernel probe sees; lab/bench/nic takes its cost apart"
+SHARED = "one run serves many messages and does not know which"
