@@ -43,8 +43,15 @@ cdef extern from "<bpf/libbpf.h>" nogil:
     int bpf_program__set_type(bpf_program *prog, bpf_prog_type type)
     int bpf_program__set_expected_attach_type(bpf_program *prog, bpf_attach_type type)
     int bpf_program__fd(const bpf_program *prog)
-    bpf_link *bpf_program__attach(const bpf_program *prog)
+    bpf_link *bpf_program__attach_trace(const bpf_program *prog)
     bpf_link *bpf_program__attach_cgroup(const bpf_program *prog, int cgroup_fd)
+    # called for each program of a section before it is loaded; may change how it is
+    ctypedef int (*libbpf_prog_prepare_load_fn_t)(bpf_program *prog, bpf_prog_load_opts *opts, long cookie) noexcept
+    struct libbpf_prog_handler_opts:
+        size_t sz
+        libbpf_prog_prepare_load_fn_t prog_prepare_load_fn
+    int libbpf_register_prog_handler(const char *section, bpf_prog_type prog_type, bpf_attach_type attach_type,
+                                     const libbpf_prog_handler_opts *opts)
     int bpf_link__destroy(bpf_link *link)
     int bpf_link__fd(const bpf_link *link)
     int bpf_map__fd(const bpf_map *map)
@@ -65,11 +72,23 @@ cdef extern from "<bpf/libbpf.h>" nogil:
 cdef extern from "<bpf/bpf.h>" nogil:
     enum bpf_prog_type:
         BPF_PROG_TYPE_CGROUP_SKB
+        BPF_PROG_TYPE_TRACING
     enum bpf_attach_type:
         BPF_CGROUP_INET_INGRESS
+        BPF_TRACE_FENTRY
+        BPF_TRACE_FEXIT
+        BPF_TRACE_RAW_TP
+    struct bpf_prog_load_opts:
+        uint32_t attach_btf_id
+        uint32_t attach_btf_obj_fd
     int bpf_map_lookup_elem(int fd, const void *key, void *value)
     struct bpf_prog_info:
         unsigned long long recursion_misses
+    struct bpf_btf_info:
+        unsigned long long name
+        uint32_t name_len
+    int bpf_btf_get_next_id(uint32_t start, uint32_t *next)
+    int bpf_btf_get_fd_by_id(uint32_t number)
     int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *size)
     int bpf_iter_create(int link_fd)
     struct bpf_test_run_opts:

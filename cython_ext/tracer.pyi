@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -8,9 +8,6 @@ EVENT: np.dtype[Any]
 TOTALS: np.dtype[Any]
 VERSION: tuple[int, int]
 
-def kernel_knows(
-    functions: Iterable[str], tracepoints: Iterable[str], modules: Iterable[str] = ()
-) -> tuple[set[str], set[str]]: ...
 def words() -> str: ...
 
 class LoadError(OSError):
@@ -28,6 +25,7 @@ class Tracer:
     def load(
         self,
         chosen: Iterable[str],
+        targets: Mapping[str, tuple[int, str]],
         *,
         ring_bytes: int = ...,
         page_offset_base: int = 0,
@@ -40,7 +38,9 @@ class Tracer:
     def attach_netfilter(self, name: str, family: int, hook: int, priority: int, namespace: int = -1) -> None: ...
     @property
     def attached(self) -> int: ...
-    def settings_are(self, *, sample_every: int = 0, size: int = 0, trial: int | None = None) -> None: ...
+    def settings_are(
+        self, *, sample_every: int = 0, size: int = 0, trial: int | None = None, time_every: int = 1
+    ) -> None: ...
     def drain(self, out: npt.NDArray[np.uint8]) -> int: ...
     def totals(self) -> npt.NDArray[Any]: ...
     def clear(self) -> None: ...

@@ -12,12 +12,10 @@ import numpy as np
 
 from libc.errno cimport errno as c_errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset, strcmp
+from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 from cython_ext.bpf_libbpf cimport (
-    BTF_KIND_FUNC,
-    BTF_KIND_TYPEDEF,
     LIBBPF_WARN,
     bpf_link,
     bpf_link__destroy,
@@ -41,23 +39,14 @@ from cython_ext.bpf_libbpf cimport (
     bpf_prog_type,
     bpf_attach_type,
     bpf_program,
-    bpf_program__attach,
     bpf_program__attach_cgroup,
+    bpf_program__attach_trace,
     bpf_program__fd,
     bpf_program__name,
     bpf_program__section_name,
     bpf_program__set_autoload,
     bpf_program__set_expected_attach_type,
     bpf_program__set_type,
-    btf,
-    btf__free,
-    btf__load_module_btf,
-    btf__load_vmlinux_btf,
-    btf__name_by_offset,
-    btf__type_by_id,
-    btf__type_cnt,
-    btf_kind,
-    btf_type,
     libbpf_major_version,
     libbpf_minor_version,
     libbpf_num_possible_cpus,
@@ -69,6 +58,8 @@ from cython_ext.bpf_libbpf cimport (
     ring_buffer__new,
     va_list,
 )
+
+from cython_ext.kernel_btf import aimed
 
 cdef extern from "<stdio.h>" nogil:
     int vsnprintf(char *out, size_t size, const char *form, va_list arguments)
@@ -104,7 +95,7 @@ cdef struct Totals:
     uint32_t buckets[BUCKETS]
 
 cdef struct Settings:
-    uint32_t sample_every, size, trial, any_trial
+    uint32_t sample_every, size, trial, any_trial, time_mask, unused
 
 cdef struct Machine:
     uint64_t page_offset_base, vmemmap_base
@@ -170,86 +161,6 @@ cdef int take(void *context, void *data, size_t size) noexcept nogil:
     to.left -= 1
     # a negative value ends the consuming, with this event taken
     return 0 if to.left else -1
-
-
-cdef enum:
-    PLACES = 1024  # of the table of wanted names, a power of two
-
-cdef struct Wanted:
-    const char *name
-    uint32_t kind
-    bint found
-
-
-cdef inline uint32_t hashed(const char *name) noexcept nogil:
-    cdef uint32_t value = 2166136261u
-    while name[0]:
-        value = (value ^ <uint8_t> name[0]) * 16777619u
-        name += 1
-    return value
-
-
-cdef void look(const btf *types, uint32_t first, Wanted *table) noexcept nogil:
-    """Mark what the BTF has, in one pass: a search for each name would take seconds in an emulated machine."""
-    cdef uint32_t number, at
-    cdef uint32_t count = btf__type_cnt(types)
-    cdef const btf_type *kind
-    cdef const char *name
-    for number in range(first, count):
-        kind = btf__type_by_id(types, number)
-        if btf_kind(kind) != BTF_KIND_FUNC and btf_kind(kind) != BTF_KIND_TYPEDEF:
-            continue
-        name = btf__name_by_offset(types, kind.name_off)
-        at = hashed(name) & (PLACES - 1)
-        while table[at].name is not NULL:
-            if table[at].kind == btf_kind(kind) and strcmp(table[at].name, name) == 0:
-                table[at].found = True
-            at = (at + 1) & (PLACES - 1)
-
-
-def kernel_knows(functions, tracepoints, modules=()):
-    """Which of the functions and tracepoints are in the BTF of the running kernel and of the named modules.
-
-    Returns two sets of names. OSError where the kernel has no BTF. A module that is not loaded, or has no BTF, adds
-    none. No more than some hundred names.
-    """
-    cdef Wanted[PLACES] table
-    cdef btf *kernel
-    cdef btf *module
-    cdef uint32_t at, base
-    wanted = [(name.encode(), BTF_KIND_FUNC) for name in functions]
-    wanted += [(b"btf_trace_" + name.encode(), BTF_KIND_TYPEDEF) for name in tracepoints]
-    if len(wanted) > PLACES // 2:
-        raise ValueError("too many names")
-    memset(table, 0, sizeof(table))
-    for name, kind in wanted:
-        at = hashed(name) & (PLACES - 1)
-        while table[at].name is not NULL:
-            at = (at + 1) & (PLACES - 1)
-        table[at].name = name  # the list keeps the bytes alive
-        table[at].kind = kind
-    kernel = btf__load_vmlinux_btf()
-    if kernel is NULL:
-        code = c_errno
-        heard()
-        raise OSError(code, os.strerror(code), "/sys/kernel/btf/vmlinux")
-    base = btf__type_cnt(kernel)
-    look(kernel, 1, table)
-    for module_name in modules:
-        module = btf__load_module_btf(module_name.encode(), kernel)
-        if module is not NULL:
-            look(module, base, table)
-            btf__free(module)
-    btf__free(kernel)
-    heard()
-    found, points = set(), set()
-    for at in range(PLACES):
-        if table[at].found:
-            if table[at].kind == BTF_KIND_FUNC:
-                found.add(table[at].name.decode())
-            else:
-                points.add(table[at].name.decode()[len("btf_trace_"):])
-    return found, points
 
 
 class LoadError(OSError):
@@ -335,11 +246,13 @@ cdef class Tracer:
                 return result
             result[bpf_program__name(program).decode()] = bpf_program__section_name(program).decode()
 
-    def load(self, chosen, *, ring_bytes=1 << 24, page_offset_base=0, vmemmap_base=0, constant=False, holds=False):
+    def load(self, chosen, targets, *, ring_bytes=1 << 24, page_offset_base=0, vmemmap_base=0, constant=False,
+             holds=False):
         """Load the chosen programs. LoadError names the one that was refused; the Tracer is then good for `close` only.
 
-        `ring_bytes`: a power of two, at least a page. The bases are addresses of kernel variables, or values where
-        `constant`; see struct machine.
+        `targets`: of each fentry, fexit and tp_btf program among them, what it is attached to: a value of
+        kernel_btf.kernel_knows. `ring_bytes`: a power of two, at least a page. The bases are addresses of
+        kernel variables, or values where `constant`; see struct machine.
         """
         cdef bpf_program *program = NULL
         cdef size_t size = 0
@@ -366,7 +279,8 @@ cdef class Tracer:
             raise LoadError(errno.EINVAL, "", f"struct machine has {size} bytes in the object, {sizeof(Machine)} here")
         memcpy(value, &machine, sizeof(Machine))
         heard()
-        status = bpf_object__load(self.object)
+        with aimed(targets):
+            status = bpf_object__load(self.object)
         if status < 0:
             text = heard()
             raise LoadError(-status, _refused(text), text)
@@ -408,7 +322,8 @@ cdef class Tracer:
         """Attach a loaded tp_btf, fentry or fexit program. OSError with what libbpf or the kernel said."""
         cdef bpf_link *link
         heard()
-        link = bpf_program__attach(self.program(name))
+        # not bpf_program__attach, which knows only libbpf's own sections
+        link = bpf_program__attach_trace(self.program(name))
         self._keep(name, link)
 
     def attach_cgroup(self, name, int cgroup_fd):
@@ -457,10 +372,14 @@ cdef class Tracer:
         """How many links are held."""
         return sum(map(len, self.links.values())) + len(self.descriptors)
 
-    def settings_are(self, *, uint32_t sample_every=0, uint32_t size=0, trial=None):
-        """What the programs do from now on: `sample_every` n-th message sends events (0: none); None: any trial's."""
+    def settings_are(self, *, uint32_t sample_every=0, uint32_t size=0, trial=None, uint32_t time_every=1):
+        """What the programs do from now on: `sample_every` n-th message sends events (0: none); None: any trial's.
+
+        `time_every`, a power of two: of how many messages one is timed; all are counted.
+        """
         if self.settings is NULL:
             raise ValueError("not loaded")
+        self.settings.time_mask = time_every - 1
         self.settings.sample_every = sample_every
         self.settings.size = size
         self.settings.trial = trial or 0

@@ -75,10 +75,11 @@ class Prober:
         self._no_functions = ""
         self.tracer: Tracer | None = None
         self._sections: dict[str, str] = {}
+        self._targets: dict[str, tuple[int, str]] = {}  # program -> BTF id, module
         self._look()
 
     def _look(self) -> None:
-        from cython_ext import tracer
+        from cython_ext import kernel_btf, tracer
 
         with tracer.Tracer(self._object) as opened:
             self._sections = opened.programs()
@@ -88,7 +89,7 @@ class Prober:
             targets.setdefault(kind, set()).add(target)
         functions = targets.get("fentry", set()) | targets.get("fexit", set())
         try:
-            known, points = tracer.kernel_knows(functions, targets.get("tp_btf", set()), MODULES)
+            known, points = kernel_btf.kernel_knows(functions, targets.get("tp_btf", set()), MODULES)
         except OSError as error:
             raise MachineError(
                 f"this kernel gives no BTF (/sys/kernel/btf/vmlinux: {error.strerror})",
@@ -100,6 +101,8 @@ class Prober:
                 self._refused[program] = f"this kernel has no function {target} to probe (or its module is not loaded)"
             elif kind == "tp_btf" and target not in points:
                 self._refused[program] = f"this kernel has no tracepoint {target}"
+            elif kind in (*FUNCTION_KINDS, "tp_btf"):
+                self._targets[program] = (points if kind == "tp_btf" else known)[target]
 
     def choose(self) -> list[Found]:
         """Find, for each stage, the best probe that nothing speaks against so far."""
@@ -151,7 +154,11 @@ class Prober:
             bases = _memory_layout()
             try:
                 self.tracer.load(
-                    names, ring_bytes=self._ring_bytes, holds=any(name in names for name in HOLDERS), **bases
+                    names,
+                    {name: self._targets[name] for name in names if name in self._targets},
+                    ring_bytes=self._ring_bytes,
+                    holds=any(name in names for name in HOLDERS),
+                    **bases,
                 )
             except tracer.LoadError as error:
                 self._note_refusal(error)

@@ -55,12 +55,12 @@ def test_without_privilege(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_btf(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cython_ext import tracer
+    from cython_ext import kernel_btf
 
     def refuse(*arguments: Any) -> None:
         raise OSError(2, "No such file or directory")
 
-    monkeypatch.setattr(tracer, "kernel_knows", refuse)
+    monkeypatch.setattr(kernel_btf, "kernel_knows", refuse)
     monkeypatch.setattr(probes, "require", lambda: None)
     with pytest.raises(MachineError, match="no BTF"):
         probes.Prober(["udp"])
