@@ -6,6 +6,7 @@ from cython_ext.transport import Transport
 MANNERS: dict[str, int]
 UNREACHABLE: tuple[int, ...]
 
+def sending_slots(batch: int) -> int: ...
 def named(address: tuple[Any, ...]) -> str: ...
 
 class SocketTransport(Transport):

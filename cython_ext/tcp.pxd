@@ -23,6 +23,12 @@ cdef struct TcpState:
     size_t undelivered    # of these, not delivered yet; less than a message is a tail that goes on in place
     uint64_t posted
     uint64_t delivered
+    # tcp_mapped.pyx: messages are received by mapping the pages that they arrived in
+    char *mapping         # where a message's pages are mapped, `size` bytes of address space; NULL: not so
+    bint gathering        # part of this message could not be mapped: it is put together in `rx`
+    uint64_t mapped_bytes
+    uint64_t read_bytes   # that the kernel copied, because they did not fill whole pages
+    uint64_t gathered_bytes  # that we copied from mapped pages, so that a message is in one piece
 
 
 cdef class TcpTransport(SocketTransport):

@@ -17,6 +17,7 @@ class TcpTransport(SocketTransport):
         patience: float,
         limit: float,
         huge: bool = False,
+        zerocopy: bool = False,
         notes: dict[str, Any] | None = None,
     ) -> None: ...
     def accept(self, expected: tuple[Any, ...]) -> None: ...

@@ -25,6 +25,7 @@ from cython_ext.sys_socket cimport (
 from cython_ext.transport cimport FINISHED, Delivery
 from cython_ext.waiting cimport BLOCK, LOOKS, SPIN, be_patient, readable_by, readable_patiently
 
+from cython_ext.socket_transport import sending_slots
 from hwrx.errors import PathError
 
 cdef enum:
@@ -234,12 +235,14 @@ cdef class TcpTransport(SocketTransport):
     size: bytes of a message. batch: most messages in one sending call.
     window: of `paced`, messages sent and not answered. Other patterns have the socket's buffers for a window.
     pattern: pingpong, stream or paced.
+    zerocopy: send with MSG_ZEROCOPY.
     The others are SocketTransport's.
     """
 
     def __init__(self, sock, *, uint32_t size, uint32_t window, uint32_t batch, str pattern, bint listens,
-                 str manner, double patience, double limit, bint huge=False, notes=None):
+                 str manner, double patience, double limit, bint huge=False, bint zerocopy=False, notes=None):
         cdef TcpState *s = &self.state
+        cdef uint32_t built = sending_slots(batch) if zerocopy else batch
         if size < 1 or batch < 1 or window < 1:
             raise ValueError("size, window and batch are at least 1")
         self.size = s.size = size
@@ -253,7 +256,7 @@ cdef class TcpTransport(SocketTransport):
         s.ring = max(<size_t> LARGE_READ // size, 2) * size
         s.limit_ns = <int64_t> (limit * 1e9)
         self.set_up(&s.wait, sock, manner, patience, notes)
-        self.pin(s.ring, <size_t> batch * size, huge)
+        self.pin(s.ring, <size_t> built * size, huge)
         s.rx = self.received.base
         s.tx = self.built.base
         self.ops.me = s
@@ -264,6 +267,8 @@ cdef class TcpTransport(SocketTransport):
         self.ops.receive_until = receive_until
         self.ops.release = release
         self.ops.finish = finish
+        if zerocopy:
+            self.send_zerocopy(size, built, &s.posted, s.limit_ns)
 
     def connect(self, remote):
         """Connect, or accept the one connection that comes from what the other end described.

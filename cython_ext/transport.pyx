@@ -33,6 +33,10 @@ cdef class Transport:
         """What was chosen that the user did not say, for the manifest: a dict of JSON values."""
         return {}
 
+    def counts(self):
+        """What the path counted beyond what the loops count: a dict of whole numbers, which joins the trial's tally."""
+        return {}
+
     def explain(self, int status):
         """One sentence for a status that an operation returned: -errno, FINISHED or a path's own."""
         if status == FINISHED:

@@ -43,6 +43,7 @@ cdef struct UdpState:
 cdef class UdpTransport(SocketTransport):
     cdef UdpState state
     cdef iovec *vectors
+    cdef bint whole_pages  # a datagram takes whole pages of the receiver's buffer
 
     cdef int point(self) except -1
     cdef int narrow(self, size_t buffer) except -1

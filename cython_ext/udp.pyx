@@ -7,6 +7,7 @@ that. What it says is the highest sequence number, not a count, so that a lost m
 good. A lost credit is replaced by the next one; a sender that hears nothing goes on after a while (`slides`).
 """
 
+import mmap
 import socket
 
 from libc.errno cimport EAGAIN, EBADF, ECONNREFUSED, EINTR, ENOBUFS, ETIMEDOUT
@@ -39,6 +40,10 @@ from cython_ext.sys_socket cimport (
 )
 from cython_ext.transport cimport FINISHED, Delivery
 from cython_ext.waiting cimport BLOCK, LOOKS, SPIN, be_patient, readable_by, readable_patiently
+
+from cython_ext.socket_transport import sending_slots
+
+PAGE = mmap.PAGESIZE
 
 cdef enum:
     LINE = 64                     # bytes of a cache line
@@ -365,12 +370,14 @@ cdef class UdpTransport(SocketTransport):
     batch: most messages in one call.
     stream: whether the receiver grants credits.
     trial: stands in what crosses the socket besides messages.
+    zerocopy: send with MSG_ZEROCOPY.
     The others are SocketTransport's.
     """
 
     def __init__(self, sock, *, uint32_t size, uint32_t window, uint32_t batch, bint stream, uint32_t trial,
-                 str manner, double patience, double limit, bint huge=False, notes=None):
+                 str manner, double patience, double limit, bint huge=False, bint zerocopy=False, notes=None):
         cdef UdpState *s = &self.state
+        cdef uint32_t built = sending_slots(batch) if zerocopy else batch
         if size < 1 or batch < 1 or window < 1:
             raise ValueError("size, window and batch are at least 1")
         s.size = size
@@ -383,9 +390,10 @@ cdef class UdpTransport(SocketTransport):
         s.limit_ns = <int64_t> (limit * 1e9)
         self.size = size
         self.window = window
+        self.whole_pages = zerocopy
         self.set_up(&s.wait, sock, manner, patience, notes)
         self.narrow(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
-        self.pin(<size_t> s.slots * s.stride, <size_t> s.batch * s.stride, huge)
+        self.pin(<size_t> s.slots * s.stride, <size_t> built * s.stride, huge)
         s.rx = self.received.base
         s.tx = self.built.base
         self.point()
@@ -398,6 +406,8 @@ cdef class UdpTransport(SocketTransport):
         self.ops.release = release
         self.ops.finish = finish
         self.ops.lossy = True
+        if zerocopy:
+            self.send_zerocopy(s.stride, built, &s.posted, s.limit_ns)
 
     cdef int point(self) except -1:
         """Let every mmsghdr point to its slot, once."""
@@ -440,15 +450,17 @@ cdef class UdpTransport(SocketTransport):
 
     cdef int narrow(self, size_t buffer) except -1:
         """Have no more on the way than a socket buffer of that size holds; the smaller of both ends' counts."""
-        self.window = min(self.window, max(1, buffer // truesize(self.size)))
+        self.window = min(self.window, max(1, buffer // truesize(self.size, self.whole_pages)))
         self.state.window = self.window
         self.notes["window"] = self.window
         return 0
 
 
-def truesize(size: int) -> int:
+def truesize(size: int, zerocopy: bool = False) -> int:
     """Bytes of SO_RCVBUF that a datagram of `size` bytes takes up, at most (net/core/skbuff.c, SKB_TRUESIZE).
 
-    Above the MTU it arrives as fragments of 1480 bytes, each in a buffer of 2304.
+    Above the MTU it arrives as fragments of 1480 bytes, each in a buffer of 2304. With MSG_ZEROCOPY every page that it
+    lies in counts whole.
     """
-    return 1280 + size * 8 // 5
+    pages = (size + 2 * PAGE - 2) // PAGE * PAGE if zerocopy else 0
+    return 1280 + max(size * 8 // 5, pages)

@@ -17,6 +17,7 @@ from cython_ext.sys_epoll cimport epoll_event, epoll_pwait2
 from cython_ext.sys_poll cimport POLLIN, pollfd, ppoll
 from cython_ext.sys_prctl cimport PR_SET_TIMERSLACK, prctl
 from cython_ext.sys_select cimport FD_SET, FD_ZERO, fd_set, pselect
+from cython_ext.zerocopy cimport ZeroCopy, harvest
 
 cdef enum:
     BLOCK = 0
@@ -34,6 +35,7 @@ cdef struct Waiter:
     int manner
     int64_t patience_ns   # how long one call of `receive` waits at least; half as long again at most
     bint exact            # the thread that runs the loop has its timers fire when they should
+    ZeroCopy *zero        # NULL unless sent buffers are the kernel's until the error queue says otherwise
     Beat beat             # BLOCK: interrupts the thread that runs the loop, twice a patience
 
 
@@ -73,16 +75,34 @@ cdef inline int readable(const Waiter *w, int64_t timeout_ns) noexcept nogil:
     return status if status >= 0 else -errno
 
 
+cdef inline int to_receive(Waiter *w) noexcept nogil:
+    """Waiting ended: 1 where there is something to receive; -EINTR where it was the error queue, now emptied."""
+    cdef timespec none
+    cdef pollfd one
+    cdef int status = harvest(w.zero, w.fd)
+    if status < 0:
+        return status
+    none.tv_sec = none.tv_nsec = 0
+    one.fd = w.fd
+    one.events = POLLIN
+    one.revents = 0
+    return 1 if ppoll(&one, 1, &none, NULL) == 1 and one.revents & POLLIN else -EINTR
+
+
 cdef inline int readable_patiently(Waiter *w) noexcept nogil:
     """As `readable` for the path's patience, whatever signals come meanwhile: only time ends it."""
     cdef int status = readable(w, w.patience_ns)
     cdef int64_t deadline, left
+    if status == 1 and w.zero != NULL:
+        status = to_receive(w)
     if status != -EINTR:
         return status
     deadline = now() + w.patience_ns
     while status == -EINTR:
         left = deadline - now()
         status = readable(w, left) if left > 0 else 0
+        if status == 1 and w.zero != NULL:
+            status = to_receive(w)
     return status
 
 
@@ -91,7 +111,13 @@ cdef inline int readable_by(Waiter *w, int64_t timeout_ns) noexcept nogil:
 
     An ordinary thread's timers may fire up to 50 µs late (PR_SET_TIMERSLACK); an open loop would measure that.
     """
+    cdef int status
     if not w.exact:
         prctl(PR_SET_TIMERSLACK, 1)
         w.exact = True
-    return readable(w, timeout_ns)
+    status = readable(w, timeout_ns)
+    if status == 1 and w.zero != NULL:
+        # or the error queue alone would end every wait
+        status = harvest(w.zero, w.fd)
+        return 1 if status == 0 else status
+    return status

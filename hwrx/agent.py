@@ -142,9 +142,10 @@ class Agent:
             raise PeerError("asked to start before anything was prepared")
         status, cpu = loop.run(trial, endpoint, prepare.setting.pattern, prepare.role)
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        tally = {**trial.counts(), **endpoint.counts()}
         if status in loop.ENDED:
-            return Done(tally=trial.counts(), ended=loop.ENDED[status], cpu_ns=cpu, resident=resident)
-        return Done(tally=trial.counts(), ended="error", error=endpoint.explain(status), cpu_ns=cpu, resident=resident)
+            return Done(tally=tally, ended=loop.ENDED[status], cpu_ns=cpu, resident=resident)
+        return Done(tally=tally, ended="error", error=endpoint.explain(status), cpu_ns=cpu, resident=resident)
 
     def stop_tracing(self) -> None:
         """Detach what TraceOpen attached; harmless when nothing is."""

@@ -51,6 +51,7 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     topology: Topology = "netns"
     clock: Clock = "wall"
     kernel: str | None = None  # of the guest; None: the lab's own
+    wire_mtu: Annotated[int, Meta(ge=1280, le=65535)] | None = None  # of the veth pair; None: 1500
     paths: Annotated[tuple[str, ...], Meta(min_length=1)]
     sizes: Annotated[tuple[MessageSize, ...], Meta(min_length=1)] = (64,)
     patterns: Annotated[tuple[Pattern, ...], Meta(min_length=1)] = ("pingpong",)

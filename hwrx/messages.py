@@ -54,6 +54,8 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     inline: Natural | None = None  # bytes; None: as far as the device allows
     check_every: Natural = 64  # 0: header and trailer; 1: all; n: each n-th in full
     socket_buffer: Natural | None = None  # SO_SNDBUF, SO_RCVBUF; None: the kernel's default
+    zerocopy_send: bool = False  # udp, tcp: MSG_ZEROCOPY
+    zerocopy_receive: bool = False  # tcp: TCP_ZEROCOPY_RECEIVE, which maps pages; size in whole pages
     mtu: Literal[256, 512, 1024, 2048, 4096] | None = None  # verbs path MTU; None: the smaller of both ports
     gid_index: Natural | None = None
     huge_pages: bool = False

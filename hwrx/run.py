@@ -215,6 +215,9 @@ def merged(client: Mapping[str, int], server: Mapping[str, int], seen_by: Role) 
     tally["posted"] = client["posted"]
     for name in ("duplicated", "reordered", "corrupt", "stale", "wrong_size", "checked"):
         tally[name] = client[name] + server[name]
+    # what a path counts of its own, such as bytes that were mapped instead of copied
+    for name in sorted((client.keys() | server.keys()) - tally.keys()):
+        tally[name] = client.get(name, 0) + server.get(name, 0)
     return tally
 
 

@@ -121,15 +121,32 @@ def opened(experiment: Experiment, wanted: Wanted, say: Say = lambda stage, text
         if experiment.clock == "icount":
             raise UsageError("the clock icount counts a guest's instructions", remedy="leave out --here")
         say("topology", experiment.topology)
-        with topology.build(experiment.topology) as made:
+        with topology.build(experiment.topology, **_options(experiment)) as made:
             yield Bed(made.places, made.peers, {"wire": "a veth pair"})
     else:
         from hwrx import vm
 
         with vm.Guest(
-            experiment.topology, kernel=experiment.kernel, clock=experiment.clock, log=wanted.log, progress=say
+            experiment.topology,
+            kernel=experiment.kernel,
+            clock=experiment.clock,
+            options=_options(experiment),
+            log=wanted.log,
+            progress=say,
         ) as guest:
             yield GuestBed(guest)
+
+
+def _options(experiment: Experiment) -> dict[str, Any]:
+    """Return what the experiment says of the wire; UsageError where there is none whose MTU could be set."""
+    if experiment.wire_mtu is None:
+        return {}
+    if experiment.topology not in ("netns", "pair"):
+        raise UsageError(
+            f"wire_mtu is for the veth pair of netns and pair; {experiment.topology} has none",
+            remedy="leave wire_mtu out",
+        )
+    return {"mtu": experiment.wire_mtu}
 
 
 def in_guest(experiment: Experiment) -> bool:

@@ -64,12 +64,17 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--inline", type=int, help="verbs: send inline up to so many bytes."),
         click.option("--check-every", type=int, help="0: headers only; 1: every byte; N: each N-th message in full."),
         click.option("--socket-buffer", type=int, help="SO_SNDBUF and SO_RCVBUF in bytes."),
+        click.option("--zerocopy-send/--no-zerocopy-send", default=None, help="udp, tcp: send with MSG_ZEROCOPY."),
+        click.option(
+            "--zerocopy-receive/--no-zerocopy-receive", default=None, help="tcp: map pages (TCP_ZEROCOPY_RECEIVE)."
+        ),
         click.option("--mtu", type=int, help="verbs: path MTU (256, 512, 1024, 2048, 4096)."),
         click.option("--gid-index", type=int, help="verbs: which GID, instead of the one that hwrx chooses."),
         click.option("--huge-pages/--no-huge-pages", default=None, help="Buffers in huge pages."),
         click.option("--limit", type=float, help="Seconds without any message that end a trial."),
         click.option("--clock", type=click.Choice(["wall", "icount"]), help="icount: guest instructions."),
         click.option("--kernel", help="Kernel of the guest, for example 6.12."),
+        click.option("--wire-mtu", type=int, help="MTU of the veth pair of netns and pair [1500]."),
         click.option("--seed", type=int, help="Seed of the order of trials."),
         click.option("--trace/--no-trace", default=None, help="Stamp every stage of every message (needs root)."),
     ]

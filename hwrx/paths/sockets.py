@@ -7,6 +7,7 @@ is chosen here stands in the manifest of a run by way of `Transport.chosen`.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import socket
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ LARGEST_DATAGRAM = 65507
 # Seconds that one call waits for a message: how soon a loss is noticed. A machine under load takes a thread off its CPU
 # for a tenth of a second now and then, which is no loss.
 PATIENCE = 0.5
+PAGE = mmap.PAGESIZE
+TIMESTAMPS = 12  # bytes of TCP's time stamp option, which Linux sends with every segment
 # Microseconds that a busy-polling receive looks at the device's queue before it sleeps
 BUSY_POLL = 50
 # of asm-generic/socket.h; Python's socket module does not have them
@@ -48,6 +51,16 @@ def check(setting: Setting) -> None:
         )
     if setting.pattern == "paced" and setting.rate is None:
         raise UsageError("paced needs a rate in messages a second", remedy="set rate")
+    if setting.zerocopy_receive and setting.path != "tcp":
+        raise UsageError(
+            f"zerocopy_receive maps the pages of a TCP connection; {setting.path} has no such thing",
+            remedy="leave zerocopy_receive out, or choose tcp",
+        )
+    if setting.zerocopy_receive and setting.size % PAGE:
+        raise UsageError(
+            f"zerocopy_receive maps whole pages: the size must be a multiple of {PAGE} bytes, not {setting.size}",
+            remedy=f"for example {-(-setting.size // PAGE) * PAGE}",
+        )
     for name in ("inline", "mtu", "gid_index"):
         if getattr(setting, name) is not None:
             raise UsageError(f"{name} is for verbs paths; {setting.path} has none", remedy=f"leave {name} out")
@@ -78,6 +91,7 @@ def open_endpoint(prepare: Prepare) -> SocketTransport:
         "patience": min(PATIENCE, setting.limit),
         "limit": setting.limit,
         "huge": setting.huge_pages,
+        "zerocopy": setting.zerocopy_send,
         "notes": notes,
     }
     try:
@@ -86,6 +100,10 @@ def open_endpoint(prepare: Prepare) -> SocketTransport:
         listens = prepare.role == "server"
         if listens:
             sock.listen(1)
+        if setting.zerocopy_receive:
+            from cython_ext.tcp_mapped import MappedTcpTransport
+
+            return MappedTcpTransport(sock, pattern=setting.pattern, listens=listens, **common)
         return TcpTransport(sock, pattern=setting.pattern, listens=listens, **common)
     except BaseException:
         sock.close()
@@ -111,6 +129,9 @@ def _open_socket(setting: Setting, here: Place) -> tuple[Crowded, dict[str, Any]
         if stream:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             notes["nodelay"] = True
+            if setting.zerocopy_receive:
+                # whole pages in every segment, where the MTU lets them: the option's value counts the timestamps
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, PAGE + TIMESTAMPS)
         if setting.wait == "busy-poll":
             notes["busy_poll"] = _busy_poll(sock)
         try:

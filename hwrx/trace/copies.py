@@ -8,7 +8,7 @@ size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ ENTRIES: dict[str, tuple[tuple[str, ...], str]] = {
         (("rxe_mr_copy from MR",), "rxe_mr_copied"),
     ),
 }
+NOTIFIED = "SO_EE_CODE_ZEROCOPY_COPIED"
 TINY = 1e-4  # of the bytes delivered: below this a difference is no row
 
 
@@ -64,12 +65,14 @@ def reckon(
     *,
     available: Sequence[Stage],
     inline: bool | None = None,
+    tally: Mapping[str, int] | None = None,
 ) -> Ledger:
     """Make the ledger of a trial.
 
     `totals`: as in a Recording. `delivered`: payload bytes that arrived, in both directions, warm-up included.
     `available`: the stages that had a probe. `inline`: the payload travelled in the work request (verbs), where the
     driver copies it with the request, not with rxe_mr_copy; None: packets went out that rxe_mr_copy had no part in.
+    `tally`: what the endpoints counted, of which the bytes sent and received without copying are taken.
     """
     if inline is None:
         inline = bool(_bytes(totals, "rxe_icrc_generate")) and not _bytes(totals, "rxe_mr_copy from MR")
@@ -79,17 +82,16 @@ def reckon(
         for stage in stages.of_path(path)
         if stage.handles and stage.name in names and int(totals[stage.number]["bytes"])
     ]
-    mapped = BY_NAME["tcp_zerocopy_receive"]
-    if path in mapped.paths and (count := int(totals[mapped.number]["bytes"])):
-        times = int(totals[mapped.number]["count"])
-        rows.append(
-            Row(
-                mapped.name, mapped.side, mapped.actor, "mapped", times, count, _over(count, delivered), mapped.sentence
-            )
-        )
+    sent = _sent_in_place(path, totals, delivered, names, tally or {})
+    received = _received_in_place(path, totals, delivered, names, tally or {})
+    rows += sent + received
     entries, exit_ = ENTRIES[path]
     entry = next((name for name in entries if name in names), None)
     put_in = _bytes(totals, entry) if entry else None
+    if sent and "skb_zerocopy_iter" not in names:
+        # the tracepoint of sending counts what a call took, copied or not: with MSG_ZEROCOPY it tells nothing of copies
+        rows = [row for row in rows if row.stage not in entries]
+        put_in = 0
     taken = _bytes(totals, exit_) if exit_ in names else None
     if inline and entry == "rxe_mr_copy from MR":
         words = (
@@ -98,11 +100,10 @@ def reckon(
         rows.append(Row("inline", "sender", "user thread", "copied", 0, delivered, 1.0, words))
         put_in = (put_in or 0) + delivered
     balance = []
-    if put_in is not None and abs(put_in - delivered) > TINY * delivered:
-        balance.append(_balance("sender", put_in - delivered, delivered))
-    mapped_bytes = _bytes(totals, mapped.name) if path in mapped.paths else 0
-    if taken is not None and abs(taken + mapped_bytes - delivered) > TINY * delivered:
-        balance.append(_balance("receiver", taken + mapped_bytes - delivered, delivered))
+    if put_in is not None and abs(difference := put_in + _mapped(sent) - delivered) > TINY * delivered:
+        balance.append(_balance("sender", difference, delivered))
+    if taken is not None and abs(difference := taken + _mapped(received) - delivered) > TINY * delivered:
+        balance.append(_balance("receiver", difference, delivered))
     rows += balance
     return Ledger(
         path,
@@ -112,6 +113,54 @@ def reckon(
         _copies(rows, "receiver") if taken is not None else float("nan"),
         not balance,
     )
+
+
+def _sent_in_place(
+    path: str, totals: npt.NDArray[Any], delivered: int, names: set[str], tally: Mapping[str, int]
+) -> list[Row]:
+    """MSG_ZEROCOPY: bytes that travelled in the user's pages, and what the kernel's notifications say became of them.
+
+    Over loopback and veth the kernel copies them after all, where the receiver's stack takes the packet over
+    (skb_orphan_frags_rx); skb_copy_ubufs counts that where it can be probed, and elsewhere the notification tells.
+    """
+    asked, copied = tally.get("zerocopy_bytes", 0), tally.get("zerocopy_copied_bytes", 0)
+    if not asked:
+        return []
+    stage = BY_NAME["skb_zerocopy_iter"]
+    counted = stage.name in names
+    pinned = _bytes(totals, stage.name) if counted else asked
+    words = (
+        f"sent in the user's own pages; for {copied / asked:.1%} of the bytes the kernel's notifications say"
+        " that it copied them after all (SO_EE_CODE_ZEROCOPY_COPIED)"
+    )
+    times = int(totals[stage.number]["count"]) if counted else 0
+    rows = [Row(stage.name, "sender", stage.actor, "mapped", times, pinned, _over(pinned, delivered), words)]
+    if copied and "skb_copy_ubufs" not in names:
+        words = "what the kernel's notifications say it copied after all; no probe counts it here"
+        rows.append(Row(NOTIFIED, "sender", "kernel", "copied", 0, copied, _over(copied, delivered), words))
+    return rows
+
+
+def _received_in_place(
+    path: str, totals: npt.NDArray[Any], delivered: int, names: set[str], tally: Mapping[str, int]
+) -> list[Row]:
+    """TCP_ZEROCOPY_RECEIVE: bytes whose pages were mapped, and those that the endpoint then copied itself."""
+    stage = BY_NAME["tcp_zerocopy_receive"]
+    counted = stage.name in names and path in stage.paths
+    mapped = _bytes(totals, stage.name) if counted else tally.get("mapped_bytes", 0)
+    rows = []
+    if mapped:
+        times = int(totals[stage.number]["count"]) if counted else 0
+        share = _over(mapped, delivered)
+        rows.append(Row(stage.name, stage.side, stage.actor, "mapped", times, mapped, share, stage.sentence))
+    if gathered := tally.get("gathered_bytes", 0):
+        words = "copied by the endpoint, so that a message that could be mapped only in part is in one piece"
+        rows.append(Row("gathered", stage.side, stage.actor, "copied", 0, gathered, _over(gathered, delivered), words))
+    return rows
+
+
+def _mapped(rows: Sequence[Row]) -> int:
+    return sum(row.bytes for row in rows if row.kind == "mapped")
 
 
 def _row(stage: Stage, total: Any, delivered: int) -> Row:

@@ -20,6 +20,7 @@ from hwrx.trace.probes import Found, Prober
 
 DRAIN_EVERY = 0.02  # seconds; a ring of 16 MiB holds some 290,000 events
 CHUNK = 1 << 16  # events
+TIMED = 8  # of so many messages one goes into the histograms, where there are no timelines; all are counted
 
 
 @dataclass
@@ -82,7 +83,10 @@ class Ledger:
             self._lock = None
 
     def begin(self, *, sample_every: int = 1, size: int = 0, trial: int | None = None) -> None:
-        """Start anew: each `sample_every`-th message gets a timeline (0: histograms only), all go into the totals."""
+        """Start anew: each `sample_every`-th message gets a timeline, and all go into the totals and histograms.
+
+        0: no timelines. To disturb least, the histograms are then of each `TIMED`-th message; counts and bytes of all.
+        """
         tracer = self._prober.tracer
         if tracer is None:
             raise MachineError("the tracer is not attached", remedy="enter the Ledger first")
@@ -91,7 +95,7 @@ class Ledger:
         tracer.clear()
         self._lost_before = tracer.lost()
         self._missed_before = tracer.missed()
-        tracer.settings_are(sample_every=sample_every, size=size, trial=trial)
+        tracer.settings_are(sample_every=sample_every, size=size, trial=trial, time_every=1 if sample_every else TIMED)
         if sample_every:
             self._stop.clear()
             self._thread = threading.Thread(target=self._drain_until_stopped, daemon=True, name="ledger")

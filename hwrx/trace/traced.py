@@ -180,21 +180,30 @@ class RunTracer:
                 for array in ("posted", "delivered"):
                     arrays[role, array] = run.fetch(peer, array, setting.messages)
 
-        self._peer.ask(TraceBegin(trial=number, size=setting.size, sample_every=every), Ready)
+        self.begin(number, setting.size, every)
         try:
             measured = pair.measure(number, setting, limit, look, lambda peers: inspect("before", peers))
         finally:
-            traced = self._peer.ask(TraceEnd(), Traced)
-        events = self._events(traced.events)
+            traced, events = self.end()
         totals = np.frombuffer(traced.totals, dtype=_types()[1])
         both = 1 if setting.path == "rdma-read" or setting.pattern == "stream" else 2
         delivered = measured.tally["delivered"] * setting.size * both
-        ledger = copies.reckon(setting.path, totals, delivered, available=self.available)
+        ledger = copies.reckon(setting.path, totals, delivered, available=self.available, tally=measured.tally)
+        available = [stage for stage in self.available if stage.name not in excluded(setting)]
         found = {
-            direction: join.join(events, ends, setting.path, available=self.available, modulo=_modulo(setting, events))
+            direction: join.join(events, ends, setting.path, available=available, modulo=_modulo(setting, events))
             for direction, ends in _ends(setting, arrays).items()
         }
         return Directions(found, ledger, traced, measured)
+
+    def begin(self, number: int, size: int, every: int = 1) -> None:
+        """Record the messages of one trial, of `size` bytes; each `every`-th gets a timeline."""
+        self._peer.ask(TraceBegin(trial=number, size=size, sample_every=every), Ready)
+
+    def end(self) -> tuple[Traced, npt.NDArray[Any]]:
+        """Stop recording; return what was counted, and the events."""
+        traced = self._peer.ask(TraceEnd(), Traced)
+        return traced, self._events(traced.events)
 
     def _events(self, count: int) -> npt.NDArray[Any]:
         event = _types()[0]
@@ -281,7 +290,9 @@ class Twins:
         if first:
             self._writer.note(tracing=self._tracer.about())
         yield
-        self._tracer.detach()
+        if not self._put_off:
+            # in a guest that takes seconds, and the agent that holds them ends with the twins
+            self._tracer.detach()
 
 
 def no_tracing(writer: Writer, error: HwrxError) -> None:
@@ -319,6 +330,16 @@ def _types() -> tuple[np.dtype[Any], np.dtype[Any]]:
             remedy="apt install libbpf-dev, and install hwrx again",
         ) from None
     return EVENT, TOTALS
+
+
+def excluded(setting: Setting) -> set[str]:
+    """Name the stages that a setting's messages do not pass, though others of the path do."""
+    gone = set()
+    if setting.zerocopy_send:
+        gone.add("ip_generic_getfrag")
+    if setting.zerocopy_receive:
+        gone |= {"copied to the user", "sys_exit recv"}
+    return gone
 
 
 def _modulo(setting: Setting, events: npt.NDArray[Any]) -> int:

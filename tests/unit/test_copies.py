@@ -77,6 +77,19 @@ def test_mapped_pages_are_no_copies() -> None:
     assert ledger.balanced
 
 
+def test_where_no_probe_sees_it_the_endpoints_and_the_notifications_tell() -> None:
+    probed = [stage for stage in stages.of_path("tcp") if stage.probes and stage.probes[0].kind == "user"]
+    probed += [stages.BY_NAME["tcp_sendmsg"], stages.BY_NAME["copied to the user"]]
+    tally = {"zerocopy_bytes": 1000, "zerocopy_copied_bytes": 250, "mapped_bytes": 900, "gathered_bytes": 50}
+    totals = counted(tcp_sendmsg=1000, copied_to_the_user=100)
+    ledger = copies.reckon("tcp", totals, 1000, available=probed, tally=tally)
+    assert ledger.sender == 0.25
+    assert ledger.receiver == pytest.approx(0.15)
+    assert ledger.balanced
+    (pinned,) = [row for row in ledger.rows if row.stage == "skb_zerocopy_iter"]
+    assert "25.0% of the bytes" in pinned.words
+
+
 def test_nothing_delivered_makes_no_ratio() -> None:
     ledger = reckon("udp", 0)
     assert ledger.balanced

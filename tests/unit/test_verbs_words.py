@@ -246,6 +246,10 @@ def test_an_errno_becomes_words_and_a_remedy(number: int, kind: type, remedy: st
         ({"pattern": "paced"}, "paced needs a rate"),
         ({"path": "rdma-ud", "size": 4097}, "at most the MTU"),
         ({"socket_buffer": 4096}, "socket_buffer is for socket paths"),
+        ({"zerocopy_send": True}, "zerocopy_send is for socket paths"),
+        ({"path": "udp", "zerocopy_receive": True}, "maps the pages of a TCP connection"),
+        ({"path": "tcp", "size": 5000, "zerocopy_receive": True}, "a multiple of 4096"),
+        ({"path": "packet-ring", "zerocopy_send": True}, "zerocopy_send is not for packet-ring"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_before_anything_starts(change: dict[str, Any], words: str) -> None:

@@ -129,8 +129,8 @@ struct bpf_nf_ctx {
 };
 
 struct tcp_zerocopy_receive {
-	u32 length;      /* bytes mapped */
-	int copybuf_len; /* bytes copied beside them */
+	u64 address; /* where the user wants the pages */
+	u32 length;  /* bytes mapped */
 };
 
 struct ib_cq;

@@ -21,6 +21,8 @@ struct settings {
 	u32 size;         /* bytes of a message; 0: not known */
 	u32 trial;        /* only this trial's messages ... */
 	u32 any_trial;    /* ... unless this is set */
+	u32 time_mask;    /* only messages whose number has none of these bits are timed; all are counted */
+	u32 unused;
 };
 
 struct settings settings = {.any_trial = 1};
@@ -245,8 +247,10 @@ __noinline int parse_packet(const struct packet *p, struct message *m)
 	m->length = p->length - (u32)(payload - p->data);
 	if (roce)
 		m->length -= 4; /* the ICRC; padding to four bytes counts as payload */
-	if (m->length > 1 << 20)
+	if (m->length > 1 << 20) {
+		m->length = 0;
 		return FOREIGN; /* nothing behind the headers */
+	}
 	if (payload >= linear_end) {
 		plain = false;
 		/* paged: headers are linear, so the payload begins in the first fragment */

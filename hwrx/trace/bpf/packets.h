@@ -15,6 +15,9 @@ struct thread {
 	struct message m;     /* the message being received, or received last */
 	u64 sending;          /* sequence number + 1 of the message that a send call is carrying; 0: none */
 	u64 entered, copied, started;
+	u64 pinned_at;        /* MSG_ZEROCOPY: when pages were put into the packet, */
+	u32 pinned;           /* and how many bytes since the last send call ended */
+	u32 noted;            /* the flow that stands in `flows` for it */
 	u64 taken;            /* when the last receive returned its bytes, and how many */
 	u32 taken_bytes;
 	u32 copied_bytes;
@@ -22,19 +25,33 @@ struct thread {
 	u32 flow;             /* of what it receives */
 };
 
+/* With the task itself: to find it costs a few loads, where a hash of thread numbers would be shared by all CPUs. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
-	__type(key, u32);
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
 	__type(value, struct thread);
 } threads SEC(".maps");
 
+/* The current thread's record, NULL where it never sent or received a message. */
 static __always_inline struct thread *this_thread(void)
 {
-	u32 tid = (u32)bpf_get_current_pid_tgid();
-
-	return bpf_map_lookup_elem(&threads, &tid);
+	return bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0);
 }
+
+/* The same, made where there is none. */
+static __always_inline struct thread *make_thread(void)
+{
+	return bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+}
+
+/* The flows that carry messages: of a TCP segment that goes on with a message nothing else tells whose it is. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u32);
+	__type(value, u32);
+} flows SEC(".maps");
 
 /* The message has an skb now: what its thread went through before can be told apart by flow, and recorded. */
 static __noinline int release_held(const struct message *m)
@@ -43,10 +60,16 @@ static __noinline int release_held(const struct message *m)
 
 	if (!t || t->sending != m->sequence + 1)
 		return 0;
+	if (t->noted != m->flow) {
+		bpf_map_update_elem(&flows, &m->flow, &m->trial, BPF_ANY);
+		t->noted = m->flow;
+	}
 	if (t->entered)
 		record_at(m, STAGE_SYS_ENTER_SEND, t->entered, 0);
 	if (t->copied)
 		record_at(m, STAGE_IP_GENERIC_GETFRAG, t->copied, t->copied_bytes);
+	if (t->pinned_at)
+		record_at(m, STAGE_SKB_ZEROCOPY_ITER, t->pinned_at, 0);
 	if (t->started)
 		record_at(m, STAGE_TCP_WRITE_XMIT, t->started, 0);
 	t->sending = 0;
@@ -79,8 +102,11 @@ static __always_inline int sent(struct sk_buff *skb, u32 stage, bool fresh)
 /* The softirq and the poll began for the current packet if they began after it was last seen. */
 static __noinline int begun(struct cpu *cpu)
 {
-	u64 last = stamped(&cpu->current);
+	u64 last;
 
+	if (!timed(&cpu->current))
+		return 0;
+	last = stamped(&cpu->current);
 	if (last && cpu->softirq_ns > last) {
 		record_at(&cpu->current, STAGE_NET_RX_ACTION, cpu->softirq_ns, 0);
 		last = cpu->softirq_ns;
@@ -289,8 +315,9 @@ static __always_inline int extra(struct sk_buff *skb, u32 stage, u32 bytes)
 {
 	struct message m;
 
-	if (parse(skb, &m) != FOREIGN)
-		account(stage, bytes == (u32)-1 ? m.length : bytes);
+	if (parse(skb, &m) == FOREIGN && !(m.position && m.length && bpf_map_lookup_elem(&flows, &m.flow)))
+		return 0;
+	account(stage, bytes == (u32)-1 ? m.length : bytes);
 	return 0;
 }
 

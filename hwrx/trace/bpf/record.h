@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
 /*
- * What becomes of a stamp: it is added to its stage's totals and histogram (per CPU, for every message), and where the
- * message is one of the sampled ones, an event goes to user space.
+ * What becomes of a stamp: it is added to its stage's totals (per CPU, for every message) and histogram (of the messages
+ * that are timed), and where the message is one of the sampled ones, an event goes to user space.
  */
 #pragma once
 #include "message.h"
@@ -107,6 +107,12 @@ static __always_inline u32 bucket_of(u64 ns)
 	return (e - 2) * 4 + ((ns + 4) >> (e - 2) & 3);
 }
 
+/* Whether a message is timed. The clock is the dearest part of a stamp: what is only counted does not read it. */
+static __always_inline bool timed(const struct message *m)
+{
+	return !((u32)m->sequence & settings.time_mask);
+}
+
 __noinline int record_at(const struct message *m, u32 stage, u64 ns, u32 bytes)
 {
 	struct totals *t;
@@ -117,13 +123,17 @@ __noinline int record_at(const struct message *m, u32 stage, u64 ns, u32 bytes)
 
 	if (!m)
 		return 0;
-	slot = slot_of(m);
 	t = bpf_map_lookup_elem(&totals, &stage);
-	if (!t || !slot)
+	if (!t)
 		return 0;
-	before = m->send_ns;
 	t->count++;
 	t->bytes += bytes;
+	if (!timed(m))
+		return 0;
+	slot = slot_of(m);
+	if (!slot)
+		return 0;
+	before = m->send_ns;
 	if (slot->sequence == m->sequence && slot->flow == m->flow && slot->trial == m->trial && slot->ns)
 		before = slot->ns;
 	else
@@ -165,11 +175,6 @@ __noinline int record_at(const struct message *m, u32 stage, u64 ns, u32 bytes)
 	return 0;
 }
 
-static __always_inline void record(const struct message *m, u32 stage, u32 bytes)
-{
-	record_at(m, stage, bpf_ktime_get_ns(), bytes);
-}
-
 /* Bytes handled beside the chain: counted, and no stamp of the message. */
 static __always_inline void account(u32 stage, u32 bytes)
 {
@@ -179,6 +184,23 @@ static __always_inline void account(u32 stage, u32 bytes)
 		t->count++;
 		t->bytes += bytes;
 	}
+}
+
+static __always_inline void record(const struct message *m, u32 stage, u32 bytes)
+{
+	if (timed(m))
+		record_at(m, stage, bpf_ktime_get_ns(), bytes);
+	else
+		account(stage, bytes);
+}
+
+/* Bytes of a stage whose stamp is recorded later. */
+static __always_inline void add_bytes(u32 stage, u32 bytes)
+{
+	struct totals *t = bpf_map_lookup_elem(&totals, &stage);
+
+	if (t)
+		t->bytes += bytes;
 }
 
 /* The last stamp of a message, 0 where it has none yet. */

@@ -6,10 +6,11 @@
 #pragma once
 #include "packets.h"
 
+/* The message that a task is being woken for; valid while its skb is set. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1024);
-	__type(key, u32);
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
 	__type(value, struct message);
 } woken SEC(".maps");
 
@@ -36,29 +37,17 @@ static __always_inline u64 first_buffer(u64 header)
 	return base;
 }
 
-/* The thread's record, made where there is none. */
-static __always_inline struct thread *find_thread(u32 tid)
-{
-	struct thread *t = bpf_map_lookup_elem(&threads, &tid), fresh = {};
-
-	if (t)
-		return t;
-	bpf_map_update_elem(&threads, &tid, &fresh, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&threads, &tid);
-}
-
 /* --- sending -------------------------------------------------------------------------------------------------------- */
 
 static __always_inline int send_entered(u64 buffer, u64 now)
 {
-	u32 tid = (u32)bpf_get_current_pid_tgid();
 	struct message m = {};
 	struct thread *t;
 
 	/* the length is checked again in the skb; 32 lets the header be read whole where there is that much */
 	if (!peek(buffer, 32, &m))
 		return 0;
-	t = find_thread(tid);
+	t = make_thread();
 	if (!t)
 		return 0;
 	t->sending = m.sequence + 1;
@@ -66,6 +55,7 @@ static __always_inline int send_entered(u64 buffer, u64 now)
 	t->copied = 0;
 	t->copied_bytes = 0;
 	t->started = 0;
+	t->pinned_at = 0;
 	return 0;
 }
 
@@ -104,14 +94,49 @@ PROGRAM("fentry/tcp_write_xmit", tcp_write_xmit__fentry)
 	return 0;
 }
 
+/* MSG_ZEROCOPY: `bytes` of the sender's memory have become part of the packet */
+static __always_inline int pinned(u32 bytes)
+{
+	struct thread *t = this_thread();
+
+	if (!t)
+		return 0;
+	t->pinned_at = bpf_ktime_get_ns();
+	t->pinned += bytes;
+	add_bytes(STAGE_SKB_ZEROCOPY_ITER, bytes);
+	return 0;
+}
+
+PROGRAM("fexit/skb_zerocopy_iter_stream", skb_zerocopy_iter_stream__fexit, struct sock *sk)
+{
+	u64 ret = 0;
+
+	/* not by position: the kernels' arguments differ */
+	bpf_get_func_ret(ctx, &ret);
+	return (int)ret > 0 ? pinned(ret) : 0;
+}
+
+/* the stream's way calls it too; for datagrams it is the whole of it */
+PROGRAM("fexit/__zerocopy_sg_from_iter", zerocopy_sg_from_iter__fexit, struct msghdr *msg, struct sock *sk,
+	struct sk_buff *skb, void *from, u64 length)
+{
+	u64 ret = 0;
+
+	bpf_get_func_ret(ctx, &ret);
+	return !ret && sk && sk->sk_protocol == IPPROTO_UDP ? pinned(length) : 0;
+}
+
 #define MSG_ZEROCOPY 0x4000000
 
+/* what of the bytes that the call took was not pinned has been copied */
 PROGRAM("fexit/tcp_sendmsg", tcp_sendmsg__fexit, struct sock *sk, struct msghdr *msg, u64 size, int ret)
 {
 	struct thread *t = this_thread();
 
-	if (t && ret > 0)
-		account(STAGE_TCP_SENDMSG, msg->msg_flags & MSG_ZEROCOPY ? 0 : ret);
+	if (t && ret > 0) {
+		account(STAGE_TCP_SENDMSG, t->pinned < (u32)ret ? ret - t->pinned : 0);
+		t->pinned = 0;
+	}
 	return 0;
 }
 
@@ -121,7 +146,7 @@ PROGRAM("tp_btf/sock_send_length", sock_send_length__tp, struct sock *sk, int re
 		if (sk->sk_protocol == IPPROTO_TCP)
 			account(STAGE_TCP_SENDMSG, flags & MSG_ZEROCOPY ? 0 : ret);
 		else if (sk->sk_protocol == IPPROTO_UDP)
-			account(STAGE_SOCK_SEND_LENGTH, ret);
+			account(STAGE_SOCK_SEND_LENGTH, flags & MSG_ZEROCOPY ? 0 : ret);
 	}
 	return 0;
 }
@@ -167,31 +192,31 @@ PROGRAM("tp_btf/sk_data_ready", sk_data_ready__tp, struct sock *sk)
 PROGRAM("tp_btf/sched_waking", sched_waking__tp, struct task_struct *task)
 {
 	struct cpu *cpu = this_cpu();
-	u32 tid;
+	struct message *m;
 
 	if (!cpu || !cpu->wake.skb)
 		return 0;
-	tid = task->pid;
-	if (cpu->learned_only && !bpf_map_lookup_elem(&threads, &tid))
+	if (cpu->learned_only && !bpf_task_storage_get(&threads, task, 0, 0))
 		return 0;
 	record(&cpu->wake, STAGE_SCHED_WAKING, 0);
-	bpf_map_update_elem(&woken, &tid, &cpu->wake, BPF_ANY);
+	m = bpf_task_storage_get(&woken, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (m)
+		*m = cpu->wake;
 	cpu->wake.skb = 0;
 	return 0;
 }
 
 PROGRAM("tp_btf/sched_switch", sched_switch__tp, bool preempt, struct task_struct *previous, struct task_struct *next)
 {
-	u32 tid = next->pid;
 	struct message *m;
 
-	if (!tid)
+	if (!next->pid)
 		return 0;
-	m = bpf_map_lookup_elem(&woken, &tid);
-	if (!m)
+	m = bpf_task_storage_get(&woken, next, 0, 0);
+	if (!m || !m->skb)
 		return 0;
 	record(m, STAGE_SCHED_SWITCH, 0);
-	bpf_map_delete_elem(&woken, &tid);
+	m->skb = 0;
 	return 0;
 }
 
@@ -211,14 +236,13 @@ PROGRAM("fexit/__skb_recv_udp", skb_recv_udp__fexit, struct sock *sk, unsigned i
 /* UDP calls it when the copy is done; `length` is the datagram's */
 PROGRAM("fentry/skb_consume_udp", skb_consume_udp__fentry, struct sock *sk, struct sk_buff *skb, int length)
 {
-	u32 tid = (u32)bpf_get_current_pid_tgid();
 	struct message m;
 	struct thread *t;
 
 	if (parse(skb, &m) != STARTS)
 		return 0;
 	record(&m, STAGE_COPIED_TO_THE_USER, length);
-	t = find_thread(tid);
+	t = make_thread();
 	if (t) {
 		t->m = m;
 		t->flow = m.flow;
@@ -262,18 +286,17 @@ PROGRAM("tp_btf/sock_recv_length", sock_recv_length__tp, struct sock *sk, int re
 
 static __noinline int recv_exits(u64 buffer, int ret)
 {
-	u32 tid = (u32)bpf_get_current_pid_tgid();
 	u64 now = bpf_ktime_get_ns();
 	struct message m = {};
 	struct thread *t;
 
 	if (ret <= 0)
 		return 0;
-	t = bpf_map_lookup_elem(&threads, &tid);
+	t = this_thread();
 	if (peek(buffer, ret, &m)) {
 		if (!t) {
 			/* its first message: from now on it is known as a reader */
-			t = find_thread(tid);
+			t = make_thread();
 			if (t)
 				t->m = m;
 			account(STAGE_COPIED_TO_THE_USER, ret);
@@ -343,10 +366,27 @@ PROGRAM("tp_btf/sys_exit", sys_exit__tp, struct pt_regs *regs, long ret)
 PROGRAM("fexit/tcp_zerocopy_receive", tcp_zerocopy_receive__fexit, struct sock *sk, struct tcp_zerocopy_receive *zc,
 	void *stamps, int ret)
 {
-	if (!ret && this_thread()) {
-		account(STAGE_TCP_ZEROCOPY_RECEIVE, zc->length);
-		if (zc->copybuf_len > 0)
-			account(STAGE_COPIED_TO_THE_USER, zc->copybuf_len);
+	u32 length = zc->length;
+	struct message m = {};
+	struct thread *t;
+
+	if (ret || !length)
+		return 0;
+	t = this_thread();
+	/* a message begins with the first page mapped, or it goes on */
+	if (peek(zc->address, length, &m)) {
+		t = make_thread();
+		if (!t)
+			return 0;
+		m.flow = (u32)bpf_ntohs(sk->__sk_common.skc_dport) << 16 | sk->__sk_common.skc_num;
+		t->m = m;
+		t->flow = m.flow;
+		t->left = settings.size > length ? settings.size - length : 0;
+	} else if (t && t->left) {
+		t->left = t->left > length ? t->left - length : 0;
+	} else {
+		return 0;
 	}
+	record(&t->m, STAGE_TCP_ZEROCOPY_RECEIVE, length);
 	return 0;
 }

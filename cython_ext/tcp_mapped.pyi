@@ -1,0 +1,5 @@
+from cython_ext.tcp import TcpTransport
+
+PAGE: int
+
+class MappedTcpTransport(TcpTransport): ...

@@ -1,0 +1,133 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Sending with MSG_ZEROCOPY: the operations that take the place of a socket path's own.
+
+Messages are built in the path's pinned slots, used in turn. A slot is built in again only when the kernel has said that
+it is done with it; that wait is part of `room`, so outside of a ping-pong's timed region, and no part of a claim that
+nothing was copied: what the kernel copied after all it says in the same notifications.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ETIMEDOUT
+from libc.errno cimport errno as c_errno
+from libc.stdint cimport int64_t, uint32_t
+
+from cython_ext.clock cimport now
+from cython_ext.sys_socket cimport MSG_DONTWAIT, MSG_NOSIGNAL, MSG_ZEROCOPY, send
+from cython_ext.transport cimport Ops
+from cython_ext.waiting cimport SPIN, Waiter
+from cython_ext.zerocopy cimport CALLS, Call, ZeroCopy, harvest, wait_notified
+
+
+cdef int wait_for_slot(ZeroCopy *z, int fd, int64_t patience_ns) noexcept nogil:
+    """Until the next slot is free: 1; 0 when patience ended; or -errno."""
+    cdef int64_t since = 0
+    cdef int status = harvest(z, fd)
+    while status == 0 and (z.held[z.next] or z.open >= CALLS // 2):
+        if since == 0:
+            since = now()
+        elif now() - since >= patience_ns:
+            return 0
+        status = wait_notified(z, fd, patience_ns)
+    return 1 if status == 0 else status
+
+
+cdef void count_call(ZeroCopy *z, uint32_t length) noexcept nogil:
+    """A sending call of the next slot took `length` bytes."""
+    cdef Call *call = &z.made[z.calls & (CALLS - 1)]
+    call.bytes = length
+    call.slot = z.next
+    z.held[z.next] += 1
+    z.calls += 1
+    z.open += 1
+    z.asked += length
+
+
+cdef char *outgoing(void *me, uint32_t k) noexcept nogil:
+    cdef ZeroCopy *z = (<Waiter *> me).zero
+    return z.base + ((z.next + k) % z.slots) * z.stride
+
+
+cdef int room(void *me) noexcept nogil:
+    """As many messages as the path has room for, and free slots one behind the other."""
+    cdef Waiter *w = <Waiter *> me
+    cdef ZeroCopy *z = w.zero
+    cdef int most = z.path_room(me)
+    cdef int count = 1, status
+    if most <= 0:
+        return most
+    status = wait_for_slot(z, w.fd, w.patience_ns)
+    if status <= 0:
+        return status
+    while count < most and <uint32_t> count < z.slots and z.held[(z.next + <uint32_t> count) % z.slots] == 0:
+        count += 1
+    return count
+
+
+cdef int post_one(Waiter *w, ZeroCopy *z) noexcept nogil:
+    """Send the next slot's message: 0 or -errno. A datagram goes out in one call, a stream may need several."""
+    cdef int flags = MSG_ZEROCOPY | MSG_NOSIGNAL | (MSG_DONTWAIT if w.manner == SPIN else 0)
+    cdef char *message = z.base + z.next * z.stride
+    cdef size_t done = 0
+    cdef int64_t since = 0
+    cdef ssize_t sent
+    cdef int error
+    while done < z.size:
+        sent = send(w.fd, message + done, z.size - done, flags)
+        if sent > 0:
+            count_call(z, <uint32_t> sent)
+            done += <size_t> sent
+            since = 0
+            continue
+        error = c_errno
+        if error not in (EAGAIN, EINTR, ENOBUFS):
+            return -error
+        if since == 0:
+            since = now()
+        elif now() - since > z.limit_ns:
+            return -error if error == ENOBUFS else -ETIMEDOUT
+        if error == ENOBUFS:
+            # as many notifications are owed as the socket's option memory has room for
+            error = wait_notified(z, w.fd, w.patience_ns)
+            if error < 0:
+                return error
+    return 0
+
+
+cdef int post(void *me, uint32_t count) noexcept nogil:
+    cdef Waiter *w = <Waiter *> me
+    cdef ZeroCopy *z = w.zero
+    cdef uint32_t _
+    cdef int status
+    for _ in range(count):
+        status = post_one(w, z)
+        if status < 0:
+            return status
+        z.next = (z.next + 1) % z.slots
+    z.posted[0] += count
+    return <int> count
+
+
+cdef int finish(void *me) noexcept nogil:
+    """As the path, and then until the kernel has done with every buffer, or nothing was said for a while."""
+    cdef Waiter *w = <Waiter *> me
+    cdef ZeroCopy *z = w.zero
+    cdef int status = z.path_finish(me)
+    cdef int64_t since = now()
+    cdef uint32_t before
+    while z.open and now() - since < w.patience_ns:
+        before = z.open
+        # whatever the queue says now is the connection's end, and no longer the trial's
+        if wait_notified(z, w.fd, w.patience_ns) < 0:
+            break
+        if z.open != before:
+            since = now()
+    return status
+
+
+cdef void install(ZeroCopy *z, Ops *ops) noexcept:
+    """Put these operations in front of the path's own, which `ops` holds."""
+    z.path_room = ops.room
+    z.path_finish = ops.finish
+    ops.outgoing = outgoing
+    ops.room = room
+    ops.post = post
+    ops.finish = finish

@@ -1,0 +1,97 @@
+"""MSG_ZEROCOPY and TCP_ZEROCOPY_RECEIVE over a veth pair: every byte arrives, and the claims are the kernel's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from zerocopy import MIB, MTU, row, setting, sound
+
+import hwrx
+from hwrx import topology
+from hwrx.cli import cli
+from hwrx.messages import Wait
+from hwrx.run import Pair
+from hwrx.testbed import Bed
+from hwrx.trace.traced import RunTracer
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Bed]:
+    with topology.netns(mtu=MTU) as made:
+        yield Bed(made.places, made.peers, {})
+
+
+@pytest.fixture(scope="module")
+def pair(bed: Bed) -> Iterator[Pair]:
+    with Pair(bed) as agents:
+        yield agents
+
+
+@pytest.mark.parametrize("wait", ["block", "epoll", "select", "spin"])
+@pytest.mark.parametrize("path", ["udp", "tcp"])
+def test_sent_without_copying_and_told_that_it_was_copied_after_all(pair: Pair, path: str, wait: Wait) -> None:
+    for more in ({}, {"pattern": "stream"}, {"pattern": "paced", "rate": 2000.0, "socket_buffer": 4 * MIB}):
+        measured = pair.measure(1, setting(path, 3000, wait=wait, zerocopy_send=True, **more), 60.0)
+        sound(measured)
+        sent = 1 if "stream" in more.values() else 2  # a stream has no answers
+        assert measured.tally["zerocopy_bytes"] == sent * measured.tally["bytes"]
+        # both ends are on one machine: nothing of this leaves it without a copy, and the kernel says so
+        assert measured.tally["zerocopy_copied_bytes"] == measured.tally["zerocopy_bytes"]
+
+
+@pytest.mark.parametrize("wait", ["block", "epoll", "spin"])
+def test_whole_pages_are_mapped(pair: Pair, wait: Wait) -> None:
+    both = {"zerocopy_send": True, "zerocopy_receive": True}
+    for size, more in ((MIB, {}), (65536, {"pattern": "stream"}), (65536, {"pattern": "paced", "rate": 300.0})):
+        measured = pair.measure(2, setting("tcp", size, wait=wait, **both, **more), 60.0)
+        sound(measured)
+        tally = measured.tally
+        sent = 1 if "stream" in more.values() else 2
+        assert tally["mapped_bytes"] + tally["read_bytes"] == sent * tally["bytes"]
+        # a stream is cut where the windows say, and then a page may come in two parts
+        most = 0.5 if "stream" in more.values() else 0.1
+        assert tally["read_bytes"] + tally["gathered_bytes"] < most * sent * tally["bytes"]
+
+
+def test_what_fills_no_pages_is_read(pair: Pair) -> None:
+    """An ordinary sender's bytes lie in large fragments, which the kernel does not map."""
+    measured = pair.measure(3, setting("tcp", 8192, zerocopy_receive=True), 60.0)
+    sound(measured)
+    assert measured.tally["mapped_bytes"] == 0
+    assert measured.tally["read_bytes"] == 2 * measured.tally["bytes"]
+
+
+def test_a_sender_that_dies_in_a_message_ends_the_mapping_receiver(bed: Bed) -> None:
+    with Pair(bed) as pair:
+        pair.peers["client"].kill()
+        with pytest.raises(hwrx.errors.PeerError):
+            pair.measure(4, setting("tcp", MIB, zerocopy_receive=True), 10.0)
+
+
+def test_the_books_name_both_claims(bed: Bed, pair: Pair) -> None:
+    with RunTracer(bed, ["udp", "tcp"]) as tracer:
+        tracer.attach()
+        datagrams = tracer.trace(pair, 5, setting("udp", 3000, zerocopy_send=True), 60.0)
+        mapped = tracer.trace(pair, 6, setting("tcp", MIB, zerocopy_send=True, zerocopy_receive=True), 60.0)
+    for found in (datagrams, mapped):
+        sound(found.measured)
+        assert found.ledger.sender == pytest.approx(1.0, abs=1e-3)  # by the copy that a veth forces
+        assert row(found, "skb_zerocopy_iter").kind == "mapped"
+        assert "100.0% of the bytes" in row(found, "skb_zerocopy_iter").words
+        assert found.timelines["there"].share == 1.0
+    assert datagrams.ledger.receiver == pytest.approx(1.0, abs=1e-2)
+    assert mapped.ledger.receiver < 0.1
+    assert row(mapped, "tcp_zerocopy_receive").per_byte > 0.9
+
+
+def test_by_options_of_compare(tmp_path: Path) -> None:
+    words = ["compare", "--paths", "tcp", "--size", "65536", "--topology", "netns", "--wire-mtu", str(MTU)]
+    more = ["--zerocopy-send", "--zerocopy-receive", "--messages", "60", "--repeats", "1", "--runs", str(tmp_path)]
+    done = CliRunner().invoke(cli, [*words, *more])
+    assert done.exit_code == 0, done.output
+    ((trial, _),) = hwrx.load(tmp_path / "latest").each_trial()
+    assert trial["zerocopy_send"]
+    assert trial["mapped_bytes"] > 0.9 * trial["zerocopy_bytes"]
