@@ -9,7 +9,7 @@ packages=(
     build-essential pkg-config python3-dev python3-venv
     libibverbs-dev ibverbs-providers ibverbs-utils rdma-core python3-pyverbs
     qemu-system-x86 busybox-static file kmod udev zstd xz-utils
-    clang llvm libbpf-dev libelf-dev zlib1g-dev bpftool linux-libc-dev
+    clang llvm libbpf-dev libelf-dev zlib1g-dev bpftool bpftrace linux-libc-dev
     iproute2 nftables ethtool pciutils procps
     perftest sockperf iperf3
 )

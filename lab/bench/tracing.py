@@ -120,7 +120,7 @@ def _cost_of_pingpong(bed: Bed, path: str, messages: int, sample_every: int, whe
             off.append(float(np.median(plain.ns)))
             on.append(float(np.median(traced.ns)))
             ratios.append(on[-1] / off[-1])
-    stamps = int(recording.totals["timed"].sum()) / (messages + pinned.warmup + pinned.cooldown)
+    stamps = int(recording.totals["count"].sum()) / (messages + pinned.warmup + pinned.cooldown)
     return {
         "what": f"cost, {where}",
         "path": path,

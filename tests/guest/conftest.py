@@ -12,6 +12,50 @@ from guest_ends import ROLES, Ends, Places, Wire, ip, resources
 
 from hwrx import topology
 from hwrx.messages import Place, Role
+from hwrx.run import Pair
+from hwrx.testbed import Bed
+from hwrx.trace.traced import RunTracer
+
+TRACED = ["udp", "tcp", "rdma-send", "rdma-write", "rdma-write-imm", "rdma-read", "rdma-ud"]
+
+
+class Tracing:
+    """The programs of all paths: attached once for the files that trace, and gone before one that does not."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._tracer: RunTracer | None = None
+
+    def tracer(self) -> RunTracer:
+        if self._tracer is None:
+            bed = Bed({}, dict.fromkeys(ROLES, "local"), {})
+            self._tracer = self._stack.enter_context(RunTracer(bed, TRACED))
+            self._tracer.attach()
+        return self._tracer
+
+    def close(self) -> None:
+        self._tracer = None
+        self._stack.close()
+
+
+TRACING = Tracing()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is None or not nextitem.path.name.startswith("test_trace"):
+        TRACING.close()
+
+
+@pytest.fixture
+def tracer() -> RunTracer:
+    return TRACING.tracer()
+
+
+@pytest.fixture(scope="module")
+def traced_pair(pair: Places) -> Iterator[Pair]:
+    """Two agents whose trials a tracer follows."""
+    with Pair(Bed(pair, dict.fromkeys(ROLES, "local"), {})) as agents:
+        yield agents
 
 
 @pytest.fixture(scope="session")

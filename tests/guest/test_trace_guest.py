@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tracing import check, count, hw_counter, snmp, trace
 
 from hwrx import topology
-from hwrx.messages import Place, Setting
+from hwrx.messages import Setting, Wait
 from hwrx.run import Pair
-from hwrx.testbed import Bed
 from hwrx.trace.traced import RunTracer
 
-PATHS = ["udp", "tcp", "rdma-send", "rdma-write"]
 
-
-@pytest.fixture(scope="module")
-def traced() -> Iterator[tuple[Pair, RunTracer]]:
-    """The topology that the guest is in, its two agents, and the programs of all paths attached once."""
-    places = {
-        end: Place(address=topology.ADDRESSES[end], netdev=topology.LINKS[end], verbs=topology.DEVICES[end])
-        for end in topology.ENDS
-    }
-    bed = Bed(places, dict.fromkeys(topology.ENDS, "local"), {})
-    with Pair(bed) as pair, RunTracer(bed, PATHS) as tracer:
-        tracer.attach()
-        yield pair, tracer
-
-
-def test_functions_can_be_probed_here(traced: tuple[Pair, RunTracer]) -> None:
-    tracing = traced[1].tracing
+def test_functions_can_be_probed_here(tracer: RunTracer) -> None:
+    tracing = tracer.tracing
     assert tracing is not None
     by_nature = ("one run", "it happens", "no clock", "the frame's", "stands in")
     missing = {
@@ -55,13 +38,20 @@ def test_functions_can_be_probed_here(traced: tuple[Pair, RunTracer]) -> None:
         ("rdma-send", 1400, "poll"),
         ("rdma-write", 64, "poll"),
         ("rdma-write", 4096, "poll"),
+        ("rdma-write-imm", 64, "event"),
+        ("rdma-write-imm", 4096, "poll"),
+        ("rdma-read", 64, "event"),
+        ("rdma-read", 4096, "poll"),
+        ("rdma-ud", 64, "event"),
+        ("rdma-ud", 1000, "poll"),
     ],
 )
-def test_every_message_has_a_complete_timeline(traced: tuple[Pair, RunTracer], path: str, size: int, wait: str) -> None:
-    pair, tracer = traced
+def test_every_message_has_a_complete_timeline(
+    traced_pair: Pair, tracer: RunTracer, path: str, size: int, wait: Wait
+) -> None:
     messages = 300 if size <= 4096 else 40
     setting = Setting(path=path, size=size, messages=messages, wait=wait, warmup=20, window=16, limit=60.0)
-    found = trace(tracer, pair, 100 + size + len(path) + len(wait), setting)
+    found = trace(tracer, traced_pair, 100 + size + len(path) + len(wait), setting)
     assert found.traced.lost == 0
     for timelines in found.timelines.values():
         check(timelines, messages)
@@ -71,12 +61,11 @@ def test_every_message_has_a_complete_timeline(traced: tuple[Pair, RunTracer], p
     assert found.ledger.sender - again == pytest.approx(1.0, abs=1e-3)
 
 
-def test_the_drivers_own_counters_agree(traced: tuple[Pair, RunTracer]) -> None:
+def test_the_drivers_own_counters_agree(traced_pair: Pair, tracer: RunTracer) -> None:
     """The witness for verbs: rxe counts the packets that it received; each message is one, and so is each ACK."""
-    pair, tracer = traced
     setting = Setting(path="rdma-send", size=64, messages=200, wait="event", warmup=20, limit=60.0)
     before = {device: hw_counter(device, "rcvd_pkts") for device in topology.DEVICES.values()}
-    found = trace(tracer, pair, 7, setting)
+    found = trace(tracer, traced_pair, 7, setting)
     came = sum(hw_counter(device, "rcvd_pkts") - before[device] for device in before)
     messages = 2 * (setting.warmup + setting.messages + setting.cooldown)
     stamped = count(found, "rxe_rcv")
@@ -85,12 +74,11 @@ def test_the_drivers_own_counters_agree(traced: tuple[Pair, RunTracer]) -> None:
     assert count(found, "rxe_cq_post") == messages
 
 
-def test_the_kernels_own_counters_agree(traced: tuple[Pair, RunTracer]) -> None:
+def test_the_kernels_own_counters_agree(traced_pair: Pair, tracer: RunTracer) -> None:
     """The witness for sockets, of the namespace that both ends are in."""
-    pair, tracer = traced
     setting = Setting(path="udp", size=64, messages=200, wait="event", warmup=20, limit=60.0)
     before = snmp(Path("/proc/net/snmp").read_text(), "Udp", "InDatagrams")
-    found = trace(tracer, pair, 8, setting)
+    found = trace(tracer, traced_pair, 8, setting)
     came = snmp(Path("/proc/net/snmp").read_text(), "Udp", "InDatagrams") - before
     total = 2 * (setting.warmup + setting.messages + setting.cooldown)
     assert total <= count(found, "copied to the user") + 2
