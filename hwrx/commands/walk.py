@@ -79,7 +79,7 @@ def walk(
     if picture is not None:
         picture.write_text(svg(journeys), encoding="utf-8")
         if not as_json:
-            click.echo(picture)
+            click.echo(f"picture: {picture}")
 
 
 def _aloud(stage: str, text: str) -> None:
@@ -114,7 +114,7 @@ def _print(journeys: list[Journey]) -> None:
             table.add_column(heading, justify="right")
         table.add_column("payload")
         table.add_column("skb or buffer")
-        side = journey.steps[0].side
+        side, shown = journey.steps[0].side, ""
         for step in journey.steps:
             if step.side != side:
                 table.add_section()
@@ -128,9 +128,34 @@ def _print(journeys: list[Journey]) -> None:
                 f"{step.ns / 1000:,.3f}",
                 f"{step.at / 1000:,.3f}",
                 f"{step.handles} {step.bytes:,} B" if step.handles else "",
-                step.object,
+                '"' if step.object and step.object == shown else step.object,
             )
+            shown = step.object
         console.print(table)
         for line in memory_words(journey):
             console.print(f"  {line}", markup=False, soft_wrap=True)
         console.print()
+    if len(journeys) > 1:
+        _compare(console, journeys)
+
+
+def _compare(console: Any, journeys: list[Journey]) -> None:
+    """Print the paths side by side: how long, through how many hands, copied how often."""
+    from rich.table import Table
+
+    table = Table(title="side by side", title_justify="left", header_style="bold")
+    for heading in ("path", "one way µs", "stages", "CPUs", "copies a byte, sender", "receiver", "whose hands"):
+        table.add_column(heading, justify="left" if heading in ("path", "whose hands") else "right")
+    for journey in journeys:
+        ledger = journey.ledger
+        hands = dict.fromkeys(step.actor for step in journey.steps)
+        table.add_row(
+            journey.path,
+            f"{journey.one_way / 1000:,.3f}",
+            str(len(journey.steps)),
+            str(len({step.cpu for step in journey.steps} - {None})),
+            "" if ledger is None else f"{ledger.sender:.3f}",
+            "" if ledger is None else f"{ledger.receiver:.3f}",
+            ", ".join(hands),
+        )
+    console.print(table)

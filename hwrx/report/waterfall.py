@@ -169,26 +169,33 @@ def _copies(run: Run) -> Table | None:
     for row in tracing.select(["trial", "path", "size", "delivered_bytes"]).to_pylist():
         delivered.setdefault((row["path"], row["size"]), {})[row["trial"]] = row["delivered_bytes"]
     added: dict[tuple[str, int], dict[tuple[str, str, str, str], int]] = {}
+    remarks: dict[tuple[Any, ...], str] = {}
     for row in table.to_pylist():
         kinds = added.setdefault((row["path"], row["size"]), {})
         key = (row["side"], row["kind"], row["stage"], row["actor"])
         kinds[key] = kinds.get(key, 0) + row["bytes"]
+        # what a stage does stands in the catalogue; what is no stage, or only sometimes one, needs its word here
+        if row["stage"] not in stages.BY_NAME or row["kind"] == "mapped":
+            remarks[row["path"], row["size"], *key] = row["words"]
     rows: list[tuple[bool, list[Cell]]] = []
     for which in sorted(added, key=lambda w: (w[1], list(run.experiment.paths).index(w[0]))):
         whole = sum(delivered.get(which, {}).values())
         first = True
         for (side, kind, stage, actor), count in sorted(added[which].items(), reverse=True):
-            per_byte = f"{count / whole:.3f}" if whole else "–"
+            per_byte = f"{count / whole:{'+.4f' if kind == 'balance' else '.3f'}}" if whole else "–"
+            remark = remarks.get((*which, side, kind, stage, actor), "")
             head: list[Cell] = [(size_words(which[1]), ""), (which[0], "")] if first else [("", ""), ("", "")]
-            rows.append((first, [*head, (side, ""), (kind, ""), (stage, ""), (actor, ""), (per_byte, "")]))
+            cells: list[Cell] = [(side, ""), (kind, ""), (stage, ""), (actor, ""), (per_byte, ""), (remark, "")]
+            rows.append((first, [*head, *cells]))
             first = False
     columns: list[tuple[str, Kind]] = [
         ("size", ""), ("path", "t"), ("side", "t"), ("what", "t"), ("stage", "t"), ("by", "t"), ("times per byte", ""),
+        ("", "t"),
     ]  # fmt: skip
     caption = (
-        "Bytes of payload that the CPU copied, or only read (passed), over the bytes delivered, both directions of the "
-        "traced trials together. rxe's copies are the CPU standing in for the HCA's DMA engine: a real HCA makes none. "
-        "A balance is what was counted less what the sizes demand." + _slopes(run)
+        "Bytes of payload that the CPU copied, only read (passed) or left in place (mapped), over the bytes delivered, "
+        "both directions of the traced trials together. rxe's copies are the CPU standing in for the HCA's DMA engine: "
+        "a real HCA makes none. A balance is what was counted less what the sizes demand." + _slopes(run)
     )
     return Table("copies", "Copies per byte", caption, columns, rows)
 

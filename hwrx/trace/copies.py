@@ -177,7 +177,8 @@ def _balance(side: Side, difference: int, delivered: int) -> Row:
         (
             "sender",
             False,
-        ): "less than was delivered: bytes that entered by a way that nobody counted (zero copy, inline)",
+        ): "less than was delivered: bytes that nobody counted as they entered (inline, or where functions cannot be "
+        "probed what a thread sent before it was known)",
         ("receiver", True): "more than was delivered: bytes that were received and did not count as delivered",
         ("receiver", False): "less than was delivered: bytes that left by a way that nobody counted",
     }[side, difference > 0]

@@ -161,10 +161,22 @@ def memory_words(journey: Journey) -> list[str]:
     stayed = journey.stayed()
     if stayed is not None:
         words.append("the pinned page stayed where it was" if stayed else "the page moved: the buffer was not pinned")
-    for row in journey.ledger.rows if journey.ledger else ():
-        hand = f" by the {row.actor}" if row.actor else ""
-        words.append(f"{row.side}: {row.kind} {row.per_byte:.3f} times a byte{hand}, {row.stage}")
+    rows = journey.ledger.rows if journey.ledger else ()
+    words += [_row_words(row) for row in sorted(rows, key=lambda row: row.side != "sender")]
     return words
+
+
+def _row_words(row: copies.Row) -> str:
+    """Say what became of the bytes at one stage, over the whole trial."""
+    if row.kind == "balance":
+        return f"{row.side}: {row.per_byte:+.4f} of each byte {row.words}"
+    did = {
+        "copied": "each byte was copied {:.3f} times",
+        "passed": "each byte was read over {:.3f} times (checksum or CRC)",
+        "mapped": "{:.3f} of each byte stayed in place, not copied",
+        "DMA": "each byte was moved by DMA {:.3f} times",
+    }[row.kind]
+    return f"{row.side}: {did.format(row.per_byte)} by the {row.actor} ({row.stage})"
 
 
 # --- the picture ---------------------------------------------------------------------------------------------------

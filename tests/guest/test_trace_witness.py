@@ -45,6 +45,8 @@ def witness(found: dict[str, int]) -> Iterator[None]:
             process.send_signal(signal.SIGINT)
             rest, _ = process.communicate(timeout=60)
     for line in rest.splitlines():
+        if not line.startswith("{"):
+            continue
         said = json.loads(line)
         if said["type"] == "map":
             found.update({name.removeprefix("@"): value for name, value in said["data"].items()})
