@@ -51,9 +51,10 @@ def test_whole_pages_are_mapped(pair: Pair, wait: Wait) -> None:
         tally = measured.tally
         sent = 1 if "stream" in more.values() else 2
         assert tally["mapped_bytes"] + tally["read_bytes"] == sent * tally["bytes"]
-        # a stream is cut where the windows say, and then a page may come in two parts
-        most = 0.5 if "stream" in more.values() else 0.1
-        assert tally["read_bytes"] + tally["gathered_bytes"] < most * sent * tally["bytes"]
+        assert tally["mapped_bytes"] > 0
+        if size == MIB:
+            # elsewhere windows cut as they please, and a page that comes in two parts is read
+            assert tally["read_bytes"] + tally["gathered_bytes"] < 0.1 * sent * tally["bytes"]
 
 
 def test_what_fills_no_pages_is_read(pair: Pair) -> None:
