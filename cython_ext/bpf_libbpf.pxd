@@ -43,13 +43,18 @@ cdef extern from "<bpf/libbpf.h>" nogil:
     int bpf_program__set_type(bpf_program *prog, bpf_prog_type type)
     int bpf_program__set_expected_attach_type(bpf_program *prog, bpf_attach_type type)
     int bpf_program__fd(const bpf_program *prog)
+    bpf_link *bpf_program__attach(const bpf_program *prog)
     bpf_link *bpf_program__attach_trace(const bpf_program *prog)
     bpf_link *bpf_program__attach_cgroup(const bpf_program *prog, int cgroup_fd)
     # called for each program of a section before it is loaded; may change how it is
     ctypedef int (*libbpf_prog_prepare_load_fn_t)(bpf_program *prog, bpf_prog_load_opts *opts, long cookie) noexcept
+    ctypedef int (*libbpf_prog_attach_fn_t)(const bpf_program *prog, long cookie, bpf_link **link) noexcept
     struct libbpf_prog_handler_opts:
         size_t sz
         libbpf_prog_prepare_load_fn_t prog_prepare_load_fn
+        libbpf_prog_attach_fn_t prog_attach_fn
+    int libbpf_find_vmlinux_btf_id(const char *name, bpf_attach_type attach_type)
+    bpf_attach_type bpf_program__expected_attach_type(const bpf_program *prog)
     int libbpf_register_prog_handler(const char *section, bpf_prog_type prog_type, bpf_attach_type attach_type,
                                      const libbpf_prog_handler_opts *opts)
     int bpf_link__destroy(bpf_link *link)

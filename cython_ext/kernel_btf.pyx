@@ -12,7 +12,7 @@ import os
 from libc.errno cimport ENOENT
 from libc.errno cimport errno as c_errno
 from libc.stdint cimport uint8_t, uint32_t
-from libc.string cimport memcpy, memset, strcmp
+from libc.string cimport memcpy, memset, strchr, strcmp
 
 from cython_ext.bpf_libbpf cimport (
     BPF_PROG_TYPE_TRACING,
@@ -25,10 +25,14 @@ from cython_ext.bpf_libbpf cimport (
     bpf_btf_get_fd_by_id,
     bpf_btf_get_next_id,
     bpf_btf_info,
+    bpf_link,
     bpf_obj_get_info_by_fd,
     bpf_prog_load_opts,
     bpf_program,
+    bpf_program__attach_trace,
+    bpf_program__expected_attach_type,
     bpf_program__name,
+    bpf_program__section_name,
     btf,
     btf__free,
     btf__load_module_btf,
@@ -38,6 +42,7 @@ from cython_ext.bpf_libbpf cimport (
     btf__type_cnt,
     btf_kind,
     btf_type,
+    libbpf_find_vmlinux_btf_id,
     libbpf_prog_handler_opts,
     libbpf_register_prog_handler,
 )
@@ -175,7 +180,21 @@ cdef int aim(bpf_program *program, bpf_prog_load_opts *opts, long cookie) noexce
             opts.attach_btf_id = targeted[k].id
             opts.attach_btf_obj_fd = targeted[k].btf_fd
             return 0
-    return -ENOENT
+    # of an object that was opened elsewhere: as libbpf does it, one search a program
+    cdef const char *target = strchr(bpf_program__section_name(program), b'/')
+    cdef int found = -ENOENT
+    if target != NULL:
+        found = libbpf_find_vmlinux_btf_id(target + 1, bpf_program__expected_attach_type(program))
+    if found < 0:
+        return found
+    opts.attach_btf_id = <uint32_t> found
+    return 0
+
+
+cdef int link_up(const bpf_program *program, long cookie, bpf_link **link) noexcept nogil:
+    """Attach a program of these sections, as libbpf's own handler does."""
+    link[0] = bpf_program__attach_trace(program)
+    return 0 if link[0] != NULL else -c_errno
 
 
 cdef int register(const char *section, bpf_attach_type kind) except -1:
@@ -183,6 +202,7 @@ cdef int register(const char *section, bpf_attach_type kind) except -1:
     memset(&opts, 0, sizeof(opts))
     opts.sz = sizeof(opts)
     opts.prog_prepare_load_fn = aim
+    opts.prog_attach_fn = link_up
     if libbpf_register_prog_handler(section, BPF_PROG_TYPE_TRACING, kind, &opts) < 0:
         raise ImportError(f"libbpf takes no handler for {section.decode()}: {os.strerror(c_errno)}")
     return 0

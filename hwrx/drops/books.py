@@ -25,7 +25,7 @@ PREFIX = "SKB_DROP_REASON_"
 # struct where, struct dropped, struct settings, struct machine of the programs
 WHERE = np.dtype([("location", "u8"), ("reason", "u4"), ("flags", "u4")])
 DROPPED = np.dtype([("count", "u8"), ("function", "S40")])
-SETTINGS = np.dtype([("sample_every", "u4"), ("size", "u4"), ("trial", "u4"), ("any_trial", "u4")])
+SETTINGS = np.dtype([(name, "u4") for name in ("sample_every", "size", "trial", "any_trial", "time_mask", "unused")])
 MACHINE_BYTES = 24
 ROUTED = 1
 RING_COUNTERS = ("missed", "fifo", "over_errors", "length_errors")  # of `ip -s -s -j link`: no skb ever existed
@@ -91,7 +91,7 @@ class Books:
                 remedy="it needs the tracepoint kfree_skb with a reason, Linux 5.17 or newer with BTF",
             ) from None
         self._names = {value: name.removeprefix(PREFIX) for value, name in enumeration("skb_drop_reason").items()}
-        settings = np.array((0, 0, trial, 0), dtype=SETTINGS)
+        settings = np.array((0, 0, trial, 0, 0, 0), dtype=SETTINGS)
         self.reader.put(".data", settings.tobytes())
         self._spaces = tuple(spaces)
         self._before: dict[str, int] = {}
