@@ -37,7 +37,7 @@ from cython_ext.payload cimport (
     magic_of,
     sequence_of,
 )
-from cython_ext.transport cimport FINISHED, Delivery, Transport
+from cython_ext.transport cimport FINISHED, Delivery, Ops, Transport
 
 from cython_ext.packet import VERDICT_NAMES, mac_bytes, udp_template
 from cython_ext.udp import truesize
@@ -381,15 +381,8 @@ cdef class DatagramTransport(Transport):
         s.ports = &self.table.ports
         s.owner = self.table.add(port, local=address)
         self.notes = {"verify": verify, "look_up": look_up, "checksum_sent": checksum, **(notes or {})}
-        self.ops.me = s
-        self.ops.outgoing = outgoing
-        self.ops.room = room
-        self.ops.post = post
-        self.ops.receive = receive
-        self.ops.receive_until = receive_until
-        self.ops.release = release
-        self.ops.finish = finish
-        self.ops.lossy = True
+        # modulo, pull: no; lossy: yes; blind: no
+        self.ops = Ops(s, outgoing, room, post, receive, receive_until, release, finish, 0, False, True, False)
 
     def describe(self):
         """Return address, port and mac to send to, and how much of a stream can wait here.

@@ -2,7 +2,8 @@
 
 from libc.stdint cimport uint32_t
 
-from cython_ext.e1000e_ring cimport Rx, RxRing, Tx, TxRing
+from cython_ext.e1000e_ring cimport Rx, RxRing
+from cython_ext.e1000e_tx cimport Tx, TxRing
 from cython_ext.link cimport FrameLink
 
 cdef enum:

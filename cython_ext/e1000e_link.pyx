@@ -12,11 +12,9 @@ from cython_ext.e1000e_ring cimport (
     rx_refuse,
     rx_release,
     rx_wait,
-    tx_buffer,
-    tx_post,
-    tx_room,
 )
-from cython_ext.link cimport Frame, FrameLink
+from cython_ext.e1000e_tx cimport tx_buffer, tx_post, tx_room
+from cython_ext.link cimport Frame, FrameLink, Link
 
 
 cdef int take(void *me, Frame *out, uint32_t most) noexcept nogil:
@@ -70,14 +68,7 @@ cdef class RingLink(FrameLink):
         # where the driver asked the NIC to look at checksums (RXCSUM): it looked, and found no fault
         self.checksum_mask = RXD_STAT_L4CS | RXD_ERR_L4E << FRAME_ERRORS_SHIFT
         self.checksum_good = RXD_STAT_L4CS
-        self.table.me = &self.state
-        self.table.take = take
-        self.table.refuse = refuse
-        self.table.give = give
-        self.table.wait = wait
-        self.table.room = room
-        self.table.buffer = buffer
-        self.table.send = send
+        self.table = Link(&self.state, take, refuse, give, wait, room, buffer, send)
 
     def statistics(self) -> dict:
         """The ring's own counts, the NIC's that are not 0, and what became of interrupts."""

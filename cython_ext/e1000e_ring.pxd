@@ -9,7 +9,8 @@ A receive ring of `count` descriptors, each with its own buffer for ever, is div
 
 The NIC owns [RDH, RDT). `receive` hands out the buffers of done descriptors where they are (fresh moves up), `release`
 gives the oldest back (oldest moves up, and RDT to one before it). RDH = RDT would mean an empty ring, so one
-descriptor, the gap, is always left over (7.1.8). The transmit ring is the mirror image: [oldest, next) is the NIC's.
+descriptor, the gap, is always left over (7.1.8). The transmit ring (e1000e_tx.pxd) is the mirror
+image: [oldest, next) is the NIC's.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -116,18 +117,6 @@ cdef struct Rx:
     RxTally tally
 
 
-cdef struct Tx:
-    TxDescriptor *descriptors
-    char *bar
-    char *buffers
-    const uint64_t *iova
-    uint32_t mask
-    uint32_t stride
-    uint32_t next           # the descriptor that is posted next
-    uint32_t oldest         # the oldest that the NIC has not reported done
-    uint64_t frames
-
-
 cdef uint32_t rx_receive(Rx *rx, Frame *out, uint32_t most) noexcept nogil
 cdef void rx_release(Rx *rx, uint32_t count) noexcept nogil
 cdef int rx_wait(Rx *rx, int64_t deadline) noexcept nogil
@@ -141,15 +130,6 @@ cdef inline bint rx_ready(const Rx *rx) noexcept nogil:
 cdef inline void rx_refuse(Rx *rx, const Frame *frame) noexcept nogil:
     """A frame just handed out is not wanted: `rx_release` gives it back with its neighbours and does not count it."""
     rx.skipped[frame.slot] = 1
-
-
-cdef uint32_t tx_room(Tx *tx) noexcept nogil
-cdef void tx_post(Tx *tx, uint32_t count, const uint32_t *sizes) noexcept nogil
-
-
-cdef inline char *tx_buffer(Tx *tx, uint32_t k) noexcept nogil:
-    """The buffer of the k-th frame after the last posted one; k < tx_room."""
-    return tx.buffers + <size_t> ((tx.next + k) & tx.mask) * tx.stride
 
 
 cdef class Ring:
@@ -172,10 +152,6 @@ cdef class RxRing(Ring):
     cdef readonly Interrupt interrupt
 
     cdef list prepare_views(self)
-
-
-cdef class TxRing(Ring):
-    cdef Tx tx
 
 
 cdef class Packet:

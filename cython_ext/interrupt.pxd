@@ -10,6 +10,7 @@ cdef struct Alarm:
     int64_t unmask_at     # -1: at no offset
     char[8] unmask_data
     size_t unmask_size
+    size_t unmask_keeps   # leading bytes of it that are read first, and written back as they are
     uint64_t fired
 
 

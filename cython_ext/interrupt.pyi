@@ -13,6 +13,7 @@ class Interrupt:
         *,
         report: int = 8,
         unmask: tuple[int, bytes, int] | None = None,
+        keeps: int = 0,
         on_close: Callable[[], object] | None = None,
     ) -> None: ...
     def wait_for(self, seconds: float) -> bool: ...

@@ -7,7 +7,7 @@ from libc.errno cimport EAGAIN, EBADF, EINTR, errno
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 from posix.time cimport timespec
-from posix.unistd cimport pwrite, read, write
+from posix.unistd cimport pread, pwrite, read, write
 
 from cython_ext.clock cimport now
 from cython_ext.sys_poll cimport POLLIN, pollfd, ppoll
@@ -51,6 +51,8 @@ cdef int alarm_unmask(Alarm *alarm) noexcept nogil:
     if alarm.unmask_at < 0:
         done = write(alarm.unmask_fd, alarm.unmask_data, alarm.unmask_size)
     else:
+        if alarm.unmask_keeps and pread(alarm.unmask_fd, alarm.unmask_data, alarm.unmask_keeps, alarm.unmask_at) < 0:
+            return -errno
         done = pwrite(alarm.unmask_fd, alarm.unmask_data, alarm.unmask_size, alarm.unmask_at)
     return 0 if done == <ssize_t> alarm.unmask_size else -errno
 
@@ -59,13 +61,14 @@ cdef class Interrupt:
     """`fd` is readable after an interrupt, and non-blocking; a read of `report` bytes takes the report.
 
     unmask: where the interrupt stays masked after it fired, `(descriptor, bytes, offset or -1)`, what to write to let
-    the next one come. on_close: called once by `close()`, and owns the descriptors.
+    the next one come; the first `keeps` of these bytes are read there each time, and stay as they are. on_close: called
+    once by `close()`, and owns the descriptors.
 
     A count that is read is a count of interrupts, not of packets: whoever waits looks at the ring afterwards, whatever
     it says, and before.
     """
 
-    def __init__(self, str kind, int fd, *, size_t report=8, unmask=None, on_close=None):
+    def __init__(self, str kind, int fd, *, size_t report=8, unmask=None, size_t keeps=0, on_close=None):
         self.kind = kind
         self.alarm.fd = fd
         self.alarm.report = report
@@ -73,9 +76,10 @@ cdef class Interrupt:
         self.on_close = on_close
         if unmask is not None:
             self.alarm.unmask_fd, data, self.alarm.unmask_at = unmask
-            if not 0 < len(data) <= 8:
-                raise ValueError("what is written to unmask has 1 to 8 bytes")
+            if not keeps < len(data) <= 8:
+                raise ValueError("what is written to unmask has 1 to 8 bytes, and not all are kept")
             self.alarm.unmask_size = len(data)
+            self.alarm.unmask_keeps = keeps
             memcpy(self.alarm.unmask_data, <const char *> data, self.alarm.unmask_size)
 
     @property

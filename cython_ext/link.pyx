@@ -87,14 +87,7 @@ cdef class FrameLink:
 
     cdef int close_table(self) except -1:
         """From now on every operation answers EBADF."""
-        self.table.me = NULL
-        self.table.take = no_take
-        self.table.refuse = no_refuse
-        self.table.give = no_give
-        self.table.wait = no_wait
-        self.table.room = no_room
-        self.table.buffer = no_buffer
-        self.table.send = no_send
+        self.table = Link(NULL, no_take, no_refuse, no_give, no_wait, no_room, no_buffer, no_send)
         return 0
 
     def close(self):

@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 from posix.time cimport timespec
 
 from cython_ext.clock cimport now
-from cython_ext.link cimport Frame, FrameLink
+from cython_ext.link cimport Frame, FrameLink, Link
 from cython_ext.linux_if_packet cimport *
 from cython_ext.sys_poll cimport POLLIN, pollfd, ppoll
 from cython_ext.sys_socket cimport MSG_DONTWAIT, send
@@ -251,14 +251,7 @@ cdef class PacketRing(FrameLink):
         self.largest = min(<uint32_t> 1514, s.slot_size - s.slot_offset)
         # the kernel says that the NIC has looked, or that the frame comes from this machine and has no checksum yet
         self.checksum_mask = self.checksum_good = 1
-        self.table.me = s
-        self.table.take = take
-        self.table.refuse = refuse
-        self.table.give = give
-        self.table.wait = wait
-        self.table.room = room
-        self.table.buffer = buffer
-        self.table.send = send_frames
+        self.table = Link(s, take, refuse, give, wait, room, buffer, send_frames)
 
     def __dealloc__(self):
         free(self.left)

@@ -41,6 +41,7 @@ cdef class XdpRing(FrameLink):
     cdef XdpState state
     cdef readonly PinnedBuffer umem
     cdef readonly bint zero_copy
+    cdef readonly str why_copy    # what the kernel said to zero-copy; empty where it was had, or not asked for
     cdef readonly str mode        # driver or skb: where the program runs
     cdef object sock
     cdef list maps                # mmaps

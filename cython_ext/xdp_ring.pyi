@@ -4,6 +4,7 @@ from cython_ext.pinned import PinnedBuffer
 class XdpRing(FrameLink):
     umem: PinnedBuffer
     zero_copy: bool
+    why_copy: str
     mode: str
     def __init__(
         self,

@@ -7,7 +7,7 @@ import socket
 import time
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.errno cimport EAGAIN, EBUSY, EINTR, ENETDOWN, ENOBUFS, errno
+from libc.errno cimport EAGAIN, EBUSY, EINTR, ENETDOWN, ENOBUFS, EOPNOTSUPP, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -15,7 +15,7 @@ from posix.time cimport timespec
 
 from cython_ext.bpf_syscalls cimport *
 from cython_ext.clock cimport now
-from cython_ext.link cimport Frame, FrameLink
+from cython_ext.link cimport Frame, FrameLink, Link
 from cython_ext.linux_if_xdp cimport *
 from cython_ext.pinned cimport PinnedBuffer
 from cython_ext.sys_poll cimport POLLIN, pollfd, ppoll
@@ -171,8 +171,9 @@ cdef class XdpRing(FrameLink):
     mac: the device's own. poll: look into the ring instead of sleeping. frames: chunks to receive into, and as many to
     send from, a power of two. zero_copy: True demands it, False forbids it, None takes it where the driver has it.
 
-    `zero_copy` and `mode` (driver: native XDP; skb: the generic hook behind the driver) say what was had. The program
-    goes with this object, whatever ends it. Raises MachineError where any of it cannot be had.
+    `zero_copy` and `mode` (driver: native XDP; skb: the generic hook behind the driver) say what was had, `why_copy`
+    why not zero-copy. The program goes with this object, whatever ends it. Raises MachineError where any of it cannot
+    be had.
     """
 
     def __init__(self, str netdev, str mac, int port, *, uint32_t queue=0, bint poll=False, uint32_t frames=512,
@@ -213,6 +214,11 @@ cdef class XdpRing(FrameLink):
             self.attach(index, queue, port)
         except OSError as error:
             self.close()
+            if zero_copy and self.why_copy:
+                raise MachineError(
+                    f"AF_XDP on {netdev} cannot be zero-copy: {self.why_copy}",
+                    remedy="leave zero-copy out, or use a NIC whose driver has it (ethtool -i names the driver)",
+                ) from error
             raise MachineError(
                 f"no AF_XDP socket on {netdev}: {error.strerror or error}",
                 remedy="run as root, on a kernel with CONFIG_XDP_SOCKETS; one program fits on a device at a time",
@@ -224,14 +230,7 @@ cdef class XdpRing(FrameLink):
         s.poll = poll
         self.frames = frames
         self.largest = 1514
-        self.table.me = s
-        self.table.take = take
-        self.table.refuse = refuse
-        self.table.give = give
-        self.table.wait = wait
-        self.table.room = room
-        self.table.buffer = buffer
-        self.table.send = send_frames
+        self.table = Link(s, take, refuse, give, wait, room, buffer, send_frames)
 
     def __dealloc__(self):
         free(self.spare)
@@ -284,8 +283,9 @@ cdef class XdpRing(FrameLink):
 
     def bind(self, uint32_t index, uint32_t queue, zero_copy):
         cdef sockaddr_xdp address
-        cdef int status = -1
+        cdef int status = -1, why = 0
         wanted = {None: (XDP_ZEROCOPY, XDP_COPY), True: (XDP_ZEROCOPY,), False: (XDP_COPY,)}[zero_copy]
+        self.why_copy = ""
         memset(&address, 0, sizeof(address))
         address.sxdp_family = AF_XDP
         address.sxdp_ifindex = index
@@ -298,11 +298,18 @@ cdef class XdpRing(FrameLink):
                 status = bind(self.sock.fileno(), <const sockaddr *> &address, sizeof(address))
                 if status == 0:
                     break
-            if status == 0 or errno != EBUSY or time.monotonic() > deadline:
+                why = errno
+                if flag == XDP_ZEROCOPY and why != EBUSY:
+                    # EOPNOTSUPP is xp_assign_dev's where the driver lacks it, the rest is the driver's own
+                    self.why_copy = (
+                        "the device's driver has no zero-copy" if why == EOPNOTSUPP
+                        else f"the device's driver has zero-copy and refuses it ({os.strerror(why)})"
+                    )
+            if status == 0 or why != EBUSY or time.monotonic() > deadline:
                 break
             time.sleep(0.02)
         if status < 0:
-            raise OSError(errno, f"bind: {os.strerror(errno)}")
+            raise OSError(why, f"bind: {os.strerror(why)}")
         options = self.sock.getsockopt(SOL_XDP, XDP_OPTIONS, 4)
         self.zero_copy = bool(int.from_bytes(options, "little") & XDP_OPTIONS_ZEROCOPY)
 

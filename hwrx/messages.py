@@ -70,6 +70,7 @@ class Place(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     address: str = "127.0.0.1"
     netdev: str | None = None  # sockets are bound to it (SO_BINDTODEVICE)
     verbs: str | None = None  # for example rxe0
+    pio: str | None = None  # netdev of an NE2000, for nic-pio
     port: int = 1  # of the verbs device
     cpu: int | None = None  # the endpoint's thread runs there
 

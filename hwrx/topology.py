@@ -42,6 +42,7 @@ NICS: dict[Role, str] = {"client": "hwnic0", "server": "hwnic1"}
 NIC_ADDRESSES: dict[Role, str] = {"client": "198.18.78.1", "server": "198.18.78.2"}
 NIC_HARDWARE: dict[Role, str] = {"client": "02:68:77:72:78:10", "server": "02:68:77:72:78:11"}
 PIO_NICS: dict[Role, str] = {"client": "hwpio0", "server": "hwpio1"}
+NIC_HUB, PIO_HUB = 1, 2  # QEMU's hubs: the segment of the 82574L, and that of the NE2000s
 NIC_MODULES = ("e1000e", "ne2k-pci")
 PIO_HARDWARE: dict[Role, str] = {"client": "02:68:77:72:78:20", "server": "02:68:77:72:78:21"}
 _GIDS = 16  # entries of a port's GID table that are looked at: it is filled from the front
@@ -142,7 +143,7 @@ def nic() -> Iterator[Made]:
             "the NICs' links",
         )
         yield Made(
-            {end: Place(address=NIC_ADDRESSES[end], netdev=NICS[end]) for end in ENDS},
+            {end: Place(address=NIC_ADDRESSES[end], netdev=NICS[end], pio=PIO_NICS[end]) for end in ENDS},
             dict.fromkeys(ENDS, "local"),
         )
 
@@ -165,7 +166,7 @@ def _nic_hardware() -> tuple[str, ...]:
     """QEMU's words: an IOMMU, before the devices that it is for, and two NICs on each of two hubs."""
     # the split irqchip is what KVM needs to remap interrupts; without KVM it means nothing
     words = ["-machine", "kernel-irqchip=split", "-device", "intel-iommu,intremap=on"]
-    for hub, model, hardware in ((1, "e1000e", NIC_HARDWARE), (2, "ne2k_pci", PIO_HARDWARE)):
+    for hub, model, hardware in ((NIC_HUB, "e1000e", NIC_HARDWARE), (PIO_HUB, "ne2k_pci", PIO_HARDWARE)):
         for end in ENDS:
             words += ["-netdev", f"hubport,id=hub{hub}{end},hubid={hub}"]
             words += ["-device", f"{model},netdev=hub{hub}{end},mac={hardware[end]}"]

@@ -48,7 +48,7 @@ class Guest:
     Enter it in a thread that lives as long as the guest: QEMU is told to die with the thread that started it.
     `kernel`: see `hwrx.kernel.find`. `append` goes to the kernel's command line, `qemu` to QEMU. `writable` are folders
     that the guest may write to; everything else that it writes is lost. `options` go to the topology (`mtu`). `log` is
-    a file that gets all that the guest prints.
+    a file that gets all that the guest prints. `descriptors` are open files that QEMU inherits; they stay the caller's.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Guest:
         writable: Sequence[Path] = (),
         options: Mapping[str, Any] | None = None,
         log: Path | None = None,
+        descriptors: Sequence[int] = (),
         limit: float = BOOT_LIMIT,
         progress: Progress = kernel.quiet,
     ) -> None:
@@ -85,6 +86,7 @@ class Guest:
         self._writable = {f"hwrx.rw{number}": path.absolute() for number, path in enumerate(writable)}
         self._options = dict(options or {})
         self._log_path = log
+        self._descriptors = tuple(descriptors)
         self._limit = limit
         self._progress = progress
         self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT)
@@ -251,7 +253,7 @@ class Guest:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=(archive, theirs.fileno()),
+                pass_fds=(archive, theirs.fileno(), *self._descriptors),
             )
         finally:
             theirs.close()

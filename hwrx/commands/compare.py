@@ -86,7 +86,7 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path), metavar="[EXPERIMENT]")
 @experiment_options
-@click.option("--topology", type=click.Choice(["here", "netns", "pair"]), help="What lies between the two ends.")
+@click.option("--topology", type=click.Choice(["here", "netns", "pair", "nic"]), help="What lies between the two ends.")
 @click.option("--here", is_flag=True, help="Use this machine's own kernel and devices, no virtual machine.")
 @click.option("--device", type=Many(str, "DEV[,DEV]"), help="Verbs devices of client and server on this machine.")
 @click.option("--peer", help="Where the other end runs: local, netns:NAME, ssh:HOST, or a command with {agent}.")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import abc
+import os
+from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -77,3 +80,44 @@ class Device(abc.ABC):
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class HeldDevice(Device):
+    """A device that is held by descriptors, regions and an interrupt, all of which `close()` gives back in order.
+
+    A subclass opens with `_descriptor` and sets `_ready` when configuration space can be reached.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._opened = ExitStack()
+        self._regions: list[DmaRegion] = []
+        self._interrupt: Interrupt | None = None
+        self._ready = False
+
+    def _descriptor(self, path: str | Path) -> int:
+        """Open a file for as long as the device is held."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._opened.callback(os.close, descriptor)
+        return descriptor
+
+    def _release_interrupt(self) -> None:
+        """Give back the interrupt that was taken, if any."""
+        if self._interrupt is not None:
+            self._interrupt.close()
+            self._interrupt = None
+
+    def close(self) -> None:
+        """Stop mastering, detach all regions, give everything back; memory under views stays for them."""
+        try:
+            if self._ready:
+                self._ready = False
+                self.bus_master = False
+                self._release_interrupt()
+                for region in self._regions:
+                    region.detach()
+                    if not region.exports:
+                        region.close()
+                self._regions.clear()
+        finally:
+            self._opened.close()

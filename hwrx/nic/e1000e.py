@@ -1,7 +1,7 @@
 """The driver of the Intel 82574L (QEMU's `e1000e`): bring-up, link, filters, statistics, reset, and what went wrong.
 
 Steps stand in the order of the datasheet (82574 GbE Controller Family, 317694), each with its section. Packets do not
-pass through here but through the rings (`cython_ext/e1000e_ring.pyx`).
+pass through here but through the rings (`cython_ext/e1000e_ring.pyx`, `e1000e_tx.pyx`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
-from cython_ext.e1000e_ring import Packet, RxRing, TxRing
+from cython_ext.e1000e_ring import Packet, RxRing
+from cython_ext.e1000e_tx import TxRing
 from hwrx.errors import MachineError, PathError, UsageError
 from hwrx.nic import registers as reg
 from hwrx.nic.device import Device, InterruptKind

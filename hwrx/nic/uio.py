@@ -8,37 +8,37 @@ from __future__ import annotations
 
 import mmap
 import os
-from contextlib import ExitStack
 from pathlib import Path
 
 from cython_ext.dma import DmaRegion
 from cython_ext.interrupt import Interrupt
 from cython_ext.mmio import Bar
 from hwrx.errors import MachineError
-from hwrx.nic.device import Device, InterruptKind
+from hwrx.nic.device import HeldDevice, InterruptKind
 from hwrx.nic.registers import PCI_COMMAND, PCI_COMMAND_INTX_DISABLE
 
 
-class UioDevice(Device):
-    """The device at `address` (0000:00:04.0), which is bound to uio_pci_generic. Needs root and huge pages."""
+class UioDevice(HeldDevice):
+    """The device at `address` (0000:00:04.0), which is bound to uio_pci_generic. Needs root and huge pages.
+
+    memory: whether BAR 0 is memory, to be mapped, and the device is to master the bus; else it has ports.
+    """
 
     access = "uio"
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, address: str, *, memory: bool = True) -> None:
+        super().__init__(address)
         self._path = Path("/sys/bus/pci/devices") / address
-        self._opened = ExitStack()
-        self._regions: list[DmaRegion] = []
-        self._interrupt: Interrupt | None = None
-        self._ready = False
-        refuse_translation(address)
+        self._registers: Bar | None = None
         try:
             self._config = self._descriptor(self._path / "config")
-            bar = self._descriptor(self._path / "resource0")
-            memory = mmap.mmap(bar, os.fstat(bar).st_size)
-            self._opened.callback(memory.close)
-            self._registers = Bar(memory)
-            self._opened.callback(self._registers.close)
+            if memory:
+                refuse_translation(address)
+                bar = self._descriptor(self._path / "resource0")
+                mapped = mmap.mmap(bar, os.fstat(bar).st_size)
+                self._opened.callback(mapped.close)
+                self._registers = Bar(mapped)
+                self._opened.callback(self._registers.close)
             self._ready = True
         except OSError as error:
             self.close()
@@ -46,14 +46,11 @@ class UioDevice(Device):
                 f"cannot open {address}: {error.strerror} ({error.filename})", remedy="run as root"
             ) from error
 
-    def _descriptor(self, path: Path) -> int:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        self._opened.callback(os.close, descriptor)
-        return descriptor
-
     @property
     def registers(self) -> Bar:
-        """BAR 0, through sysfs."""
+        """BAR 0, through sysfs. MachineError where it was not to be mapped."""
+        if self._registers is None:
+            raise MachineError(f"BAR 0 of {self.address} is not mapped: it has ports")
         return self._registers
 
     def dma(self, size: int) -> DmaRegion:
@@ -89,17 +86,19 @@ class UioDevice(Device):
             )
         descriptor = os.open(f"/dev/{names[0].name}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         command = self.read_config(PCI_COMMAND, 2) & ~PCI_COMMAND_INTX_DISABLE
-        # the upper byte of the command register alone: the lower has bus mastering in it
-        unmask = (self._config, (command >> 8).to_bytes(1, "little"), PCI_COMMAND + 1)
-        self._interrupt = Interrupt("intx", descriptor, report=4, unmask=unmask, on_close=lambda: os.close(descriptor))
+        # Both bytes of the register, the lower as it is by then (it has bus mastering in it): QEMU looks at
+        # INTX_DISABLE only when the lower one is written (pci_default_write_config), and else loses count of the line
+        unmask = (self._config, command.to_bytes(2, "little"), PCI_COMMAND)
+        self._interrupt = Interrupt(
+            "intx", descriptor, report=4, unmask=unmask, keeps=1, on_close=lambda: os.close(descriptor)
+        )
         self._interrupt.rearm()
         return self._interrupt
 
     def _release_interrupt(self) -> None:
         if self._interrupt is not None:
             self.write_config(PCI_COMMAND, 2, self.read_config(PCI_COMMAND, 2) | PCI_COMMAND_INTX_DISABLE)
-            self._interrupt.close()
-            self._interrupt = None
+        super()._release_interrupt()
 
     def reset(self) -> None:
         """The reset file in sysfs; MachineError where the device has none."""
@@ -107,21 +106,6 @@ class UioDevice(Device):
             (self._path / "reset").write_text("1")
         except OSError as error:
             raise MachineError(f"{self.address} offers no reset: {error.strerror}") from error
-
-    def close(self) -> None:
-        """Stop mastering, forget all regions; memory under views stays for them."""
-        try:
-            if self._ready:
-                self._ready = False
-                self.bus_master = False
-                self._release_interrupt()
-                for region in self._regions:
-                    region.detach()
-                    if not region.exports:
-                        region.close()
-                self._regions.clear()
-        finally:
-            self._opened.close()
 
 
 def refuse_translation(address: str) -> None:

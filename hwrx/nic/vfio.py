@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from contextlib import ExitStack
 from pathlib import Path
 
 from cython_ext import vfio
@@ -17,13 +16,13 @@ from cython_ext.dma import DmaRegion
 from cython_ext.interrupt import Interrupt
 from cython_ext.mmio import Bar
 from hwrx.errors import MachineError
-from hwrx.nic.device import Device, InterruptKind
+from hwrx.nic.device import HeldDevice, InterruptKind
 from hwrx.nic.iova import IovaAllocator
 
 _INDEX = {"intx": vfio.INTX, "msi": vfio.MSI, "msix": vfio.MSIX}
 
 
-class VfioDevice(Device):
+class VfioDevice(HeldDevice):
     """The device at `address` (0000:00:04.0), which is bound to vfio-pci. Opening it resets it.
 
     MachineError, with what to do, where VFIO is missing, the group has other devices in use, or somebody else has it.
@@ -32,11 +31,7 @@ class VfioDevice(Device):
     access = "vfio"
 
     def __init__(self, address: str) -> None:
-        self.address = address
-        self._opened = ExitStack()
-        self._regions: list[DmaRegion] = []
-        self._interrupt: Interrupt | None = None
-        self._ready = False
+        super().__init__(address)
         try:
             self._open()
             self._ready = True
@@ -71,13 +66,11 @@ class VfioDevice(Device):
             self._registers = Bar(self._bar_memory)
             self._opened.callback(self._registers.close)
 
-    def _descriptor(self, path: str) -> int:
+    def _descriptor(self, path: str | Path) -> int:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            return super()._descriptor(path)
         except OSError as error:
             raise _refused(self.address, error) from error
-        self._opened.callback(os.close, descriptor)
-        return descriptor
 
     @property
     def registers(self) -> Bar:
@@ -152,11 +145,6 @@ class VfioDevice(Device):
         self._interrupt = Interrupt(kind, fired, unmask=unmask, on_close=close)
         return self._interrupt
 
-    def _release_interrupt(self) -> None:
-        if self._interrupt is not None:
-            self._interrupt.close()
-            self._interrupt = None
-
     def reset(self) -> None:
         """VFIO_DEVICE_RESET: function level reset where the device has it. MachineError where it has none."""
         if not vfio.can_reset(self._device):
@@ -165,21 +153,6 @@ class VfioDevice(Device):
             vfio.reset(self._device)
         except OSError as error:
             raise _refused(self.address, error) from error
-
-    def close(self) -> None:
-        """Stop mastering, detach all regions, give everything back; memory under views stays for them."""
-        try:
-            if self._ready:
-                self._ready = False
-                self.bus_master = False
-                self._release_interrupt()
-                for region in self._regions:
-                    region.detach()
-                    if not region.exports:
-                        region.close()
-                self._regions.clear()
-        finally:
-            self._opened.close()
 
 
 def iommu_group(address: str) -> str:

@@ -54,6 +54,7 @@ PATHS: dict[str, Path] = {
         Path("rdma-ud", "verbs", "verbs", "UD SEND: unconnected datagrams between queue pairs, may be lost"),
         Path("packet-ring", "nic", "root", "AF_PACKET, TPACKET_V3: the kernel copies each frame into a shared ring"),
         Path("xdp", "nic", "root", "AF_XDP: frames from the driver, or the NIC, to our memory, in front of the stack"),
+        Path("nic-pio", "nic", "nic", "an NE2000, the old way: interrupt, and the CPU carries each word by a port"),
         Path("nic-ring", "nic", "nic", "hwrx drives the NIC: DMA into the user's pinned buffers, UDP done in place"),
     )
 }

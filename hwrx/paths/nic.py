@@ -7,7 +7,7 @@ is taken from the kernel for the trial and given back after it, so that other pa
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hwrx.errors import MachineError, UsageError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LARGEST = 1472  # 1500 bytes of an Ethernet frame less IPv4's header and UDP's
 PATIENCE = 0.1  # seconds that one call waits for a message: how soon a loss is noticed
 RING = 1024  # descriptors
+PIO_WIDTH: Literal[1, 2, 4] = 2  # bytes of a port access; the NE2000's own bus had 16 lines
 BLOCK_MS = 1  # of a packet ring: the kernel hands over a block after so long, full or not
 WAITS = ("poll", "event")
 FIRST_PORT = 40_000  # the trial's number is added, so that stragglers of another trial are nobody's
@@ -112,7 +113,18 @@ def _xdp(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
     netdev = _netdev(prepare)
     mac = _hardware(netdev).hex(":")
     ring = XdpRing(netdev, mac, _port(prepare), poll=prepare.setting.wait == "poll")
-    return ring, {"netdev": netdev, "mac": mac, "mode": ring.mode, "zero_copy": ring.zero_copy}
+    notes = {"netdev": netdev, "mac": mac, "mode": ring.mode, "zero_copy": ring.zero_copy}
+    return ring, notes | ({"copies_because": ring.why_copy} if ring.why_copy else {})
+
+
+def _pio(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
+    """An NE2000: interrupt, and every word carried by the CPU."""
+    from hwrx.nic.ne2k import open_link
+
+    if prepare.here.pio is None:
+        raise UsageError("nic-pio needs an NE2000, and this place names none", remedy="use the topology `nic`")
+    link = open_link(prepare.here.pio, width=PIO_WIDTH, event=prepare.setting.wait == "event")
+    return link, {"nic": prepare.here.pio, "mac": link.mac, "port_access_bytes": PIO_WIDTH}
 
 
 def _netdev(prepare: Prepare) -> str:
@@ -145,4 +157,5 @@ LINKS: dict[str, Callable[[Prepare], tuple[FrameLink, dict[str, Any]]]] = {
     "nic-ring": _ring,
     "packet-ring": _packet_ring,
     "xdp": _xdp,
+    "nic-pio": _pio,
 }

@@ -23,6 +23,19 @@ IOVA_BASE = 0x1_0000_0000  # above 4 GiB: an address that lost its upper half is
 BY_NAME = {name: offset for name, (offset, _) in reg.STATISTICS.items()}
 PAGE = 4096
 
+STATION = bytes.fromhex(MAC.replace(":", ""))
+OTHER = bytes.fromhex("525400ffffff")
+
+
+def frame(number, size=64, destination=STATION):
+    """A frame that carries its number."""
+    return destination + OTHER + b"\x88\xb5" + number.to_bytes(4, "little") + bytes(size - 18)
+
+
+def number_of(data):
+    """The number that a frame carries."""
+    return int.from_bytes(bytes(data[14:18]), "little")
+
 
 class ModelBar(Bar):
     """Registers whose reads and writes have effects. The ring's own stores (tails, IMS) go past this, into memory."""

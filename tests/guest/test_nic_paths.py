@@ -1,0 +1,186 @@
+"""The paths of whole frames on the guest's NICs: against themselves, and against the kernel's socket."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cython_ext import loop
+from hwrx import paths, topology
+from hwrx.errors import UsageError
+from hwrx.messages import Place, Prepare, Role, Setting
+from hwrx.nic import ne2k, pci
+
+MESSAGES = 200
+KIND = 0x88B5  # IEEE: for experiments
+
+
+@pytest.fixture(scope="module")
+def segment() -> Iterator[topology.Made]:
+    with topology.build("nic") as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def given_back(segment: topology.Made) -> Iterator[None]:
+    yield
+    assert [nic.driver for nic in pci.nics() if nic.supported] == ["e1000e", "e1000e", "ne2k-pci", "ne2k-pci"]
+    assert not list(pci.KEPT.glob("*"))
+
+
+class End(threading.Thread):
+    """One end of a trial, opened and run in a thread of its own: ports belong to the thread that asked for them."""
+
+    def __init__(self, role: Role, setting: Setting, here: Place, there: Place) -> None:
+        super().__init__(daemon=True)
+        self.prepare = Prepare(trial=3, role=role, setting=setting, here=here, there=there)
+        self.said: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.heard: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.connected = threading.Event()
+        self.go = threading.Event()
+        self.counts: dict[str, int] = {}
+        self.ended = ""
+        self.chosen: dict[str, Any] = {}
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self.error = error
+            self.said.put({})
+            self.connected.set()
+
+    def _run(self) -> None:
+        setting = self.prepare.setting
+        with paths.open_endpoint(self.prepare) as end:
+            self.said.put(end.describe())
+            end.connect(self.heard.get(timeout=60))
+            self.connected.set()
+            self.go.wait(60)
+            trial = loop.Trial(
+                messages=setting.messages,
+                size=setting.size,
+                trial=self.prepare.trial,
+                batch=setting.batch,
+                check_every=1,
+                limit_ns=20_000_000_000,
+            )
+            status, _ = loop.run(trial, end, setting.pattern, self.prepare.role)
+            self.ended = loop.ENDED.get(status) or end.explain(status)
+            self.counts = trial.counts()
+            self.chosen = end.chosen()
+
+
+def trial(segment: topology.Made, client: str, server: str, pattern: str, size: int, wait: str) -> dict[Role, End]:
+    common: dict[str, Any] = {"pattern": pattern, "size": size, "wait": wait, "messages": MESSAGES, "limit": 20.0}
+    ends: dict[Role, End] = {}
+    for role, path in (("client", client), ("server", server)):
+        other = "server" if role == "client" else "client"
+        ends[role] = End(role, Setting(path=path, **common), segment.places[role], segment.places[other])
+    for end in ends.values():
+        end.start()
+    said = {role: end.said.get(timeout=120) for role, end in ends.items()}
+    for role, end in ends.items():
+        end.heard.put(said["server" if role == "client" else "client"])
+    for end in ends.values():
+        assert end.connected.wait(60)
+    for end in (ends["server"], ends["client"]):
+        end.go.set()
+    for end in ends.values():
+        end.join(120)
+        assert not end.is_alive()
+        if end.error is not None:
+            raise end.error
+    return ends
+
+
+@pytest.mark.parametrize(
+    ("path", "wait"),
+    [
+        *((path, "event") for path in ("nic-ring", "packet-ring", "xdp", "nic-pio")),
+        *((path, "poll") for path in ("nic-ring", "xdp", "nic-pio")),
+    ],
+)
+def test_ping_pong_on_the_nics(segment: topology.Made, path: str, wait: str) -> None:
+    ends = trial(segment, path, path, "pingpong", 64, wait)
+    counts = ends["client"].counts
+    assert ends["client"].ended == "complete"
+    assert (counts["delivered"], counts["checked"], counts["corrupt"], counts["lost"]) == (MESSAGES, MESSAGES, 0, 0)
+
+
+@pytest.mark.parametrize("path", ["nic-ring", "packet-ring", "xdp", "nic-pio"])
+def test_a_stream_of_long_messages_loses_nothing(segment: topology.Made, path: str) -> None:
+    ends = trial(segment, path, path, "stream", 1400, "event")
+    counts = ends["server"].counts
+    assert (counts["delivered"], counts["checked"], counts["corrupt"], counts["lost"]) == (MESSAGES, MESSAGES, 0, 0)
+
+
+@pytest.mark.parametrize(("client", "server"), [("udp", "nic-ring"), ("nic-ring", "udp")])
+@pytest.mark.parametrize("pattern", ["pingpong", "stream"])
+def test_the_kernels_socket_may_be_the_other_end(
+    segment: topology.Made, client: str, server: str, pattern: str
+) -> None:
+    ends = trial(segment, client, server, pattern, 256, "event")
+    counts = ends["client" if pattern == "pingpong" else "server"].counts
+    assert (counts["delivered"], counts["corrupt"], counts["lost"]) == (MESSAGES, 0, 0)
+    ours = ends["client" if client == "nic-ring" else "server"]
+    theirs = "server" if client == "nic-ring" else "client"
+    assert ours.chosen["peer_mac"] == topology.NIC_HARDWARE[theirs]  # it was asked for: a socket does not say it
+
+
+def test_a_place_without_the_hardware_is_named(segment: topology.Made) -> None:
+    for path, words in (("nic-ring", "needs a network device"), ("nic-pio", "needs an NE2000")):
+        prepare = Prepare(trial=1, role="client", setting=Setting(path=path), here=Place(), there=Place())
+        with pytest.raises(UsageError, match=words):
+            paths.open_endpoint(prepare)
+
+
+# --- programmed I/O ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "event"), [(1, False), (2, True), (4, True)])
+def test_every_frame_byte_for_byte_through_the_port(segment: topology.Made, width: int, event: bool) -> None:
+    kernel = topology.PIO_NICS["client"]
+    with (
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(KIND)) as sender,
+        ne2k.open_link(topology.PIO_NICS["server"], width=width, event=event) as card,  # type: ignore[arg-type]
+    ):
+        subprocess.run(["ip", "link", "set", kernel, "up"], check=True)
+        sender.bind((kernel, KIND))
+        sender.settimeout(10)
+        assert card.mac == topology.PIO_HARDWARE["server"]
+        ours, theirs = (bytes.fromhex(topology.PIO_HARDWARE[end].replace(":", "")) for end in ("server", "client"))
+        sent = [
+            ours + theirs + KIND.to_bytes(2, "big") + bytes((i + k) & 0xFF for k in range(46 + 7 * i))
+            for i in range(150)
+        ]
+        got: list[bytes] = []
+        if event:
+            # asleep when it comes: without its interrupt the card is looked at only each 50 ms
+            late = threading.Timer(0.2, sender.send, [ours + theirs + b"\x88\xb6" + bytes(46)])
+            late.start()
+            assert card.receive(5.0)[0][12:14] == b"\x88\xb6"
+            late.join()
+            assert card.statistics()["interrupts"] > 0
+        for at in range(0, len(sent), 10):
+            for frame in sent[at : at + 10]:
+                sender.send(frame)
+            while len(got) < at + 10:
+                frames = card.receive(5.0)
+                assert frames
+                got += [frame for frame in frames if frame[12:14] == KIND.to_bytes(2, "big")]
+        assert [frame[: len(original)] for frame, original in zip(got, sent, strict=True)] == sent
+        counts = card.statistics()
+        assert counts["port_accesses"] * width == counts["bytes_carried"] > sum(map(len, sent))
+        assert counts["out_of_step"] == 0
+        for frame in sent[:20]:
+            assert card.send(theirs + ours + frame[12:])
+            assert sender.recv(2048)[: len(frame)] == theirs + ours + frame[12:]
+        subprocess.run(["ip", "link", "set", kernel, "down"], check=True)
