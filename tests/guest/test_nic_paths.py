@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from cython_ext import loop
+from cython_ext.xdp_ring import XdpRing
 from hwrx import paths, topology
-from hwrx.errors import UsageError
+from hwrx.errors import MachineError, UsageError
 from hwrx.messages import Place, Prepare, Role, Setting
 from hwrx.nic import ne2k, pci
 
@@ -140,6 +141,17 @@ def test_a_place_without_the_hardware_is_named(segment: topology.Made) -> None:
         prepare = Prepare(trial=1, role="client", setting=Setting(path=path), here=Place(), there=Place())
         with pytest.raises(UsageError, match=words):
             paths.open_endpoint(prepare)
+
+
+def test_xdp_says_why_it_copies(segment: topology.Made) -> None:
+    netdev, mac = topology.NICS["client"], topology.NIC_HARDWARE["client"]
+    with XdpRing(netdev, mac, 40_000) as ring:
+        assert not ring.zero_copy
+        assert ring.why_copy == "the device's driver has no zero-copy"  # e1000e of every kernel so far
+    with XdpRing(netdev, mac, 40_000, zero_copy=False) as ring:
+        assert ring.why_copy == ""
+    with pytest.raises(MachineError, match=rf"AF_XDP on {netdev} cannot be zero-copy: the device's driver has no"):
+        XdpRing(netdev, mac, 40_000, zero_copy=True)
 
 
 # --- programmed I/O ------------------------------------------------------------------------------------------------
