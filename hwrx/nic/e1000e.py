@@ -367,17 +367,15 @@ class E1000e:
         yield f"receive ring: {self.rx.count} descriptors, next {self.rx.fresh}, {self.rx.held} held"
         for index, (address, report) in enumerate(self.rx.table.tolist()):
             if report or index == self.rx.fresh:
-                yield (
-                    f"  {index:4} {address:#014x} length {report & 0xFFFF:5} status {report >> 32 & 0xFF:#04x}"
-                    f" errors {report >> 40 & 0xFF:#04x}"
-                )
+                status = reg.decode(report >> 32 & 0xFF, reg.RX_STATUS) or "the NIC's"
+                errors = reg.decode(report >> 40 & 0xFF, reg.RX_ERRORS) or "none"
+                yield f"  {index:4} {address:#014x} length {report & 0xFFFF:5} status {status} errors {errors}"
         yield f"transmit ring: {self.tx.count} descriptors, {self.tx.pending} pending"
         for index, (address, command) in enumerate(self.tx.table.tolist()):
             if command:
-                yield (
-                    f"  {index:4} {address:#014x} length {command & 0xFFFF:5} command {command >> 24 & 0xFF:#04x}"
-                    f" status {command >> 32 & 0xF:#x}"
-                )
+                asked = reg.decode(command >> 24 & 0xFF, reg.TX_COMMAND)
+                status = reg.decode(command >> 32 & 0xF, reg.TX_STATUS) or "the NIC's"
+                yield f"  {index:4} {address:#014x} length {command & 0xFFFF:5} command {asked} status {status}"
 
     # --- the end ---------------------------------------------------------------------------------------------------
 

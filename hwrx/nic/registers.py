@@ -263,6 +263,13 @@ DUMPED: tuple[tuple[str, int, tuple[Field, ...]], ...] = (
 )
 
 
+# of a legacy receive descriptor (7.1.3.3, 7.1.3.4) and a legacy transmit descriptor (7.2.10.1.4, 7.2.10.1.5)
+RX_STATUS = tuple(Field(n, i) for i, n in enumerate(("DD", "EOP", "IXSM", "VP", "UDPCS", "L4CS", "IPCS", "PIF")))
+RX_ERRORS = tuple(Field(n, i) for i, n in enumerate(("CE", "SE", "SEQ", "RSV", "CXE", "L4E", "IPE", "RXE")))
+TX_COMMAND = tuple(Field(n, i) for i, n in enumerate(("EOP", "IFCS", "IC", "RS", "RSV", "DEXT", "VLE", "IDE")))
+TX_STATUS = tuple(Field(n, i) for i, n in enumerate(("DD", "EC", "LC")))
+
+
 def decode(value: int, fields: tuple[Field, ...]) -> str:
     """`FD SLU SPEED=2`: single bits that are set by name, wider fields with their value."""
     words = []

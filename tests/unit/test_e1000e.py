@@ -343,8 +343,8 @@ def test_dump_decodes_registers_and_shows_what_the_rings_hold(model, nic):
     nic.tx.send([frame(2, size=99)])
     lines = list(nic.dump())
     assert any(line.startswith("RCTL") and line.endswith("EN BAM BSIZE=0x0 SECRC") for line in lines)
-    assert any("length    77 status 0x03" in line for line in lines)
-    assert any("length    99 command 0x0b" in line for line in lines)
+    assert any("length    77 status DD EOP errors none" in line for line in lines)
+    assert any("length    99 command EOP IFCS RS status" in line for line in lines)
 
 
 def test_registers_check_their_offsets(model, nic):
