@@ -71,6 +71,25 @@ def test_snapping_keeps_the_true_length():
             b"\xff" * 6 + bytes(6) + bytes.fromhex("0806000108000604 0002 525400000001 c0000201 000000000000 c0000202"),
             "ARP, 192.0.2.1 is at 52:54:00:00:00:01",
         ),
+        (
+            bytes(12)
+            + bytes.fromhex("0800 4500002800010000400600000a0000010a000002 04d20050")
+            + bytes(9)
+            + b"\x12" * 7,
+            "IPv4 10.0.0.1.1234 > 10.0.0.2.80: TCP [S.], 54 bytes",
+        ),
+        (
+            bytes(12) + bytes.fromhex("0800 4500001c00012000400100000a0000010a000002 0800") + bytes(6),
+            "IPv4 10.0.0.1 > 10.0.0.2: ICMP echo request, 42 bytes",
+        ),
+        (
+            bytes(12) + bytes.fromhex("0800 4500001c00010001400100000a0000010a000002 0800") + bytes(6),
+            "IPv4 10.0.0.1 > 10.0.0.2: ICMP, 42 bytes",  # a later fragment: what looks like a type is payload
+        ),
+        (
+            bytes(12) + b"\x86\xdd" + bytes.fromhex("6000000000083aff") + bytes(31) + b"\x02" + b"\x85" + bytes(7),
+            "IPv6 :: > ::2: ICMPv6 router solicitation, 62 bytes",
+        ),
     ],
 )
 def test_a_line_a_frame(frame, line):
