@@ -83,7 +83,8 @@ cdef struct Ne2kState:
     uint8_t *refused
     uint8_t page            # of the card's ring: where the next frame begins
     uint64_t frames
-    uint64_t bytes          # carried by the CPU, both ways
+    uint64_t received_bytes  # of frames
+    uint64_t bytes          # carried by the CPU, both ways, with the ring's headers
     uint64_t accesses       # to the data port
     uint64_t damaged        # frames whose ring header cannot be
     uint64_t overflows

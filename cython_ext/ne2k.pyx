@@ -115,6 +115,7 @@ cdef int take(void *me, Frame *out, uint32_t most) noexcept nogil:
         out[taken].flags = header[0]
         s.fresh += 1
         s.frames += 1
+        s.received_bytes += length
         taken += 1
     return <int> taken
 
@@ -291,7 +292,8 @@ cdef class Ne2kLink(FrameLink):
         cdef Ne2kState *s = &self.state
         return {
             "frames": s.frames, "bytes_carried": s.bytes, "port_accesses": s.accesses, "out_of_step": s.damaged,
-            "overflows": s.overflows, **({} if self.interrupt is None else {"interrupts": self.interrupt.fired}),
+            "overflows": s.overflows, "cpu_copied_bytes": s.received_bytes,
+            **({} if self.interrupt is None else {"interrupts": self.interrupt.fired}),
         }
 
     def close(self):

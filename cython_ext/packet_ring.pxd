@@ -1,7 +1,7 @@
 """The kernel's packet ring (AF_PACKET, TPACKET_V3), as a link.
 
 The kernel's driver receives, and its stack copies each frame into a block of the ring, which is ours when the block is
-full or its timer has run out. What is sent is copied once more, by the kernel, from a slot of the ring.
+full or its timer has run out. What is sent is not copied: tpacket_fill_skb hangs the slot's pages into the skb.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -26,6 +26,7 @@ cdef struct PacketRingState:
     uint32_t slot_count
     uint32_t slot_offset      # where the frame begins in its slot
     uint32_t slot             # to be filled next
+    uint64_t copied           # bytes of frames: tpacket_rcv copied each into its block
     uint64_t rejected         # frames that the kernel would not send
 
 

@@ -62,6 +62,7 @@ cdef int take(void *me, Frame *out, uint32_t most) noexcept nogil:
     while taken < most and open_block(s):
         out[taken].data = <char *> s.next + s.next.tp_mac
         out[taken].size = s.next.tp_snaplen
+        s.copied += s.next.tp_snaplen
         out[taken].slot = (s.reading - 1) % s.count
         out[taken].flags = s.next.tp_status & (TP_STATUS_CSUMNOTREADY | TP_STATUS_CSUM_VALID) != 0
         s.next = <tpacket3_hdr *> (<char *> s.next + s.next.tp_next_offset)
@@ -267,7 +268,7 @@ cdef class PacketRing(FrameLink):
             self.totals["tp_packets"] += counts.tp_packets
             self.totals["tp_drops"] += counts.tp_drops
             self.totals["tp_freeze_q_cnt"] += counts.tp_freeze_q_cnt
-        return {**self.totals, "rejected": self.state.rejected}
+        return {**self.totals, "rejected": self.state.rejected, "cpu_copied_bytes": self.state.copied}
 
     def close(self):
         """Unmap the rings and close the socket; harmless when called twice."""

@@ -33,6 +33,7 @@ cdef struct XdpState:
     unsigned char *refused    # of each entry of `received`
     uint64_t *spare           # chunks to build frames in: a queue of `slots`, a power of two
     uint32_t slots
+    uint64_t bytes            # of frames received
     uint32_t next             # the spare one that is filled next (free-running)
     uint32_t free             # one past the last spare one (free-running)
 

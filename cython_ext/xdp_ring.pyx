@@ -54,6 +54,7 @@ cdef int take(void *me, Frame *out, uint32_t most) noexcept nogil:
         entry = <const xdp_desc *> s.received.entries + slot
         out[taken].data = s.umem + entry.addr
         out[taken].size = entry.len
+        s.bytes += entry.len
         out[taken].slot = slot
         out[taken].flags = 0
         s.fresh += 1
@@ -351,7 +352,8 @@ cdef class XdpRing(FrameLink):
         raw = self.sock.getsockopt(SOL_XDP, XDP_STATISTICS, sizeof(counts))
         memset(&counts, 0, sizeof(counts))
         memcpy(&counts, <const char *> raw, min(<size_t> len(raw), sizeof(counts)))
-        return counts
+        # in copy mode __xsk_rcv copies each frame from the driver's buffer into its chunk
+        return {**counts, "cpu_copied_bytes": 0 if self.zero_copy else self.state.bytes}
 
     def close(self):
         """Detach the program, close the socket, give the memory back; harmless when called twice."""
