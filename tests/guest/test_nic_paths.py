@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cython_ext import loop
+from cython_ext.datagram import DatagramTransport
 from cython_ext.xdp_ring import XdpRing
 from hwrx import paths, topology
 from hwrx.errors import MachineError, UsageError
@@ -77,7 +78,7 @@ class End(threading.Thread):
             status, _ = loop.run(trial, end, setting.pattern, self.prepare.role)
             self.ended = loop.ENDED.get(status) or end.explain(status)
             self.counts = trial.counts()
-            self.link_counts = end.counts()
+            self.link_counts = end.link.statistics() if isinstance(end, DatagramTransport) else {}
             self.chosen = end.chosen()
 
 
