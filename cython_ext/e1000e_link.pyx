@@ -75,10 +75,14 @@ cdef class RingLink(FrameLink):
         if self.rx.closed:
             return {}
         counted = {name: value for name, value in self.nic.statistics().items() if value}
+        # names that no count of messages has: both stand in one table
+        counted.update({"frame_bytes" if name == "bytes" else name: value for name, value in self.rx.counts.items()})
         interrupt = self.rx.interrupt
         if interrupt is not None:
-            counted.update(interrupts=interrupt.fired, spurious=self.rx.spurious, lost=self.rx.lost)
-        return {**self.rx.counts, **counted, "cpu_copied_bytes": 0}  # the NIC wrote them all
+            counted.update(
+                interrupts=interrupt.fired, interrupts_spurious=self.rx.spurious, interrupts_lost=self.rx.lost
+            )
+        return {**counted, "cpu_copied_bytes": 0}  # the NIC wrote them all
 
     def diagnose(self) -> list:
         """What keeps the NIC from working."""

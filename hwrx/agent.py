@@ -142,7 +142,7 @@ class Agent:
             raise PeerError("asked to start before anything was prepared")
         status, cpu = loop.run(trial, endpoint, prepare.setting.pattern, prepare.role)
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        tally = {**trial.counts(), **endpoint.counts()}
+        tally = {**endpoint.counts(), **trial.counts()}  # what is said of messages wins
         if status in loop.ENDED:
             return Done(tally=tally, ended=loop.ENDED[status], cpu_ns=cpu, resident=resident)
         return Done(tally=tally, ended="error", error=endpoint.explain(status), cpu_ns=cpu, resident=resident)
