@@ -39,6 +39,7 @@ from cython_ext.bpf_libbpf cimport (
     bpf_prog_test_run_opts,
     bpf_program,
     bpf_program__attach,
+    bpf_program__attach_cgroup,
     bpf_program__fd,
     bpf_program__name,
     bpf_program__set_autoload,
@@ -65,8 +66,8 @@ cdef enum:
 cdef class Reader:
     """One BPF object, loaded. A context manager; `close()` unloads and is idempotent. For one thread at a time.
 
-    `constants` become the object's .rodata, and must be as long. `without` are programs that are not loaded. LoadError
-    (an OSError) carries libbpf's and the verifier's words.
+    `constants` become the object's .rodata, and must be as long; b"": it has none. `without` are programs that are not
+    loaded. LoadError (an OSError) carries libbpf's and the verifier's words.
     """
 
     cdef bpf_object *object
@@ -89,10 +90,11 @@ cdef class Reader:
             if program is NULL:
                 break
             bpf_program__set_autoload(program, bpf_program__name(program).decode() not in without)
-        value = bpf_map__initial_value(self.table(b".rodata"), &size)
-        if value is NULL or size != <size_t> constants.shape[0]:
-            raise LoadError(22, "", f".rodata has {size} bytes in the object, {constants.shape[0]} here")
-        memcpy(value, &constants[0], size)
+        if constants.shape[0]:
+            value = <void *> bpf_map__initial_value(self.table(b".rodata"), &size)
+            if value is NULL or size != <size_t> constants.shape[0]:
+                raise LoadError(22, "", f".rodata has {size} bytes in the object, {constants.shape[0]} here")
+            memcpy(value, &constants[0], size)
         status = bpf_object__load(self.object)
         if status < 0:
             text = words()
@@ -161,6 +163,15 @@ cdef class Reader:
         cdef bpf_link *link
         words()
         link = bpf_program__attach(self.program(name))
+        if link is NULL:
+            raise _refused(name)
+        self.links.append(<size_t> link)
+
+    def attach_cgroup(self, name, int cgroup_fd):
+        """Attach a cgroup_skb program to the cgroup (v2) that the descriptor stands for, until `close`."""
+        cdef bpf_link *link
+        words()
+        link = bpf_program__attach_cgroup(self.program(name), cgroup_fd)
         if link is NULL:
             raise _refused(name)
         self.links.append(<size_t> link)

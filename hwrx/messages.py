@@ -61,6 +61,7 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     huge_pages: bool = False
     crowd: Natural = 0  # udp: further sockets, bound at the server before the trial, that nobody talks to
     crowd_on: Literal["spread", "chain"] = "spread"  # evenly over the table's slots, or all before the server's own
+    hook: str = "none"  # of hwrx.hooks: put on the way in of both ends
     limit: Annotated[float, Meta(gt=0)] = 10.0  # nothing received for so long ends the trial
 
 

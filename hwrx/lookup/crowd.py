@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import ipaddress
 import itertools
 import resource
 import socket
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from hwrx.errors import MachineError, UsageError
 from hwrx.lookup.hashes import portaddr_hash
@@ -20,15 +22,20 @@ Where = Literal["spread", "chain"]
 
 
 class Crowded(socket.socket):
-    """A socket with company, which is closed with it. Bind it first: the company stands before it on its chain."""
+    """A socket with company, which is closed with it. Bind it first: the company stands before it on its chain.
 
-    company: list[socket.socket]
+    `along`: what else is to be undone when the socket is closed.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.company: list[socket.socket] = []
+        self.along = contextlib.ExitStack()
 
     def gather(self, count: int, where: Where) -> None:
         """Bind `count` UDP sockets. MachineError where the limits or the privilege do not allow it."""
         if self.family != socket.AF_INET:
             raise UsageError("a crowd is of IPv4 sockets", remedy="use an IPv4 address, or crowd = 0")
-        self.company = []
         allow_descriptors(count + SPARE)
         address, port = self.getsockname()
         places = spread()
@@ -39,17 +46,25 @@ class Crowded(socket.socket):
                 mask = tables.mask(Kind.UDP_ADDRESS)
                 slot = portaddr_hash(ipaddress.IPv4Address(address), port, tables.hash_mix) & mask
                 places = chained(slot, mask, tables.hash_mix)
-        for place in itertools.islice(places, count):
+        while len(self.company) < count:
             one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self.company.append(one)
             one.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
-            one.bind(place)
+            try:
+                one.bind(next(places))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                # somebody has this port on every address, as rxe has 4791
+                self.company.pop().close()
 
     def close(self) -> None:
         """Close the company too; harmless when called twice."""
-        for one in getattr(self, "company", ()):
+        for one in self.company:
             one.close()
+        self.company = []
         super().close()
+        self.along.close()
 
 
 def spread() -> Iterator[tuple[str, int]]:

@@ -72,6 +72,8 @@ def check(setting: Setting) -> None:
     """UsageError where the setting cannot be, before anything is started."""
     if setting.crowd and setting.path != "udp":
         raise UsageError(f"a crowd stands in UDP's table, which {setting.path} does not use", remedy="leave crowd out")
+    if setting.hook != "none" and find(setting.path).family != "sockets":
+        raise UsageError(f"a hook lies on the way to the kernel's sockets, not on that of {setting.path}")
     importlib.import_module(f"hwrx.paths.{find(setting.path).family}").check(setting)
 
 

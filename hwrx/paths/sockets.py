@@ -12,6 +12,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
+from hwrx import hooks
 from hwrx.errors import MachineError, PathError, UsageError
 from hwrx.lookup.crowd import Crowded
 
@@ -61,6 +62,7 @@ def check(setting: Setting) -> None:
             f"zerocopy_receive maps whole pages: the size must be a multiple of {PAGE} bytes, not {setting.size}",
             remedy=f"for example {-(-setting.size // PAGE) * PAGE}",
         )
+    hooks.find(setting.hook)
     for name in ("inline", "mtu", "gid_index"):
         if getattr(setting, name) is not None:
             raise UsageError(f"{name} is for verbs paths; {setting.path} has none", remedy=f"leave {name} out")
@@ -74,13 +76,16 @@ def open_endpoint(prepare: Prepare) -> SocketTransport:
     setting = prepare.setting
     check(setting)
     sock, notes = _open_socket(setting, prepare.here)
-    if setting.crowd and prepare.role == "server":
-        try:
+    try:
+        if setting.crowd and prepare.role == "server":
             sock.gather(setting.crowd, setting.crowd_on)
-        except BaseException:
-            sock.close()
-            raise
-        notes["crowd"] = f"{setting.crowd} {setting.crowd_on}"
+            notes["crowd"] = f"{setting.crowd} {setting.crowd_on}"
+        if setting.hook != "none":
+            hooks.put(setting.hook, sock, prepare.here.netdev, sock.along, first=prepare.role == "server")
+            notes["hook"] = setting.hook
+    except BaseException:
+        sock.close()
+        raise
     # ping-pong has one message on its way
     batch = 1 if setting.pattern == "pingpong" else min(setting.batch, setting.window)
     common: dict[str, Any] = {

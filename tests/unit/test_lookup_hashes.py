@@ -6,9 +6,11 @@ hash and the slots on which its kernel had it.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import itertools
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +163,18 @@ def test_a_crowd_is_for_udp_alone() -> None:
 def test_a_namespace_that_is_not_there_gets_words() -> None:
     with pytest.raises(UsageError, match="no network namespace 'no-such'"), netns.entered("no-such"):
         pass
+
+
+def test_a_crowd_passes_over_a_port_that_somebody_has_on_every_address() -> None:
+    taken = list(itertools.islice(crowd.spread(), 5))[4][1]
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder,
+        crowd.Crowded(socket.AF_INET, socket.SOCK_DGRAM) as one,
+    ):
+        with contextlib.suppress(OSError):  # somebody else has it then
+            holder.bind(("", taken))
+        one.bind(("127.0.0.1", 0))
+        one.gather(10, "spread")
+        ports = [each.getsockname()[1] for each in one.company]
+        assert len(set(ports)) == 10
+        assert taken not in ports

@@ -1,0 +1,46 @@
+"""Each hook is there while its socket is open, lets messages pass, and is gone with the socket."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from hwrx import hooks, netns, system, topology
+from hwrx.drops import provoke
+from hwrx.lookup.crowd import Crowded
+
+SEEN = {"xdp", "tc", "pre-routing", "forward", "local-in", "rps", "tap", "tap-elsewhere", "gro"}  # from outside
+
+
+@pytest.fixture(scope="module")
+def names() -> Iterator[provoke.Names]:
+    with provoke.wire() as made:
+        yield made
+
+
+def state(netdev: str) -> str:
+    rps = f"[ -e /sys/class/net/{netdev} ] || mount -t sysfs sysfs /sys; cat /sys/class/net/{netdev}/queues/*/rps_cpus"
+    taps = f"wc -l < /proc/net/packet; ethtool -k {netdev} | grep generic-receive"
+    return system.run(
+        "unshare", "--mount", "sh", "-c",
+        f"nft list tables; tc qdisc show dev {netdev}; ip -o link show {netdev}; {taps}; {rps}",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", hooks.BY_NAME)
+def test_a_hook_comes_and_goes_with_its_socket(names: provoke.Names, name: str) -> None:
+    netdev = topology.LINKS["server"]
+    with netns.entered(names["client"]):
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with netns.entered(names["server"]), client:
+        before = state(netdev)
+        with Crowded(socket.AF_INET, socket.SOCK_DGRAM) as server:
+            server.settimeout(10)
+            server.bind((topology.ADDRESSES["server"], 0))
+            hooks.put(name, server, netdev, server.along, first=True)
+            assert (state(netdev) != before) == (name in SEEN)
+            client.sendto(b"passes", server.getsockname())
+            assert server.recv(64) == b"passes"
+        assert state(netdev) == before
