@@ -96,6 +96,7 @@ cdef class VerbsTransport(Transport):
     cdef readonly object end          # End: what the other end is told
     cdef readonly object remote       # End of the other side, once connected
     cdef readonly uint32_t path_mtu   # bytes
+    cdef object counted               # hw_counters when the endpoint was made: a dict
     cdef bint completes_by_send       # READ: deliveries are completions of the send queue
     cdef set_up(self, dict shape)
     cdef void release_rings(self) noexcept

@@ -43,7 +43,7 @@ from cython_ext.verbs_device import verbs_error
 
 from hwrx import wc as wc_words
 from hwrx.errors import MachineError, UsageError
-from hwrx.paths.verbs_end import End, agree, choose_gid, choose_mtu, gid_text, parse_end
+from hwrx.paths.verbs_end import End, agree, choose_gid, choose_mtu, gid_text, hw_counters, parse_end
 
 # Bytes that one ring of buffers may take: locked memory, faulted in before each trial.
 RING_LIMIT = 64 << 20
@@ -307,6 +307,7 @@ cdef class VerbsTransport(Transport):
             start_watch(&self.st.watch, self.context.ptr, self.port.number)
             self.set_up(self.shape())
             self.end = self._describe()
+            self.counted = hw_counters(device, self.port.number)
         except BaseException:
             self.close()
             raise
@@ -476,6 +477,11 @@ cdef class VerbsTransport(Transport):
         at = st.landing - self.buffer.base
         result["receive_physical"] = hex(pages[at // self.buffer.page_size] + at % self.buffer.page_size)
         return result
+
+    def counts(self):
+        """What the device's own counters counted since the endpoint was made; of whatever used it, not of us alone."""
+        after = hw_counters(self.context.name, self.port.number)
+        return {name: after[name] - before for name, before in self.counted.items() if name in after}
 
     def explain(self, int status):
         """One sentence for a status; for a completion with error its name, what it means and the usual cause."""

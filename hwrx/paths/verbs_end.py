@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from hwrx.messages import Place
 
 Number24 = Annotated[int, Meta(ge=0, lt=1 << 24)]
 Number32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
+COUNTERS = ("sent_pkts", "duplicate_request", "out_of_seq_request", "completer_retry_err")
 MODULE = Path("/sys/module/rdma_rxe")
 SHORT_CUT = (
     "rxe hands a packet whose destination MAC is its own over to itself, without IP, UDP or the network stack"
@@ -70,6 +72,19 @@ def parse_end(remote: dict[str, Any]) -> End:
     except (msgspec.ValidationError, ValueError) as error:
         raise PeerError(f"the other end describes no verbs endpoint: {error}") from None
     return end
+
+
+def hw_counters(device: str, port: int) -> dict[str, int]:
+    """Read those of a port's hardware counters that tell of packets sent again; a device has some of them, or none.
+
+    For rxe they are the driver's (drivers/infiniband/sw/rxe/rxe_hw_counters.c). The names get `hw_` in front.
+    """
+    folder = Path(f"/sys/class/infiniband/{device}/ports/{port}/hw_counters")
+    found = {}
+    for name in COUNTERS:
+        with contextlib.suppress(OSError, ValueError):
+            found[f"hw_{name}"] = int((folder / name).read_text())
+    return found
 
 
 def gid_text(raw: bytes) -> str:

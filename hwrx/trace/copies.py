@@ -101,7 +101,7 @@ def reckon(
         put_in = (put_in or 0) + delivered
     balance = []
     if put_in is not None and abs(difference := put_in + _mapped(sent) - delivered) > TINY * delivered:
-        balance.append(_balance("sender", difference, delivered))
+        balance.append(_balance("sender", difference, delivered, _sent_again(path, totals, tally or {})))
     if taken is not None and abs(difference := taken + _mapped(received) - delivered) > TINY * delivered:
         balance.append(_balance("receiver", difference, delivered))
     rows += balance
@@ -171,7 +171,24 @@ def _row(stage: Stage, total: Any, delivered: int) -> Row:
     )
 
 
-def _balance(side: Side, difference: int, delivered: int) -> Row:
+def _sent_again(path: str, totals: npt.NDArray[Any], tally: Mapping[str, int]) -> str:
+    """Why a verbs sender copied more than was delivered, in the driver's own counters; "" where they say nothing.
+
+    rxe copies a packet's payload anew each time that it sends it.
+    """
+    repeated = [name for name in ("duplicate_request", "out_of_seq_request") if tally.get(f"hw_{name}")]
+    if "rxe_mr_copy from MR" not in ENTRIES[path][0] or not repeated:
+        return ""
+    more = int(totals[BY_NAME["rxe_mr_copy from MR"].number]["count"]) - int(
+        totals[BY_NAME["rxe_mr_copied"].number]["count"]
+    )
+    said = " and ".join(f"{tally[f'hw_{name}']:,} {name}" for name in repeated)
+    return (
+        f"more than was delivered: {more:,} packets were sent again, and copied again; the device's counters say {said}"
+    )
+
+
+def _balance(side: Side, difference: int, delivered: int, why: str = "") -> Row:
     words = {
         ("sender", True): "more than was delivered: packets or messages that were sent again or lost",
         (
@@ -182,6 +199,7 @@ def _balance(side: Side, difference: int, delivered: int) -> Row:
         ("receiver", True): "more than was delivered: bytes that were received and did not count as delivered",
         ("receiver", False): "less than was delivered: bytes that left by a way that nobody counted",
     }[side, difference > 0]
+    words = why if why and difference > 0 else words
     return Row("difference", side, "", "balance", 0, difference, _over(difference, delivered), words)
 
 

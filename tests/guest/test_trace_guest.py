@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tracing import check, count, hw_counter, snmp, trace
@@ -72,6 +73,22 @@ def test_the_drivers_own_counters_agree(traced_pair: Pair, tracer: RunTracer) ->
     assert messages <= stamped <= messages * 1.05
     assert stamped + messages * 0.9 <= came <= 2 * stamped * 1.05
     assert count(found, "rxe_cq_post") == messages
+
+
+def test_what_a_sender_copied_too_much_it_sent_again(traced_pair: Pair, tracer: RunTracer) -> None:
+    """A window larger than rxe's patience on this machine; each copy is a packet that rxe itself counts as sent."""
+    more: dict[str, Any] = {"messages": 60, "warmup": 10, "window": 16, "limit": 60.0, "inline": 0}
+    found = trace(tracer, traced_pair, 9, Setting(path="rdma-send", size=65536, pattern="stream", **more))
+    tally = found.measured.tally
+    copied = count(found, "rxe_mr_copy from MR")
+    # beside them the receiver's acknowledgements, which carry no payload
+    assert copied <= tally["hw_sent_pkts"] <= 2 * copied
+    again = copied - count(found, "rxe_mr_copied")
+    assert again >= tally["hw_duplicate_request"]
+    rows = [row for row in found.ledger.rows if row.kind == "balance" and row.side == "sender"]
+    assert [row.bytes for row in rows] == ([again * 1024] if again else [])
+    if tally["hw_duplicate_request"]:
+        assert f"{again:,} packets were sent again" in rows[0].words
 
 
 def test_the_kernels_own_counters_agree(traced_pair: Pair, tracer: RunTracer) -> None:

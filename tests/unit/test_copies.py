@@ -53,6 +53,19 @@ def test_a_retransmission_is_a_row() -> None:
     assert "again" in row.words
 
 
+def test_the_drivers_counters_say_what_was_sent_again() -> None:
+    totals = counted(rxe_mr_copy_from_mr=1100, rxe_mr_copied=1000)
+    totals[stages.BY_NAME["rxe_mr_copy from MR"].number]["count"] = 11
+    totals[stages.BY_NAME["rxe_mr_copied"].number]["count"] = 10
+    probed = [stage for stage in stages.of_path("rdma-send") if stage.probes]
+    tally = {"hw_duplicate_request": 1, "hw_out_of_seq_request": 0}
+    ledger = copies.reckon("rdma-send", totals, 1000, available=probed, tally=tally)
+    (row,) = [row for row in ledger.rows if row.kind == "balance"]
+    assert "1 packets were sent again" in row.words
+    assert "1 duplicate_request" in row.words
+    assert "out_of_seq" not in row.words
+
+
 def test_a_pass_is_no_copy() -> None:
     ledger = reckon("rdma-send", 1000, rxe_mr_copy_from_mr=1000, rxe_icrc_checked=1000, rxe_mr_copied=1000)
     assert ledger.receiver == 1.0
