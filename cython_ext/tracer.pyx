@@ -99,7 +99,7 @@ cdef struct Settings:
 
 cdef struct Machine:
     uint64_t page_offset_base, vmemmap_base
-    uint32_t constant, holds
+    uint32_t constant, holds, exits, unused
 
 # union bpf_attr as BPF_LINK_CREATE with a netfilter program reads it
 cdef struct NetfilterLink:
@@ -247,7 +247,7 @@ cdef class Tracer:
             result[bpf_program__name(program).decode()] = bpf_program__section_name(program).decode()
 
     def load(self, chosen, targets, *, ring_bytes=1 << 24, page_offset_base=0, vmemmap_base=0, constant=False,
-             holds=False):
+             holds=False, exits=True):
         """Load the chosen programs. LoadError names the one that was refused; the Tracer is then good for `close` only.
 
         `targets`: of each fentry, fexit and tp_btf program among them, what it is attached to: a value of
@@ -274,6 +274,8 @@ cdef class Tracer:
         machine.vmemmap_base = vmemmap_base
         machine.constant = constant
         machine.holds = holds
+        machine.exits = exits
+        machine.unused = 0
         value = bpf_map__initial_value(self.table(b".rodata"), &size)
         if value is NULL or size != sizeof(Machine):
             raise LoadError(errno.EINVAL, "", f"struct machine has {size} bytes in the object, {sizeof(Machine)} here")

@@ -43,7 +43,7 @@ class Recording:
 class Ledger:
     """The tracer of one machine. A context manager; only one may be active at a time.
 
-    `paths`, `namespaces`: as for Prober.
+    `paths`, `namespaces`, `histograms`: as for Prober.
     """
 
     def __init__(
@@ -52,9 +52,10 @@ class Ledger:
         *,
         namespaces: Sequence[str] = (),
         ring_bytes: int = 1 << 24,
+        histograms: bool = False,
     ) -> None:
         self._lock: int | None = None
-        self._prober = Prober(paths, namespaces=namespaces, ring_bytes=ring_bytes)
+        self._prober = Prober(paths, namespaces=namespaces, ring_bytes=ring_bytes, histograms=histograms)
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._chunks: list[npt.NDArray[Any]] = []

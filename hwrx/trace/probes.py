@@ -33,6 +33,10 @@ ENOTSUPP = 524  # the kernel's own, which is in no errno.h
 REFUSALS = (errno.EPERM, errno.EOPNOTSUPP, ENOTSUPP)  # of probing functions at all
 # what a thread leaves for the first skb stage; without any of them that stage need not look
 HOLDERS = ("sys_sendto__fentry", "sys_sendmsg__fentry", "sys_sendmmsg__fentry")
+# what sees receive calls return; without any of them a message is identified when its bytes have been copied
+EXITS = tuple(program for probe in stages.BY_NAME["sys_exit recv"].probes for program in probe.programs)
+# left out of histograms: a probe at the end of system calls makes every call of the machine take the slow way
+DEAR = ("sys_exit recv",)
 # x86 without a randomised memory layout (Documentation/arch/x86/x86_64/mm.rst)
 PAGE_OFFSET, VMEMMAP = 0xFFFF888000000000, 0xFFFFEA0000000000
 
@@ -54,8 +58,9 @@ class Found:
 class Prober:
     """Finds a way for each stage, loads, attaches. `close` detaches everything.
 
-    `paths`: load only what their stages need (None: everything). `namespaces`: names, as `ip netns` has them, of those
-    whose netfilter hooks are wanted (none: the current one's).
+    `paths`: load only what their stages need (None: everything). `histograms`: there will be no timelines, so the
+    dearest stages are left out. `namespaces`: names, as `ip netns` has them, of those whose netfilter hooks are wanted
+    (none: the current one's).
     """
 
     def __init__(
@@ -64,12 +69,16 @@ class Prober:
         *,
         namespaces: Sequence[str] = (),
         ring_bytes: int = 1 << 24,
+        histograms: bool = False,
     ) -> None:
         require()
         self._namespaces = tuple(namespaces)
         self._ring_bytes = ring_bytes
         wanted = None if paths is None else set(paths)
-        self._stages = [stage for stage in stages.STAGES if wanted is None or wanted & stage.paths]
+        left_out = DEAR if histograms else ()
+        self._stages = [
+            stage for stage in stages.STAGES if (wanted is None or wanted & stage.paths) and stage.name not in left_out
+        ]
         self._object = _object()
         self._refused: dict[str, str] = {}  # program -> why
         self._no_functions = ""
@@ -158,6 +167,7 @@ class Prober:
                     {name: self._targets[name] for name in names if name in self._targets},
                     ring_bytes=self._ring_bytes,
                     holds=any(name in names for name in HOLDERS),
+                    exits=any(name in names for name in EXITS),
                     **bases,
                 )
             except tracer.LoadError as error:

@@ -84,9 +84,9 @@ def completeness(bed: Any, paths: list[str], sizes: list[int], messages: int) ->
 
 
 @contextmanager
-def attached(bed: Bed, paths: list[str]) -> Iterator[Ledger]:
+def attached(bed: Bed, paths: list[str], histograms: bool = False) -> Iterator[Ledger]:
     names = sorted(spec[6:] for spec in set(bed._peers.values()) if spec.startswith("netns:"))
-    with Ledger(paths, namespaces=names) as ledger:
+    with Ledger(paths, namespaces=names, histograms=histograms) as ledger:
         yield ledger
 
 
@@ -113,7 +113,7 @@ def _cost_of_pingpong(bed: Bed, path: str, messages: int, sample_every: int, whe
     with Pair(bed) as pair:
         for number in range(PAIRS):
             plain = pair.measure(2 * number, pinned, LIMIT)
-            with attached(bed, [path]) as ledger:
+            with attached(bed, [path], histograms=not sample_every) as ledger:
                 ledger.begin(sample_every=sample_every, size=64, trial=2 * number + 1)
                 traced = pair.measure(2 * number + 1, pinned, LIMIT)
                 recording = ledger.end()
@@ -157,7 +157,7 @@ def cost_in_one_thread(rounds: int = 20_000) -> dict[str, Any]:
         off, on, stamps = [], [], 0.0
         for _ in range(PAIRS):
             off.append(once())
-            with Ledger(["udp"]) as ledger:
+            with Ledger(["udp"], histograms=True) as ledger:
                 ledger.begin(sample_every=0, size=64)
                 on.append(once())
                 stamps = int(ledger.end().totals["count"].sum()) / rounds

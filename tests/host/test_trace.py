@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from tracing import check, count, snmp, trace
 
 import hwrx
-from hwrx import topology
+from hwrx import stages, topology
 from hwrx.cli import cli
 from hwrx.errors import MachineError
 from hwrx.messages import Setting
@@ -119,6 +119,24 @@ def test_sampling_leaves_the_totals_whole(bed: Bed) -> None:
         found = tracer.trace(pair, 1, setting, 60.0, timelines=100)
     assert len(found.timelines["there"].complete) == 100
     assert count(found, "net_dev_queue") >= 2 * setting.messages
+
+
+def test_histograms_alone_count_every_message_and_time_some(bed: Bed) -> None:
+    setting = Setting(path="udp", size=64, messages=2000, wait="event")
+    total = 2 * (setting.warmup + setting.messages + setting.cooldown)
+    with Pair(bed) as pair, Ledger(["udp"], namespaces=sorted(namespaces(bed).values()), histograms=True) as ledger:
+        ledger.begin(sample_every=0, size=64, trial=1)
+        pair.measure(1, setting, 60.0)
+        recording = ledger.end()
+    assert len(recording.events) == 0
+    numbers = {stage.name: stage.number for stage in stages.STAGES}
+    for name in ("net_dev_queue", "netif_receive_skb", "copied to the user"):
+        one = recording.totals[numbers[name]]
+        # a thread's first receive is what makes it known
+        assert total - 4 <= one["count"] <= total
+        assert total / 9 <= one["timed"] <= total / 7
+        assert one["buckets"].sum() == one["timed"]
+    assert recording.totals[numbers["sys_exit recv"]]["count"] == 0
 
 
 def test_a_killed_tracer_leaves_nothing_attached() -> None:

@@ -37,6 +37,8 @@ struct machine {
 	u64 page_offset_base, vmemmap_base;
 	u32 constant;
 	u32 holds; /* whether a program is loaded that leaves something in a thread for the first skb stage */
+	u32 exits; /* whether one is that sees receive calls return */
+	u32 unused;
 };
 
 const volatile struct machine machine = {};

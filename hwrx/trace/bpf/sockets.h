@@ -251,37 +251,10 @@ PROGRAM("fentry/skb_consume_udp", skb_consume_udp__fentry, struct sock *sk, stru
 	return 0;
 }
 
-/* `ret` bytes have been copied to the user; whose they are is read in the user's buffer when the call returns */
-static __always_inline int taken(struct sock *sk, int ret)
+static __always_inline void returned(const struct message *m, u64 now)
 {
-	struct thread *t;
-
-	if (ret <= 0)
-		return 0;
-	t = this_thread();
-	if (!t)
-		return 0;
-	t->taken = bpf_ktime_get_ns();
-	t->taken_bytes = ret;
-	t->flow = sk->__sk_common.skc_dport ?
-			  (u32)bpf_ntohs(sk->__sk_common.skc_dport) << 16 | sk->__sk_common.skc_num : 0;
-	return 0;
-}
-
-PROGRAM("fexit/tcp_recvmsg", tcp_recvmsg__fexit, struct sock *sk)
-{
-	u64 ret = 0;
-
-	/* not by position: newer kernels have dropped an argument */
-	bpf_get_func_ret(ctx, &ret);
-	return taken(sk, (int)ret);
-}
-
-PROGRAM("tp_btf/sock_recv_length", sock_recv_length__tp, struct sock *sk, int ret, int flags)
-{
-	if (sk->sk_protocol != IPPROTO_TCP && sk->sk_protocol != IPPROTO_UDP)
-		return 0;
-	return taken(sk, ret);
+	if (machine.exits)
+		record_at(m, STAGE_SYS_EXIT_RECV, now, 0);
 }
 
 static __noinline int recv_exits(u64 buffer, int ret)
@@ -303,7 +276,7 @@ static __noinline int recv_exits(u64 buffer, int ret)
 			return 0;
 		}
 		if (t->m.sequence == m.sequence && t->m.trial == m.trial && !t->taken) {
-			record_at(&t->m, STAGE_SYS_EXIT_RECV, now, 0);
+			returned(&t->m, now);
 			return 0;
 		}
 		m.flow = t->flow;
@@ -319,8 +292,55 @@ static __noinline int recv_exits(u64 buffer, int ret)
 		record_at(&t->m, STAGE_COPIED_TO_THE_USER, t->taken, t->taken_bytes);
 		t->taken = 0;
 	}
-	record_at(&t->m, STAGE_SYS_EXIT_RECV, now, 0);
+	returned(&t->m, now);
 	return 0;
+}
+
+/* The buffer of the receive call that the current thread is in; 0 where that is not known (several messages a call). */
+static __always_inline u64 called_with(void)
+{
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+	long call = SYSCALL_NUMBER(regs);
+
+	if (call == __NR_recvfrom || call == __NR_read)
+		return SYSCALL_ARG2(regs);
+	return call == __NR_recvmsg ? first_buffer(SYSCALL_ARG2(regs)) : 0;
+}
+
+/*
+ * `ret` bytes have been copied to the user. Whose they are is read in the user's buffer: when the call returns, or where
+ * nothing sees that, now, the buffer being what the call was given.
+ */
+static __always_inline int taken(struct sock *sk, int ret)
+{
+	struct thread *t;
+
+	if (ret <= 0)
+		return 0;
+	t = this_thread();
+	if (!t)
+		return machine.exits ? 0 : recv_exits(called_with(), ret);
+	t->taken = bpf_ktime_get_ns();
+	t->taken_bytes = ret;
+	t->flow = sk->__sk_common.skc_dport ?
+			  (u32)bpf_ntohs(sk->__sk_common.skc_dport) << 16 | sk->__sk_common.skc_num : 0;
+	return machine.exits ? 0 : recv_exits(called_with(), ret);
+}
+
+PROGRAM("fexit/tcp_recvmsg", tcp_recvmsg__fexit, struct sock *sk)
+{
+	u64 ret = 0;
+
+	/* not by position: newer kernels have dropped an argument */
+	bpf_get_func_ret(ctx, &ret);
+	return taken(sk, (int)ret);
+}
+
+PROGRAM("tp_btf/sock_recv_length", sock_recv_length__tp, struct sock *sk, int ret, int flags)
+{
+	if (sk->sk_protocol != IPPROTO_TCP && sk->sk_protocol != IPPROTO_UDP)
+		return 0;
+	return taken(sk, ret);
 }
 
 PROGRAM("fexit/__sys_recvfrom", sys_recvfrom__fexit, int fd, void *buffer, u64 size, unsigned int flags, void *address,
