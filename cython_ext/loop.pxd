@@ -11,7 +11,6 @@ cdef struct Plan:
     uint32_t trial         # stands in each payload, so that a straggler of another trial is known as such
     uint32_t batch         # most messages in one post or one receive
     uint32_t check_every   # 0: header and trailer only; 1: every byte of each message; n: every byte of each n-th
-    int64_t interval_ns    # paced: between two intended sends
     int64_t limit_ns       # nothing received for so long: the trial ends
 
 
@@ -33,6 +32,7 @@ cdef class Trial:
     cdef uint64_t total            # warmup + messages + cooldown
     cdef uint64_t highest          # one more than the highest sequence number seen
     cdef uint8_t *seen             # a bit a message
+    cdef int64_t *due_at           # paced: ns from the start at which each of `total` is to be sent; NULL: none
     cdef int64_t *intended_at      # a number a message, all CLOCK_MONOTONIC, 0: never
     cdef int64_t *posted_at
     cdef int64_t *delivered_at
@@ -40,3 +40,4 @@ cdef class Trial:
     cdef readonly object posted
     cdef readonly object delivered
     cdef object seen_bits
+    cdef object due

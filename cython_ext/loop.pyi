@@ -21,7 +21,7 @@ class Trial:
         trial: int = 0,
         batch: int = 1,
         check_every: int = 0,
-        interval_ns: int = 0,
+        due: npt.NDArray[np.int64] | None = None,
         limit_ns: int = 10_000_000_000,
     ) -> None: ...
     def counts(self) -> dict[str, int]: ...

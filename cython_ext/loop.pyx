@@ -32,6 +32,7 @@ cdef enum:
     LIMIT = 2
     MOST = 256          # deliveries taken by one receive
     NO_SEQUENCE = -1
+    FULL_NS = 1_000_000  # that an open loop with a full window waits for an answer before it looks for room again
 
 
 cdef class Trial:
@@ -40,14 +41,15 @@ cdef class Trial:
     `warmup`, `messages`, `cooldown` count messages; only the middle ones are recorded, all are accounted for. `size` is
     bytes. `check_every`: 0 looks at header and trailer of each; 1 verifies every byte; n does so of each n-th (in a
     stream only outside of the measured messages, where filling a message would be part of what is measured).
-    `interval_ns` separates two intended sends of `paced`. `limit_ns` is how long nothing may move.
+    `due`, of the client of `paced`: int64 nanoseconds from the loop's start at which each of the warmup + messages +
+    cooldown is to be sent, ascending. `limit_ns` is how long nothing may move.
 
     `intended`, `posted`, `delivered`: int64 arrays of `messages` CLOCK_MONOTONIC nanoseconds, 0 where it was not.
     They belong to the trial and stay valid as long as anybody holds them.
     """
 
     def __init__(self, *, uint64_t messages, uint32_t size, uint64_t warmup=0, uint64_t cooldown=0, uint32_t trial=0,
-                 uint32_t batch=1, uint32_t check_every=0, int64_t interval_ns=0, int64_t limit_ns=10_000_000_000):
+                 uint32_t batch=1, uint32_t check_every=0, due=None, int64_t limit_ns=10_000_000_000):
         if messages < 1:
             raise ValueError("a trial has at least one message")
         if size < SMALLEST:
@@ -59,14 +61,20 @@ cdef class Trial:
         self.plan.trial = trial
         self.plan.batch = max(1, min(batch, MOST))
         self.plan.check_every = check_every
-        self.plan.interval_ns = interval_ns
         self.plan.limit_ns = limit_ns
         self.total = warmup + messages + cooldown
         self.intended = _touched(messages, np.int64)
         self.posted = _touched(messages, np.int64)
         self.delivered = _touched(messages, np.int64)
         self.seen_bits = _touched((self.total + 7) // 8, np.uint8)
-        cdef int64_t[::1] stamps = self.intended
+        cdef int64_t[::1] stamps
+        if due is not None:
+            self.due = np.array(due, dtype=np.int64)  # a copy, whose pages are there
+            if len(self.due) != self.total:
+                raise ValueError(f"{self.total} messages have {self.total} times to be sent at, not {len(self.due)}")
+            stamps = self.due
+            self.due_at = &stamps[0]
+        stamps = self.intended
         self.intended_at = &stamps[0]
         stamps = self.posted
         self.posted_at = &stamps[0]
@@ -394,19 +402,21 @@ cdef int paced_client(Trial t, const Ops *ops) noexcept nogil:
     behind does not hide the delay (coordinated omission).
     """
     cdef Delivery[MOST] batch
-    cdef uint64_t sent = 0, answered = 0
-    cdef int64_t start = now() + t.plan.interval_ns
-    cdef int64_t at, due, got, deadline, alive = start
+    cdef uint64_t sent = 0, answered = 0, sequence
+    cdef int64_t start = now()
+    cdef int64_t at, got, deadline, due = start + t.due_at[0], alive = start
     cdef int status, k
+    cdef bint full
     cdef char *message
     while answered < t.total:
-        due = start + <int64_t> sent * t.plan.interval_ns
         at = now()
+        full = False
         if sent < t.total and at >= due:
             status = ops.room(ops.me) if sent > answered else wait_room(t, ops)
             if status < 0:
                 return status
-            if status > 0:
+            full = status == 0
+            if not full:
                 message = ops.outgoing(ops.me, 0)
                 if is_checked(&t.plan, sent) and not ops.pull:
                     fill(message, t.plan.size, sent)
@@ -417,8 +427,10 @@ cdef int paced_client(Trial t, const Ops *ops) noexcept nogil:
                 record(t, t.intended_at, sent, due)
                 record(t, t.posted_at, sent, at)
                 sent += 1
-                due += t.plan.interval_ns
+                due = start + t.due_at[sent - (sent == t.total)]
         deadline = due if sent < t.total else max(alive, due) + t.plan.limit_ns
+        if full:  # to look for room again and again would take the CPU from those who make it
+            deadline = at + FULL_NS
         status = ops.receive_until(ops.me, batch, t.plan.batch, deadline)
         at = now()
         if status < 0:
@@ -434,7 +446,8 @@ cdef int paced_client(Trial t, const Ops *ops) noexcept nogil:
                 got = recognise(t, ops, &batch[k], <int64_t> answered, is_checked(&t.plan, answered))
                 answered += 1  # completions come in order, whatever is in them
             else:
-                got = recognise(t, ops, &batch[k], NO_SEQUENCE, wants_full(t, &batch[k]))
+                sequence = sequence_of(batch[k].data, batch[k].size) if batch[k].size >= SMALLEST else 0
+                got = recognise(t, ops, &batch[k], NO_SEQUENCE, is_checked(&t.plan, sequence))
                 answered = t.tally.delivered
             if got >= 0:
                 record(t, t.delivered_at, <uint64_t> got, at)
@@ -442,10 +455,6 @@ cdef int paced_client(Trial t, const Ops *ops) noexcept nogil:
         if status < 0:
             return status
     return COMPLETE
-
-
-cdef inline bint wants_full(Trial t, const Delivery *d) noexcept nogil:
-    return d.size >= SMALLEST and is_checked(&t.plan, sequence_of(d.data, d.size))
 
 
 # --- for Python ----------------------------------------------------------------------------------------------------
@@ -466,8 +475,8 @@ def run(Trial trial not None, Transport transport not None, str pattern, str rol
         raise ValueError(f"the endpoint is for messages of {transport.size} bytes, the trial has {trial.plan.size}")
     if pattern not in ("pingpong", "stream", "paced") or role not in ("client", "server"):
         raise ValueError(f"no such pattern or role: {pattern!r}, {role!r}")
-    if pattern == "paced" and role == "client" and trial.plan.interval_ns <= 0:
-        raise ValueError("paced needs interval_ns above 0")
+    if pattern == "paced" and role == "client" and trial.due_at == NULL:
+        raise ValueError("paced needs the times at which messages are due")
     cdef const Ops *ops = &transport.ops
     cdef bint client = role == "client"
     cdef int what = ("pingpong", "stream", "paced").index(pattern)

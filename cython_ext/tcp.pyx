@@ -30,6 +30,7 @@ from hwrx.errors import PathError
 
 cdef enum:
     LARGE_READ = 262144  # bytes that one receiving call takes from a stream, where the messages are not larger
+    TOTAL_RETRANS = 100  # offset of tcpi_total_retrans in struct tcp_info
 
 
 # --- receiving -----------------------------------------------------------------------------------------------------
@@ -288,6 +289,11 @@ cdef class TcpTransport(SocketTransport):
             self.state.outstanding_limit = self.window
             self.notes["window"] = self.window
         self.notes["segment"] = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+
+    def resent(self) -> int:
+        """tcpi_total_retrans of TCP_INFO: segments, of this end (include/uapi/linux/tcp.h)."""
+        info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TOTAL_RETRANS + 4)
+        return int.from_bytes(info[TOTAL_RETRANS:], "little")
 
     def accept(self, expected):
         """Take the connection that comes from `expected`; others are closed."""

@@ -37,6 +37,10 @@ cdef class Transport:
         """What the path counted beyond what the loops count: a dict of whole numbers, which joins the trial's tally."""
         return {}
 
+    def resent(self) -> int:
+        """Packets that the path's own recovery has sent again so far; 0 where it has none, or does not tell."""
+        return 0
+
     def explain(self, int status):
         """One sentence for a status that an operation returned: -errno, FINISHED or a path's own."""
         if status == FINISHED:

@@ -483,6 +483,10 @@ cdef class VerbsTransport(Transport):
         after = hw_counters(self.context.name, self.port.number)
         return {name: after[name] - before for name, before in self.counted.items() if name in after}
 
+    def resent(self) -> int:
+        """As every transport's: rxe's count of retries, of the whole device; 0 on hardware, which counts others."""
+        return hw_counters(self.context.name, self.port.number).get("hw_completer_retry_err", 0)
+
     def explain(self, int status):
         """One sentence for a status; for a completion with error its name, what it means and the usual cause."""
         cdef ibv_wc *wc = &self.st.failed

@@ -14,8 +14,10 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from cython_ext import loop
-from hwrx import __version__, paths
+from hwrx import __version__, arrivals, impair, paths
 from hwrx.errors import HwrxError, PathError, PeerError
 from hwrx.messages import (
     Chunk,
@@ -58,6 +60,7 @@ class Agent:
         self._endpoint: Any = None
         self._trial: loop.Trial | None = None
         self._tracer: Service | None = None
+        self._spoiled = True  # whether netem may be on our link: an agent before us may have been killed
 
     def answer(self, message: ToAgent) -> FromAgent:
         """Do what the message asks; an HwrxError becomes Failed, to be raised again by the controller."""
@@ -77,6 +80,9 @@ class Agent:
                 return self._open(message)
             case Connect():
                 self._need_endpoint().connect(message.remote)
+                if self._prepare is not None and self._prepare.setting.netem:  # the connection is there, unharmed
+                    impair.spoil(self._prepare.here.netdev, self._prepare.setting.netem)
+                    self._spoiled = True
                 return Ready()
             case Start():
                 return self._run()
@@ -114,8 +120,12 @@ class Agent:
                     f"the endpoint cannot run on CPU {prepare.here.cpu}: {error.strerror}",
                     remedy=f"choose one of {sorted(os.sched_getaffinity(0))}",
                 ) from None
+        if self._spoiled:
+            impair.mend(prepare.here.netdev)
+            self._spoiled = False
         self._endpoint = paths.open_endpoint(prepare)
         setting = prepare.setting
+        sends_on_time = setting.pattern == "paced" and prepare.role == "client"
         self._trial = loop.Trial(
             messages=setting.messages,
             warmup=setting.warmup,
@@ -124,7 +134,7 @@ class Agent:
             trial=prepare.trial,
             batch=setting.batch,
             check_every=setting.check_every,
-            interval_ns=round(1e9 / setting.rate) if setting.rate else 0,
+            due=arrivals.schedule(setting, prepare.repeat) if sends_on_time else None,
             limit_ns=round(setting.limit * 1e9),
         )
         self._prepare = prepare
@@ -140,12 +150,16 @@ class Agent:
         prepare, trial = self._prepare, self._trial
         if prepare is None or trial is None:
             raise PeerError("asked to start before anything was prepared")
+        before = endpoint.resent()
         status, cpu = loop.run(trial, endpoint, prepare.setting.pattern, prepare.role)
-        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        tally = {**endpoint.counts(), **trial.counts()}  # what is said of messages wins
-        if status in loop.ENDED:
-            return Done(tally=tally, ended=loop.ENDED[status], cpu_ns=cpu, resident=resident)
-        return Done(tally=tally, ended="error", error=endpoint.explain(status), cpu_ns=cpu, resident=resident)
+        done = Done(
+            tally={**endpoint.counts(), **trial.counts()},  # what is said of messages wins
+            ended=loop.ENDED.get(status, "error"),
+            resent=endpoint.resent() - before,
+            cpu_ns=cpu,
+            resident=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
+        return done if status in loop.ENDED else msgspec.structs.replace(done, error=endpoint.explain(status))
 
     def stop_tracing(self) -> None:
         """Detach what TraceOpen attached; harmless when nothing is."""
@@ -155,9 +169,13 @@ class Agent:
 
     def close(self) -> None:
         """Tear down what is open; harmless when nothing is."""
-        endpoint, self._endpoint, self._trial, self._prepare = self._endpoint, None, None, None
+        endpoint, self._endpoint, self._trial = self._endpoint, None, None
+        prepare, self._prepare = self._prepare, None
         if endpoint is not None:
             endpoint.close()
+        if prepare is not None and prepare.setting.netem and self._spoiled:
+            impair.mend(prepare.here.netdev)
+            self._spoiled = False
 
 
 def _buffers(endpoint: Any) -> dict[str, str]:

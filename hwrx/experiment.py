@@ -8,7 +8,6 @@ Each setting is put together from, in this order, the later one winning: `[setti
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import pathlib
@@ -16,11 +15,12 @@ import random
 import secrets
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
+from hwrx import checked
 from hwrx import paths as delivery
 from hwrx.errors import UsageError
 from hwrx.messages import MessageSize, Pattern, Setting, Wait
@@ -172,50 +172,47 @@ def build(content: Mapping[str, Any], *, source: str) -> Experiment:
     fields = {field.name: field for field in msgspec.structs.fields(Experiment)}
     for key, value in content.items():
         if key not in fields:
-            raise _unknown(source, key, fields)
+            raise checked.unknown(source, key, fields)
         if key == "until" and isinstance(value, dict):
             _check_until(source, value)
         for inner, values in value.items() if key == "sweep" and isinstance(value, dict) else ():
-            _convert(source, f"sweep.{inner}", values, list[Any])
-        _convert(source, key, value, fields[key].type)
+            checked.convert(source, f"sweep.{inner}", values, list[Any])
+        checked.convert(source, key, value, fields[key].type)
     if "paths" not in content:
         raise UsageError(
             f"{source}: the key 'paths' is missing", remedy=f"a list of some of: {', '.join(delivery.PATHS)}"
         )
     experiment = msgspec.convert(dict(content), Experiment, strict=True)
-    if experiment.load and ("rate" in experiment.setting or "rate" in experiment.sweep):
-        raise UsageError(f"{source}: load: it sets the rate of each trial, so that 'rate' cannot be given beside it")
-    if experiment.load and "paced" not in experiment.patterns:
-        raise UsageError(f"{source}: load: it needs the pattern 'paced'", remedy='patterns = ["paced"]')
+    _check_together(source, experiment)
     for index, name in enumerate(experiment.paths):
-        _known(source, f"paths[{index}]", name, delivery.PATHS)
+        checked.known(source, f"paths[{index}]", name, delivery.PATHS)
     _check_overrides(source, "setting", experiment.setting)
     for pattern, fields_of in experiment.pattern.items():
-        _known(source, f"pattern.{pattern}", pattern, _literals(Pattern))
+        checked.known(source, f"pattern.{pattern}", pattern, checked.literals(Pattern))
         _check_overrides(source, f"pattern.{pattern}", fields_of)
     for size, fields_of in experiment.size.items():
         if not size.isdecimal():
             raise UsageError(f"{source}: [size.{size}]: '{size}' is not a number of bytes")
         _check_overrides(source, f"size.{size}", fields_of)
     for path, fields_of in experiment.path.items():
-        _known(source, f"path.{path}", path, delivery.PATHS)
+        checked.known(source, f"path.{path}", path, delivery.PATHS)
         lists = {key: value for key, value in fields_of.items() if key in OWN_LISTS}
         for key, value in lists.items():
-            _convert(source, f"path.{path}.{key}", value, fields[key].type)
-        own = {key: value for key, value in fields_of.items() if key not in (*_literals(Pattern), *OWN_LISTS)}
-        _check_overrides(source, f"path.{path}", own, also=(*OWN_LISTS, *_literals(Pattern)))
+            checked.convert(source, f"path.{path}.{key}", value, fields[key].type)
+        own = {key: value for key, value in fields_of.items() if key not in (*checked.literals(Pattern), *OWN_LISTS)}
+        _check_overrides(source, f"path.{path}", own, also=(*OWN_LISTS, *checked.literals(Pattern)))
         for pattern in fields_of.keys() - own.keys() - lists.keys():
-            _convert(source, f"path.{path}.{pattern}", fields_of[pattern], Overrides)
+            checked.convert(source, f"path.{path}.{pattern}", fields_of[pattern], Overrides)
             _check_overrides(source, f"path.{path}.{pattern}", fields_of[pattern])
     for key, values in experiment.sweep.items():
         if key in LISTED:
             raise UsageError(f"{source}: sweep.{key}: several values of '{key}' belong into the list '{LISTED[key]}'")
         if key not in SETTING_FIELDS:
-            raise _unknown(source, f"sweep.{key}", SETTING_FIELDS, key=key)
+            raise checked.unknown(source, f"sweep.{key}", SETTING_FIELDS, key=key)
         if not values:
             raise UsageError(f"{source}: sweep.{key}: the list is empty", remedy="leave the key out, or give values")
         for index, value in enumerate(values):
-            _convert(source, f"sweep.{key}[{index}]", value, SETTING_FIELDS[key])
+            checked.convert(source, f"sweep.{key}[{index}]", value, SETTING_FIELDS[key])
     return experiment
 
 
@@ -314,8 +311,8 @@ def estimate(layout: Plan) -> Estimate:
             each = max(each / 2, 1 / setting.rate)
         else:
             each /= 2
-        seconds += overhead + messages * each
-        samples += setting.messages
+        seconds += (overhead + messages * each) * setting.senders
+        samples += setting.messages * setting.senders
     return Estimate(
         trials=len(layout.trials),
         samples=samples,
@@ -412,89 +409,38 @@ def _check_overrides(source: str, where: str, fields: Overrides, also: Iterable[
             raise UsageError(f"{source}: {where}.{key}: '{key}' is given by the list '{LISTED[key]}'")
         if key in ("path", "pattern", "size") or key not in SETTING_FIELDS:
             allowed = [name for name in SETTING_FIELDS if name not in ("path", "pattern", "size")]
-            raise _unknown(source, f"{where}.{key}", [*allowed, *also], key=key)
-        _convert(source, f"{where}.{key}", value, SETTING_FIELDS[key])
+            raise checked.unknown(source, f"{where}.{key}", [*allowed, *also], key=key)
+        checked.convert(source, f"{where}.{key}", value, SETTING_FIELDS[key])
+
+
+def _check_together(source: str, experiment: Experiment) -> None:
+    """What is right alone and not beside something else."""
+    given = {
+        *experiment.setting,
+        *experiment.sweep,
+        *(key for fields in (*experiment.pattern.values(), *experiment.size.values()) for key in fields),
+    }
+    if experiment.load and "rate" in given:
+        raise UsageError(f"{source}: load: it sets the rate of each trial, so that 'rate' cannot be given beside it")
+    if experiment.load and "paced" not in experiment.patterns:
+        raise UsageError(f"{source}: load: it needs the pattern 'paced'", remedy='patterns = ["paced"]')
+    if "netem" in given and experiment.topology not in ("pair", "netns"):
+        raise UsageError(
+            f"{source}: netem: it spoils a wire that hwrx makes, and the topology '{experiment.topology}' has none",
+            remedy='topology = "pair" or "netns"',
+        )
+    if experiment.trace and "senders" in given:
+        raise UsageError(f"{source}: trace: it follows the messages of one sender", remedy="leave 'senders' out")
 
 
 def _check_until(source: str, table: Mapping[str, Any]) -> None:
     fields = {field.name: field.type for field in msgspec.structs.fields(Until)}
     for key, value in table.items():
         if key not in fields:
-            raise _unknown(source, f"until.{key}", fields, key=key)
-        _convert(source, f"until.{key}", value, fields[key])
+            raise checked.unknown(source, f"until.{key}", fields, key=key)
+        checked.convert(source, f"until.{key}", value, fields[key])
     if "width" not in table:
-        raise UsageError(f"{source}: the key 'until.width' is missing", remedy=_allowed(fields["width"]))
-
-
-def _convert(source: str, key: str, value: Any, kind: Any) -> None:
-    try:
-        msgspec.convert(value, kind, strict=True)
-    except msgspec.ValidationError as error:
-        at = str(error).partition(" - at `$")[2].rstrip("`")
-        found = _at(value, at)
-        raise UsageError(f"{source}: {key}{at}: {_show(found)} is not allowed", remedy=_allowed(kind, at)) from None
-
-
-def _at(value: Any, where: str) -> Any:
-    """Follow msgspec's `[0]` into the value; other steps do not occur in our types."""
-    for step in where.replace("]", "").split("["):
-        if step.isdecimal() and isinstance(value, list | tuple):
-            value = value[int(step)]
-    return value
-
-
-def _show(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _allowed(kind: Any, at: str = "") -> str:
-    """Say in words which values a type takes."""
-    return f"allowed: {_words(msgspec.inspect.type_info(kind), at)}"
-
-
-def _words(info: msgspec.inspect.Type, at: str = "") -> str:
-    if isinstance(info, msgspec.inspect.Metadata):
-        return _words(info.type, at)
-    if isinstance(info, msgspec.inspect.LiteralType):
-        return " or ".join(_show(value) for value in info.values)
-    if isinstance(info, msgspec.inspect.UnionType):
-        return " or ".join(_words(kind, at) for kind in info.types if not isinstance(kind, msgspec.inspect.NoneType))
-    if isinstance(info, msgspec.inspect.VarTupleType | msgspec.inspect.ListType):
-        inner = _words(info.item_type)
-        return inner if at else f"a list of {inner}"
-    if isinstance(info, msgspec.inspect.IntType | msgspec.inspect.FloatType):
-        noun = "a whole number" if isinstance(info, msgspec.inspect.IntType) else "a number"
-        bounds = [
-            f"{words} {bound:g}" if isinstance(bound, float) else f"{words} {bound}"
-            for words, bound in (("above", info.gt), ("from", info.ge), ("below", info.lt), ("to", info.le))
-            if bound is not None
-        ]
-        return " ".join([noun, *bounds])
-    if isinstance(info, msgspec.inspect.BoolType):
-        return "true or false"
-    if isinstance(info, msgspec.inspect.StrType):
-        return "a string" if info.pattern is None else "1 to 64 letters, digits, '.', '_', '-'; no blank"
-    if isinstance(info, msgspec.inspect.DictType):
-        return "a table" if at == "" else _words(info.value_type)
-    return "any value"
-
-
-def _known(source: str, key: str, value: str, names: Iterable[str]) -> None:
-    if value not in names:
-        close = difflib.get_close_matches(value, list(names), 1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        raise UsageError(f"{source}: {key}: there is no '{value}'", remedy=f"{hint}allowed: {', '.join(names)}")
-
-
-def _unknown(source: str, where: str, names: Iterable[str], key: str | None = None) -> UsageError:
-    close = difflib.get_close_matches(key or where, list(names), 1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return UsageError(f"{source}: unknown key '{where}'", remedy=f"{hint}allowed: {', '.join(names)}")
-
-
-def _literals(kind: Any) -> tuple[str, ...]:
-    info = msgspec.inspect.type_info(kind)
-    return cast("tuple[str, ...]", tuple(cast("msgspec.inspect.LiteralType", info).values))
+        raise UsageError(f"{source}: the key 'until.width' is missing", remedy=checked.allowed(fields["width"]))
 
 
 def _toml(table: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> str:

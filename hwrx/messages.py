@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 from hwrx import __version__
 from hwrx.errors import PeerError
 
-VERSION = 1
+VERSION = 2
 LARGEST_FRAME = 1 << 20
 SAMPLES_A_CHUNK = 64_000  # 8 bytes each, a third more in base64: below LARGEST_FRAME
 
@@ -25,6 +25,9 @@ Pattern = Literal["pingpong", "stream", "paced"]
 Role = Literal["client", "server"]
 # poll and event are understood by every path: sockets take them for spin and block.
 Wait = Literal["poll", "event", "block", "epoll", "select", "busy-poll", "spin"]
+
+# What of tc-netem(8) can be asked for: "loss 1%", "delay 1ms 100us", "delay 1ms reorder 5%", …
+NETEM = r"^((loss|delay|duplicate|reorder|corrupt) [0-9.]+(%|us|ms|s)( [0-9.]+(%|us|ms|s))*( (?!$)|$))*$"
 
 # complete: all came; finished: the other end said that no more comes; limit: nothing moved for too long
 Ended = Literal["complete", "finished", "limit", "error"]
@@ -50,6 +53,7 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     window: Count = 64
     batch: Count = 16
     rate: Annotated[float, Meta(gt=0)] | None = None  # paced only
+    arrivals: Literal["even", "poisson"] = "even"  # paced only: see hwrx.arrivals
     signal_every: Count = 16
     inline: Natural | None = None  # bytes; None: as far as the device allows
     check_every: Natural = 64  # 0: header and trailer; 1: all; n: each n-th in full
@@ -62,6 +66,8 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     crowd: Natural = 0  # udp: further sockets, bound at the server before the trial, that nobody talks to
     crowd_on: Literal["spread", "chain"] = "spread"  # evenly over the table's slots, or all before the server's own
     hook: str = "none"  # of hwrx.hooks: put on the way in of both ends
+    senders: Annotated[int, Meta(ge=1, le=64)] = 1  # so many connections, each with both its ends, at the same time
+    netem: Annotated[str, Meta(pattern=NETEM)] = ""  # what is done to the wire, in both directions: see hwrx.impair
     limit: Annotated[float, Meta(gt=0)] = 10.0  # nothing received for so long ends the trial
 
 
@@ -94,6 +100,7 @@ class Prepare(Struct, tag="prepare", frozen=True):
     setting: Setting
     here: Place
     there: Place
+    repeat: Natural = 0  # which arrivals an open loop draws
 
 
 class Connect(Struct, tag="connect", frozen=True):
@@ -187,6 +194,7 @@ class Done(Struct, tag="done", frozen=True):
     tally: dict[str, int]
     ended: Ended
     error: str = ""
+    resent: int = 0  # packets that the path's own recovery sent again, as far as it tells
     cpu_ns: dict[str, int] = {}  # user, system of the thread, between first and last message
     resident: int = 0  # bytes, peak
 

@@ -72,17 +72,21 @@ class Measured(Struct, frozen=True):
 
 
 class Pair:
-    """The two agents of a testbed. A context manager; both are gone when it is left, whatever happened."""
+    """The agents of a testbed, two for each sender. A context manager; all are gone when it is left."""
 
     def __init__(self, testbed: Testbed) -> None:
         self._testbed = testbed
         self._stack = contextlib.ExitStack()
-        self.peers: dict[Role, Peer] = {}
+        self._pairs: list[dict[Role, Peer]] = []  # one for each sender; more than one as soon as a trial wants them
+
+    @property
+    def peers(self) -> dict[Role, Peer]:
+        """The agents of the first sender, of most trials the only one."""
+        return self._pairs[0]
 
     def __enter__(self) -> Pair:
         try:
-            for role, _ in ENDS:
-                self.peers[role] = self._stack.enter_context(self._testbed.start(role))
+            self._enlarge(1)
         except BaseException:
             self._stack.close()
             raise
@@ -91,9 +95,19 @@ class Pair:
     def __exit__(self, *exc: object) -> None:
         if exc[0] is not None:
             # an agent in the middle of a loop does not hear Quit
-            for peer in self.peers.values():
+            for peer in self._everybody(len(self._pairs)):
                 peer.kill()
         self._stack.close()
+
+    def _enlarge(self, senders: int) -> None:
+        while len(self._pairs) < senders:
+            more: dict[Role, Peer] = {}
+            for role, _ in ENDS:
+                more[role] = self._stack.enter_context(self._testbed.start(role))
+            self._pairs.append(more)
+
+    def _everybody(self, senders: int) -> list[Peer]:
+        return [peer for peers in self._pairs[:senders] for peer in peers.values()]
 
     def measure(
         self,
@@ -102,98 +116,141 @@ class Pair:
         limit: float,
         look: Callable[[Mapping[Role, Peer]], None] = lambda peers: None,
         before: Callable[[Mapping[Role, Peer]], None] = lambda peers: None,
+        *,
+        repeat: int = 0,
     ) -> Measured:
         """Run one trial. `limit` seconds bound its loops; the error of either end is raised as soon as it is known.
 
         `look` is called with both agents while they still have the trial's arrays, `before` when they are connected.
+        Of several senders it is called with the first one's.
         """
-        client, server = self.peers["client"], self.peers["server"]
+        self._enlarge(setting.senders)
         places = self._testbed.places
         prepared: dict[Role, Prepared] = {}
-        for role, other in ENDS:
-            message = Prepare(trial=number, role=role, setting=setting, here=places[role], there=places[other])
-            prepared[role] = self.peers[role].ask(message, Prepared)
         try:
-            client.send(Connect(remote=prepared["server"].remote))
-            server.send(Connect(remote=prepared["client"].remote))
-            wait({client: Ready, server: Ready}, ANSWER_WITHIN)
+            for peers in self._pairs[: setting.senders]:
+                for role, other in ENDS:
+                    message = Prepare(
+                        trial=number, role=role, setting=setting, here=places[role], there=places[other], repeat=repeat
+                    )
+                    prepared[role] = peers[role].ask(message, Prepared)
+                for role, other in ENDS[::-1]:
+                    peers[role].send(Connect(remote=prepared[other].remote))
+                wait(dict.fromkeys(peers.values(), Ready), ANSWER_WITHIN)
             before(self.peers)
-            server.send(Start())
-            client.send(Start())
-            done = self._both_done(client, server, limit, setting.limit)
+            for role, _ in ENDS:
+                for peers in self._pairs[: setting.senders]:
+                    peers[role].send(Start())
+            done = self._all_done(setting.senders, limit, setting.limit)
             measured = self._collect(setting, done, prepared)
             look(self.peers)
         except PeerError:
-            raise  # the run ends, and both agents with it
+            raise  # the run ends, and all agents with it
         except HwrxError:
-            # one end could not do its part: both are asked to let go, so that the next trial finds them ready. An
+            # one end could not do its part: all are asked to let go, so that the next trial finds them ready. An
             # interrupt does not come here: nobody waits for loops that may take long
-            self._release()
+            self._release(setting.senders)
             raise
-        self._release()
+        self._release(setting.senders)
         return measured
 
-    def _both_done(self, client: Peer, server: Peer, limit: float, quiet: float) -> dict[Peer, Done]:
-        """Wait for both loops to end. One that goes on after the other has failed is ended with its agent."""
+    def _all_done(self, senders: int, limit: float, quiet: float) -> dict[Peer, Done]:
+        """Wait for all loops to end. One that goes on after its other end has failed is ended with its agent."""
         done: dict[Peer, Done] = {}
         deadline = time.monotonic() + limit
-        while missing := [peer for peer in (client, server) if peer not in done]:
+        while missing := [peer for peer in self._everybody(senders) if peer not in done]:
             patience = deadline - time.monotonic()
-            for ended in done.values():
-                well = ended.ended in ("complete", "finished")
+            left = self._left_alone(senders, done)
+            for _, other in left:
+                well = done[other].ended in ("complete", "finished")
                 patience = min(patience, quiet + GRACE if well else GRACE)
             try:
                 peer, reply = wait_first(missing, Done, patience)
             except SilenceError:
-                if not done:
+                if not left:
                     raise
-                first = next(iter(done))
-                self._renew(missing[0])
+                silent, first = left[0]
+                self._renew(silent)
                 raise TrialError(
-                    f"{first.name} {_ending(done[first])}, and {missing[0].name} waited in vain for more; "
+                    f"{first.name} {_ending(done[first])}, and {silent.name} waited in vain for more; "
                     "its agent was started anew"
                 ) from None
             done[peer] = reply
         return done
 
+    def _left_alone(self, senders: int, done: Mapping[Peer, Done]) -> list[tuple[Peer, Peer]]:
+        """Those whose other end has ended, each with that end."""
+        return [
+            (peers[role], peers[other])
+            for peers in self._pairs[:senders]
+            for role, other in ENDS
+            if peers[role] not in done and peers[other] in done
+        ]
+
     def _renew(self, peer: Peer) -> None:
         """Put a new agent into the place of one that cannot be talked to."""
-        role: Role = "client" if peer is self.peers["client"] else "server"
         peer.kill()
-        self.peers[role] = self._stack.enter_context(self._testbed.start(role))
+        for peers in self._pairs:
+            for role, _ in ENDS:
+                if peers[role] is peer:
+                    peers[role] = self._stack.enter_context(self._testbed.start(role))
 
     def _collect(self, setting: Setting, done: dict[Peer, Done], prepared: dict[Role, Prepared]) -> Measured:
-        client, server = self.peers["client"], self.peers["server"]
-        at_client, at_server = done[client], done[server]
+        """Fetch what all senders' messages met, in the order of their delivery where there are several."""
         seen_by: Role = paths.find(setting.path).stream_seen_by if setting.pattern == "stream" else "client"
-        observer = self.peers[seen_by]
-        delivered = fetch(observer, "delivered", setting.messages)
-        got = np.flatnonzero(delivered)
-        service: Int64s | None = None
-        if setting.pattern == "stream":
-            order = np.argsort(delivered[got], kind="stable")
-            got = got[order]
-            ns = np.diff(delivered[got], prepend=delivered[got[:1]])
-        else:
-            ns = (delivered - fetch(client, "intended", setting.messages))[got]
-            if setting.pattern == "paced":
-                service = (delivered - fetch(client, "posted", setting.messages))[got]
+        pairs = self._pairs[: setting.senders]
+        arrays = [_times(setting, peers[seen_by], peers["client"]) for peers in pairs]
+        sequence, delivered, ns = (np.concatenate(columns) for columns in list(zip(*arrays, strict=True))[:3])
+        service = np.concatenate([service for *_, service in arrays]) if setting.pattern == "paced" else None
+        if setting.pattern == "stream" or setting.senders > 1:
+            order = np.argsort(delivered, kind="stable")
+            sequence, delivered, ns = sequence[order], delivered[order], ns[order]
+            service = service[order] if service is not None else None
+        client, server = (together([done[peers[role]] for peers in pairs]) for role in ("client", "server"))
         return Measured(
-            sequence=got.astype(np.uint32),
-            ns=ns,
+            sequence=sequence.astype(np.uint32),
+            ns=np.diff(delivered, prepend=delivered[:1]) if setting.pattern == "stream" else ns,
             service_ns=service,
-            tally=merged(at_client.tally, at_server.tally, seen_by),
-            client=at_client,
-            server=at_server,
+            tally={**merged(client.tally, server.tally, seen_by), "resent": client.resent + server.resent},
+            client=client,
+            server=server,
             chosen={role: prepared[role].chosen for role in prepared},
         )
 
-    def _release(self) -> None:
-        """Both ends let go. Replies of a trial that was broken off may stand before the one that is waited for."""
-        for peer in self.peers.values():
+    def _release(self, senders: int) -> None:
+        """All ends let go. Replies of a trial that was broken off may stand before the one that is waited for."""
+        for peer in self._everybody(senders):
             peer.send(Release())
-        for peer in self.peers.values():
+        for peer in self._everybody(senders):
             peer.settle(Released, ANSWER_WITHIN)
+
+
+def _times(setting: Setting, observer: Peer, client: Peer) -> tuple[Int64s, Int64s, Int64s, Int64s]:
+    """Of the messages that came: sequence number, delivery, time from the intended and from the actual send.
+
+    Zeros stand for the times of a stream, whose ends may have two clocks, and for the last but in an open loop.
+    """
+    delivered = fetch(observer, "delivered", setting.messages)
+    got = np.flatnonzero(delivered)
+    ns = service = np.zeros(len(got), np.int64)
+    if setting.pattern != "stream":
+        ns = (delivered - fetch(client, "intended", setting.messages))[got]
+    if setting.pattern == "paced":
+        service = (delivered - fetch(client, "posted", setting.messages))[got]
+    return got, delivered[got], ns, service
+
+
+def together(done: Sequence[Done]) -> Done:
+    """Several senders' (or their receivers') ends as one: counts and processor time added, the worst of the endings."""
+    worst = next((one for one in done if one.ended not in ("complete", "finished")), done[0])
+    return Done(
+        tally={name: sum(one.tally[name] for one in done) for name in worst.tally},
+        ended=worst.ended,
+        error=worst.error,
+        resent=sum(one.resent for one in done),
+        cpu_ns={kind: sum(one.cpu_ns.get(kind, 0) for one in done) for kind in worst.cpu_ns},
+        resident=max(one.resident for one in done),
+    )
 
 
 def fetch(peer: Peer, array: Array, count: int) -> Int64s:
@@ -261,7 +318,7 @@ def execute(
             progress(index, len(trials), trial.label)
             with _named(trial, writer):
                 try:
-                    measured = pair.measure(trial.number, trial.setting, trial_limit)
+                    measured = pair.measure(trial.number, trial.setting, trial_limit, repeat=trial.repeat)
                 except PeerError:
                     raise
                 except HwrxError as error:

@@ -153,11 +153,11 @@ def effective_share(series: npt.ArrayLike) -> float:
     return float(min(1.0, 1 / max(2 * positive.sum() - 1, 1e-9))) if len(positive) else 1.0
 
 
-def answered(sequence: npt.NDArray[np.uint32], ns: Int64s, rate: float) -> float | None:
-    """Answers a second of an open loop, from response times: the k-th message was meant to be sent at k / `rate`."""
+def answered(intended: Int64s, ns: Int64s) -> float | None:
+    """Answers a second of an open loop, from when each message was meant to be sent and its response time."""
     if len(ns) < 2:
         return None
-    at = sequence.astype(float) * (1e9 / rate) + ns
+    at = intended + ns
     span = float(at.max() - at.min())
     return (len(ns) - 1) / span * 1e9 if span > 0 else None
 

@@ -20,15 +20,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
-import io
 import json
 import os
 import pathlib
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import msgspec
 import numpy as np
@@ -36,7 +34,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hwrx import __version__
+from hwrx import __version__, disk
 from hwrx import experiment as experiments
 from hwrx.errors import StoreError, UsageError
 
@@ -61,7 +59,6 @@ SAMPLES = pa.schema(
 )
 ROWS_A_GROUP = 1 << 20
 _RESERVE = 1 << 16  # bytes set aside so that a full disk still takes the last manifest
-_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 class Writer:
@@ -111,7 +108,7 @@ class Writer:
         if taken := own.keys() & manifest.keys():
             raise ValueError(f"the store fills these itself: {', '.join(sorted(taken))}")
         root = pathlib.Path(root)
-        with _disk(root):
+        with disk.guarded(root):
             root.mkdir(parents=True, exist_ok=True)
             hidden = root / f".{now:%Y%m%dT%H%M%SZ}-{experiment.name}.{os.getpid()}"
             hidden.mkdir()
@@ -120,7 +117,7 @@ class Writer:
                 (hidden / "parts").mkdir()
                 (hidden / ".reserve").write_bytes(b"\0" * _RESERVE)
                 writer._write_manifest()
-                _replace(hidden / "experiment.toml", experiments.dumps(experiment).encode())
+                disk.replace(hidden / "experiment.toml", experiments.dumps(experiment).encode())
                 (hidden / "trials.jsonl").touch()
                 (hidden / "log.txt").touch()
                 writer.path = _settle(hidden, root / f"{now:%Y%m%dT%H%M%SZ}-{experiment.name}")
@@ -156,10 +153,10 @@ class Writer:
         if wrong:
             raise StoreError(f"run {run.path}: its trials are not those of its experiment.toml (first: {wrong[0]})")
         writer = cls(run.path, dict(run.manifest))
-        with _disk(run.path):
+        with disk.guarded(run.path):
             (run.path / "parts").mkdir(exist_ok=True)
             journal = [json.dumps(line) for line in run.journal if line["status"] == "ok"]
-            _replace(run.path / "trials.jsonl", "".join(f"{line}\n" for line in journal).encode())
+            disk.replace(run.path / "trials.jsonl", "".join(f"{line}\n" for line in journal).encode())
             (run.path / ".reserve").write_bytes(b"\0" * _RESERVE)
             writer.recorded = len(journal)
             writer._parts = max((int(part.stem[-6:]) for part in (run.path / "parts").glob("*.parquet")), default=0)
@@ -190,7 +187,7 @@ class Writer:
         `status` is "ok" or "failed"; a failed trial may have samples. The arrays are as long as each other.
         """
         count = 0 if ns is None else len(ns)
-        with _disk(self.path):
+        with disk.guarded(self.path):
             if count:
                 self._add_part("samples", _samples(trial, sequence, ns, service_ns))
             line = {
@@ -205,7 +202,7 @@ class Writer:
                 "tally": dict(tally or {}),
                 "extra": msgspec.to_builtins(dict(extra or {})),
             }
-            _append(self.path / "trials.jsonl", json.dumps(line).encode() + b"\n")
+            disk.append(self.path / "trials.jsonl", json.dumps(line).encode() + b"\n")
         self.recorded += 1
 
     def add_table(self, name: str, table: pa.Table) -> None:
@@ -213,7 +210,7 @@ class Writer:
         if name in ("samples", "trials") or not name.isidentifier():
             raise ValueError(f"'{name}' is no name for an extra table")
         if table.num_rows:
-            with _disk(self.path):
+            with disk.guarded(self.path):
                 self._add_part(name, table)
 
     def expect(self, trials: int) -> None:
@@ -223,14 +220,14 @@ class Writer:
     def note(self, **values: Any) -> None:
         """Put more into the manifest, for example what was found when the machines came up."""
         self.manifest.update(values)
-        with _disk(self.path):
+        with disk.guarded(self.path):
             self._write_manifest()
 
     def log(self, text: str) -> None:
         """Append lines to log.txt, each with the time."""
         stamp = f"{_now():%H:%M:%S}"
-        with _disk(self.path):
-            _append(self.path / "log.txt", "".join(f"{stamp} {line}\n" for line in text.splitlines()).encode())
+        with disk.guarded(self.path):
+            disk.append(self.path / "log.txt", "".join(f"{stamp} {line}\n" for line in text.splitlines()).encode())
 
     def finish(self, status: Status = "complete", reason: str = "") -> None:
         """Merge the parts, write trials.parquet and the final manifest. A second call does nothing.
@@ -245,11 +242,11 @@ class Writer:
         if status == "complete" and planned is not None and self.recorded < planned:
             status, reason = "partial", reason or f"{self.recorded} of {planned} trials were run"
         self.manifest.update(status=status, reason=reason, ended=_now().isoformat())
-        with _disk(self.path):
+        with disk.guarded(self.path):
             try:
                 self._merge()
             except (OSError, StoreError) as error:
-                words = _reason(error) if isinstance(error, OSError) else str(error)
+                words = disk.reason(error) if isinstance(error, OSError) else str(error)
                 self.manifest.update(status="partial", reason=words)
                 raise
             finally:
@@ -275,7 +272,7 @@ class Writer:
     def _add_part(self, name: str, table: pa.Table) -> None:
         self._parts += 1
         target = self.path / "parts" / f"{name}-{self._parts:06d}.parquet"
-        with _replacing(target) as file:
+        with disk.replacing(target) as file:
             pq.write_table(table, file, **_encoding(table.schema))
 
     def _merge(self) -> None:
@@ -286,15 +283,15 @@ class Writer:
             parts = sorted((self.path / "parts").glob(f"{name}-*.parquet"))
             before = [target] if target.exists() else []
             schema = SAMPLES if name == "samples" else pq.read_schema(parts[0])
-            with _replacing(target) as file, pq.ParquetWriter(file, schema, **_encoding(schema)) as merged:
+            with disk.replacing(target) as file, pq.ParquetWriter(file, schema, **_encoding(schema)) as merged:
                 for source, group in kept_groups([*before, *parts], known if name == "samples" else None):
                     merged.write_table(source.read_row_group(group).cast(schema))
-        with _replacing(self.path / "trials.parquet") as file:
+        with disk.replacing(self.path / "trials.parquet") as file:
             pq.write_table(trials_table(journal(self.path)), file, compression="zstd")
 
     def _write_manifest(self) -> None:
         text = json.dumps(self.manifest, indent=1, ensure_ascii=False, default=str)
-        _replace(self.path / "manifest.json", text.encode() + b"\n")
+        disk.replace(self.path / "manifest.json", text.encode() + b"\n")
 
 
 # --- what reader and writer share ----------------------------------------------------------------------------------
@@ -455,63 +452,6 @@ def _point(link: pathlib.Path, name: str) -> None:
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(name)
     fresh.replace(link)
-
-
-@contextlib.contextmanager
-def _replacing(target: pathlib.Path) -> Iterator[BinaryIO]:
-    """Write a file that appears under its name only when it is whole and on the disk."""
-    fresh = target.with_name(f".{target.name}.part")
-    try:
-        with fresh.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(target)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-
-
-def _replace(target: pathlib.Path, content: bytes) -> None:
-    with _replacing(target) as file:
-        file.write(content)
-
-
-def _append(path: pathlib.Path, content: bytes) -> None:
-    """Append all of it or nothing."""
-    with path.open("r+b", buffering=0) as file:
-        before = file.seek(0, io.SEEK_END)
-        try:
-            written = file.write(content)
-            while written < len(content):
-                written += file.write(content[written:])
-        except OSError:
-            file.truncate(before)
-            raise
-
-
-@contextlib.contextmanager
-def _disk(path: pathlib.Path) -> Iterator[None]:
-    """Turn what the file system says into words."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        if error.errno not in _DISK and not isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError):
-            raise
-        remedy = "what was written before it stays readable"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = f"make room, or choose another place with --runs; {remedy}"
-        raise StoreError(f"cannot write the run in {path}: {_reason(error)}", remedy=remedy) from error
-
-
-def _reason(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full"
-    if error.errno == errno.EFBIG:
-        return "the limit on the size of a file (ulimit -f) is reached"
-    return os.strerror(error.errno).lower() if error.errno else str(error)
 
 
 def _sentence(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from cython_ext import loop
 from cython_ext.socket_transport import SocketTransport
+from hwrx import arrivals
 from hwrx.messages import Place, Prepare, Role, Setting
 from hwrx.paths import open_endpoint
 
@@ -31,7 +32,7 @@ def trial_of(setting: Setting) -> loop.Trial:
         trial=TRIAL,
         batch=setting.batch,
         check_every=setting.check_every,
-        interval_ns=round(1e9 / setting.rate) if setting.rate else 0,
+        due=arrivals.schedule(setting, 0) if setting.rate else None,
         limit_ns=round(setting.limit * 1e9),
     )
 

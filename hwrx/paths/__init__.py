@@ -74,6 +74,8 @@ def check(setting: Setting) -> None:
         raise UsageError(f"a crowd stands in UDP's table, which {setting.path} does not use", remedy="leave crowd out")
     if setting.hook != "none" and find(setting.path).family != "sockets":
         raise UsageError(f"a hook lies on the way to the kernel's sockets, not on that of {setting.path}")
+    if setting.senders > 1 and setting.pattern == "paced":
+        raise UsageError("an open loop has one sender", remedy="pingpong or stream, or senders = 1")
     importlib.import_module(f"hwrx.paths.{find(setting.path).family}").check(setting)
 
 

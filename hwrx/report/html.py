@@ -13,6 +13,7 @@ from hwrx.report.diff import flat
 from hwrx.report.summary import Summary
 from hwrx.report.tables import tables
 
+MAIN = ("latency", "throughput", "load", "cost")  # tables that stand before the figures; the others follow them
 WIDE, NARROW = 7.2, 3.5  # inches, of the figures on a desk and on a phone
 
 
@@ -24,9 +25,10 @@ def render(summary: Summary) -> str:
     runs = summary.runs
     return environment.get_template("report.html").render(
         title=" and ".join(dict.fromkeys(run.name for run in runs)),
-        questions=list(dict.fromkeys(run.manifest["question"] for run in runs if run.manifest.get("question"))),
+        questions=[_question(text) for text in dict.fromkeys(run.manifest.get("question") for run in runs) if text],
         summary=summary,
         tables=tables(summary),
+        main=MAIN,
         about=text.about(summary),
         figures=[_figure(summary, name) for name in figures.names(summary)],
         manifests=[_manifest(run) for run in runs],
@@ -38,6 +40,12 @@ def render(summary: Summary) -> str:
 def write(summary: Summary, path: pathlib.Path) -> None:
     """Write the page to a file."""
     path.write_text(render(summary), encoding="utf-8")
+
+
+def _question(text: str) -> tuple[str, str]:
+    """The question, which is an experiment's first line, and what its file says besides, without its line breaks."""
+    first, _, more = text.partition("\n")
+    return first, " ".join(more.split())
 
 
 def _figure(summary: Summary, name: str) -> dict[str, str]:

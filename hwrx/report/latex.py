@@ -27,14 +27,17 @@ _SPECIAL = {
     "×": r"$\times$",
     "±": r"$\pm$",
     "–": "--",
+    "†": r"\dag{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
 }
+NARROW = 7  # columns that fit without being made smaller
 _DOCUMENT = r"""\documentclass{article}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
 \usepackage{textcomp}
 \usepackage{booktabs}
+\usepackage{graphicx}
 \begin{document}
 %s
 \end{document}
@@ -55,21 +58,25 @@ def render(table: Table) -> str:
         if first and number:
             lines.append(r"\addlinespace")
         lines.append(" & ".join(map(_cell, cells)) + r" \\")
+    # beyond a column's width: over both columns, and as small as that takes
+    wide = len(table.columns) > NARROW
+    star, fit, end = ("*", r"\resizebox{\textwidth}{!}{%", "}") if wide else ("", "", "")
     return "\n".join(
         [
-            "% needs \\usepackage{booktabs} and, for the micro sign, \\usepackage{textcomp}",
-            r"\begin{table}",
+            "% needs \\usepackage{booktabs}, \\usepackage{graphicx} and, for the micro sign, \\usepackage{textcomp}",
+            rf"\begin{{table{star}}}",
             r"\centering\small",
             rf"\caption{{{escape(table.caption)}}}",
             rf"\label{{tab:hwrx-{table.name}}}",
+            *filter(None, [fit]),
             rf"\begin{{tabular}}{{@{{}}{alignment}@{{}}}}",
             r"\toprule",
             rf"{head} \\",
             r"\midrule",
             *lines,
             r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
+            rf"\end{{tabular}}{end}",
+            rf"\end{{table{star}}}",
             "",
         ]
     )

@@ -11,16 +11,18 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from hwrx import arrivals, precision, stats
 from hwrx import paths as delivery
-from hwrx import precision, stats
 from hwrx.experiment import LISTED, SETTING_FIELDS, capacity_key
 from hwrx.messages import Setting
+from hwrx.report import words
 from hwrx.stats import Digest, Estimate
 
 if TYPE_CHECKING:
     from hwrx.runs import Run
 
 BASELINE = "udp"
+KEPT_UP = 0.97  # of the rate offered must be answered by a path that keeps up with it
 # fields of Setting that tell two rows of a table apart, besides those that always do
 TELLING = tuple(name for name in SETTING_FIELDS if name not in (*LISTED, "messages", "warmup", "cooldown", "limit"))
 
@@ -48,6 +50,8 @@ class Row(Struct, kw_only=True):
     messages_per_s: Estimate | None
     bytes_per_s: Estimate | None
     rate: float | None = None  # paced: messages a second that were meant to be sent
+    load: float | None = None  # the same as a share of what the path can do, where the experiment asks for shares
+    kept: float = math.nan  # paced: answers a second over messages a second that were due; the median trial
     ratio: Estimate | None = None  # to the baseline: of p50, or of messages/s of a stream
     tally: dict[str, int] = {}
     cpu_us: float | None = None  # of both endpoints' threads, a message
@@ -59,9 +63,25 @@ class Row(Struct, kw_only=True):
 
     @property
     def label(self) -> str:
-        """Path, manner of waiting and what is swept: a row's name within one size and pattern."""
-        swept = [f"{key} {value}" for key, value in self.swept.items() if value is not None]
-        return " ".join([self.path, *([self.run] if self.run else []), *swept])
+        """Path, run where there are several, and what is swept: a row's name within one size, pattern and wait."""
+        load = [f"at {100 * self.load:.3g} % load"] if self.load is not None else []
+        return " ".join([self.curve, *load, *(f"{key} {v}" for key, v in self.swept.items() if key == "rate" and v)])
+
+    @property
+    def curve(self) -> str:
+        """The same without the load or rate: the name of what has a row at each of them."""
+        words = [swept_words(key, value) for key, value in self.swept.items() if key != "rate"]
+        return " ".join([self.name, *filter(None, words)])
+
+    @property
+    def name(self) -> str:
+        """Path, and run where there are several: its name in a table that has columns for all else."""
+        return f"{self.path} {self.run}".strip()
+
+    @property
+    def saturated(self) -> bool:
+        """Whether an open loop was offered more than the path answered: its times grow with the trial's length."""
+        return self.kept < KEPT_UP
 
     @property
     def lost_share(self) -> float:
@@ -99,6 +119,10 @@ class Summary(Struct, kw_only=True):
         """The rows of one pattern that have samples, by size, then in the experiment's order of paths."""
         return [row for row in self.rows if row.pattern == pattern and row.digests]
 
+    def swept(self, rows: Sequence[Row]) -> list[str]:
+        """The swept fields that tell the rows of a table apart; the rate of an open loop has a column anyway."""
+        return list(dict.fromkeys(key for row in rows for key in row.swept if key != "rate"))
+
     def sizes(self, pattern: str) -> list[int]:
         """The message sizes of a pattern, ascending."""
         return sorted({row.size for row in self.of(pattern)})
@@ -110,21 +134,25 @@ def summarise(runs: Sequence[Run]) -> Summary:
     for run in runs:
         rows += _rows(run, run.path.name if len(runs) > 1 else "")
     order = {path: place for place, path in enumerate(dict.fromkeys(row.path for row in _by_experiment(runs, rows)))}
+    steps = _steps(runs)
     rows.sort(
-        key=lambda row: (row.pattern, row.size, order[row.path], row.wait, row.rate or 0.0, str(row.swept), row.run)
-    )
+        key=lambda row: (
+            row.pattern, row.size, [_step(steps, key, value) for key, value in row.swept.items() if key != "rate"],
+            order[row.path], row.wait, row.rate or 0.0, row.run,
+        )
+    )  # fmt: skip
     baseline = BASELINE if any(row.path == BASELINE for row in rows) else next(iter(order), BASELINE)
     _relate(rows, baseline)
     for run in runs:
         _judge(run, [row for row in rows if row.run in ("", run.path.name)])
-    warnings = [warning for run in runs for warning in _run_warnings(run)]
-    warnings += _row_warnings(rows)
+    warnings = [warning for run in runs for warning in words.of_run(run)]
+    warnings += words.of_rows(rows)
     return Summary(
         runs=list(runs),
         rows=rows,
         baseline=baseline,
         label="; ".join(dict.fromkeys(label(run) for run in runs)),
-        answer=_answer(rows, baseline),
+        answer=words.answer(rows, baseline),
         warnings=warnings,
         costs=_costs(rows),
         skipped=[(skip["label"], skip["reason"]) for run in runs for skip in run.manifest.get("skipped", [])],
@@ -133,19 +161,19 @@ def summarise(runs: Sequence[Run]) -> Summary:
 
 def label(run: Run) -> str:
     """Say on what the run was measured: what each caption needs so that nobody takes it for something else."""
-    words = []
+    said = []
     if run.manifest["clock"] == "icount":
-        words.append("virtual time, 1 ns = 1 guest instruction")
+        said.append("virtual time, 1 ns = 1 guest instruction")
     elif run.emulated:
-        words.append("EMULATED guest: compare within the run only")
+        said.append("EMULATED guest: compare within the run only")
     else:
-        words.append("wall clock")
+        said.append("wall clock")
     if kernel := kernel_of(run):
-        words.append(f"Linux {kernel}")
-    words.append(f"topology {run.manifest['topology']}")
+        said.append(f"Linux {kernel}")
+    said.append(f"topology {run.manifest['topology']}")
     if run.status != "complete":
-        words.append(f"{run.status.upper()} run")
-    return ", ".join(words)
+        said.append(f"{run.status.upper()} run")
+    return ", ".join(said)
 
 
 def kernel_of(run: Run) -> str:
@@ -183,25 +211,45 @@ def _by_experiment(runs: Sequence[Run], rows: list[Row]) -> Iterable[Row]:
     return sorted(rows, key=lambda row: wanted.get(row.path, len(wanted)))
 
 
+def _steps(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The values of each swept field in the order in which the experiments list them."""
+    found: dict[str, list[Any]] = collections.defaultdict(list)
+    for run in runs:
+        for key, values in run.experiment.sweep.items():
+            found[key] += [value for value in values if value not in found[key]]
+    return found
+
+
+def _step(steps: dict[str, list[Any]], key: str, value: Any) -> tuple[str, int, str]:
+    """Where a row stands among those of other values; a field that a path's own table sets comes by its words."""
+    listed = steps.get(key, [])
+    return key, listed.index(value) if value in listed else len(listed), str(value)
+
+
 def _rows(run: Run, name: str) -> list[Row]:
     trials: dict[tuple[Any, ...], list[dict[str, Any]]] = collections.defaultdict(list)
-    run_load = run.experiment.load
     swept = [field for field in TELLING if len({trial.get(field) for trial in run.rows}) > 1]
     # a field that a path's own table sets tells nothing apart: it is the same for all rows of that path
     swept = [field for field in swept if _varies(run.rows, field)]
-    if run_load:
-        swept = ["load", *(field for field in swept if field != "rate")]
+    if run.experiment.load:  # the rates of a share are each path's own; the share is what its rows have in common
+        swept = [field for field in swept if field != "rate"]
     for trial in run.rows:
-        values = tuple(_load(run, trial) if field == "load" else trial.get(field) for field in swept)
-        trials[trial["path"], trial["size"], trial["pattern"], trial["wait"], values].append(trial)
-    return [_row(run, name, key[:4], dict(zip(swept, key[4], strict=True)), of_key) for key, of_key in trials.items()]
+        values = tuple(trial.get(field) for field in swept)
+        key = trial["path"], trial["size"], trial["pattern"], trial["wait"], _load(run, trial), values
+        trials[key].append(trial)
+    return [_row(run, name, key[:5], dict(zip(swept, key[5], strict=True)), of_key) for key, of_key in trials.items()]
 
 
-def _load(run: Run, trial: dict[str, Any]) -> str | None:
+def _setting(trial: dict[str, Any]) -> Setting:
+    return msgspec.convert({key: trial[key] for key in SETTING_FIELDS if key in trial}, Setting)
+
+
+def _load(run: Run, trial: dict[str, Any]) -> float | None:
     """The share of its path's capacity that a trial of an experiment with `load` was sent at."""
-    setting = msgspec.convert({key: trial[key] for key in SETTING_FIELDS if key in trial}, Setting)
-    capacity = run.experiment.capacity.get(capacity_key(setting))
-    return f"{100 * setting.rate / capacity:.3g} %" if setting.rate and capacity else None
+    if not run.experiment.load or not trial.get("rate"):
+        return None
+    capacity = run.experiment.capacity.get(capacity_key(_setting(trial)))
+    return round(trial["rate"] / capacity, 4) if capacity else None
 
 
 def _varies(trials: list[dict[str, Any]], field: str) -> bool:
@@ -212,12 +260,13 @@ def _varies(trials: list[dict[str, Any]], field: str) -> bool:
 
 
 def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trials: list[dict[str, Any]]) -> Row:
-    path, size, pattern, wait = key
+    path, size, pattern, wait, load = key
     known = delivery.PATHS.get(path)
     half = pattern == "pingpong" and not (known is not None and known.full_rtt)
     digests: list[Digest] = []
     service: list[Digest] = []
     rates: list[float] = []
+    kept: list[float] = []
     repeats: list[int] = []
     for trial in sorted(trials, key=lambda trial: int(trial["repeat"])):
         if trial["status"] != "ok" or not trial["samples"]:
@@ -229,13 +278,17 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
             continue
         if samples.service_ns is not None:
             service.append(_in_us(stats.digest(samples.service_ns), 1.0))
-        if pattern == "paced" and (paced_at := stats.answered(samples.sequence, ns, float(trial["rate"]))):
-            rates.append(paced_at)  # before the digest sorts the times
+        if pattern == "paced":  # before the digest sorts the times
+            due = arrivals.intended(_setting(trial), int(trial["repeat"]), samples.sequence)
+            offered = stats.answered(due, np.zeros_like(due))
+            if (at_rate := stats.answered(due, ns)) and offered:
+                rates.append(at_rate)
+                kept.append(at_rate / offered)
         found = stats.digest(ns)
         if pattern == "stream" and found.total > 0:
             rates.append(found.count / found.total * 1e9)
         elif pattern == "pingpong" and found.mean > 0:
-            rates.append(1e9 / found.mean)
+            rates.append(1e9 / found.mean * (trial.get("senders") or 1))
         digests.append(_in_us(found, 0.5 if half else 1.0))
         repeats.append(int(trial["repeat"]))
     tally = _sum(trials)
@@ -260,6 +313,8 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         messages_per_s=answered,
         bytes_per_s=None if answered is None else scaled(answered, size),
         rate=trials[0].get("rate"),
+        load=load,
+        kept=float(np.median(kept)) if kept else math.nan,
         tally=tally,
         cpu_us=cpu / delivered / 1e3 if cpu and delivered else None,
         resident=max((v for t in trials for f, v in t.items() if f.startswith("resident") and v), default=0),
@@ -267,6 +322,15 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         warmup=max((found.warmup.samples for found in digests), default=0),
         settled=all(found.warmup.settled for found in digests),
     )
+
+
+def swept_words(key: str, value: Any) -> str:
+    """A swept field's value where it stands alone: "8 senders", "loss 1%", "window 64"; empty where nothing is set."""
+    if value is None or value == "":
+        return ""
+    if key == "senders":
+        return f"{value} sender{'s' * (value != 1)}"
+    return str(value) if isinstance(value, str) else f"{key} {value}"
 
 
 def name_of(p: float) -> str:
@@ -301,7 +365,8 @@ def _in_us(found: Digest, factor: float) -> Digest:
 
 def _sum(trials: list[dict[str, Any]]) -> dict[str, int]:
     names = ("posted", "expected", "delivered", "bytes", "lost", "duplicated", "reordered", "corrupt", "stale",
-             "wrong_size", "checked")  # fmt: skip
+             "wrong_size", "checked",
+             "resent")  # fmt: skip
     return {name: sum(int(trial.get(name) or 0) for trial in trials) for name in names}
 
 
@@ -357,12 +422,14 @@ def _relate(rows: list[Row], baseline: str) -> None:
         candidates = [
             base
             for base in rows
-            if (base.run, base.pattern, base.size, base.swept) == (row.run, row.pattern, row.size, row.swept)
+            if (base.run, base.pattern, base.size, base.swept, base.load)
+            == (row.run, row.pattern, row.size, row.swept, row.load)
             and base.path == baseline
             and base.digests
+            and not base.saturated
         ]
         same = [base for base in candidates if base.wait == row.wait]
-        if row.path != baseline and (base := next(iter(same or candidates), None)) is not None:
+        if row.path != baseline and not row.saturated and (base := next(iter(same or candidates), None)) is not None:
             row.ratio = _ratio(row, base)
 
 
@@ -377,147 +444,3 @@ def _ratio(row: Row, base: Row) -> Estimate | None:
             return None
         return stats.ratio_across([x.count / x.total for x in a], [x.count / x.total for x in b], paired=True)
     return stats.quantile_ratio(a, b, 0.5, paired=True)
-
-
-# --- words ---------------------------------------------------------------------------------------------------------
-
-
-def _answer(rows: list[Row], baseline: str) -> str:
-    """One sentence: the paths at the smallest size, against the baseline."""
-    for pattern in ("pingpong", "stream", "paced"):
-        sizes = sorted({row.size for row in rows if row.pattern == pattern and row.digests})
-        if sizes:
-            return _sentence([row for row in rows if row.pattern == pattern and row.size == sizes[0]], baseline)
-    return "No trial was measured."
-
-
-def _sentence(rows: list[Row], baseline: str) -> str:
-    rows = [row for row in rows if row.digests]
-    if rows[0].pattern == "stream":
-        return _rate_sentence(rows, baseline)
-    bases = [row for row in rows if row.path == baseline and row.quantiles["p50"]]
-    if not bases:
-        return f"Too few messages of {size_words(rows[0].size)} were measured for a median."
-    waits = {row.wait for row in bases}
-    parts = []
-    for place, base in enumerate(bases):
-        median = base.quantiles["p50"]
-        assert median is not None
-        manner = f", waiting by {base.wait}," if len(waits) > 1 else ""
-        what = f"{_article(base.measures)} " if not place else ""
-        parts.append(f"{what}over {base.label}{manner} takes {time_words(median.value)} at the median")
-        # a row that waits as no baseline row does was held against the first
-        parts += [
-            _against(row, base)
-            for row in rows
-            if row.ratio is not None
-            and row.swept == base.swept
-            and row.run == base.run
-            and (row.wait == base.wait or (row.wait not in waits and base is bases[0]))
-        ]
-    return f"At {size_words(rows[0].size)}, {'; '.join(parts)}."
-
-
-def _against(row: Row, base: Row) -> str:
-    assert row.ratio is not None
-    manner = "" if row.wait == base.wait else f", waiting by {row.wait},"
-    note = "" if row.measures == base.measures else f" for a {row.measures}"
-    told = "" if row.ratio.low > 1 or row.ratio.high < 1 else ", not told apart from it"
-    return f"{row.label}{manner} {row.ratio.value:.2f} times as long ({ratio_interval(row.ratio)}){note}{told}"
-
-
-def _rate_sentence(rows: list[Row], baseline: str) -> str:
-    rated = [row for row in rows if row.messages_per_s is not None]
-    if not rated:
-        return "No stream delivered two messages."
-    best = max(rated, key=lambda row: row.messages_per_s.value if row.messages_per_s else 0.0)
-    assert best.messages_per_s is not None
-    against = f", {best.ratio.value:.2f} times {baseline}'s ({ratio_interval(best.ratio)})" if best.ratio else ""
-    rate = f"{best.messages_per_s.value:,.0f} messages of {size_words(best.size)} a second"
-    return f"{best.label} streams fastest: {rate}{against}."
-
-
-def _article(words: str) -> str:
-    if words == "half round trip":
-        return "half a round trip"
-    return f"a {words}"
-
-
-def ratio_interval(ratio: Estimate) -> str:
-    """95 % interval in words, or why there is none."""
-    return "one trial, no interval" if math.isnan(ratio.low) else f"95 % interval {ratio.low:.2f}–{ratio.high:.2f}"
-
-
-def time_words(us: float) -> str:
-    """A time with three digits and a unit."""
-    if us < 1:
-        return f"{us * 1000:.3g} ns"
-    if us < 1000:
-        return f"{us:.3g} µs"
-    return f"{us / 1000:.3g} ms" if us < 1e6 else f"{us / 1e6:.3g} s"
-
-
-def size_words(size: int) -> str:
-    """A size in B, KiB or MiB where it divides."""
-    for unit, bytes_of in (("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if size >= bytes_of and size % bytes_of == 0:
-            return f"{size // bytes_of} {unit}"
-    return f"{size:,} B"
-
-
-def _run_warnings(run: Run) -> list[str]:
-    warnings = []
-    if run.status != "complete":
-        warnings.append(f"run {run.path.name} is {run.status}: {run.reason}; figures stand on what was measured")
-    failed = [trial for trial in run.rows if trial["status"] != "ok"]
-    for trial in failed[:5]:
-        error = str(trial["error"]).splitlines()[0] if trial["error"] else "no reason was given"
-        warnings.append(f"trial {trial['trial']} ({trial['label']}) failed: {error}")
-    if len(failed) > 5:
-        warnings.append(f"{len(failed) - 5} more trials failed; trials.parquet has the reasons")
-    if run.emulated and run.manifest["clock"] == "wall":
-        warnings.append(
-            "the machine was emulated in software: its times are not those of any hardware, and move by a factor of "
-            "two on a busy host; only ratios within this run mean something"
-        )
-    for words in run.manifest.get("warnings", []):
-        warnings.append(str(words))
-    return warnings
-
-
-def _row_warnings(rows: list[Row]) -> list[str]:
-    """What is wrong with rows, one line a kind: the rows that have it, the worst first."""
-    found: dict[str, list[tuple[float, str]]] = collections.defaultdict(list)
-    for row in rows:
-        name = f"{row.label} {size_words(row.size)} {row.pattern}"
-        for count, words in _FAULTS.items():
-            if share := row.tally.get(count, 0):
-                found[f"messages {words}"].append((share, f"{name} {share:,}"))
-        trial = max((digest.count for digest in row.digests), default=0)
-        if not row.settled:
-            found["a trial did not settle; take more warm-up, or look for what drifts"].append((trial, name))
-        elif trial and row.warmup > max(50, 0.05 * trial):
-            words = "samples that are still warm-up stand at a trial's beginning; raise 'warmup'"
-            found[words].append((row.warmup, f"{name} {row.warmup:,}"))
-        if row.converged is False:
-            words = "DID NOT CONVERGE: the 95 % interval is wider than the experiment asked; raise 'budget' or "
-            found[words + "'until.repeats'"].append((1.0, name))
-        if row.effective < 0.1 and row.pattern != "stream":
-            words = "neighbouring samples are alike, so that they say as much as fewer independent ones would (the "
-            words += "intervals take that into account)"
-            found[words].append((1 - row.effective, f"{name} {row.effective * trial:,.0f} of {trial:,}"))
-    lines = []
-    for words, of in found.items():
-        of.sort(key=lambda pair: -pair[0])
-        more = f" and {len(of) - 3} more" if len(of) > 3 else ""
-        lines.append(f"{words}: {', '.join(name for _, name in of[:3])}{more}")
-    return lines
-
-
-_FAULTS = {
-    "lost": "were lost",
-    "duplicated": "came twice",
-    "reordered": "came out of order",
-    "corrupt": "were CORRUPT",
-    "wrong_size": "had the wrong size",
-}

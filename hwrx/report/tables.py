@@ -12,7 +12,8 @@ from msgspec import Struct
 
 from hwrx import __version__
 from hwrx.report import text, waterfall
-from hwrx.report.summary import Row, Summary, name_of, size_words
+from hwrx.report.summary import Row, Summary, name_of
+from hwrx.report.words import size_words
 from hwrx.stats import NAMED, Estimate
 
 Kind = Literal["", "t"]  # a number, aligned right; text
@@ -45,12 +46,12 @@ def tables(summary: Summary) -> list[Table]:
 
 
 def _latency(summary: Summary) -> Table:
-    columns: list[tuple[str, Kind]] = [("size", ""), ("path", "t"), ("wait", "t")]
+    columns = _first_columns(summary, summary.of("pingpong"))
     columns += [(f"{name_of(p)} [µs]", "") for p in NAMED]
     columns += [(f"p50 × {summary.baseline}", ""), ("round trips/s", "")]
     rows = []
-    for first, row in _grouped(summary.of("pingpong")):
-        cells: list[Cell] = [*_head(row, first)]
+    for first, row in grouped(summary.of("pingpong")):
+        cells: list[Cell] = [*_head(summary, row, first)]
         cells += [_estimate(row.quantiles[name_of(p)]) for p in NAMED]
         cells += [_ratio(row, summary.baseline), (text.value(row.messages_per_s), "")]
         rows.append((first, cells))
@@ -58,33 +59,44 @@ def _latency(summary: Summary) -> Table:
 
 
 def _rates(summary: Summary) -> Table:
-    columns: list[tuple[str, Kind]] = [
-        ("size", ""),
-        ("path", "t"),
-        ("wait", "t"),
+    columns = [
+        *_first_columns(summary, summary.of("stream")),
         ("messages/s", ""),
         ("bytes/s", ""),
         (f"rate × {summary.baseline}", ""),
         ("lost", ""),
     ]
     rows = []
-    for first, row in _grouped(summary.of("stream")):
+    for first, row in grouped(summary.of("stream")):
         lost = f"{100 * row.lost_share:.2g} %" if row.lost_share else "0"
         rate = (text.bytes_a_second(row.bytes_per_s), "")
-        cells = [*_head(row, first), _estimate(row.messages_per_s), rate, _ratio(row, summary.baseline), (lost, "")]
+        cells = [
+            *_head(summary, row, first),
+            _estimate(row.messages_per_s),
+            rate,
+            _ratio(row, summary.baseline),
+            (lost, ""),
+        ]
         rows.append((first, cells))
     return Table("throughput", "Throughput", text.rate_caption(summary), columns, rows)
 
 
 def _paced(summary: Summary) -> Table:
-    columns: list[tuple[str, Kind]] = [("size", ""), ("path", "t"), ("wait", "t")]
+    columns = _first_columns(summary, summary.of("paced"))
+    shares = any(row.load is not None for row in summary.of("paced"))
+    columns += [("load", "")] if shares else []
     columns += [("offered [1/s]", ""), ("answered [1/s]", "")]
     columns += [(f"{name_of(p)} [µs]", "") for p in NAMED]
     columns += [(f"p50 × {summary.baseline}", "")]
     rows = []
-    for first, row in _grouped(summary.of("paced")):
+    for first, row in grouped(summary.of("paced")):
         offered = text.WITHHELD if row.rate is None else text.number(row.rate)
-        cells: list[Cell] = [*_head(row, first), (offered, ""), (text.value(row.messages_per_s), "")]
+        cells: list[Cell] = [
+            *_head(summary, row, first),
+            *([(text.share(row.load), "")] if shares else []),
+            (offered, ""),
+        ]
+        cells.append((text.value(row.messages_per_s), text.SATURATED if row.saturated else ""))
         for p in NAMED:
             service = row.service_quantiles.get(name_of(p))
             cells.append((text.value(row.quantiles[name_of(p)]), f"({text.value(service)})" if service else ""))
@@ -120,6 +132,7 @@ def _quality(summary: Summary) -> Table:
         ("effective", ""),
         ("warm-up", ""),
         ("lost", ""),
+        ("sent again", ""),
         ("twice", ""),
         ("reordered", ""),
         ("corrupt", ""),
@@ -133,10 +146,12 @@ def _quality(summary: Summary) -> Table:
         new = not place or row.pattern != summary.rows[place - 1].pattern
         trials = f"{len(row.digests)}" + (f" + {row.failed} failed" if row.failed else "")
         warmup = "did not settle" if not row.settled else f"{row.warmup:,}"
-        cells: list[Cell] = [(row.pattern if new else "", ""), *_head(row, True), (trials, "")]
+        cells: list[Cell] = [(row.pattern if new else "", ""), *_alone(row), (trials, "")]
         cells.append((f"{row.samples:,}", ""))
         cells += [("–" if math.isnan(row.effective) else f"{100 * row.effective:.0f} %", ""), (warmup, "")]
-        cells += [(f"{row.tally.get(name, 0):,}", "") for name in ("lost", "duplicated", "reordered", "corrupt")]
+        cells += [
+            (f"{row.tally.get(name, 0):,}", "") for name in ("lost", "resent", "duplicated", "reordered", "corrupt")
+        ]
         cells.append((text.WITHHELD if row.cpu_us is None else text.number(row.cpu_us), ""))
         if asked:
             words = {True: "yes", False: "did not converge", None: text.WITHHELD}
@@ -199,8 +214,10 @@ def _record(row: Row, summary: Summary) -> dict[str, Any]:
         "pattern": row.pattern,
         "wait": row.wait,
         **row.swept,
+        "load": row.load,
         "measures": row.measures,
         "offered_per_s": row.rate,
+        "saturated": row.saturated if row.pattern == "paced" else None,
         "trials": len(row.digests),
         "failed": row.failed,
         "samples": row.samples,
@@ -239,9 +256,29 @@ def _spread(name: str, estimate: Estimate | None) -> dict[str, float | None]:
 # --- cells ---------------------------------------------------------------------------------------------------------
 
 
-def _head(row: Row, first: bool) -> list[Cell]:
-    mark = " (full round trip)" if row.measures == "FULL round trip" else ""
-    return [(size_words(row.size) if first else "", ""), (row.label + mark, ""), (row.wait, "")]
+def _first_columns(summary: Summary, rows: list[Row]) -> list[tuple[str, Kind]]:
+    swept: list[tuple[str, Kind]] = [(key.replace("_", " "), "t") for key in summary.swept(rows)]
+    return [("size", ""), *swept, ("path", "t"), ("wait", "t")]
+
+
+def _head(summary: Summary, row: Row, first: bool) -> list[Cell]:
+    """The cells under `_first_columns`."""
+    keys = summary.swept(summary.of(row.pattern))
+    swept: list[Cell] = [(swept_cell(row.swept.get(key)) if first else "", "") for key in keys]
+    return [(size_words(row.size) if first else "", ""), *swept, (row.name + _mark(row), ""), (row.wait, "")]
+
+
+def _alone(row: Row) -> list[Cell]:
+    return [(size_words(row.size), ""), (row.label + _mark(row), ""), (row.wait, "")]
+
+
+def _mark(row: Row) -> str:
+    return " (full round trip)" if row.measures == "FULL round trip" else ""
+
+
+def swept_cell(value: object) -> str:
+    """A swept field's value in a column of its own; nothing has a word, for an empty cell means the one above."""
+    return "none" if value is None or value == "" else str(value)
 
 
 def _estimate(estimate: Estimate | None) -> Cell:
@@ -253,6 +290,7 @@ def _ratio(row: Row, baseline: str) -> Cell:
     return value, interval
 
 
-def _grouped(rows: list[Row]) -> list[tuple[bool, Row]]:
-    sizes = [None, *(row.size for row in rows)]
-    return [(row.size != before, row) for row, before in zip(rows, sizes, strict=False)]
+def grouped(rows: list[Row]) -> list[tuple[bool, Row]]:
+    """Rows, each with whether it is the first of its size and of what was swept."""
+    groups = [(row.size, {key: value for key, value in row.swept.items() if key != "rate"}) for row in rows]
+    return [(not place or groups[place - 1] != groups[place], row) for place, row in enumerate(rows)]

@@ -11,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hwrx.report import text
-from hwrx.report.summary import Row, Summary, name_of, size_words
+from hwrx.report.summary import Row, Summary, name_of
+from hwrx.report.tables import grouped, swept_cell
+from hwrx.report.words import size_words
 from hwrx.stats import NAMED
 
 NARROWEST = 80
@@ -60,23 +62,21 @@ def _table(caption: str) -> Table:
 
 def _latency(summary: Summary) -> Table:
     table = _table(text.latency_caption(summary))
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("path", overflow="fold", min_width=10)
-    table.add_column("wait", no_wrap=True)
-    for p in NAMED:
+    _first_columns(table, summary, "pingpong")
+    rows = summary.of("pingpong")
+    # 80 columns do not hold what is swept beside quantiles that all rows withhold
+    tails = [p for p in NAMED[1:] if not summary.swept(rows) or any(row.quantiles[name_of(p)] for row in rows)]
+    for p in (NAMED[0], *tails):
         table.add_column(name_of(p), justify="right", no_wrap=True)
         if p == NAMED[0]:
             table.add_column("", justify="left", no_wrap=True)
     table.add_column(f"p50 × {summary.baseline}", overflow="fold")
-    for first, row in _grouped(summary.of("pingpong")):
-        mark = "*" if row.measures == "FULL round trip" else ""
+    for first, row in grouped(summary.of("pingpong")):
         table.add_row(
-            size_words(row.size) if first else "",
-            row.label + mark,
-            row.wait,
+            *_head(summary, row, first),
             text.value(row.quantiles["p50"]),
             text.plus_minus(row.quantiles["p50"]),
-            *(text.value(row.quantiles[name_of(p)]) for p in NAMED[1:]),
+            *(text.value(row.quantiles[name_of(p)]) for p in tails),
             text.ratio(row, summary.baseline),
         )
     return table
@@ -84,24 +84,22 @@ def _latency(summary: Summary) -> Table:
 
 def _rates(summary: Summary) -> Table:
     table = _table(text.rate_caption(summary))
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("path", overflow="fold", min_width=10)
-    table.add_column("wait", no_wrap=True)
+    _first_columns(table, summary, "stream")
     table.add_column("messages/s", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    table.add_column("bytes/s", justify="right", no_wrap=True)
     lossy = any(row.lost_share for row in summary.of("stream"))
+    crowded = lossy and bool(summary.swept(summary.of("stream")))
+    if not crowded:
+        table.add_column("bytes/s", justify="right", no_wrap=True)
     if lossy:
         table.add_column("lost", justify="right", no_wrap=True)
     table.add_column(f"rate × {summary.baseline}", overflow="fold")
-    for first, row in _grouped(summary.of("stream")):
+    for first, row in grouped(summary.of("stream")):
         table.add_row(
-            size_words(row.size) if first else "",
-            row.label,
-            row.wait,
+            *_head(summary, row, first),
             text.WITHHELD if row.messages_per_s is None else text.compact(row.messages_per_s.value),
             text.plus_minus(row.messages_per_s),
-            text.bytes_a_second(row.bytes_per_s),
+            *([] if crowded else [text.bytes_a_second(row.bytes_per_s)]),
             *([f"{100 * row.lost_share:.2g} %" if row.lost_share else "0"] if lossy else []),
             text.ratio(row, summary.baseline),
         )
@@ -110,30 +108,49 @@ def _rates(summary: Summary) -> Table:
 
 def _paced(summary: Summary) -> Table:
     table = _table(text.paced_caption(summary))
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("path", overflow="fold", min_width=10)
-    table.add_column("wait", no_wrap=True)
+    _first_columns(table, summary, "paced")
+    shares = any(row.load is not None for row in summary.of("paced"))
+    if shares:
+        table.add_column("load", justify="right", no_wrap=True)
     table.add_column("offered/s", justify="right", no_wrap=True)
     table.add_column("answered", justify="right", no_wrap=True)
     for p in NAMED[:-1]:
         table.add_column(name_of(p), justify="right")
-    for first, row in _grouped(summary.of("paced")):
+    for first, row in grouped(summary.of("paced")):
         cells = []
         for p in NAMED[:-1]:
             response, service = row.quantiles[name_of(p)], row.service_quantiles.get(name_of(p))
-            cells.append(text.value(response) + (f" ({text.value(service)})" if service else ""))
+            cells.append(text.compact_value(response) + (f" ({text.compact_value(service)})" if service else ""))
         table.add_row(
-            size_words(row.size) if first else "",
-            row.label,
-            row.wait,
+            *_head(summary, row, first),
+            *([text.share(row.load)] if shares else []),
             text.WITHHELD if row.rate is None else text.compact(row.rate),
-            text.WITHHELD if row.messages_per_s is None else text.compact(row.messages_per_s.value),
+            text.compact_value(row.messages_per_s) + text.SATURATED * row.saturated,
             *cells,
         )
     return table
 
 
-def _grouped(rows: list[Row]) -> list[tuple[bool, Row]]:
-    """Rows, each with whether it is the first of its size."""
-    sizes = [None, *(row.size for row in rows)]
-    return [(row.size != before, row) for row, before in zip(rows, sizes, strict=False)]
+def _first_columns(table: Table, summary: Summary, pattern: str) -> None:
+    table.add_column("size", justify="right", no_wrap=True)
+    for key in summary.swept(summary.of(pattern)):
+        table.add_column(key.replace("_", " "), overflow="fold")
+    table.add_column("path", overflow="fold", min_width=10)
+    if _shows_wait(summary, pattern):
+        table.add_column("wait", no_wrap=True)
+
+
+def _shows_wait(summary: Summary, pattern: str) -> bool:
+    """Not where all rows wait alike and the columns are needed for what they differ in."""
+    rows = summary.of(pattern)
+    crowded = bool(summary.swept(rows)) or any(row.load is not None for row in rows)
+    return not crowded or len({row.wait for row in rows}) > 1
+
+
+def _head(summary: Summary, row: Row, first: bool) -> list[str]:
+    """The cells under `_first_columns`; a star where a round trip is not halved."""
+    keys = summary.swept(summary.of(row.pattern))
+    swept = [swept_cell(row.swept.get(key)) if first else "" for key in keys]
+    mark = "*" if row.measures == "FULL round trip" else ""
+    wait = [row.wait] if _shows_wait(summary, row.pattern) else []
+    return [size_words(row.size) if first else "", *swept, row.name + mark, *wait]

@@ -9,6 +9,7 @@ from hwrx.report.summary import Row, Summary, software_rdma
 from hwrx.stats import BEYOND, Estimate
 
 WITHHELD = "–"
+SATURATED = "†"
 
 RXE = (
     "The rdma paths of this run cross SoftRoCE (rxe), RDMA in software. It has RDMA's interface and RoCE's packets, "
@@ -29,7 +30,8 @@ COST = (
     "The line through the median half round trip against message size, fitted in each repeat: what a byte more and a "
     "message as such cost one way. Bytes are copied, checksummed and cut into packets; the slope holds all of it"
 )
-PACED = "Open loop at a given rate: response time from the intended send and, in brackets, service time, µs"
+PACED = "Open loop at a given rate: response time from the intended send and, in brackets, from the actual one, µs"
+GROWS = "more was offered than was answered, so that the response time grows with the trial's length"
 
 
 def about(summary: Summary) -> list[str]:
@@ -71,7 +73,14 @@ def signed(estimate: Estimate) -> tuple[str, str]:
 
 def paced_caption(summary: Summary) -> str:
     """The caption of the load table."""
-    return f"{PACED}. {summary.label}."
+    note = f"; {SATURATED}: {GROWS}" if any(row.saturated for row in summary.of("paced")) else ""
+    random = any(run.experiment.setting.get("arrivals") == "poisson" for run in summary.runs)
+    return f"{PACED}{'; Poisson arrivals' if random else ''}{note}. {summary.label}."
+
+
+def share(value: float | None) -> str:
+    """A share in percent: 80 %."""
+    return WITHHELD if value is None else f"{100 * value:.3g} %"
 
 
 def number(value: float) -> str:
@@ -87,6 +96,11 @@ def number(value: float) -> str:
 def value(estimate: Estimate | None) -> str:
     """An estimate's value, or the sign for a withheld one."""
     return WITHHELD if estimate is None else number(estimate.value)
+
+
+def compact_value(estimate: Estimate | None) -> str:
+    """The same in few characters: 12.3k."""
+    return WITHHELD if estimate is None else compact(estimate.value)
 
 
 def plus_minus(estimate: Estimate | None) -> str:

@@ -17,7 +17,8 @@ from msgspec import Struct
 
 from hwrx import stages
 from hwrx.report import text
-from hwrx.report.summary import Summary, size_words
+from hwrx.report.summary import Summary
+from hwrx.report.words import size_words
 from hwrx.stats import BEYOND
 from hwrx.trace import copies
 
@@ -35,7 +36,14 @@ ACTORS = {
     "hard IRQ": "#CC79A7",
     "device": "#777777",
 }
+HATCHES = {
+    "kernel": "",
+    "softirq": "////",
+    "kernel worker": "\\\\\\\\",
+    "hard IRQ": "xxxx",
+}  # the colours are alike in grey
 INSIDE = 0.05  # of the longest bar: narrower segments carry no name
+LETTER = 0.045  # inches, of a name's letters on average
 
 
 class Step(Struct, frozen=True):
@@ -277,17 +285,35 @@ def draw(summary: Summary, figure: Figure, width: float) -> None:
         at = 0.0
         for step in journey.steps:
             actor = step.stage.actor
-            bar = ax.barh(
-                -place, step.mean * factor, left=at * factor, height=0.5, color=ACTORS[actor], edgecolor="white", lw=0.4
-            )
+            look: dict[str, Any] = {
+                "color": ACTORS[actor],
+                "hatch": HATCHES.get(actor, ""),
+                "edgecolor": "white",
+                "lw": 0.4,
+            }
+            bar = ax.barh(-place, step.mean * factor, left=at * factor, height=0.5, **look)
             seen.setdefault(actor, bar)
-            if step.mean > INSIDE * longest:
-                ax.text(
-                    (at + step.mean / 2) * factor, -place + 0.3, step.stage.name, fontsize=5, ha="center", va="bottom"
-                )
             at += step.mean
+        for middle, name in _named(journey, longest, longest / (width - 1.0)):
+            ax.text(middle * factor, -place + 0.28, name, fontsize=5, ha="center", va="bottom")
     ax.set_yticks([-place for place in range(len(several))], [journey.path for journey in several])
     ax.set_ylim(-len(several) + 0.5, 0.75)
     ax.set_xlabel(f"mean one-way time, {size_words(size)} [{unit}]")
     ax.grid(axis="y", visible=False)
     figure.legend(list(seen.values()), list(seen), loc="outside upper center", ncols=min(4, len(seen)))
+
+
+def _named(journey: Journey, longest: float, an_inch: float) -> list[tuple[float, str]]:
+    """The stages of a bar that have room for their names, each with its middle; the longest are served first."""
+    found: list[tuple[float, str]] = []
+    at, steps = 0.0, []
+    for step in journey.steps:
+        steps.append((step.mean, at + step.mean / 2, step.stage.name))
+        at += step.mean
+    for mean, middle, name in sorted(steps, reverse=True):
+        reach = (len(name) + 1) / 2 * LETTER * an_inch
+        place = min(max(middle, reach), longest - reach)  # not beyond the axes
+        clear = all(abs(place - other) > reach + (len(words) + 1) / 2 * LETTER * an_inch for other, words in found)
+        if mean > INSIDE * longest and clear and abs(place - middle) <= mean / 2:
+            found.append((place, name))
+    return found

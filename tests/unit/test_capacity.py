@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import msgspec
 import numpy as np
 import pytest
 
-from hwrx import capacity
+from hwrx import arrivals, capacity
 from hwrx.errors import TrialError
 from hwrx.messages import Done, Setting
 from hwrx.run import Measured
@@ -22,9 +25,9 @@ def path(service_ns: float, latency_ns: float, room: int = 10**9):  # type: igno
             ns = np.full(setting.messages, int(service_ns + latency_ns))
             return Measured(np.arange(setting.messages, dtype=np.uint32), ns, None, {}, done, done, {})
         assert setting.rate is not None
-        free, sequence, ns = 0.0, [], []
+        free, sequence, ns, due = 0.0, [], [], arrivals.schedule(setting, 0)
         for k in range(setting.messages):
-            sent = k * 1e9 / setting.rate
+            sent = float(due[k])
             if free - sent > room * service_ns:
                 continue
             free = max(free, sent) + service_ns
@@ -38,12 +41,14 @@ def path(service_ns: float, latency_ns: float, room: int = 10**9):  # type: igno
 
 
 @pytest.mark.parametrize("latency", [100.0, 10_000.0, 300_000.0])
-def test_capacity_is_that_of_the_server_whatever_the_line(latency: float) -> None:
-    assert capacity.find(SETTING, path(5_000.0, latency)) == pytest.approx(200_000, rel=0.15)
+@pytest.mark.parametrize("how", ["even", "poisson"])
+def test_capacity_is_that_of_the_server_whatever_the_line(latency: float, how: Literal["even", "poisson"]) -> None:
+    setting = msgspec.structs.replace(SETTING, arrivals=how)
+    assert capacity.find(setting, path(5_000.0, latency)) == pytest.approx(200_000, rel=0.03)
 
 
 def test_a_path_that_loses_what_it_cannot_hold_is_not_taken_for_fast() -> None:
-    assert capacity.find(SETTING, path(5_000.0, 10_000.0, room=4)) == pytest.approx(200_000, rel=0.15)
+    assert capacity.find(SETTING, path(5_000.0, 10_000.0, room=4)) == pytest.approx(200_000, rel=0.06)
 
 
 def test_what_cannot_be_measured_is_said() -> None:

@@ -4,6 +4,7 @@ import threading
 import time
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 from model82574 import Model
 
@@ -98,7 +99,7 @@ def run_both(both, pattern, *, messages=300, size=64, **more):
             batch=8,
             check_every=1,
             limit_ns=30_000_000_000,
-            interval_ns=2_000_000 if pattern == "paced" else 0,
+            due=2_000_000 * np.arange(1, messages + 1) if pattern == "paced" else None,
             **more,
         )
         for _ in both

@@ -18,8 +18,9 @@ import hwrx
 from hwrx import store
 from hwrx.cli import main
 from hwrx.errors import MachineError, UsageError
-from hwrx.report import figures, html, latex, tables, terminal, text
-from hwrx.report.summary import Summary, label, size_words, summarise, time_words
+from hwrx.report import figures, html, latex, style, tables, terminal, text
+from hwrx.report.summary import Summary, label, summarise
+from hwrx.report.words import size_words, time_words
 
 EMULATED = "EMULATED guest: compare within the run only"
 PATHS = ["udp", "tcp", "rdma-write", "rdma-read"]
@@ -196,7 +197,7 @@ def test_cost_of_a_byte_is_the_slope_over_size(tmp_path: pathlib.Path) -> None:
 
 
 def test_no_two_paths_look_alike_even_in_grey(summary: Summary) -> None:
-    looks = [look[1:] for look in figures.LOOKS.values()]
+    looks = [look[1:] for look in style.LOOKS.values()]
     assert len({marker for marker, _ in looks}) == len(looks)
     assert len({str(line) for _, line in looks}) >= len(looks) - 1
 

@@ -193,12 +193,12 @@ def test_convergence_is_the_width_of_the_interval() -> None:
 
 def test_answers_a_second_of_an_open_loop() -> None:
     """Below capacity it is the rate; above, what the path can do: here 10 µs a message, offered every 4 µs."""
-    sequence = np.arange(1000, dtype=np.uint32)
-    kept_up = stats.answered(sequence, np.full(1000, 7_000), 1e5)
+    each = np.arange(1000)
+    kept_up = stats.answered(each * 10_000, np.full(1000, 7_000))
     assert kept_up == pytest.approx(1e5)
-    behind = stats.answered(sequence, np.arange(1000) * (10_000 - 4_000) + 10_000, 250_000.0)
+    behind = stats.answered(each * 4_000, each * (10_000 - 4_000) + 10_000)
     assert behind == pytest.approx(1e5)
-    assert stats.answered(sequence[:1], np.ones(1, np.int64), 1e5) is None
+    assert stats.answered(each[:1], np.ones(1, np.int64)) is None
 
 
 def test_a_transient_is_found_and_a_steady_trial_has_none() -> None:
