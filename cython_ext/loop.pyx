@@ -109,6 +109,10 @@ cdef inline bint is_checked(const Plan *plan, uint64_t sequence) noexcept nogil:
     return plan.check_every != 0 and sequence % plan.check_every == 0
 
 
+cdef inline bint wants_full(Trial t, const Delivery *d) noexcept nogil:
+    return d.size >= SMALLEST and is_checked(&t.plan, sequence_of(d.data, d.size))
+
+
 cdef inline bint is_checked_in_stream(const Plan *plan, uint64_t sequence) noexcept nogil:
     if plan.check_every <= 1:
         return plan.check_every == 1
@@ -212,7 +216,8 @@ cdef int pingpong_client(Trial t, const Ops *ops) noexcept nogil:
             after = now()
             if status == 1:
                 alive = after
-                got = recognise(t, ops, &d, <int64_t> sequence, in_full)
+                # a late or repeated answer to another message has that message's pattern, if any
+                got = recognise(t, ops, &d, <int64_t> sequence, in_full if ops.pull else wants_full(t, &d))
                 status = ops.release(ops.me, 1)
                 if status < 0:
                     return status
@@ -402,7 +407,7 @@ cdef int paced_client(Trial t, const Ops *ops) noexcept nogil:
     behind does not hide the delay (coordinated omission).
     """
     cdef Delivery[MOST] batch
-    cdef uint64_t sent = 0, answered = 0, sequence
+    cdef uint64_t sent = 0, answered = 0
     cdef int64_t start = now()
     cdef int64_t at, got, deadline, due = start + t.due_at[0], alive = start
     cdef int status, k
@@ -446,8 +451,7 @@ cdef int paced_client(Trial t, const Ops *ops) noexcept nogil:
                 got = recognise(t, ops, &batch[k], <int64_t> answered, is_checked(&t.plan, answered))
                 answered += 1  # completions come in order, whatever is in them
             else:
-                sequence = sequence_of(batch[k].data, batch[k].size) if batch[k].size >= SMALLEST else 0
-                got = recognise(t, ops, &batch[k], NO_SEQUENCE, is_checked(&t.plan, sequence))
+                got = recognise(t, ops, &batch[k], NO_SEQUENCE, wants_full(t, &batch[k]))
                 answered = t.tally.delivered
             if got >= 0:
                 record(t, t.delivered_at, <uint64_t> got, at)

@@ -236,7 +236,11 @@ FIGURES: dict[str, tuple[Callable[[Summary, Figure, float], None], str, Callable
         ),
     ),
     "latency": (_latency, "Latency against message size", _several("pingpong")),
-    "ratio": (_ratios, "Latency relative to the baseline", lambda s: any(row.ratio for row in s.of("pingpong"))),
+    "ratio": (
+        _ratios,
+        "Latency relative to the baseline",
+        lambda s: not s.swept(s.rows) and any(row.ratio for row in s.of("pingpong")),
+    ),
     "throughput": (_throughput, "Throughput against message size", _several("stream")),
     "cost": (_cost, "Cost of a byte: the slope of time over message size", lambda s: bool(s.costs)),
     "load": (sweeps.load, "Latency under load", lambda s: len({row.rate for row in s.of("paced")} - {None}) > 1),

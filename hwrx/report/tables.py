@@ -186,7 +186,7 @@ def to_json(summary: Summary) -> str:
         "answer": summary.answer,
         "label": summary.label,
         "baseline": summary.baseline,
-        "runs": [{"path": str(run.path), "status": run.status, "manifest": run.manifest} for run in summary.runs],
+        "runs": [{"path": run.path.name, "status": run.status, "manifest": run.manifest} for run in summary.runs],
         "warnings": summary.warnings,
         "costs": [
             {

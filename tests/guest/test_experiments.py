@@ -82,6 +82,14 @@ def test_a_wire_that_delays_and_reorders_is_put_in_order_by_tcp_and_rc_alone(tri
         assert measured.tally["delivered"] == measured.tally["expected"], path
 
 
+def test_an_answer_that_comes_again_is_not_taken_for_a_damaged_one(trials: run.Pair, clean: None) -> None:
+    """It carries a pattern only if its own message was to be checked in full."""
+    setting = Setting(path="udp", messages=200, warmup=0, check_every=3, netem="duplicate 30%")
+    measured = trials.measure(8, setting, LIMIT)
+    assert measured.tally["duplicated"] > 0
+    assert (measured.tally["corrupt"], measured.tally["lost"]) == (0, 0)
+
+
 def test_netem_of_an_agent_that_was_killed_is_gone_with_the_next(trials: run.Pair, clean: None) -> None:
     link = topology.LINKS["client"]
     subprocess.run(["tc", "qdisc", "add", "dev", link, "root", "netem", "loss", "100%"], check=True)
