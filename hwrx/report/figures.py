@@ -194,6 +194,33 @@ def _ratios(summary: Summary, figure: Figure, width: float) -> None:
     ax.grid(axis="y", visible=False)
 
 
+def _shift(summary: Summary, figure: Figure, width: float) -> None:
+    """Every decile, and p99, as a multiple of the baseline's: a line that is not level moved the shape, too."""
+    size = _shifted(summary)[0].size
+    figure.set_size_inches(width, max(2.3, width * 0.45))
+    ax = figure.subplots()
+    for row in style.few([row for row in _shifted(summary) if row.size == size]):
+        colour, marker, line = style.look(summary, row)
+        places = range(len(row.shift))
+        values, low, high = (
+            np.array([getattr(estimate, end) for _, estimate in row.shift]) for end in ("value", "low", "high")
+        )
+        ax.plot(places, values, color=colour, marker=marker, linestyle=line, label=style.name(summary, row))
+        ax.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
+    longest = max((row.shift for row in _shifted(summary) if row.size == size), key=len)
+    ax.set_xticks(range(len(longest)), [f"p{100 * p:.0f}" for p, _ in longest])
+    ax.axhline(1, color=INK, linewidth=0.8)
+    every = [estimate.value for row in _shifted(summary) if row.size == size for _, estimate in row.shift]
+    ax.set_ylim(min(0.9, 0.9 * min(every)), 1.25 * max(every))
+    ax.set_xlabel(f"quantile, at {size_words(size)}")
+    ax.set_ylabel(f"multiple of {summary.baseline}'s")
+    style.legend(figure, [ax])
+
+
+def _shifted(summary: Summary) -> list[Row]:
+    return [] if summary.swept(summary.rows) else [row for row in summary.of("pingpong") if len(row.shift) > 1]
+
+
 def _cost(summary: Summary, figure: Figure, width: float) -> None:
     """Median against size on even axes, with the fitted lines: the slope is the cost of a byte."""
     figure.set_size_inches(width, max(2.5, width * 0.56))
@@ -240,6 +267,11 @@ FIGURES: dict[str, tuple[Callable[[Summary, Figure, float], None], str, Callable
         _ratios,
         "Latency relative to the baseline",
         lambda s: not s.swept(s.rows) and any(row.ratio for row in s.of("pingpong")),
+    ),
+    "shift": (
+        _shift,
+        "Shift of the distribution: each decile and p99 relative to the baseline, with 95 % intervals",
+        lambda s: bool(_shifted(s)),
     ),
     "throughput": (_throughput, "Throughput against message size", _several("stream")),
     "cost": (_cost, "Cost of a byte: the slope of time over message size", lambda s: bool(s.costs)),

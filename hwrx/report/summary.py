@@ -53,6 +53,7 @@ class Row(Struct, kw_only=True):
     load: float | None = None  # the same as a share of what the path can do, where the experiment asks for shares
     kept: float = math.nan  # paced: answers a second over messages a second that were due; the median trial
     ratio: Estimate | None = None  # to the baseline: of p50, or of messages/s of a stream
+    shift: list[tuple[float, Estimate]] = []  # the same at each decile and at p99: how the whole distribution moved
     tally: dict[str, int] = {}
     cpu_us: float | None = None  # of both endpoints' threads, a message
     resident: int = 0
@@ -430,17 +431,18 @@ def _relate(rows: list[Row], baseline: str) -> None:
         ]
         same = [base for base in candidates if base.wait == row.wait]
         if row.path != baseline and not row.saturated and (base := next(iter(same or candidates), None)) is not None:
-            row.ratio = _ratio(row, base)
+            _compare(row, base)
 
 
-def _ratio(row: Row, base: Row) -> Estimate | None:
+def _compare(row: Row, base: Row) -> None:
+    """Hold a row against the baseline's, trial by trial of the repeats that both have."""
     common = sorted(set(row.repeats) & set(base.repeats))
     if not common:
-        return None
+        return
     a = [digest for digest, repeat in zip(row.digests, row.repeats, strict=True) if repeat in common]
     b = [digest for digest, repeat in zip(base.digests, base.repeats, strict=True) if repeat in common]
-    if row.pattern == "stream":
-        if any(not digest.total for digest in (*a, *b)):
-            return None
-        return stats.ratio_across([x.count / x.total for x in a], [x.count / x.total for x in b], paired=True)
-    return stats.quantile_ratio(a, b, 0.5, paired=True)
+    if row.pattern != "stream":
+        row.ratio = stats.quantile_ratio(a, b, 0.5, paired=True)
+        row.shift = stats.shift(a, b, paired=True)
+    elif all(digest.total for digest in (*a, *b)):
+        row.ratio = stats.ratio_across([x.count / x.total for x in a], [x.count / x.total for x in b], paired=True)

@@ -229,6 +229,8 @@ def _record(row: Row, summary: Summary) -> dict[str, Any]:
     record |= _spread("messages_per_s", row.messages_per_s)
     record |= _spread("bytes_per_s", row.bytes_per_s)
     record |= _spread(f"ratio_to_{summary.baseline}", row.ratio)
+    for p, estimate in row.shift:
+        record |= _spread(f"shift_p{100 * p:g}", estimate)
     record |= row.tally
     record |= {
         "cpu_us_per_message": row.cpu_us,

@@ -147,7 +147,7 @@ def test_terminal_fits_80_columns_and_has_no_colours_in_a_file(summary: Summary)
 
 
 def test_every_figure_is_drawn_in_every_format_the_same_each_time(path: pathlib.Path, summary: Summary) -> None:
-    assert figures.names(summary) == ["cdf", "latency", "ratio", "throughput"]
+    assert figures.names(summary) == ["cdf", "latency", "ratio", "shift", "throughput"]
     again = hwrx.load(path).summary()
     for name in figures.names(summary):
         drawn = figures.draw(summary, name)
@@ -194,6 +194,23 @@ def test_cost_of_a_byte_is_the_slope_over_size(tmp_path: pathlib.Path) -> None:
     assert "cost" in figures.names(summary)
     assert figures.render(figures.draw(summary, "cost"), "svg")
     assert json.loads(tables.to_json(summary))["costs"][0]["byte_ns"] == udp.byte.value
+
+
+def test_the_shift_is_the_ratio_at_each_decile_and_its_figure_shows_it(path: pathlib.Path, summary: Summary) -> None:
+    found = row(summary, "tcp")
+    assert [p for p, _ in found.shift] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99]
+    for p, estimate in found.shift:
+        pairs = zip(of_trials(path, "tcp"), of_trials(path, "udp"), strict=True)
+        expected = scipy.stats.gmean(
+            [np.divide(*(np.quantile(ns, p, method="median_unbiased") for ns in pair)) for pair in pairs]
+        )
+        assert estimate.value == pytest.approx(expected, rel=1e-3)
+    assert found.shift[4][1] == found.ratio
+    lines = {line.get_label(): line for line in figures.draw(summary, "shift").axes[0].lines}
+    assert list(lines["tcp"].get_ydata()) == [estimate.value for _, estimate in found.shift]
+    assert (
+        json.loads(tables.to_json(summary))["rows"][summary.rows.index(found)]["shift_p99"] == found.shift[-1][1].value
+    )
 
 
 def test_no_two_paths_look_alike_even_in_grey(summary: Summary) -> None:
