@@ -44,7 +44,7 @@ exec source/.venv/bin/hwrx rerun "$here/run" --runs "$here/runs" "$@"
 """
 
 _README = """\
-{name}: {question}
+{heading}
 
 {answer}
 ({label})
@@ -76,8 +76,7 @@ def pack(run: Run, target: pathlib.Path | None = None) -> pathlib.Path:
     files["requirements.txt"] = requirements().encode()
     files["rerun.sh"] = _RERUN.replace("@VERSION@", __version__).encode()
     files["README.txt"] = _README.format(
-        name=run.name,
-        question=str(run.manifest.get("question") or "").splitlines()[0] if run.manifest.get("question") else "",
+        heading=": ".join(filter(None, [run.name, str(run.manifest.get("question") or "").partition("\n")[0]])),
         answer=summary.answer,
         label=summary.label,
         commit=commit,

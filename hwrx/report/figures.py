@@ -202,11 +202,9 @@ def _shift(summary: Summary, figure: Figure, width: float) -> None:
     for row in style.few([row for row in _shifted(summary) if row.size == size]):
         colour, marker, line = style.look(summary, row)
         places = range(len(row.shift))
-        values, low, high = (
-            np.array([getattr(estimate, end) for _, estimate in row.shift]) for end in ("value", "low", "high")
-        )
-        ax.plot(places, values, color=colour, marker=marker, linestyle=line, label=style.name(summary, row))
-        ax.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
+        points = [(float(place), estimate) for place, (_, estimate) in zip(places, row.shift, strict=True)]
+        look_of = {"color": colour, "marker": marker, "linestyle": line, "label": style.name(summary, row)}
+        style.with_bars(ax, points, look_of)
     longest = max((row.shift for row in _shifted(summary) if row.size == size), key=len)
     ax.set_xticks(range(len(longest)), [f"p{100 * p:.0f}" for p, _ in longest])
     ax.axhline(1, color=INK, linewidth=0.8)

@@ -32,6 +32,7 @@ _SPECIAL = {
     ">": r"\textgreater{}",
 }
 NARROW = 7  # columns that fit without being made smaller
+WIDEST = 15  # columns that can be read where they are made smaller
 _DOCUMENT = r"""\documentclass{article}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
@@ -49,8 +50,18 @@ def escape(words: str) -> str:
     return "".join(_SPECIAL.get(c, c if c.isascii() and c.isprintable() else "?") for c in words)
 
 
+def _readable(table: Table) -> Table:
+    """Without columns that a page has no room for; the HTML report has them."""
+    if len(table.columns) <= WIDEST:
+        return table
+    kept = [place for place, (name, _) in enumerate(table.columns) if name not in ("p99", "mean")]
+    rows = [(first, [cells[place] for place in kept]) for first, cells in table.rows]
+    return Table(table.name, table.title, table.caption, [table.columns[place] for place in kept], rows)
+
+
 def render(table: Table) -> str:
     """One table as a float; the intervals stand behind the figures in a smaller size."""
+    table = _readable(table)
     alignment = "".join("l" if kind == "t" else "r" for _, kind in table.columns)
     head = " & ".join(escape(name) for name, _ in table.columns)
     lines = []

@@ -206,8 +206,8 @@ def test_the_shift_is_the_ratio_at_each_decile_and_its_figure_shows_it(path: pat
         )
         assert estimate.value == pytest.approx(expected, rel=1e-3)
     assert found.shift[4][1] == found.ratio
-    lines = {line.get_label(): line for line in figures.draw(summary, "shift").axes[0].lines}
-    assert list(lines["tcp"].get_ydata()) == [estimate.value for _, estimate in found.shift]
+    handles, labels = figures.draw(summary, "shift").axes[0].get_legend_handles_labels()
+    assert list(handles[labels.index("tcp")].lines[0].get_ydata()) == [estimate.value for _, estimate in found.shift]
     assert (
         json.loads(tables.to_json(summary))["rows"][summary.rows.index(found)]["shift_p99"] == found.shift[-1][1].value
     )
