@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from hwrx.report import style
 from hwrx.report.style import LOOKS
-from hwrx.report.summary import Row, Summary
+from hwrx.report.summary import Row, Summary, swept_words
 from hwrx.report.words import size_words
 from hwrx.stats import Estimate
 
@@ -97,8 +97,8 @@ def numbers(summary: Summary, figure: Figure, width: float) -> None:
     figure.set_size_inches(width, 0.7 + 1.75 * count if stacked else 2.9)
     axes = figure.subplots(*((count, 1) if stacked else (1, count)), sharex=True, squeeze=False).ravel()
     for ax, (pattern, rows) in zip(axes, panels, strict=True):
-        for name, own in _lines(summary, rows).items():
-            colour, marker, line = _look_of(summary, own[0])
+        for name, own in _lines(summary, rows, key).items():
+            colour, marker, line = _look_of(summary, own[0], key)
             points = [(float(row.swept[key]), row) for row in own]
             look_of = {"color": colour, "marker": marker, "linestyle": line, "label": name}
             if pattern == "stream":
@@ -108,9 +108,12 @@ def numbers(summary: Summary, figure: Figure, width: float) -> None:
             tail = look_of | {"markerfacecolor": "white", "label": None, "linewidth": 0.6}
             style.with_bars(ax, [(x, row.quantiles["p99"]) for x, row in points], tail, bars=False)
         values = sorted({float(row.swept[key]) for row in rows})
-        ax.set_xscale("log", base=2)
+        if values[0] > 0:
+            ax.set_xscale("log", base=2)
+        else:  # nothing is a value too, and stands a step below the smallest
+            ax.set_xscale("symlog", base=2, linthresh=next((value for value in values if value > 0), 1.0))
         ax.xaxis.set_major_locator(FixedLocator(values))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.short(value)))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_yscale("log")
         style.fit_values(ax, [estimate for row in rows for estimate in _shown(row)])
@@ -129,7 +132,7 @@ def conditions(summary: Summary, figure: Figure, width: float) -> None:
     panels = _panels(summary, key)
     run = next(run for run in summary.runs if key in run.experiment.sweep)
     order = [value for value in run.experiment.sweep[key] if any(row.swept.get(key) == value for row in summary.rows)]
-    lines = list(dict.fromkeys(_line(summary, row) for _, rows in panels for row in rows))
+    lines = list(dict.fromkeys(_line(summary, row, key) for _, rows in panels for row in rows))
     stacked = width < 5
     count = len(panels)
     tall = 0.7 + 0.085 * len(order) * (len(lines) + 1)
@@ -137,8 +140,8 @@ def conditions(summary: Summary, figure: Figure, width: float) -> None:
     axes = figure.subplots(*((count, 1) if stacked else (1, count)), sharey=not stacked, squeeze=False).ravel()
     for ax, (pattern, rows) in zip(axes, panels, strict=True):
         for row in rows:
-            colour, marker, _ = _look_of(summary, row)
-            name = _line(summary, row)
+            colour, marker, _ = _look_of(summary, row, key)
+            name = _line(summary, row, key)
             place = -order.index(row.swept[key]) + (0.5 - (lines.index(name) + 1) / (len(lines) + 1)) * 0.9
             shown = [(row.messages_per_s, colour)] if pattern == "stream" else []
             shown = shown or [(row.quantiles["p99"], "white"), (row.quantiles["p50"], colour)]
@@ -177,7 +180,14 @@ def conditions(summary: Summary, figure: Figure, width: float) -> None:
 
 def has(kind: type) -> Callable[[Summary], bool]:
     """Whether a summary has rows to draw `numbers` or `conditions` from."""
-    return lambda summary: bool((key := swept_field(summary, kind)) and _panels(summary, key))
+
+    def any_rows(summary: Summary) -> bool:
+        key = swept_field(summary, kind)
+        # words beside numbers tell the lines over the numbers apart
+        other = kind is str and swept_field(summary, int | float)  # type: ignore[arg-type]
+        return bool(key and not other and _panels(summary, key))
+
+    return any_rows
 
 
 # --- inside --------------------------------------------------------------------------------------------------------
@@ -203,24 +213,26 @@ def _axis_words(summary: Summary, pattern: str) -> str:
     return "delivered [messages/s]" if pattern == "stream" else f"{style.measure(summary, pattern)} [µs]"
 
 
-def _line(summary: Summary, row: Row) -> str:
-    """What a row is called where the swept field stands on an axis."""
+def _line(summary: Summary, row: Row, key: str) -> str:
+    """What a row is called where the swept field `key` stands on an axis."""
+    others = "".join(f" {swept_words(name, value)}" for name, value in row.swept.items() if name not in (key, "rate"))
     waits = f" {row.wait}" if style.several_waits(summary, row.pattern) else ""
-    return row.name + waits
+    return row.name + others.rstrip() + waits
 
 
-def _lines(summary: Summary, rows: list[Row]) -> dict[str, list[Row]]:
+def _lines(summary: Summary, rows: list[Row], key: str) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(_line(summary, row), []).append(row)
+        found.setdefault(_line(summary, row, key), []).append(row)
     return found
 
 
-def _look_of(summary: Summary, row: Row) -> style.Look:
+def _look_of(summary: Summary, row: Row, key: str) -> style.Look:
     """A path's own look, with another marker for each further manner of waiting or run."""
     colour, marker, line = LOOKS.get(row.path, ("#555555", "o", "-"))
-    kin = list(dict.fromkeys(_line(summary, other) for other in summary.rows if other.path == row.path))
-    place = kin.index(_line(summary, row))
+    kin = list(dict.fromkeys(_line(summary, other, key) for other in summary.rows if other.path == row.path))
+    place = kin.index(_line(summary, row, key))
     if place:
         marker = style.MARKERS[(style.MARKERS.index(marker) + 5 * place) % len(style.MARKERS)]
+        line = (0, (1 + 2 * place, 1, 1, 1))
     return colour, marker, line

@@ -117,9 +117,6 @@ def test_all_senders_messages_are_counted_in_the_order_of_their_delivery(
     assert (measured.ns >= 0).all()
     if pattern == "stream":
         assert measured.ns[0] == 0
-    # the two take turns: neither's messages all come before the other's
-    first = np.flatnonzero(measured.sequence == 0)
-    assert first[1] < np.flatnonzero(measured.sequence == 199)[0]
 
 
 def test_a_wire_that_is_not_ours_is_left_alone() -> None:

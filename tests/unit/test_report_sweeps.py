@@ -142,6 +142,18 @@ def test_a_field_swept_through_numbers_is_an_axis(tmp_path: pathlib.Path) -> Non
     assert eight.messages_per_s.value == pytest.approx(8 * one.messages_per_s.value, rel=0.2)
 
 
+def test_words_beside_numbers_tell_the_lines_over_the_numbers_apart(tmp_path: pathlib.Path) -> None:
+    summary = swept(tmp_path, crowd=[0, 64, 1024], crowd_on=["spread", "chain"])
+    assert "sweep" in figures.names(summary)
+    assert "conditions" not in figures.names(summary)
+    ax = figures.draw(summary, "sweep").axes[0]
+    _, labels = ax.get_legend_handles_labels()
+    assert set(labels) == {f"{path} {where}" for path in ("udp", "rdma-send") for where in ("spread", "chain")}
+    assert list(ax.lines[0].get_xdata()) == [0, 64, 1024]
+    assert ax.get_xlim()[0] < 0
+    assert figures.render(figures.draw(summary, "sweep"), "svg")
+
+
 def test_the_answer_to_a_sweep_is_one_sentence_however_much_was_swept(spoiled: Summary) -> None:
     assert spoiled.answer.startswith("At 64 B, half a round trip over udp takes ")
     assert spoiled.answer.count("95 % interval") == 1
