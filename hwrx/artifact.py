@@ -39,7 +39,7 @@ if [[ ! -d source ]]; then
 fi
 export PIP_CONSTRAINT=$here/requirements.txt
 source source/lab/setup.sh
-setup lab
+setup
 exec source/.venv/bin/hwrx rerun "$here/run" --runs "$here/runs" "$@"
 """
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import pathlib
+import re
 import subprocess
 import tarfile
+import tomllib
 
 import made_runs
 import pytest
@@ -14,6 +16,8 @@ import hwrx
 from hwrx import artifact
 from hwrx.cli import main
 from hwrx.errors import StoreError
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -36,6 +40,11 @@ def test_everything_is_in_it_and_its_sums_hold(run, tmp_path: pathlib.Path) -> N
     assert run.summary().answer in readme
     assert (folder / "rerun.sh").stat().st_mode & 0o111
     subprocess.run(["bash", "-n", "rerun.sh"], cwd=folder, check=True)
+    # what it calls of lab/setup.sh is there, and so is the extra that it names, if any
+    (call,) = re.findall(r"^setup\b.*$", (folder / "rerun.sh").read_text(), re.MULTILINE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "\nsetup() {" in (ROOT / "lab" / "setup.sh").read_text()
+    assert set(call.split()[1:]) <= project["optional-dependencies"].keys()
 
 
 def test_source_is_that_of_the_commit_where_there_is_one(run, tmp_path: pathlib.Path) -> None:  # type: ignore[no-untyped-def]
