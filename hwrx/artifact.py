@@ -40,7 +40,8 @@ fi
 export PIP_CONSTRAINT=$here/requirements.txt
 source source/lab/setup.sh
 setup
-exec source/.venv/bin/hwrx rerun "$here/run" --runs "$here/runs" "$@"
+# setup has gone into source/, so from here on names start at the top
+exec "$here/source/.venv/bin/hwrx" rerun "$here/run" --runs "$here/runs" "$@"
 """
 
 _README = """\

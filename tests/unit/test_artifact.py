@@ -45,6 +45,8 @@ def test_everything_is_in_it_and_its_sums_hold(run, tmp_path: pathlib.Path) -> N
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "\nsetup() {" in (ROOT / "lab" / "setup.sh").read_text()
     assert set(call.split()[1:]) <= project["optional-dependencies"].keys()
+    # which changes the folder: what comes after it must not depend on that
+    assert '\nexec "$here/source/.venv/bin/hwrx" rerun "$here/run"' in (folder / "rerun.sh").read_text()
 
 
 def test_source_is_that_of_the_commit_where_there_is_one(run, tmp_path: pathlib.Path) -> None:  # type: ignore[no-untyped-def]
