@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -149,3 +150,10 @@ def test_a_command_template_starts_an_agent() -> None:
 def test_a_command_that_does_not_exist_is_named() -> None:
     with pytest.raises(PeerError, match="there is no command `no-such-launcher`"):
         Peer.start("no-such-launcher {agent}", "x")
+
+
+def test_the_peak_of_an_agent_is_not_that_of_the_process_that_started_it() -> None:
+    ballast = b"x" * (300 << 20)
+    words = "from hwrx.agent import peak_resident; print(peak_resident())"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True, timeout=60)
+    assert 1 << 20 < int(done.stdout) < len(ballast)
