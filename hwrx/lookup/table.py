@@ -6,11 +6,9 @@ names here, good for telling one socket from another, and are never followed by 
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import ipaddress
-import pathlib
-import re
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -21,6 +19,7 @@ from hwrx import stages
 from hwrx.errors import MachineError
 from hwrx.lookup.hashes import FORMS, Address, Form, Secrets, ehashfn, portaddr_hash, udp_hashfn
 from hwrx.trace import build, probes
+from hwrx.trace import symbols as kernel_symbols
 
 Protocol = Literal["udp", "tcp"]
 MOST = 131_072  # FOUND in the programs
@@ -276,21 +275,9 @@ def far_of(entry: Any) -> Address:
 
 def symbols() -> dict[str, int]:
     """Return the addresses of SYMBOLS by their first names; 0: /proc/kallsyms does not say. Noted once a boot."""
-    boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    noted = build.cache() / f"symbols-{boot}"
-    found = dict.fromkeys((names[0] for names in SYMBOLS), 0)
-    with contextlib.suppress(OSError, ValueError):
-        kept = {name: int(value, 16) for name, value in map(str.split, noted.read_text().splitlines())}
-        if kept.keys() == found.keys():
-            return kept
-    first = {name.encode(): names[0] for names in SYMBOLS for name in names}
-    pattern = re.compile(rb"^([0-9a-f]+) . (" + b"|".join(map(re.escape, first)) + rb")(?:\.\d+)?$", re.MULTILINE)
-    with contextlib.suppress(OSError):
-        for match in pattern.finditer(pathlib.Path("/proc/kallsyms").read_bytes()):
-            found[first[match[2]]] = int(match[1], 16)
-    with contextlib.suppress(OSError):
-        noted.parent.mkdir(parents=True, exist_ok=True)
-        for old in noted.parent.glob("symbols-*"):
-            old.unlink()
-        noted.write_text("".join(f"{name} {value:x}\n" for name, value in found.items()))
-    return found
+    first = {name: names[0] for names in SYMBOLS for name in names}
+
+    def find(_: Sequence[str]) -> dict[str, int]:
+        return {first[name]: address for name, address in kernel_symbols.from_kallsyms(list(first)).items()}
+
+    return kernel_symbols.noted("symbols", [names[0] for names in SYMBOLS], find)

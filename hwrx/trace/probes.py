@@ -12,6 +12,7 @@ import errno
 import os
 import pathlib
 import re
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from hwrx import stages
 from hwrx.errors import MachineError
 from hwrx.stages import Probe, Stage
-from hwrx.trace import build
+from hwrx.trace import build, symbols
 
 if TYPE_CHECKING:
     from cython_ext.tracer import LoadError, Tracer
@@ -271,30 +272,25 @@ def _object() -> pathlib.Path:
 
 def _memory_layout() -> dict[str, Any]:
     """Find where the kernel maps its pages: the variables' addresses where the layout is random, or x86's constants."""
-    boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    noted = build.cache() / f"layout-{boot}"
-    addresses: dict[str, int] = {}
-    with contextlib.suppress(OSError, ValueError):
-        addresses = {name: int(value, 16) for name, value in map(str.split, noted.read_text().splitlines())}
-    if not addresses:
-        addresses = {"page_offset_base": 0, "vmemmap_base": 0}
-        # one pass over some hundred thousand lines, once a boot
-        with open("/proc/kallsyms", "rb") as symbols:  # noqa: PTH123 -- read as a stream of bytes
-            for line in symbols:
-                if b"page_offset_base" in line or b"vmemmap_base" in line:
-                    value, _, name = line.split()[:3]
-                    if name.decode() in addresses:
-                        addresses[name.decode()] = int(value, 16)
-        with contextlib.suppress(OSError):
-            noted.parent.mkdir(parents=True, exist_ok=True)
-            for old in noted.parent.glob("layout-*"):
-                old.unlink()
-            noted.write_text("".join(f"{name} {value:x}\n" for name, value in addresses.items()))
+    addresses = symbols.noted("layout", ("page_offset_base", "vmemmap_base"), _find_bases)
     if all(addresses.values()):
         return {**addresses, "constant": False}
     if os.uname().machine == "x86_64":
         return {"page_offset_base": PAGE_OFFSET, "vmemmap_base": VMEMMAP, "constant": True}
     return {}
+
+
+def _find_bases(names: Sequence[str]) -> dict[str, int]:
+    """Ask the kernel; where it does not let itself be asked so (before Linux 5.16), read what it writes out."""
+    from cython_ext.bpf_reader import Reader
+
+    answer = bytearray(8 * len(names))
+    try:
+        with Reader(build.find_or_build(stages.header(), "symbols"), b"") as reader:
+            reader.run("find_bases", answer)
+    except (OSError, build.BuildError):
+        return symbols.from_kallsyms(names)
+    return dict(zip(names, struct.unpack(f"={len(names)}Q", answer), strict=True))
 
 
 @contextlib.contextmanager
