@@ -33,6 +33,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "lookup": ("hwrx.commands.lookup", "lookup", "whose packet is it: the kernel's tables, and its hash step by step"),
     "drops": ("hwrx.commands.drops", "drops", "where packets die: each place provoked in turn, its balance closed"),
     "hooks": ("hwrx.commands.hooks", "hooks", "where a packet can be looked at or changed, and what each hook costs"),
+    "claims": (
+        "hwrx.commands.claims",
+        "claims",
+        "what textbooks and articles say of packet reception, put to the test",
+    ),
     "nic": ("hwrx.commands.nic", "nic", "NICs that hwrx drives itself: list, bind, unbind, dump, recv"),
     "export": ("hwrx.commands.trace", "export", "the timelines of a traced run, for Perfetto's viewer"),
     "walk": ("hwrx.commands.walk", "walk", "the journey of one message: stages, copies, addresses"),

@@ -1,0 +1,75 @@
+"""The program that runs where the kernel under test is: takes claims on standard input, prints a line for each result.
+
+`python -m hwrx.claims.inside < request.json`. A line is JSON with `starting` (a claim's name) or a whole `Result`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import msgspec
+from msgspec import Struct
+
+from hwrx.claims import instruments, verdict
+from hwrx.claims.model import Claim, Clock, Measurement, Result
+from hwrx.claims.session import Session
+from hwrx.errors import HwrxError, UsageError
+
+
+class Request(Struct, frozen=True):
+    """What the driver asks for: claims of one clock, in an order that lets topologies be put up once."""
+
+    claims: list[Claim]
+    clock: Clock = "wall"
+    emulated: bool = False
+
+
+class Line(Struct, frozen=True, omit_defaults=True):
+    """One line of the output."""
+
+    starting: str = ""
+    result: Result | None = None
+
+
+def test(claim: Claim, session: Session, *, emulated: bool = False) -> Result:
+    """Run a claim's experiment and judge it. A HwrxError of the experiment becomes the reason why there is no verdict.
+
+    UsageError (a file that asks for what there is not) is not caught: that is no finding about the kernel.
+    """
+    before = time.monotonic()
+    found: Measurement | None = None
+    try:
+        session.use(claim.topology)
+        found = instruments.find(claim.instrument)(session, **claim.parameters)
+        ruled, words, why = verdict.judge(claim, found)
+    except UsageError:
+        raise
+    except HwrxError as error:
+        ruled, words, why = "not tested here", "", str(error.args[0]).splitlines()[0]
+    seconds = round(time.monotonic() - before, 3)
+    return Result(claim, ruled, words, why, found, seconds, os.uname().release, session.clock, emulated)
+
+
+def main() -> int:
+    """Serve one request."""
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+    with Session(request.clock) as session:
+        for claim in request.claims:
+            _say(Line(starting=claim.name))
+            _say(Line(result=test(claim, session, emulated=request.emulated)))
+    return 0
+
+
+def _say(line: Line) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except HwrxError as error:
+        sys.stderr.write(f"hwrx: {error}\n")
+        sys.exit(error.exit_code)

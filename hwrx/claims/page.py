@@ -1,0 +1,99 @@
+"""The ledger as one HTML page: opens without a network, on a phone, in print, light and dark."""
+
+from __future__ import annotations
+
+import pathlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import msgspec
+
+from hwrx import __version__, disk
+from hwrx.claims.model import CHAPTERS, VERDICTS, Result
+from hwrx.claims.pictures import NARROW, WIDE, svg
+from hwrx.report.diff import flat
+
+MARKS = {"confirmed": "yes", "refuted": "no", "depends": "it depends", "not tested here": "not tested"}
+
+
+def render(about: Mapping[str, Any], results: Sequence[Result]) -> str:
+    """Return the page; the same for the same ledger each time."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hwrx.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    chapters = [*CHAPTERS, *sorted({each.claim.chapter for each in results} - set(CHAPTERS))]
+    counts = Counter(result.verdict for result in results)
+    return environment.get_template("claims.html").render(
+        about=about,
+        answer=answer(results),
+        counts=[(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]],
+        chapters=[
+            (chapter, [_shown(each) for each in results if each.claim.chapter == chapter])
+            for chapter in chapters
+            if any(each.claim.chapter == chapter for each in results)
+        ],
+        labels=labels(results),
+        lines=[(key, words) for key, words in flat(dict(about)) if key != "claims_planned"],
+        version=__version__,
+    )
+
+
+def write(path: pathlib.Path, about: Mapping[str, Any], results: Sequence[Result]) -> None:
+    """Write the page to a file."""
+    with disk.guarded(path):
+        disk.replace(path, render(about, results).encode())
+
+
+def answer(results: Sequence[Result]) -> str:
+    """The ledger in a sentence."""
+    counts = Counter(result.verdict for result in results)
+    kernels = " and ".join(sorted({result.kernel for result in results})) or "no kernel"
+    words = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]]
+    return f"Of {len(results)} claims on packet reception, Linux {kernels} has " + ", ".join(words) + "."
+
+
+def labels(results: Sequence[Result]) -> list[str]:
+    """What every figure of the page is subject to."""
+    found = []
+    if any(each.emulated and each.clock == "wall" for each in results):
+        found.append("emulated guest: its wall-clock times mean something against each other only; counts are exact")
+    if any(each.clock == "icount" for each in results):
+        found.append("clock icount: one virtual nanosecond is one guest instruction")
+    return found
+
+
+def _shown(result: Result) -> dict[str, Any]:
+    claim, found = result.claim, result.measurement
+    picture = found.picture if found else None
+    figures = [(name, _words(value)) for name, value in sorted((found.figures if found else {}).items())]
+    figures += sorted((found.absent if found else {}).items())
+    return {
+        "name": claim.name,
+        "mark": MARKS[result.verdict],
+        "class": result.verdict.split(maxsplit=1)[0],
+        "claim": claim.claim,
+        "question": claim.question,
+        "says": claim.says,
+        "verdict": result.verdict,
+        "on": claim.verdict.on if result.verdict == "depends" else "",
+        "words": result.words,
+        "why": result.why,
+        "wide": svg(picture, WIDE) if picture else "",
+        "narrow": svg(picture, NARROW) if picture else "",
+        "figures": figures,
+        "notes": found.notes if found else [],
+        "ruling": [(key, str(value)) for key, value in msgspec.to_builtins(claim.verdict).items() if value],
+        "instrument": claim.instrument,
+        "parameters": ", ".join(f"{key} = {value}" for key, value in claim.parameters.items()),
+        "where": f"Linux {result.kernel}, {claim.topology}, clock {result.clock}"
+        + (", emulated" if result.emulated else "")
+        + f", {result.seconds:.1f} s",
+    }
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e6 else f"{value:,.0f}"
+    return "-" if value is None else f"{value:,}" if type(value) is int else str(value)

@@ -1,0 +1,189 @@
+"""Driving the experiments: one boot for each clock, all topologies in it; each result is kept as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hwrx import __version__, disk, topology
+from hwrx.claims.inside import Line, Request
+from hwrx.claims.model import Claim, Clock, Result
+from hwrx.errors import GuestError, MachineError, StoreError, TrialError, UsageError
+
+RESULTS, MANIFEST, PAGE = "claims.jsonl", "manifest.json", "claims.html"
+SILENCE = 300.0  # seconds that an experiment may take: an emulated guest on a busy machine
+ORDER = ("none", "lo", "netns", "pair", "nic")
+Say = Callable[[str], None]
+Take = Callable[[Result], None]
+
+
+class Ledger:
+    """The run directory of a ledger: a manifest, and a line of JSON for each result, appended as it comes."""
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        self.path = path
+        self._about = about
+        self.results: list[Result] = []
+
+    @classmethod
+    def create(cls, path: Path, planned: Sequence[Claim], command: Sequence[str]) -> Ledger:
+        """Make the directory; StoreError where it holds a ledger already."""
+        about = {
+            "hwrx": __version__,
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "status": "running",
+            "claims_planned": [claim.name for claim in planned],
+            "command": list(command),
+        }
+        if (path / RESULTS).exists():
+            raise StoreError(f"{path} holds a ledger already", remedy="choose another folder with --out")
+        with disk.guarded(path):
+            path.mkdir(parents=True, exist_ok=True)
+            (path / RESULTS).touch()
+        ledger = cls(path, about)
+        ledger.note()
+        return ledger
+
+    def add(self, result: Result) -> None:
+        """Keep a result."""
+        with disk.guarded(self.path):
+            disk.append(self.path / RESULTS, msgspec.json.encode(result) + b"\n")
+        self.results.append(result)
+
+    def note(self, **more: Any) -> None:
+        """Put more into the manifest."""
+        self._about |= more
+        with disk.guarded(self.path):
+            text = msgspec.json.format(msgspec.json.encode(self._about), indent=1)
+            disk.replace(self.path / MANIFEST, text + b"\n")
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        whole = len(self.results) == len(self._about["claims_planned"])
+        status = "complete" if kind is None and whole else "interrupted" if kind is KeyboardInterrupt else "partial"
+        self.note(status=status, ended=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+
+
+def load(path: Path) -> tuple[dict[str, Any], list[Result]]:
+    """Read a ledger's directory; StoreError where it is none. A last line that was not finished is left out."""
+    try:
+        about: dict[str, Any] = msgspec.json.decode((path / MANIFEST).read_bytes())
+        lines = (path / RESULTS).read_bytes().split(b"\n")[:-1]
+        return about, [msgspec.json.decode(line, type=Result) for line in lines]
+    except (OSError, msgspec.MsgspecError) as error:
+        raise StoreError(f"{path} holds no ledger of claims: {error}", remedy="hwrx claims run makes one") from None
+
+
+def sorted_for(claims: Sequence[Claim]) -> list[tuple[Clock, list[Claim]]]:
+    """Group claims by clock, and within by topology and instrument: as few boots and as little setting-up as can be."""
+    groups: list[tuple[Clock, list[Claim]]] = []
+    clocks: tuple[Clock, ...] = ("wall", "icount")
+    for clock in clocks:
+        mine = [claim for claim in claims if claim.clock == clock]
+        mine.sort(key=lambda claim: (ORDER.index(claim.topology), claim.instrument, claim.name))
+        if mine:
+            groups.append((clock, mine))
+    return groups
+
+
+def in_lab(claims: Sequence[Claim], kernel: str | None, log: Path | None, say: Say, take: Take) -> list[dict[str, Any]]:
+    """Run claims in virtual machines, one boot for each clock that they want; return what is known of the machines."""
+    from hwrx.vm import Guest
+
+    machines = []
+    nics = topology.find("nic")
+    for clock, group in sorted_for(claims):
+        wants_nic = any(claim.topology == "nic" for claim in group)
+        with Guest(
+            # rxe is there from the beginning; the NICs are put into the same machine, so that one boot does for all
+            "pair",
+            kernel=kernel,
+            clock=clock,
+            append=nics.append if wants_nic else (),
+            qemu=nics.hardware if wants_nic else (),
+            log=log,
+            limit=600 if clock == "icount" else 180,
+            progress=lambda stage, text: say(f"{stage}: {text}"),
+        ) as guest:
+            about = guest.describe()
+            machines.append(about)
+            pipe = guest.command([sys.executable, "-m", "hwrx.claims.inside"], {"PYTHONDONTWRITEBYTECODE": "1"})
+            with contextlib.closing(pipe):
+                pipe.settimeout(SILENCE)
+                pipe.sendall(msgspec.json.encode(Request(group, clock, about["emulated"])))
+                pipe.end_input()
+                _follow(_pieces(pipe, guest.failure), say, take)
+                code = pipe.wait(10.0)
+                if code != 0:
+                    raise GuestError(f"the experiments ended before their time: {pipe.epitaph()}")
+    return machines
+
+
+def here(claims: Sequence[Claim], say: Say, take: Take) -> None:
+    """Run claims on this machine's own kernel, in a process of their own."""
+    if counted := [claim.name for claim in claims if claim.clock == "icount"]:
+        raise UsageError(
+            f"'{counted[0]}' counts a guest's instructions", remedy="leave out --here, or name claims of the clock wall"
+        )
+    request = msgspec.json.encode(Request(sorted_for(claims)[0][1]))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hwrx.claims.inside"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    errors: list[bytes] = []
+    listener = threading.Thread(target=lambda: errors.append(process.stderr.read()), daemon=True)  # type: ignore[union-attr]
+    listener.start()
+    try:
+        process.stdin.write(request)
+        process.stdin.close()
+        _follow(iter(lambda: process.stdout.readline(), b""), say, take)  # type: ignore[union-attr]
+        if process.wait(10.0):
+            listener.join(1.0)
+            said = b"".join(errors).decode(errors="replace").strip().splitlines()
+            raise TrialError(said[-1].removeprefix("hwrx: ") if said else "the experiments ended before their time")
+    finally:
+        if process.poll() is None:
+            process.terminate()  # it takes down what it has put up
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20.0)
+        process.stdout.close()
+
+
+def _pieces(pipe: Any, failure: Callable[[str], GuestError]) -> Iterator[bytes]:
+    while True:
+        try:
+            data = pipe.recv(1 << 16)
+        except TimeoutError:
+            raise failure(f"an experiment said nothing for {SILENCE:.0f} s") from None
+        if not data:
+            return
+        yield data
+
+
+def _follow(pieces: Iterator[bytes], say: Say, take: Take) -> None:
+    """Cut what comes into lines and pass it on."""
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if not line.startswith(b"{"):
+                continue  # something that a tool printed
+            try:
+                said = msgspec.json.decode(line, type=Line)
+            except msgspec.MsgspecError as error:
+                raise MachineError(f"the experiments sent a line that is none of theirs: {error}") from None
+            if said.result is not None:
+                take(said.result)
+            else:
+                say(f"testing: {said.starting}")

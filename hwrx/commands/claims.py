@@ -1,0 +1,174 @@
+"""`hwrx claims`: what textbooks and articles say of packet reception, put to the test."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hwrx.errors import MachineError, UsageError
+
+if TYPE_CHECKING:
+    from hwrx.claims.model import Claim, Result
+
+COLOURS = {"confirmed": "green", "refuted": "red", "depends": "blue", "not tested here": None}
+
+
+class _RunByDefault(click.Group):
+    """A group that runs `run` where no subcommand is named: `hwrx claims`, `hwrx claims NAME --set …`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ("-h", "--help")):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_RunByDefault)
+def claims() -> None:
+    """What textbooks and articles say of packet reception: each claim with an experiment, and a verdict from it.
+
+    \b
+    Examples:
+      hwrx claims                                   # all of them, in the lab
+      hwrx claims list
+      hwrx claims run copybreak --set sizes=64,1400
+      hwrx claims page runs/20260131T120000Z-claims
+    """
+
+
+@claims.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def list_(as_json: bool) -> None:
+    """List the claims, their experiments and parameters; nothing is measured."""
+    import msgspec
+
+    from hwrx.claims import instruments, model
+
+    known = model.every()
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(list(known.values())), indent=2).decode())
+        return
+    chapter = ""
+    for claim in known.values():
+        if claim.chapter != chapter:
+            chapter = claim.chapter
+            click.echo(click.style(f"\n{chapter}", bold=True))
+        click.echo(f"  {claim.name}: {claim.claim}")
+        defaults = instruments.parameters(claim.instrument) | claim.parameters
+        listed = " ".join(f"{key}={_brief(value)}" for key, value in defaults.items())
+        click.echo(click.style(f"    {claim.instrument} on {claim.topology}: {listed}", dim=True))
+
+
+@claims.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a parameter; for one claim.")
+@click.option("--kernel", help="Kernel of the guest, for example 6.12.")
+@click.option("--here", is_flag=True, help="On this machine's own kernel, no virtual machine.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory [runs/TIME-claims].")
+@click.option("--log", type=click.Path(path_type=Path), help="File that gets all that the guest prints.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+def run(
+    names: tuple[str, ...],
+    settings: tuple[str, ...],
+    kernel: str | None,
+    here: bool,
+    out: Path | None,
+    log: Path | None,
+    as_json: bool,
+) -> None:
+    """Test the claims called NAME [all]: boot the lab, run each experiment, judge it by its figures, write the page.
+
+    A verdict is confirmed, refuted, depends (on what), or not tested here, with the reason. The figures, the machine
+    and the page are kept in a run directory. NAME may also be a file of your own (lab/claims has examples).
+
+    \b
+    Examples:
+      hwrx claims run
+      hwrx claims run pre-routing-before-routing --kernel 6.12
+      hwrx claims run one-interrupt-many-packets --set burst=1
+    """
+    from hwrx.claims import instruments, model, page
+    from hwrx.claims import run as driver
+
+    chosen = model.find(names, model.every())
+    if settings and len(chosen) != 1:
+        raise UsageError("--set changes one claim's experiment", remedy="name the claim: hwrx claims run NAME --set …")
+    if settings:
+        chosen = [model.with_parameters(chosen[0], settings, instruments.parameters(chosen[0].instrument))]
+    for claim in chosen:
+        instruments.check(claim)
+    if here and os.geteuid() != 0:
+        raise MachineError("experiments on this machine's kernel need root", remedy="use sudo, or leave out --here")
+    if here and kernel:
+        raise UsageError("--kernel chooses a guest's kernel, and --here takes this machine's", remedy="leave one out")
+    path = out or Path("runs", f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-claims")
+    with driver.Ledger.create(path, chosen, sys.argv) as ledger:
+        say, take = _reporting(len(chosen), ledger.add, aloud=not as_json)
+        try:
+            if here:
+                driver.here(chosen, say, take)
+            else:
+                ledger.note(machines=driver.in_lab(chosen, kernel, log, say, take))
+        finally:
+            ledger.results.sort(key=lambda each: [claim.name for claim in chosen].index(each.claim.name))
+    about, _ = driver.load(path)
+    page.write(path / driver.PAGE, about, ledger.results)
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.format(msgspec.json.encode(ledger.results), indent=2).decode())
+    else:
+        click.echo(f"\n{page.answer(ledger.results)}\npage: {path / driver.PAGE}")
+
+
+@claims.command("page")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="File [claims.html in the directory].")
+def page_(directory: Path, out: Path | None) -> None:
+    """Make the page of a run DIRECTORY again, from what is stored there."""
+    from hwrx.claims import model, page
+    from hwrx.claims import run as driver
+
+    about, results = driver.load(directory)
+    order = {chapter: number for number, chapter in enumerate(model.CHAPTERS)}
+    results.sort(key=lambda each: (order.get(each.claim.chapter, len(order)), each.claim.name))
+    target = out or directory / driver.PAGE
+    page.write(target, about, results)
+    click.echo(f"page: {target}")
+
+
+def _reporting(
+    total: int, keep: Callable[[Result], None], *, aloud: bool
+) -> tuple[Callable[[str], None], Callable[[Result], None]]:
+    """Return what says the progress, and what takes a result: it is kept, then told."""
+    done = 0
+
+    def say(words: str) -> None:
+        click.echo(words, err=True)
+
+    def take(result: Result) -> None:
+        nonlocal done
+        keep(result)
+        done += 1
+        if aloud:
+            _tell(result, f"{done}/{total}")
+
+    return say, take
+
+
+def _tell(result: Result, place: str) -> None:
+    claim: Claim = result.claim
+    verdict = click.style(result.verdict, bold=True, fg=COLOURS[result.verdict])
+    more = f" on {claim.verdict.on}" if result.verdict == "depends" and claim.verdict.on else ""
+    click.echo(f"{place} {claim.name}: {verdict}{more}")
+    click.echo(f"    {claim.claim}")
+    click.echo(f"    {result.words or result.why}")
+
+
+def _brief(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

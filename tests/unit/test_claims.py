@@ -1,0 +1,320 @@
+"""The ledger of claims: every file is whole, every predicate can go either way, and what cannot be decided says why."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from hwrx.claims import ftrace, instruments, model, page, pictures, predicate, verdict
+from hwrx.claims import run as driver
+from hwrx.claims.ftrace import Call
+from hwrx.claims.instruments import functions, interrupts
+from hwrx.claims.model import Claim, Measurement, Result, Ruling
+from hwrx.claims.session import Sent
+from hwrx.cli import cli
+from hwrx.errors import StoreError, UsageError
+
+CLAIMS = model.every()
+
+
+def made(confirmed: str, **more: str) -> Claim:
+    ruling = Ruling(confirmed=confirmed, figure=more.pop("figure", "{copies:.2f} copies"), **more)
+    return Claim(claim="A claim.", question="Is it so?", says=["nobody"], instrument="functions", verdict=ruling)
+
+
+# --- the files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_claim_is_whole(name: str) -> None:
+    claim = CLAIMS[name]
+    instruments.check(claim)
+    assert claim.claim.endswith(".") and claim.question.endswith("?") and claim.says
+    assert claim.chapter in model.CHAPTERS
+    asked = set().union(*(predicate.names(text) for text in _predicates(claim)))
+    assert asked, "a verdict that no figure can change is none"
+    fields = set(re.findall(r"{(\w+)", claim.verdict.figure))
+    assert fields, "the sentence gives no figure"
+    assert bool(claim.verdict.depends) == bool(claim.verdict.on)
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_claim_can_be_confirmed_and_refuted(name: str) -> None:
+    """By figures at either end of what its predicates compare with: no predicate holds always, or never."""
+    claim = CLAIMS[name]
+    asked = sorted(set().union(*(predicate.names(text) for text in _predicates(claim))))
+    constants = [float(text) for each in _predicates(claim) for text in re.findall(r"\b\d+(?:\.\d+)?\b", each)]
+    values = sorted({0.0, 1.0, 1e6, *constants, *(value * 1.5 + 1 for value in constants)})
+    seen = set()
+    # each figure in turn takes every value while the others have one in common, or what `needs` wants of them
+    for common in values:
+        for name_ in asked:
+            for value in values:
+                figures = dict.fromkeys(asked, common) | {name_: value}
+                ruling = claim.verdict
+                held = predicate.holds(ruling.confirmed, figures)
+                other = bool(ruling.depends) and predicate.holds(ruling.depends, figures)
+                seen.add("confirmed" if held else "depends" if other else "refuted")
+    assert {"confirmed", "refuted"} <= seen
+
+
+def _predicates(claim: Claim) -> list[str]:
+    return [text for text in (claim.verdict.needs, claim.verdict.confirmed, claim.verdict.depends) if text]
+
+
+# --- predicates and verdicts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("copies", "expected"), [(1.0, "confirmed"), (0.99, "confirmed"), (0.5, "depends"), (2.0, "refuted")]
+)
+def test_the_verdict_follows_the_figure(copies: float, expected: str) -> None:
+    claim = made("0.99 <= copies <= 1.01", depends="copies < 0.99", on="the size")
+    ruled, words, why = verdict.judge(claim, Measurement({"copies": copies}))
+    assert (ruled, words, why) == (expected, f"{copies:.2f} copies", "")
+
+
+def test_what_was_not_measured_decides_nothing() -> None:
+    claim = made("copies == 1", needs="messages >= 100")
+    assert verdict.judge(claim, Measurement({"messages": 5, "copies": 1.0}))[0::2] == (
+        "not tested here",
+        "it takes messages >= 100, and messages is 5",
+    )
+    for figures in ({"messages": 100}, {"messages": 100, "copies": None}, {"messages": 100, "copies": float("nan")}):
+        ruled, _, why = verdict.judge(claim, Measurement(figures, absent={"copies": "no probe counts them"}))
+        assert (ruled, why) == ("not tested here", "no probe counts them")
+    assert verdict.judge(made("a / b > 1", figure="{a}"), Measurement({"a": 1, "b": 0}))[2].startswith(
+        "a quotient by 0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a < b <= 3", True),
+        ("not a == b", True),
+        ("a + 2 * b == 7 and abs(-a) == 1", True),
+        ("a > b or max(a, b) == 3", True),
+        ("min(a, b) - b >= 0", False),
+    ],
+)
+def test_predicates_are_arithmetic(text: str, expected: bool) -> None:
+    assert predicate.holds(text, {"a": 1, "b": 3}) is expected
+
+
+@pytest.mark.parametrize(
+    "text", ["__import__('os')", "a.b > 1", "[a]", "a[0]", "lambda: a", "a >", "a if b else c", "a ** 9"]
+)
+def test_nothing_else_is_a_predicate(text: str) -> None:
+    with pytest.raises(UsageError, match="is no predicate"):
+        predicate.holds(text, {"a": 1, "b": 2, "c": 3})
+
+
+def test_a_sentence_with_an_unknown_field_is_named() -> None:
+    with pytest.raises(UsageError, match=r"cannot be filled.*'speed'"):
+        verdict.judge(made("copies == 1", figure="{speed}"), Measurement({"copies": 1}))
+
+
+# --- parameters, names ------------------------------------------------------------------------------------------------
+
+
+def test_settings_take_the_kind_of_the_default() -> None:
+    known = {"size": 64, "gap": 0.5, "fast": False, "sizes": [64], "way": "recv"}
+    changed = model.with_parameters(
+        made("a"), ["size=1400", "gap=2", "fast=yes", "sizes=64,1400", "way=epoll"], known
+    ).parameters
+    assert changed == {"size": 1400, "gap": 2.0, "fast": True, "sizes": [64, 1400], "way": "epoll"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("size=big", r"size is to be a whole number, and 'big' is none"),
+        ("fast=perhaps", r"true or false"),
+        ("siz=1", r"no parameter 'siz'\n.*do you mean size\?"),
+        ("size", r"sets nothing"),
+    ],
+)
+def test_a_bad_setting_gets_words(setting: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as told:
+        model.with_parameters(made("a"), [setting], {"size": 64, "fast": False})
+    assert re.search(words, str(told.value))
+
+
+def test_an_unknown_claim_gets_near_names() -> None:
+    with pytest.raises(UsageError, match="there is no claim 'woken'") as told:
+        model.find(["woken"], CLAIMS)
+    assert "woken-by-data-ready" in str(told.value)
+
+
+def test_a_file_that_is_no_claim_is_named(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text('claim = "x"\nsurprise = 1\n')
+    with pytest.raises(UsageError, match=r"x\.toml is no claim"):
+        model.load(file)
+
+
+def test_an_instrument_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(UsageError, match="no instrument 'function'"):
+        instruments.find("function")
+    for parameters, words in (({"sizes": 1}, "no parameter 'sizes'"), ({"size": "x"}, "size is to be int")):
+        with pytest.raises(UsageError, match=words):
+            instruments.check(msgspec.structs.replace(made("a"), parameters=parameters))
+
+
+# --- the function tracer's words --------------------------------------------------------------------------------------
+
+TRACE = """# tracer: function
+#
+# entries-in-buffer/entries-written: 4/4   #P:2
+#
+          <idle>-0       [001] d.h1.    17.000100: irq_handler_entry: irq=32 name=hwnic1-rx-0
+          <idle>-0       [001] ..s1.    17.000200: ip_rcv <-__netif_receive_skb_one_core
+       two words-216     [000] ..s..    17.000300: napi_poll: napi poll on napi struct 00000000 for device hwnic1 work 1 budget 64
+         python3-216     [000] .....    17.000400: udp_recvmsg <-inet_recvmsg
+"""  # noqa: E501
+
+
+def test_the_tracers_lines_are_read() -> None:
+    calls = list(ftrace.parse(TRACE, {"ip_rcv": "ip_rcv_core"}))
+    assert [(call.name, call.context, call.cpu, call.tid) for call in calls] == [
+        ("irq_handler_entry", "hard IRQ", 1, 0),
+        ("ip_rcv_core", "softirq", 1, 0),
+        ("napi_poll", "softirq", 0, 216),
+        ("udp_recvmsg", "thread", 0, 216),
+    ]
+    assert calls[2].task == "two words" and calls[0].detail.endswith("hwnic1-rx-0")
+    assert [round(call.at) for call in calls] == [17000100, 17000200, 17000300, 17000400]
+
+
+def call(name: str, at: float, context: str = "softirq", detail: str = "", cpu: int = 0, task: str = "x") -> Call:
+    return Call(name, at, cpu, context, task, 7, detail)
+
+
+def test_functions_are_counted_by_message_and_context() -> None:
+    times = [Sent(1_000_000, 1_100_000), Sent(2_000_000, 2_100_000), Sent(3_000_000, 0)]
+    calls = [
+        call("a", 1010), call("b", 1020), call("b", 1500),  # the third between two messages
+        call("b", 2010, "thread"), call("a", 2020), call("sched_waking", 2030, detail="comm=x pid=7 prio=1"),
+        call("sched_waking", 2040, "thread", "comm=x pid=7 prio=1"),
+        call("sched_waking", 2050, detail="comm=y pid=70 "),
+    ]  # fmt: skip
+    found = functions.reckon(times, 7, calls, ["a", "b"], ["a", "b"]).figures
+    assert (found["messages"], found["delivered"], found["in_order"], found["seen_whole"]) == (3, 2, 0.5, 1.0)
+    assert (found["a_share"], found["a_soft"], found["b_reader"], found["b_calls"]) == (1.0, 1.0, 0.5, 1.0)
+    assert (found["woken_share"], found["woken_calls"], found["woken_soft"]) == (0.5, 0.5, 1.0)
+    begun = functions.reckon(times, 7, calls, ["a", "b"], ["a", "b"], "a").figures
+    assert begun["seen_whole"] == 0.5  # the second message's b came before its a
+
+
+POLL = "napi poll on napi struct 0 for device eth1 work {} budget 64"
+
+
+def test_interrupts_are_held_against_polls() -> None:
+    rx = "irq=3 name=eth1-rx-0"
+    calls = [
+        call("irq_handler_entry", 1, "hard IRQ", rx), call("napi_poll", 5, detail=POLL.format(64)),
+        call("napi_complete_done", 8), call("napi_poll", 9, detail=POLL.format(10)),
+        call("softirq_exit", 10, detail="vec=3 [action=NET_RX]"),
+        call("irq_handler_entry", 11, "hard IRQ", "irq=4 name=eth1-tx-0"),
+        call("irq_handler_entry", 20, "hard IRQ", rx),
+        call("napi_complete_done", 25), call("napi_poll", 26, detail=POLL.format(2), task="ksoftirqd/0"),
+        call("softirq_exit", 27, detail="vec=3 [action=NET_RX]"),
+    ]  # fmt: skip
+    found = interrupts.reckon(calls, "eth1", 80).figures
+    assert (found["interrupts"], found["polls"], found["received"]) == (2, 3, 76)
+    assert (found["most_in_a_poll"], found["most_in_a_softirq"], found["interrupts_while_polling"]) == (64, 74, 0)
+    assert found["polls_in_ksoftirqd"] == pytest.approx(1 / 3)
+    while_polling = [*calls[:2], call("irq_handler_entry", 6, "hard IRQ", rx), *calls[2:]]
+    assert interrupts.reckon(while_polling, "eth1", 80).figures["interrupts_while_polling"] == 1
+
+
+# --- the run directory, the page, the command -------------------------------------------------------------------------
+
+
+def results() -> list[Result]:
+    drawn = [
+        pictures.Bars([("a <b>", 3.0), ("c", 0.0)], "count", [1]),
+        pictures.Steps([pictures.Step("f", 0.0, 1, "softirq"), pictures.Step("g", 2.5, None, "reader")]),
+        pictures.Lines({"one": [(1, 10), (1000, 20)], "two": [(1, 5)]}, "sockets", "ns", log=True),
+        pictures.Cells({"off": [0, 0], "on": [0, 1]}, ["CPU 0", "CPU 1"]),
+    ]
+    whole = list(CLAIMS.values())[: len(drawn)]
+    kinds = (*model.VERDICTS,)
+    return [
+        Result(claim, kinds[place], "words & figures", "", Measurement({"x": 1.5}, drawn[place]), 1.0, "6.1")
+        for place, claim in enumerate(whole)
+    ]
+
+
+def test_a_ledger_is_read_back_and_makes_the_same_page(tmp_path: pathlib.Path) -> None:
+    claims = [each.claim for each in results()]
+    with driver.Ledger.create(tmp_path / "run", claims, ["hwrx"]) as ledger:
+        for each in results():
+            ledger.add(each)
+    about, read = driver.load(tmp_path / "run")
+    assert about["status"] == "complete"
+    assert read == results()
+    html = page.render(about, read)
+    assert html == page.render(*driver.load(tmp_path / "run"))
+    assert html.count("<svg") == 2 * len(read)
+    assert "words &amp; figures" in html and "a &lt;b&gt;" in html and "<b>" not in html
+    assert not re.search(r'(?:src|href)="(?!#)', html), "the page opens without a network"
+    with pytest.raises(StoreError, match="holds a ledger already"):
+        driver.Ledger.create(tmp_path / "run", claims, [])
+    with (tmp_path / "run" / driver.RESULTS).open("ab") as file:
+        file.write(b'{"half": ')
+    assert driver.load(tmp_path / "run")[1] == read
+
+
+def test_a_ledger_that_broke_off_says_so(tmp_path: pathlib.Path) -> None:
+    claims = [each.claim for each in results()]
+    for stop, status in ((KeyboardInterrupt, "interrupted"), (RuntimeError, "partial")):
+        with pytest.raises(stop), driver.Ledger.create(tmp_path / status, claims, ["hwrx"]) as ledger:
+            ledger.add(results()[0])
+            raise stop
+        about, read = driver.load(tmp_path / status)
+        assert about["status"] == status and len(read) == 1
+        assert f"this run is {status}" in page.render(about, read)
+
+
+def test_what_is_no_ledger_is_named(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(StoreError, match="holds no ledger of claims"):
+        driver.load(tmp_path)
+
+
+def test_claims_are_grouped_by_clock_and_topology() -> None:
+    groups = driver.sorted_for(list(CLAIMS.values()))
+    assert len({clock for clock, _ in groups}) == len(groups)
+    for _, group in groups:
+        topologies = [claim.topology for claim in group]
+        assert topologies == sorted(topologies, key=driver.ORDER.index)
+    assert sum(len(group) for _, group in groups) == len(CLAIMS)
+
+
+def test_the_command_lists_and_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    runner = CliRunner()
+    listed = runner.invoke(cli, ["claims", "list"])
+    assert listed.exit_code == 0
+    assert all(name in listed.output for name in CLAIMS)
+    as_json = runner.invoke(cli, ["claims", "list", "--json"])
+    assert {each["name"] for each in msgspec.json.decode(as_json.output)} == set(CLAIMS)
+    two = [*CLAIMS][:2]
+    for words, message in (
+        (["nonsense"], "there is no claim 'nonsense'"),
+        (["run", *two, "--set", "size=1"], "--set changes one claim's experiment"),
+        (["run", two[0], "--set", "nosuch=1"], "has no parameter 'nosuch'"),
+        (["run", two[0], "--here", "--kernel", "6.1"], "leave one out"),
+    ):
+        monkeypatch.setattr("os.geteuid", lambda: 0)
+        done = runner.invoke(cli, ["claims", *words, "--out", str(tmp_path / "out")])
+        assert isinstance(done.exception, UsageError)
+        assert message in str(done.exception)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    refused = runner.invoke(cli, ["claims", "run", two[0], "--here"])
+    assert "need root" in str(refused.exception)
+    assert not (tmp_path / "out").exists()
