@@ -1,13 +1,25 @@
 from types import TracebackType
 from typing import Self
 
+PRESENT: int
+PFN_MASK: int
+
 class PinnedBuffer:
     size: int
     page_size: int
     locked: bool
     exports: int
     users: int
-    def __init__(self, size: int, *, huge: bool = False, lock: bool = True, dont_fork: bool = True) -> None: ...
+    def __init__(
+        self,
+        size: int,
+        *,
+        huge: bool = False,
+        lock: bool = True,
+        dont_fork: bool = True,
+        fault_in: bool = True,
+        transparent: bool = True,
+    ) -> None: ...
     @property
     def address(self) -> int: ...
     @property

@@ -28,7 +28,7 @@ from posix.mman cimport (
     munmap,
 )
 
-from cython_ext.sys_mman cimport MADV_POPULATE_WRITE
+from cython_ext.sys_mman cimport MADV_NOHUGEPAGE, MADV_POPULATE_WRITE
 
 from hwrx.errors import MachineError
 
@@ -107,6 +107,8 @@ cdef class PinnedBuffer:
         or a device holds it; `physical_pages()` is a snapshot.
     dont_fork: keep it out of forked children (MADV_DONTFORK), because copy-on-write after a fork would give the parent
         another page than the one a device writes to.
+    fault_in: have every page now. Without it, whoever locks, registers or first writes to the memory faults it in.
+    transparent: whether the kernel may make huge pages of it by itself (MADV_NOHUGEPAGE where it may not).
 
     It exports the buffer protocol: `np.frombuffer(buffer, np.uint8)` and `memoryview(buffer)` see it in place. Memory
     belongs to this object; views and registrations keep it alive.
@@ -114,7 +116,8 @@ cdef class PinnedBuffer:
     Raises ValueError where `size` is below 1; MachineError where the memory cannot be had or locked.
     """
 
-    def __cinit__(self, size_t size, *, bint huge=False, bint lock=True, bint dont_fork=True):
+    def __cinit__(self, size_t size, *, bint huge=False, bint lock=True, bint dont_fork=True, bint fault_in=True,
+                  bint transparent=True):
         cdef int flags = MAP_PRIVATE | MAP_ANONYMOUS
         cdef void *at
         cdef int error
@@ -136,7 +139,11 @@ cdef class PinnedBuffer:
         # from here on __dealloc__ unmaps, whatever is raised
         if dont_fork and madvise(at, self.size, MADV_DONTFORK) != 0:
             raise _failed("madvise(MADV_DONTFORK)", self.size, c_errno)
-        _fault_in(self.base, self.size, self.page_size, huge)
+        # EINVAL: a kernel that never makes huge pages by itself
+        if not transparent and madvise(at, self.size, MADV_NOHUGEPAGE) != 0 and c_errno != EINVAL:
+            raise _failed("madvise(MADV_NOHUGEPAGE)", self.size, c_errno)
+        if fault_in:
+            _fault_in(self.base, self.size, self.page_size, huge)
         if lock:
             if mlock(at, self.size) != 0:
                 raise _cannot_lock(self.size, c_errno)

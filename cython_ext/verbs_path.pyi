@@ -9,6 +9,7 @@ from hwrx.paths.verbs_end import End
 
 RING_LIMIT: int
 READS: int
+ACCESS_LOCAL: int
 ACCESS_WRITE: int
 ACCESS_READ: int
 

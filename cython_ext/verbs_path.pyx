@@ -524,6 +524,7 @@ cdef size_t paged(size_t size):
     return (size + 4095) & ~<size_t> 4095
 
 
+ACCESS_LOCAL = IBV_ACCESS_LOCAL_WRITE
 ACCESS_WRITE = IBV_ACCESS_REMOTE_WRITE
 ACCESS_READ = IBV_ACCESS_REMOTE_READ
 

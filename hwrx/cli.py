@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "lookup": ("hwrx.commands.lookup", "lookup", "whose packet is it: the kernel's tables, and its hash step by step"),
     "drops": ("hwrx.commands.drops", "drops", "where packets die: each place provoked in turn, its balance closed"),
     "hooks": ("hwrx.commands.hooks", "hooks", "where a packet can be looked at or changed, and what each hook costs"),
+    "memory": ("hwrx.commands.memory", "memory", "which pages the kernel moves and pages out, and what holds them"),
     "claims": (
         "hwrx.commands.claims",
         "claims",

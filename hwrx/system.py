@@ -21,6 +21,9 @@ PACKAGES = {
     "dpkg": "dpkg",
     "depmod": "kmod",
     "setpriv": "util-linux",
+    "mkswap": "util-linux",
+    "swapon": "mount",
+    "swapoff": "mount",
     "ib_send_lat": "perftest",
     "bpftool": "bpftool",
 }

@@ -81,7 +81,10 @@ class VfioDevice(HeldDevice):
 
     def dma(self, size: int) -> DmaRegion:
         """Pinned memory, one contiguous range of I/O virtual addresses."""
-        region = DmaRegion(size)
+        return self.share(DmaRegion(size))
+
+    def share(self, region: DmaRegion) -> DmaRegion:
+        """Map memory for the device, which closes it; the kernel pins its pages, and faults in those not there yet."""
         at = self.iova.take(region.size)
         try:
             vfio.map_dma(self._container, region, at)

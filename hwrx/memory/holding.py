@@ -1,0 +1,119 @@
+"""What it costs to get hold of memory: page faults, time, and in how many pieces it then lies."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import mmap
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+
+from cython_ext.pinned import PinnedBuffer
+from hwrx import system
+from hwrx.errors import MachineError, UsageError
+from hwrx.memory.pages import Faults, addresses, extents, faults, huge_page
+from hwrx.memory.subjects import domain, registered, reserve
+from hwrx.undo import Undo
+
+REPEATS = 7
+UNTOUCHED = {"transparent": False, "fault_in": False}
+
+Step = Callable[[PinnedBuffer, int, int, contextlib.ExitStack], object]  # buffer, offset, bytes, until when
+
+
+class Holding(Struct, frozen=True):
+    """One manner of getting hold of `size` bytes. `extents`: pieces that are contiguous in physical memory.
+
+    `ns`: median of the repeats; in a guest that counts instructions (icount), so many of those.
+    """
+
+    what: str
+    size: int
+    page_size: int
+    pages: int
+    extents: int
+    faults: Faults
+    ns: int
+
+
+def holding(size: int = 4 << 20, *, device: str | None = None) -> tuple[list[Holding], dict[str, str]]:
+    """Time getting hold of `size` bytes by touching, mlock and ibv_reg_mr, in small, transparent and reserved pages.
+
+    device: verbs device, by default the first. Returns the figures, and what could not be had with the reason why.
+    """
+    if size < mmap.PAGESIZE:
+        raise UsageError(f"at least a page, {mmap.PAGESIZE} bytes, has to be held")
+    system.need_root("looking at physical pages")
+    found: list[Holding] = []
+    unavailable: dict[str, str] = {}
+    steps: list[tuple[str, Step, dict[str, bool]]] = [
+        ("touch, small pages", _touch, UNTOUCHED),
+        ("touch, transparent huge pages", _touch, {"fault_in": False}),
+        (
+            "mlock, small pages",
+            lambda buffer, offset, size, stack: None,
+            {"transparent": False, "fault_in": False, "lock": True},
+        ),
+    ]
+    with Undo("huge pages") as undo, contextlib.ExitStack() as stack:
+        try:
+            pd = domain(stack, device)
+        except MachineError as error:
+            unavailable["ibv_reg_mr"] = str(error.args[0])
+        else:
+
+            def register(buffer: PinnedBuffer, offset: int, size: int, until: contextlib.ExitStack) -> object:
+                return registered(until, pd, buffer, offset, size)
+
+            steps += [
+                ("ibv_reg_mr, small pages", register, UNTOUCHED),
+                ("ibv_reg_mr, small pages, touched before", register, {"transparent": False}),
+                ("ibv_reg_mr, transparent huge pages, touched before", register, {}),
+                ("ibv_reg_mr, reserved huge pages, touched before", register, {"huge": True}),
+            ]
+        for what, step, options in steps:
+            try:
+                if options.get("huge"):
+                    reserve(undo, -(-size // huge_page()))
+                found.append(_held(what, size, step, options))
+            except MachineError as error:
+                unavailable[what] = str(error.args[0])
+    return found, unavailable
+
+
+def _touch(buffer: PinnedBuffer, offset: int, size: int, stack: contextlib.ExitStack) -> object:
+    with memoryview(buffer) as view:
+        view[offset : offset + size : mmap.PAGESIZE] = bytes(-(-size // mmap.PAGESIZE))
+    return None
+
+
+def _held(what: str, size: int, step: Step, options: dict[str, Any]) -> Holding:
+    """One manner, repeated. Where memory is locked, the constructor does it and is timed with its mmap."""
+    times: list[int] = []
+    locks = options.get("lock", False)
+    # the kernel makes huge pages where they are aligned, so there is room to begin at one
+    room = huge_page() if options.get("transparent", True) and not options.get("huge") else 0
+    gc.disable()  # what it touches is none of the faults that are counted
+    try:
+        for _ in range(REPEATS):
+            with contextlib.ExitStack() as stack:
+                at, since = faults(), time.monotonic_ns()
+                buffer = stack.enter_context(PinnedBuffer(size + room, **{"lock": False, **options}))
+                offset = -buffer.address % room if room else 0
+                if not locks:
+                    at, since = faults(), time.monotonic_ns()
+                step(buffer, offset, size, stack)
+                times.append(time.monotonic_ns() - since)
+                taken = faults() - at
+                first = offset // buffer.page_size
+                physical = addresses(buffer)[first : first - (-size // buffer.page_size)]
+                page_size = buffer.page_size
+    finally:
+        gc.enable()
+    count = len(physical)
+    pieces = extents(physical, page_size)
+    return Holding(what, count * page_size, page_size, count, pieces, taken, int(statistics.median(times)))
