@@ -25,6 +25,7 @@ from cython_ext.bpf_libbpf cimport (
     bpf_map__initial_value,
     bpf_map__key_size,
     bpf_map__max_entries,
+    bpf_map__set_max_entries,
     bpf_map__value_size,
     bpf_map_get_next_key,
     bpf_map_lookup_elem,
@@ -67,15 +68,17 @@ cdef class Reader:
     """One BPF object, loaded. A context manager; `close()` unloads and is idempotent. For one thread at a time.
 
     `constants` become the object's .rodata, and must be as long; b"": it has none. `without` are programs that are not
-    loaded. LoadError (an OSError) carries libbpf's and the verifier's words.
+    loaded. `sizes`: maps that get another number of elements than the source says. LoadError (an OSError) carries
+    libbpf's and the verifier's words.
     """
 
     cdef bpf_object *object
     cdef list links  # addresses of bpf_link
     cdef void *mapped
     cdef size_t mapped_size
+    cdef str mapped_name
 
-    def __init__(self, path, const uint8_t[::1] constants not None, without=()):
+    def __init__(self, path, const uint8_t[::1] constants not None, without=(), sizes=None):
         cdef bpf_program *program = NULL
         cdef size_t size = 0
         cdef void *value
@@ -95,6 +98,8 @@ cdef class Reader:
             if value is NULL or size != <size_t> constants.shape[0]:
                 raise LoadError(22, "", f".rodata has {size} bytes in the object, {constants.shape[0]} here")
             memcpy(value, &constants[0], size)
+        for name, entries in (sizes or {}).items():
+            bpf_map__set_max_entries(self.table(name.encode()), entries)
         status = bpf_object__load(self.object)
         if status < 0:
             text = words()
@@ -239,7 +244,10 @@ cdef class Reader:
             raise ValueError(f"an element of {name} has {bpf_map__value_size(table)} bytes in the object, {size} here")
         if count > entries:
             raise ValueError(f"{name} has {entries} elements, not {count}")
+        if self.mapped_name != name:
+            self._unmap()
         if self.mapped is NULL:
+            self.mapped_name = name
             self.mapped_size = (entries * size + 4095) // 4096 * 4096
             self.mapped = mmap(NULL, self.mapped_size, PROT_READ, MAP_SHARED, bpf_map__fd(table), 0)
             if self.mapped == MAP_FAILED:

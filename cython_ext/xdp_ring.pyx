@@ -149,6 +149,17 @@ cdef int kick(XdpState *s) noexcept nogil:
     return 0
 
 
+cdef int kick_out(XdpState *s, uint32_t upto) noexcept nogil:
+    """Kick until all is sent, or none goes: one call takes 32 frames at most (TX_BATCH_SIZE of net/xdp/xsk.c)."""
+    cdef uint32_t before
+    cdef int status
+    while True:
+        before = acquire(s.transmit.consumer)
+        status = kick(s)
+        if status < 0 or acquire(s.transmit.consumer) in (upto, before):
+            return status
+
+
 cdef int send_frames(void *me, uint32_t count, uint32_t size) noexcept nogil:
     cdef XdpState *s = <XdpState *> me
     cdef uint32_t at = s.transmit.producer[0], _
@@ -161,7 +172,7 @@ cdef int send_frames(void *me, uint32_t count, uint32_t size) noexcept nogil:
         s.next += 1
         at += 1
     publish(s.transmit.producer, at)
-    return kick(s)
+    return kick_out(s, at)
 
 
 # --- for Python ----------------------------------------------------------------------------------------------------

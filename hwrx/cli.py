@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "claims",
         "what textbooks and articles say of packet reception, put to the test",
     ),
+    "flood": ("hwrx.commands.flood", "flood", "100,000 at once, or more than is taken: polls, CPUs, queues, losses"),
     "nic": ("hwrx.commands.nic", "nic", "NICs that hwrx drives itself: list, bind, unbind, dump, recv"),
     "export": ("hwrx.commands.trace", "export", "the timelines of a traced run, for Perfetto's viewer"),
     "walk": ("hwrx.commands.walk", "walk", "the journey of one message: stages, copies, addresses"),

@@ -70,14 +70,16 @@ def _xdp(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
 
 def _rps(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
     file = f"/sys/class/net/{netdev}/queues/rx-0/rps_cpus"
-    _in_own_sysfs(file, f"{sum(1 << cpu for cpu in os.sched_getaffinity(0)):x}")
-    stack.callback(_in_own_sysfs, file, "0")
+    in_own_sysfs(file, f"{sum(1 << cpu for cpu in os.sched_getaffinity(0)):x}")
+    stack.callback(in_own_sysfs, file, "0")
 
 
-def _in_own_sysfs(file: str, value: str) -> None:
-    """Write to a file beneath a /sys that shows this network namespace's devices: `ip netns exec` has made one."""
-    words = f"[ -e {file} ] || mount -t sysfs sysfs /sys; echo {value} > {file}"
-    system.run("unshare", "--mount", "sh", "-c", words)
+def in_own_sysfs(file: str, value: str) -> None:
+    """Write to a file beneath a /sys that shows this network namespace's devices.
+
+    The one that is mounted may show those of another namespace, and a device of the same name among them.
+    """
+    system.run("unshare", "--mount", "sh", "-c", f"mount -t sysfs sysfs /sys && echo {value} > {file}")
 
 
 def _gro(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:

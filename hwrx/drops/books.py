@@ -24,7 +24,7 @@ from hwrx.trace import build, probes
 PREFIX = "SKB_DROP_REASON_"
 # struct where, struct dropped, struct settings, struct machine of the programs
 WHERE = np.dtype([("location", "u8"), ("reason", "u4"), ("flags", "u4")])
-DROPPED = np.dtype([("count", "u8"), ("function", "S40")])
+DROPPED = np.dtype([("count", "u8"), ("first_ns", "u8"), ("first_sequence", "u8"), ("function", "S40")])
 SETTINGS = np.dtype([(name, "u4") for name in ("sample_every", "size", "trial", "any_trial", "time_mask", "unused")])
 MACHINE_BYTES = 32
 ROUTED = 1
@@ -33,13 +33,18 @@ XDP_GENERIC = 2  # XDP_FLAGS_SKB_MODE
 
 
 class Drop(Struct, frozen=True):
-    """Messages that the kernel dropped at one function for one reason. `place` is "" where the catalogue has none."""
+    """Messages that the kernel dropped at one function for one reason. `place` is "" where the catalogue has none.
+
+    `first_ns` (CLOCK_MONOTONIC) and `first_sequence` are of the first one.
+    """
 
     reason: str
     function: str
     routed: bool
     count: int
     place: str
+    first_ns: int = 0
+    first_sequence: int = 0
 
 
 class Row(Struct, frozen=True):
@@ -115,7 +120,8 @@ class Books:
             function = dropped["function"].decode(errors="replace")
             routed = bool(where["flags"] & ROUTED)
             place = place_of(reason, function, routed)
-            found.append(Drop(reason, function, routed, int(dropped["count"]), place.name if place else ""))
+            first = int(dropped["first_ns"]), int(dropped["first_sequence"])
+            found.append(Drop(reason, function, routed, int(dropped["count"]), place.name if place else "", *first))
         return found
 
     def witnessed(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwrx.report import text
+from hwrx.report import tables, text
 from hwrx.report.summary import Row, Summary, name_of
 from hwrx.report.tables import grouped, swept_cell
 from hwrx.report.words import size_words
@@ -46,6 +46,21 @@ def show(summary: Summary, file: IO[str] | None = None, width: int | None = None
     console.print()
     for paragraph in text.about(summary):
         console.print(Text(paragraph, style="dim"))
+
+
+def wide() -> Console:
+    """A console as wide as its terminal; where there is none, wide enough for tables with many columns."""
+    return Console(highlight=False, width=None if Console().is_terminal else 160)
+
+
+def plain(table: tables.Table) -> Table:
+    """A table of the report, as it is."""
+    shown = _table(f"{table.title}: {table.caption}")
+    for name, kind in table.columns:
+        shown.add_column(Text(name), justify="left" if kind else "right")
+    for _, cells in table.rows:
+        shown.add_row(*(Text(" ".join(filter(None, cell))) for cell in cells))
+    return shown
 
 
 def _table(caption: str) -> Table:

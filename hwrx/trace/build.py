@@ -19,7 +19,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 SOURCES = HERE / "bpf"
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 # what is compiled when hwrx is installed: the source's name without .bpf.c
-PROGRAMS = ("ledger", "tables", "drops", "hooks", "symbols")
+PROGRAMS = ("ledger", "tables", "drops", "hooks", "symbols", "flood")
 FLAGS = ("-O2", "-g", "-Wall", "-target", "bpf")
 
 

@@ -18,6 +18,7 @@ struct where {
 
 struct dropped {
 	u64 count;
+	u64 first_ns, first_sequence; /* when it began here, and with which message */
 	char function[NAME];
 };
 
@@ -43,6 +44,8 @@ int BPF_PROG(message_dropped, struct sk_buff *skb, void *location, int reason)
 	if (!known) {
 		/* the kernel knows the names of its functions better than user space does */
 		bpf_snprintf(fresh.function, NAME, "%ps", &key.location, sizeof(u64));
+		fresh.first_ns = bpf_ktime_get_ns();
+		fresh.first_sequence = m.sequence;
 		bpf_map_update_elem(&drops, &key, &fresh, BPF_NOEXIST);
 		known = bpf_map_lookup_elem(&drops, &key);
 	}

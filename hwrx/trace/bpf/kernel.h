@@ -114,7 +114,9 @@ struct sk_buff {
 };
 
 struct task_struct {
-	int pid;
+	int pid, tgid;
+	unsigned int flags;
+	char comm[16];
 };
 
 struct msghdr {

@@ -1,0 +1,232 @@
+"""`hwrx flood`: what happens when many packets arrive at once, or more than a machine takes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+import msgspec
+from rich.text import Text
+
+from hwrx.errors import GuestError, UsageError
+
+if TYPE_CHECKING:
+    from hwrx.flood.model import Flood, Spec
+    from hwrx.flood.scene import Made
+
+Say = Callable[[str, str], None]
+# seconds that a guest's flood may say nothing: an emulated CPU sends some ten thousand messages a second
+SILENCE = 180.0
+
+
+@click.command()
+@click.argument("target", metavar="PATH|RUN")
+@click.option("--burst", type=click.IntRange(1), help="So many messages at once [100000].")
+@click.option("--sustained", type=click.FloatRange(0, 600, min_open=True), help="For so many seconds, instead.")
+@click.option("--rate", help="Messages a second, or max; several, with commas, make a curve [max].")
+@click.option("--size", type=int, default=64, show_default=True, help="Bytes of a message.")
+@click.option("--sockets", type=int, default=1, show_default=True, help="udp, tcp: receiving sockets, a thread each.")
+@click.option("--batch", type=int, default=64, show_default=True, help="Most messages of one post.")
+@click.option("--receive-buffer", type=int, help="udp, tcp: SO_RCVBUF in bytes [the kernel's default].")
+@click.option("--read", type=click.Choice(["always", "after"]), default="always", help="after: when all is sent.")
+@click.option("--work", type=float, default=0.0, help="Microseconds of the reader's own work with each message [0].")
+@click.option("--receives", type=int, help="rdma-send: receive requests that are kept posted [512].")
+@click.option("--completions", type=int, help="rdma-send: entries of the receiver's completion queue [enough].")
+@click.option("--rps", type=click.Choice(["off", "on", "both"]), default="off", help="Protocol work on another CPU.")
+@click.option("--send-cpu", type=int, help="CPU of the sender [the last].")
+@click.option("--read-cpu", type=int, help="CPU of the readers [the first].")
+@click.option("--topology", type=click.Choice(["netns", "pair", "nic"]), help="What lies between [what PATH needs].")
+@click.option("--here", is_flag=True, help="On this machine's own kernel, also where PATH has a guest for it.")
+@click.option("--guest", is_flag=True, help="In a virtual machine.")
+@click.option("--kernel", help="Kernel of the guest, for example 6.12.")
+@click.option("--out", type=click.Path(path_type=pathlib.Path, file_okay=False), default=pathlib.Path("runs"),
+              help="Where run directories go [runs].")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def flood(
+    target: str,
+    here: bool,
+    guest: bool,
+    kernel: str | None,
+    out: pathlib.Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Flood PATH (udp, tcp, packet-ring, xdp, nic-ring, rdma-send), or show a RUN directory of floods again.
+
+    Says how many packets an interrupt, a poll and a run of net_rx_action bring, who runs it, whose each CPU's time is
+    (all of it), how long the queues get, where loss begins, how fair sockets are served. Needs root. Exit code 1:
+    something was lost that no place explains.
+
+    \b
+    Examples:
+      hwrx flood udp
+      hwrx flood udp --rps both --burst 100000 --guest
+      hwrx flood udp --sustained 2 --rate 20000,50000,100000,max
+      hwrx flood udp --topology nic
+      hwrx flood rdma-send --work 50 --receives 64
+      hwrx flood runs/latest
+    """
+    from hwrx.flood import keep
+    from hwrx.flood.model import PATHS
+
+    if target not in PATHS and (os.sep in target or pathlib.Path(target).exists()):
+        directory = pathlib.Path(target).resolve()
+        report(directory, keep.load(directory), as_json=as_json)
+        return
+    specs = described(target, **options)
+    if here and (guest or kernel):
+        raise UsageError("--here is this machine's kernel, --guest another one", remedy="give one of them")
+    directory, floods = run(specs, "here" if here else "guest" if guest or kernel else None, kernel, out)
+    report(directory, floods, as_json=as_json)
+    if any(each.loss.unexplained for each in floods):
+        sys.exit(1)
+
+
+def described(
+    path: str,
+    *,
+    burst: int | None,
+    sustained: float | None,
+    rate: str | None,
+    rps: str,
+    work: float,
+    **same: Any,
+) -> list[Spec]:
+    """Return the floods that the options describe: one for each rate, with RPS off and on where both are wanted."""
+    from hwrx.flood import scene
+    from hwrx.flood.model import Spec
+
+    if burst is not None and sustained is not None:
+        raise UsageError("a flood is a burst, or sustained", remedy="give one of --burst and --sustained")
+    rates = [_rate(word) for word in (rate or "max").split(",")]
+    specs: list[Spec] = []
+    for steered in {"off": (False,), "on": (True,), "both": (False, True)}[rps]:
+        for each in rates:
+            content = {
+                "path": path, "seconds": sustained, "rate": each, "rps": steered, "work": work / 1e6,
+                "burst": None if sustained else burst or 100_000, "trial": len(specs) + 1, **same,
+            }  # fmt: skip
+            try:
+                specs.append(msgspec.convert(content, Spec))
+            except msgspec.ValidationError as error:
+                raise UsageError(f"there is no such flood: {error}") from None
+    scene.check_words(specs)
+    return specs
+
+
+def _rate(word: str) -> float | None:
+    if word.strip() == "max":
+        return None
+    try:
+        return float(word)
+    except ValueError:
+        raise UsageError(f"'{word}' is no rate", remedy="messages a second, or max: --rate 10000,50000,max") from None
+
+
+# --- making them ------------------------------------------------------------------------------------------------------
+
+
+def run(
+    specs: list[Spec], where: Literal["here", "guest"] | None, kernel: str | None, out: pathlib.Path
+) -> tuple[pathlib.Path, list[Flood]]:
+    """Make the floods, and write the run directory; return it and what was found."""
+    from hwrx import topology
+    from hwrx.commands.compare import Display
+    from hwrx.flood import keep, scene
+
+    if where is None:
+        name = specs[0].topology or scene.WIRES.get(specs[0].path, "netns")
+        inside = os.environ.get("HWRX_IN_GUEST") == "1"
+        where = "guest" if topology.find(name).where == "guest" and not inside else "here"
+    with Display() as display:
+        maker = in_guest(specs, kernel, display.stage) if where == "guest" else on_host(specs, display.stage)
+        with maker as (manifest, floods), keep.create(out, specs, manifest) as writer:
+            found: list[Flood] = []
+            for number, each in enumerate(floods):
+                keep.add(writer, number, each.flood, each.sent, each.taken)
+                found.append(each.flood)
+                keep.finish(writer.path, found)
+    return writer.path, found
+
+
+@contextlib.contextmanager
+def on_host(specs: list[Spec], say: Say) -> Iterator[tuple[dict[str, Any], Iterator[Made]]]:
+    """Make the floods on this kernel: the manifest, and one after the other."""
+    from hwrx import machine
+    from hwrx.flood import scene
+
+    for spec in specs:
+        scene.check(spec)
+    with scene.wire(specs[0]) as bed:
+        manifest = {"emulated": False, "wire": bed.wire, "machine": machine.manifest()}
+        yield manifest, (scene.made(spec, bed, lambda text: say("flood", text)) for spec in specs)
+
+
+@contextlib.contextmanager
+def in_guest(specs: list[Spec], kernel: str | None, say: Say) -> Iterator[tuple[dict[str, Any], Iterator[Made]]]:
+    """The same in a virtual machine, which prints each flood as a line."""
+    from hwrx.flood import scene
+    from hwrx.testbed import GuestBed
+    from hwrx.vm import Guest
+
+    name = specs[0].topology or scene.WIRES.get(specs[0].path, "netns")
+    with Guest(name, kernel=kernel, progress=say) as machine:
+        yield GuestBed(machine).manifest(), _lines(machine, specs, say)
+
+
+def _lines(machine: Any, specs: list[Spec], say: Say) -> Iterator[Made]:
+    from hwrx.flood import keep
+
+    pipe = machine.command([sys.executable, "-m", "hwrx.flood.inside", msgspec.json.encode(specs).decode()])
+    with contextlib.closing(pipe):
+        pipe.end_input()
+        pipe.settimeout(SILENCE)
+        rest, count = b"", 0
+        while True:
+            try:
+                data = pipe.recv(1 << 16)
+            except TimeoutError:
+                raise machine.failure(f"the flood in the guest said nothing for {SILENCE:.0f} s") from None
+            if not data:
+                break
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                if line.startswith(b"say "):
+                    say("flood", line[4:].decode(errors="replace"))
+                else:
+                    count += 1
+                    yield keep.unpack(line)
+        if count < len(specs):
+            raise GuestError(f"the flood in the guest ended early: {pipe.epitaph()}")
+
+
+# --- telling ----------------------------------------------------------------------------------------------------------
+
+
+def report(directory: pathlib.Path, floods: list[Flood], *, as_json: bool) -> None:
+    """Write the page and the pictures, print the tables; with `as_json` print everything as JSON instead."""
+    from hwrx.flood import page, words
+
+    written = page.write(directory, floods)
+    if as_json:
+        content = {"run": str(directory), "floods": msgspec.to_builtins(floods)}
+        click.echo(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())
+        return
+    from hwrx.report import terminal
+
+    console = terminal.wide()
+    for each in floods:
+        console.print(Text(words.answer(each), style="bold"))
+    for table in [*words.tables(floods), *(words.kernels_account(each) for each in floods[:1])]:
+        console.print()
+        console.print(terminal.plain(table))
+    console.print()
+    for note in words.notes(floods):
+        console.print(Text(f"not seen: {note}" if note.startswith("the length") else note, style="dim"))
+    for path in written:
+        click.echo(path)

@@ -1,0 +1,36 @@
+"""The guest's side of a flood: makes those that the one argument describes, and prints each as a line."""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+
+from hwrx.errors import HwrxError
+from hwrx.flood import keep, scene
+from hwrx.flood.model import Spec
+
+
+def main(text: str) -> int:
+    """Make the floods, one after the other; the exit code. A line is `say …`, or what `keep.unpack` reads."""
+
+    def say(words: str) -> None:
+        sys.stdout.write(f"say {words}\n")
+        sys.stdout.flush()
+
+    try:
+        specs = msgspec.json.decode(text, type=list[Spec])
+        with scene.wire(specs[0]) as bed:
+            for spec in specs:
+                made = scene.made(spec, bed, say)
+                sys.stdout.flush()
+                sys.stdout.buffer.write(keep.pack(made.flood, made.sent, made.taken) + b"\n")
+                sys.stdout.buffer.flush()
+    except HwrxError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,66 @@
+"""The report of floods as one HTML file and its pictures, made from the run directory alone."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import jinja2
+
+from hwrx import __version__, disk, runs
+from hwrx.flood import pictures, words
+from hwrx.flood.model import Flood
+from hwrx.report import figures
+from hwrx.report.diff import flat
+from hwrx.report.html import NARROW, WIDE
+from hwrx.report.summary import label as label_of
+
+ABOUT = (
+    "A CPU's time is cut at every event that changes whose it is (a task switch, a system call, an interrupt, "
+    "a softirq), so the shares of a CPU add up to 100 %. What the user's side of a page fault costs the kernel "
+    "stands as user.",
+    "A softirq runs on top of whatever the CPU does: at the end of an interrupt, at the end of a task's own send, or "
+    "in ksoftirqd, which the scheduler weighs against other tasks. One poll of a device brings at most its weight of "
+    "packets, one run of net_rx_action at most netdev_budget of them, and at most netdev_budget_usecs long.",
+    "Every loss is placed by the kernel's own reason. Delivered is counted over the whole time from the first send to "
+    "the last delivery, so what a queue held at the end counts, too.",
+)
+
+
+def write(directory: pathlib.Path, floods: Sequence[Flood]) -> list[pathlib.Path]:
+    """Write the page and the pictures into the run directory; return the files."""
+    label = label_of(runs.load(directory))
+    with disk.guarded(directory):
+        page = directory / "report.html"
+        page.write_text(render(directory, floods, label), encoding="utf-8")
+        return [*pictures.write_all(floods, label, directory / "figures"), page]
+
+
+def render(directory: pathlib.Path, floods: Sequence[Flood], label: str) -> str:
+    """Return the page; the same for the same run each time."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hwrx.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    run = runs.load(directory)
+    lines = [(key, text) for key, text in flat(run.manifest) if key not in ("question", "skipped", "warnings")]
+    drawn = [
+        {
+            "name": name,
+            "title": pictures.title(floods, name),
+            "wide": figures.inline(pictures.draw(floods, name, label, WIDE), f"{name}-wide"),
+            "narrow": figures.inline(pictures.draw(floods, name, label, NARROW), f"{name}-narrow"),
+        }
+        for name in pictures.names(floods)
+    ]
+    return environment.get_template("flood.html").render(
+        title=words.label(floods[0].spec) if floods else run.name,
+        answers=[words.answer(flood) for flood in floods],
+        label=label,
+        notes=words.notes(floods),
+        tables=[*words.tables(floods), *(words.kernels_account(flood) for flood in floods[:1])],
+        figures=drawn,
+        about=ABOUT,
+        lines=lines,
+        version=__version__,
+        name=run.path.name,
+    )

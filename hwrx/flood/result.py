@@ -1,0 +1,229 @@
+"""From what was counted to what is told: one `Flood`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+
+from hwrx.drops.books import Balance, Books, Drop, Row
+from hwrx.drops.places import BY_NAME
+from hwrx.flood import account
+from hwrx.flood.counting import Counts
+from hwrx.flood.model import Context, Cpu, FirstLoss, Flood, Socket, Spec, Timeline
+
+MOST_BINS = 600  # of a picture
+# counts of a path's own that are losses of messages, and the place where they are lost
+OWN_LOSSES = {
+    "tp_drops": "af-packet",
+    "rx_dropped": "xdp-ring",
+    "rx_ring_full": "xdp-ring",
+    "MPC": "nic-ring",
+    "RNBC": "nic-ring",
+}
+RING_SENTENCES = {
+    "af-packet": "the packet ring had no block free (tp_drops)",
+    "xdp-ring": "the AF_XDP socket had no room: receive ring full, or no chunk in the fill ring",
+    "nic-ring": "the NIC had no descriptor (missed packets)",
+}
+
+
+class Raw(Struct, frozen=True):
+    """All that a flood left behind."""
+
+    spec: Spec
+    wire: str
+    counts: Counts
+    sent: account.Int64s
+    taken: account.Int64s
+    posted: int
+    reader: list[dict[str, int]]
+    told: dict[str, int]
+    irqs: list[int]
+    watched: int
+    limits: dict[str, int]
+    own_driver: bool
+
+
+def assemble(raw: Raw, books: Books, notes: list[str]) -> Flood:
+    """Put everything together; `books` are still open."""
+    counts, spec = raw.counts, raw.spec
+    sent = raw.sent[: raw.posted]
+    taken = raw.taken[: raw.posted]
+    delivered = int(np.count_nonzero(taken))
+    drops = books.drops()
+    loss = _balance(raw, books, drops, delivered)
+    cpus = counts.cpus
+    window = _window(counts, sent, taken)
+    if counts.cut:
+        notes.append("it lasted longer than there was room for: what came later is not in the CPUs' times")
+    if not raw.irqs and not raw.own_driver:
+        notes.append("the receiving device has no interrupt: on a veth pair the sender's CPU hands packets over itself")
+    if raw.limits.get("receive_queues") == 1:
+        notes.append("the receiving device has one receive queue, so there is nothing for RSS to spread")
+    return Flood(
+        spec=spec,
+        wire=raw.wire,
+        sent=raw.posted,
+        delivered=delivered,
+        sending_ns=int(sent.max() - sent.min()) if raw.posted else 0,
+        taking_ns=int(taken.max() - taken[taken > 0].min()) if delivered else 0,
+        loss=loss,
+        first_loss=_first_loss(sent, taken, drops, loss),
+        polls={
+            name: account.histogram(cpus["polls"][:, number].sum(axis=0, dtype=np.int64))
+            for number, name in enumerate(account.POLLERS)
+        },
+        poll_budget=int(cpus["poll_budget"].max()),
+        runs=account.histogram(cpus["runs"].sum(axis=0, dtype=np.int64)),
+        by_budget=int(cpus["by_budget"].sum()),
+        by_time=int(cpus["by_time"].sum()),
+        squeezed=counts.squeezed,
+        outside=int(cpus["outside_packets"].sum()),
+        contexts=_contexts(cpus),
+        per_interrupt=account.histogram(cpus["per_interrupt"].sum(axis=0, dtype=np.int64)) if raw.irqs else None,
+        cpus=_cpus(raw, window),
+        sockets=_sockets(raw, sent, taken),
+        timeline=_timeline(raw, sent, taken, window),
+        reader={name: sum(each.get(name, 0) for each in raw.reader) for name in (raw.reader[0] if raw.reader else {})},
+        told={name: value for name, value in raw.told.items() if value},
+        machine=raw.limits,
+        notes=notes,
+    )
+
+
+def _window(counts: Counts, sent: account.Int64s, taken: account.Int64s) -> slice:
+    """Whole bins from the first send to the last send or delivery: the flood, without the quiet around it."""
+    whole = (counts.stop - counts.start) // counts.width  # the last one may be begun only
+    if not len(sent):
+        return slice(0, max(1, whole))
+    last = max(int(sent.max()), int(taken.max()))
+    end = max(1, min(whole, -(-(last - counts.start) // counts.width)))
+    return slice(min((int(sent[0]) - counts.start) // counts.width, end - 1), end)
+
+
+# --- loss -------------------------------------------------------------------------------------------------------------
+
+
+def _balance(raw: Raw, books: Books, drops: list[Drop], delivered: int) -> Balance:
+    """Every loss at its place. A path with a ring of its own counts what that had no room for."""
+    if raw.spec.path in ("udp", "tcp", "rdma-send"):
+        return books.close(raw.posted, delivered)
+    own: dict[str, int] = {}
+    for name, place in OWN_LOSSES.items():
+        if count := raw.told.get(name, 0):
+            own[place] = own.get(place, 0) + count
+    rows = [Row(place, RING_SENTENCES[place], count, [], None, "") for place, count in own.items()]
+    beside: list[Row] = []
+    for drop in drops:
+        row = Row(
+            drop.place or f"{drop.reason} in {drop.function}",
+            BY_NAME[drop.place].sentence if drop.place else "",
+            drop.count,
+            [f"{drop.reason} in {drop.function}: {drop.count:,}"],
+            None,
+            "",
+        )
+        # behind the tap the stack has a copy of its own, which is for nobody; the message is the tap's
+        is_copy = raw.spec.path == "packet-ring" and drop.place in ("header", "no-socket", "not-local", "af-packet")
+        # a frame that found no room in an AF_XDP socket is freed as an XDP drop, which the socket has counted
+        is_told = raw.spec.path == "xdp" and drop.place == "xdp" and "xdp-ring" in own
+        (beside if is_copy or is_told else rows).append(row)
+    unexplained = raw.posted - delivered - sum(row.count for row in rows)
+    dropped = books.witnessed().get("device", 0)
+    if unexplained > 0 and dropped:
+        # a frame that goes by without an skb, or with one of which nobody has looked at the headers
+        share = min(unexplained, dropped)
+        rows.append(Row("device", BY_NAME["device"].sentence, share, [], dropped, "device"))
+        unexplained -= share
+    return Balance(raw.posted, delivered, rows, beside, unexplained, [])
+
+
+def _first_loss(sent: account.Int64s, taken: account.Int64s, drops: list[Drop], loss: Balance) -> FirstLoss | None:
+    sequence = account.first_missing(sent, taken)
+    if sequence is None:
+        return None
+    start = int(sent[0])
+    lossy = {row.place for row in loss.rows}
+    placed = sorted((d for d in drops if d.place in lossy and d.first_ns), key=lambda drop: drop.first_ns)
+    at = int(sent[sequence]) - start
+    if placed:
+        first = placed[0]
+        return FirstLoss(sequence, at, first.place, first.first_sequence, first.first_ns - start)
+    place = loss.rows[0].place if loss.rows else "unexplained"
+    return FirstLoss(sequence, at, place, None, None)
+
+
+# --- CPUs -------------------------------------------------------------------------------------------------------------
+
+
+def _contexts(cpus: Any) -> list[Context]:
+    sums = cpus["contexts"]
+    return [
+        Context(name, *(int(sums[field][:, number].sum()) for field in ("runs", "packets", "ns")))
+        for number, name in enumerate(account.CONTEXTS)
+    ]
+
+
+def _cpus(raw: Raw, window: slice) -> list[Cpu]:
+    found = []
+    for number, stat in sorted(raw.counts.stat.items()):
+        ns = raw.counts.time[number, window].sum(axis=0)
+        cpu = raw.counts.cpus[number]
+        found.append(
+            Cpu(
+                number=number,
+                total_ns=(window.stop - window.start) * raw.counts.width,
+                ns=_named(ns),
+                recorded=_named(raw.counts.time[number].sum(axis=0)),
+                stat=stat,
+                packets=int((cpu["polls"] * np.arange(cpu["polls"].shape[1])).sum()),
+                calls=int(cpu["calls"]),
+                interrupts=int(cpu["interrupts"]) if raw.irqs else None,
+            )
+        )
+    return found
+
+
+def _named(ns: account.Int64s) -> dict[str, int]:
+    return {name: int(value) for name, value in zip(account.ACTORS, ns, strict=True)}
+
+
+def _sockets(raw: Raw, sent: account.Int64s, taken: account.Int64s) -> list[Socket]:
+    spec = raw.spec
+    whose = account.socket_of(np.arange(len(sent)), spec.together, spec.sockets)
+    offered = np.bincount(whose, minlength=spec.sockets)
+    delivered = np.bincount(whose[taken > 0], minlength=spec.sockets)
+    return [Socket(number, int(offered[number]), int(delivered[number])) for number in range(spec.sockets)]
+
+
+def _timeline(raw: Raw, sent: account.Int64s, taken: account.Int64s, window: slice) -> Timeline:
+    """Everything over time, coarse enough for a picture."""
+    counts = raw.counts
+    start = counts.start + window.start * counts.width
+    time, together = account.coarser(counts.time[:, window], MOST_BINS)
+    width = counts.width * together
+    bins = time.shape[1]
+    online = sorted(counts.stat)
+    polled = account.coarser(counts.bins["packets"][:, window, None].astype(np.int64), MOST_BINS)[0][..., 0]
+    interrupts = account.coarser(counts.bins["interrupts"][:, window, None].astype(np.int64), MOST_BINS)[0][..., 0]
+    backlog = account.most_of(counts.bins["backlog"][:, window, None], MOST_BINS)[..., 0]
+    queues = account.most_of(counts.queues[None, window], MOST_BINS)[0]
+    lost = sent[taken == 0] if len(sent) else sent
+    return Timeline(
+        width_ns=width,
+        first_ns=int(sent[0]) - start if len(sent) else 0,
+        cpu={
+            str(cpu): {name: time[cpu, :, number].tolist() for number, name in enumerate(account.ACTORS)}
+            for cpu in online
+        },
+        polled={str(cpu): polled[cpu].tolist() for cpu in online},
+        interrupts={str(cpu): interrupts[cpu].tolist() for cpu in online} if raw.irqs else {},
+        backlog={str(cpu): backlog[cpu].tolist() for cpu in online},
+        queues={str(number): queues[:, number].tolist() for number in range(raw.watched)},
+        sent=account.per_bin(sent, start, width, bins).tolist(),
+        taken=account.per_bin(taken, start, width, bins).tolist(),
+        lost=account.per_bin(lost, start, width, bins).tolist(),
+        under_way=account.under_way(sent, taken, start, width, bins).tolist(),
+    )

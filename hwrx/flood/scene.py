@@ -1,0 +1,358 @@
+"""Making one flood: a wire, one sender, as many readers as there are sockets, the kernel's counters around them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from hwrx import hooks, netns, paths, system, topology
+from hwrx.drops.books import Books
+from hwrx.errors import HwrxError, MachineError, PathError, UsageError
+from hwrx.flood import counting, result
+from hwrx.flood.account import Int64s
+from hwrx.flood.model import PATHS, Flood, Spec
+from hwrx.messages import Place, Prepare, Role, Setting
+from hwrx.run import ENDS
+
+Say = Callable[[str], None]
+QUIET_NS = 300_000_000  # without a message for so long, none is on its way any more
+SENDER, READER = "hwrx-send", "hwrx-read"  # what the programs know the threads by
+LONGEST_BURST = 15.0  # seconds that the bins have room for where nothing says how long it takes
+AFTER = 5.0  # seconds after the last send in which the readers come to their end
+WIRES = {"nic-ring": "nic", "rdma-send": "pair"}
+
+
+class Bed(Struct, frozen=True):
+    """Two places on this kernel, the namespaces that they are in, and what lies between them."""
+
+    places: Mapping[Role, Place]
+    spaces: Mapping[Role, str | None]
+    wire: str
+
+
+@contextlib.contextmanager
+def wire(spec: Spec) -> Iterator[Bed]:
+    """Put up what the flood's path needs on this kernel (in a guest: take what is there), and take it down again."""
+    name = spec.topology or WIRES.get(spec.path, "netns")
+    found = topology.find(name)
+    if name == "pair" and (topology.NETDEVS / topology.LINKS["server"]).exists():
+        # the guest's own; a second one would have the same names
+        places = {
+            end: Place(address=topology.ADDRESSES[end], netdev=topology.LINKS[end], verbs=topology.DEVICES[end])
+            for end in topology.ENDS
+        }
+        yield Bed(places, dict.fromkeys(topology.ENDS), found.sentence)
+        return
+    with topology.build(name) as up:
+        spaces = {end: _space(peer) for end, peer in up.peers.items()}
+        yield Bed(up.places, spaces, found.sentence)
+
+
+def _space(peer: str) -> str | None:
+    return peer.removeprefix("netns:") if peer.startswith("netns:") else None
+
+
+def check(spec: Spec) -> None:
+    """UsageError where there cannot be such a flood, MachineError where not on this machine; nothing is started."""
+    check_words([spec])
+    cpus = sorted(os.sched_getaffinity(0))
+    for cpu in (spec.send_cpu, spec.read_cpu):
+        if cpu is not None and cpu not in cpus:
+            raise UsageError(f"there is no CPU {cpu} for this process", remedy=f"choose of: {cpus}")
+    if spec.rps and len(cpus) < 2:
+        raise MachineError("RPS hands packets to another CPU, and there is one CPU only")
+
+
+def check_words(specs: Sequence[Spec]) -> None:
+    """UsageError where there cannot be such floods on any machine."""
+    for spec in specs:
+        _check_words(spec)
+
+
+def _check_words(spec: Spec) -> None:
+    if spec.path not in PATHS:
+        raise UsageError(f"a flood cannot go over '{spec.path}'", remedy=f"choose of: {', '.join(PATHS)}")
+    if spec.sockets > 1 and spec.path not in ("udp", "tcp"):
+        raise UsageError(f"{spec.path} has one receiver here, not {spec.sockets}", remedy="udp or tcp")
+    if spec.burst is None and spec.seconds is None:
+        raise UsageError("a flood is a burst or lasts for some time", remedy="--burst 100000 or --sustained 5")
+    if spec.read == "after" and spec.path in ("tcp", "rdma-send"):
+        raise UsageError(
+            f"{spec.path} waits for its reader: without one the sender stands still", remedy="leave --read after out"
+        )
+    paths.check(setting(spec))
+
+
+class Made(Struct, frozen=True):
+    """A flood, and of each of its messages when it was sent and taken (ns, 0: never)."""
+
+    flood: Flood
+    sent: Int64s
+    taken: Int64s
+
+
+def measure(spec: Spec, bed: Bed | None = None, say: Say = lambda text: None) -> Flood:
+    """Make one flood and return what was found of it.
+
+    `bed`: where, None: a wire of its own, taken down afterwards. `say` is told what is being done. Needs root.
+    UsageError, MachineError and PathError say in words what cannot be or failed.
+    """
+    if bed is None:
+        check(spec)
+        system.need_root("counting what the kernel does with a flood")
+        with wire(spec) as own:
+            return measure(spec, own, say)
+    return made(spec, bed, say).flood
+
+
+def made(spec: Spec, bed: Bed, say: Say = lambda text: None) -> Made:
+    """As `measure`, with the messages' times."""
+    check(spec)
+    system.need_root("counting what the kernel does with a flood")
+    with contextlib.ExitStack() as stack:
+        scene = _Scene(spec, bed, stack, say)
+        flood = scene.run()
+        count = scene.wave.posted
+        return Made(flood, scene.wave.sent[:count], scene.wave.taken[:count])
+
+
+def setting(spec: Spec) -> Setting:
+    """The endpoints' setting: an open loop's, whose ends wait for nobody; TCP and RC stop a sender by themselves."""
+    sockets = spec.path in ("udp", "tcp")
+    return Setting(
+        path=spec.path,
+        pattern="stream" if spec.path in ("tcp", "rdma-send") else "paced",
+        rate=spec.rate or 1.0,
+        size=spec.size,
+        messages=spec.wants,
+        warmup=0,
+        cooldown=0,
+        wait="epoll" if sockets else "event",
+        window=max(256, spec.together),
+        batch=spec.together,
+        check_every=0,
+        socket_buffer=spec.receive_buffer if sockets else None,
+    )
+
+
+class _Scene:
+    """One flood, from opening its endpoints to closing them (which `stack` does)."""
+
+    def __init__(self, spec: Spec, bed: Bed, stack: contextlib.ExitStack, say: Say) -> None:
+        from cython_ext.flood import Wave
+
+        self.spec, self.bed, self.say = spec, bed, say
+        self.stack = stack
+        cpus = sorted(os.sched_getaffinity(0))
+        self.send_cpu = cpus[-1] if spec.send_cpu is None else spec.send_cpu
+        self.read_cpu = cpus[0] if spec.read_cpu is None else spec.read_cpu
+        self.wave = Wave(messages=spec.wants, size=spec.size, trial=spec.trial, batch=spec.together)
+        self.ends: dict[Role, list[Any]] = {"client": [], "server": []}
+        self.status = 0
+        self.counts: list[tuple[int, dict[str, int]]] = [(0, {})] * spec.sockets
+        self.failure: BaseException | None = None
+        self.notes: list[str] = []
+
+    def run(self) -> Flood:
+        spec, bed = self.spec, self.bed
+        device = bed.places["server"].netdev or ""
+        self.say("opening the endpoints")
+        self._open()
+        limits = dict(counting.sysctls())
+        limits["receive_queues"] = queues = self._receive_queues(device)
+        if spec.rps:
+            self._steer(device, queues)
+        own = spec.path in ("nic-ring",)
+        irqs = [] if own else counting.interrupts_of(device)
+        longest = (spec.seconds or LONGEST_BURST) + AFTER
+        books = self.stack.enter_context(Books(spec.trial, self._spaces()))
+        counter = self.stack.enter_context(
+            counting.Counter(
+                device, irqs, longest, limits.get("netdev_budget", 300), limits.get("netdev_budget_usecs", 8000)
+            )
+        )
+        watched = counter.watch(self._descriptors())
+        self.say(f"{spec.wants:,} messages" if spec.seconds is None else f"{spec.seconds:g} s")
+        before = [dict(end.counts()) for end in self.ends["server"]]
+        counts = self._flood(counter)
+        self._raise_what_failed()
+        told: dict[str, int] = {}
+        for end, old in zip(self.ends["server"], before, strict=True):
+            for name, value in end.counts().items():
+                told[name] = told.get(name, 0) + value - old.get(name, 0)
+        self.notes += counter.lacks
+        chosen = self.ends["server"][0].chosen()
+        if "receive_buffer" in chosen:
+            limits["receive_buffer"] = int(chosen["receive_buffer"])
+        return result.assemble(
+            result.Raw(
+                spec=spec,
+                wire=bed.wire,
+                counts=counts,
+                sent=self.wave.sent,
+                taken=self.wave.taken,
+                posted=self.wave.posted,
+                reader=[each for _, each in self.counts],
+                told=told,
+                irqs=irqs,
+                watched=watched,
+                limits=limits,
+                own_driver=own,
+            ),
+            books,
+            self.notes,
+        )
+
+    # --- endpoints ------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Open all servers, then all clients, and connect both sides: each in its own namespace."""
+        spec, places = self.spec, self.bed.places
+        for role, other in ENDS:
+            for _ in range(spec.sockets):
+                prepare = Prepare(
+                    trial=spec.trial, role=role, setting=setting(spec), here=places[role], there=places[other]
+                )
+                with netns.entered(self.bed.spaces[role]):
+                    end = paths.open_endpoint(prepare)
+                self.stack.callback(end.close)
+                self.ends[role].append(end)
+        for server, client in zip(self.ends["server"], self.ends["client"], strict=True):
+            self._connect(server, client)
+
+    def _connect(self, server: Any, client: Any) -> None:
+        """Connect both ends at the same time: a TCP server waits for its client."""
+        told: dict[Role, Any] = {"server": server.describe(), "client": client.describe()}
+        failed: list[HwrxError] = []
+
+        def accept() -> None:
+            try:
+                with netns.entered(self.bed.spaces["server"]):
+                    server.connect(told["client"])
+            except HwrxError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        with netns.entered(self.bed.spaces["client"]):
+            client.connect(told["server"])
+        thread.join(30.0)
+        if failed:
+            raise failed[0]
+        if thread.is_alive():
+            raise PathError("the receiving end was not connected within 30 s")
+
+    def _descriptors(self) -> list[int]:
+        """The descriptors of the receiving sockets, in order; none where the path has no socket queue."""
+        if self.spec.path not in ("udp", "tcp"):
+            self.notes.append(f"{self.spec.path} has no socket's receive queue: its messages wait in a ring")
+            return []
+        ports = {end.describe()["port"]: number for number, end in enumerate(self.ends["server"])}
+        found: dict[int, int] = {}
+        for link in list(Path("/proc/self/fd").iterdir()):
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(link.name))) as one:
+                if one.family in (socket.AF_INET, socket.AF_INET6) and one.getsockname()[1] in ports:
+                    one.getpeername()  # OSError of one that listens
+                    found[ports[one.getsockname()[1]]] = int(link.name)
+        return [found[number] for number in sorted(found)]
+
+    def _spaces(self) -> list[str | None]:
+        return list(dict.fromkeys(self.bed.spaces.values()))
+
+    def _steer(self, device: str, queues: int) -> None:
+        """Switch RPS on: all CPUs but the sender's."""
+        mask = sum(1 << cpu for cpu in os.sched_getaffinity(0) if cpu != self.send_cpu)
+        for number in range(queues):
+            file = f"/sys/class/net/{device}/queues/rx-{number}/rps_cpus"
+            with netns.entered(self.bed.spaces["server"]):
+                hooks.in_own_sysfs(file, f"{mask:x}")
+            self.stack.callback(self._unsteer, file)
+
+    def _unsteer(self, file: str) -> None:
+        with netns.entered(self.bed.spaces["server"]):
+            hooks.in_own_sysfs(file, "0")
+
+    def _receive_queues(self, device: str) -> int:
+        """How many receive queues the device uses; it may have been made with more."""
+        folder = f"/sys/class/net/{device}/queues"
+        words = f"mount -t sysfs sysfs /sys && ls {folder}"
+        with netns.entered(self.bed.spaces["server"]):
+            return len(re.findall(r"^rx-", system.run("unshare", "--mount", "sh", "-c", words), re.MULTILINE))
+
+    # --- while it goes on -----------------------------------------------------------------------------------------
+
+    def _flood(self, counter: counting.Counter) -> counting.Counts:
+        spec = self.spec
+        readers = [threading.Thread(target=self._read, args=(number,)) for number in range(spec.sockets)]
+        sender = threading.Thread(target=self._send)
+        started: list[threading.Thread] = []
+        try:
+            if spec.read == "always":
+                self._begin(readers, started)
+            counter.begin()
+            self._begin([sender], started)
+            while sender.is_alive():
+                sender.join(0.1)
+                if spec.seconds is None:
+                    self.say(f"{self.wave.posted:,} of {spec.wants:,} sent")
+            if spec.read == "after":
+                self._begin(readers, started)
+            self.wave.end()
+            for reader in readers:
+                while reader.is_alive():
+                    reader.join(0.05)
+        finally:
+            # also on Ctrl-C: the threads use what is closed next
+            self.wave.end()
+            for thread in started:
+                thread.join()
+        return counter.end()
+
+    def _begin(self, threads: list[threading.Thread], started: list[threading.Thread]) -> None:
+        for thread in threads:
+            thread.start()
+            started.append(thread)
+
+    def _send(self) -> None:
+        from cython_ext.flood import send
+
+        spec = self.spec
+        self._become(SENDER, self.send_cpu)
+        gap = 1e9 / spec.rate if spec.rate else 0.0
+        try:
+            self.status = send(self.wave, self.ends["client"], gap, round((spec.seconds or 0) * 1e9))
+        except BaseException as error:
+            self.failure = error
+
+    def _read(self, number: int) -> None:
+        from cython_ext.flood import read
+
+        self._become(f"{READER}-{number}", self.read_cpu)
+        try:
+            work = round(self.spec.work * 1e9)
+            self.counts[number] = read(self.wave, self.ends["server"][number], QUIET_NS, work)
+        except BaseException as error:
+            self.failure = error
+
+    @staticmethod
+    def _become(name: str, cpu: int) -> None:
+        """Let the calling thread be known by a name, and run on one CPU."""
+        Path("/proc/thread-self/comm").write_text(name)
+        os.sched_setaffinity(0, {cpu})
+
+    def _raise_what_failed(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if self.status < 0:
+            raise PathError(f"the sender stopped: {self.ends['client'][0].explain(self.status)}")
+        for (status, _), end in zip(self.counts, self.ends["server"], strict=True):
+            if status < 0:
+                raise PathError(f"a reader stopped: {end.explain(status)}")

@@ -1,0 +1,78 @@
+"""A small flood, and what must hold of it whatever the machine: sums that close, losses that have a place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from hwrx import flood
+from hwrx.flood import account
+
+BURST = 4000
+TINY = 4096  # bytes asked for; the kernel doubles it
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[flood.Bed]:
+    with flood.wire(flood.Spec()) as made:
+        yield made
+
+
+def closes(found: flood.Flood) -> None:
+    """What holds of every flood."""
+    assert found.sent == BURST
+    assert found.loss.unexplained == 0
+    assert found.loss.lost == found.sent - found.delivered == sum(row.count for row in found.loss.rows)
+    assert (found.first_loss is None) == (found.loss.lost == 0)
+    for cpu in found.cpus:
+        assert sum(cpu.ns.values()) == cpu.total_ns
+        assert all(value >= 0 for value in cpu.ns.values())
+    polled = sum(account.total(polls) for polls in found.polls.values())
+    # every packet comes by a poll; a stranger or two may be among them (neighbour discovery)
+    assert BURST <= polled <= BURST + 200
+    assert sum(cpu.packets for cpu in found.cpus) == polled
+    assert sum(each.packets for each in found.contexts) + found.outside == polled
+    assert account.total(found.runs) + found.outside == polled
+    assert max(found.polls_of("backlog")) <= found.poll_budget == 64
+    assert sum(found.timeline.sent) == found.sent
+    assert sum(found.timeline.taken) == found.delivered
+    assert sum(found.timeline.lost) == found.loss.lost
+    assert sum(each.offered for each in found.sockets) == found.sent
+    assert sum(each.delivered for each in found.sockets) == found.delivered
+
+
+def test_rps_moves_the_protocol_work_to_the_other_cpu(bed: flood.Bed) -> None:
+    off = flood.measure(flood.Spec(burst=BURST, sockets=2, trial=1), bed)
+    on = flood.measure(flood.Spec(burst=BURST, sockets=2, rps=True, trial=2), bed)
+    for found in (off, on):
+        closes(found)
+    sender, other = max(cpu.number for cpu in off.cpus), 0
+    by_cpu = {name: {cpu.number: cpu.packets for cpu in found.cpus} for name, found in (("off", off), ("on", on))}
+    assert by_cpu["off"][sender] >= BURST > 200 > by_cpu["off"][other]
+    assert by_cpu["on"][other] >= BURST > 200 > by_cpu["on"][sender]
+    # without RPS a send takes its own packet in; with it, interrupts between CPUs and what follows them do
+    task = {each.name: each.packets for each in off.contexts}["task"]
+    assert task >= BURST * 0.9
+    assert {each.name: each.packets for each in on.contexts}["task"] < BURST * 0.1
+    assert max(off.polls_of("backlog")) <= 2 < max(on.polls_of("backlog"))
+    assert on.cpus[other].calls > 0
+    # both were offered the same, and neither is starved
+    assert off.sockets[0].offered == pytest.approx(off.sockets[1].offered, abs=64)
+    assert 0.5 < off.jain <= 1
+
+
+def test_with_a_tiny_receive_buffer_loss_begins_at_the_socket(bed: flood.Bed) -> None:
+    found = flood.measure(flood.Spec(burst=BURST, receive_buffer=TINY, read="after", trial=3), bed)
+    closes(found)
+    assert [row.place for row in found.loss.rows] == ["receive-buffer"]
+    assert found.loss.rows[0].witness == found.loss.lost
+    first = found.first_loss
+    assert first is not None
+    assert first.place == "receive-buffer"
+    # what fits is delivered, and the next one is the first that is lost, by both accounts
+    assert first.sequence == first.place_sequence == found.delivered < 64
+    # the queue is full from then on: no byte more than the buffer, and not a message less
+    longest = max(found.timeline.queues["0"])
+    buffer = found.machine["receive_buffer"]
+    assert buffer - longest / found.delivered < longest <= buffer + longest / found.delivered
