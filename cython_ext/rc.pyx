@@ -38,6 +38,8 @@ DEEP = 512
 def receive_slots(prepare, size: int) -> int:
     """How many receive buffers one end posts: deep where messages come unasked, few where each answers one of ours."""
     setting = prepare.setting
+    if setting.receives is not None:
+        return ring_slots(size, setting.receives)
     if setting.pattern == "pingpong":
         return ring_slots(size, min(setting.window, 16))
     if setting.pattern == "stream" and prepare.role == "client":

@@ -369,7 +369,8 @@ cdef class VerbsTransport(Transport):
         if events and receives:
             self.recv_channel = CompletionChannel(self.context)
         self.send_cq = CompletionQueue(self.context, min(st.window + spare + 1, limits["max_cqe"]), self.send_channel)
-        self.recv_cq = CompletionQueue(self.context, max(1, min(receives + 1, limits["max_cqe"])), self.recv_channel)
+        depth = setting.completions or receives + 1
+        self.recv_cq = CompletionQueue(self.context, max(1, min(depth, limits["max_cqe"])), self.recv_channel)
         inline = self.size if setting.inline is None or self.size <= setting.inline else 0
         if landing_out or inline > 4096:  # READ carries nothing out, and no device takes so many inline
             inline = 0

@@ -62,6 +62,8 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     zerocopy_receive: bool = False  # tcp: TCP_ZEROCOPY_RECEIVE, which maps pages; size in whole pages
     mtu: Literal[256, 512, 1024, 2048, 4096] | None = None  # verbs path MTU; None: the smaller of both ports
     gid_index: Natural | None = None
+    receives: Count | None = None  # verbs: receive requests that a receiver keeps posted; None: as the pattern needs
+    completions: Count | None = None  # verbs: entries of a receiver's completion queue; None: as many as it can need
     huge_pages: bool = False
     crowd: Natural = 0  # udp: further sockets, bound at the server before the trial, that nobody talks to
     crowd_on: Literal["spread", "chain"] = "spread"  # evenly over the table's slots, or all before the server's own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import time
@@ -49,6 +50,7 @@ CPU = np.dtype([
     ("polls", "u4", (POLLERS, POLL_MOST + 1)), ("runs", "u4", RUN_MOST + 1), ("per_interrupt", "u4", IRQ_MOST + 1),
     ("unused_either", "u4"),
 ])  # fmt: skip
+QUEUES = np.dtype([("bytes", "u4", SOCKETS), ("receives", "u4"), ("completions", "u4")])
 DESCRIPTOR = np.dtype([("sock", "u8"), ("fd", "u4"), ("unused", "u4")])
 
 ALWAYS = (
@@ -61,14 +63,19 @@ VECTORS = tuple(
     for end in ("begins", "ends")
 )
 BACKLOG = ("backlog_is_seen",)
+RXE = ("request_is_queued",)
 # what a kernel may lack: programs, and what is not seen without them
-OPTIONAL: tuple[tuple[tuple[str, ...], str], ...] = (
+Lack = tuple[tuple[str, ...], str]
+OPTIONAL: tuple[Lack, ...] = (
     (BACKLOG, "the length of the CPUs' backlogs: this kernel does not tell where softnet_data is (kallsyms)"),
     (
         VECTORS,
         "interrupts of timers and other CPUs: no tracepoints tell of them here; theirs is the task's time",
     ),
 )
+
+
+QUEUE_PAIRS: Lack = (RXE, "the depth of verbs queues: functions of rdma_rxe cannot be probed here")
 
 
 class Counts(Struct, frozen=True):
@@ -79,7 +86,7 @@ class Counts(Struct, frozen=True):
     width: int
     time: account.Int64s  # CPUs, bins, actors
     bins: npt.NDArray[Any]  # CPUs, bins of BIN
-    queues: npt.NDArray[np.uint32]  # bins, SOCKETS
+    queues: npt.NDArray[Any]  # bins of QUEUES
     cpus: npt.NDArray[Any]  # of CPU
     stat: dict[int, dict[str, int]]
     squeezed: int
@@ -93,9 +100,13 @@ class Counter:
     this kernel does not show is in `lacks`. MachineError where it shows too little.
     """
 
-    def __init__(self, device: str, irqs: Sequence[int], seconds: float, budget: int, budget_us: int) -> None:
+    def __init__(
+        self, device: str, irqs: Sequence[int], seconds: float, budget: int, budget_us: int, *, rxe: bool = False
+    ) -> None:
         probes.require()
         self.lacks: list[str] = []
+        self._optional: tuple[Lack, ...] = (*OPTIONAL, *([QUEUE_PAIRS] if rxe else []))
+        self._never = () if rxe else RXE
         self.cpus = possible_cpus()
         bins = max(100, min(BINS, BINS_OF_ALL // self.cpus))
         shift = FINEST
@@ -119,9 +130,12 @@ class Counter:
         sizes = {"timeline": self.cpus * self._bins, "queues": self._bins, "cpus": self.cpus}
         refusal: LoadError | None = None
         # with all of it, without one thing that a kernel may lack, without all of these
-        choices: list[list[tuple[tuple[str, ...], str]]] = [[], *([each] for each in OPTIONAL), list(OPTIONAL)]
-        for without in choices:
-            left_out = [program for programs, _ in without for program in programs]
+        optional = self._optional
+        for without in sorted(
+            (choice for count in range(len(optional) + 1) for choice in itertools.combinations(optional, count)),
+            key=len,
+        ):
+            left_out = [*self._never, *(program for programs, _ in without for program in programs)]
             try:
                 path = build.find_or_build(stages.header(), "flood")
                 reader = Reader(path, b"", left_out, sizes)
@@ -132,7 +146,7 @@ class Counter:
                 continue
             self.lacks += [words for _, words in without]
             try:
-                for program in (*ALWAYS, *(p for programs, _ in OPTIONAL for p in programs)):
+                for program in (*ALWAYS, *(p for programs, _ in optional for p in programs)):
                     if program not in left_out:
                         reader.attach(program)
             except OSError as error:
@@ -191,8 +205,7 @@ class Counter:
         for number in range(self.cpus):
             last = int(cpus[number]["last"]) or start
             account.close(spans[number], last, stop, actor_of(cpus[number]), start, width)
-        raw = self._reader.take("queues", used, 4 * SOCKETS)
-        queues = np.frombuffer(raw, dtype=np.uint32).reshape(used, SOCKETS)
+        queues = np.frombuffer(self._reader.take("queues", used, QUEUES.itemsize), dtype=QUEUES)
         before, squeezed = self._before
         ticks = {
             cpu: {name: value - before.get(cpu, {}).get(name, 0) for name, value in each.items()}

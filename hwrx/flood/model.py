@@ -31,6 +31,8 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     receive_buffer: Count | None = None  # SO_RCVBUF; None: the kernel's default
     read: Literal["always", "after"] = "always"  # after: nobody reads before all is sent
     work: Annotated[float, Meta(ge=0, le=1)] = 0.0  # seconds of the reader's own work with each message
+    receives: Count | None = None  # rdma-send: receive requests posted; None: 512
+    completions: Count | None = None  # rdma-send: entries of the receiver's completion queue; None: enough
     rps: bool = False  # RPS: protocol work on another CPU than the sender's
     send_cpu: Annotated[int, Meta(ge=0)] | None = None  # None: the last one
     read_cpu: Annotated[int, Meta(ge=0)] | None = None  # None: the first one
@@ -105,7 +107,8 @@ class Timeline(Struct, frozen=True):
 
     `cpu`: CPU -> actor -> ns of each bin. `polled`: CPU -> packets. `backlog`: CPU -> the most packets that waited.
     `queues`: socket -> the most bytes that its receive queue held. `sent`, `taken`, `lost` (by the time it was sent)
-    and `under_way` are messages.
+    and `under_way` are messages. Of verbs: `receives`, the fewest requests that were posted, and `completions`, the
+    most that waited; -1 in a bin in which no request came.
     """
 
     width_ns: int
@@ -115,6 +118,8 @@ class Timeline(Struct, frozen=True):
     interrupts: Series
     backlog: Series
     queues: Series
+    receives: list[int]
+    completions: list[int]
     sent: list[int]
     taken: list[int]
     lost: list[int]
@@ -126,8 +131,9 @@ class Flood(Struct, frozen=True, kw_only=True):
 
     `polls`: packets that a NAPI poll brought, by poller (backlog: the CPU's own queue, device: the receiving one,
     elsewhere). `runs`: packets that a run of net_rx_action brought. `per_interrupt`: packets polled from the device
-    between two of its interrupts; None where it has none. `machine`: limits in force (netdev_budget, …). `notes`: what
-    could not be seen, and why.
+    between two of its interrupts; None where it has none. `told` is what the receiving path counted, `counters` what
+    both verbs devices did, by name. `ended`: how the flood ended before all was sent or taken, in words. `machine`:
+    limits in force (netdev_budget, …). `notes`: what could not be seen, and why.
     """
 
     spec: Spec
@@ -152,6 +158,8 @@ class Flood(Struct, frozen=True, kw_only=True):
     timeline: Timeline
     reader: dict[str, int]
     told: dict[str, int]
+    counters: dict[str, dict[str, int]]
+    ended: str
     machine: dict[str, int]
     notes: list[str]
 

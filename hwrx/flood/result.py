@@ -43,6 +43,8 @@ class Raw(Struct, frozen=True):
     irqs: list[int]
     watched: int
     limits: dict[str, int]
+    counters: dict[str, dict[str, int]]
+    ended: str
     own_driver: bool
 
 
@@ -88,6 +90,8 @@ def assemble(raw: Raw, books: Books, notes: list[str]) -> Flood:
         timeline=_timeline(raw, sent, taken, window),
         reader={name: sum(each.get(name, 0) for each in raw.reader) for name in (raw.reader[0] if raw.reader else {})},
         told={name: value for name, value in raw.told.items() if value},
+        counters=raw.counters,
+        ended=raw.ended,
         machine=raw.limits,
         notes=notes,
     )
@@ -209,7 +213,13 @@ def _timeline(raw: Raw, sent: account.Int64s, taken: account.Int64s, window: sli
     polled = account.coarser(counts.bins["packets"][:, window, None].astype(np.int64), MOST_BINS)[0][..., 0]
     interrupts = account.coarser(counts.bins["interrupts"][:, window, None].astype(np.int64), MOST_BINS)[0][..., 0]
     backlog = account.most_of(counts.bins["backlog"][:, window, None], MOST_BINS)[..., 0]
-    queues = account.most_of(counts.queues[None, window], MOST_BINS)[0]
+    queues = account.most_of(counts.queues["bytes"][None, window], MOST_BINS)[0]
+    verbs = raw.spec.path == "rdma-send" and bool(counts.queues["receives"].any())
+    # both are kept with one added; of receive requests the fewest count
+    unseen = np.iinfo(np.int64).max
+    fewest = np.where(counts.queues["receives"] > 0, counts.queues["receives"].astype(np.int64), unseen)
+    fewest = -account.most_of(-fewest[window][:, None], MOST_BINS)[:, 0]
+    completions = account.most_of(counts.queues["completions"][window][:, None].astype(np.int64), MOST_BINS)[:, 0] - 1
     lost = sent[taken == 0] if len(sent) else sent
     return Timeline(
         width_ns=width,
@@ -222,6 +232,8 @@ def _timeline(raw: Raw, sent: account.Int64s, taken: account.Int64s, window: sli
         interrupts={str(cpu): interrupts[cpu].tolist() for cpu in online} if raw.irqs else {},
         backlog={str(cpu): backlog[cpu].tolist() for cpu in online},
         queues={str(number): queues[:, number].tolist() for number in range(raw.watched)},
+        receives=np.where((fewest == unseen) | (fewest == 0), -1, fewest - 1).tolist() if verbs else [],
+        completions=completions.tolist() if verbs else [],
         sent=account.per_bin(sent, start, width, bins).tolist(),
         taken=account.per_bin(taken, start, width, bins).tolist(),
         lost=account.per_bin(lost, start, width, bins).tolist(),

@@ -140,6 +140,8 @@ def setting(spec: Spec) -> Setting:
         batch=spec.together,
         check_every=0,
         socket_buffer=spec.receive_buffer if sockets else None,
+        receives=spec.receives,
+        completions=spec.completions,
     )
 
 
@@ -176,14 +178,24 @@ class _Scene:
         books = self.stack.enter_context(Books(spec.trial, self._spaces()))
         counter = self.stack.enter_context(
             counting.Counter(
-                device, irqs, longest, limits.get("netdev_budget", 300), limits.get("netdev_budget_usecs", 8000)
+                device,
+                irqs,
+                longest,
+                limits.get("netdev_budget", 300),
+                limits.get("netdev_budget_usecs", 8000),
+                rxe=spec.path == "rdma-send",
             )
         )
         watched = counter.watch(self._descriptors())
         self.say(f"{spec.wants:,} messages" if spec.seconds is None else f"{spec.seconds:g} s")
         before = [dict(end.counts()) for end in self.ends["server"]]
+        verbs = self._verbs_counters()
         counts = self._flood(counter)
-        self._raise_what_failed()
+        ended = self._ended()
+        counters = {
+            name: {key: value - verbs[name].get(key, 0) for key, value in each.items()}
+            for name, each in self._verbs_counters().items()
+        }
         told: dict[str, int] = {}
         for end, old in zip(self.ends["server"], before, strict=True):
             for name, value in end.counts().items():
@@ -205,6 +217,8 @@ class _Scene:
                 irqs=irqs,
                 watched=watched,
                 limits=limits,
+                counters=counters,
+                ended=ended,
                 own_driver=own,
             ),
             books,
@@ -348,11 +362,27 @@ class _Scene:
         Path("/proc/thread-self/comm").write_text(name)
         os.sched_setaffinity(0, {cpu})
 
-    def _raise_what_failed(self) -> None:
+    def _ended(self) -> str:
+        """How it ended early: of verbs in words, for that is what may be asked; of other paths it is an error."""
         if self.failure is not None:
             raise self.failure
-        if self.status < 0:
-            raise PathError(f"the sender stopped: {self.ends['client'][0].explain(self.status)}")
+        said = []
         for (status, _), end in zip(self.counts, self.ends["server"], strict=True):
             if status < 0:
-                raise PathError(f"a reader stopped: {end.explain(status)}")
+                said.append(f"the reader stopped: {end.explain(status)}")
+        if self.status < 0:
+            said.append(f"the sender stopped: {self.ends['client'][0].explain(self.status)}")
+        if said and self.spec.path != "rdma-send":
+            raise PathError("; ".join(said))
+        return "; ".join(said)
+
+    def _verbs_counters(self) -> dict[str, dict[str, int]]:
+        """What both verbs devices have counted; of rxe drivers/infiniband/sw/rxe/rxe_hw_counters.c has the names."""
+        found: dict[str, dict[str, int]] = {}
+        for place in self.bed.places.values() if self.spec.path == "rdma-send" else ():
+            folder = topology.VERBS / str(place.verbs) / "ports" / str(place.port) / "hw_counters"
+            counters = {file.name: file.read_text().strip() for file in folder.glob("*") if file.name != "lifespan"}
+            found[str(place.verbs)] = {name: int(text) for name, text in counters.items() if text.isdecimal()}
+            if not counters:
+                self.notes.append(f"{place.verbs} has no counters of its own: its RNR NAKs and retries cannot be told")
+        return found

@@ -39,7 +39,8 @@ def check(setting: Setting) -> None:
         raise UsageError(f"{setting.path} cannot wait by {setting.wait}", remedy=f"choose of: {', '.join(WAITS)}")
     if setting.pattern == "paced" and setting.rate is None:
         raise UsageError("paced needs a rate in messages a second", remedy="set rate")
-    for name in ("inline", "mtu", "gid_index", "socket_buffer", "zerocopy_send", "zerocopy_receive"):
+    others = ("inline", "mtu", "gid_index", "receives", "completions", "socket_buffer")
+    for name in (*others, "zerocopy_send", "zerocopy_receive"):
         if getattr(setting, name) is not None and getattr(setting, name) is not False:
             raise UsageError(f"{name} is not for {setting.path}, which has none", remedy=f"leave {name} out")
 

@@ -63,7 +63,7 @@ def check(setting: Setting) -> None:
             remedy=f"for example {-(-setting.size // PAGE) * PAGE}",
         )
     hooks.find(setting.hook)
-    for name in ("inline", "mtu", "gid_index"):
+    for name in ("inline", "mtu", "gid_index", "receives", "completions"):
         if getattr(setting, name) is not None:
             raise UsageError(f"{name} is for verbs paths; {setting.path} has none", remedy=f"leave {name} out")
 

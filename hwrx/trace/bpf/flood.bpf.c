@@ -127,6 +127,8 @@ struct {
 /* The most bytes that a socket's receive queue held, by bin and socket. CPUs may write over each other: a sample. */
 struct queues {
 	u32 bytes[SOCKETS];
+	u32 receives;    /* verbs: the fewest receive requests that were posted, and one more; 0: nobody looked */
+	u32 completions; /* verbs: the most completions that waited, and one more */
 };
 
 struct {
@@ -616,6 +618,67 @@ int BPF_PROG(device_is_polled, struct napi_struct *napi, int work, int budget)
 		b->polls++;
 		b->packets += work;
 	}
+	return 0;
+}
+
+/* --- verbs: how deep the queues are ------------------------------------------------------------------------------- */
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+/* shared with user space (rdma/rdma_user_rxe.h) */
+struct rxe_queue_buf {
+	u32 index_mask, producer_index, consumer_index;
+};
+
+struct rxe_queue {
+	struct rxe_queue_buf *buf;
+};
+
+struct rxe_rq {
+	struct rxe_queue *queue;
+};
+
+struct rxe_cq {
+	struct rxe_queue *queue;
+};
+
+struct rxe_qp {
+	struct rxe_cq *rcq;
+	struct rxe_rq rq;
+};
+
+#pragma clang attribute pop
+
+static __always_inline u32 filled(struct rxe_queue *queue)
+{
+	struct rxe_queue_buf *buf = BPF_CORE_READ(queue, buf);
+
+	return (BPF_CORE_READ(buf, producer_index) - BPF_CORE_READ(buf, consumer_index)) & BPF_CORE_READ(buf, index_mask);
+}
+
+/* A request has come in: how many receive requests are there for it, and how many completions have not been taken? */
+SEC("fentry/rxe_resp_queue_pkt")
+int BPF_PROG(request_is_queued, struct rxe_qp *qp, struct sk_buff *skb)
+{
+	u32 bin, posted, waiting;
+	struct queues *q;
+	u64 now;
+
+	if (!settings.enabled)
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (now < settings.start)
+		return 0;
+	bin = (now - settings.start) >> (settings.shift & 63);
+	q = bpf_map_lookup_elem(&queues, &bin);
+	if (!q)
+		return 0;
+	posted = filled(BPF_CORE_READ(qp, rq.queue)) + 1;
+	waiting = filled(BPF_CORE_READ(qp, rcq, queue)) + 1;
+	if (!q->receives || posted < q->receives)
+		q->receives = posted;
+	if (waiting > q->completions)
+		q->completions = waiting;
 	return 0;
 }
 
