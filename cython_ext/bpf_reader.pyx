@@ -12,7 +12,7 @@ import os
 from libc.errno cimport errno as c_errno
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
-from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 from cython_ext.bpf_libbpf cimport (
     BTF_KIND_ENUM,
@@ -255,6 +255,17 @@ cdef class Reader:
                 code = c_errno
                 raise OSError(code, os.strerror(code), name)
         return (<uint8_t *> self.mapped)[:count * size]
+
+    def clear(self, name):
+        """Set every byte of an array that may be mapped to 0. No program may be writing to it."""
+        cdef bpf_map *table = self.table(name.encode())
+        cdef size_t size = (<size_t> bpf_map__max_entries(table) * bpf_map__value_size(table) + 4095) // 4096 * 4096
+        cdef void *all_of_it = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, bpf_map__fd(table), 0)
+        if all_of_it == MAP_FAILED:
+            code = c_errno
+            raise OSError(code, os.strerror(code), name)
+        memset(all_of_it, 0, size)
+        munmap(all_of_it, size)
 
 
 cdef _refused(name):

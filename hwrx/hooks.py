@@ -69,17 +69,18 @@ def _xdp(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
 
 
 def _rps(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
-    file = f"/sys/class/net/{netdev}/queues/rx-0/rps_cpus"
-    in_own_sysfs(file, f"{sum(1 << cpu for cpu in os.sched_getaffinity(0)):x}")
-    stack.callback(in_own_sysfs, file, "0")
+    file = f"class/net/{netdev}/queues/rx-0/rps_cpus"
+    in_own_sysfs(f"echo {sum(1 << cpu for cpu in os.sched_getaffinity(0)):x} > {file}")
+    stack.callback(in_own_sysfs, f"echo 0 > {file}")
 
 
-def in_own_sysfs(file: str, value: str) -> None:
-    """Write to a file beneath a /sys that shows this network namespace's devices.
+def in_own_sysfs(command: str) -> str:
+    """Run a shell command in a sysfs that shows this network namespace's devices, as its working directory.
 
-    The one that is mounted may show those of another namespace, and a device of the same name among them.
+    The one on /sys may show those of another namespace, and a device of the same name among them. The mount is the
+    shell's own and goes with it.
     """
-    system.run("unshare", "--mount", "sh", "-c", f"mount -t sysfs sysfs /sys && echo {value} > {file}")
+    return system.run("unshare", "--mount", "sh", "-c", f"mount -t sysfs sysfs /mnt && cd /mnt && {command}")
 
 
 def _gro(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:

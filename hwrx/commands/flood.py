@@ -114,7 +114,8 @@ def described(
             try:
                 specs.append(msgspec.convert(content, Spec))
             except msgspec.ValidationError as error:
-                raise UsageError(f"there is no such flood: {error}") from None
+                said = str(error).replace("`", "").replace("$.", "--").replace("_", "-")
+                raise UsageError(f"there is no such flood: {said}") from None
     scene.check_words(specs)
     return specs
 

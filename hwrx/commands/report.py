@@ -6,6 +6,8 @@ import pathlib
 
 import click
 
+from hwrx.errors import UsageError
+
 FORMATS = ("table", "html", "pdf", "svg", "latex", "csv", "json")
 
 
@@ -36,7 +38,16 @@ def report(
     from hwrx.report import tables
     from hwrx.report.summary import summarise
 
-    summary = summarise([hwrx.load(run) for run in runs])
+    loaded = [hwrx.load(run) for run in runs]
+    if floods := [run for run in loaded if run.manifest.get("kind") == "flood"]:
+        if len(loaded) > 1 or formats or out:
+            raise UsageError("a run of floods has a report of its own, all of it", remedy=f"hwrx flood {runs[0]}")
+        from hwrx.commands import flood
+        from hwrx.flood import keep
+
+        flood.report(floods[0].path, keep.load(floods[0].path), as_json=as_json)
+        return
+    summary = summarise(loaded)
     if as_json:
         click.echo(tables.to_json(summary))
         return

@@ -94,15 +94,13 @@ class Counts(Struct, frozen=True):
 
 
 class Counter:
-    """Counts from `begin` to `end`. A context manager: leaving it detaches everything.
+    """Counts from `begin` to `end`, any number of times. A context manager: leaving it detaches everything.
 
-    `device` is the receiving network device, `irqs` its interrupts; `seconds` how long the flood may take at most. What
-    this kernel does not show is in `lacks`. MachineError where it shows too little.
+    `seconds` is how long a flood may take at most; `rxe`: look at the depth of verbs queues, too. What this kernel does
+    not show is in `lacks`. MachineError where it shows too little.
     """
 
-    def __init__(
-        self, device: str, irqs: Sequence[int], seconds: float, budget: int, budget_us: int, *, rxe: bool = False
-    ) -> None:
+    def __init__(self, seconds: float, *, rxe: bool = False) -> None:
         probes.require()
         self.lacks: list[str] = []
         self._optional: tuple[Lack, ...] = (*OPTIONAL, *([QUEUE_PAIRS] if rxe else []))
@@ -114,11 +112,8 @@ class Counter:
             shift += 1
         self._bins = bins
         self._settings = np.zeros((), dtype=SETTINGS)
-        self._settings["device"] = device.encode()
-        self._settings["irqs"][: len(irqs[:IRQS])] = irqs[:IRQS]
         for name, value in (("shift", shift), ("bins", bins), ("cpus", self.cpus)):
             self._settings[name] = value
-        self._settings["budget"], self._settings["budget_us"] = budget, budget_us
         self._stack = contextlib.ExitStack()
         self._reader = self._stack.enter_context(self._load())
         self._before: tuple[dict[int, dict[str, int]], int] = ({}, 0)
@@ -169,8 +164,19 @@ class Counter:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
+    def aim(self, device: str, irqs: Sequence[int], limits: Mapping[str, int]) -> None:
+        """Say which network device receives, which interrupts are its own, and what `sysctls` says."""
+        self._settings["device"] = device.encode()
+        self._settings["irqs"] = 0
+        self._settings["irqs"][: len(irqs[:IRQS])] = irqs[:IRQS]
+        self._settings["budget"] = limits.get("netdev_budget", 300)
+        self._settings["budget_us"] = limits.get("netdev_budget_usecs", 2000)
+
     def watch(self, descriptors: Sequence[int]) -> int:
         """Look at the receive queues of this process's sockets, as many as there is room for; return how many."""
+        self._settings["sockets"] = 0
+        if not descriptors:
+            return 0
         raw = self._reader.iterate("sockets_of_reader")
         found = {int(each["fd"]): int(each["sock"]) for each in np.frombuffer(raw, dtype=DESCRIPTOR)}
         addresses = [found[fd] for fd in descriptors if fd in found][:SOCKETS]
@@ -178,7 +184,9 @@ class Counter:
         return len(addresses)
 
     def begin(self) -> int:
-        """Start to count; return when that was."""
+        """Start to count from nothing; return when that was."""
+        for name in ("timeline", "queues", "cpus"):
+            self._reader.clear(name)
         self._before = stat(), time_squeeze()
         self._settings["start"] = start = time.monotonic_ns()
         self._settings["enabled"] = 1
@@ -194,7 +202,7 @@ class Counter:
         time.sleep(0.002)  # a program that had begun is done
         start, shift = int(self._settings["start"]), int(self._settings["shift"])
         width = 1 << shift
-        cpus = np.frombuffer(b"".join(value for _, value in self._reader.items("cpus")), dtype=CPU)
+        cpus = np.frombuffer(self._reader.take("cpus", self.cpus, CPU.itemsize), dtype=CPU)
         stop = max(stop, int(cpus["last"].max()))
         cut = stop - start > self._bins * width
         stop = min(stop, start + self._bins * width)

@@ -30,12 +30,28 @@ AFTER = 5.0  # seconds after the last send in which the readers come to their en
 WIRES = {"nic-ring": "nic", "rdma-send": "pair"}
 
 
-class Bed(Struct, frozen=True):
-    """Two places on this kernel, the namespaces that they are in, and what lies between them."""
+class Bed:
+    """Two places on this kernel, the namespaces that they are in (None: this one), and what lies between them.
 
-    places: Mapping[Role, Place]
-    spaces: Mapping[Role, str | None]
-    wire: str
+    The kernel's counters are loaded for the first flood and kept for the others, until `close`.
+    """
+
+    def __init__(self, places: Mapping[Role, Place], spaces: Mapping[Role, str | None], wire: str) -> None:
+        self.places, self.spaces, self.wire = places, spaces, wire
+        self._stack = contextlib.ExitStack()
+        self._counters: dict[tuple[float, bool], counting.Counter] = {}
+
+    def counter(self, spec: Spec) -> counting.Counter:
+        """The counters for such a flood."""
+        key = (spec.seconds or LONGEST_BURST) + AFTER, spec.path == "rdma-send"
+        if key not in self._counters:
+            self._counters[key] = self._stack.enter_context(counting.Counter(key[0], rxe=key[1]))
+        return self._counters[key]
+
+    def close(self) -> None:
+        """Detach the counters; harmless when called twice."""
+        self._counters.clear()
+        self._stack.close()
 
 
 @contextlib.contextmanager
@@ -49,11 +65,13 @@ def wire(spec: Spec) -> Iterator[Bed]:
             end: Place(address=topology.ADDRESSES[end], netdev=topology.LINKS[end], verbs=topology.DEVICES[end])
             for end in topology.ENDS
         }
-        yield Bed(places, dict.fromkeys(topology.ENDS), found.sentence)
+        with contextlib.closing(Bed(places, dict.fromkeys(topology.ENDS), found.sentence)) as bed:
+            yield bed
         return
     with topology.build(name) as up:
         spaces = {end: _space(peer) for end, peer in up.peers.items()}
-        yield Bed(up.places, spaces, found.sentence)
+        with contextlib.closing(Bed(up.places, spaces, found.sentence)) as bed:
+            yield bed
 
 
 def _space(peer: str) -> str | None:
@@ -174,18 +192,9 @@ class _Scene:
             self._steer(device, queues)
         own = spec.path in ("nic-ring",)
         irqs = [] if own else counting.interrupts_of(device)
-        longest = (spec.seconds or LONGEST_BURST) + AFTER
         books = self.stack.enter_context(Books(spec.trial, self._spaces()))
-        counter = self.stack.enter_context(
-            counting.Counter(
-                device,
-                irqs,
-                longest,
-                limits.get("netdev_budget", 300),
-                limits.get("netdev_budget_usecs", 8000),
-                rxe=spec.path == "rdma-send",
-            )
-        )
+        counter = bed.counter(spec)
+        counter.aim(device, irqs, limits)
         watched = counter.watch(self._descriptors())
         self.say(f"{spec.wants:,} messages" if spec.seconds is None else f"{spec.seconds:g} s")
         before = [dict(end.counts()) for end in self.ends["server"]]
@@ -285,21 +294,20 @@ class _Scene:
         """Switch RPS on: all CPUs but the sender's."""
         mask = sum(1 << cpu for cpu in os.sched_getaffinity(0) if cpu != self.send_cpu)
         for number in range(queues):
-            file = f"/sys/class/net/{device}/queues/rx-{number}/rps_cpus"
+            file = f"class/net/{device}/queues/rx-{number}/rps_cpus"
             with netns.entered(self.bed.spaces["server"]):
-                hooks.in_own_sysfs(file, f"{mask:x}")
+                hooks.in_own_sysfs(f"echo {mask:x} > {file}")
             self.stack.callback(self._unsteer, file)
 
     def _unsteer(self, file: str) -> None:
         with netns.entered(self.bed.spaces["server"]):
-            hooks.in_own_sysfs(file, "0")
+            hooks.in_own_sysfs(f"echo 0 > {file}")
 
     def _receive_queues(self, device: str) -> int:
         """How many receive queues the device uses; it may have been made with more."""
-        folder = f"/sys/class/net/{device}/queues"
-        words = f"mount -t sysfs sysfs /sys && ls {folder}"
         with netns.entered(self.bed.spaces["server"]):
-            return len(re.findall(r"^rx-", system.run("unshare", "--mount", "sh", "-c", words), re.MULTILINE))
+            names = hooks.in_own_sysfs(f"ls class/net/{device}/queues")
+        return len(re.findall(r"^rx-", names, re.MULTILINE))
 
     # --- while it goes on -----------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hwrx import hooks, netns, system, topology
+from hwrx import hooks, netns, topology
 from hwrx.drops import provoke
 from hwrx.lookup.crowd import Crowded
 
@@ -21,12 +21,9 @@ def names() -> Iterator[provoke.Names]:
 
 
 def state(netdev: str) -> str:
-    rps = f"[ -e /sys/class/net/{netdev} ] || mount -t sysfs sysfs /sys; cat /sys/class/net/{netdev}/queues/*/rps_cpus"
     taps = f"wc -l < /proc/net/packet; ethtool -k {netdev} | grep generic-receive"
-    return system.run(
-        "unshare", "--mount", "sh", "-c",
-        f"nft list tables; tc qdisc show dev {netdev}; ip -o link show {netdev}; {taps}; {rps}",
-    )  # fmt: skip
+    rps = f"cat class/net/{netdev}/queues/*/rps_cpus"
+    return hooks.in_own_sysfs(f"nft list tables; tc qdisc show dev {netdev}; ip -o link show {netdev}; {taps}; {rps}")
 
 
 @pytest.mark.parametrize("name", hooks.BY_NAME)

@@ -174,6 +174,7 @@ struct cpu {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1); /* CPUs, set before loading */
 	__type(key, u32);
 	__type(value, struct cpu);
