@@ -33,12 +33,15 @@ class Line(Struct, frozen=True, omit_defaults=True):
     result: Result | None = None
 
 
-def test(claim: Claim, session: Session, *, emulated: bool = False) -> Result:
-    """Run a claim's experiment and judge it. A HwrxError of the experiment becomes the reason why there is no verdict.
+def test(claim: Claim, session: Session, *, emulated: bool = False, kernel: str = "") -> Result:
+    """Run a claim's experiment and judge it; `kernel` is its version where it is not this one.
 
+    A HwrxError of the experiment becomes the reason why there is no verdict.
     UsageError (a file that asks for what there is not) is not caught: that is no finding about the kernel.
     """
     before = time.monotonic()
+    whole = instruments.parameters(claim.instrument) | claim.parameters
+    claim = msgspec.structs.replace(claim, parameters=whole)
     found: Measurement | None = None
     try:
         session.use(claim.topology)
@@ -49,7 +52,7 @@ def test(claim: Claim, session: Session, *, emulated: bool = False) -> Result:
     except HwrxError as error:
         ruled, words, why = "not tested here", "", str(error.args[0]).splitlines()[0]
     seconds = round(time.monotonic() - before, 3)
-    return Result(claim, ruled, words, why, found, seconds, os.uname().release, session.clock, emulated)
+    return Result(claim, ruled, words, why, found, seconds, kernel or os.uname().release, session.clock, emulated)
 
 
 def main() -> int:

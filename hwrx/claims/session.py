@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
+import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
 
 from hwrx import netns, topology
-from hwrx.claims.model import Clock, Measurement
-from hwrx.errors import TrialError
+from hwrx.claims.model import Clock
+from hwrx.errors import TrialError, UsageError
 from hwrx.messages import Place, Role
+from hwrx.run import Pair, Testbed
 from hwrx.testbed import Bed
 from hwrx.topology import Made
+
+if TYPE_CHECKING:
+    from hwrx.trace.traced import RunTracer
 
 PATIENCE = 5.0  # seconds that a message may take
 GAP = 0.002  # seconds between two messages, so that no work of the one falls into the time of the other
 ROLES: tuple[Role, Role] = ("client", "server")
+SOCKETS = ("udp", "tcp")
+VERBS = ("rdma-send", "rdma-write")  # paths that claims are made of
 
 
 class Wire:
@@ -74,15 +81,19 @@ class Sent(Struct, frozen=True):
 class Session:
     """Keeps a topology up as long as claims ask for it. A context manager; leaving takes everything down.
 
-    `kept` holds measurements that several claims rest on, by instrument and parameters.
+    Agents and tracer last as long as their topology. `bed`: the agents are to run there, and no topology is put up
+    here: a guest that counts instructions jumps over idle time, so its trials are driven from outside.
     """
 
-    def __init__(self, clock: Clock = "wall") -> None:
+    def __init__(self, clock: Clock = "wall", bed: Testbed | None = None) -> None:
         self.clock = clock
-        self.kept: dict[str, Measurement] = {}
+        self._bed = bed
         self._stack = contextlib.ExitStack()
         self._name = ""
         self._wire: Wire | None = None
+        self.spoiled = False  # set by an instrument that has taken the topology's devices away for a while
+        self._agents: Pair | None = None
+        self._tracer: RunTracer | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -92,10 +103,11 @@ class Session:
 
     def use(self, name: str) -> None:
         """Put a topology up, unless it is; the one before it goes."""
-        if name == self._name:
+        if self._bed is not None or (name == self._name and not self.spoiled):
             return
+        self.spoiled = False
         self._stack.close()
-        self._wire, self._name = None, ""
+        self._wire, self._name, self._agents, self._tracer = None, "", None, None
         if name != "none":
             self._wire = Wire(name, self._stack.enter_context(_made(name)))
         self._name = name
@@ -103,12 +115,27 @@ class Session:
     @property
     def wire(self) -> Wire:
         """The wire of the claim's topology."""
-        assert self._wire is not None, "the claim's topology is 'none'"
+        if self._wire is None:
+            raise UsageError("this instrument needs a wire", remedy="another topology, or the clock wall")
         return self._wire
 
-    def along(self, context: contextlib.AbstractContextManager[Any]) -> Any:
-        """Enter a context that lasts as long as the topology."""
-        return self._stack.enter_context(context)
+    @property
+    def agents(self) -> Pair:
+        """The two agents of trials, started when they are first asked for."""
+        if self._agents is None:
+            self._agents = self._stack.enter_context(Pair(self._bed or self.wire.bed()))
+        return self._agents
+
+    @property
+    def tracer(self) -> RunTracer:
+        """The tracer of single messages, attached when it is first asked for, for all that the wire carries."""
+        if self._tracer is None:
+            from hwrx.trace.traced import RunTracer
+
+            paths = [*SOCKETS, *(VERBS if self.wire.places["server"].verbs else ())]
+            self._tracer = self._stack.enter_context(RunTracer(self.wire.bed(), paths))
+            self._tracer.attach()
+        return self._tracer
 
 
 @contextlib.contextmanager
@@ -127,65 +154,65 @@ def _made(name: str) -> Iterator[Made]:
             yield made
 
 
-class Reader(threading.Thread):
-    """Waits for datagrams in a thread of its own: blocking in recv, or in epoll and then recv."""
+class Reader:
+    """Another process that waits for datagrams: blocking in recv, or in epoll and then recv. A context manager.
+
+    A process of its own has page tables of its own, and nothing of ours wakes it but the kernel. It sends the time of
+    each datagram (ns of CLOCK_MONOTONIC) down a pipe. Leaving ends it.
+    """
 
     def __init__(self, sock: socket.socket, manner: str = "recv") -> None:
-        super().__init__(daemon=True, name="reader")
-        self._sock = sock
-        self._manner = manner
-        self._came = threading.Semaphore(0)
-        self._end = False
-        self.tid = 0
-        self.received = 0  # ns of the last one
-        self.count = 0
+        self._times, ours = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                _read(sock, manner, ours)
+            finally:
+                os._exit(1)
+        os.close(ours)
+        os.read(self._times, 8)  # it runs
 
-    def run(self) -> None:
-        """Read until told to end by an empty datagram."""
-        self.tid = threading.get_native_id()
-        poller = select.epoll() if self._manner == "epoll" else None
-        if poller is not None:
-            poller.register(self._sock, select.EPOLLIN)
-        self._came.release()
-        buffer = bytearray(65536)
-        while True:
-            if poller is not None:
-                poller.poll()
-            size = self._sock.recv_into(buffer)
-            if size == 0:
-                break
-            self.received = time.monotonic_ns()
-            self.count += 1
-            self._came.release()
-        if poller is not None:
-            poller.close()
+    def __enter__(self) -> Self:
+        return self
 
-    def came(self, seconds: float) -> bool:
-        """Wait for the next one (the first time: until the thread runs)."""
-        return self._came.acquire(timeout=seconds)
+    def __exit__(self, *exc: object) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self._times)
+
+    def came(self, seconds: float) -> int:
+        """Wait for the next datagram: when it was read, or 0."""
+        if not select.select([self._times], [], [], seconds)[0]:
+            return 0
+        return int.from_bytes(os.read(self._times, 8), "little")
+
+
+def _read(sock: socket.socket, manner: str, times: int) -> None:
+    """The other process: it never returns."""
+    poller = select.epoll() if manner == "epoll" else None
+    if poller is not None:
+        poller.register(sock, select.EPOLLIN)
+    buffer = bytearray(65536)
+    os.write(times, bytes(8))
+    while True:
+        if poller is not None:
+            poller.poll()
+        sock.recv_into(buffer)
+        os.write(times, time.monotonic_ns().to_bytes(8, "little"))
 
 
 def one_by_one(
     wire: Wire, messages: int, size: int, *, reader: socket.socket, sender: socket.socket, manner: str = "recv"
 ) -> tuple[list[Sent], int]:
-    """Send messages to a reader that sleeps when each comes; return their times, and the reader's thread id."""
-    thread = Reader(reader, manner)
-    thread.start()
-    thread.came(PATIENCE)
+    """Send messages to a reader that sleeps when each comes; return their times, and the reader's process id."""
     target, payload = reader.getsockname(), bytes(size)
-    times = []
-    try:
+    times: list[Sent] = []
+    with Reader(reader, manner) as process:
         for _ in range(messages):
             time.sleep(GAP)
             sent = time.monotonic_ns()
             sender.sendto(payload, target)
-            times.append(Sent(sent, thread.received if thread.came(PATIENCE) else 0))
-            if not times[-1].received and not any(each.received for each in times) and len(times) == 3:
+            times.append(Sent(sent, process.came(PATIENCE)))
+            if len(times) == 3 and not any(each.received for each in times):
                 raise TrialError(f"of three messages over {wire.name} none came within {PATIENCE:g} s")
-    finally:
-        for _ in range(3):  # an empty datagram ends the reader; something on the way may drop it
-            sender.sendto(b"", target)
-            thread.join(1.0)
-            if not thread.is_alive():
-                break
-    return times, thread.tid
+        return times, process.pid

@@ -20,6 +20,22 @@ from hwrx.errors import UsageError
 MODULES: dict[str, str] = {
     "functions": "functions",
     "interrupts": "interrupts",
+    "allocations": "allocations",
+    "merged": "allocations",
+    "steering": "steering",
+    "journey": "journey",
+    "waits": "journey",
+    "balance": "balance",
+    "contest": "balance",
+    "frames": "frames",
+    "ring": "ring",
+    "descriptors": "ring",
+    "carried": "ring",
+    "slots": "sockets",
+    "key": "sockets",
+    "crowd": "sockets",
+    "owner": "sockets",
+    "sharing": "sockets",
 }
 
 

@@ -109,6 +109,7 @@ def _of_function(name: str, mine: Sequence[Sequence[Call]], tid: int) -> dict[st
         f"{name}_soft": of("softirq"),
         f"{name}_reader": of("reader"),
         f"{name}_other": of("thread"),
+        f"{name}_elsewhere": sum(call.tid != tid for call in all_) / count if count else None,
     }
 
 

@@ -1,0 +1,112 @@
+"""One path's messages under the tracer of stages: how often a CPU copies each byte, and how much kernel they pass."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from hwrx import devices
+from hwrx.claims.model import Measurement
+from hwrx.claims.pictures import Step, Steps
+from hwrx.claims.session import Session
+from hwrx.errors import MachineError
+from hwrx.messages import Setting
+from hwrx.trace.copies import Ledger
+from hwrx.trace.traced import Directions
+from hwrx.trace.walk import journey_of
+
+LIMIT = 120.0
+TRIAL = 1 << 20  # numbers of these trials: away from those of runs
+
+
+def journey(
+    session: Session, path: str = "udp", size: int = 64, messages: int = 200, device: str = "any"
+) -> Measurement:
+    """Trace a ping-pong. `device`: "hardware" wants a verbs device that is no software.
+
+    Figures: `copies_sender` and `copies_receiver` for each byte delivered, `kernel_stages` that a message passes,
+    `kernel_share` of the one-way time that lies between the first and the last of them, `system_ns` of both ends'
+    processors for each message, `delivered`, `complete` (timelines).
+    """
+    if device == "hardware" and not [name for name in devices.names() if not devices.is_software(name)]:
+        there = ", ".join(devices.names()) or "none"
+        raise MachineError(f"this machine has no verbs NIC (its verbs devices: {there})")
+    wait = "poll" if path == "rdma-write" else "event"
+    setting = Setting(path=path, size=size, messages=messages, warmup=20, cooldown=8, wait=wait)  # type: ignore[arg-type]
+    found = session.tracer.trace(session.agents, TRIAL, setting, LIMIT, timelines=messages)
+    return reckon(found, setting, session.tracer.tracing.available if session.tracer.tracing else {})
+
+
+def reckon(found: Directions, setting: Setting, available: dict[str, str]) -> Measurement:
+    """Put the figures together."""
+    timelines = found.timelines["there"]
+    figures: dict[str, float | int | bool | str | None] = {
+        "delivered": found.measured.tally["delivered"],
+        "complete": timelines.share,
+        "copies_sender": _or_none(found.ledger.sender),
+        "copies_receiver": _or_none(found.ledger.receiver),
+        "kernel_stages": None,
+        "kernel_share": None,
+        "system_ns": sum(end.cpu_ns.get("system", 0) for end in (found.measured.client, found.measured.server))
+        / max(1, 2 * setting.messages),
+    }
+    steps: list[Step] = []
+    if timelines.complete.any():
+        kernel = (timelines.chosen >= 0)[timelines.complete]
+        figures["kernel_stages"] = float(kernel.sum(axis=1).mean())
+        walked = journey_of(timelines, setting, available)
+        inside = [step.at for step in walked.steps if step.cpu is not None]
+        figures["kernel_share"] = (inside[-1] - inside[0]) / walked.one_way if inside else 0.0
+        steps = [Step(step.stage, step.at / 1000, step.cpu, _context(step.actor)) for step in walked.steps]
+    absent = {name: _why(name, found.ledger) for name, value in figures.items() if value is None}
+    title = f"{setting.path}, {setting.size:,} B: the message whose one-way time is the median"
+    return Measurement(figures, Steps(steps, title) if steps else None, absent)
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _why(name: str, ledger: Ledger) -> str:
+    if name.startswith("copies"):
+        return f"no probe of this kernel counts the copies of {ledger.path}'s {name.removeprefix('copies_')}"
+    return "no message was seen at every stage"
+
+
+def _context(actor: str) -> str:
+    return {"user thread": "reader", "kernel worker": "thread", "kernel": "thread"}.get(actor, actor)
+
+
+def waits(
+    session: Session,
+    path: str = "udp",
+    size: int = 64,
+    messages: int = 400,
+    ways: list[str] = ["block", "epoll"],  # noqa: B006
+) -> Measurement:
+    """Measure a ping-pong for each way of waiting, untraced: half a round trip, and what was lost.
+
+    Figures for each way W: W_ns (median; with the clock icount guest instructions), W_lost, W_delivered; and `ratio`,
+    of the last way to the first.
+    """
+    from statistics import median
+
+    from hwrx.claims.pictures import Bars
+
+    figures: dict[str, float | int | bool | str | None] = {}
+    rows = []
+    for number, way in enumerate(ways):
+        setting = Setting(path=path, size=size, messages=messages, warmup=50, cooldown=8, wait=way)  # type: ignore[arg-type]
+        setting = msgspec.convert(msgspec.to_builtins(setting), Setting)  # a way that there is not gets words
+        measured = session.agents.measure(TRIAL + number, setting, LIMIT)
+        half = median(measured.ns.tolist()) / 2
+        figures |= {
+            f"{way}_ns": half,
+            f"{way}_lost": measured.tally["lost"],
+            f"{way}_delivered": measured.tally["delivered"],
+        }
+        rows.append((way, half))
+    figures["ratio"] = rows[-1][1] / rows[0][1]
+    unit = "guest instructions for half a round trip" if session.clock == "icount" else "ns, half a round trip"
+    return Measurement(figures, Bars(rows, unit))

@@ -1,0 +1,190 @@
+"""What a NIC does by itself: both NICs of the wire driven by hwrx, the receiver's interrupts masked."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import hwrx.nic
+from hwrx import topology
+from hwrx.claims.model import Measurement
+from hwrx.claims.pictures import Bars, Cells
+from hwrx.claims.session import Session
+from hwrx.errors import HwrxError, UsageError
+from hwrx.nic import ne2k
+from hwrx.nic.e1000e import E1000e
+
+PORT, SENDER = 40_001, 40_000
+SETTLE = 0.3  # seconds in which the NIC writes, and the CPU looks at nothing
+KEPT_BACK = 1  # RDH = RDT means empty (82574 datasheet, 3.2.6)
+HUGE = Path("/proc/sys/vm/nr_hugepages")
+
+
+def ring(session: Session, frames: int = 200, entries: int = 256, size: int = 64) -> Measurement:
+    """Let the NIC write frames into a ring that nobody looks at, then look.
+
+    Figures: `sent`, `written` (descriptors that the NIC has marked done), `intact` (payloads byte for byte),
+    `interrupts` that the CPU was sent meanwhile, `entries` of the ring.
+    """
+    from cython_ext import payload
+
+    session.spoiled = True  # the NICs come back without the neighbours that the topology knew
+    if not 1 <= frames <= 1000:
+        raise UsageError(f"the sender's ring has room for 1 to 1000 frames, not {frames}", remedy="--set frames=200")
+    with _nic("client", tx=1024, rx=64) as sender, _nic("server", rx=entries, tx=64) as receiver:
+        before = _interrupts()
+        sent = _send(sender, _frames(sender, receiver.mac, size, frames))
+        time.sleep(SETTLE)
+        interrupts = _interrupts() - before
+        seen = receiver.rx.peek(entries)  # the first look of a CPU at any of it
+        good = sum(payload.check(bytes(view[42 : 42 + size]), 1) == payload.VERDICTS[0] for view in seen)
+        written = len(seen)
+        del seen
+        receiver.rx.release(written)
+    figures: dict[str, float | int | bool | str | None] = {
+        "sent": sent, "written": written, "intact": good, "interrupts": interrupts, "entries": entries,
+    }  # fmt: skip
+    cells = [1] * written + [0] * (entries - written)
+    rows = {f"{entries} descriptors, {sent} frames sent, {interrupts} interrupts, before a CPU looked": cells}
+    return Measurement(figures, Cells(rows, ["not written", "written by the NIC"]))
+
+
+def descriptors(session: Session) -> Measurement:
+    """Hold the addresses that the NIC is given against the physical addresses of the same memory.
+
+    Figures: `physical_vfio` and `physical_uio`, shares of the pages whose address in the descriptors is the physical
+    one, with the NIC behind an IOMMU (VFIO) and in front of it (UIO).
+    """
+    session.spoiled = True  # the NICs come back without the neighbours that the topology knew
+    figures: dict[str, float | int | bool | str | None] = {}
+    absent: dict[str, str] = {}
+    ways: tuple[Literal["vfio", "uio"], ...] = ("vfio", "uio")
+    for access in ways:
+        before = HUGE.read_text()
+        try:
+            if access == "uio":
+                HUGE.write_text(str(int(before) + 16))
+            with _nic("server", rx=64, tx=64, access=access) as nic:
+                pages = nic.rx.buffers.physical_pages()
+                step = nic.rx.buffers.page_size
+                same = [nic.rx.buffers.iova(number * step) == page for number, page in enumerate(pages)]
+                figures[f"physical_{access}"] = sum(same) / len(same)
+        except HwrxError as error:
+            figures[f"physical_{access}"] = None
+            absent[f"physical_{access}"] = str(error.args[0]).splitlines()[0]
+        finally:
+            HUGE.write_text(before)
+    rows = [
+        ("through an IOMMU (VFIO)", float(figures["physical_vfio"] or 0)),
+        ("without one (UIO)", float(figures["physical_uio"] or 0)),
+    ]
+    return Measurement(
+        figures, Bars(rows, "share of pages whose address in the NIC's descriptors is the physical one"), absent
+    )
+
+
+def carried(session: Session, size: int = 1400, rounds: int = 30, width: int = 2) -> Measurement:
+    """Receive packets from an NE2000 by programmed I/O and from an 82574L's ring, parsed, summed, delivered alike.
+
+    `width`: bytes of a port access (1, 2, 4). Figures: `pio_ns` and `dma_ns` a packet (medians), `ratio`. The frames
+    are with the NIC before the clock is read.
+    """
+    from cython_ext import clock
+
+    session.spoiled = True  # the NICs come back without the neighbours that the topology knew
+    if width not in (1, 2, 4):
+        raise UsageError(f"a port access has 1, 2 or 4 bytes, not {width}", remedy="--set width=2")
+    reading = clock.cost()["p50"]
+    dma, pio = _by_ring(size, rounds, reading), _by_port(size, rounds, reading, width)
+    figures: dict[str, float | int | bool | str | None] = {"pio_ns": pio, "dma_ns": dma, "ratio": pio / dma}
+    rows = [(f"programmed I/O, {8 * width} bits at a time", pio), ("DMA into a ring", dma)]
+    return Measurement(figures, Bars(rows, f"ns of the CPU to receive a packet of {size:,} B (emulated)", [3, 0]))
+
+
+def _by_ring(size: int, rounds: int, reading: float, batch: int = 16) -> float:
+    from cython_ext import cost
+    from cython_ext.e1000e_link import RingLink
+
+    taken = []
+    with _nic("client", tx=256, rx=64) as sender, _nic("server", rx=256, tx=64) as nic:
+        end = _transport(RingLink(nic), size, sender.mac)
+        frames = _frames(sender, nic.mac, size, batch)
+        for _ in range(rounds):
+            sender.tx.send(frames)
+            sender.flush()
+            count, ns = cost.receive(end, batch, batch)
+            if count == batch:
+                taken.append((ns - reading) / count)
+    return _typical(taken, "the ring")
+
+
+def _by_port(size: int, rounds: int, reading: float, width: int, batch: int = 16) -> float:
+    from cython_ext import cost
+    from cython_ext.packet import udp_frame, udp_template
+    from cython_ext.payload import make
+
+    nics, address = topology.PIO_NICS, topology.NIC_ADDRESSES
+    taken = []
+    with ne2k.open_link(nics["client"]) as sender:
+        end = _transport(ne2k.open_link(nics["server"], width=width), size, sender.mac)  # type: ignore[arg-type]
+        try:
+            template = udp_template(sender.mac, end.link.mac, address["client"], address["server"], SENDER, PORT)
+            frames = [udp_frame(template, make(size, number, 1)) for number in range(batch)]
+            for _ in range(rounds):
+                for frame in frames:
+                    while not sender.send(frame):
+                        pass
+                count, ns = cost.receive(end, batch, batch)
+                if count == batch:
+                    taken.append((ns - reading) / count)
+        finally:
+            end.close()
+    return _typical(taken, "the port")
+
+
+def _typical(taken: list[float], way: str) -> float:
+    if not taken:
+        raise UsageError(f"no batch came whole through {way}", remedy="--set size=64")
+    return statistics.median(taken)
+
+
+def _transport(link: Any, size: int, mac: str) -> Any:
+    from cython_ext.datagram import DatagramTransport
+
+    address = topology.NIC_ADDRESSES
+    end = DatagramTransport(
+        link, address=address["server"], port=PORT, size=size, window=256, batch=64, stream=False, trial=1,
+        patience=1.0, limit=5.0, verify="all", look_up=True,
+    )  # fmt: skip
+    end.connect({"address": address["client"], "port": SENDER, "mac": mac, "receive_frames": 256})
+    return end
+
+
+def _nic(end: Literal["client", "server"], **options: Any) -> E1000e:
+    return hwrx.nic.open(topology.NIC_HARDWARE[end], own=(topology.NIC_ADDRESSES[end],), **options)
+
+
+def _send(sender: E1000e, frames: list[bytes]) -> int:
+    """Put frames into the sender's ring as it gets room: how many it took before the wire stood still."""
+    sent, deadline = 0, time.monotonic() + SETTLE
+    while sent < len(frames) and time.monotonic() < deadline:
+        sent += sender.tx.send(frames[sent:])
+        sender.flush(0.05)
+    return sent
+
+
+def _frames(sender: E1000e, mac: str, size: int, count: int) -> list[bytes]:
+    from cython_ext.packet import udp_frame, udp_template
+    from cython_ext.payload import make
+
+    address = topology.NIC_ADDRESSES
+    template = udp_template(sender.mac, mac, address["client"], address["server"], SENDER, PORT)
+    return [udp_frame(template, make(size, number, 1)) for number in range(count)]
+
+
+def _interrupts() -> int:
+    """Interrupts of NICs that user space drives, as the kernel counts them."""
+    lines = [line for line in Path("/proc/interrupts").read_text().splitlines() if "vfio" in line]
+    return sum(int(word) for line in lines for word in line.split()[1:] if word.isdigit())
