@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from cython_ext.link cimport FrameLink, Link
 from cython_ext.packet cimport Ports, PortTable
+from cython_ext.stamps cimport StageStamps, Stamps
 from cython_ext.transport cimport Transport
 
 cdef enum:
@@ -49,12 +50,14 @@ cdef struct DatagramState:
     uint64_t arp_answered
     uint64_t nobodys        # datagrams that belong to no owner of the table
     uint64_t[8] verdicts    # frames by what `parse` found
+    Stamps *stamps          # NULL: the stages are not stamped
 
 
 cdef class DatagramTransport(Transport):
     cdef DatagramState state
     cdef readonly FrameLink link
     cdef readonly PortTable table
+    cdef readonly StageStamps stamps
     cdef readonly str address
     cdef readonly int port
     cdef dict notes

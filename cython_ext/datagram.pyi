@@ -2,6 +2,7 @@ from typing import Any
 
 from cython_ext.link import FrameLink
 from cython_ext.packet import PortTable
+from cython_ext.stamps import StageStamps
 from cython_ext.transport import Transport
 
 class DatagramTransport(Transport):
@@ -27,5 +28,7 @@ class DatagramTransport(Transport):
         checksum: bool = True,
         notes: dict[str, Any] | None = None,
     ) -> None: ...
+    stamps: StageStamps | None
+    def stamp_stages(self, first: int, count: int) -> None: ...
     def resolve(self, address: str) -> str: ...
     def counts(self) -> dict[str, int]: ...

@@ -37,6 +37,7 @@ from cython_ext.payload cimport (
     magic_of,
     sequence_of,
 )
+from cython_ext.stamps cimport StageStamps, keep
 from cython_ext.transport cimport FINISHED, Delivery, Ops, Transport
 
 from cython_ext.packet import VERDICT_NAMES, mac_bytes, udp_template
@@ -59,7 +60,10 @@ BROADCAST = "ff:ff:ff:ff:ff:ff"
 cdef inline int sort_out(DatagramState *s, const Frame *frames, int count, Delivery *out) noexcept nogil:
     """Of `count` frames just taken, keep our messages and heed the controls; refuse the rest. How many messages."""
     cdef int k, verdict, check, messages = 0
+    cdef int64_t seen = 0, parsed = 0
     cdef Datagram datagram
+    if s.stamps != NULL:
+        seen = now()
     for k in range(count):
         check = s.check
         if frames[k].flags & s.vouched_mask == s.vouched:
@@ -71,6 +75,8 @@ cdef inline int sort_out(DatagramState *s, const Frame *frames, int count, Deliv
                 answer_arp(s, &frames[k])
             s.link.refuse(s.link.me, &frames[k])
             continue
+        if s.stamps != NULL:
+            parsed = now()
         if s.look_up and find(s.ports, &datagram) != s.owner:
             s.nobodys += 1
             s.link.refuse(s.link.me, &frames[k])
@@ -78,6 +84,8 @@ cdef inline int sort_out(DatagramState *s, const Frame *frames, int count, Deliv
         if datagram.size == sizeof(Control) and heed(s, datagram.payload):
             s.link.refuse(s.link.me, &frames[k])
             continue
+        if s.stamps != NULL and datagram.size == s.size:
+            keep(s.stamps, datagram.payload, s.size, s.trial, check & CHECK_PAYLOAD != 0, seen, parsed, now())
         if s.credits and datagram.size == s.size:
             notice(s, datagram.payload)
         out[messages].data = datagram.payload
@@ -303,6 +311,9 @@ cdef int post(void *me, uint32_t count) noexcept nogil:
         memcpy(frame, s.template, HEADERS)
         if s.sum:
             write_checksum(frame, s.size)
+    if s.stamps != NULL:
+        s.stamps.sent_bytes += <uint64_t> count * s.size
+        s.stamps.summed_bytes += <uint64_t> count * s.size * s.sum
     status = s.link.send(s.link.me, count, HEADERS + s.size)
     if status < 0:
         # a full queue of the kernel's: the frames are lost like others
@@ -446,6 +457,18 @@ cdef class DatagramTransport(Transport):
             + "".join(f"; {sentence}" for sentence in self.link.diagnose()),
         )
 
+    def stamp_stages(self, uint64_t first, uint64_t count):
+        """From now on stamp the stages of each message; `first` to `first + count - 1` are kept.
+
+        Costs three readings of the clock a message. `stamps` has the arrays, and joins `counts()`.
+        """
+        cdef uint64_t address, size
+        self.stamps = StageStamps(first, count)
+        address, size = self.link.device_memory()
+        self.stamps.state.low = <const char *> address
+        self.stamps.state.high = <const char *> address + size
+        self.state.stamps = &self.stamps.state
+
     def chosen(self):
         """What was chosen that the user did not say, for the manifest."""
         return dict(self.notes)
@@ -456,11 +479,17 @@ cdef class DatagramTransport(Transport):
         return {
             **found, "nobody's": self.state.nobodys, "arp answered": self.state.arp_answered,
             "slides": self.state.slides, **self.link.statistics(),
+            **({} if self.stamps is None else self.stamps.counts()),
         }
 
     def explain(self, int status):
         """As for other paths, with what the link has to say about itself."""
         return "; ".join([Transport.explain(self, status), *self.link.diagnose()])
+
+    def interrupt(self):
+        """End the loop: a NIC that is in our hands can then be given back."""
+        self.link.abandon()
+        return True
 
     def close(self):
         """Close the link; harmless when called twice."""

@@ -82,7 +82,11 @@ cdef class RingLink(FrameLink):
             counted.update(
                 interrupts=interrupt.fired, interrupts_spurious=self.rx.spurious, interrupts_lost=self.rx.lost
             )
-        return {**counted, "cpu_copied_bytes": 0}  # the NIC wrote them all
+        return {**counted, "cpu_copied_bytes": 0, "cpu_sent_bytes": 0}  # the NIC wrote and fetched them all
+
+    def device_memory(self) -> tuple:
+        """The ring's buffers, which the NIC alone writes to."""
+        return self.rx.buffers.address, len(self.rx.buffers)
 
     def diagnose(self) -> list:
         """What keeps the NIC from working."""

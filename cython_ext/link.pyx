@@ -81,9 +81,14 @@ cdef class FrameLink:
         """What the link counted, by names of its own.
 
         All have `cpu_copied_bytes`: of received frames, headers included, as many as a CPU wrote to memory on their way
-        to us, be it the kernel's or ours. What a kernel's driver copies before it hands a frame on is not seen.
+        to us, be it the kernel's or ours; what a kernel's driver copies before it hands a frame on is seen by the
+        ledger alone. And `cpu_sent_bytes`: of sent frames, as many as our own CPU carried to the device.
         """
-        return {"cpu_copied_bytes": 0}
+        return {"cpu_copied_bytes": 0, "cpu_sent_bytes": 0}
+
+    def device_memory(self) -> tuple:
+        """Address and bytes of the memory that a device writes frames to by itself; 0 bytes where a CPU does."""
+        return 0, 0
 
     def diagnose(self) -> list:
         """What keeps frames from coming or going, in sentences."""
@@ -93,6 +98,14 @@ cdef class FrameLink:
         """From now on every operation answers EBADF."""
         self.table = Link(NULL, no_take, no_refuse, no_give, no_wait, no_room, no_buffer, no_send)
         return 0
+
+    def abandon(self):
+        """For another thread: every operation answers EBADF from now on, so that a loop on this link ends.
+
+        The state stays: an operation that is under way, or about to begin, still finds it.
+        """
+        self.table.take, self.table.refuse, self.table.give, self.table.wait = no_take, no_refuse, no_give, no_wait
+        self.table.room, self.table.buffer, self.table.send = no_room, no_buffer, no_send
 
     def close(self):
         """Give everything back. Subclasses override; harmless when called twice."""

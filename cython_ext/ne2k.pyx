@@ -293,6 +293,7 @@ cdef class Ne2kLink(FrameLink):
         return {
             "frames": s.frames, "bytes_carried": s.bytes, "port_accesses": s.accesses, "out_of_step": s.damaged,
             "overflows": s.overflows, "cpu_copied_bytes": s.received_bytes,
+            "cpu_sent_bytes": s.bytes - s.received_bytes,
             **({} if self.interrupt is None else {"interrupts": self.interrupt.fired}),
         }
 

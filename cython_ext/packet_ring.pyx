@@ -268,7 +268,8 @@ cdef class PacketRing(FrameLink):
             self.totals["tp_packets"] += counts.tp_packets
             self.totals["tp_drops"] += counts.tp_drops
             self.totals["tp_freeze_q_cnt"] += counts.tp_freeze_q_cnt
-        return {**self.totals, "rejected": self.state.rejected, "cpu_copied_bytes": self.state.copied}
+        return {**self.totals, "rejected": self.state.rejected, "cpu_copied_bytes": self.state.copied,
+                "cpu_sent_bytes": 0}
 
     def close(self):
         """Unmap the rings and close the socket; harmless when called twice."""

@@ -41,6 +41,10 @@ cdef class Transport:
         """Packets that the path's own recovery has sent again so far; 0 where it has none, or does not tell."""
         return 0
 
+    def interrupt(self) -> bool:
+        """For another thread: make a loop on this endpoint end with an error soon; False where that cannot be done."""
+        return False
+
     def explain(self, int status):
         """One sentence for a status that an operation returned: -errno, FINISHED or a path's own."""
         if status == FINISHED:

@@ -364,7 +364,7 @@ cdef class XdpRing(FrameLink):
         memset(&counts, 0, sizeof(counts))
         memcpy(&counts, <const char *> raw, min(<size_t> len(raw), sizeof(counts)))
         # in copy mode __xsk_rcv copies each frame from the driver's buffer into its chunk
-        return {**counts, "cpu_copied_bytes": 0 if self.zero_copy else self.state.bytes}
+        return {**counts, "cpu_copied_bytes": 0 if self.zero_copy else self.state.bytes, "cpu_sent_bytes": 0}
 
     def close(self):
         """Detach the program, close the socket, give the memory back; harmless when called twice."""

@@ -21,6 +21,7 @@ from cython_ext import loop
 from hwrx import __version__, arrivals, impair, paths
 from hwrx.errors import HwrxError, PathError, PeerError
 from hwrx.messages import (
+    Array,
     Chunk,
     Connect,
     Describe,
@@ -90,7 +91,7 @@ class Agent:
             case Fetch():
                 if self._trial is None:
                     raise PeerError("samples were asked for before a trial was run")
-                values = getattr(self._trial, message.array)[message.first : message.first + message.count]
+                values = self._array(message.array)[message.first : message.first + message.count]
                 return Chunk(first=message.first, data=values.astype("<i8", copy=False).tobytes())
             case Inspect():
                 endpoint = self._need_endpoint()
@@ -138,8 +139,18 @@ class Agent:
             due=arrivals.schedule(setting, prepare.repeat) if sends_on_time else None,
             limit_ns=round(setting.limit * 1e9),
         )
+        if prepare.stamps:
+            self._endpoint.stamp_stages(setting.warmup, setting.messages)
         self._prepare = prepare
         return Prepared(remote=self._endpoint.describe(), chosen=self._endpoint.chosen())
+
+    def _array(self, name: Array) -> Any:
+        if name in ("intended", "posted", "delivered"):
+            return getattr(self._trial, name)
+        stamps = getattr(self._endpoint, "stamps", None)
+        if stamps is None:
+            raise PeerError(f"{name} was asked for, which this endpoint does not stamp")
+        return getattr(stamps, name)
 
     def _need_endpoint(self) -> Any:
         if self._endpoint is None:
@@ -161,6 +172,11 @@ class Agent:
             resident=peak_resident(),
         )
         return done if status in loop.ENDED else msgspec.structs.replace(done, error=endpoint.explain(status))
+
+    def interrupt(self) -> bool:
+        """For another thread: end the loop that runs, where it can be; what the endpoint holds is then given back."""
+        endpoint = self._endpoint
+        return endpoint is not None and bool(endpoint.interrupt())
 
     def stop_tracing(self) -> None:
         """Detach what TraceOpen attached; harmless when nothing is."""
@@ -208,7 +224,7 @@ def serve(read_fd: int, write_fd: int) -> None:
     agent = Agent()
     inbox: queue.SimpleQueue[ToAgent | PeerError | None] = queue.SimpleQueue()
     busy = threading.Event()
-    threading.Thread(target=_read, args=(read_fd, inbox, busy), daemon=True, name="control").start()
+    threading.Thread(target=_read, args=(read_fd, inbox, busy, agent), daemon=True, name="control").start()
     try:
         while (item := inbox.get()) is not None:
             if isinstance(item, PeerError):
@@ -225,7 +241,7 @@ def serve(read_fd: int, write_fd: int) -> None:
         agent.stop_tracing()
 
 
-def _read(fd: int, inbox: queue.SimpleQueue[ToAgent | PeerError | None], busy: threading.Event) -> None:
+def _read(fd: int, inbox: queue.SimpleQueue[ToAgent | PeerError | None], busy: threading.Event, agent: Agent) -> None:
     frames = Frames("to agent")
     while True:
         try:
@@ -233,7 +249,7 @@ def _read(fd: int, inbox: queue.SimpleQueue[ToAgent | PeerError | None], busy: t
         except OSError:
             data = b""
         if not data:
-            if busy.is_set():
+            if busy.is_set() and not agent.interrupt():
                 # the main thread is inside a loop that knows nothing of pipes; all that we hold goes with the process
                 os._exit(3)
             inbox.put(PeerError("the control pipe ended within a frame") if frames.truncated else None)

@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 from hwrx import __version__
 from hwrx.errors import PeerError
 
-VERSION = 2
+VERSION = 3
 LARGEST_FRAME = 1 << 20
 SAMPLES_A_CHUNK = 64_000  # 8 bytes each, a third more in base64: below LARGEST_FRAME
 
@@ -31,6 +31,9 @@ NETEM = r"^((loss|delay|duplicate|reorder|corrupt) [0-9.]+(%|us|ms|s)( [0-9.]+(%
 
 # complete: all came; finished: the other end said that no more comes; limit: nothing moved for too long
 Ended = Literal["complete", "finished", "limit", "error"]
+
+# An end's stamps, by message: of every path, and of the paths of whole frames where they were asked for
+Array = Literal["intended", "posted", "delivered", "seen", "parsed", "looked_up"]
 
 Count = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
@@ -103,6 +106,7 @@ class Prepare(Struct, tag="prepare", frozen=True):
     here: Place
     there: Place
     repeat: Natural = 0  # which arrivals an open loop draws
+    stamps: bool = False  # paths of whole frames: stamp the stages inside of the endpoint, too
 
 
 class Connect(Struct, tag="connect", frozen=True):
@@ -118,7 +122,7 @@ class Start(Struct, tag="start", frozen=True):
 class Fetch(Struct, tag="fetch", frozen=True):
     """Send `count` values of one of the trial's arrays from `first` on. Answered by Chunk."""
 
-    array: Literal["intended", "posted", "delivered"]
+    array: Array
     first: Natural
     count: Annotated[int, Meta(ge=1, le=SAMPLES_A_CHUNK)]
 

@@ -27,6 +27,7 @@ from hwrx.messages import Failed, Frames, FromAgent, Hello, Quit, ToAgent, frame
 Reply = TypeVar("Reply")
 # An agent answers these within seconds on any machine; a trial has a limit of its own. An emulated CPU starts slowly.
 ANSWER_WITHIN = 60.0
+ENDS_WITHIN = 15.0  # that an agent has when its pipe was closed: a NIC is handed back in seconds
 
 
 class Channel(Protocol):
@@ -97,7 +98,7 @@ class ProcessChannel:
             return
         self._socket.close()
         try:
-            self.process.wait(timeout=2)
+            self.process.wait(timeout=ENDS_WITHIN)
         except subprocess.TimeoutExpired:
             self.kill()
             self.process.wait()

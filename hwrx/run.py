@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from hwrx import paths
 from hwrx.errors import HwrxError, PeerError, SilenceError, TrialError
 from hwrx.messages import (
     SAMPLES_A_CHUNK,
+    Array,
     Chunk,
     Connect,
     Done,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from hwrx.store import Writer
 
 Int64s = npt.NDArray[np.int64]
-Array = Literal["intended", "posted", "delivered"]
 # Between the end of one endpoint's loop and that of the other lie a few messages in flight; an emulated CPU is slow.
 GRACE = 5.0
 # each end and its other; the server first, so that it listens when the client calls
@@ -118,11 +118,12 @@ class Pair:
         before: Callable[[Mapping[Role, Peer]], None] = lambda peers: None,
         *,
         repeat: int = 0,
+        stamps: bool = False,
     ) -> Measured:
         """Run one trial. `limit` seconds bound its loops; the error of either end is raised as soon as it is known.
 
         `look` is called with both agents while they still have the trial's arrays, `before` when they are connected.
-        Of several senders it is called with the first one's.
+        Of several senders it is called with the first one's. `stamps`: see Prepare.
         """
         self._enlarge(setting.senders)
         places = self._testbed.places
@@ -131,7 +132,13 @@ class Pair:
             for peers in self._pairs[: setting.senders]:
                 for role, other in ENDS:
                     message = Prepare(
-                        trial=number, role=role, setting=setting, here=places[role], there=places[other], repeat=repeat
+                        trial=number,
+                        role=role,
+                        setting=setting,
+                        here=places[role],
+                        there=places[other],
+                        repeat=repeat,
+                        stamps=stamps,
                     )
                     prepared[role] = peers[role].ask(message, Prepared)
                 for role, other in ENDS[::-1]:

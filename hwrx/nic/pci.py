@@ -149,7 +149,7 @@ def uses(nic: Nic, own: Collection[str] = ()) -> list[str]:
         reasons.append(f"it has the address {', '.join(addresses)}")
     connections = _connections({address.split("/")[0] for address in addresses})
     if connections:
-        reasons.append(f"{connections} open connections use its address")
+        reasons.append(f"{connections} open connection{'s use' if connections > 1 else ' uses'} its address")
     if (Path("/sys/class/net") / nic.netdev / "master").exists():
         reasons.append("it belongs to a bridge or bond")
     return reasons

@@ -151,7 +151,8 @@ def _hardware(netdev: str) -> bytes:
 
 
 def _port(prepare: Prepare) -> int:
-    return FIRST_PORT + prepare.trial % 20_000
+    # each end has its own, by which a packet on the wire tells its direction
+    return FIRST_PORT + prepare.trial % 10_000 * 2 + (prepare.role == "client")
 
 
 LINKS: dict[str, Callable[[Prepare], tuple[FrameLink, dict[str, Any]]]] = {

@@ -15,11 +15,24 @@ from collections.abc import Iterable
 
 from .beside import BESIDE
 from .delivering import DELIVERING
-from .model import KERNEL, Probe, Side, Stage
+from .model import FRAMES, KERNEL, Probe, Side, Stage
 from .receiving import RECEIVING
 from .sending import SENDING
 
-__all__ = ["BY_NAME", "COUNT", "KERNEL", "STAGES", "Probe", "Side", "Stage", "chain", "header", "of_path"]
+__all__ = [
+    "BY_NAME",
+    "COUNT",
+    "FRAMES",
+    "KERNEL",
+    "STAGES",
+    "Probe",
+    "Side",
+    "Stage",
+    "chain",
+    "header",
+    "of_path",
+    "probed_in_kernel",
+]
 
 
 def _numbered(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
@@ -42,6 +55,11 @@ def of_path(path: str) -> list[Stage]:
 def chain(path: str) -> list[Stage]:
     """Return the stages of a path whose stamps follow each other, `posted` first and `delivered` last."""
     return [stage for stage in of_path(path) if stage.chain and stage.name != "intended"]
+
+
+def probed_in_kernel(path: str) -> bool:
+    """Whether anything on the path's way is the kernel's, and so wants programs to be attached."""
+    return any(probe.kind != "user" for stage in of_path(path) for probe in stage.probes)
 
 
 def header(stages: Iterable[Stage] = STAGES) -> str:

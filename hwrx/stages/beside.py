@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .model import KERNEL, SHARED, SOCKETS, TCP, UDP, Probe, Stage, entry, leaving, tp
+from .model import KERNEL, RINGS, SHARED, SOCKETS, TCP, UDP, Probe, Stage, entry, leaving, tp
 
 BESIDE: tuple[Stage, ...] = (
     Stage(
@@ -27,11 +27,22 @@ BESIDE: tuple[Stage, ...] = (
         why_not="stands in for ip_generic_getfrag where that cannot be probed",
     ),
     Stage(
+        "copybreak",
+        "an extra copy: the driver has copied a short frame (or the beginning of a long one) into an skb of its own",
+        "receiver",
+        "softirq",
+        KERNEL | RINGS,
+        (leaving("napi_alloc_skb, __napi_alloc_skb", "napi_alloc_skb__fexit", "napi_alloc_skb_gfp__fexit"),),
+        chain=False,
+        handles="copied",
+        unless="the NIC wrote the frame into the buffer that the skb is built around, or the device has no NAPI",
+    ),
+    Stage(
         "skb_copy",
         "an extra copy: the whole packet into a new skb",
         "receiver",
         "kernel",
-        KERNEL,
+        KERNEL | RINGS,
         (entry("skb_copy", "skb_copy__fentry"),),
         chain=False,
         handles="copied",
@@ -53,7 +64,7 @@ BESIDE: tuple[Stage, ...] = (
         "an extra copy: the linear part moves to a larger buffer",
         "receiver",
         "kernel",
-        KERNEL,
+        KERNEL | RINGS,
         (entry("pskb_expand_head", "pskb_expand_head__fentry"),),
         chain=False,
         handles="copied",
@@ -64,7 +75,7 @@ BESIDE: tuple[Stage, ...] = (
         "an extra copy: page fragments are pulled into the linear part (linearisation, header pull)",
         "receiver",
         "kernel",
-        KERNEL,
+        KERNEL | RINGS,
         (entry("__pskb_pull_tail", "pskb_pull_tail__fentry"),),
         chain=False,
         handles="copied",

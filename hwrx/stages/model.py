@@ -19,8 +19,13 @@ WRITE = frozenset({"rdma-write"})
 READ = frozenset({"rdma-read"})
 VERBS = SEND | IMM | WRITE | READ
 KERNEL = SOCKETS | VERBS  # what crosses the kernel's stack where the HCA is rxe
-NIC = frozenset({"nic-ring", "nic-pio"})
-RINGS = frozenset({"packet-ring", "xdp"})
+OWN = frozenset({"nic-ring"})
+PIO = frozenset({"nic-pio"})
+NIC = OWN | PIO
+PACKET = frozenset({"packet-ring"})
+XDP = frozenset({"xdp"})
+RINGS = PACKET | XDP
+FRAMES = NIC | RINGS  # the endpoint does itself what the kernel does for a socket
 HCA = frozenset({"hca"})  # a hardware verbs device: the kernel takes no part
 ALL = KERNEL | NIC | RINGS | HCA
 
@@ -98,6 +103,6 @@ def hook(target: str, *programs: str, stand_in: str = "") -> Probe:
 
 
 USER = (Probe("user", "CLOCK_MONOTONIC"),)
+ENDPOINT = (Probe("user", "CLOCK_MONOTONIC, by the endpoint's loop where it is traced"),)
 DEVICE = "it happens inside the device; only its counters tell"
-OWN = "it happens inside the endpoint's own loop, which no kernel probe sees; lab/bench/nic takes its cost apart"
 SHARED = "one run serves many messages and does not know which"

@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
-from .model import ALL, KERNEL, READ, SOCKETS, TCP, UDP, USER, VERBS, Stage, entry, hook, leaving, tp
+from .model import (
+    ALL,
+    ENDPOINT,
+    FRAMES,
+    KERNEL,
+    PIO,
+    READ,
+    SOCKETS,
+    TCP,
+    UDP,
+    USER,
+    VERBS,
+    XDP,
+    Stage,
+    entry,
+    hook,
+    leaving,
+    tp,
+)
 
 SENDING: tuple[Stage, ...] = (
     Stage(
@@ -126,6 +144,36 @@ SENDING: tuple[Stage, ...] = (
         "kernel",
         KERNEL,
         (entry("ip_finish_output2", "ip_finish_output2__fentry", "ip6_finish_output2__fentry"),),
+    ),
+    Stage(
+        "summed",
+        "the endpoint has read the payload to compute UDP's checksum",
+        "sender",
+        "user thread",
+        FRAMES,
+        ENDPOINT,
+        chain=False,
+        handles="passed",
+    ),
+    Stage(
+        "port write",
+        "programmed I/O: the endpoint has carried the frame to the card, a word at a time",
+        "sender",
+        "user thread",
+        PIO,
+        ENDPOINT,
+        chain=False,
+        handles="copied",
+    ),
+    Stage(
+        "skb_store_bits",
+        "AF_XDP without zero-copy: the kernel is about to copy the frame from the shared memory into an skb",
+        "sender",
+        "kernel",
+        XDP,
+        (entry("skb_store_bits", "skb_store_bits__fentry"),),
+        unless="the driver sends from the shared memory (zero-copy)",
+        handles="copied",
     ),
     Stage(
         "net_dev_queue",

@@ -115,6 +115,44 @@ def reckon(
     )
 
 
+def reckon_frames(
+    path: str, totals: npt.NDArray[Any], delivered: int, *, available: Sequence[Stage], tally: Mapping[str, int]
+) -> Ledger:
+    """Make the ledger of a trial of whole frames, whose endpoints count for themselves what no kernel probe sees.
+
+    Arguments as for `reckon`; `tally` has what StageStamps and the links counted, of both ends together.
+    """
+    names = {stage.name for stage in available}
+    carried = tally.get("payload_bytes", 0) if tally.get("cpu_copied_bytes", 0) else 0
+    counted = {
+        "DMA": tally.get("in_place_bytes", 0),
+        "parsed": tally.get("checked_bytes", 0),
+        "summed": tally.get("summed_bytes", 0),
+        "port read": carried,
+        "port write": tally.get("sent_bytes", 0) if tally.get("cpu_sent_bytes", 0) else 0,
+    }
+    rows = []
+    for stage in stages.of_path(path):
+        times, count = (int(totals[stage.number][field]) for field in ("count", "bytes"))
+        count = count or (counted.get(stage.name, 0) if stage.name in names or stage.name == "DMA" else 0)
+        if stage.handles and count:
+            rows.append(_row(stage, {"count": times, "bytes": count}, delivered))
+    seen = {"nic-ring": "DMA", "nic-pio": "port read", "packet-ring": "skb_copy_bits", "xdp": "xsk_generic_rcv"}[path]
+    arrived = sum(row.bytes for row in rows if row.stage == seen)
+    known = seen in names or seen == "DMA"
+    sent_known = path != "xdp" or "skb_store_bits" in names
+    if known and abs(difference := arrived - delivered) > TINY * delivered:
+        rows.append(_balance("receiver", difference, delivered))
+    return Ledger(
+        path,
+        delivered,
+        tuple(rows),
+        _copies(rows, "sender") if sent_known else float("nan"),
+        _copies(rows, "receiver") if known else float("nan"),
+        not rows or rows[-1].kind != "balance",
+    )
+
+
 def _sent_in_place(
     path: str, totals: npt.NDArray[Any], delivered: int, names: set[str], tally: Mapping[str, int]
 ) -> list[Row]:

@@ -11,7 +11,7 @@ An unconditional stage out of order is an error that is counted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,8 @@ class Ends:
     posted: Int64s
     delivered: Int64s
     first: int = 0
+    # by stage: what the receiving endpoint itself has stamped on the way
+    own: Mapping[str, Int64s] = field(default_factory=dict)
 
 
 @dataclass
@@ -121,12 +123,14 @@ def join(
     available: Sequence[Stage] | None = None,
     flow: int | None = None,
     modulo: int = 0,
+    every: int = 1,
 ) -> Timelines:
     """Join a trial's events with one direction's user stamps.
 
     `available`: the stages that had a probe (None: all that occur in the events); a stage that had none is no column.
     `flow`: the direction's flow, found where None. `modulo`: the payload carries the sequence number only modulo this
-    (READ from buffers filled beforehand). Only messages that the events sample are rows.
+    (READ from buffers filled beforehand). Only messages that the events sample are rows; where the kernel stamps
+    nothing at all, each `every`-th message is one.
     """
     if modulo:
         events = unwrapped(events, ends, modulo)
@@ -134,9 +138,9 @@ def join(
     chain = stages.chain(path)
     if available is None:
         seen = set(np.unique(events["stage"]).tolist())
-        columns = [s for s in chain if s.number in seen or s.name in ("posted", "delivered")]
+        columns = [s for s in chain if s.number in seen or s.name in {"posted", "delivered"} | ends.own.keys()]
     else:
-        names = {stage.name for stage in available} | {"posted", "delivered"}
+        names = {stage.name for stage in available} | {"posted", "delivered"} | ends.own.keys()
         columns = [stage for stage in chain if stage.name in names]
     mine = events[events["flow"] == flow] if flow else events[:0]
     index, inside = _index(mine, ends)
@@ -149,6 +153,9 @@ def join(
     # of several stamps the one assigned last stays: sorted downwards that is the first in time, upwards the last
     upwards = np.argsort(ns, kind="stable")
     for column, stage in enumerate(columns[1:-1], 1):
+        if stage.name in ends.own:
+            stamps[:, column] = ends.own[stage.name]
+            continue
         chosen = upwards[mine["stage"][upwards] == stage.number]
         if stage.last:
             # retransmissions and READ's repeats may stamp after the delivery; what counts is the last before it
@@ -162,7 +169,10 @@ def join(
         picked[index[chosen], column] = chosen
 
     rows = np.zeros(len(ends.posted), dtype=bool)
-    rows[index] = True
+    if stages.probed_in_kernel(path):
+        rows[index] = True
+    else:
+        rows[-ends.first % every :: every] = True
     rows &= (ends.posted > 0) & (ends.delivered > 0)
     which = np.flatnonzero(rows)
     sequence = (which + ends.first).astype(np.uint64)

@@ -25,6 +25,7 @@ from hwrx import run, stages
 from hwrx.errors import HwrxError, MachineError, PeerError
 from hwrx.experiment import Experiment, Trial
 from hwrx.messages import (
+    Array,
     Chunk,
     FetchEvents,
     Ready,
@@ -39,7 +40,8 @@ from hwrx.messages import (
 )
 from hwrx.peers import Peer
 from hwrx.run import Measured, Pair
-from hwrx.stages import BY_NAME, Stage
+from hwrx.stages import Stage
+from hwrx.stages.model import ENDPOINT
 from hwrx.store import Writer
 from hwrx.testbed import Bed, GuestBed
 from hwrx.trace import copies, join
@@ -49,6 +51,9 @@ ATTACH_WITHIN = 300.0  # seconds: an emulated machine verifies some seventy prog
 TIMELINES = 1000  # messages of a trial that get one: enough for a p99
 EVENTS_A_CHUNK = 8000
 TWIN = 1 << 30  # added to a trial's number: no straggler of the one is taken for the other's
+
+# the stages inside of an endpoint, and what its array of stamps is called
+OWN: dict[str, Array] = {"descriptor seen": "seen", "parsed": "parsed", "looked up": "looked_up"}
 
 TEXT = pa.dictionary(pa.int8(), pa.string())
 STAGES = pa.schema(
@@ -127,7 +132,8 @@ class RunTracer:
     def __init__(self, testbed: Bed | GuestBed, paths: Sequence[str]) -> None:
         self._paths = [path for path in paths if len(stages.chain(path)) > 2]
         if not self._paths:
-            raise MachineError(f"no stage of {', '.join(paths)} is stamped by the kernel", remedy="leave out --trace")
+            raise MachineError(f"no stage of {', '.join(paths)} is stamped by anybody", remedy="leave out --trace")
+        self._probed = [path for path in self._paths if stages.probed_in_kernel(path)]
         self._testbed = testbed
         self._stack = contextlib.ExitStack()
         self._peer: Peer
@@ -144,12 +150,16 @@ class RunTracer:
 
     def attach(self) -> None:
         """Attach the programs; MachineError where the kernel lets none be."""
-        message = TraceOpen(paths=self._paths, namespaces=self._namespaces)
+        if not self._probed:
+            self.tracing = Tracing(available={}, unavailable={}, seconds=0.0)  # the endpoints stamp all there is
+            return
+        message = TraceOpen(paths=self._probed, namespaces=self._namespaces)
         self.tracing = self._peer.ask(message, Tracing, ATTACH_WITHIN)
 
     def detach(self) -> None:
         """Detach them."""
-        self._peer.ask(TraceClose(), Ready, ATTACH_WITHIN)
+        if self._probed:
+            self._peer.ask(TraceClose(), Ready, ATTACH_WITHIN)
 
     def traces(self, path: str) -> bool:
         """Whether the path is one that is traced."""
@@ -159,7 +169,9 @@ class RunTracer:
     def available(self) -> list[Stage]:
         """The stages that have a probe here."""
         assert self.tracing is not None
-        return [BY_NAME[name] for name in self.tracing.available]
+        return [
+            stage for stage in stages.STAGES if stage.name in self.tracing.available or stage.probes[:1] == ENDPOINT
+        ]
 
     def trace(
         self,
@@ -172,36 +184,46 @@ class RunTracer:
     ) -> Directions:
         """Run a trial with tracing on. `inspect` is called "before" and "after" the loops, with both agents."""
         every = max(1, setting.messages // timelines) if setting.path != "rdma-read" else 1
-        arrays: dict[tuple[Role, run.Array], npt.NDArray[np.int64]] = {}
+        stamped = setting.path in stages.FRAMES
+        wanted = ("posted", "delivered", *(OWN.values() if stamped else ()))
+        arrays: dict[tuple[Role, Array], npt.NDArray[np.int64]] = {}
 
         def look(peers: Mapping[Role, Peer]) -> None:
             inspect("after", peers)
             for role, peer in peers.items():
-                for array in ("posted", "delivered"):
+                for array in wanted:
                     arrays[role, array] = run.fetch(peer, array, setting.messages)
 
         self.begin(number, setting.size, every)
         try:
-            measured = pair.measure(number, setting, limit, look, lambda peers: inspect("before", peers))
+            measured = pair.measure(
+                number, setting, limit, look, lambda peers: inspect("before", peers), stamps=stamped
+            )
         finally:
             traced, events = self.end()
         totals = np.frombuffer(traced.totals, dtype=_types()[1])
         both = 1 if setting.path == "rdma-read" or setting.pattern == "stream" else 2
         delivered = measured.tally["delivered"] * setting.size * both
-        ledger = copies.reckon(setting.path, totals, delivered, available=self.available, tally=measured.tally)
+        reckon = copies.reckon_frames if stamped else copies.reckon
+        ledger = reckon(setting.path, totals, delivered, available=self.available, tally=measured.tally)
         available = [stage for stage in self.available if stage.name not in excluded(setting)]
         found = {
-            direction: join.join(events, ends, setting.path, available=available, modulo=_modulo(setting, events))
+            direction: join.join(
+                events, ends, setting.path, available=available, modulo=_modulo(setting, events), every=every
+            )
             for direction, ends in _ends(setting, arrays).items()
         }
         return Directions(found, ledger, traced, measured)
 
     def begin(self, number: int, size: int, every: int = 1) -> None:
         """Record the messages of one trial, of `size` bytes; each `every`-th gets a timeline."""
-        self._peer.ask(TraceBegin(trial=number, size=size, sample_every=every), Ready)
+        if self._probed:
+            self._peer.ask(TraceBegin(trial=number, size=size, sample_every=every), Ready)
 
     def end(self) -> tuple[Traced, npt.NDArray[Any]]:
         """Stop recording; return what was counted, and the events."""
+        if not self._probed:
+            return Traced(0, 0, {}, np.zeros(stages.COUNT, dtype=_types()[1]).tobytes()), np.zeros(0, _types()[0])
         traced = self._peer.ask(TraceEnd(), Traced)
         return traced, self._events(traced.events)
 
@@ -347,17 +369,23 @@ def _modulo(setting: Setting, events: npt.NDArray[Any]) -> int:
     return int(events["sequence"].max()) + 1 if setting.path == "rdma-read" and len(events) else 0
 
 
-def _ends(setting: Setting, arrays: Mapping[tuple[Role, run.Array], npt.NDArray[np.int64]]) -> dict[str, Ends]:
+def _ends(setting: Setting, arrays: Mapping[tuple[Role, Array], npt.NDArray[np.int64]]) -> dict[str, Ends]:
     """Return the user's stamps of each direction that the trial's pattern has."""
     first = setting.warmup
     if setting.path == "rdma-read":
         # the client asks and receives; its `posted` is the request's
         return {"there": Ends(arrays["client", "posted"], arrays["client", "delivered"], first)}
-    there = Ends(arrays["client", "posted"], arrays["server", "delivered"], first)
+    there = Ends(arrays["client", "posted"], arrays["server", "delivered"], first, _own(arrays, "server"))
     if setting.pattern == "stream":
         return {"there": there}
     # the server's answer is posted as soon as the message is seen
-    return {"there": there, "back": Ends(arrays["server", "delivered"], arrays["client", "delivered"], first)}
+    back = Ends(arrays["server", "delivered"], arrays["client", "delivered"], first, _own(arrays, "client"))
+    return {"there": there, "back": back}
+
+
+def _own(arrays: Mapping[tuple[Role, Array], npt.NDArray[np.int64]], role: Role) -> dict[str, npt.NDArray[np.int64]]:
+    """Return what the receiving endpoint stamped itself, by stage."""
+    return {stage: arrays[role, array] for stage, array in OWN.items() if (role, array) in arrays}
 
 
 def stage_rows(trial: Trial, direction: str, timelines: Timelines) -> pa.Table:

@@ -17,6 +17,7 @@ from hwrx.testbed import Bed
 from hwrx.trace.traced import RunTracer
 
 TRACED = ["udp", "tcp", "rdma-send", "rdma-write", "rdma-write-imm", "rdma-read", "rdma-ud"]
+TRACED += ["packet-ring", "xdp", "nic-ring", "nic-pio"]
 
 
 class Tracing:

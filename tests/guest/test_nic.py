@@ -343,6 +343,9 @@ def test_an_open_connection_is_a_use(segment: topology.Made) -> None:
         socket.create_connection(listener.getsockname()),
     ):
         assert any("open connection" in reason for reason in pci.uses(pci.find(OURS)))
+        with pytest.raises(MachineError, match="2 open connections use its address"):
+            hwrx.nic.open(OURS)
+    assert pci.find(OURS).driver == "e1000e"
 
 
 def test_a_nic_that_is_no_82574(segment: topology.Made) -> None:

@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from guest_ends import Ends
 
 from cython_ext import loop
 from cython_ext.datagram import DatagramTransport
 from cython_ext.xdp_ring import XdpRing
 from hwrx import paths, topology
+from hwrx.commands.nic import nic as command
 from hwrx.errors import MachineError, UsageError
-from hwrx.messages import Place, Prepare, Role, Setting
+from hwrx.messages import Place, Prepare, Role, Setting, Start
 from hwrx.nic import ne2k, pci
 
 MESSAGES = 200
@@ -140,6 +143,32 @@ def test_the_kernels_socket_may_be_the_other_end(
     ours = ends["client" if client == "nic-ring" else "server"]
     theirs = "server" if client == "nic-ring" else "client"
     assert ours.chosen["peer_mac"] == topology.NIC_HARDWARE[theirs]  # it was asked for: a socket does not say it
+
+
+@pytest.fixture
+def abandoned(segment: topology.Made) -> Iterator[Ends]:
+    """Two agents in the middle of a trial that has no end of its own."""
+    ends = Ends(segment.places)
+    setting = Setting(path="nic-ring", messages=10_000_000, wait="event", limit=30.0)
+    ends.connect(ends.prepare(setting))
+    for peer in ends.peers.values():
+        peer.send(Start())
+    assert [nic.driver for nic in pci.nics() if nic.supported][:2] == ["vfio-pci", "vfio-pci"]
+    yield ends
+    ends.close()
+
+
+def test_agents_whose_controller_goes_away_give_the_nics_back(abandoned: Ends) -> None:
+    abandoned.close()  # as the end of the controller does: `given_back` looks at what they left
+
+
+def test_an_agent_that_is_killed_in_a_trial_leaves_a_nic_that_unbind_mends(abandoned: Ends) -> None:
+    abandoned.kill("server")
+    abandoned.close()
+    left = [nic for nic in pci.nics() if nic.driver == "vfio-pci"]
+    assert [nic.was for nic in left] == [topology.NICS["server"]]
+    done = CliRunner().invoke(command, ["unbind", left[0].address])
+    assert f"driven by e1000e as {topology.NICS['server']}" in done.output
 
 
 def test_a_place_without_the_hardware_is_named(segment: topology.Made) -> None:

@@ -115,3 +115,40 @@ def test_the_slope_is_the_cost_of_a_byte() -> None:
     assert found.ns_per_byte == pytest.approx(0.5)
     assert found.ns_fixed == pytest.approx(2000)
     assert copies.slope([64, 64], [1.0, 2.0]) is None
+
+
+# --- whole frames ---------------------------------------------------------------------------------------------------
+
+
+def frames(path: str, delivered: int, tally: dict[str, int], missing: tuple[str, ...] = (), **by_ident: int) -> Any:
+    probed = [stage for stage in stages.of_path(path) if stage.probes and stage.name not in missing]
+    return copies.reckon_frames(path, counted(**by_ident), delivered, available=probed, tally=tally)
+
+
+def test_what_the_nic_wrote_in_place_is_no_copy() -> None:
+    ledger = frames("nic-ring", 6400, {"payload_bytes": 6400, "in_place_bytes": 6400, "checked_bytes": 6400})
+    assert (ledger.sender, ledger.receiver, ledger.balanced) == (0.0, 0.0, True)
+    assert {(row.stage, row.kind) for row in ledger.rows} == {("DMA", "DMA"), ("parsed", "passed")}
+
+
+def test_a_payload_that_was_moved_is_a_row_of_the_books() -> None:
+    ledger = frames("nic-ring", 6400, {"payload_bytes": 6400, "in_place_bytes": 3200})
+    assert not ledger.balanced
+    assert [row.bytes for row in ledger.rows if row.kind == "balance"] == [-3200]
+
+
+def test_programmed_io_copies_once_on_each_side() -> None:
+    tally = {"payload_bytes": 6400, "sent_bytes": 6400, "cpu_copied_bytes": 10_600, "cpu_sent_bytes": 10_600}
+    ledger = frames("nic-pio", 6400, tally)
+    assert (ledger.sender, ledger.receiver, ledger.balanced) == (1.0, 1.0, True)
+
+
+def test_a_driver_that_copies_short_frames_adds_one() -> None:
+    ledger = frames("packet-ring", 6400, {}, skb_copy_bits=6400, copybreak=6400)
+    assert (ledger.sender, ledger.receiver, ledger.balanced) == (0.0, 2.0, True)
+
+
+def test_af_xdp_whose_copies_nobody_counted_is_not_zero() -> None:
+    ledger = frames("xdp", 6400, {}, ("skb_store_bits", "xsk_generic_rcv"))
+    assert math.isnan(ledger.sender)
+    assert math.isnan(ledger.receiver)

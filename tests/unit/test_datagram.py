@@ -3,6 +3,7 @@
 import threading
 import time
 from contextlib import contextmanager
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -314,3 +315,33 @@ def test_a_closed_endpoint_answers_with_an_error_and_not_with_a_crash():
         assert "EBADF" in one.explain(status)
         with pytest.raises(OSError):
             one.link.receive()
+
+
+@pytest.mark.parametrize("size", [8, 64, 1472])
+def test_the_stages_inside_of_the_endpoint_are_stamped_in_order(size):
+    with ends(size=size) as (both, _):
+        for one in both:
+            one.stamp_stages(20, 80)
+        (client, server), status = run_both(both, "pingpong", size=size, messages=80, warmup=20)
+        counts, stamps = both[1].counts(), both[1].stamps
+        clean = {"posted": client.posted, "delivered": server.delivered}
+    assert status["client"] == "complete"
+    order = [clean["posted"], stamps.seen, stamps.parsed, stamps.looked_up, clean["delivered"]]
+    assert all((earlier > 0).all() and (earlier <= later).all() for earlier, later in pairwise(order))
+    # warm-up included; and each payload stands in the ring's memory, where the NIC wrote it
+    assert counts["payload_bytes"] == counts["in_place_bytes"] == counts["sent_bytes"] == 100 * size
+    assert counts["checked_bytes"] == 100 * size
+
+
+def test_what_is_no_message_of_the_trial_leaves_no_stamp():
+    with ends() as (both, wire):
+        both[1].stamp_stages(0, 10)
+        foreign = udp_frame(udp_template(*MACS, *ADDRESSES, 7000, 7001), make(64, 12, TRIAL + 1))
+        wire.change = lambda side, frame: [foreign, frame] if side == 0 else [frame]
+        (_, server), status = run_both(both, "pingpong", messages=20)
+        counts = both[1].counts()
+        stamped = both[1].stamps.seen
+    assert status["client"] == "complete"
+    assert server.counts()["stale"] == 20
+    assert counts["payload_bytes"] == 20 * 64
+    assert len(stamped) == 10 and stamped.all()

@@ -149,6 +149,26 @@ def test_only_sampled_messages_are_rows() -> None:
     assert timelines.complete.all()
 
 
+def test_stages_that_the_endpoint_stamps_itself_need_no_event() -> None:
+    posted = np.arange(1, 101, dtype=np.int64) * 1000
+    own = {"descriptor seen": posted + 300, "parsed": posted + 350, "looked up": posted + 360}
+    own["parsed"][40] = 0
+    ends = join.Ends(posted, posted + 400, 7, own)
+    timelines = join.join(np.zeros(0, dtype=EVENT), ends, "nic-ring", available=stages.chain("nic-ring"), every=10)
+    assert timelines.sequence.tolist() == list(range(10, 107, 10))
+    assert [stage.name for stage in timelines.stages] == [
+        "posted",
+        "descriptor seen",
+        "parsed",
+        "looked up",
+        "delivered",
+    ]
+    intervals, _ = timelines.intervals()
+    assert (intervals == [0, 300, 50, 10, 40]).all()
+    whole = join.join(np.zeros(0, dtype=EVENT), ends, "nic-ring", available=stages.chain("nic-ring"))
+    assert (len(whole.complete), whole.missing) == (100, {"parsed": 1})
+
+
 def test_no_events_make_no_rows() -> None:
     _, ends = made(5)
     timelines = join.join(np.zeros(0, dtype=EVENT), ends, "udp", available=PROBED)

@@ -15,6 +15,7 @@ typedef __u8 u8;
 typedef __u16 u16;
 typedef __u32 u32;
 typedef __u64 u64;
+typedef __s32 s32;
 typedef __s64 s64;
 typedef _Bool bool;
 #define false 0
@@ -135,6 +136,12 @@ struct tcp_zerocopy_receive {
 	u32 length;  /* bytes mapped */
 };
 
+struct xdp_buff {
+	void *data, *data_end;
+};
+
+struct xdp_sock;
+struct napi_struct;
 struct ib_cq;
 struct ib_qp;
 struct rxe_mr;

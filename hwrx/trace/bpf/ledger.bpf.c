@@ -2,8 +2,8 @@
 /*
  * The ledger's programs: one object that holds both sets (tracepoints and hooks; functions). User space decides at run
  * time which of them to load, stage by stage; see hwrx/trace/probes.py. The files, as a message travels:
- * message.h (whose is it), record.h (what becomes of a stamp), packets.h (skb stages), sockets.h, verbs.h.
+ * message.h (whose is it), record.h (what becomes of a stamp), packets.h (skb stages), sockets.h, verbs.h, rings.h.
  */
-#include "verbs.h"
+#include "rings.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -8,6 +8,7 @@
 
 #define MAGIC 0x78727768u /* "hwrx", little-endian */
 #define PORT_ROCE 4791
+#define ETHERNET 14 /* bytes of its header */
 #define IPPROTO_HOPOPTS 0
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
@@ -278,16 +279,41 @@ __noinline int parse_packet(const struct packet *p, struct message *m)
 	return recognise(&head, m->length, m) ? STARTS : FOREIGN;
 }
 
-static __always_inline int parse(struct sk_buff *skb, struct message *m)
+static __always_inline int parse_from(struct sk_buff *skb, u32 network, struct message *m)
 {
 	struct packet p = {
 		.skb = (u64)skb,
 		.head = (u64)skb->head,
 		.data = (u64)skb->data,
-		.network = skb->network_header,
+		.network = network,
 		.end = skb->end,
 		.length = skb->len,
 		.paged = skb->data_len,
+	};
+
+	__builtin_memset(m, 0, sizeof(*m));
+	return parse_packet(&p, m);
+}
+
+static __always_inline int parse(struct sk_buff *skb, struct message *m)
+{
+	return parse_from(skb, skb->network_header, m);
+}
+
+/* The same of an skb whose network header is where its data begin. */
+static __always_inline int parse_at_data(struct sk_buff *skb, struct message *m)
+{
+	return parse_from(skb, (u32)((u64)skb->data - (u64)skb->head), m);
+}
+
+/* The same of a whole Ethernet frame in memory. */
+static __always_inline int parse_frame(const void *frame, u32 length, struct message *m)
+{
+	struct packet p = {
+		.head = (u64)frame,
+		.data = (u64)frame,
+		.network = ETHERNET,
+		.length = length,
 	};
 
 	__builtin_memset(m, 0, sizeof(*m));

@@ -116,6 +116,14 @@ static __noinline int begun(struct cpu *cpu)
 	return 0;
 }
 
+/* of the linear part, what is payload */
+static __always_inline u32 linear_payload(struct sk_buff *skb, const struct message *m)
+{
+	u64 end = (u64)skb->data + skb->len - skb->data_len;
+
+	return m->payload < end && m->payload >= (u64)skb->head ? (u32)(end - m->payload) : 0;
+}
+
 /* Reception. `fresh` as above; a foreign packet ends what the CPU was at. */
 static __always_inline int received(struct sk_buff *skb, u32 stage, bool fresh, bool passed)
 {
@@ -130,7 +138,8 @@ static __always_inline int received(struct sk_buff *skb, u32 stage, bool fresh, 
 		cpu->entering = 0;
 	}
 	if (fresh || cpu->current.skb != (u64)skb) {
-		if (parse(skb, &m) != STARTS) {
+		/* a driver's skb stands at its network header, but does not say so before GRO has looked at it */
+		if ((stage == STAGE_NAPI_GRO_RECEIVE ? parse_at_data(skb, &m) : parse(skb, &m)) != STARTS) {
 			if (fresh)
 				cpu->current.skb = 0;
 			return 0;
@@ -143,6 +152,47 @@ static __always_inline int received(struct sk_buff *skb, u32 stage, bool fresh, 
 		begun(cpu);
 	record(&cpu->current, stage, passed ? cpu->current.length : 0);
 	return 0;
+}
+
+/*
+ * NICs do not write into the skb's that napi_alloc_skb makes: what stands in the linear part of one when the driver hands
+ * it over, a CPU has copied there.
+ */
+static __always_inline int copybreak(struct sk_buff *skb)
+{
+	struct cpu *cpu = this_cpu();
+	u32 bytes;
+
+	if (!cpu || !cpu->allocated || cpu->allocated != (u64)skb)
+		return 0;
+	cpu->allocated = 0;
+	if (cpu->current.skb != (u64)skb)
+		return 0;
+	bytes = linear_payload(skb, &cpu->current);
+	if (bytes)
+		account(STAGE_COPYBREAK, bytes);
+	return 0;
+}
+
+static __always_inline int allocates(struct sk_buff *skb)
+{
+	struct cpu *cpu = this_cpu();
+
+	if (cpu)
+		cpu->allocated = (u64)skb;
+	return 0;
+}
+
+PROGRAM("fexit/napi_alloc_skb", napi_alloc_skb__fexit, struct napi_struct *napi, unsigned int length,
+	struct sk_buff *skb)
+{
+	return allocates(skb);
+}
+
+PROGRAM("fexit/__napi_alloc_skb", napi_alloc_skb_gfp__fexit, struct napi_struct *napi, unsigned int length, u32 gfp,
+	struct sk_buff *skb)
+{
+	return allocates(skb);
 }
 
 /* --- both sets: tracepoints ------------------------------------------------------------------------------------- */
@@ -164,7 +214,8 @@ PROGRAM("tp_btf/netif_rx", netif_rx__tp, struct sk_buff *skb)
 
 PROGRAM("tp_btf/napi_gro_receive_entry", napi_gro_receive_entry__tp, struct sk_buff *skb)
 {
-	return received(skb, STAGE_NAPI_GRO_RECEIVE, 1, 0);
+	received(skb, STAGE_NAPI_GRO_RECEIVE, 1, 0);
+	return copybreak(skb);
 }
 
 PROGRAM("tp_btf/netif_receive_skb", netif_receive_skb__tp, struct sk_buff *skb)
@@ -236,6 +287,15 @@ int sk_filter__cgroup(struct __sk_buff *ctx)
 
 /* --- functions ---------------------------------------------------------------------------------------------------- */
 
+PROGRAM("fentry/tpacket_rcv", tpacket_rcv__fentry, struct sk_buff *skb)
+{
+	struct cpu *cpu = this_cpu();
+
+	if (cpu)
+		cpu->tapped = (u64)skb;
+	return received(skb, STAGE_PACKET_RCV, 0, 0);
+}
+
 #define SENT(function, name, stage, fresh, ...) \
 	PROGRAM("fentry/" #function, name, __VA_ARGS__) { return sent(skb, stage, fresh); }
 #define RECEIVED(function, name, stage, fresh, ...) \
@@ -254,7 +314,6 @@ RECEIVED(enqueue_to_backlog, enqueue_to_backlog__fentry, STAGE_ENQUEUE_TO_BACKLO
 RECEIVED(inet_gro_receive, inet_gro_receive__fentry, STAGE_INET_GRO_RECEIVE, 0, void *head, struct sk_buff *skb)
 RECEIVED(ipv6_gro_receive, ipv6_gro_receive__fentry, STAGE_INET_GRO_RECEIVE, 0, void *head, struct sk_buff *skb)
 RECEIVED(packet_rcv, packet_rcv__fentry, STAGE_PACKET_RCV, 0, struct sk_buff *skb)
-RECEIVED(tpacket_rcv, tpacket_rcv__fentry, STAGE_PACKET_RCV, 0, struct sk_buff *skb)
 RECEIVED(ip_rcv, ip_rcv__fentry, STAGE_IP_RCV, 0, struct sk_buff *skb)
 RECEIVED(ipv6_rcv, ipv6_rcv__fentry, STAGE_IP_RCV, 0, struct sk_buff *skb)
 RECEIVED(ip_rcv_core, ip_rcv_core__fentry, STAGE_IP_RCV, 0, struct sk_buff *skb)
@@ -319,14 +378,6 @@ static __always_inline int extra(struct sk_buff *skb, u32 stage, u32 bytes)
 		return 0;
 	account(stage, bytes == (u32)-1 ? m.length : bytes);
 	return 0;
-}
-
-/* of the linear part, what is payload */
-static __always_inline u32 linear_payload(struct sk_buff *skb, const struct message *m)
-{
-	u64 end = (u64)skb->data + skb->len - skb->data_len;
-
-	return m->payload < end && m->payload >= (u64)skb->head ? (u32)(end - m->payload) : 0;
 }
 
 PROGRAM("fentry/skb_copy", skb_copy__fentry, struct sk_buff *skb)

@@ -65,6 +65,8 @@ struct cpu {
 	struct message wake;    /* whoever is woken next is woken for this message; valid while wake.skb is set */
 	u64 softirq_ns, poll_ns;
 	u64 entering; /* the skb that the device layer has taken and the stack has not yet seen */
+	u64 allocated; /* the skb that napi_alloc_skb made last */
+	u64 tapped;    /* the skb that tpacket_rcv is at */
 	u64 lost; /* events for which the ring had no room */
 	u32 learned_only; /* wake: only a thread that has received before */
 };
