@@ -4,7 +4,12 @@ The rings of a NIC that hwrx drives, the kernel's packet ring and AF_XDP, an NE2
 over a state of its own. `datagram.pyx` does on top of it what a socket does, and is the same for all of them.
 """
 
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint32_t
+from posix.time cimport timespec
+
+from cython_ext.clock cimport now
+from cython_ext.sys_poll cimport POLLIN, pollfd, ppoll
 
 
 cdef struct Frame:
@@ -30,6 +35,20 @@ cdef struct Link:
     char *(*buffer)(void *me, uint32_t k) noexcept nogil
     # Send the next `count` frames, of `size` bytes each. 0 or -errno.
     int (*send)(void *me, uint32_t count, uint32_t size) noexcept nogil
+
+
+# Sleep until the kernel's ring behind fd has something: 1, also where a signal came; at the deadline 0; or -errno
+cdef inline int sleep_until(int fd, int64_t deadline) noexcept nogil:
+    cdef pollfd watched
+    cdef timespec pause
+    cdef int64_t left = deadline - now()
+    if left <= 0:
+        return 0
+    watched.fd = fd
+    watched.events = POLLIN
+    pause.tv_sec = left // 1_000_000_000
+    pause.tv_nsec = left % 1_000_000_000
+    return -errno if ppoll(&watched, 1, &pause, NULL) < 0 and errno != EINTR else 1
 
 
 cdef class FrameLink:

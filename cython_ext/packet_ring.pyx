@@ -9,12 +9,10 @@ from libc.errno cimport EAGAIN, EINTR, ENOBUFS, EPERM, errno
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
-from posix.time cimport timespec
 
 from cython_ext.clock cimport now
-from cython_ext.link cimport Frame, FrameLink, Link
+from cython_ext.link cimport Frame, FrameLink, Link, sleep_until
 from cython_ext.linux_if_packet cimport *
-from cython_ext.sys_poll cimport POLLIN, pollfd, ppoll
 from cython_ext.sys_socket cimport MSG_DONTWAIT, send
 
 from hwrx.errors import MachineError
@@ -100,22 +98,11 @@ cdef int give(void *me, uint32_t count) noexcept nogil:
 
 cdef int wait(void *me, int64_t deadline) noexcept nogil:
     cdef PacketRingState *s = <PacketRingState *> me
-    cdef pollfd watched
-    cdef timespec pause
-    cdef int64_t left
     cdef int status
-    watched.fd = s.fd
-    watched.events = POLLIN
     while not open_block(s):
-        left = deadline - now()
-        if left <= 0:
-            return 0
-        if not s.poll:
-            pause.tv_sec = left // 1_000_000_000
-            pause.tv_nsec = left % 1_000_000_000
-            status = ppoll(&watched, 1, &pause, NULL)
-            if status < 0 and errno != EINTR:
-                return -errno
+        status = now() < deadline if s.poll else sleep_until(s.fd, deadline)
+        if status <= 0:
+            return status
     return 1
 
 

@@ -11,14 +11,12 @@ from libc.errno cimport EAGAIN, EBUSY, EINTR, ENETDOWN, ENOBUFS, EOPNOTSUPP, err
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from posix.time cimport timespec
 
 from cython_ext.bpf_syscalls cimport *
 from cython_ext.clock cimport now
-from cython_ext.link cimport Frame, FrameLink, Link
+from cython_ext.link cimport Frame, FrameLink, Link, sleep_until
 from cython_ext.linux_if_xdp cimport *
 from cython_ext.pinned cimport PinnedBuffer
-from cython_ext.sys_poll cimport POLLIN, pollfd, ppoll
 from cython_ext.sys_socket cimport MSG_DONTWAIT, recv, send
 
 from hwrx.errors import MachineError
@@ -96,23 +94,12 @@ cdef inline bint ready(const XdpState *s) noexcept nogil:
 
 cdef int wait(void *me, int64_t deadline) noexcept nogil:
     cdef XdpState *s = <XdpState *> me
-    cdef pollfd watched
-    cdef timespec pause
-    cdef int64_t left
     cdef int status
-    watched.fd = s.fd
-    watched.events = POLLIN
     while not ready(s):
-        left = deadline - now()
-        if left <= 0:
-            return 0
-        if not s.poll:
-            pause.tv_sec = left // 1_000_000_000
-            pause.tv_nsec = left % 1_000_000_000
-            status = ppoll(&watched, 1, &pause, NULL)
-            if status < 0 and errno != EINTR:
-                return -errno
-        elif acquire(s.fill.flags) & XDP_RING_NEED_WAKEUP:
+        status = now() < deadline if s.poll else sleep_until(s.fd, deadline)
+        if status <= 0:
+            return status
+        if s.poll and acquire(s.fill.flags) & XDP_RING_NEED_WAKEUP:
             recv(s.fd, NULL, 0, MSG_DONTWAIT)  # a driver that went to sleep for want of chunks
     return 1
 
