@@ -1,7 +1,8 @@
 """tests/guest, run inside a virtual machine that is booted once, and reported as if they ran here.
 
 A pytest plugin on the host, and the program that it starts in the guest. The host collects and selects as ever (`-k`
-works); the guest's pytest runs what was selected and sends its reports back, one JSON object a line.
+works); the guest's pytest runs what was selected and sends its reports back, one JSON object a line. It does so from
+the beginning, beside the layers that run on the host; its reports are shown when their turn has come.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +43,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     """Instead of running a guest's test here, report what the guest says of it."""
-    if INSIDE or layer_of(item) != LAYER:
+    if INSIDE:
+        return None
+    item.config.stash[OUTSIDE].begin(item.session)
+    if layer_of(item) != LAYER:
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in item.config.stash[OUTSIDE].reports(item):
@@ -51,22 +56,31 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
 
 
 class Outside:
-    """The host's side: boots the guest when its first test is due, and hands its reports out."""
+    """The host's side: boots the guest, hears what its pytest says, and hands the reports out."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._guest: Any = None
         self._pipe: Any = None
-        self._buffer = b""
+        self._begun = False
+        self._listener: threading.Thread | None = None
+        self._heard = threading.Condition()
         self._seen: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._finished: set[str] = set()
         self._broken = ""
 
+    def begin(self, session: pytest.Session) -> None:
+        """Boot the guest and have it start, if any of its tests is wanted; once."""
+        if self._begun:
+            return
+        self._begun = True
+        wanted = [item.nodeid for item in session.items if layer_of(item) == LAYER]
+        if wanted:
+            self._start(wanted)
+
     def reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
-        if self._pipe is None and not self._broken:
-            self._start(item.session)
-        while item.nodeid not in self._finished and not self._broken:
-            self._read()
+        with self._heard:
+            self._heard.wait_for(lambda: item.nodeid in self._finished or self._broken)
         for data in self._seen.pop(item.nodeid, []):
             report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
             assert isinstance(report, pytest.TestReport)
@@ -78,12 +92,11 @@ class Outside:
                 outcome, words = "skipped", (str(item.path), 0, f"Skipped: {self._broken}")
             yield pytest.TestReport(item.nodeid, item.location, {}, outcome, words, "setup")
 
-    def _start(self, session: pytest.Session) -> None:
+    def _start(self, wanted: list[str]) -> None:
         from hwrx import topology
         from hwrx.errors import HwrxError
         from hwrx.vm import Guest
 
-        wanted = [item.nodeid for item in session.items if layer_of(item) == LAYER]
         # one boot for all: the wire of `pair`, and beside it the NICs of `nic`
         nics = topology.find("nic")
         guest = Guest("pair", append=nics.append, qemu=nics.hardware, progress=self._say)
@@ -101,31 +114,44 @@ class Outside:
         self._pipe.sendall(json.dumps(wanted).encode())
         self._pipe.end_input()
         self._pipe.settimeout(SILENCE)
+        # of its own: what the guest says has to be taken while the host's tests run, or it would wait to say more
+        self._listener = threading.Thread(target=self._listen, daemon=True, name="guest's reports")
+        self._listener.start()
 
     def _say(self, stage: str, text: str) -> None:
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             reporter.write_line(f"guest: {text}")
 
-    def _read(self) -> None:
-        try:
-            data = self._pipe.recv(1 << 16)
-        except TimeoutError:
-            self._broken = str(self._guest.failure(f"the guest's pytest said nothing for {SILENCE:.0f} s"))
-            return
-        if not data:
-            how = self._pipe.epitaph()
-            self._broken = str(self._guest.failure(f"the guest's pytest ended before this test: {how}"))
-            return
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        for line in lines:
-            message = json.loads(line)
-            if "finished" in message:
-                self._finished.add(message["finished"])
-            else:
-                self._seen[message["nodeid"]].append(message)
+    def _listen(self) -> None:
+        rest = b""
+        while not self._broken:
+            try:
+                data = self._pipe.recv(1 << 16)
+                why = "" if data else f"ended before this test: {self._pipe.epitaph()}"
+            except TimeoutError:
+                data, why = b"", f"said nothing for {SILENCE:.0f} s"
+            except OSError as error:
+                data, why = b"", f"cannot be heard any more: {error}"
+            *lines, rest = (rest + data).split(b"\n")
+            with self._heard:
+                for line in lines:
+                    self._take(json.loads(line))
+                if why:
+                    self._broken = str(self._guest.failure(f"the guest's pytest {why}"))
+                self._heard.notify_all()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "finished" in message:
+            self._finished.add(message["finished"])
+        else:
+            self._seen[message["nodeid"]].append(message)
 
     def close(self) -> None:
+        if self._listener is not None:
+            if self._listener.is_alive():
+                self._pipe.kill()  # not wanted any more: its end is what the listener waits for
+            self._listener.join(10)
         if self._pipe is not None:
             self._pipe.close()
         if self._guest is not None:
