@@ -22,6 +22,8 @@ cdef enum:
     SPIN_NS = 100_000        # before a due time: a sleep would end late
     LOOK_NS = 20_000_000     # how often a reader that gets nothing looks whether it is to end
     STUCK_NS = 10_000_000_000
+    SETTLE = 100             # looks at a path whose sender has done, so that it hands out what it still holds
+    SETTLE_NS = 500_000      # between two of them
 
 
 cdef struct Counts:
@@ -148,6 +150,17 @@ cdef int send_wave(Wave w, const Ops *ops, uint32_t endpoints, double gap_ns, in
     return 0
 
 
+cdef int settle(const Ops *ops) noexcept nogil:
+    """A path that sends in the background goes on when it is asked for room; give it the time to send all."""
+    cdef int status, _
+    for _ in range(SETTLE):
+        status = ops.room(ops.me)
+        if status < 0:
+            return status
+        wait_until(now() + SETTLE_NS)
+    return 0
+
+
 def send(Wave wave not None, list transports not None, double gap_ns, int64_t seconds_ns):
     """Send the wave: everything as fast as the path takes it, or (`gap_ns` > 0) a message each so many nanoseconds.
 
@@ -169,6 +182,8 @@ def send(Wave wave not None, list transports not None, double gap_ns, int64_t se
     with nogil:
         until = now() + seconds_ns if seconds_ns else 0
         status = send_wave(wave, ops, count, gap_ns, until)
+        if status == 0:
+            status = settle(&ops[0])
     return status
 
 

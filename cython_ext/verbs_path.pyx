@@ -496,6 +496,12 @@ cdef class VerbsTransport(Transport):
         if status <= EVENT_STATUS:
             return f"{wc_words.explain_event(EVENT_STATUS - status)} (on {self.context.name} port {self.port.number})"
         words = wc_words.explain(WC_STATUS - status)
+        if status == WC_STATUS - <int> IBV_WC_WR_FLUSH_ERR:
+            # what threw the request away may have been told by an event, which nobody has looked for yet
+            self.st.watch.looked = 0
+            event = look_for_events(&self.st.watch)
+            if event < 0:
+                words = f"{wc_words.explain_event(EVENT_STATUS - event)}; then {words}"
         if self.st.has_failed and self.qp is not None:
             return f"{words} (on {self.context.name} port {self.port.number}, vendor error {wc.vendor_err:#x})"
         return words

@@ -106,27 +106,6 @@ cdef int wait(void *me, int64_t deadline) noexcept nogil:
 
 # --- sending -------------------------------------------------------------------------------------------------------
 
-cdef int room(void *me) noexcept nogil:
-    """Chunks that are ours to build in; those that were sent come back first."""
-    cdef XdpState *s = <XdpState *> me
-    cdef uint32_t there = acquire(s.completed.producer), at = s.completed.consumer[0]
-    cdef uint32_t before = at
-    while at != there:
-        s.spare[s.free & (s.slots - 1)] = (<uint64_t *> s.completed.entries)[at & s.completed.mask]
-        s.free += 1
-        at += 1
-    if at != before:
-        publish(s.completed.consumer, at)
-    if s.free == s.next:
-        kick(s)
-    return <int> (s.free - s.next)
-
-
-cdef char *buffer(void *me, uint32_t k) noexcept nogil:
-    cdef XdpState *s = <XdpState *> me
-    return s.umem + s.spare[(s.next + k) & (s.slots - 1)]
-
-
 cdef int kick(XdpState *s) noexcept nogil:
     if not acquire(s.transmit.flags) & XDP_RING_NEED_WAKEUP:
         return 0
@@ -145,6 +124,29 @@ cdef int kick_out(XdpState *s, uint32_t upto) noexcept nogil:
         status = kick(s)
         if status < 0 or acquire(s.transmit.consumer) in (upto, before):
             return status
+
+
+cdef int room(void *me) noexcept nogil:
+    """Chunks that are ours to build in; those that were sent come back first."""
+    cdef XdpState *s = <XdpState *> me
+    cdef uint32_t there = acquire(s.completed.producer), at = s.completed.consumer[0]
+    cdef uint32_t before = at
+    while at != there:
+        s.spare[s.free & (s.slots - 1)] = (<uint64_t *> s.completed.entries)[at & s.completed.mask]
+        s.free += 1
+        at += 1
+    if at != before:
+        publish(s.completed.consumer, at)
+    if acquire(s.transmit.consumer) != s.transmit.producer[0]:
+        kick_out(s, s.transmit.producer[0])  # a driver that was busy has left some
+    elif s.free == s.next:
+        kick(s)
+    return <int> (s.free - s.next)
+
+
+cdef char *buffer(void *me, uint32_t k) noexcept nogil:
+    cdef XdpState *s = <XdpState *> me
+    return s.umem + s.spare[(s.next + k) & (s.slots - 1)]
 
 
 cdef int send_frames(void *me, uint32_t count, uint32_t size) noexcept nogil:

@@ -25,7 +25,7 @@ from hwrx import paths as delivery
 from hwrx.errors import UsageError
 from hwrx.messages import MessageSize, Pattern, Setting, Wait
 
-Topology = Literal["here", "netns", "pair", "wire", "nic", "hosts"]
+Topology = Literal["here", "netns", "pair", "wire", "nic", "queues", "hosts"]
 Clock = Literal["wall", "icount"]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, '.', '_', '-'")]
 Overrides = dict[str, Any]  # fields of Setting, checked one by one so that an error can name them

@@ -2,7 +2,8 @@
 
 `netns` is two network namespaces with a veth pair between them, for the socket paths. `pair` is a veth pair in the
 initial namespace with an rxe device on each end, for verbs and sockets alike: rxe owns UDP port 4791 of the initial
-namespace only, so both its ends must be there. `nic` is two Intel 82574L on one Ethernet segment, given to a guest.
+namespace only, so both its ends must be there. `nic` is two Intel 82574L on one Ethernet segment, given to a guest;
+`queues` two virtio NICs, of which one has several receive queues.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 
-from hwrx import system
+from hwrx import system, taps
 from hwrx.errors import MachineError, UsageError
 from hwrx.messages import Place, Role
 from hwrx.undo import SYSCTL, Undo
@@ -45,6 +47,10 @@ PIO_NICS: dict[Role, str] = {"client": "hwpio0", "server": "hwpio1"}
 NIC_HUB, PIO_HUB = 1, 2  # QEMU's hubs: the segment of the 82574L, and that of the NE2000s
 NIC_MODULES = ("e1000e", "ne2k-pci")
 PIO_HARDWARE: dict[Role, str] = {"client": "02:68:77:72:78:20", "server": "02:68:77:72:78:21"}
+# of `queues`: virtio NICs, the server's with several queues, on taps and a bridge of the host's
+QUEUES_NICS: dict[Role, str] = {"client": "hwvirt0", "server": "hwvirt1"}
+QUEUES_HARDWARE: dict[Role, str] = {"client": "02:68:77:72:78:30", "server": "02:68:77:72:78:31"}
+QUEUES_MODULES = ("virtio_net",)
 _GIDS = 16  # entries of a port's GID table that are looked at: it is filled from the front
 _PATIENCE = 20.0  # seconds; the kernel fills GID tables and raises carriers on work queues
 
@@ -118,34 +124,52 @@ def nic() -> Iterator[Made]:
     """
     system.need_root("configuring NICs")
     system.run("modprobe", "-a", *NIC_MODULES)
-    with Undo("the guest's NICs") as undo:
+    with _two_nics("the guest's NICs", NICS, (NIC_HARDWARE, NICS), (PIO_HARDWARE, PIO_NICS)) as places:
+        for end in ENDS:
+            places[end] = msgspec.structs.replace(places[end], pio=PIO_NICS[end])
+        yield Made(places, dict.fromkeys(ENDS, "local"))
+
+
+@contextlib.contextmanager
+def queues() -> Iterator[Made]:
+    """The two virtio NICs of a guest, of which the server's has several receive queues; both in this namespace."""
+    system.need_root("configuring NICs")
+    system.run("modprobe", "-a", *QUEUES_MODULES)
+    with _two_nics("the guest's virtio NICs", QUEUES_NICS, (QUEUES_HARDWARE, QUEUES_NICS)) as places:
+        yield Made(places, dict.fromkeys(ENDS, "local"))
+
+
+@contextlib.contextmanager
+def _two_nics(
+    what: str, used: Mapping[Role, str], *named: tuple[Mapping[Role, str], Mapping[Role, str]]
+) -> Iterator[dict[Role, Place]]:
+    """Name a guest's NICs, each pair of `named` by its MAC addresses, and configure those that are `used`."""
+    with Undo(what) as undo:
         lines = []
-        for hardware, names in ((NIC_HARDWARE, NICS), (PIO_HARDWARE, PIO_NICS)):
+        for hardware, names in named:
             for end in ENDS:
                 found = _netdev(hardware[end])
                 lines += [f"link set {found} name {names[end]}"] if found != names[end] else []
         system.run("ip", "-batch", "-", given="\n".join(lines))
-        for scope in ("all", "default", *NICS.values()):
+        for scope in ("all", "default", *used.values()):
             undo.sysctl(f"net/ipv4/conf/{scope}/accept_local", "1")
             undo.sysctl(f"net/ipv4/conf/{scope}/rp_filter", "0")
+        hardware = named[0][0]
         lines = []
         for end, other in (ENDS, ENDS[::-1]):
-            undo.plan("ip", "address", "flush", "dev", NICS[end])
-            undo.plan("ip", "link", "set", NICS[end], "down")
+            undo.plan("ip", "address", "flush", "dev", used[end])
+            undo.plan("ip", "link", "set", used[end], "down")
             lines += [
-                f"address replace {NIC_ADDRESSES[end]}/24 dev {NICS[end]}",
-                f"link set {NICS[end]} up",
-                f"neighbour replace {NIC_ADDRESSES[other]} lladdr {NIC_HARDWARE[other]} dev {NICS[end]} nud permanent",
+                f"address replace {NIC_ADDRESSES[end]}/24 dev {used[end]}",
+                f"link set {used[end]} up",
+                f"neighbour replace {NIC_ADDRESSES[other]} lladdr {hardware[other]} dev {used[end]} nud permanent",
             ]
         system.run("ip", "-batch", "-", given="\n".join(lines))
         _wait_until(
-            lambda: all("state UP" in system.run("ip", "-o", "link", "show", NICS[end]) for end in ENDS),
+            lambda: all("state UP" in system.run("ip", "-o", "link", "show", used[end]) for end in ENDS),
             "the NICs' links",
         )
-        yield Made(
-            {end: Place(address=NIC_ADDRESSES[end], netdev=NICS[end], pio=PIO_NICS[end]) for end in ENDS},
-            dict.fromkeys(ENDS, "local"),
-        )
+        yield {end: Place(address=NIC_ADDRESSES[end], netdev=used[end]) for end in ENDS}
 
 
 def _netdev(mac: str) -> str:
@@ -173,11 +197,21 @@ def _nic_hardware() -> tuple[str, ...]:
     return tuple(words)
 
 
+def _queues_hardware() -> tuple[str, ...]:
+    """QEMU's words: a NIC with one queue for the client, one with a queue a CPU for the server."""
+    words: list[str] = []
+    for end in ENDS:
+        many, several = (f",queues={taps.QUEUES}", f",mq=on,vectors={taps.VECTORS}") if end == "server" else ("", "")
+        tap = f"tap,id=hwq{end},ifname={taps.NAMES[end]},script=no,downscript=no{many}"
+        words += ["-netdev", tap, "-device", f"virtio-net-pci,netdev=hwq{end},mac={QUEUES_HARDWARE[end]}{several}"]
+    return tuple(words)
+
+
 class Topology(Struct, frozen=True):
     """One way of arranging two ends; `where` says on which kernel it is put up unless the user says otherwise.
 
     What it needs of a guest: `hardware` are words for QEMU, `append` words for the kernel's command line, `modules` are
-    loaded while Python starts.
+    loaded while Python starts. `outside` puts up what QEMU needs of the host, and yields the namespace to start it in.
     """
 
     name: str
@@ -187,6 +221,7 @@ class Topology(Struct, frozen=True):
     hardware: tuple[str, ...] = ()
     append: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
+    outside: Callable[[], AbstractContextManager[str]] | None = None
 
 
 TOPOLOGIES: dict[str, Topology] = {
@@ -209,6 +244,15 @@ TOPOLOGIES: dict[str, Topology] = {
             # passthrough: what the kernel's own drivers do is not translated, as where there is no IOMMU
             append=("intel_iommu=on", "iommu=pt"),
             modules=NIC_MODULES,
+        ),
+        Topology(
+            "queues",
+            "guest",
+            "two virtio NICs on one bridge, the receiving one with several queues, in one namespace",
+            queues,
+            hardware=_queues_hardware(),
+            modules=QUEUES_MODULES,
+            outside=taps.bridged,
         ),
     )
 }

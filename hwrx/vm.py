@@ -23,7 +23,7 @@ from typing import IO, Any, Literal, Self
 
 import msgspec
 
-from hwrx import accelerator, errors, initramfs, kernel, system, undo
+from hwrx import accelerator, errors, initramfs, kernel, netns, system, undo
 from hwrx import guest as inside
 from hwrx import topology as topologies
 from hwrx.errors import GuestError, HwrxError, UsageError
@@ -83,6 +83,7 @@ class Guest:
         self._append = (*found.append, *append)
         self._qemu = (*found.hardware, *qemu)
         self._modules = found.modules
+        self._outside = found.outside
         self._writable = {f"hwrx.rw{number}": path.absolute() for number, path in enumerate(writable)}
         self._options = dict(options or {})
         self._log_path = log
@@ -243,18 +244,20 @@ class Guest:
             *self._qemu_command(chosen, with_what, archive, theirs.fileno()),
         ]  # fmt: skip
         self._facts["command"] = shlex.join(command)
+        space = self._stack.enter_context(self._outside()) if self._outside is not None else None
         output = self._log_path.open("wb") if self._log_path else None
         if output is not None:
             self._stack.callback(output.close)
         try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=(archive, theirs.fileno(), *self._descriptors),
-            )
+            with netns.entered(space):  # QEMU stays where it was started
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=(archive, theirs.fileno(), *self._descriptors),
+                )
         finally:
             theirs.close()
             os.close(archive)

@@ -40,7 +40,9 @@ SILENCE = 180.0
 @click.option("--rps", type=click.Choice(["off", "on", "both"]), default="off", help="Protocol work on another CPU.")
 @click.option("--send-cpu", type=int, help="CPU of the sender [the last].")
 @click.option("--read-cpu", type=int, help="CPU of the readers [the first].")
-@click.option("--topology", type=click.Choice(["netns", "pair", "nic"]), help="What lies between [what PATH needs].")
+@click.option(
+    "--topology", type=click.Choice(["netns", "pair", "nic", "queues"]), help="What lies between [what PATH needs]."
+)
 @click.option("--here", is_flag=True, help="On this machine's own kernel, also where PATH has a guest for it.")
 @click.option("--guest", is_flag=True, help="In a virtual machine.")
 @click.option("--kernel", help="Kernel of the guest, for example 6.12.")
@@ -68,6 +70,7 @@ def flood(
       hwrx flood udp --rps both --burst 100000 --guest
       hwrx flood udp --sustained 2 --rate 20000,50000,100000,max
       hwrx flood udp --topology nic
+      hwrx flood udp --topology queues --sockets 8
       hwrx flood rdma-send --work 50 --receives 64
       hwrx flood runs/latest
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 import time
@@ -67,7 +66,7 @@ RXE = ("request_is_queued",)
 # what a kernel may lack: programs, and what is not seen without them
 Lack = tuple[tuple[str, ...], str]
 OPTIONAL: tuple[Lack, ...] = (
-    (BACKLOG, "the length of the CPUs' backlogs: this kernel does not tell where softnet_data is (kallsyms)"),
+    (BACKLOG, "the length of the CPUs' backlogs: this kernel does not tell where softnet_data is"),
     (
         VECTORS,
         "interrupts of timers and other CPUs: no tracepoints tell of them here; theirs is the task's time",
@@ -123,40 +122,36 @@ class Counter:
         from cython_ext.tracer import LoadError
 
         sizes = {"timeline": self.cpus * self._bins, "queues": self._bins, "cpus": self.cpus}
-        refusal: LoadError | None = None
-        # with all of it, without one thing that a kernel may lack, without all of these
-        optional = self._optional
-        for without in sorted(
-            (choice for count in range(len(optional) + 1) for choice in itertools.combinations(optional, count)),
-            key=len,
-        ):
-            left_out = [*self._never, *(program for programs, _ in without for program in programs)]
+        left_out = list(self._never)
+        while True:
             try:
                 path = build.find_or_build(stages.header(), "flood")
                 reader = Reader(path, b"", left_out, sizes)
+                break
             except build.BuildError as error:
                 raise MachineError(str(error), remedy=error.remedy) from None
             except LoadError as error:
-                refusal = error
-                continue
-            self.lacks += [words for _, words in without]
-            try:
-                for program in (*ALWAYS, *(p for programs, _ in optional for p in programs)):
-                    if program not in left_out:
-                        reader.attach(program)
-            except OSError as error:
-                reader.close()
-                raise MachineError(
-                    f"this kernel does not let a flood be counted: {error.filename}: {error.strerror}",
-                    remedy="it needs BPF programs on tracepoints (tp_btf)",
-                ) from None
-            return reader
-        assert refusal is not None  # or one of the choices would have been taken
-        said = probes.last_word(refusal.said) or refusal.strerror
-        raise MachineError(
-            f"this kernel does not let a flood be counted: {said}",
-            remedy="it needs BPF on tracepoints and task storage, Linux 5.11 or newer with BTF",
-        ) from None
+                said = probes.last_word(error.said) or error.strerror or ""
+                refused = set(re.findall(r"prog '(\w+)'", error.said))
+                lack = next((each for each in self._optional if refused & set(each[0]) - set(left_out)), None)
+                if lack is None:
+                    raise MachineError(
+                        f"this kernel does not let a flood be counted: {said}",
+                        remedy="it needs BPF on tracepoints and task storage, Linux 5.11 or newer with BTF",
+                    ) from None
+                self.lacks.append(f"{lack[1]} ({said})")
+                left_out += lack[0]
+        try:
+            for program in (*ALWAYS, *(name for programs, _ in self._optional for name in programs)):
+                if program not in left_out:
+                    reader.attach(program)
+        except OSError as error:
+            reader.close()
+            raise MachineError(
+                f"this kernel does not let a flood be counted: {error.filename}: {error.strerror}",
+                remedy="it needs BPF programs on tracepoints (tp_btf)",
+            ) from None
+        return reader
 
     def __enter__(self) -> Self:
         return self
@@ -277,6 +272,20 @@ def interrupts_of(device: str) -> list[int]:
             found[int(matched[1])] = matched[2]
     receiving = [number for number, name in found.items() if re.search(r"-(rx|input|TxRx)", name, re.IGNORECASE)]
     return receiving or list(found)
+
+
+def cpus_of(irqs: Sequence[int]) -> set[int]:
+    """Return the CPUs that interrupts go to; of one whose CPU the machine does not tell, all that it may go to."""
+    found: set[int] = set()
+    for irq in irqs:
+        for name in ("effective_affinity_list", "smp_affinity_list"):
+            with contextlib.suppress(OSError):
+                if words := Path(f"/proc/irq/{irq}/{name}").read_text().strip():
+                    for part in words.split(","):
+                        first, _, last = part.partition("-")
+                        found |= set(range(int(first), int(last or first) + 1))
+                    break
+    return found
 
 
 def sysctls() -> Mapping[str, int]:

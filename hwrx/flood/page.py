@@ -10,7 +10,6 @@ import jinja2
 from hwrx import __version__, disk, runs
 from hwrx.flood import pictures, words
 from hwrx.flood.model import Flood
-from hwrx.report import figures
 from hwrx.report.diff import flat
 from hwrx.report.html import NARROW, WIDE
 from hwrx.report.summary import label as label_of
@@ -21,7 +20,9 @@ ABOUT = (
     "stands as user.",
     "A softirq runs on top of whatever the CPU does: at the end of an interrupt, at the end of a task's own send, or "
     "in ksoftirqd, which the scheduler weighs against other tasks. One poll of a device brings at most its weight of "
-    "packets, one run of net_rx_action at most netdev_budget of them, and at most netdev_budget_usecs long.",
+    "packets, one run of net_rx_action at most netdev_budget of them, and at most netdev_budget_usecs long. A device "
+    "that has packets left after its poll is polled again in the next run, not in the same: so one device alone never "
+    "has more than its weight in a run, and the budget is for several.",
     "Every loss is placed by the kernel's own reason. Delivered is counted over the whole time from the first send to "
     "the last delivery, so what a queue held at the end counts, too.",
 )
@@ -47,8 +48,8 @@ def render(directory: pathlib.Path, floods: Sequence[Flood], label: str) -> str:
         {
             "name": name,
             "title": pictures.title(floods, name),
-            "wide": figures.inline(pictures.draw(floods, name, label, WIDE), f"{name}-wide"),
-            "narrow": figures.inline(pictures.draw(floods, name, label, NARROW), f"{name}-narrow"),
+            "wide": pictures.inline(floods, name, label, WIDE, f"{name}-wide"),
+            "narrow": pictures.inline(floods, name, label, NARROW, f"{name}-narrow"),
         }
         for name in pictures.names(floods)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,15 +37,15 @@ LOOKS: dict[str, tuple[str, str]] = {
     "idle": ("#F4F4F2", ""),
 }
 FLOOD_LOOKS = (("#0072B2", "o", "-"), ("#D55E00", "s", (0, (4, 1.5))), ("#009E73", "^", (0, (1, 1))))
-POINTS = 300  # of a line over time: more than the eye has pixels for
+POINTS = 28  # an inch, of a line over time
+OVER_TIME = 4  # floods that have a picture over time: the first, the last, and between
 MEGA, KILO = 1e6, 1e3
 
 
 def names(floods: Sequence[Flood]) -> list[str]:
     """The pictures that these floods can fill, in the page's order."""
-    return [f"time-{number}" for number in range(len(floods))] + [
-        name for name, (_, has) in OF_ALL.items() if has(floods)
-    ]
+    shown = style.spread(range(len(floods)), OVER_TIME)
+    return [*(f"time-{number}" for number in shown), *(name for name, (_, has) in OF_ALL.items() if has(floods))]
 
 
 def title(floods: Sequence[Flood], name: str) -> str:
@@ -73,6 +74,12 @@ def draw(floods: Sequence[Flood], name: str, label: str, width: float = COLUMN) 
     return figure
 
 
+def inline(floods: Sequence[Flood], name: str, label: str, width: float, ident: str) -> str:
+    """Return a picture as an <svg> element; a hundredth of a point is exact enough for so many points."""
+    svg = figures.inline(draw(floods, name, label, width), ident)
+    return re.sub(r"(\d+\.\d\d)\d+", r"\1", svg)
+
+
 def write_all(floods: Sequence[Flood], label: str, directory: pathlib.Path) -> list[pathlib.Path]:
     """Write every picture as PDF and SVG; return the files."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -90,7 +97,7 @@ def write_all(floods: Sequence[Flood], label: str, directory: pathlib.Path) -> l
 
 def _over_time(flood: Flood, figure: Figure, width: float) -> None:
     line = flood.timeline
-    together = max(1, -(-len(line.sent) // POINTS))
+    together = max(1, -(-len(line.sent) // round(POINTS * width)))
     ms = line.width_ns * together / MEGA
     cpus = list(line.cpu)
     heights = [1.1, 1.0, *([1.0] * len(cpus))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
@@ -14,6 +15,7 @@ from hwrx.flood.counting import Counts
 from hwrx.flood.model import Context, Cpu, FirstLoss, Flood, Socket, Spec, Timeline
 
 MOST_BINS = 600  # of a picture
+BUSY = 0.1  # share of the CPUs' time that others may have before it is worth a word
 # counts of a path's own that are losses of messages, and the place where they are lost
 OWN_LOSSES = {
     "tp_drops": "af-packet",
@@ -64,6 +66,11 @@ def assemble(raw: Raw, books: Books, notes: list[str]) -> Flood:
         notes.append("the receiving device has no interrupt: on a veth pair the sender's CPU hands packets over itself")
     if raw.limits.get("receive_queues") == 1:
         notes.append("the receiving device has one receive queue, so there is nothing for RSS to spread")
+    cpu_times = _cpus(raw, window)
+    strangers = sum(cpu.ns[name] for cpu in cpu_times for name in ("others, user", "others, system"))
+    share = strangers / sum(cpu.total_ns for cpu in cpu_times)
+    if share > BUSY:
+        notes.append(f"the machine was not idle: other processes had {share:.0%} of the CPUs' time meanwhile")
     return Flood(
         spec=spec,
         wire=raw.wire,
@@ -85,7 +92,7 @@ def assemble(raw: Raw, books: Books, notes: list[str]) -> Flood:
         outside=int(cpus["outside_packets"].sum()),
         contexts=_contexts(cpus),
         per_interrupt=account.histogram(cpus["per_interrupt"].sum(axis=0, dtype=np.int64)) if raw.irqs else None,
-        cpus=_cpus(raw, window),
+        cpus=cpu_times,
         sockets=_sockets(raw, sent, taken),
         timeline=_timeline(raw, sent, taken, window),
         reader={name: sum(each.get(name, 0) for each in raw.reader) for name in (raw.reader[0] if raw.reader else {})},
@@ -112,7 +119,9 @@ def _window(counts: Counts, sent: account.Int64s, taken: account.Int64s) -> slic
 
 def _balance(raw: Raw, books: Books, drops: list[Drop], delivered: int) -> Balance:
     """Every loss at its place. A path with a ring of its own counts what that had no room for."""
-    if raw.spec.path in ("udp", "tcp", "rdma-send"):
+    if raw.spec.path == "rdma-send":
+        return _reliable(books.close(raw.posted, delivered), raw.ended)
+    if raw.spec.path in ("udp", "tcp"):
         return books.close(raw.posted, delivered)
     own: dict[str, int] = {}
     for name, place in OWN_LOSSES.items():
@@ -135,13 +144,29 @@ def _balance(raw: Raw, books: Books, drops: list[Drop], delivered: int) -> Balan
         is_told = raw.spec.path == "xdp" and drop.place == "xdp" and "xdp-ring" in own
         (beside if is_copy or is_told else rows).append(row)
     unexplained = raw.posted - delivered - sum(row.count for row in rows)
-    dropped = books.witnessed().get("device", 0)
-    if unexplained > 0 and dropped:
-        # a frame that goes by without an skb, or with one of which nobody has looked at the headers
-        share = min(unexplained, dropped)
-        rows.append(Row("device", BY_NAME["device"].sentence, share, [], dropped, "device"))
-        unexplained -= share
+    witnessed = books.witnessed()
+    # a frame that goes by without an skb, or with one of which nobody has looked at the headers; or never became one
+    for place, counter in (("device", "device"), ("nic-ring", "nic-ring")):
+        if unexplained > 0 and (counted := witnessed.get(counter, 0)):
+            share = min(unexplained, counted)
+            rows.append(Row(place, BY_NAME[place].sentence, share, [], counted, counter))
+            unexplained -= share
     return Balance(raw.posted, delivered, rows, beside, unexplained, [])
+
+
+def _reliable(found: Balance, ended: str) -> Balance:
+    """Of a connection that sends again what was dropped: a drop is a loss only where the connection ended.
+
+    Then every message that had not come is lost with it, wherever its packets were dropped on the way.
+    """
+    lost = found.sent - found.delivered
+    beside = [msgspec.structs.replace(row, how=[*row.how, "packets, sent again"]) for row in found.rows]
+    if not lost or not ended:
+        return msgspec.structs.replace(found, rows=[], beside=[*beside, *found.beside], unexplained=lost)
+    row = Row(
+        "queue-pair", "the queue pair was in the error state: what it had not delivered is lost", lost, [], None, ""
+    )
+    return msgspec.structs.replace(found, rows=[row], beside=[*beside, *found.beside], unexplained=0)
 
 
 def _first_loss(sent: account.Int64s, taken: account.Int64s, drops: list[Drop], loss: Balance) -> FirstLoss | None:

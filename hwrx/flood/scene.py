@@ -102,6 +102,8 @@ def _check_words(spec: Spec) -> None:
         raise UsageError(f"{spec.path} has one receiver here, not {spec.sockets}", remedy="udp or tcp")
     if spec.burst is None and spec.seconds is None:
         raise UsageError("a flood is a burst or lasts for some time", remedy="--burst 100000 or --sustained 5")
+    if spec.rps and spec.path == "nic-ring":
+        raise UsageError("RPS is the kernel's, and nic-ring goes past it", remedy="leave --rps out")
     if spec.read == "after" and spec.path in ("tcp", "rdma-send"):
         raise UsageError(
             f"{spec.path} waits for its reader: without one the sender stands still", remedy="leave --read after out"
@@ -187,11 +189,11 @@ class _Scene:
         self.say("opening the endpoints")
         self._open()
         limits = dict(counting.sysctls())
-        limits["receive_queues"] = queues = self._receive_queues(device)
-        if spec.rps:
-            self._steer(device, queues)
-        own = spec.path in ("nic-ring",)
+        own = spec.path == "nic-ring"  # the kernel has no such device meanwhile
+        limits["receive_queues"] = queues = 1 if own else self._receive_queues(device)
         irqs = [] if own else counting.interrupts_of(device)
+        if spec.rps:
+            self._steer(device, queues, irqs)
         books = self.stack.enter_context(Books(spec.trial, self._spaces()))
         counter = bed.counter(spec)
         counter.aim(device, irqs, limits)
@@ -290,9 +292,13 @@ class _Scene:
     def _spaces(self) -> list[str | None]:
         return list(dict.fromkeys(self.bed.spaces.values()))
 
-    def _steer(self, device: str, queues: int) -> None:
-        """Switch RPS on: all CPUs but the sender's."""
-        mask = sum(1 << cpu for cpu in os.sched_getaffinity(0) if cpu != self.send_cpu)
+    def _steer(self, device: str, queues: int, irqs: Sequence[int]) -> None:
+        """Switch RPS on: all CPUs but those that packets come in on, by interrupt or (on a veth) by their sender."""
+        taken = counting.cpus_of(irqs) or {self.send_cpu}
+        others = os.sched_getaffinity(0) - taken
+        if not others:
+            raise MachineError(f"{device} brings packets to every CPU already, so RPS has none to hand them to")
+        mask = sum(1 << cpu for cpu in others)
         for number in range(queues):
             file = f"class/net/{device}/queues/rx-{number}/rps_cpus"
             with netns.entered(self.bed.spaces["server"]):

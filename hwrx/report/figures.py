@@ -7,6 +7,7 @@ by colour alone. Output is the same, byte for byte, each time it is made from th
 from __future__ import annotations
 
 import io
+import logging
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -27,6 +28,9 @@ from hwrx.stats import BEYOND, GRID, NAMED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+# tells of every table of a font that it puts into a PDF, as soon as any library has switched logging on
+logging.getLogger("fontTools").setLevel(logging.WARNING)
 
 
 def names(summary: Summary) -> list[str]:

@@ -76,3 +76,22 @@ def test_with_a_tiny_receive_buffer_loss_begins_at_the_socket(bed: flood.Bed) ->
     longest = max(found.timeline.queues["0"])
     buffer = found.machine["receive_buffer"]
     assert buffer - longest / found.delivered < longest <= buffer + longest / found.delivered
+
+
+def test_a_slow_reader_over_verbs_gets_rnr_naks_and_a_small_completion_queue_overruns() -> None:
+    slow = flood.Spec(path="rdma-send", burst=200, work=5e-4, receives=16, trial=4)
+    with flood.wire(slow) as bed:
+        found = flood.measure(slow, bed)
+        overrun = flood.measure(flood.Spec(path="rdma-send", burst=200, work=5e-4, completions=8, trial=5), bed)
+    # more arrives than has a receive request: NAKs, sent again, nothing lost
+    assert found.delivered == found.sent == 200
+    assert found.loss.unexplained == found.loss.lost == 0
+    sender, receiver = (found.counters[bed.places[end].verbs or ""] for end in ("client", "server"))
+    assert sender["rcvd_rnr_err"] == receiver["send_rnr_err"] > 0
+    depth = [value for value in found.timeline.receives if value >= 0]
+    assert min(depth) == 0 < max(depth) <= 16
+    assert 0 < max(found.timeline.completions) <= 16
+    # a completion queue without room ends the connection, in words
+    assert "a completion queue overran" in overrun.ended
+    assert overrun.delivered < overrun.sent
+    assert overrun.loss.unexplained == 0

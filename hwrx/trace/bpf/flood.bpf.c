@@ -658,8 +658,8 @@ static __always_inline u32 filled(struct rxe_queue *queue)
 }
 
 /* A request has come in: how many receive requests are there for it, and how many completions have not been taken? */
-SEC("fentry/rxe_resp_queue_pkt")
-int BPF_PROG(request_is_queued, struct rxe_qp *qp, struct sk_buff *skb)
+SEC("kprobe/rxe_resp_queue_pkt")
+int BPF_KPROBE(request_is_queued, struct rxe_qp *qp)
 {
 	u32 bin, posted, waiting;
 	struct queues *q;

@@ -1,0 +1,113 @@
+"""What is told of floods: kept in a run directory, made again from it, the same each time."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hwrx
+from hwrx.drops.books import Balance, Row
+from hwrx.errors import StoreError, UsageError
+from hwrx.flood import account, keep, page, pictures, words
+from hwrx.flood.model import Context, Cpu, FirstLoss, Flood, Socket, Spec, Timeline
+
+BINS = 20
+WIDTH = 1 << 20
+
+
+def made(rate: float | None, lost: int, *, rps: bool = False, verbs: bool = False) -> Flood:
+    """A flood of 100 messages of which so many were lost at the socket."""
+    spec = Spec(path="rdma-send" if verbs else "udp", burst=100, rate=rate, rps=rps, sockets=1 if verbs else 2)
+    first = FirstLoss(100 - lost, 3_000_000, "receive-buffer", 100 - lost, 3_100_000) if lost else None
+    rows = [Row("receive-buffer", "full", lost, ["SOCKET_RCVBUFF"], lost, "UdpRcvbufErrors")] if lost else []
+    shares = dict.fromkeys(account.ACTORS, 0) | {"idle": WIDTH // 4, "sender, system": WIDTH - WIDTH // 4}
+    whole = {name: BINS * value for name, value in shares.items()}
+    even = [5] * BINS
+    return Flood(
+        spec=spec, wire="a wire", sent=100, delivered=100 - lost, sending_ns=BINS * WIDTH, taking_ns=BINS * WIDTH,
+        loss=Balance(100, 100 - lost, rows, [], 0, []), first_loss=first, polls={"backlog": {1: 36, 64: 1}},
+        poll_budget=64, runs={1: 36, 64: 1}, by_budget=0, by_time=1, squeezed=1, outside=0,
+        contexts=[Context("task", 36, 36, 1000), Context("ksoftirqd", 1, 64, 1000)], per_interrupt={1: 3, 97: 1},
+        cpus=[Cpu(number, BINS * WIDTH, whole, whole, {"user": 10**7}, 50, 3, 4) for number in (0, 1)],
+        sockets=[Socket(0, 50, 50), Socket(1, 50, 50 - lost)],
+        timeline=Timeline(
+            WIDTH, 100, {str(cpu): {name: [value] * BINS for name, value in shares.items()} for cpu in (0, 1)},
+            {"0": even, "1": even}, {"0": even, "1": even}, {"0": even, "1": [0] * BINS},
+            {} if verbs else {"0": [1000] * BINS}, [3, -1] * (BINS // 2) if verbs else [], even if verbs else [],
+            even, even, [0] * BINS, even,
+        ),
+        reader={"taken": 100 - lost}, told={"tp_packets": 7}, counters={"rxe0": {"rcvd_rnr_err": 4}}, ended="",
+        machine={"netdev_budget": 300, "receive_buffer": 2000}, notes=["the length of nothing"],
+    )  # fmt: skip
+
+
+FLOODS = [made(1000.0, 0), made(2000.0, 10), made(None, 40, rps=True), made(None, 0, verbs=True)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    times = np.arange(1, 101) * 1_000_003
+    with keep.create(root, [flood.spec for flood in FLOODS], {"emulated": False}) as writer:
+        for number, flood in enumerate(FLOODS):
+            taken = np.where(np.arange(100) < flood.delivered, times + 77, 0)
+            crossed = keep.unpack(keep.pack(flood, times, taken))
+            assert crossed.flood == flood
+            assert (crossed.sent == times).all()
+            assert (crossed.taken == taken).all()
+            keep.add(writer, number, flood, crossed.sent, crossed.taken)
+            keep.finish(writer.path, FLOODS[: number + 1])
+    page.write(writer.path, FLOODS)
+    return writer.path
+
+
+def test_a_run_of_floods_holds_every_message_and_everything_over_time(run: Path) -> None:
+    found = hwrx.load(run)
+    assert found.status == "complete"
+    assert [row["lost"] for row in found.rows] == [0, 10, 40, 0]
+    arrivals, timeline = found.table("arrivals"), found.table("timeline")
+    assert arrivals is not None
+    assert timeline is not None
+    assert arrivals.num_rows == 400
+    assert arrivals["taken_ns"].null_count == 50
+    assert "ns of CPU 1: sender, system" in timeline["series"].to_pylist()
+    assert keep.load(run) == FLOODS
+
+
+def test_the_page_is_made_again_to_the_byte_and_needs_no_network(run: Path) -> None:
+    before = {file: file.read_bytes() for file in [run / "report.html", *(run / "figures").iterdir()]}
+    page.write(run, keep.load(run))
+    assert {file: file.read_bytes() for file in before} == before
+    text = before[run / "report.html"].decode()
+    assert not re.findall(r"(?:src|href)=\"https?:", text)
+    for flood in FLOODS:
+        assert words.answer(flood).replace("'", "&#39;") in text
+
+
+def test_every_picture_that_the_floods_fill_is_there_and_no_other(run: Path) -> None:
+    assert pictures.names(FLOODS) == ["time-0", "time-1", "time-2", "time-3", "curve", "visits"]
+    assert pictures.names([FLOODS[0]] * 9) == ["time-0", "time-3", "time-5", "time-8", "visits"]
+    assert {file.stem for file in (run / "figures").iterdir()} == set(pictures.names(FLOODS))
+    with pytest.raises(UsageError, match="no picture 'nonsense'"):
+        pictures.draw(FLOODS, "nonsense", "")
+
+
+def test_the_tables_say_what_was_found() -> None:
+    found = {table.name: table for table in words.tables(FLOODS)}
+    assert [row[1][5][0] for row in found["outcome"].rows] == ["0", "10", "40", "0"]
+    assert all(row[1][-4][0] == "100.0%" for row in found["cpus"].rows)
+    assert [row[1][4][0] for row in found["contexts"].rows[:2]] == ["36.0%", "64.0%"]
+    assert "Jain's index 0.6923" in found["sockets"].rows[4][1][0][0]  # 50 and 10: 60² / (2 · 2600)
+    assert ["rxe0", "rcvd_rnr_err", "4"] in [[cell[0] for cell in cells[1:]] for _, cells in found["told"].rows]
+    assert words.answer(FLOODS[1]).endswith("loss began with message 90, 3.00 ms after the first, at: receive-buffer.")
+
+
+def test_what_is_no_run_of_floods_is_told_in_words(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no flood"):
+        keep.load(tmp_path)
+    (tmp_path / keep.FILE).write_text("{")
+    with pytest.raises(StoreError, match="is damaged"):
+        keep.load(tmp_path)
