@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -180,6 +180,8 @@ class Counter:
 
     def begin(self) -> int:
         """Start to count from nothing; return when that was."""
+        self._settings["enabled"] = 0  # a flood that broke off may have left it at that
+        self._reader.put(".bss", self._settings.tobytes())
         for name in ("timeline", "queues", "cpus"):
             self._reader.clear(name)
         self._before = stat(), time_squeeze()
@@ -264,9 +266,14 @@ def interrupts_of(device: str) -> list[int]:
     """
     names = {device}
     with contextlib.suppress(OSError):
-        names.add(Path(f"/sys/class/net/{device}/device").resolve().name)
+        names.add(Path(f"/sys/class/net/{device}/device").resolve(strict=True).name)
+    return interrupts_in(Path("/proc/interrupts").read_text(), names)
+
+
+def interrupts_in(text: str, names: Collection[str]) -> list[int]:
+    """The same, of what /proc/interrupts says, for a device that may be called by several names there."""
     found: dict[int, str] = {}
-    for line in Path("/proc/interrupts").read_text().splitlines():
+    for line in text.splitlines():
         matched = re.match(r"\s*(\d+):.*\s(\S+)$", line)
         if matched and any(re.match(rf"{re.escape(name)}($|[-.@:])", matched[2]) for name in names):
             found[int(matched[1])] = matched[2]

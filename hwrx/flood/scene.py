@@ -43,7 +43,8 @@ class Bed:
 
     def counter(self, spec: Spec) -> counting.Counter:
         """The counters for such a flood."""
-        key = (spec.seconds or LONGEST_BURST) + AFTER, spec.path == "rdma-send"
+        lasts = spec.wants / spec.rate if spec.rate else spec.seconds or 0.0
+        key = max(lasts, LONGEST_BURST) + AFTER, spec.path == "rdma-send"
         if key not in self._counters:
             self._counters[key] = self._stack.enter_context(counting.Counter(key[0], rxe=key[1]))
         return self._counters[key]
@@ -327,9 +328,11 @@ class _Scene:
                 self._begin(readers, started)
             counter.begin()
             self._begin([sender], started)
+            tenth = 0
             while sender.is_alive():
                 sender.join(0.1)
-                if spec.seconds is None:
+                if spec.seconds is None and self.wave.posted * 10 // spec.wants > tenth:
+                    tenth = self.wave.posted * 10 // spec.wants
                     self.say(f"{self.wave.posted:,} of {spec.wants:,} sent")
             if spec.read == "after":
                 self._begin(readers, started)

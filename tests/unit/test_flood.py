@@ -115,6 +115,28 @@ def test_whose_time_a_cpu_has_is_read_as_the_programs_write_it() -> None:
     assert account.ACTORS[counting.actor_of(cpu)] == "interrupts"
 
 
+INTERRUPTS = """\
+           CPU0       CPU1
+  0:         37          0   IO-APIC   2-edge      timer
+ 24:          0          5   PCI-MSI 16384-edge      hwnic1-rx-0
+ 25:          0          9   PCI-MSI 16385-edge      hwnic1-tx-0
+ 26:          1          0   PCI-MSI 16386-edge      hwnic1
+ 27:          0          7   PCI-MSI 65536-edge      hwnic10
+ 30:          0          2   PCI-MSI-0000:00:05.0    1-edge      virtio4-input.0
+ 31:          0          2   PCI-MSI-0000:00:05.0    2-edge      virtio4-output.0
+ 32:          0          2   PCI-MSI-0000:00:05.0    3-edge      virtio4-input.1
+ 33:          3          0   PCI-MSI 4-edge      eth0
+LOC:       9000       9000   Local timer interrupts
+"""
+
+
+def test_a_devices_interrupts_are_those_that_tell_of_packets_received() -> None:
+    assert counting.interrupts_in(INTERRUPTS, {"hwnic1"}) == [24]
+    assert counting.interrupts_in(INTERRUPTS, {"hwvirt1", "virtio4"}) == [30, 32]
+    assert counting.interrupts_in(INTERRUPTS, {"eth0"}) == [33]  # one for everything
+    assert counting.interrupts_in(INTERRUPTS, {"hwrx1"}) == []
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [

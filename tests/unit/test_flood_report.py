@@ -11,7 +11,7 @@ import pytest
 import hwrx
 from hwrx.drops.books import Balance, Row
 from hwrx.errors import StoreError, UsageError
-from hwrx.flood import account, keep, page, pictures, words
+from hwrx.flood import account, keep, page, pictures, result, words
 from hwrx.flood.model import Context, Cpu, FirstLoss, Flood, Socket, Spec, Timeline
 
 BINS = 20
@@ -103,6 +103,16 @@ def test_the_tables_say_what_was_found() -> None:
     assert "Jain's index 0.6923" in found["sockets"].rows[4][1][0][0]  # 50 and 10: 60² / (2 · 2600)
     assert ["rxe0", "rcvd_rnr_err", "4"] in [[cell[0] for cell in cells[1:]] for _, cells in found["told"].rows]
     assert words.answer(FLOODS[1]).endswith("loss began with message 90, 3.00 ms after the first, at: receive-buffer.")
+
+
+def test_what_a_reliable_connection_drops_is_sent_again_and_lost_only_with_the_connection() -> None:
+    drops = [Row("rxe", "sentence", 900, ["in rxe_rcv: 900"], None, "")]
+    well = result._reliable(Balance(100, 100, drops, [], -900, []), "")
+    assert (well.rows, well.unexplained, [row.count for row in well.beside]) == ([], 0, [900])
+    ended = result._reliable(Balance(100, 60, drops, [], -860, []), "a completion queue overran")
+    assert ([(row.place, row.count) for row in ended.rows], ended.unexplained) == ([("queue-pair", 40)], 0)
+    missing = result._reliable(Balance(100, 60, [], [], 40, []), "")
+    assert missing.unexplained == 40
 
 
 def test_what_is_no_run_of_floods_is_told_in_words(tmp_path: Path) -> None:
