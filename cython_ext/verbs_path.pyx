@@ -488,6 +488,25 @@ cdef class VerbsTransport(Transport):
         """As every transport's: rxe's count of retries, of the whole device; 0 on hardware, which counts others."""
         return hw_counters(self.context.name, self.port.number).get("hw_completer_retry_err", 0)
 
+    def failure(self):
+        """Of a sender: status of the first work request that failed, and how many were posted from that one on.
+
+        None where none did. RC completes in order, so those before it were acknowledged, and none of these was.
+        """
+        if not self.st.has_failed:
+            return None
+        return <int> self.st.failed.status, self.st.posted - self.st.failed.wr_id + 1
+
+    def arrived(self) -> int:
+        """Take the completions that wait in the receive queue; how many were messages. For an end without a loop."""
+        cdef ibv_wc[BATCH] wc
+        cdef int n = BATCH, i, messages = 0
+        while n == BATCH:
+            n = ibv_poll_cq(self.st.receives.cq, BATCH, wc)
+            for i in range(n):
+                messages += wc[i].status == IBV_WC_SUCCESS
+        return messages
+
     def explain(self, int status):
         """One sentence for a status; for a completion with error its name, what it means and the usual cause."""
         cdef ibv_wc *wc = &self.st.failed

@@ -70,6 +70,8 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     huge_pages: bool = False
     crowd: Natural = 0  # udp: further sockets, bound at the server before the trial, that nobody talks to
     crowd_on: Literal["spread", "chain"] = "spread"  # evenly over the table's slots, or all before the server's own
+    # batch: who is woken never interrupts who runs, so that on one CPU the ends take turns alike in every trial
+    schedule: Literal["normal", "batch"] = "normal"
     hook: str = "none"  # of hwrx.hooks: put on the way in of both ends
     senders: Annotated[int, Meta(ge=1, le=64)] = 1  # so many connections, each with both its ends, at the same time
     netem: Annotated[str, Meta(pattern=NETEM)] = ""  # what is done to the wire, in both directions: see hwrx.impair

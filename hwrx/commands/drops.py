@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,7 +28,8 @@ def drops(
 ) -> None:
     """Provoke each PLACE [all] in turn and close its balance: sent = delivered + lost, every loss at its place.
 
-    Two network namespaces are made for it and taken down. Exit code 1: something was lost that no place explains.
+    Two network namespaces are made for it and taken down, and a pair of SoftRoCE devices for RDMA's places. Exit code
+    1: something was lost that no place explains.
 
     \b
     Examples:
@@ -45,24 +47,30 @@ def drops(
         else:
             _print_places(rows)
         return
-    unknown = [place for place in places if place not in provoke.PROVOKED]
+    unknown = [place for place in places if place not in provoke.PLACES]
     if unknown:
-        raise UsageError(f"'{unknown[0]}' cannot be provoked", remedy=f"choose of: {', '.join(provoke.PROVOKED)}")
+        raise UsageError(f"'{unknown[0]}' cannot be provoked", remedy=f"choose of: {', '.join(provoke.PLACES)}")
     if messages < 1:
         raise UsageError("at least one message has to be sent")
     if guest or kernel:
         sys.exit(_in_guest(places, messages, kernel, as_json))
-    results, refused = [], {}
+    results, refused, seconds = [], {}, {}
     with provoke.wire() as names:
-        for number, place in enumerate(places or provoke.PROVOKED):
+        for number, place in enumerate(places or provoke.PLACES):
             if not as_json:
                 click.echo(f"provoking: {place}", err=True)
+            since = time.monotonic()
             try:
                 results.append((place, provoke.provoke(place, names, messages, number + 1)))
+                seconds[place] = round(time.monotonic() - since, 3)
             except MachineError as error:
                 refused[place] = error.args[0].splitlines()[0]
     if as_json:
-        found = {"balances": {place: msgspec.to_builtins(each) for place, each in results}, "not here": refused}
+        found = {
+            "balances": {place: msgspec.to_builtins(each) for place, each in results},
+            "not here": refused,
+            "seconds": seconds,
+        }
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
     else:
         _print(results, refused)
@@ -70,12 +78,18 @@ def drops(
 
 
 def _in_guest(places: tuple[str, ...], messages: int, kernel: str | None, as_json: bool) -> int:
+    from hwrx import topology
     from hwrx.vm import Guest
 
     words = [sys.executable, "-m", "hwrx", "drops", *places, "--messages", str(messages)]
     words += ["--json"] if as_json else []
+    nics = topology.find("nic")  # beside the pair of SoftRoCE devices
     with Guest(
-        "netns", kernel=kernel, progress=lambda stage, text: click.echo(f"{stage}: {text}", err=True)
+        "pair",
+        kernel=kernel,
+        append=nics.append,
+        qemu=nics.hardware,
+        progress=lambda stage, text: click.echo(f"{stage}: {text}", err=True),
     ) as machine:
         done: subprocess.CompletedProcess[str] = machine.run(words, limit=60.0 + messages * 0.02)
     click.echo(done.stdout.rstrip())

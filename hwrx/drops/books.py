@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
@@ -27,7 +28,7 @@ WHERE = np.dtype([("location", "u8"), ("reason", "u4"), ("flags", "u4")])
 DROPPED = np.dtype([("count", "u8"), ("first_ns", "u8"), ("first_sequence", "u8"), ("function", "S40")])
 SETTINGS = np.dtype([(name, "u4") for name in ("sample_every", "size", "trial", "any_trial", "time_mask", "unused")])
 MACHINE_BYTES = 32
-ROUTED = 1
+ROUTED, QUEUE_PAIR, RELIABLE = 1, 2, 4  # flags of struct where
 RING_COUNTERS = ("missed", "fifo", "over_errors", "length_errors")  # of `ip -s -s -j link`: no skb ever existed
 XDP_GENERIC = 2  # XDP_FLAGS_SKB_MODE
 
@@ -36,6 +37,7 @@ class Drop(Struct, frozen=True):
     """Messages that the kernel dropped at one function for one reason. `place` is "" where the catalogue has none.
 
     `first_ns` (CLOCK_MONOTONIC) and `first_sequence` are of the first one.
+    `again`: they were packets of a reliable transport, which sends them again: no message is lost by that.
     """
 
     reason: str
@@ -45,6 +47,7 @@ class Drop(Struct, frozen=True):
     place: str
     first_ns: int = 0
     first_sequence: int = 0
+    again: bool = False
 
 
 class Row(Struct, frozen=True):
@@ -118,10 +121,12 @@ class Books:
                 continue
             reason = self._names.get(int(where["reason"]), str(where["reason"]))
             function = dropped["function"].decode(errors="replace")
-            routed = bool(where["flags"] & ROUTED)
-            place = place_of(reason, function, routed)
+            flags = int(where["flags"])
+            routed, again = bool(flags & ROUTED), bool(flags & RELIABLE)
+            place = place_of(reason, function, routed, bool(flags & QUEUE_PAIR))
             first = int(dropped["first_ns"]), int(dropped["first_sequence"])
-            found.append(Drop(reason, function, routed, int(dropped["count"]), place.name if place else "", *first))
+            count = int(dropped["count"])
+            found.append(Drop(reason, function, routed, count, place.name if place else "", *first, again))
         return found
 
     def witnessed(self) -> dict[str, int]:
@@ -129,12 +134,11 @@ class Books:
         now = witnesses(self._spaces)
         return {name: value - self._before.get(name, 0) for name, value in now.items()}
 
-    def close(self, sent: int, delivered: int, truncated: int = 0, copies: int = 0) -> Balance:
-        """Balance what was sent against what came whole, what came truncated, and what was dropped on the way.
+    def close(self, sent: int, delivered: int, told: Mapping[str, int] = MappingProxyType({})) -> Balance:
+        """Balance what was sent against what came whole, and what was dropped on the way.
 
-        `copies` are those that a packet socket had no room for, by its own count: no skb of their own is freed.
+        `told`: place to the count of a loss that no skb tells of: the reader's, a packet socket's, a queue pair's.
         """
-        told = {"truncated": truncated, "af-packet": copies}
         return balance(sent, delivered, told, self.drops(), self.witnessed())
 
 
@@ -148,7 +152,7 @@ def balance(
     rows, beside, notes = [], [], []
     explained = 0
     for place in PLACES:
-        ours = [drop for drop in drops if drop.place == place.name]
+        ours = [drop for drop in drops if drop.place == place.name and not drop.again]
         count = sum(drop.count for drop in ours) + told.get(place.name, 0)
         if not count:
             continue
@@ -159,7 +163,10 @@ def balance(
         else:
             beside.append(row)
     for drop in drops:
-        if not drop.place:
+        if drop.again and drop.place and BY_NAME[drop.place].kind == "loss":
+            words = [f"{drop.reason} in {drop.function}: {drop.count:,}, which their sender sends again"]
+            beside.append(_row(BY_NAME[drop.place], drop.count, words, witnessed))
+        elif not drop.place:
             # a reason and a function are a place too, one that the catalogue has no sentence for
             sentence = "a place that the catalogue has no sentence for"
             rows.append(Row(f"{drop.reason} in {drop.function}", sentence, drop.count, [], None, ""))

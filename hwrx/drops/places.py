@@ -14,6 +14,8 @@ from msgspec import Struct
 class Place(Struct, frozen=True):
     """One place. `routed`: a packet that has a route (True), has none yet (False), or either (None).
 
+    `paired`: likewise, of a RoCE packet whose queue pair was found.
+
     `kind`: a loss of the message; of a copy that was made of it, so that the message itself lives; or no loss at all.
     `witness`: the kernel's own counter of the same, by its name in `books.witnesses`, where it has one.
     """
@@ -23,6 +25,7 @@ class Place(Struct, frozen=True):
     reasons: frozenset[str] = frozenset()
     functions: frozenset[str] = frozenset()
     routed: bool | None = None
+    paired: bool | None = None
     kind: Literal["loss", "copy", "none"] = "loss"
     witness: str = ""
 
@@ -31,12 +34,14 @@ def _place(name: str, sentence: str, reasons: str = "", functions: str = "", **m
     return Place(name, sentence, frozenset(reasons.split()), frozenset(functions.split()), **more)  # type: ignore[arg-type]
 
 
+RXE_LOOKS = "rxe_rcv rxe_udp_encap_recv rxe_rcv_pkt rxe_rcv_mcast_pkt"  # rxe's functions before any queue pair's own
 PLACES: tuple[Place, ...] = (
     _place("wire", "dropped by the queueing discipline, which netem uses to lose",
            "QDISC_DROP FQ_BAND_LIMIT FQ_HORIZON_LIMIT FQ_FLOW_LIMIT TC_EGRESS",
            "netem_enqueue kfree_skb_list kfree_skb_list_reason", witness="qdisc"),
     _place("device", "no room in the device's ring, or the device is not up",
            "FULL_RING DEV_READY DEV_HDR NOMEM", "veth_xmit veth_xdp_rx loopback_xmit", witness="device"),
+    _place("segment", "sent by one NIC and never received by the other: the difference of their counters"),
     _place("nic-ring", "the NIC had no descriptor or no buffer: seen by its counters alone"),
     _place("xdp", "an XDP program said XDP_DROP", "XDP",
            "veth_xdp_rcv_skb veth_xdp_rcv do_xdp_generic netif_receive_generic_xdp bpf_prog_run_generic_xdp"),
@@ -62,8 +67,11 @@ PLACES: tuple[Place, ...] = (
     _place("closed", "the socket was closed before it was read", "SOCKET_CLOSE QUEUE_PURGE",
            "udp_destruct_common skb_queue_purge skb_queue_purge_reason inet_sock_destruct"),
     _place("truncated", "the reader's buffer was smaller than the message (MSG_TRUNC)"),
-    _place("rxe", "SoftRoCE would not have it: no such queue pair, wrong state, wrong ICRC",
-           functions="rxe_rcv rxe_udp_encap_recv rxe_rcv_pkt rxe_rcv_mcast_pkt"),
+    _place("rxe-no-qp", "RoCE: there is no queue pair of that number, or it is of another kind, state or key",
+           functions=RXE_LOOKS, paired=False),
+    _place("rxe-icrc", "RoCE: the packet's checksum (ICRC) is wrong", functions=RXE_LOOKS, paired=True),
+    _place("rnr", "RDMA: the receiver had no receive request ready, however often it was asked"),
+    _place("retry-exceeded", "RDMA: the receiver acknowledged nothing, however often it was sent"),
     _place("rxe-handled", "SoftRoCE frees each good request like a drop; it is none",
            functions="free_pkt rxe_responder rxe_receiver rxe_completer rxe_sender rxe_requester do_complete cleanup "
                      "rxe_drain_resp_pkts drain_resp_pkts drain_req_pkts", kind="none"),
@@ -71,13 +79,13 @@ PLACES: tuple[Place, ...] = (
 BY_NAME = {place.name: place for place in PLACES}
 
 
-def place_of(reason: str, function: str, routed: bool) -> Place | None:
+def place_of(reason: str, function: str, routed: bool, paired: bool = False) -> Place | None:
     """Return the place of a drop; None where the catalogue knows neither reason nor function."""
     bare = function.split(" ", 1)[0].split("+", 1)[0]
     for by_function in (True, False):
         # a function is the more exact of the two where a kernel gives one reason to several places
         for place in PLACES:
             known = bare in place.functions if by_function else reason in place.reasons
-            if known and place.routed in (None, routed):
+            if known and place.routed in (None, routed) and place.paired in (None, paired):
                 return place
     return None

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from msgspec import Struct
 
 from hwrx import netns, system, topology
+from hwrx.drops import nics, roce
 from hwrx.drops.books import XDP_GENERIC, Balance, Books
 from hwrx.errors import MachineError, UsageError
 from hwrx.messages import Role
@@ -33,6 +34,7 @@ ETH_P_ALL = 3
 SOL_PACKET, PACKET_STATISTICS = 263, 6  # linux/socket.h, linux/if_packet.h
 
 Names = dict[Role, str]
+HERE: Names = {"client": "", "server": ""}  # this namespace, where the SoftRoCE pair must be
 
 
 class Sent(Struct):
@@ -60,9 +62,9 @@ class Scene:
         self.make: Callable[[bytes], bytes] | None = None  # a frame for AF_PACKET instead of a datagram
         self.tap: socket.socket | None = None
         self.pause = 0.0  # seconds after a burst, for what runs elsewhere
-        with netns.entered(names["client"]):
+        with netns.entered(names["client"] or None):
             self.sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        with netns.entered(names["server"]):
+        with netns.entered(names["server"] or None):
             self.reader = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.reader.bind((topology.ADDRESSES["server"], PORT))
         self.reader.setblocking(False)
@@ -77,7 +79,7 @@ class Scene:
     def raw(self) -> None:
         """Send frames from now on, with `make`."""
         self.sender.close()
-        with netns.entered(self.names["client"]):
+        with netns.entered(self.names["client"] or None):
             self.sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         self.sender.bind((topology.LINKS["client"], 0))
 
@@ -293,6 +295,9 @@ PROVOKED: dict[str, Provoke] = {
 }
 
 
+PLACES = (*PROVOKED, *nics.OVERRUN, *roce.TURNED_AWAY, *roce.GIVEN_UP)
+
+
 @contextlib.contextmanager
 def wire() -> Iterator[Names]:
     """The two namespaces for any number of experiments."""
@@ -303,23 +308,38 @@ def wire() -> Iterator[Names]:
 
 def provoke(place: str, names: Names, messages: int, trial: int) -> Balance:
     """Provoke one place and return the balance. MachineError where this kernel cannot."""
-    if place not in PROVOKED:
-        raise UsageError(f"'{place}' cannot be provoked", remedy=f"choose of: {', '.join(PROVOKED)}")
+    if place not in PLACES:
+        raise UsageError(f"'{place}' cannot be provoked", remedy=f"choose of: {', '.join(PLACES)}")
+    with contextlib.ExitStack() as stack:
+        if place in PROVOKED:
+            return _on(names, PROVOKED[place], place, messages, trial)
+        if place in nics.OVERRUN:
+            stack.enter_context(nics.wire())
+            books = stack.enter_context(Books(trial))
+            return nics.ring_full(place, books, messages, trial)
+        stack.enter_context(roce.wire())
+        if place in roce.TURNED_AWAY:
+            return _on(HERE, roce.TURNED_AWAY[place], place, messages, trial)
+        books = stack.enter_context(Books(trial))
+        return roce.given_up(place, books, messages, trial)
+
+
+def _on(names: Names, make: Provoke, place: str, messages: int, trial: int) -> Balance:
     with (
-        Books(trial, [names["client"], names["server"]]) as books,
+        Books(trial, sorted({name or None for name in names.values()}, key=str)) as books,
         Scene(names, trial) as scene,
         contextlib.ExitStack() as stack,
     ):
-        PROVOKED[place](scene, stack, books)
+        make(scene, stack, books)
         tally = scene.run(messages)
         if place == "closed":
             scene.reader.close()
             time.sleep(QUIET)
-        # of the packet socket's two counts the second is what it had no room for
-        copies = (
-            0 if scene.tap is None else struct.unpack("II", scene.tap.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))[1]
-        )
-        found = books.close(tally.sent, tally.delivered, tally.truncated, copies)
+        told = {"truncated": tally.truncated}
+        if scene.tap is not None:
+            # of the packet socket's two counts the second is what it had no room for
+            told["af-packet"] = struct.unpack("II", scene.tap.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))[1]
+        found = books.close(tally.sent, tally.delivered, told)
         for name in ("refused", "corrupt", "duplicated"):
             if count := getattr(tally, name):
                 found.notes.append(f"{name}: {count:,}")

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from hwrx.drops import provoke
+from hwrx.drops import nics, provoke
 
 MESSAGES = 400
-PARTLY = {"wire", "backlog", "receive-buffer", "memory"}  # these let some through
+# each CPU has a megabyte of memory of its own before the limit of all counts; what ring and segment hold comes late
+MANY = {"memory": 4000, "nic-ring-ours": nics.ROUND}
+PARTLY = {"wire", "backlog", "receive-buffer", "memory", "rnr", *nics.OVERRUN}  # these let some through
 
 
 @pytest.fixture(scope="module")
@@ -18,11 +20,11 @@ def names() -> Iterator[provoke.Names]:
         yield made
 
 
-@pytest.mark.parametrize("place", provoke.PROVOKED)
+# the kernel's driver with a starved thread goes the way of nic-ring-ours, and takes twenty seconds: lab/bench/drops
+@pytest.mark.parametrize("place", [place for place in provoke.PLACES if place != "nic-ring"])
 def test_the_balance_finds_what_was_provoked(names: provoke.Names, place: str) -> None:
-    trial = list(provoke.PROVOKED).index(place) + 1
-    # each CPU has a megabyte of memory of its own before the limit of all counts
-    messages = 4000 if place == "memory" else MESSAGES
+    trial = provoke.PLACES.index(place) + 1
+    messages = MANY.get(place, MESSAGES)
     found = provoke.provoke(place, names, messages, trial)
     assert found.sent == messages
     assert found.unexplained == 0
@@ -31,7 +33,8 @@ def test_the_balance_finds_what_was_provoked(names: provoke.Names, place: str) -
         assert not found.rows
         assert [row.place for row in found.beside] == ([place] if place == "af-packet" else [])
         return
-    assert [row.place for row in found.rows] == [place]
+    # an emulated NIC lets frames wait in the segment, and there they are lost
+    assert [row.place for row in found.rows] == (["segment"] if place in nics.OVERRUN else [place])
     (row,) = found.rows
     assert found.lost == row.count > 0
     assert (found.delivered > 0) == (place in PARTLY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import tomllib
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 
-from hwrx import hooks, paths
+from hwrx import agent, hooks, paths
 from hwrx.commands.hooks import costs
 from hwrx.errors import UsageError
 from hwrx.messages import Setting
@@ -45,6 +46,17 @@ def test_a_hook_needs_a_device() -> None:
         pytest.raises(UsageError, match="device"),
     ):
         hooks.put("tap", sock, None, stack, first=True)
+
+
+def test_a_trial_of_the_experiment_is_scheduled_in_batch_and_nothing_after_it() -> None:
+    file = Path(__file__).parents[2] / "lab/experiments/hooks.toml"
+    policy = tomllib.loads(file.read_text())["setting"]["schedule"]
+    before = os.sched_getscheduler(0)
+    with agent._scheduled(policy):
+        assert os.sched_getscheduler(0) == os.SCHED_BATCH
+    assert os.sched_getscheduler(0) == before
+    with agent._scheduled("normal"):
+        assert os.sched_getscheduler(0) == before
 
 
 class Made:

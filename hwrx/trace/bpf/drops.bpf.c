@@ -8,7 +8,9 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define NAME 40
-#define ROUTED 1 /* the packet had a route: what dropped it stands behind the routing */
+#define ROUTED 1     /* the packet had a route: what dropped it stands behind the routing */
+#define QUEUE_PAIR 2 /* RoCE: rxe had found the queue pair that it is for */
+#define RELIABLE 4   /* TCP, or RoCE's reliable connection: whoever sent it sends it again */
 #define PLACES 4096
 
 struct where {
@@ -29,6 +31,28 @@ struct {
 	__type(value, struct dropped);
 } drops SEC(".maps");
 
+/* What rxe keeps in the skb while it looks at a packet begins with these (struct rxe_pkt_info in rxe_hdr.h). */
+struct rxe_packet {
+	u64 rxe, qp;
+};
+
+/* RELIABLE and QUEUE_PAIR of a packet, from its headers (IPv4 without options; others get none) */
+static __always_inline u32 transport(struct sk_buff *skb)
+{
+	struct rxe_packet rxe;
+	u8 b[29]; /* IP, UDP, and the first byte of RoCE: its opcode, whose upper three bits are the transport */
+
+	if (bpf_probe_read_kernel(b, sizeof(b), skb->head + skb->network_header) || b[0] != 0x45)
+		return 0;
+	if (b[9] == IPPROTO_TCP)
+		return RELIABLE;
+	if (b[9] != IPPROTO_UDP || (b[22] << 8 | b[23]) != PORT_ROCE)
+		return 0;
+	if (bpf_probe_read_kernel(&rxe, sizeof(rxe), skb->cb))
+		return 0;
+	return (b[28] >> 5 ? 0 : RELIABLE) | (rxe.qp ? QUEUE_PAIR : 0);
+}
+
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(message_dropped, struct sk_buff *skb, void *location, int reason)
 {
@@ -40,6 +64,7 @@ int BPF_PROG(message_dropped, struct sk_buff *skb, void *location, int reason)
 		return 0;
 	if (skb->_skb_refdst & ~1UL)
 		key.flags |= ROUTED;
+	key.flags |= transport(skb);
 	known = bpf_map_lookup_elem(&drops, &key);
 	if (!known) {
 		/* the kernel knows the names of its functions better than user space does */

@@ -106,6 +106,7 @@ struct skb_shared_info {
 };
 
 struct sk_buff {
+	char cb[48];
 	unsigned int len, data_len;
 	u16 network_header;
 	u16 mac_header;

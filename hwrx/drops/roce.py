@@ -1,0 +1,174 @@
+"""Making RDMA's places drop messages: on a pair of SoftRoCE devices, in this namespace.
+
+What rxe turns away (no queue pair, wrong ICRC) is a packet that was made by hand. What a reliable connection gives up
+is told by the sender's own completion: the work request that failed, and all that were posted behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from hwrx import system, topology
+from hwrx.drops.books import Balance, Books
+from hwrx.errors import MachineError
+from hwrx.messages import Place, Prepare, Role, Setting
+
+if TYPE_CHECKING:
+    from cython_ext.rc import RcSendTransport
+    from hwrx.drops.provoke import Scene
+
+PORT = 4791  # RoCE v2
+SIZE = 64
+ROUND = 4096  # messages posted to one queue pair before it fails
+RECEIVES = 4  # that the receiver which runs out of them posts
+NOBODY = 0xFFFFFE  # a queue pair number that no device of ours hands out
+UD_SEND_ONLY, PKEY = 0x64, 0xFFFF
+# An acknowledgement may be long in coming, but that a buffer lacks is said at once; on a dead wire nothing is.
+ONE_MORE_ASKING = {"rnr_retry": 1}
+ONE_MORE_TRY = {"timeout": 8, "retry_count": 1}  # after a millisecond
+
+
+@contextlib.contextmanager
+def wire() -> Iterator[None]:
+    """The pair of rxe devices: the one that is there, as in the lab's guest, or one for so long."""
+    if (topology.VERBS / topology.DEVICES["client"]).exists():
+        yield
+        return
+    with topology.pair():
+        yield
+
+
+def _prepare(role: Role, trial: int, **setting: Any) -> Prepare:
+    ends = {
+        end: Place(address=topology.ADDRESSES[end], netdev=topology.LINKS[end], verbs=topology.DEVICES[end])
+        for end in topology.ENDS
+    }
+    other: Role = "server" if role == "client" else "client"
+    wanted = Setting(size=SIZE, warmup=0, cooldown=0, check_every=0, **setting)
+    return Prepare(trial=trial, role=role, setting=wanted, here=ends[role], there=ends[other])
+
+
+# --- packets that rxe turns away --------------------------------------------------------------------------------------
+
+
+def packet(qpn: int, qkey: int, psn: int, message: bytes) -> bytes:
+    """Return a RoCE datagram for a UD queue pair, from BTH to ICRC; the ICRC is wrong."""
+    bth = struct.pack(">BBHII", UD_SEND_ONLY, 0, PKEY, qpn, psn & 0xFFFFFF)
+    deth = struct.pack(">II", qkey, 1)
+    return bth + deth + message + bytes(4)
+
+
+def send_to(scene: Scene, qpn: int, qkey: int) -> None:
+    """Let a scene send such packets instead of datagrams."""
+    from cython_ext import payload
+    from cython_ext.packet import udp_frame, udp_template
+
+    template = udp_template(
+        topology.HARDWARE["client"], topology.HARDWARE["server"], topology.ADDRESSES["client"],
+        topology.ADDRESSES["server"], PORT, PORT,
+    )  # fmt: skip
+    scene.raw()
+    scene.make = lambda message: udp_frame(template, packet(qpn, qkey, payload.sequence(message), message))
+
+
+def no_queue_pair(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+    """Send to a queue pair that does not exist."""
+    send_to(scene, NOBODY, 0)
+
+
+def wrong_icrc(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
+    """Send to one that does, with a wrong ICRC."""
+    from cython_ext.ud import UdSendTransport
+    from cython_ext.verbs_queue import QKEY
+
+    ends = []
+    for role in topology.ENDS:
+        end = UdSendTransport(_prepare(role, scene.trial, path="rdma-ud"), topology.DEVICES[role])
+        stack.callback(end.close)
+        ends.append(end)
+    client, server = ends
+    client.connect(server.describe())
+    server.connect(client.describe())
+    send_to(scene, server.qp.number, QKEY)
+
+
+# --- messages that a reliable connection gives up ---------------------------------------------------------------------
+
+
+def given_up(place: str, books: Books, messages: int, trial: int) -> Balance:
+    """Post so many messages to queue pairs that fail, one after the other, and balance what became of them."""
+    from cython_ext.verbs_device import WC_STATUS
+
+    spoil, status, patience = GIVEN_UP[place]
+    sent = delivered = told = 0
+    while sent < messages:
+        with spoil() as few:
+            posted, arrived, failure = _round(min(ROUND, messages - sent), trial, few, patience)
+        sent += posted
+        delivered += arrived
+        if failure is None or failure[0] != WC_STATUS[status]:
+            raise MachineError(f"the queue pair was to fail with {status}, and did not: {failure}")
+        told += failure[1]
+    return books.close(sent, delivered, {place: told})
+
+
+def _round(messages: int, trial: int, few: bool, patience: dict[str, int]) -> tuple[int, int, tuple[int, int] | None]:
+    """One connection: what was posted, what arrived, and how it failed. `few`: the receiver has few buffers."""
+    from cython_ext import loop
+
+    window = {"pattern": "pingpong", "window": RECEIVES} if few else {"pattern": "stream", "window": 64}
+    kind = _impatient(patience)
+    receive = _prepare("server", trial, path="rdma-send", **window)
+    stream = _prepare("client", trial, path="rdma-send", pattern="stream", messages=messages, window=messages)
+    with (
+        contextlib.closing(kind(stream, topology.DEVICES["client"])) as client,
+        contextlib.closing(kind(receive, topology.DEVICES["server"])) as server,
+    ):
+        client.connect(server.describe())
+        server.connect(client.describe())
+        trial_of = loop.Trial(messages=messages, size=SIZE, trial=trial, batch=16, limit_ns=10_000_000_000)
+        loop.run(trial_of, client, "stream", "client")
+        return trial_of.counts()["posted"], server.arrived(), client.failure()
+
+
+def _impatient(patience: dict[str, int]) -> type[RcSendTransport]:
+    from cython_ext.rc import RcSendTransport
+
+    class Impatient(RcSendTransport):
+        """Gives up soon."""
+
+        def _connect(self, there: Any) -> None:
+            self.qp.connect(
+                psn=self.end.psn, remote_psn=there.psn, remote_qpn=there.qpn, mtu=self.path_mtu,
+                gid_index=self.gid.number, remote_gid=bytes.fromhex(there.gid), **patience,
+            )  # fmt: skip
+
+    return Impatient
+
+
+@contextlib.contextmanager
+def _few_buffers() -> Iterator[bool]:
+    yield True
+
+
+@contextlib.contextmanager
+def _dead_wire() -> Iterator[bool]:
+    """The wire loses everything, so that nothing is acknowledged."""
+    qdisc = ("tc", "qdisc")
+    device = ("dev", topology.LINKS["client"], "root")
+    system.run(*qdisc, "add", *device, "netem", "loss", "100%")
+    try:
+        yield False
+    finally:
+        system.run(*qdisc, "delete", *device)
+
+
+Spoil = Callable[[], contextlib.AbstractContextManager[bool]]
+GIVEN_UP: dict[str, tuple[Spoil, str, dict[str, int]]] = {
+    "rnr": (_few_buffers, "IBV_WC_RNR_RETRY_EXC_ERR", ONE_MORE_ASKING),
+    "retry-exceeded": (_dead_wire, "IBV_WC_RETRY_EXC_ERR", ONE_MORE_TRY),
+}
+TURNED_AWAY = {"rxe-no-qp": no_queue_pair, "rxe-icrc": wrong_icrc}
