@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
@@ -70,9 +71,16 @@ def _say(line: Line) -> None:
     sys.stdout.buffer.flush()
 
 
+def _ended(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _ended)  # what was put up is taken down
     try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
     except HwrxError as error:
         sys.stderr.write(f"hwrx: {error}\n")
         sys.exit(error.exit_code)

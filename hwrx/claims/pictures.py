@@ -135,8 +135,10 @@ def _bars(bars: Bars, width: int) -> str:
         canvas.rect(left, top - 4, max(length, 1.5), 14, f"c{kind}")
         canvas.text(left + max(length, 1.5) + 6, top + 7, number_words(value))
         y += LINE if narrow else 6
-    canvas.text(left, y + 2, bars.unit, "dim")
-    return canvas.close(y + 10)
+    for line in textwrap.wrap(bars.unit, _letters(width - left)):
+        canvas.text(left, y + 2, line, "dim")
+        y += LINE
+    return canvas.close(y - 6)
 
 
 def _steps(steps: Steps, width: int) -> str:

@@ -7,7 +7,7 @@ import datetime
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,14 +39,17 @@ class Ledger:
         self.results: list[Result] = []
 
     @classmethod
-    def create(cls, path: Path, planned: Sequence[Claim], command: Sequence[str]) -> Ledger:
-        """Make the directory; StoreError where it holds a ledger already."""
+    def create(
+        cls, path: Path, planned: Sequence[Claim], command: Sequence[str], more: Mapping[str, Any] | None = None
+    ) -> Ledger:
+        """Make the directory; StoreError where it holds a ledger already. `more` goes into the manifest."""
         about = {
             "hwrx": __version__,
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "status": "running",
             "claims_planned": [claim.name for claim in planned],
             "command": list(command),
+            **(more or {}),
         }
         if (path / RESULTS).exists():
             raise StoreError(f"{path} holds a ledger already", remedy="choose another folder with --out")

@@ -92,6 +92,7 @@ def run(
       hwrx claims run pre-routing-before-routing --kernel 6.12
       hwrx claims run one-interrupt-many-packets --set burst=1
     """
+    from hwrx import machine
     from hwrx.claims import instruments, model, page
     from hwrx.claims import run as driver
 
@@ -107,7 +108,9 @@ def run(
     if here and kernel:
         raise UsageError("--kernel chooses a guest's kernel, and --here takes this machine's", remedy="leave one out")
     path = out or Path("runs", f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-claims")
-    with driver.Ledger.create(path, chosen, sys.argv) as ledger:
+    known = machine.manifest()
+    about = {"host": {key: known[key] for key in ("commit", "cpu", "kernel", "versions")}}
+    with driver.Ledger.create(path, chosen, sys.argv, about) as ledger:
         say, take = _reporting(len(chosen), ledger.add, aloud=not as_json)
         try:
             if here:
@@ -116,8 +119,7 @@ def run(
                 ledger.note(machines=driver.in_lab(chosen, kernel, log, say, take))
         finally:
             ledger.results.sort(key=lambda each: [claim.name for claim in chosen].index(each.claim.name))
-    about, _ = driver.load(path)
-    page.write(path / driver.PAGE, about, ledger.results)
+    page.write(path / driver.PAGE, driver.load(path)[0], ledger.results)
     if as_json:
         import msgspec
 

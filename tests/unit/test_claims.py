@@ -60,6 +60,7 @@ def test_a_claim_can_be_confirmed_and_refuted(name: str) -> None:
                 other = bool(ruling.depends) and predicate.holds(ruling.depends, figures)
                 seen.add("confirmed" if held else "depends" if other else "refuted")
     assert {"confirmed", "refuted"} <= seen
+    assert ("depends" in seen) == bool(claim.verdict.depends)
 
 
 def _predicates(claim: Claim) -> list[str]:

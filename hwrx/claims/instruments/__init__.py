@@ -24,7 +24,8 @@ MODULES: dict[str, str] = {
     "merged": "allocations",
     "steering": "steering",
     "journey": "journey",
-    "waits": "journey",
+    "waits": "trials",
+    "rivals": "trials",
     "balance": "balance",
     "contest": "balance",
     "frames": "frames",
@@ -36,6 +37,8 @@ MODULES: dict[str, str] = {
     "crowd": "sockets",
     "owner": "sockets",
     "sharing": "sockets",
+    "pinning": "pinning",
+    "flooded": "floods",
 }
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import msgspec
-
 from hwrx import devices
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Step, Steps
@@ -76,37 +74,3 @@ def _why(name: str, ledger: Ledger) -> str:
 
 def _context(actor: str) -> str:
     return {"user thread": "reader", "kernel worker": "thread", "kernel": "thread"}.get(actor, actor)
-
-
-def waits(
-    session: Session,
-    path: str = "udp",
-    size: int = 64,
-    messages: int = 400,
-    ways: list[str] = ["block", "epoll"],  # noqa: B006
-) -> Measurement:
-    """Measure a ping-pong for each way of waiting, untraced: half a round trip, and what was lost.
-
-    Figures for each way W: W_ns (median; with the clock icount guest instructions), W_lost, W_delivered; and `ratio`,
-    of the last way to the first.
-    """
-    from statistics import median
-
-    from hwrx.claims.pictures import Bars
-
-    figures: dict[str, float | int | bool | str | None] = {}
-    rows = []
-    for number, way in enumerate(ways):
-        setting = Setting(path=path, size=size, messages=messages, warmup=50, cooldown=8, wait=way)  # type: ignore[arg-type]
-        setting = msgspec.convert(msgspec.to_builtins(setting), Setting)  # a way that there is not gets words
-        measured = session.agents.measure(TRIAL + number, setting, LIMIT)
-        half = median(measured.ns.tolist()) / 2
-        figures |= {
-            f"{way}_ns": half,
-            f"{way}_lost": measured.tally["lost"],
-            f"{way}_delivered": measured.tally["delivered"],
-        }
-        rows.append((way, half))
-    figures["ratio"] = rows[-1][1] / rows[0][1]
-    unit = "guest instructions for half a round trip" if session.clock == "icount" else "ns, half a round trip"
-    return Measurement(figures, Bars(rows, unit))
