@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 
 import msgspec
 from msgspec import Struct
@@ -52,6 +53,10 @@ def test(claim: Claim, session: Session, *, emulated: bool = False, kernel: str 
         raise
     except HwrxError as error:
         ruled, words, why = "not tested here", "", str(error.args[0]).splitlines()[0]
+    except Exception as error:
+        # a mistake in one experiment must not take the other claims' verdicts along
+        traceback.print_exc()
+        ruled, words, why = "not tested here", "", f"the experiment broke off: {type(error).__name__}: {error}"
     seconds = round(time.monotonic() - before, 3)
     return Result(claim, ruled, words, why, found, seconds, kernel or os.uname().release, session.clock, emulated)
 

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 WIDE, NARROW = 760, 350  # CSS pixels
 CONTEXTS = {"hard IRQ": "c3", "softirq": "c1", "reader": "c0", "thread": "c4", "device": "c5"}
+STEM = 92.0  # where the steps' dots are
 LINE = 18  # from one line of text to the next
 
 
@@ -132,8 +133,8 @@ def _bars(bars: Bars, width: int) -> str:
         top = y - 10 if narrow else y - LINE * (len(lines) + 1) / 2 - 4
         kind = bars.kinds[number] if number < len(bars.kinds) else 0
         length = room * max(value, 0) / most
-        canvas.rect(left, top - 4, max(length, 1.5), 14, f"c{kind}")
-        canvas.text(left + max(length, 1.5) + 6, top + 7, number_words(value))
+        canvas.rect(left, top - 6, max(length, 1.5), 14, f"c{kind}")
+        canvas.text(left + max(length, 1.5) + 6, top + 5, number_words(value))
         y += LINE if narrow else 6
     for line in textwrap.wrap(bars.unit, _letters(width - left)):
         canvas.text(left, y + 2, line, "dim")
@@ -153,18 +154,18 @@ def _steps(steps: Steps, width: int) -> str:
     places = []
     for step in steps.steps:
         colour = CONTEXTS.get(step.context, "c5")
-        canvas.text(66, y, f"{step.at:,.1f} µs", "dim", "end")
-        places.append((82.0, y - 4.5, colour))
-        canvas.text(98, y, step.name)
+        canvas.text(78, y, f"{step.at:,.1f} µs", "dim", "end")
+        places.append((STEM, y - 4.5, colour))
+        canvas.text(STEM + 16, y, step.name)
         where = f"{step.context}" + ("" if step.cpu is None else f", CPU {step.cpu}")
         if narrow:
             y += LINE - 3
-            canvas.text(98, y, where, f"dim {colour}t")
+            canvas.text(STEM + 16, y, where, f"dim {colour}t")
         else:
             canvas.text(0.55 * width, y, where, f"dim {colour}t")
         y += LINE + 2
     if len(places) > 1:
-        canvas.line([(82, first - 4.5), (82, places[-1][1])], "rule")
+        canvas.line([(STEM, first - 4.5), (STEM, places[-1][1])], "rule")
     for x, at, colour in places:
         canvas.dot(x, at, colour, 5)
     return canvas.close(y - LINE + 12)

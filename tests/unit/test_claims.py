@@ -9,14 +9,15 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from hwrx.claims import ftrace, instruments, model, page, pictures, predicate, verdict
+from hwrx.claims import ftrace, inside, instruments, model, page, pictures, predicate, verdict
 from hwrx.claims import run as driver
 from hwrx.claims.ftrace import Call
-from hwrx.claims.instruments import functions, interrupts
+from hwrx.claims.instruments import functions, interrupts, pinning
 from hwrx.claims.model import Claim, Measurement, Result, Ruling
-from hwrx.claims.session import Sent
+from hwrx.claims.session import Sent, Session
 from hwrx.cli import cli
-from hwrx.errors import StoreError, UsageError
+from hwrx.errors import MachineError, StoreError, UsageError
+from hwrx.memory.pages import OUT
 
 CLAIMS = model.every()
 
@@ -167,6 +168,36 @@ def test_an_instrument_refuses_what_it_does_not_know() -> None:
             instruments.check(msgspec.structs.replace(made("a"), parameters=parameters))
 
 
+def test_what_the_kernel_refuses_is_a_reason_and_what_the_file_asks_in_vain_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refusals = [
+        (
+            MachineError("this kernel has no iterator over UDP sockets (no such file)", remedy="x"),
+            "no iterator over UDP",
+        ),
+        (MachineError("the kernel's function tracer needs root"), "needs root"),
+    ]
+    claim = msgspec.structs.replace(CLAIMS["file-knows-its-process"])
+    for error, words in refusals:
+
+        def refuse(session: Session, error: MachineError = error) -> Measurement:
+            raise error
+
+        monkeypatch.setattr(instruments, "find", lambda name, refuse=refuse: refuse)
+        with Session() as session:
+            found = inside.test(claim, session)
+        assert (found.verdict, found.measurement) == ("not tested here", None)
+        assert words in found.why and "remedy" not in found.why
+
+    def nonsense(session: Session) -> Measurement:
+        raise UsageError("there is no such place")
+
+    monkeypatch.setattr(instruments, "find", lambda name: nonsense)
+    with Session() as session, pytest.raises(UsageError, match="no such place"):
+        inside.test(claim, session)
+
+
 # --- the function tracer's words --------------------------------------------------------------------------------------
 
 TRACE = """# tracer: function
@@ -232,6 +263,22 @@ def test_interrupts_are_held_against_polls() -> None:
     assert found["polls_in_ksoftirqd"] == pytest.approx(1 / 3)
     while_polling = [*calls[:2], call("irq_handler_entry", 6, "hard IRQ", rx), *calls[2:]]
     assert interrupts.reckon(while_polling, "eth1", 80).figures["interrupts_while_polling"] == 1
+
+
+def test_a_pages_fate_is_one_of_four() -> None:
+    fates = [pinning._state(5, *after) for after in ((5, 5), (7, 7), (5, OUT), (7, OUT))]
+    assert fates == [0, 1, 2, 3]
+
+
+def test_the_driver_reads_lines_in_any_pieces() -> None:
+    result = results()[0]
+    text = b'a tool said this\n{"starting":"x"}\n' + msgspec.json.encode(inside.Line(result=result)) + b"\n"
+    said: list[str] = []
+    taken: list[Result] = []
+    driver._follow((text[at : at + 7] for at in range(0, len(text), 7)), said.append, taken.append)
+    assert said == ["testing: x"] and taken == [result]
+    with pytest.raises(MachineError, match="none of theirs"):
+        driver._follow(iter([b'{"starting": 1}\n']), said.append, taken.append)
 
 
 # --- the run directory, the page, the command -------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hwrx.claims.ftrace import Ftrace
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Lines
 from hwrx.claims.session import GAP, Session
+from hwrx.errors import TrialError
 
 SETTLE = 0.2
 CLEAN = (
@@ -40,7 +41,9 @@ def allocations(
                 time.sleep(SETTLE)
             received = sum(call.name == "udp_rcv" for call in tracer.calls)
             copied = sum(call.name == "napi_alloc_skb" and call.detail == CLEAN for call in tracer.calls)
-            shares.append((float(size), copied / received if received else 0.0))
+            if not received:
+                raise TrialError(f"of {messages} datagrams of {size} B none came")
+            shares.append((float(size), copied / received))
     figures: dict[str, float | int | bool | str | None] = {
         "copied_small": shares[0][1],
         "copied_large": shares[-1][1],

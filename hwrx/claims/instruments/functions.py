@@ -141,6 +141,7 @@ def _typical(mine: Sequence[Sequence[Call]], whole: Sequence[Sent], tid: int) ->
     for call in mine[place]:
         if call.name not in seen:
             seen.add(call.name)
-            steps.append(Step(call.name, max(0.0, call.at - start), call.cpu, _context(call, tid)))
+            name = "the reader is woken" if call.name == "woken" else call.name
+            steps.append(Step(name, max(0.0, call.at - start), call.cpu, _context(call, tid)))
     steps.append(Step("the reader has it", (whole[place].received - whole[place].sent) / 1000, None, "reader"))
     return steps
