@@ -37,8 +37,8 @@ def _place(name: str, sentence: str, reasons: str = "", functions: str = "", **m
 RXE_LOOKS = "rxe_rcv rxe_udp_encap_recv rxe_rcv_pkt rxe_rcv_mcast_pkt"  # rxe's functions before any queue pair's own
 PLACES: tuple[Place, ...] = (
     _place("wire", "dropped by the queueing discipline, which netem uses to lose",
-           "QDISC_DROP FQ_BAND_LIMIT FQ_HORIZON_LIMIT FQ_FLOW_LIMIT TC_EGRESS",
-           "netem_enqueue kfree_skb_list kfree_skb_list_reason", witness="qdisc"),
+           "QDISC_DROP QDISC_OVERLIMIT QDISC_CONGESTED FQ_BAND_LIMIT FQ_HORIZON_LIMIT FQ_FLOW_LIMIT TC_EGRESS",
+           "netem_enqueue kfree_skb_list kfree_skb_list_reason __fq_codel_dequeue fq_codel_dequeue", witness="qdisc"),
     _place("device", "no room in the device's ring, or the device is not up",
            "FULL_RING DEV_READY DEV_HDR NOMEM", "veth_xmit veth_xdp_rx loopback_xmit", witness="device"),
     _place("segment", "sent by one NIC and never received by the other: the difference of their counters"),

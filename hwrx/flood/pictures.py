@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # colour and hatch of each actor: Okabe and Ito's palette, and lines that tell neighbours apart in grey
 LOOKS: dict[str, tuple[str, str]] = {
-    "interrupts": ("#000000", ""),
+    "interrupts": ("#4B1D8F", ""),
     "softirq NET_RX": ("#D55E00", ""),
     "other softirqs": ("#E69F00", "////"),
     "ksoftirqd": ("#CC79A7", "...."),
@@ -56,7 +56,7 @@ def title(floods: Sequence[Flood], name: str) -> str:
             f"Over time: {words.label(flood.spec)}; messages, queues, and whose time each CPU's is, "
             f"in bins of {flood.timeline.width_ns / MEGA:.3g} ms"
         )
-    return OF_ALL[name][0].__doc__ or name
+    return (OF_ALL[name][0].__doc__ or name).rstrip(".")
 
 
 def draw(floods: Sequence[Flood], name: str, label: str, width: float = COLUMN) -> Figure:
@@ -77,7 +77,7 @@ def draw(floods: Sequence[Flood], name: str, label: str, width: float = COLUMN) 
 def inline(floods: Sequence[Flood], name: str, label: str, width: float, ident: str) -> str:
     """Return a picture as an <svg> element; a hundredth of a point is exact enough for so many points."""
     svg = figures.inline(draw(floods, name, label, width), ident)
-    return re.sub(r"(\d+\.\d\d)\d+", r"\1", svg)
+    return re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\d+\.\d\d)\d+", r"\1", path[0]), svg)
 
 
 def write_all(floods: Sequence[Flood], label: str, directory: pathlib.Path) -> list[pathlib.Path]:
@@ -138,9 +138,10 @@ def _messages(ax: Axes, flood: Flood, places: Any, together: int, ms: float) -> 
     if flood.first_loss is not None:
         at = (line.first_ns + flood.first_loss.at_ns) / MEGA
         ax.axvline(at, color=INK, linewidth=0.6)
+        late = at > 0.5 * len(places) * ms
         ax.annotate(
-            f"first loss: {flood.first_loss.place}", (at, 1), (2, -1),
-            xycoords=("data", "axes fraction"), textcoords="offset points", va="top", fontsize=5.5,
+            f"first loss: {flood.first_loss.place}", (at, 0.82), (-2 if late else 2, 0), fontsize=5.5, va="top",
+            xycoords=("data", "axes fraction"), textcoords="offset points", ha="right" if late else "left",
         )  # fmt: skip
     _own_legend(ax)
 
@@ -258,11 +259,13 @@ def _visits(floods: Sequence[Flood], figure: Figure, width: float) -> None:
             ax.annotate(f"limit {most}", (most, 0.02), (-2, 0), textcoords="offset points", rotation=90, fontsize=5.5,
                         ha="right", va="bottom")  # fmt: skip
         ax.set_xscale("log")
-        ax.set_xlim(left=0.9, right=max(1.5 * most, 10))
+        longest = max((max(of(flood), default=0) for flood in floods), default=0)
+        ax.set_xlim(left=0.9, right=max(1.5 * most, 1.2 * longest, 10))
         style.plain_log(ax, "x")
         ax.set_ylim(0, 1.03)
         ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
-        ax.set_xlabel(f"packets that {name} brings, at most")
+        ax.set_title(name, loc="right", pad=2)
+        ax.set_xlabel("packets at most")
     axes[0].set_ylabel("share of packets")
     style.legend(figure, list(axes))
 
