@@ -1,6 +1,6 @@
 """<bpf/libbpf.h> and <bpf/bpf.h>: opening, loading and attaching the ledger's programs, and its ring buffer."""
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 cdef extern from "<stdarg.h>" nogil:
     ctypedef struct va_list:
@@ -109,19 +109,37 @@ cdef extern from "<bpf/btf.h>" nogil:
     struct btf:
         pass
     enum:
+        BTF_KIND_INT
+        BTF_KIND_PTR
+        BTF_KIND_ARRAY
+        BTF_KIND_STRUCT
+        BTF_KIND_ENUM
         BTF_KIND_FUNC
         BTF_KIND_TYPEDEF
-        BTF_KIND_ENUM
+        BTF_INT_SIGNED
+    struct btf_array:
+        uint32_t type
+        uint32_t nelems
+    struct btf_member:
+        uint32_t name_off
+        uint32_t type
     struct btf_enum:
         uint32_t name_off
         int val
     int btf__find_by_name_kind(const btf *btf, const char *type_name, uint32_t kind)
     btf_enum *btf_enum_of "btf_enum"(const btf_type *t)
     uint32_t btf_vlen(const btf_type *t)
+    btf_array *btf_array_of "btf_array"(const btf_type *t)
+    btf_member *btf_members(const btf_type *t)
+    uint32_t btf_member_bit_offset(const btf_type *t, uint32_t member)
+    uint8_t btf_int_encoding(const btf_type *t)
+    int btf__resolve_type(const btf *btf, uint32_t type_id)  # behind typedefs and qualifiers
+    btf *btf__parse(const char *path, void *ext)  # an object file's own
     btf *btf__load_vmlinux_btf()
     btf *btf__load_module_btf(const char *module, btf *vmlinux)
     struct btf_type:
         uint32_t name_off
+        uint32_t size
     uint32_t btf__type_cnt(const btf *btf)  # of a module's: those of the kernel before its own
     const btf_type *btf__type_by_id(const btf *btf, uint32_t id)
     const char *btf__name_by_offset(const btf *btf, uint32_t offset)

@@ -2,7 +2,8 @@
 """The ledger's BPF programs: loaded with libbpf, attached by links that live as long as this process, drained in bulk.
 
 Nothing is pinned: a link is a file descriptor, so the kernel detaches the programs when the process ends, however it
-ends. The structures are laid down in hwrx/trace/bpf (record.h, message.h); sizes are compared when an object is loaded.
+ends. The structures are laid down in hwrx/trace/bpf (record.h, message.h); what an object says of them in its BTF is
+compared when it is loaded.
 """
 
 import errno
@@ -60,6 +61,7 @@ from cython_ext.bpf_libbpf cimport (
 )
 
 from cython_ext.kernel_btf import aimed
+from cython_ext.object_btf import structures
 
 cdef extern from "<stdio.h>" nogil:
     int vsnprintf(char *out, size_t size, const char *form, va_list arguments)
@@ -187,7 +189,8 @@ cdef class Tracer:
     cdef list descriptors  # of links that libbpf knows nothing about
     cdef readonly int cpus
     cdef int totals_fd, cpus_fd
-    cdef uint32_t cpu_size
+    cdef object path, cpu     # of struct cpu: how NumPy reads it
+    cdef object before        # what the CPUs had counted when the totals were cleared
     cdef readonly bint loaded
 
     def __cinit__(self):
@@ -196,6 +199,7 @@ cdef class Tracer:
 
     def __init__(self, path):
         heard()
+        self.path = path
         self.object = bpf_object__open_file(os.fsencode(path), NULL)
         if self.object is NULL:
             code = c_errno
@@ -288,11 +292,16 @@ cdef class Tracer:
             raise LoadError(-status, _refused(text), text)
         table = self.table(b"totals")
         self.totals_fd = bpf_map__fd(table)
-        if bpf_map__value_size(table) != sizeof(Totals):
-            raise LoadError(errno.EINVAL, "", "struct totals differs between object and extension")
         table = self.table(b"cpus")
         self.cpus_fd = bpf_map__fd(table)
-        self.cpu_size = (bpf_map__value_size(table) + 7) // 8 * 8
+        forms = {name: np.dtype(form) for name, form in structures(self.path, ["cpu", "event", "totals"]).items()}
+        for name, here in (("event", EVENT), ("totals", TOTALS)):
+            if forms[name] != here:
+                raise LoadError(errno.EINVAL, "", f"struct {name} differs between object and extension")
+        self.cpu = forms["cpu"]
+        if bpf_map__value_size(table) != self.cpu.itemsize or self.cpu.itemsize % 8:
+            raise LoadError(errno.EINVAL, "", "struct cpu differs between the object's map and its BTF")
+        self.before = np.zeros((bpf_map__max_entries(self.table(b"totals")), 2), dtype=np.uint64)
         table = self.table(b".data")
         if bpf_map__value_size(table) != sizeof(Settings):
             raise LoadError(errno.EINVAL, "", "struct settings differs between object and extension")
@@ -408,12 +417,29 @@ cdef class Tracer:
             if bpf_map_lookup_elem(self.totals_fd, &key, &raw[key, 0, 0]) < 0:
                 raise OSError(c_errno, os.strerror(c_errno))
         result = np.zeros(stages, dtype=TOTALS)
+        counted = self._counted() - self.before
         for field in TOTALS.names:
             if field == "max_ns":
                 result[field] = per_cpu[field].max(axis=1)
             else:
                 result[field] = per_cpu[field].sum(axis=1)
+        result["count"] += counted[:, 0]
+        result["bytes"] += counted[:, 1]
         return result
+
+    def _cpus(self):
+        """Each CPU's struct cpu."""
+        cdef uint32_t key = 0
+        state = np.zeros(self.cpus, dtype=self.cpu)
+        cdef uint8_t[::1] raw = state.view(np.uint8)
+        if bpf_map_lookup_elem(self.cpus_fd, &key, &raw[0]) < 0:
+            raise OSError(c_errno, os.strerror(c_errno))
+        return state
+
+    def _counted(self):
+        """What was counted and not timed since loading: stages x (times, bytes)."""
+        found = self._cpus()["stages"]
+        return np.stack([found["count"].sum(axis=0), found["bytes"].sum(axis=0)], axis=1)
 
     def clear(self):
         """Set all totals back to zero."""
@@ -423,6 +449,7 @@ cdef class Tracer:
         cdef uint8_t[::1] raw = zeros
         for key in range(stages):
             bpf_map_update_elem(self.totals_fd, &key, &raw[0], 0)
+        self.before = self._counted()
 
     def missed(self):
         """How often the kernel did not run a program because it was running on that CPU already, by program."""
@@ -443,13 +470,7 @@ cdef class Tracer:
 
     def lost(self):
         """Events for which the ring had no room, since loading."""
-        cdef uint32_t key = 0
-        state = np.zeros((self.cpus, self.cpu_size), dtype=np.uint8)
-        cdef uint8_t[:, ::1] raw = state
-        if bpf_map_lookup_elem(self.cpus_fd, &key, &raw[0, 0]) < 0:
-            raise OSError(c_errno, os.strerror(c_errno))
-        # the last member but one of struct cpu is the counter, with four bytes and padding behind it
-        return int(state[:, self.cpu_size - 16:self.cpu_size - 8].copy().view(np.uint64).sum())
+        return int(self._cpus()["lost"].sum())
 
 
 def _refused(text):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from hwrx import stages
 from hwrx.messages import Setting
@@ -30,6 +31,16 @@ def check(timelines: Timelines, messages: int) -> None:
     kernel = timelines.stamps[:, 1:-1]
     inside = (kernel >= timelines.stamps[:, :1]) & (kernel <= timelines.stamps[:, -1:])
     assert inside[kernel > 0].all(), "a kernel's stamp outside of the user's"
+
+
+def check_batches(found: Directions, messages: int) -> None:
+    """What must be true of a stream whose datagrams were sent and received many a call."""
+    (timelines,) = found.timelines.values()
+    check(timelines, messages)
+    column = [stage.name for stage in timelines.stages].index("sys_exit recv")
+    assert len(np.unique(timelines.stamps[:, column])) < messages / 2, "no call received several"
+    assert found.ledger.sender == pytest.approx(1.0, abs=1e-3)
+    assert found.ledger.receiver == pytest.approx(1.0, abs=1e-3)
 
 
 def count(traced: Directions, stage: str) -> int:

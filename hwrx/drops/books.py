@@ -23,11 +23,7 @@ from hwrx.errors import MachineError
 from hwrx.trace import build, probes
 
 PREFIX = "SKB_DROP_REASON_"
-# struct where, struct dropped, struct settings, struct machine of the programs
-WHERE = np.dtype([("location", "u8"), ("reason", "u4"), ("flags", "u4")])
-DROPPED = np.dtype([("count", "u8"), ("first_ns", "u8"), ("first_sequence", "u8"), ("function", "S40")])
-SETTINGS = np.dtype([(name, "u4") for name in ("sample_every", "size", "trial", "any_trial", "time_mask", "unused")])
-MACHINE_BYTES = 32
+STRUCTURES = ("where", "dropped", "settings", "machine")  # of trace/bpf/drops.bpf.c and message.h
 ROUTED, QUEUE_PAIR, RELIABLE = 1, 2, 4  # flags of struct where
 RING_COUNTERS = ("missed", "fifo", "over_errors", "length_errors")  # of `ip -s -s -j link`: no skb ever existed
 XDP_GENERIC = 2  # XDP_FLAGS_SKB_MODE
@@ -86,11 +82,13 @@ class Books:
     def __init__(self, trial: int, spaces: Sequence[str | None] = (None,)) -> None:
         probes.require()
         from cython_ext.bpf_reader import Reader, enumeration
+        from cython_ext.object_btf import structures
         from cython_ext.tracer import LoadError
 
         try:
             path = build.find_or_build(stages.header(), "drops")
-            self.reader = Reader(path, bytes(MACHINE_BYTES))
+            self._types = {name: np.dtype(form) for name, form in structures(path, STRUCTURES).items()}
+            self.reader = Reader(path, bytes(self._types["machine"].itemsize))
         except build.BuildError as error:
             raise MachineError(str(error), remedy=error.remedy) from None
         except LoadError as error:
@@ -99,7 +97,8 @@ class Books:
                 remedy="it needs the tracepoint kfree_skb with a reason, Linux 5.17 or newer with BTF",
             ) from None
         self._names = {value: name.removeprefix(PREFIX) for value, name in enumeration("skb_drop_reason").items()}
-        settings = np.array((0, 0, trial, 0, 0, 0), dtype=SETTINGS)
+        settings = np.zeros((), dtype=self._types["settings"])
+        settings["trial"] = trial
         self.reader.put(".data", settings.tobytes())
         self._spaces = tuple(spaces)
         self._before: dict[str, int] = {}
@@ -116,7 +115,8 @@ class Books:
         """Return what has been dropped since entering."""
         found = []
         for key, value in self.reader.items("drops"):
-            where, dropped = np.frombuffer(key, dtype=WHERE)[0], np.frombuffer(value, dtype=DROPPED)[0]
+            where = np.frombuffer(key, dtype=self._types["where"])[0]
+            dropped = np.frombuffer(value, dtype=self._types["dropped"])[0]
             if not dropped["count"]:
                 continue
             reason = self._names.get(int(where["reason"]), str(where["reason"]))

@@ -36,8 +36,10 @@ REFUSALS = (errno.EPERM, errno.EOPNOTSUPP, ENOTSUPP)  # of probing functions at 
 HOLDERS = ("sys_sendto__fentry", "sys_sendmsg__fentry", "sys_sendmmsg__fentry")
 # what sees receive calls return; without any of them a message is identified when its bytes have been copied
 EXITS = tuple(program for probe in stages.BY_NAME["sys_exit recv"].probes for program in probe.programs)
-# left out of histograms: a probe at the end of system calls makes every call of the machine take the slow way
+# Left out of histograms: a probe at the end of system calls makes every call of the machine take the slow way. And a
+# hook that is empty otherwise costs more than the program in it; net_dev_queue and netif_receive_skb are close by.
 DEAR = ("sys_exit recv",)
+DEAR_KINDS = ("netfilter", "cgroup_skb")
 # x86 without a randomised memory layout (Documentation/arch/x86/x86_64/mm.rst)
 PAGE_OFFSET, VMEMMAP = 0xFFFF888000000000, 0xFFFFEA0000000000
 
@@ -76,9 +78,11 @@ class Prober:
         self._namespaces = tuple(namespaces)
         self._ring_bytes = ring_bytes
         wanted = None if paths is None else set(paths)
-        left_out = DEAR if histograms else ()
+        self._histograms = histograms
         self._stages = [
-            stage for stage in stages.STAGES if (wanted is None or wanted & stage.paths) and stage.name not in left_out
+            stage
+            for stage in stages.STAGES
+            if (wanted is None or wanted & stage.paths) and not (histograms and stage.name in DEAR)
         ]
         self._object = _object()
         self._refused: dict[str, str] = {}  # program -> why
@@ -136,6 +140,8 @@ class Prober:
             return self._no_functions
         if probe.fallback and not self._no_functions:
             return "not used: functions can be probed here, and this would only add to what is measured"
+        if self._histograms and probe.kind in DEAR_KINDS:
+            return "left out of histograms, which are to disturb least"
         left = [program for program in probe.programs if program not in self._refused]
         if left and not any(program in self._refused for program in probe.along):
             return ""

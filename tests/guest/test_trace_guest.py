@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracing import check, count, hw_counter, snmp, trace
+from tracing import check, check_batches, count, hw_counter, snmp, trace
 
 from hwrx import topology
 from hwrx.messages import Setting, Wait
@@ -60,6 +60,15 @@ def test_every_message_has_a_complete_timeline(
     assert found.ledger.receiver == pytest.approx(1.0, abs=5e-3)
     again = sum(row.per_byte for row in found.ledger.rows if row.kind == "balance" and row.side == "sender")
     assert found.ledger.sender - again == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("size", [64, 1400])
+def test_every_datagram_of_a_batch_has_a_complete_timeline(traced_pair: Pair, tracer: RunTracer, size: int) -> None:
+    """sendmmsg and recvmmsg: one call for many messages, of which each is copied by itself."""
+    more: dict[str, Any] = {"messages": 400, "warmup": 64, "batch": 32, "limit": 60.0, "socket_buffer": 1 << 20}
+    found = trace(tracer, traced_pair, 10, Setting(path="udp", pattern="stream", size=size, **more))
+    assert found.traced.lost == 0
+    check_batches(found, 400)
 
 
 def test_the_drivers_own_counters_agree(traced_pair: Pair, tracer: RunTracer) -> None:

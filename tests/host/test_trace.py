@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tracing import check, count, snmp, trace
+from tracing import check, check_batches, count, snmp, trace
 
 import hwrx
 from hwrx import stages, topology
@@ -57,6 +57,14 @@ def test_ten_thousand_datagrams_have_complete_timelines(bed: Bed, size: int) -> 
         check(timelines, setting.messages)
     assert found.ledger.sender == pytest.approx(1.0, abs=1e-3)
     assert found.ledger.receiver == pytest.approx(1.0, abs=1e-3)
+
+
+def test_every_datagram_of_a_batch_has_a_complete_timeline(bed: Bed) -> None:
+    setting = Setting(path="udp", pattern="stream", size=1400, messages=3000, batch=64, socket_buffer=1 << 20)
+    with Pair(bed) as pair, RunTracer(bed, ["udp"]) as tracer:
+        tracer.attach()
+        found = trace(tracer, pair, 1, setting)
+    check_batches(found, setting.messages)
 
 
 def test_a_stream_of_bytes_has_timelines_too(bed: Bed) -> None:

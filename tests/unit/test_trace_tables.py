@@ -17,7 +17,7 @@ from hwrx.experiment import Trial
 from hwrx.messages import Setting
 from hwrx.report import waterfall
 from hwrx.trace import join, perfetto, walk
-from hwrx.trace.traced import STAGES, stage_rows
+from hwrx.trace.tables import STAGES, stage_rows
 
 SETTING = Setting(path="udp", size=64, messages=40)
 TRIAL = Trial(number=0, repeat=0, setting=SETTING, label="udp 64 B")

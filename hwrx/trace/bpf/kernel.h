@@ -29,6 +29,8 @@ struct pt_regs {
 };
 #define SYSCALL_NUMBER(regs) ((long)(regs)->orig_ax)
 #define SYSCALL_ARG2(regs) ((regs)->si)
+#define SYSCALL_ARG3(regs) ((regs)->dx)
+#define SYSCALL_FUNCTION "__x64_sys_" /* what the kernel's table of system calls leads to */
 #elif defined(__TARGET_ARCH_arm64)
 struct pt_regs {
 	u64 regs[31];
@@ -36,6 +38,8 @@ struct pt_regs {
 };
 #define SYSCALL_NUMBER(regs) ((long)(regs)->syscallno)
 #define SYSCALL_ARG2(regs) ((regs)->regs[1])
+#define SYSCALL_ARG3(regs) ((regs)->regs[2])
+#define SYSCALL_FUNCTION "__arm64_sys_"
 #endif
 
 struct page {

@@ -10,6 +10,8 @@
 	SEC(section)                \
 	int BPF_PROG(name, ##__VA_ARGS__)
 
+#define BATCH 256 /* messages of one recvmmsg whose stamps are remembered; a power of two */
+
 /* What a sending thread has been through before its message has an skb, and a receiving one after it had one. */
 struct thread {
 	struct message m;     /* the message being received, or received last */
@@ -23,6 +25,12 @@ struct thread {
 	u32 copied_bytes;
 	u32 left;             /* bytes of the message still to be received */
 	u32 flow;             /* of what it receives */
+	u32 many;             /* the send call carries several messages */
+	u32 received;         /* how many times it was given bytes, */
+	u64 times[BATCH];     /* and when, the latest of them: the n-th stands at n % BATCH */
+	/* where nothing sees receive calls return: of a recvmmsg, the place of the message to come, and the last that came */
+	u64 newest;
+	u32 next;
 };
 
 /* With the task itself: to find it costs a few loads, where a hash of thread numbers would be shared by all CPUs. */
@@ -39,9 +47,47 @@ static __always_inline struct thread *this_thread(void)
 	return bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0);
 }
 
-/* The same, made where there is none. */
+/*
+ * What every wake-up and switch asks of a task. Tasks of the same place take turns, and what is lost so is a stage that not
+ * every message passes; a table like this one costs a load where a task's storage costs a search.
+ */
+struct task {
+	struct message woken; /* the message that it is being woken for; valid while its skb is set */
+	u32 pid;
+	u32 known; /* it has sent or received a message */
+} __attribute__((aligned(64)));
+
+#define TASKS 256 /* a power of two */
+
+struct task tasks[TASKS];
+
+static __always_inline struct task *place_of(u32 pid)
+{
+	return &tasks[pid & (TASKS - 1)];
+}
+
+static __always_inline bool is_known(u32 pid)
+{
+	return place_of(pid)->pid == pid && place_of(pid)->known;
+}
+
+/* Return whether it was known before. */
+static __always_inline bool make_known(u32 pid)
+{
+	struct task *task = place_of(pid);
+
+	if (task->pid == pid && task->known)
+		return true;
+	task->woken.skb = 0;
+	task->known = 1;
+	task->pid = pid;
+	return false;
+}
+
+/* The current thread's record, made where there is none. */
 static __always_inline struct thread *make_thread(void)
 {
+	make_known((u32)bpf_get_current_pid_tgid());
 	return bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 }
 
@@ -58,7 +104,8 @@ static __noinline int release_held(const struct message *m)
 {
 	struct thread *t = this_thread();
 
-	if (!t || t->sending != m->sequence + 1)
+	/* of several messages in one call each is copied, then handed on, before the next */
+	if (!t || !(t->sending == m->sequence + 1 || (t->many && t->copied)))
 		return 0;
 	if (t->noted != m->flow) {
 		bpf_map_update_elem(&flows, &m->flow, &m->trial, BPF_ANY);
@@ -72,7 +119,12 @@ static __noinline int release_held(const struct message *m)
 		record_at(m, STAGE_SKB_ZEROCOPY_ITER, t->pinned_at, 0);
 	if (t->started)
 		record_at(m, STAGE_TCP_WRITE_XMIT, t->started, 0);
-	t->sending = 0;
+	if (!t->many) {
+		t->sending = 0;
+		return 0;
+	}
+	t->entered = t->copied = t->pinned_at = t->started = 0;
+	t->copied_bytes = 0;
 	return 0;
 }
 
@@ -85,17 +137,20 @@ static __always_inline int sent(struct sk_buff *skb, u32 stage, bool fresh)
 	if (!cpu)
 		return 0;
 	if (fresh || cpu->sent.skb != (u64)skb) {
-		if (parse(skb, &m) != STARTS)
+		if (parse(skb, &m) != STARTS) {
+			if (stage == STAGE_NET_DEV_START_XMIT)
+				cpu->leaving = 0;
 			return 0;
+		}
 		if (machine.holds && fresh)
 			release_held(&m);
 		cpu->sent = m;
-		record(&m, stage, 0);
-	} else {
-		record(&cpu->sent, stage, 0);
 	}
-	if (stage == STAGE_NET_DEV_START_XMIT)
+	record_on(cpu, &cpu->sent, stage, 0);
+	if (stage == STAGE_NET_DEV_START_XMIT) {
 		cpu->sent.skb = 0; /* the last that we see of it on this side; its address may soon be another's */
+		cpu->leaving = (u64)skb;
+	}
 	return 0;
 }
 
@@ -137,7 +192,11 @@ static __always_inline int received(struct sk_buff *skb, u32 stage, bool fresh, 
 		fresh = cpu->entering != (u64)skb;
 		cpu->entering = 0;
 	}
-	if (fresh || cpu->current.skb != (u64)skb) {
+	if (stage == STAGE_NETIF_RX && cpu->leaving == (u64)skb) {
+		/* a veth's other end, or the loopback: the device hands over what it was given to send, within that call */
+		cpu->current = cpu->sent;
+		cpu->current.skb = (u64)skb;
+	} else if (fresh || cpu->current.skb != (u64)skb) {
 		/* a driver's skb stands at its network header, but does not say so before GRO has looked at it */
 		if ((stage == STAGE_NAPI_GRO_RECEIVE ? parse_at_data(skb, &m) : parse(skb, &m)) != STARTS) {
 			if (fresh)
@@ -148,9 +207,13 @@ static __always_inline int received(struct sk_buff *skb, u32 stage, bool fresh, 
 	}
 	if (stage == STAGE_NETIF_RX || stage == STAGE_NAPI_GRO_RECEIVE)
 		cpu->entering = (u64)skb;
+	if (stage == STAGE_NETIF_RX) {
+		cpu->leaving = 0;
+		cpu->untimed = !timed(&cpu->current);
+	}
 	if (stage == STAGE_NETIF_RECEIVE_SKB || stage == STAGE_NAPI_GRO_RECEIVE)
 		begun(cpu);
-	record(&cpu->current, stage, passed ? cpu->current.length : 0);
+	record_on(cpu, &cpu->current, stage, passed ? cpu->current.length : 0);
 	return 0;
 }
 
@@ -230,8 +293,12 @@ PROGRAM("tp_btf/softirq_entry", softirq_entry__tp, unsigned int vector)
 	if (vector != 3) /* NET_RX_SOFTIRQ */
 		return 0;
 	cpu = this_cpu();
-	if (cpu)
+	if (!cpu)
+		return 0;
+	/* reading the clock is most of what this costs */
+	if (!cpu->untimed)
 		cpu->softirq_ns = bpf_ktime_get_ns();
+	cpu->untimed = 0;
 	return 0;
 }
 
@@ -281,7 +348,7 @@ int sk_filter__cgroup(struct __sk_buff *ctx)
 
 	/* runs within the softirq that has just recorded LOCAL_IN or netif_receive_skb for the same packet */
 	if (cpu && cpu->current.skb)
-		record(&cpu->current, STAGE_SK_FILTER, 0);
+		record_on(cpu, &cpu->current, STAGE_SK_FILTER, 0);
 	return 1; /* pass */
 }
 

@@ -6,14 +6,6 @@
 #pragma once
 #include "packets.h"
 
-/* The message that a task is being woken for; valid while its skb is set. */
-struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct message);
-} woken SEC(".maps");
-
 /* Read a message's header in the memory of the current task. */
 static __noinline int peek(u64 buffer, u32 length, struct message *m)
 {
@@ -27,6 +19,9 @@ static __noinline int peek(u64 buffer, u32 length, struct message *m)
 	return recognise(&head, length, m);
 }
 
+#define MMSGHDR 64     /* bytes of struct mmsghdr, */
+#define MMSG_LENGTH 56 /* and where its msg_len stands (user ABI) */
+
 /* struct user_msghdr: msg_iov at 16, and at the beginning of struct mmsghdr likewise (user ABI) */
 static __always_inline u64 first_buffer(u64 header)
 {
@@ -37,9 +32,29 @@ static __always_inline u64 first_buffer(u64 header)
 	return base;
 }
 
+/* What the system call that the current thread is in was given: the buffer, or the first of several; 0: none. */
+static __always_inline u64 buffer_of_call(void)
+{
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+
+	switch (SYSCALL_NUMBER(regs)) {
+	case __NR_recvfrom:
+	case __NR_read:
+	case __NR_sendto:
+	case __NR_write:
+		return SYSCALL_ARG2(regs);
+	case __NR_recvmsg:
+	case __NR_recvmmsg:
+	case __NR_sendmsg:
+	case __NR_sendmmsg:
+		return first_buffer(SYSCALL_ARG2(regs));
+	}
+	return 0;
+}
+
 /* --- sending -------------------------------------------------------------------------------------------------------- */
 
-static __always_inline int send_entered(u64 buffer, u64 now)
+static __always_inline int send_entered(u64 buffer, u64 now, bool many)
 {
 	struct message m = {};
 	struct thread *t;
@@ -56,22 +71,23 @@ static __always_inline int send_entered(u64 buffer, u64 now)
 	t->copied_bytes = 0;
 	t->started = 0;
 	t->pinned_at = 0;
+	t->many = many;
 	return 0;
 }
 
 PROGRAM("fentry/__sys_sendto", sys_sendto__fentry, int fd, void *buffer)
 {
-	return send_entered((u64)buffer, bpf_ktime_get_ns());
+	return send_entered((u64)buffer, bpf_ktime_get_ns(), 0);
 }
 
 PROGRAM("fentry/__sys_sendmsg", sys_sendmsg__fentry, int fd, void *header)
 {
-	return send_entered(first_buffer((u64)header), bpf_ktime_get_ns());
+	return send_entered(first_buffer((u64)header), bpf_ktime_get_ns(), 0);
 }
 
 PROGRAM("fentry/__sys_sendmmsg", sys_sendmmsg__fentry, int fd, void *headers)
 {
-	return send_entered(first_buffer((u64)headers), bpf_ktime_get_ns());
+	return send_entered(first_buffer((u64)headers), bpf_ktime_get_ns(), 1);
 }
 
 PROGRAM("fexit/ip_generic_getfrag", ip_generic_getfrag__fexit, void *from, char *to, int offset, int length)
@@ -140,14 +156,36 @@ PROGRAM("fexit/tcp_sendmsg", tcp_sendmsg__fexit, struct sock *sk, struct msghdr 
 	return 0;
 }
 
+/* Whether the current thread sends messages; of one that is not known yet it is read in what it sends now. */
+static __always_inline bool sends_messages(void)
+{
+	u32 pid = (u32)bpf_get_current_pid_tgid();
+	struct message m = {};
+
+	if (is_known(pid))
+		return true;
+	if (!peek(buffer_of_call(), 32, &m))
+		return false;
+	make_known(pid);
+	return true;
+}
+
 PROGRAM("tp_btf/sock_send_length", sock_send_length__tp, struct sock *sk, int ret, int flags)
 {
-	if (ret > 0 && this_thread()) {
-		if (sk->sk_protocol == IPPROTO_TCP)
-			account(STAGE_TCP_SENDMSG, flags & MSG_ZEROCOPY ? 0 : ret);
-		else if (sk->sk_protocol == IPPROTO_UDP)
-			account(STAGE_SOCK_SEND_LENGTH, flags & MSG_ZEROCOPY ? 0 : ret);
+	u32 stage = STAGE_TCP_SENDMSG;
+
+	if (ret <= 0)
+		return 0;
+	if (sk->sk_protocol == IPPROTO_UDP) {
+		/* a datagram of another size is no message: credits, the end of a stream */
+		if (settings.size && settings.size != (u32)ret)
+			return 0;
+		stage = STAGE_SOCK_SEND_LENGTH;
+	} else if (sk->sk_protocol != IPPROTO_TCP) {
+		return 0;
 	}
+	if (sends_messages())
+		account(stage, flags & MSG_ZEROCOPY ? 0 : ret);
 	return 0;
 }
 
@@ -161,7 +199,9 @@ PROGRAM("fentry/sock_def_readable", sock_def_readable__fentry, struct sock *sk)
 
 	if (!m || !cpu)
 		return 0;
-	record(m, STAGE_SK_DATA_READY, 0);
+	record_on(cpu, m, STAGE_SK_DATA_READY, 0);
+	if (!timed(m))
+		return 0;
 	cpu->wake = *m;
 	cpu->learned_only = 0;
 	return 0;
@@ -182,7 +222,10 @@ PROGRAM("tp_btf/sk_data_ready", sk_data_ready__tp, struct sock *sk)
 
 	if (!cpu || !cpu->current.skb)
 		return 0;
-	record(&cpu->current, STAGE_SK_DATA_READY, 0);
+	record_on(cpu, &cpu->current, STAGE_SK_DATA_READY, 0);
+	/* of a message that is not timed the waking is not followed: it would be the dearest part of counting it */
+	if (!timed(&cpu->current))
+		return 0;
 	cpu->wake = cpu->current;
 	/* nothing tells when it is over, so only a thread that is known to receive is taken for the reader */
 	cpu->learned_only = 1;
@@ -192,31 +235,39 @@ PROGRAM("tp_btf/sk_data_ready", sk_data_ready__tp, struct sock *sk)
 PROGRAM("tp_btf/sched_waking", sched_waking__tp, struct task_struct *task)
 {
 	struct cpu *cpu = this_cpu();
-	struct message *m;
+	struct task *place;
+	u32 pid;
 
 	if (!cpu || !cpu->wake.skb)
 		return 0;
-	if (cpu->learned_only && !bpf_task_storage_get(&threads, task, 0, 0))
+	pid = task->pid;
+	place = place_of(pid);
+	if (place->pid != pid) {
+		if (cpu->learned_only)
+			return 0;
+		place->known = 0;
+		place->pid = pid;
+	} else if (cpu->learned_only && !place->known) {
 		return 0;
-	record(&cpu->wake, STAGE_SCHED_WAKING, 0);
-	m = bpf_task_storage_get(&woken, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (m)
-		*m = cpu->wake;
+	}
+	record_on(cpu, &cpu->wake, STAGE_SCHED_WAKING, 0);
+	place->woken = cpu->wake;
 	cpu->wake.skb = 0;
 	return 0;
 }
 
 PROGRAM("tp_btf/sched_switch", sched_switch__tp, bool preempt, struct task_struct *previous, struct task_struct *next)
 {
-	struct message *m;
+	struct task *place;
+	u32 pid = next->pid;
 
-	if (!next->pid)
+	if (!pid)
 		return 0;
-	m = bpf_task_storage_get(&woken, next, 0, 0);
-	if (!m || !m->skb)
+	place = place_of(pid);
+	if (place->pid != pid || !place->woken.skb)
 		return 0;
-	record(m, STAGE_SCHED_SWITCH, 0);
-	m->skb = 0;
+	record(&place->woken, STAGE_SCHED_SWITCH, 0);
+	place->woken.skb = 0;
 	return 0;
 }
 
@@ -296,15 +347,134 @@ static __noinline int recv_exits(u64 buffer, int ret)
 	return 0;
 }
 
-/* The buffer of the receive call that the current thread is in; 0 where that is not known (several messages a call). */
-static __always_inline u64 called_with(void)
+#define UNSEEN (~0ull)
+
+/*
+ * One of the messages that a recvmmsg has brought. `copied`: when its bytes had been copied, UNSEEN where that went by
+ * because the thread was not known, 0 where the copy was stamped by the skb already. Global, as parse_packet is: the verifier looks at it once, not once for each message of a batch.
+ */
+__noinline int one_of_batch(u64 header, u64 copied, u64 now)
+{
+	struct message m = {};
+	struct thread *t;
+	u32 length = 0;
+
+	bpf_probe_read_user(&length, sizeof(length), (void *)(header + MMSG_LENGTH));
+	if (!peek(first_buffer(header), length, &m))
+		return 0;
+	t = make_thread();
+	if (!t)
+		return 0;
+	if (copied == UNSEEN) {
+		account(STAGE_COPIED_TO_THE_USER, length);
+		return 0;
+	}
+	m.flow = t->flow;
+	t->m = m;
+	if (copied)
+		record_at(&m, STAGE_COPIED_TO_THE_USER, copied, length);
+	returned(&m, now);
+	return 0;
+}
+
+/* A recvmmsg has brought `count` messages. */
+static __always_inline int batch_exits(u64 headers, int count)
+{
+	u64 now = bpf_ktime_get_ns(), copied;
+	struct thread *t;
+	u32 length = 0;
+	int k;
+
+	if (count == 1) {
+		bpf_probe_read_user(&length, sizeof(length), (void *)(headers + MMSG_LENGTH));
+		return recv_exits(first_buffer(headers), length);
+	}
+	t = this_thread();
+	for (k = 0; k < BATCH; k++) {
+		if (k >= count)
+			break;
+		copied = !t ? UNSEEN : t->taken ? t->times[(t->received - count + k) & (BATCH - 1)] : 0;
+		one_of_batch(headers + k * MMSGHDR, copied, now);
+	}
+	if (t)
+		t->taken = 0;
+	return 0;
+}
+
+/*
+ * Of a recvmmsg that is still going on: the buffer that was filled last. Nothing tells its place, but it is the next one,
+ * or else the first: what stands in the next one is then older than what was received last.
+ */
+static __noinline u64 filled_last(u64 headers, u32 count)
+{
+	struct thread *t = this_thread();
+	struct message m = {};
+	u64 buffer;
+
+	if (t && t->next && t->next < count) {
+		buffer = first_buffer(headers + t->next * MMSGHDR);
+		if (peek(buffer, 32, &m) && m.sequence > t->newest) {
+			t->next++;
+			t->newest = m.sequence;
+			return buffer;
+		}
+	}
+	buffer = first_buffer(headers);
+	if (peek(buffer, 32, &m))
+		t = make_thread();
+	if (t) {
+		t->next = 1;
+		t->newest = m.sequence;
+	}
+	return buffer;
+}
+
+/* The buffer that the receive call of the current thread has filled last; 0 where that is not known. */
+static __always_inline u64 filled(void)
 {
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
-	long call = SYSCALL_NUMBER(regs);
 
-	if (call == __NR_recvfrom || call == __NR_read)
-		return SYSCALL_ARG2(regs);
-	return call == __NR_recvmsg ? first_buffer(SYSCALL_ARG2(regs)) : 0;
+	if (SYSCALL_NUMBER(regs) == __NR_recvmmsg)
+		return filled_last(SYSCALL_ARG2(regs), SYSCALL_ARG3(regs));
+	return buffer_of_call();
+}
+
+static __always_inline u32 flow_into(struct sock *sk)
+{
+	return sk->__sk_common.skc_dport ?
+		       (u32)bpf_ntohs(sk->__sk_common.skc_dport) << 16 | sk->__sk_common.skc_num : 0;
+}
+
+/* `ret` bytes have been copied to the user, and nothing will see the call return: whose they are is looked up now. */
+static __always_inline int taken_unseen(struct sock *sk, int ret)
+{
+	struct message m = {};
+	struct thread *t;
+
+	if (peek(filled(), ret, &m)) {
+		m.flow = flow_into(sk);
+		if (make_known((u32)bpf_get_current_pid_tgid()))
+			record(&m, STAGE_COPIED_TO_THE_USER, ret);
+		else
+			account(STAGE_COPIED_TO_THE_USER, ret); /* from now on it is known as a reader */
+		if (settings.size <= (u32)ret)
+			return 0;
+		t = make_thread();
+		if (t) {
+			t->m = m;
+			t->left = settings.size - ret;
+		}
+		return 0;
+	}
+	if (settings.size <= (u32)ret)
+		return 0;
+	t = this_thread();
+	if (!t || !t->left)
+		return 0;
+	/* the message goes on where the last call ended */
+	t->left = t->left > (u32)ret ? t->left - ret : 0;
+	record(&t->m, STAGE_COPIED_TO_THE_USER, ret);
+	return 0;
 }
 
 /*
@@ -315,16 +485,20 @@ static __always_inline int taken(struct sock *sk, int ret)
 {
 	struct thread *t;
 
-	if (ret <= 0)
+	if (ret < 0)
 		return 0;
+	if (!machine.exits)
+		return ret ? taken_unseen(sk, ret) : 0;
 	t = this_thread();
 	if (!t)
-		return machine.exits ? 0 : recv_exits(called_with(), ret);
+		return 0;
 	t->taken = bpf_ktime_get_ns();
+	t->times[t->received++ & (BATCH - 1)] = t->taken;
+	if (!ret)
+		return 0;
 	t->taken_bytes = ret;
-	t->flow = sk->__sk_common.skc_dport ?
-			  (u32)bpf_ntohs(sk->__sk_common.skc_dport) << 16 | sk->__sk_common.skc_num : 0;
-	return machine.exits ? 0 : recv_exits(called_with(), ret);
+	t->flow = flow_into(sk);
+	return 0;
 }
 
 PROGRAM("fexit/tcp_recvmsg", tcp_recvmsg__fexit, struct sock *sk)
@@ -354,15 +528,10 @@ PROGRAM("fexit/__sys_recvmsg", sys_recvmsg__fexit, int fd, void *header, unsigne
 	return recv_exits(first_buffer((u64)header), (int)ret);
 }
 
-PROGRAM("fexit/__sys_recvmmsg", sys_recvmmsg__fexit, int fd, void *headers, unsigned int count, unsigned int flags,
-	void *timeout, void *timeout32, int ret)
+/* the compiler has put __sys_recvmmsg into it */
+PROGRAM("fexit/" SYSCALL_FUNCTION "recvmmsg", sys_recvmmsg__fexit, struct pt_regs *regs, long ret)
 {
-	u32 length = 0;
-
-	if (ret <= 0)
-		return 0;
-	bpf_probe_read_user(&length, 4, (void *)((u64)headers + 56)); /* mmsghdr.msg_len of the first */
-	return recv_exits(first_buffer((u64)headers), length);
+	return ret > 0 ? batch_exits(SYSCALL_ARG2(regs), ret) : 0;
 }
 
 PROGRAM("tp_btf/sys_exit", sys_exit__tp, struct pt_regs *regs, long ret)
@@ -374,13 +543,7 @@ PROGRAM("tp_btf/sys_exit", sys_exit__tp, struct pt_regs *regs, long ret)
 		return ret > 0 && (call == __NR_recvfrom || this_thread()) ? recv_exits(buffer, ret) : 0;
 	if (call == __NR_recvmsg)
 		return recv_exits(first_buffer(buffer), ret);
-	if (call == __NR_recvmmsg && ret > 0) {
-		u32 length = 0;
-
-		bpf_probe_read_user(&length, 4, (void *)(buffer + 56));
-		return recv_exits(first_buffer(buffer), length);
-	}
-	return 0;
+	return call == __NR_recvmmsg && ret > 0 ? batch_exits(buffer, ret) : 0;
 }
 
 PROGRAM("fexit/tcp_zerocopy_receive", tcp_zerocopy_receive__fexit, struct sock *sk, struct tcp_zerocopy_receive *zc,

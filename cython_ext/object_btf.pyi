@@ -1,0 +1,5 @@
+from collections.abc import Iterable
+from os import PathLike
+from typing import Any
+
+def structures(path: str | PathLike[str], names: Iterable[str]) -> dict[str, Any]: ...

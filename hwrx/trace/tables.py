@@ -1,0 +1,176 @@
+"""The tables that a traced run keeps: their columns, and the rows that a twin brings."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from hwrx.experiment import Trial
+from hwrx.messages import Traced
+from hwrx.trace import copies
+from hwrx.trace.join import Timelines
+
+OffOn = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+TEXT = pa.dictionary(pa.int8(), pa.string())
+STAGES = pa.schema(
+    [
+        pa.field("trial", pa.int32(), nullable=False),
+        pa.field("path", TEXT, nullable=False),
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("pattern", TEXT, nullable=False),
+        pa.field("direction", TEXT, nullable=False),  # there: client to server; back
+        pa.field("sequence", pa.uint32(), nullable=False),
+        pa.field("stage", pa.int16(), nullable=False),  # its place in the catalogue
+        pa.field("name", pa.dictionary(pa.int16(), pa.string()), nullable=False),
+        pa.field("at_ns", pa.int64(), nullable=False),  # CLOCK_MONOTONIC
+        pa.field("ns", pa.int64(), nullable=False),  # since the stage before; adds up to the one-way time
+        pa.field("cpu", pa.int16()),  # null: the user's stamp
+        pa.field("tid", pa.uint32()),
+        pa.field("bytes", pa.uint32()),
+    ]
+)
+COPIES = pa.schema(
+    [
+        pa.field("trial", pa.int32(), nullable=False),
+        pa.field("path", TEXT, nullable=False),
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("pattern", TEXT, nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("side", TEXT, nullable=False),
+        pa.field("actor", TEXT, nullable=False),
+        pa.field("kind", TEXT, nullable=False),
+        pa.field("times", pa.int64(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("per_byte", pa.float64(), nullable=False),
+        pa.field("words", pa.string(), nullable=False),
+    ]
+)
+TRACING = pa.schema(
+    [
+        pa.field("trial", pa.int32(), nullable=False),
+        pa.field("path", TEXT, nullable=False),
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("pattern", TEXT, nullable=False),
+        pa.field("direction", TEXT, nullable=False),
+        pa.field("messages", pa.int32(), nullable=False),  # that were sampled
+        pa.field("complete", pa.int32(), nullable=False),
+        pa.field("missing", pa.string(), nullable=False),  # JSON: first missing stage to messages
+        pa.field("disordered", pa.string(), nullable=False),
+        pa.field("lost", pa.int64(), nullable=False),  # events, for want of room in the ring
+        pa.field("missed", pa.string(), nullable=False),  # JSON: program to calls for which it was not run
+        pa.field("delivered_bytes", pa.int64(), nullable=False),
+        pa.field("sender_copies", pa.float64()),  # per byte delivered; null: nothing counted it
+        pa.field("receiver_copies", pa.float64()),
+        pa.field("p50_off_ns", pa.float64()),
+        pa.field("p50_on_ns", pa.float64()),
+        pa.field("p99_off_ns", pa.float64()),
+        pa.field("p99_on_ns", pa.float64()),
+    ]
+)
+
+
+def stage_rows(trial: Trial, direction: str, timelines: Timelines) -> pa.Table:
+    """Return the stamps of complete messages, one row each, in the order of messages and stages."""
+    intervals, present = timelines.intervals()
+    stamps = timelines.stamps[timelines.complete]
+    chosen = timelines.chosen[timelines.complete][present]
+    row, column = np.nonzero(present)
+    kernel = chosen >= 0
+    events = timelines.events[np.where(kernel, chosen, 0)] if len(timelines.events) else None
+    names = [stage.name for stage in timelines.stages]
+    count = len(row)
+
+    def of(field: str, kind: pa.DataType) -> pa.Array:
+        if events is None:
+            return pa.nulls(count, kind)
+        return pa.array(events[field].astype(np.int64), mask=~kernel).cast(kind)
+
+    setting = trial.setting
+    numbers = np.array([stage.number for stage in timelines.stages], dtype=np.int16)
+    return pa.table(
+        [
+            pa.array(np.full(count, trial.number, dtype=np.int32)),
+            _same(setting.path, count),
+            pa.array(np.full(count, setting.size, dtype=np.int32)),
+            _same(setting.pattern, count),
+            _same(direction, count),
+            pa.array(timelines.sequence[timelines.complete][row].astype(np.uint32)),
+            pa.array(numbers[column]),
+            pa.DictionaryArray.from_arrays(pa.array(column.astype(np.int16)), pa.array(names)),
+            pa.array(stamps[present]),
+            pa.array(intervals[present]),
+            of("cpu", pa.int16()),
+            of("tid", pa.uint32()),
+            of("bytes", pa.uint32()),
+        ],
+        schema=STAGES,
+    )
+
+
+def copy_rows(trial: Trial, ledger: copies.Ledger) -> pa.Table:
+    """Return the rows of a copy ledger."""
+    setting = trial.setting
+    rows = [
+        {
+            "trial": trial.number,
+            "path": setting.path,
+            "size": setting.size,
+            "pattern": setting.pattern,
+            "stage": row.stage,
+            "side": row.side,
+            "actor": row.actor,
+            "kind": row.kind,
+            "times": row.times,
+            "bytes": row.bytes,
+            "per_byte": row.per_byte,
+            "words": row.words,
+        }
+        for row in ledger.rows
+    ]
+    return pa.Table.from_pylist(rows, schema=COPIES)
+
+
+def tracing_row(
+    trial: Trial, direction: str, timelines: Timelines, traced: Traced, ledger: copies.Ledger, pair: OffOn
+) -> pa.Table:
+    """Return the one row of a traced trial's direction. `pair`: the nanoseconds with tracing off and on."""
+    setting = trial.setting
+    off, on = pair
+    return pa.Table.from_pylist(
+        [
+            {
+                "trial": trial.number,
+                "path": setting.path,
+                "size": setting.size,
+                "pattern": setting.pattern,
+                "direction": direction,
+                "messages": len(timelines.complete),
+                "complete": int(timelines.complete.sum()),
+                "missing": json.dumps(timelines.missing),
+                "disordered": json.dumps(timelines.disordered),
+                "lost": traced.lost,
+                "missed": json.dumps(traced.missed),
+                "delivered_bytes": ledger.delivered,
+                "sender_copies": None if np.isnan(ledger.sender) else ledger.sender,
+                "receiver_copies": None if np.isnan(ledger.receiver) else ledger.receiver,
+                "p50_off_ns": _quantile(off, 0.5),
+                "p50_on_ns": _quantile(on, 0.5),
+                "p99_off_ns": _quantile(off, 0.99),
+                "p99_on_ns": _quantile(on, 0.99),
+            }
+        ],
+        schema=TRACING,
+    )
+
+
+def _quantile(ns: npt.NDArray[np.int64], p: float) -> float | None:
+    """Return a quantile, None with fewer than ten samples beyond it."""
+    return float(np.quantile(ns, p)) if len(ns) * (1 - p) >= 10 else None
+
+
+def _same(word: str, count: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, dtype=np.int8)), pa.array([word]))

@@ -1,0 +1,42 @@
+"""What the programs' objects say of their structures: no layout is typed twice and trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hwrx import stages
+from hwrx.trace import build
+
+
+def test_the_layouts_are_those_of_the_extension() -> None:
+    from cython_ext.object_btf import structures
+    from cython_ext.tracer import EVENT, TOTALS
+
+    found = structures(build.find_or_build(stages.header()), ["event", "totals", "cpu"])
+    assert np.dtype(found["event"]) == EVENT
+    assert np.dtype(found["totals"]) == TOTALS
+    assert np.dtype(found["cpu"])["stages"].shape == (max(stage.number for stage in stages.STAGES) + 1,)
+
+
+def test_a_layout_is_as_the_compiler_laid_it_down(tmp_path: Path) -> None:
+    from cython_ext.object_btf import structures
+
+    found = structures(build.find_or_build(stages.header(), "drops"), ["dropped", "message"])
+    dropped, message = np.dtype(found["dropped"]), np.dtype(found["message"])
+    assert dropped["function"] == np.dtype("S40")
+    assert dropped.itemsize % 8 == 0
+    assert message["send_ns"] == np.dtype("i8")
+    assert dict(message.fields or {})["trial"][1] == 32
+
+
+def test_what_has_no_such_structure(tmp_path: Path) -> None:
+    from cython_ext.object_btf import structures
+
+    with pytest.raises(OSError, match="no struct carrier_pigeon"):
+        structures(build.find_or_build(stages.header(), "drops"), ["carrier_pigeon"])
+    (tmp_path / "no.bpf.o").write_text("no object")
+    with pytest.raises(OSError):
+        structures(tmp_path / "no.bpf.o", ["settings"])
