@@ -64,7 +64,7 @@ def walk(
         RunTracer(_traceable(bed), names) as tracer,
         Pair(bed) as pair,
     ):
-        say("trace", "attaching the programs (an emulated guest takes some twenty seconds)")
+        say("trace", "attaching the programs (in an emulated guest that takes a second or two)")
         tracer.attach()
         settings = {setting.path: setting for setting in experiments.plan(plan).settings}
         for name in names:

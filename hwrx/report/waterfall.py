@@ -234,7 +234,7 @@ def _tracing(run: Run) -> Table | None:
         groups.setdefault((row["path"], row["size"]), []).append(row)
     unit, factor = _unit(run)
     rows: list[tuple[bool, list[Cell]]] = []
-    for which in sorted(groups, key=lambda w: (w[1], w[0])):
+    for which in sorted(groups, key=lambda w: (w[1], list(run.experiment.paths).index(w[0]))):
         mine = groups[which]
         messages, complete = sum(r["messages"] for r in mine), sum(r["complete"] for r in mine)
         missing: dict[str, int] = {}

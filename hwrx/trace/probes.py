@@ -40,6 +40,7 @@ EXITS = tuple(program for probe in stages.BY_NAME["sys_exit recv"].probes for pr
 # hook that is empty otherwise costs more than the program in it; net_dev_queue and netif_receive_skb are close by.
 DEAR = ("sys_exit recv",)
 DEAR_KINDS = ("netfilter", "cgroup_skb")
+LOCKDOWN = pathlib.Path("/sys/kernel/security/lockdown")
 # x86 without a randomised memory layout (Documentation/arch/x86/x86_64/mm.rst)
 PAGE_OFFSET, VMEMMAP = 0xFFFF888000000000, 0xFFFFEA0000000000
 
@@ -253,9 +254,8 @@ def require() -> None:
         ) from None
     if os.geteuid() != 0 and not _capable():
         raise MachineError("tracing needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN", remedy="run it as root")
-    lockdown = pathlib.Path("/sys/kernel/security/lockdown")
     with contextlib.suppress(OSError):
-        if "[confidentiality]" in lockdown.read_text():
+        if "[confidentiality]" in LOCKDOWN.read_text():
             raise MachineError(
                 "the kernel is locked down (confidentiality), which forbids BPF to read kernel memory",
                 remedy="boot without lockdown=confidentiality",

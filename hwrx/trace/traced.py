@@ -73,7 +73,10 @@ class RunTracer:
     def __init__(self, testbed: Bed | GuestBed, paths: Sequence[str]) -> None:
         self._paths = [path for path in paths if len(stages.chain(path)) > 2]
         if not self._paths:
-            raise MachineError(f"no stage of {', '.join(paths)} is stamped by anybody", remedy="leave out --trace")
+            raise MachineError(
+                f"no stage of {', '.join(paths)} is stamped by anybody",
+                remedy="trace another path; hwrx stages PATH lists what is stamped",
+            )
         self._probed = [path for path in self._paths if stages.probed_in_kernel(path)]
         self._testbed = testbed
         self._stack = contextlib.ExitStack()

@@ -7,15 +7,15 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
 
-from hwrx import stages
+from hwrx import experiment, stages
 from hwrx.cli import cli
 from hwrx.errors import MachineError
-from hwrx.trace import build, probes
+from hwrx.trace import build, probes, traced
 
 
 def test_without_clang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +64,57 @@ def test_without_btf(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "require", lambda: None)
     with pytest.raises(MachineError, match="no BTF"):
         probes.Prober(["udp"])
+
+
+def test_locked_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lockdown = tmp_path / "lockdown"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(probes, "LOCKDOWN", lockdown)
+    for state in ("[none] integrity confidentiality", "none [integrity] confidentiality"):
+        lockdown.write_text(state)
+        probes.require()
+    lockdown.write_text("none integrity [confidentiality]")
+    with pytest.raises(MachineError, match="locked down") as caught:
+        probes.require()
+    assert "lockdown=confidentiality" in str(caught.value.remedy)
+
+
+def test_a_kernel_without_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stage is unavailable, with the reason; the next best probe is taken where there is one."""
+    from cython_ext import kernel_btf
+
+    def knows(functions: Any, *more: Any) -> Any:
+        return {name: (1, "") for name in functions if name not in ("udp_rcv", "udpv6_rcv", "__skb_recv_udp")}, {}
+
+    monkeypatch.setattr(kernel_btf, "kernel_knows", knows)
+    monkeypatch.setattr(probes, "require", lambda: None)
+    found = {each.stage.name: each for each in probes.Prober(["udp"]).choose()}
+    assert not found["udp_rcv"].available
+    assert "this kernel has no function udp_rcv to probe" in found["udp_rcv"].reason
+    assert "this kernel has no tracepoint net_dev_queue" in found["net_dev_queue"].reason
+    assert found["ip_rcv"].available
+    assert found["sk_filter"].available
+
+
+def test_a_path_of_which_nothing_is_stamped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said, and the comparison goes on without timelines."""
+    said: list[str] = []
+
+    class Writer:
+        def log(self, line: str) -> None:
+            said.append(line)
+
+        def note(self, **what: Any) -> None:
+            said.append(str(what))
+
+    with pytest.raises(MachineError, match="no stage of hca is stamped by anybody"):
+        traced.RunTracer(cast(Any, None), ["hca"])
+    monkeypatch.setattr(stages, "chain", lambda path: [])
+    asked = experiment.from_options(paths=["udp"], trace=True)
+    with traced.twins(asked, None, cast(Any, Writer())) as after:
+        after(None, None, None, None)
+    assert "no tracing: no stage of udp" in said[0]
+    assert "problem" in said[1]
 
 
 def test_without_the_extension_the_rest_works() -> None:
