@@ -101,7 +101,7 @@ def _print(journeys: list[Journey]) -> None:
 
     from hwrx.trace.walk import memory_words
 
-    console = Console(highlight=False, width=None if Console().is_terminal else 140)
+    console = Console(highlight=False, width=None if Console().is_terminal else 170)
     for journey in journeys:
         table = Table(
             title=f"{journey.path}, {journey.size:,} B: message {journey.sequence}, {journey.one_way / 1000:,.3f} µs",
@@ -109,11 +109,11 @@ def _print(journeys: list[Journey]) -> None:
             header_style="bold",
         )
         for heading in ("stage", "probed at", "actor"):
-            table.add_column(heading, no_wrap=heading == "stage")
+            table.add_column(heading, no_wrap=heading == "stage", overflow="fold")
         for heading in ("CPU", "thread", "+ µs", "since posted"):
             table.add_column(heading, justify="right")
         table.add_column("payload")
-        table.add_column("skb or buffer")
+        table.add_column("skb or buffer", overflow="fold")
         side, shown = journey.steps[0].side, ""
         for step in journey.steps:
             if step.side != side:

@@ -29,7 +29,7 @@ COLOURS = {
     "device": "#777777",
 }
 INK = "#1b1c1d"
-ROW, HEAD, FOOT, COLUMN = 17, 64, 118, 560  # of the picture, in SVG units
+ROW, HEAD, LINE, COLUMN = 17, 64, 13, 560  # of the picture, in SVG units
 
 
 @dataclass
@@ -163,6 +163,8 @@ def memory_words(journey: Journey) -> list[str]:
         words.append("the pinned page stayed where it was" if stayed else "the page moved: the buffer was not pinned")
     rows = journey.ledger.rows if journey.ledger else ()
     words += [_row_words(row) for row in sorted(rows, key=lambda row: row.side != "sender")]
+    if any(row.stage.startswith("rxe_mr_cop") for row in rows):
+        words.append("rxe's copies are a CPU standing in for the HCA's DMA engine: a real HCA makes none")
     return words
 
 
@@ -187,7 +189,8 @@ def svg(journeys: Sequence[Journey]) -> str:
     from html import escape
 
     rows = max(len(journey.steps) for journey in journeys)
-    width, height = COLUMN * len(journeys), HEAD + ROW * rows + FOOT
+    below = [[piece for line in memory_words(journey) for piece in _wrapped(line, 92)] for journey in journeys]
+    width, height = COLUMN * len(journeys), HEAD + ROW * rows + 14 + LINE * max(map(len, below))
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'font-family="DejaVu Sans, Arial, sans-serif" font-size="10" fill="{INK}">',
@@ -238,12 +241,9 @@ def svg(journeys: Sequence[Journey]) -> str:
             where = f"{'' if step.cpu is None else f'{step.cpu} · '}{step.actor}"
             if step.handles:
                 where += f" · {step.handles} {step.bytes:,} B"
-            text(left + 340, y, where, f'fill="{colour if step.handles else "#444"}"')
-        y = HEAD + ROW * rows + 14
-        for line in memory_words(journey):
-            for piece in _wrapped(line, 92):
-                text(left + 14, y, piece, 'font-size="9.5"')
-                y += 13
+            text(left + 340, y, where, weight if step.handles else 'fill="#444"')
+        for place, piece in enumerate(below[number]):
+            text(left + 14, HEAD + ROW * rows + 14 + LINE * place, piece, 'font-size="9.5"')
     out.append("</svg>")
     return "\n".join(out) + "\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hwrx.errors import UsageError
 from hwrx.experiment import Trial
 from hwrx.messages import Setting
 from hwrx.report import waterfall
-from hwrx.trace import join, perfetto, walk
+from hwrx.trace import copies, join, perfetto, walk
 from hwrx.trace.tables import STAGES, stage_rows
 
 SETTING = Setting(path="udp", size=64, messages=40)
@@ -107,7 +108,12 @@ def test_the_walk_is_the_median_messages() -> None:
     assert sum(step.ns for step in journey.steps) == journey.one_way
     assert journey.steps[1].object == "0xffff0000"
     assert journey.stayed() is None
+    rows = tuple(copies.Row(f"stage {n}", "sender", "kernel", "copied", 1, 64, 1.0, "") for n in range(15))
+    journey.ledger = copies.Ledger("udp", 64, rows, 15.0, 0.0, balanced=True)
     picture = walk.svg([journey, journey])
+    height = int(picture.split('height="')[1].split('"')[0])
+    lines = [float(y) for y in re.findall(r'<text x="[^"]*" y="([^"]*)"', picture)]
+    assert max(lines) < height, "words below the picture"
     assert picture.count("<circle") == 2 * len(journey.steps)
     assert "copied to the user" in picture
 
