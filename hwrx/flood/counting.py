@@ -196,16 +196,14 @@ class Counter:
         after = stat(), time_squeeze()
         self._settings["enabled"] = 0
         self._reader.put(".bss", self._settings.tobytes())
-        time.sleep(0.002)  # a program that had begun is done
         start, shift = int(self._settings["start"]), int(self._settings["shift"])
         width = 1 << shift
-        cpus = np.frombuffer(self._reader.take("cpus", self.cpus, CPU.itemsize), dtype=CPU)
+        cpus, bins = self._settled()
         stop = max(stop, int(cpus["last"].max()))
         cut = stop - start > self._bins * width
         stop = min(stop, start + self._bins * width)
         used = min(self._bins, -(-(stop - start) // width))
-        raw = self._reader.take("timeline", self.cpus * self._bins, BIN.itemsize)
-        bins = np.frombuffer(raw, dtype=BIN).reshape(self.cpus, self._bins)[:, :used]
+        bins = bins[:, :used]
         spans = account.spread(bins["ns"], bins["whole"].astype(np.int64), width)
         for number in range(self.cpus):
             last = int(cpus[number]["last"]) or start
@@ -217,6 +215,17 @@ class Counter:
             for cpu, each in after[0].items()
         }
         return Counts(start, stop, width, spans, bins, queues, cpus, ticks, after[1] - squeezed, cut)
+
+    def _settled(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """What stands in `cpus` and `timeline` when no program is in the middle of either any more."""
+        while True:
+            time.sleep(0.002)
+            cpus = np.frombuffer(self._reader.take("cpus", self.cpus, CPU.itemsize), dtype=CPU)
+            raw = self._reader.take("timeline", self.cpus * self._bins, BIN.itemsize)
+            after = np.frombuffer(self._reader.take("cpus", self.cpus, CPU.itemsize), dtype=CPU)
+            # a program that an emulated CPU has stopped in the middle of goes on later
+            if not after["busy"].any() and (after["last"] == cpus["last"]).all():
+                return cpus, np.frombuffer(raw, dtype=BIN).reshape(self.cpus, self._bins)
 
 
 def actor_of(cpu: Any) -> int:

@@ -28,6 +28,8 @@ def closes(found: flood.Flood) -> None:
     for cpu in found.cpus:
         assert sum(cpu.ns.values()) == cpu.total_ns
         assert all(value >= 0 for value in cpu.ns.values())
+    # and so is all that was recorded, of every CPU for the same time
+    assert len({sum(cpu.recorded.values()) for cpu in found.cpus}) == 1
     polled = sum(account.total(polls) for polls in found.polls.values())
     # every packet comes by a poll; a stranger or two may be among them (neighbour discovery)
     assert BURST <= polled <= BURST + 200

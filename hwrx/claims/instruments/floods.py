@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from hwrx import flood
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Lines
@@ -28,8 +30,9 @@ def flooded(
     spec = flood.Spec(
         path=path, burst=burst, rps=rps, work=work_us / 1e6, receive_buffer=receive_buffer or None, topology=None
     )
-    found = flood.measure(spec, flood.Bed(session.wire.places, session.wire.spaces, session.wire.name))
-    return reckon(found)
+    # closed at once: the counting programs would be run by every packet of the claims that follow
+    with contextlib.closing(flood.Bed(session.wire.places, session.wire.spaces, session.wire.name)) as bed:
+        return reckon(flood.measure(spec, bed))
 
 
 def reckon(found: Flood) -> Measurement:
