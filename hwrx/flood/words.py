@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hwrx.flood import account
+from hwrx.flood.counting import IRQ_MOST, POLL_MOST, RUN_MOST
 from hwrx.flood.model import Flood, Spec
 from hwrx.report.tables import Cell, Table
 
@@ -108,33 +109,37 @@ def _taking(floods: Sequence[Flood]) -> Table:
             polls = flood.polls_of(poller)
             if polls:
                 rows.append((first, [(label(flood.spec) if first else "", ""), (f"a poll ({poller})", ""),
-                                     *_spread(polls), (f"{flood.poll_budget:,}", "weight")]))  # fmt: skip
+                                     *_spread(polls, POLL_MOST), (f"{flood.poll_budget:,}", "weight")]))  # fmt: skip
                 first = False
         budget = flood.machine.get("netdev_budget")
         stopped = f"{flood.by_budget:,} had it, {flood.by_time:,} their time; time_squeeze +{flood.squeezed:,}"
         name = label(flood.spec) if first else ""
-        rows.append((first, [(name, ""), ("a run of net_rx_action", ""), *_spread(flood.runs),
+        rows.append((first, [(name, ""), ("a run of net_rx_action", ""), *_spread(flood.runs, RUN_MOST),
                              (f"{budget or '?'}", f"budget: {stopped}")]))  # fmt: skip
         if flood.per_interrupt is not None:
-            rows.append((False, [("", ""), ("an interrupt of the device", ""), *_spread(flood.per_interrupt),
+            rows.append((False, [("", ""), ("an interrupt of the device", ""), *_spread(flood.per_interrupt, IRQ_MOST),
                                  ("-", "")]))  # fmt: skip
     return Table(
         "taking",
         "How many packets one visit brings",
-        "Packets; of all that were polled meanwhile, so a few are not the flood's.",
+        "Packets; of all that were polled meanwhile, so a few are not the flood's. A + stands where more came "
+        "together than is counted singly.",
         [("flood", "t"), ("what", "t"), ("how often", ""), ("mean", ""), ("median", ""), ("p99", ""), ("most", ""),
          ("limit", "t")],
         rows,
     )  # fmt: skip
 
 
-def _spread(histogram: dict[int, int]) -> list[Cell]:
+def _spread(histogram: dict[int, int], most: int) -> list[Cell]:
+    """Cells; of what is counted as `most` all that is known is that it was no less."""
+    longest = max(histogram, default=0)
+    more = "+" if longest >= most else ""
     return [
         (f"{sum(histogram.values()):,}", ""),
-        (f"{account.mean(histogram):,.1f}", ""),
+        (f"{account.mean(histogram):,.1f}{more}", ""),
         (f"{account.quantile(histogram, 0.5):,}", ""),
         (f"{account.quantile(histogram, 0.99):,}", ""),
-        (f"{max(histogram, default=0):,}", ""),
+        (f"{longest:,}{more}", ""),
     ]
 
 

@@ -93,8 +93,8 @@ def test_each_socket_is_offered_a_batch_in_turn() -> None:
 
 
 def test_the_layouts_are_those_of_the_programs() -> None:
-    """Sizes that the C compiler gives the structs of flood.bpf.c; the names of the actors are as many."""
-    source = (counting.build.SOURCES / "flood.bpf.c").read_text()
+    """Sizes that the C compiler gives the structs of cputime.h; the names of the actors are as many."""
+    source = (counting.build.SOURCES / "cputime.h").read_text()
     actors = source.split("enum actor {")[1].split("ACTORS,")[0].count(",")
     assert actors == ACTORS
     assert (SETTINGS.itemsize, BIN.itemsize, CPU.itemsize) == (208, 152, 11512)
