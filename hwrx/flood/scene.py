@@ -284,6 +284,11 @@ class _Scene:
         ports = {end.describe()["port"]: number for number, end in enumerate(self.ends["server"])}
         found: dict[int, int] = {}
         for link in list(Path("/proc/self/fd").iterdir()):
+            try:
+                if not str(link.readlink()).startswith("socket:"):
+                    continue
+            except FileNotFoundError:  # the listing's own
+                continue
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(link.name))) as one:
                 if one.family in (socket.AF_INET, socket.AF_INET6) and one.getsockname()[1] in ports:
                     one.getpeername()  # OSError of one that listens

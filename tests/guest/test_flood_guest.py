@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -65,7 +66,10 @@ def test_rps_moves_the_protocol_work_to_the_other_cpu(bed: flood.Bed) -> None:
 
 
 def test_with_a_tiny_receive_buffer_loss_begins_at_the_socket(bed: flood.Bed) -> None:
+    flood.measure(flood.Spec(burst=1, trial=2), bed)  # what is kept for further floods is open from now on
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
     found = flood.measure(flood.Spec(burst=BURST, receive_buffer=TINY, read="after", trial=3), bed)
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
     closes(found)
     assert [row.place for row in found.loss.rows] == ["receive-buffer"]
     assert found.loss.rows[0].witness == found.loss.lost
