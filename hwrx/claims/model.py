@@ -14,7 +14,7 @@ from hwrx.claims.pictures import Picture
 from hwrx.errors import UsageError
 
 FOLDER = Path(__file__).resolve().parents[2] / "lab" / "claims"
-Topology = Literal["none", "lo", "netns", "pair", "nic"]
+Topology = Literal["none", "lo", "netns", "pair", "nic", "queues"]
 Clock = Literal["wall", "icount"]
 Verdict = Literal["confirmed", "refuted", "depends", "not tested here"]
 VERDICTS: tuple[Verdict, ...] = ("confirmed", "refuted", "depends", "not tested here")

@@ -149,6 +149,11 @@ def _made(name: str) -> Iterator[Made]:
             for role in ROLES
         }
         yield Made(places, dict.fromkeys(ROLES, "local"))
+    elif name == "queues" and Path("/sys/class/net", topology.QUEUES_NICS["server"]).exists():
+        places = {
+            role: Place(address=topology.NIC_ADDRESSES[role], netdev=topology.QUEUES_NICS[role]) for role in ROLES
+        }
+        yield Made(places, dict.fromkeys(ROLES, "local"))
     else:
         with topology.build(name) as made:
             yield made
