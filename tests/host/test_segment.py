@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ def test_a_frame_that_cannot_be_is_refused() -> None:
 
 
 def test_frames_cross_in_order_and_recv_keeps_them(needs: Callable[..., None], tmp_path: Path) -> None:
-    needs("guest")
+    needs("guest", "tcpdump")
     file, shared = tmp_path / "packets.pcapng", str(Path(topology.__file__).parents[1])
     with Segment() as wire, Guest("nic", qemu=wire.qemu, descriptors=wire.descriptors, writable=[tmp_path]) as guest:
         # to hwrx's own driver, which writes them down
@@ -68,3 +69,8 @@ def test_frames_cross_in_order_and_recv_keeps_them(needs: Callable[..., None], t
         answers = [frame for frame in heard if frame[12:14] == b"\x08\x06" and frame[20:22] == b"\0\2"]
         assert bytes.fromhex(topology.NIC_HARDWARE["client"].replace(":", "")) in {frame[22:28] for frame in answers}
     assert list(packets(file.read_bytes())) == FRAMES
+    # and somebody else's reader says the same
+    read = subprocess.run(["tcpdump", "-nn", "-q", "-r", file], capture_output=True, text=True, check=True).stdout
+    assert [line.split(" IP ")[1] for line in read.splitlines()] == [
+        f"192.0.2.1.1111 > 192.0.2.2.{2000 + i}: UDP, length {18 + 37 * i}" for i in range(COUNT)
+    ]
