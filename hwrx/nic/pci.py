@@ -12,7 +12,7 @@ import mmap
 import re
 import subprocess
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ DEVICES = Path("/sys/bus/pci/devices")
 DRIVERS = Path("/sys/bus/pci/drivers")
 PROBE = Path("/sys/bus/pci/drivers_probe")
 KEPT = Path("/run/hwrx/nic")
+UDEV = Path("/run/udev/control")  # there where udev runs
 ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 NETWORK_CLASS = "0x02"
 DRIVER_OF = {"vfio": "vfio-pci", "uio": "uio_pci_generic"}
@@ -141,10 +142,10 @@ def uses(nic: Nic, own: Collection[str] = ()) -> list[str]:
     if nic.netdev is None:
         return ["its network device is in another network namespace"]
     reasons = []
-    routes = _ip("-4", "route", dev=nic.netdev) + _ip("-6", "route", dev=nic.netdev)
-    if any(route.get("dst") == "default" for route in routes):
+    tables = _tables(nic.netdev)
+    if any(route.get("dst") == "default" for route in tables["route"]):
         reasons.append("it carries the default route")
-    addresses = [address for address in _addresses(nic.netdev) if address.split("/")[0] not in own]
+    addresses = [address for address in _addresses(tables) if address.split("/")[0] not in own]
     if addresses:
         reasons.append(f"it has the address {', '.join(addresses)}")
     connections = _connections({address.split("/")[0] for address in addresses})
@@ -155,22 +156,31 @@ def uses(nic: Nic, own: Collection[str] = ()) -> list[str]:
     return reasons
 
 
-def _ip(*words: str, dev: str) -> list[dict[str, Any]]:
-    family, what = words
-    command = ["ip", "-json", family, what, "show", "dev", dev]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _tables(netdev: str) -> dict[str, list[dict[str, Any]]]:
+    """What `ip` shows of a network device: `route`, `addr`, `neighbour`, of both families."""
+    found: dict[str, list[dict[str, Any]]] = {"route": [], "addr": [], "neighbour": []}
+    for family in ("-4", "-6"):
+        # a line of JSON for each
+        answers = _ip([f"{what} show dev {netdev}" for what in found], "-json", family).splitlines()
+        for what, answer in zip(found, answers, strict=True):
+            found[what] += [entry for entry in json.loads(answer) if entry]
+    return found
+
+
+def _ip(commands: Sequence[str], *options: str) -> str:
+    """Have `ip` do all of them in one process, which costs an emulated guest half a second; return what it printed."""
+    words = ["ip", *options, "-batch", "-"]
+    done = subprocess.run(words, input="\n".join(commands), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise MachineError(f"'{' '.join(command)}' failed: {done.stderr.strip()}", remedy="install iproute2")
-    answer = json.loads(done.stdout or "[]")
-    return [entry for entry in answer if entry]
+        raise MachineError(f"ip {' '.join(options)}: {done.stderr.strip()} of: {'; '.join(commands)}")
+    return done.stdout
 
 
-def _addresses(netdev: str) -> list[str]:
+def _addresses(tables: Mapping[str, list[dict[str, Any]]]) -> list[str]:
     """Addresses with prefix; those that the kernel gives every IPv6 device by itself (link-local) are no use of it."""
     return [
         f"{entry['local']}/{entry['prefixlen']}"
-        for family in ("-4", "-6")
-        for link in _ip(family, "addr", dev=netdev)
+        for link in tables["addr"]
         for entry in link.get("addr_info", [])
         if entry.get("scope") != "link"
     ]
@@ -308,22 +318,21 @@ def _restore(nic: Nic, kept: Kept) -> Nic:
                 f"{nic.address} went back to {nic.driver}, and its network device is"
                 f" {name or 'missing'} instead of {kept.netdev}"
             )
-        # udev names it, where there is one; where there is none, and none renames it under our hands, we do
-        if name is not None and time.monotonic() > ours_from:
+        # udev names it, where there is one; where there is none, or it leaves the name, we do
+        if name is not None and (time.monotonic() > ours_from or not UDEV.exists()):
             subprocess.run(["ip", "link", "set", name, "name", kept.netdev], capture_output=True, check=False)
         time.sleep(0.02)
-    device = ["dev", kept.netdev]
-    commands = [["ip", "link", "set", *device, "mtu", str(kept.mtu)]]
-    for address in kept.addresses:
-        commands.append(["ip", "addr", "replace", address, *device, *(["nodad"] if ":" in address else [])])
+    device = f"dev {kept.netdev}"
+    commands = [f"link set {device} mtu {kept.mtu}"]
+    commands += [f"addr replace {address} {device}{' nodad' if ':' in address else ''}" for address in kept.addresses]
     if kept.up:
-        commands.append(["ip", "link", "set", *device, "up"])
+        commands.append(f"link set {device} up")
     for address, mac in kept.neighbours.items():
-        commands.append(["ip", "neighbour", "replace", address, "lladdr", mac, *device, "nud", "permanent"])
-    for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise MachineError(f"{kept.netdev} is back, but not as it was: {' '.join(command)}: {done.stderr.strip()}")
+        commands.append(f"neighbour replace {address} lladdr {mac} {device} nud permanent")
+    try:
+        _ip(commands)
+    except MachineError as error:
+        raise MachineError(f"{kept.netdev} is back, but not as it was: {error}") from error
     if kept.up and kept.carrier:
         carrier = Path("/sys/class/net") / kept.netdev / "carrier"
         _until(lambda: carrier.read_text().strip() == "1", time.monotonic() + _PATIENCE)
@@ -342,11 +351,11 @@ def _keep(nic: Nic) -> None:
         kept.up = bool(int((netdev / "flags").read_text(), 16) & 1)  # IFF_UP
         kept.carrier = kept.up and (netdev / "carrier").read_text().strip() == "1"
         kept.mtu = int((netdev / "mtu").read_text())
-        kept.addresses = _addresses(nic.netdev)
-        neighbours = _ip("-4", "neighbour", dev=nic.netdev) + _ip("-6", "neighbour", dev=nic.netdev)
+        tables = _tables(nic.netdev)
+        kept.addresses = _addresses(tables)
         kept.neighbours = {
             entry["dst"]: entry["lladdr"]
-            for entry in neighbours
+            for entry in tables["neighbour"]
             if "PERMANENT" in entry.get("state", []) and "lladdr" in entry
         }
     KEPT.mkdir(parents=True, exist_ok=True)
