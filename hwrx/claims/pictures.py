@@ -16,6 +16,8 @@ from msgspec import Struct
 WIDE, NARROW = 760, 350  # CSS pixels
 CONTEXTS = {"hard IRQ": "c3", "softirq": "c1", "reader": "c0", "thread": "c4", "device": "c5"}
 STEM = 92.0  # where the steps' dots are
+RIGHT = 26  # kept free beside a diagram, for half of the last number
+DOTTED = 40  # points of a line that can be told apart
 LINE = 18  # from one line of text to the next
 
 
@@ -172,7 +174,7 @@ def _steps(steps: Steps, width: int) -> str:
 
 
 def _lines(lines: Lines, width: int) -> str:
-    height, left, below, top = 260.0, 62.0, 40.0, 14.0 + LINE * len(lines.series)
+    height, left, below, top = 260.0, 74.0, 40.0, 14.0 + LINE * len(lines.series)
     canvas = _Canvas(width, f"{lines.y} over {lines.x}")
     points = [point for series in lines.series.values() for point in series]
     if not points:
@@ -180,22 +182,22 @@ def _lines(lines: Lines, width: int) -> str:
     x_axis, y_axis = (_Axis([point[place] for point in points], lines.log, bool(place)) for place in (0, 1))
 
     def at(point: tuple[float, float]) -> tuple[float, float]:
-        right, bottom = width - left - 16, height - top - below
+        right, bottom = width - left - RIGHT, height - top - below
         return left + right * x_axis.share(point[0]), height - below - bottom * y_axis.share(point[1])
 
     for value in y_axis.ticks:
         _, y = at((x_axis.low, value))
-        canvas.line([(left, y), (width - 16, y)], "rule")
+        canvas.line([(left, y), (width - RIGHT, y)], "rule")
         canvas.text(left - 6, y + 4, number_words(value), "dim", "end")
     for value in x_axis.ticks if width >= 500 else x_axis.ticks[:: max(1, len(x_axis.ticks) // 4)]:
         x, _ = at((value, y_axis.low))
         canvas.text(x, height - below + 16, number_words(value), "dim", "middle")
-    canvas.text((left + width - 16) / 2, height - 4, lines.x, "dim", "middle")
+    canvas.text((left + width - RIGHT) / 2, height - 4, lines.x, "dim", "middle")
     for number, (name, series) in enumerate(lines.series.items()):
         canvas.dot(6, 9 + LINE * number, f"c{number}")
         canvas.text(16, 13 + LINE * number, f"{name}: {lines.y}" if number == 0 else name)
         canvas.line([at(point) for point in series], f"c{number}s")
-        for point in series:
+        for point in series if len(series) <= DOTTED else ():
             canvas.dot(*at(point), f"c{number}", 3.5)
     return canvas.close(height)
 

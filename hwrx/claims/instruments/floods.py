@@ -69,7 +69,7 @@ def reckon(found: Flood) -> Measurement:
         for name, values in (("sent", line.sent), ("taken by the reader", line.taken), ("lost", line.lost))
     }
     notes = [f"lost at {row.place}: {row.count:,} ({row.sentence})" for row in found.loss.rows]
-    return Measurement(figures, Lines(series, "ms", f"messages in {step * line.width_ns / 1e6:g} ms"), notes=notes)
+    return Measurement(figures, Lines(series, "ms", f"messages in {step * line.width_ns / 1e6:.3g} ms"), notes=notes)
 
 
 def _softirq(found: Flood, cpu: int) -> float:
