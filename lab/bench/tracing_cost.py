@@ -138,17 +138,17 @@ def of_attaching() -> Row:
     return {"what": "attaching again", "first_s": seconds[0], "then_s": statistics.median(seconds[1:])}
 
 
-def rows(bed: Bed, paths: list[str], pairs: int, say: Callable[[str], None]) -> list[Row]:
-    found = []
+def rows(bed: Bed, paths: list[str], pairs: int, say: Callable[[str], None]) -> Iterator[Row]:
     for path in paths:
         say(f"cost of histograms on {path}, {pairs} pairs")
-        found.append(of_pingpong(bed, path, 0, pairs))
+        yield of_pingpong(bed, path, 0, pairs)
     if "udp" in paths:
-        say("cost of timelines on udp")
-        found.append(of_pingpong(bed, "udp", 10, pairs))
         say("cost in one thread, of draining and of attaching")
-        found += [in_one_thread(pairs), of_draining(bed), of_attaching()]
-    return found
+        yield in_one_thread(pairs)
+        yield of_draining(bed)
+        yield of_attaching()
+        say("cost of timelines on udp")
+        yield of_pingpong(bed, "udp", 10, pairs)
 
 
 def words(row: Row) -> tuple[str, str, str, str, str]:
