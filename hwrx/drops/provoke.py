@@ -230,6 +230,8 @@ def _checksum(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
     def broken(message: bytes) -> bytes:
         frame = bytearray(udp_frame(template, message))
         frame[41] ^= 0x55  # of the UDP checksum
+        if not any(frame[40:42]):  # that would say that there is none
+            frame[41] = 0xAA
         return bytes(frame)
 
     scene.raw()
@@ -324,6 +326,14 @@ def provoke(place: str, names: Names, messages: int, trial: int) -> Balance:
         return roce.given_up(place, books, messages, trial)
 
 
+def _settle(books: Books) -> None:
+    """Wait until nothing more is dropped: a closed socket gives back what it holds in a callback of RCU."""
+    before = -1
+    while (now := sum(drop.count for drop in books.drops())) != before:
+        before = now
+        time.sleep(QUIET)
+
+
 def _on(names: Names, make: Provoke, place: str, messages: int, trial: int) -> Balance:
     with (
         Books(trial, sorted({name or None for name in names.values()}, key=str)) as books,
@@ -334,7 +344,7 @@ def _on(names: Names, make: Provoke, place: str, messages: int, trial: int) -> B
         tally = scene.run(messages)
         if place == "closed":
             scene.reader.close()
-            time.sleep(QUIET)
+            _settle(books)
         told = {"truncated": tally.truncated}
         if scene.tap is not None:
             # of the packet socket's two counts the second is what it had no room for
