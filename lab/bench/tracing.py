@@ -74,9 +74,13 @@ class Place:
             return
         for mtu in (WHOLE_PAGES, 1500):
             for link in topology.LINKS.values():
-                with self._guest.command(["ip", "link", "set", link, "mtu", str(mtu)], {}) as done:
-                    while done.recv(4096):
-                        pass
+                done = self._guest.command(
+                    ["/bin/sh", "-c", f"PATH=$PATH:/usr/sbin:/sbin ip link set {link} mtu {mtu}"]
+                )
+                done.end_input()
+                while done.recv(4096):
+                    pass
+                done.wait(5)
             if mtu == WHOLE_PAGES:
                 yield self.bed
 
