@@ -2,7 +2,8 @@
 
 A pytest plugin on the host, and the program that it starts in the guest. The host collects and selects as ever (`-k`
 works); the guest's pytest runs what was selected and sends its reports back, one JSON object a line. It does so from
-the beginning, beside the layers that run on the host; its reports are shown when their turn has come.
+the beginning, beside the unit tests, which no guest disturbs; when its last report is shown it is taken down, and the
+tests of the host have the machine to themselves.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 LAYER = "guest"
-ORDER = ("unit", "host", LAYER, "hil")
+ORDER = ("unit", LAYER, "host", "hil")
 SILENCE = 300.0  # seconds without a word from the guest's pytest, after which it is taken for hung
 INSIDE = os.environ.get("HWRX_IN_GUEST") == "1"
 
@@ -29,7 +30,7 @@ def layer_of(item: pytest.Item) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The quick layers first."""
+    """What needs nothing first; what looks at the whole machine when the guest is gone."""
     items.sort(key=lambda item: ORDER.index(layer_of(item)) if layer_of(item) in ORDER else 0)
 
 
@@ -63,6 +64,7 @@ class Outside:
         self._guest: Any = None
         self._pipe: Any = None
         self._begun = False
+        self._last = ""
         self._listener: threading.Thread | None = None
         self._heard = threading.Condition()
         self._seen: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -76,6 +78,7 @@ class Outside:
         self._begun = True
         wanted = [item.nodeid for item in session.items if layer_of(item) == LAYER]
         if wanted:
+            self._last = wanted[-1]
             self._start(wanted)
 
     def reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
@@ -91,6 +94,8 @@ class Outside:
             if self._guest is None and os.environ.get("HWRX_REQUIRE_HW") != "1":
                 outcome, words = "skipped", (str(item.path), 0, f"Skipped: {self._broken}")
             yield pytest.TestReport(item.nodeid, item.location, {}, outcome, words, "setup")
+        if item.nodeid == self._last:
+            self.close()
 
     def _start(self, wanted: list[str]) -> None:
         from hwrx import topology
@@ -156,6 +161,7 @@ class Outside:
             self._pipe.close()
         if self._guest is not None:
             self._guest.__exit__(None, None, None)
+            self._guest = None
 
 
 class Inside:
