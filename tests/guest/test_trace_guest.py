@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracing import check, check_batches, count, hw_counter, snmp, trace
+from guest_ends import ROLES, Places
+from tracing import check, check_batches, count, hw_counter, one_cpu, snmp, trace
 
 from hwrx import topology
 from hwrx.messages import Setting, Wait
 from hwrx.run import Pair
+from hwrx.testbed import Bed
 from hwrx.trace.traced import RunTracer
 
 
@@ -62,13 +64,15 @@ def test_every_message_has_a_complete_timeline(
     assert found.ledger.sender - again == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.mark.parametrize("size", [64, 1400])
-def test_every_datagram_of_a_batch_has_a_complete_timeline(traced_pair: Pair, tracer: RunTracer, size: int) -> None:
+def test_every_datagram_of_a_batch_has_a_complete_timeline(pair: Places, tracer: RunTracer) -> None:
     """sendmmsg and recvmmsg: one call for many messages, of which each is copied by itself."""
     more: dict[str, Any] = {"messages": 400, "warmup": 64, "batch": 32, "limit": 60.0, "socket_buffer": 1 << 20}
-    found = trace(tracer, traced_pair, 10, Setting(path="udp", pattern="stream", size=size, **more))
-    assert found.traced.lost == 0
-    check_batches(found, 400)
+    with Pair(Bed(one_cpu(pair), dict.fromkeys(ROLES, "local"), {})) as agents:
+        for size in (64, 1400):
+            setting = Setting(path="udp", pattern="stream", size=size, schedule="batch", **more)
+            found = trace(tracer, agents, 10 + size, setting)
+            assert found.traced.lost == 0
+            check_batches(found, 400)
 
 
 def test_the_drivers_own_counters_agree(traced_pair: Pair, tracer: RunTracer) -> None:

@@ -10,10 +10,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from tracing import check, check_batches, count, snmp, trace
+from tracing import check, check_batches, count, one_cpu, snmp, trace
 
 import hwrx
 from hwrx import stages, topology
@@ -60,7 +61,9 @@ def test_ten_thousand_datagrams_have_complete_timelines(bed: Bed, size: int) -> 
 
 
 def test_every_datagram_of_a_batch_has_a_complete_timeline(bed: Bed) -> None:
-    setting = Setting(path="udp", pattern="stream", size=1400, messages=3000, batch=64, socket_buffer=1 << 20)
+    more: dict[str, Any] = {"batch": 64, "socket_buffer": 1 << 20, "schedule": "batch"}
+    setting = Setting(path="udp", pattern="stream", size=1400, messages=3000, **more)
+    bed.places = one_cpu(bed.places)
     with Pair(bed) as pair, RunTracer(bed, ["udp"]) as tracer:
         tracer.attach()
         found = trace(tracer, pair, 1, setting)
