@@ -19,6 +19,7 @@ from hwrx.claims.model import Claim, Clock, Result
 from hwrx.claims.session import Session
 from hwrx.errors import GuestError, MachineError, StoreError, TrialError, UsageError
 from hwrx.testbed import GuestBed
+from hwrx.undo import unhurried
 
 if TYPE_CHECKING:
     from hwrx.vm import Guest
@@ -161,6 +162,7 @@ def here(claims: Sequence[Claim], say: Say, take: Take) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "hwrx.claims.inside"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for us alone: we end it, once
     )  # fmt: skip
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     errors: list[bytes] = []
@@ -176,8 +178,8 @@ def here(claims: Sequence[Claim], say: Say, take: Take) -> None:
             raise TrialError(said[-1].removeprefix("hwrx: ") if said else "the experiments ended before their time")
     finally:
         if process.poll() is None:
-            process.terminate()  # it takes down what it has put up
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with unhurried(), contextlib.suppress(subprocess.TimeoutExpired):
+                process.terminate()  # it takes down what it has put up
                 process.wait(20.0)
         process.stdout.close()
 
