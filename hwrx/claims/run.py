@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import subprocess
 import sys
 import threading
@@ -107,39 +108,70 @@ def sorted_for(claims: Sequence[Claim]) -> list[tuple[Clock, str, list[Claim]]]:
 
 
 def in_lab(claims: Sequence[Claim], kernel: str | None, log: Path | None, say: Say, take: Take) -> list[dict[str, Any]]:
-    """Run claims in virtual machines, as few boots as can be; return what is known of the machines."""
+    """Run claims in virtual machines, as few boots as can be; return what is known of the machines.
+
+    Where an experiment brings its guest to a standstill, that is its claim's reason, and another guest goes on.
+    """
     from hwrx.vm import Guest
 
     machines = []
     nics = topology.find("nic")
     for clock, base, group in sorted_for(claims):
-        wants_nic = any(claim.topology == "nic" for claim in group)
-        with Guest(
-            # rxe is there from the beginning; the NICs are put into the same machine, so that one boot does for all
-            base,
-            kernel=kernel,
-            clock=clock,
-            append=nics.append if wants_nic else (),
-            qemu=nics.hardware if wants_nic else (),
-            log=log,
-            limit=600 if clock == "icount" else 180,
-            progress=lambda stage, text: say(f"{stage}: {text}"),
-        ) as guest:
-            about = guest.describe()
-            machines.append(about)
-            if clock == "icount":
-                _from_outside(guest, group, say, take)
-                continue
-            pipe = guest.command([sys.executable, "-m", "hwrx.claims.inside"], {"PYTHONDONTWRITEBYTECODE": "1"})
-            with contextlib.closing(pipe):
-                pipe.settimeout(SILENCE)
-                pipe.sendall(msgspec.json.encode(Request(group, clock, about["emulated"])))
-                pipe.end_input()
-                _follow(_pieces(pipe, guest.failure), say, take)
-                code = pipe.wait(10.0)
-                if code != 0:
-                    raise GuestError(f"the experiments ended before their time: {pipe.epitaph()}")
+        left: Sequence[Claim] = group
+        while left:
+            wants_nic = any(claim.topology == "nic" for claim in left)
+            with Guest(
+                # rxe is there from the beginning; the NICs are put into the same machine, so that one boot does for all
+                base,
+                kernel=kernel,
+                clock=clock,
+                append=nics.append if wants_nic else (),
+                qemu=nics.hardware if wants_nic else (),
+                log=log,
+                limit=600 if clock == "icount" else 180,
+                progress=lambda stage, text: say(f"{stage}: {text}"),
+            ) as guest:
+                about = guest.describe()
+                machines.append(about)
+                if clock == "icount":
+                    _from_outside(guest, left, say, take)
+                    break
+                left = _survivors(left, about, functools.partial(_inside, guest, say), take)
     return machines
+
+
+def _inside(guest: Guest, say: Say, group: Sequence[Claim], take: Take) -> None:
+    """Run claims by a program in the guest. GuestError where it, or the guest, does not live to their end."""
+    pipe = guest.command([sys.executable, "-m", "hwrx.claims.inside"], {"PYTHONDONTWRITEBYTECODE": "1"})
+    with contextlib.closing(pipe):
+        pipe.settimeout(SILENCE)
+        pipe.sendall(msgspec.json.encode(Request(list(group), "wall", guest.describe()["emulated"])))
+        pipe.end_input()
+        _follow(_pieces(pipe, guest.failure), say, take)
+        if pipe.wait(10.0) != 0:
+            raise GuestError(f"the experiments ended before their time: {pipe.epitaph()}")
+
+
+def _survivors(
+    group: Sequence[Claim], about: Mapping[str, Any], run: Callable[[Sequence[Claim], Take], None], take: Take
+) -> Sequence[Claim]:
+    """Run a group; return the claims behind one that the guest did not survive, which is told as not tested."""
+    taken = 0
+
+    def count(result: Result) -> None:
+        nonlocal taken
+        taken += 1
+        take(result)
+
+    try:
+        run(group, count)
+    except GuestError as error:
+        if taken == len(group):
+            raise
+        why = str(error.args[0]).splitlines()[0]
+        take(Result(group[taken], "not tested here", "", why, kernel=about["kernel"], emulated=about["emulated"]))
+        return group[taken + 1 :]
+    return ()
 
 
 def _from_outside(guest: Guest, group: Sequence[Claim], say: Say, take: Take) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+from collections.abc import Callable, Sequence
 
 import msgspec
 import pytest
@@ -16,7 +17,7 @@ from hwrx.claims.instruments import functions, interrupts, pinning
 from hwrx.claims.model import Claim, Measurement, Result, Ruling
 from hwrx.claims.session import Sent, Session
 from hwrx.cli import cli
-from hwrx.errors import MachineError, StoreError, UsageError
+from hwrx.errors import GuestError, MachineError, StoreError, UsageError
 from hwrx.memory.pages import OUT
 
 CLAIMS = model.every()
@@ -268,6 +269,35 @@ def test_interrupts_are_held_against_polls() -> None:
 def test_a_pages_fate_is_one_of_four() -> None:
     fates = [pinning._state(5, *after) for after in ((5, 5), (7, 7), (5, OUT), (7, OUT))]
     assert fates == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("dies_at", [0, 1, 2])
+def test_a_claim_that_its_guest_does_not_survive_is_told_and_the_others_go_on(dies_at: int) -> None:
+    claims = list(model.every().values())[:3]
+    taken: list[Result] = []
+
+    def run(group: Sequence[Claim], take: Callable[[Result], None]) -> None:
+        for number, claim in enumerate(group):
+            if number == dies_at:
+                raise GuestError("an experiment said nothing for 300 s\nthe console's last line")
+            take(Result(claim, "confirmed", "seen"))
+
+    left = driver._survivors(claims, {"kernel": "6.1", "emulated": True}, run, taken.append)
+    assert list(left) == claims[dies_at + 1 :]
+    assert [each.claim for each in taken] == claims[: dies_at + 1]
+    assert (taken[-1].verdict, taken[-1].why) == ("not tested here", "an experiment said nothing for 300 s")
+    assert all(each.verdict == "confirmed" for each in taken[:-1])
+
+
+def test_a_guest_that_dies_when_all_is_done_is_an_error() -> None:
+    claims = list(model.every().values())[:1]
+
+    def run(group: Sequence[Claim], take: Callable[[Result], None]) -> None:
+        take(Result(group[0], "confirmed", "seen"))
+        raise GuestError("it is gone")
+
+    with pytest.raises(GuestError, match="it is gone"):
+        driver._survivors(claims, {"kernel": "6.1", "emulated": True}, run, lambda result: None)
 
 
 def test_the_driver_reads_lines_in_any_pieces() -> None:
