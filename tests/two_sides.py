@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from cython_ext import loop
 from cython_ext.socket_transport import SocketTransport
 from hwrx import arrivals
-from hwrx.messages import Place, Prepare, Role, Setting
+from hwrx.messages import Place, Prepare, Role, Setting, Wait
 from hwrx.paths import open_endpoint
 
 TRIAL = 7
+WAITS: tuple[Wait, ...] = ("block", "epoll", "select", "busy-poll", "spin")
 # what only a lossy, hostile or broken wire brings about
 ODDITIES = ("lost", "duplicated", "reordered", "corrupt", "stale", "wrong_size")
 

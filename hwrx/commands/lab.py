@@ -22,8 +22,9 @@ from hwrx import kernel, topology, undo
 from hwrx.commands.compare import described, experiment_options, run_and_report
 from hwrx.errors import UsageError
 from hwrx.kernel import Progress
+from hwrx.port import Pipe
 from hwrx.testbed import Wanted
-from hwrx.vm import Guest, Pipe
+from hwrx.vm import Guest
 
 
 @click.group()

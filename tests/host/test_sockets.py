@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import random
-import re
 import signal
 import socket
 import struct
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from two_sides import ODDITIES, TRIAL, Side, both, clean, endpoint, trial_of
+from leaving import nothing_is_left  # noqa: F401
+from two_sides import ODDITIES, TRIAL, WAITS, Side, both, clean, endpoint, trial_of
 
 from cython_ext import loop, payload
 from cython_ext.udp import UdpTransport
@@ -26,27 +23,6 @@ from hwrx.messages import Place, Role, Setting, Wait
 from hwrx.paths import sockets
 
 FINISH, CREDIT = 0x46727768, 0x43727768
-WAITS: tuple[Wait, ...] = ("block", "epoll", "select", "busy-poll", "spin")
-
-
-def open_files() -> set[str]:
-    # the descriptor that lists the folder is the last one, and closed by the time it is read
-    return {file.name for file in Path("/proc/self/fd").iterdir() if file.is_symlink()}
-
-
-def locked_memory() -> int:
-    found = re.search(r"VmLck:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1])
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    gc.collect()  # buffers that earlier tests have left in cycles, whose end would be counted as ours
-    before = open_files(), locked_memory()
-    yield
-    assert (open_files(), locked_memory()) == before
-    assert Path("/proc/self/timers").read_text() == ""
 
 
 # --- everything that goes well ----------------------------------------------------------------------------------------
@@ -440,91 +416,6 @@ def test_a_tcp_server_waits_for_its_client_only_so_long() -> None:
 def test_a_peer_that_described_itself_wrongly(path: str, remote: dict[str, Any]) -> None:
     with endpoint("server", Setting(path=path)) as server, pytest.raises(PathError, match="address cannot be used"):
         server.connect(remote)
-
-
-# --- TCP connections that break ---------------------------------------------------------------------------------------
-
-
-class RawTcp:
-    """A plain TCP client opposite to the server end of a path."""
-
-    def __init__(self, setting: Setting) -> None:
-        self.transport = endpoint("server", setting)
-        self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
-        self.socket.connect(("127.0.0.1", self.transport.describe()["port"]))
-        self.transport.connect({"address": "127.0.0.1", "port": self.socket.getsockname()[1]})
-        self.side = Side(self.transport, setting, "server")
-
-    def __enter__(self) -> RawTcp:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.socket.close()
-        self.side.join(timeout=30)
-        self.transport.close()
-
-
-@pytest.mark.parametrize("wait", WAITS)
-def test_messages_cut_into_pieces_are_put_together(wait: Wait) -> None:
-    setting = Setting(path="tcp", pattern="stream", size=1000, messages=50, warmup=0, cooldown=0, wait=wait, limit=5)
-    stream = b"".join(payload.make(1000, number, TRIAL) for number in range(50))
-    cuts = random.Random(2)
-    with RawTcp(setting) as raw:
-        raw.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while stream:
-            piece = cuts.choice([1, 7, 999, 1000, 1001, 5000])
-            raw.socket.sendall(stream[:piece])
-            stream = stream[piece:]
-        assert clean(raw.side.counts), raw.side.counts
-    assert raw.side.verdict == "complete"
-
-
-@pytest.mark.parametrize("wait", WAITS)
-def test_a_slow_half_message_is_waited_for(wait: Wait) -> None:
-    # no patience is longer than the limit, which counts from the first whole message on
-    setting = Setting(path="tcp", size=1000, messages=1, warmup=0, cooldown=0, wait=wait, limit=0.1)
-    message = payload.make(1000, 0, TRIAL)
-    with RawTcp(setting) as raw:
-        raw.socket.sendall(message[:300])
-        time.sleep(0.25)  # more than two patiences
-        raw.socket.sendall(message[300:])
-        assert clean(raw.side.counts)
-    assert raw.side.verdict == "complete"
-
-
-@pytest.mark.parametrize("wait", WAITS)
-def test_an_orderly_close_is_finished_and_a_cut_message_is_counted(wait: Wait) -> None:
-    setting = Setting(path="tcp", pattern="stream", size=1000, messages=50, wait=wait, limit=5)
-    with RawTcp(setting) as raw:
-        raw.socket.sendall(payload.make(1000, 0, TRIAL) + payload.make(1000, 1, TRIAL)[:400])
-        raw.socket.shutdown(socket.SHUT_WR)
-        counts = raw.side.counts
-    assert raw.side.verdict == "finished"
-    assert (counts["delivered"], counts["wrong_size"]) == (1, 1)
-
-
-@pytest.mark.parametrize("wait", WAITS)
-def test_a_reset_is_named(wait: Wait) -> None:
-    setting = Setting(path="tcp", pattern="stream", size=1000, messages=50, wait=wait, limit=5)
-    with RawTcp(setting) as raw:
-        raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        raw.socket.sendall(payload.make(1000, 0, TRIAL))
-        raw.socket.close()
-        raw.side.join(timeout=10)
-    assert "broke off (ECONNRESET)" in raw.side.verdict
-
-
-@pytest.mark.parametrize("wait", ["block", "spin"])
-def test_a_peer_that_does_not_read_ends_a_tcp_stream(wait: Wait) -> None:
-    setting = Setting(
-        path="tcp", pattern="stream", size=60_000, messages=10_000, wait=wait, limit=0.4, socket_buffer=50_000
-    )
-    with socket.create_server(("127.0.0.1", 0)) as listener, endpoint("client", setting) as client:
-        client.connect({"address": "127.0.0.1", "port": listener.getsockname()[1]})
-        side = Side(client, setting, "client")
-        side.join(timeout=20)
-        assert "time limit" in side.verdict
 
 
 # --- what cannot be ---------------------------------------------------------------------------------------------------
