@@ -15,9 +15,11 @@ from posix.time cimport CLOCK_MONOTONIC, TIMER_ABSTIME, clock_nanosleep, timespe
 from cython_ext.clock cimport now
 from cython_ext.payload cimport GOOD, OTHER_TRIAL, SMALLEST, glance, sequence_of, stamp
 from cython_ext.transport cimport FINISHED, Delivery, Ops, Transport
+from cython_ext.trial cimport MOST
+
+from cython_ext.trial import touched
 
 cdef enum:
-    MOST = 256               # deliveries taken by one receive
     ENDPOINTS = 64
     SPIN_NS = 100_000        # before a due time: a sleep would end late
     LOOK_NS = 20_000_000     # how often a reader that gets nothing looks whether it is to end
@@ -61,8 +63,8 @@ cdef class Wave:
         self.size = size
         self.trial = trial
         self.batch = max(1, min(batch, MOST))
-        self.sent = _touched(messages)
-        self.taken = _touched(messages)
+        self.sent = touched(messages, np.int64)
+        self.taken = touched(messages, np.int64)
         cdef int64_t[::1] stamps = self.sent
         self.sent_at = &stamps[0]
         stamps = self.taken
@@ -76,12 +78,6 @@ cdef class Wave:
     def end(self):
         """Let the sender stop, and the readers as soon as nothing has come for their quiet time."""
         self.ending = True
-
-
-def _touched(size_t count):
-    array = np.empty(count, dtype=np.int64)
-    array.fill(0)  # np.zeros would leave the pages to be faulted in by the loop
-    return array
 
 
 # --- sending -------------------------------------------------------------------------------------------------------

@@ -1,29 +1,8 @@
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from cython_ext.transport import Transport
+from cython_ext.trial import Trial
 
 ENDED: dict[int, Literal["complete", "limit", "finished"]]
-
-class Trial:
-    intended: npt.NDArray[np.int64]
-    posted: npt.NDArray[np.int64]
-    delivered: npt.NDArray[np.int64]
-    def __init__(
-        self,
-        *,
-        messages: int,
-        size: int,
-        warmup: int = 0,
-        cooldown: int = 0,
-        trial: int = 0,
-        batch: int = 1,
-        check_every: int = 0,
-        due: npt.NDArray[np.int64] | None = None,
-        limit_ns: int = 10_000_000_000,
-    ) -> None: ...
-    def counts(self) -> dict[str, int]: ...
 
 def run(trial: Trial, transport: Transport, pattern: str, role: str) -> tuple[int, dict[str, int]]: ...

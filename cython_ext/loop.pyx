@@ -10,8 +10,6 @@ an error of the path.
 
 import resource
 
-import numpy as np
-
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from cython_ext.clock cimport now
@@ -26,81 +24,13 @@ from cython_ext.payload cimport (
     verify,
 )
 from cython_ext.transport cimport FINISHED, Delivery, Ops, Transport
+from cython_ext.trial cimport MOST, Plan, Trial
 
 cdef enum:
     COMPLETE = 1
     LIMIT = 2
-    MOST = 256          # deliveries taken by one receive
     NO_SEQUENCE = -1
     FULL_NS = 1_000_000  # that an open loop with a full window waits for an answer before it looks for room again
-
-
-cdef class Trial:
-    """What one end is to do, and what it saw.
-
-    `warmup`, `messages`, `cooldown` count messages; only the middle ones are recorded, all are accounted for. `size` is
-    bytes. `check_every`: 0 looks at header and trailer of each; 1 verifies every byte; n does so of each n-th (in a
-    stream only outside of the measured messages, where filling a message would be part of what is measured).
-    `due`, of the client of `paced`: int64 nanoseconds from the loop's start at which each of the warmup + messages +
-    cooldown is to be sent, ascending. `limit_ns` is how long nothing may move.
-
-    `intended`, `posted`, `delivered`: int64 arrays of `messages` CLOCK_MONOTONIC nanoseconds, 0 where it was not.
-    They belong to the trial and stay valid as long as anybody holds them.
-    """
-
-    def __init__(self, *, uint64_t messages, uint32_t size, uint64_t warmup=0, uint64_t cooldown=0, uint32_t trial=0,
-                 uint32_t batch=1, uint32_t check_every=0, due=None, int64_t limit_ns=10_000_000_000):
-        if messages < 1:
-            raise ValueError("a trial has at least one message")
-        if size < SMALLEST:
-            raise ValueError(f"a message has at least {SMALLEST} bytes, not {size}")
-        self.plan.messages = messages
-        self.plan.warmup = warmup
-        self.plan.cooldown = cooldown
-        self.plan.size = size
-        self.plan.trial = trial
-        self.plan.batch = max(1, min(batch, MOST))
-        self.plan.check_every = check_every
-        self.plan.limit_ns = limit_ns
-        self.total = warmup + messages + cooldown
-        self.intended = _touched(messages, np.int64)
-        self.posted = _touched(messages, np.int64)
-        self.delivered = _touched(messages, np.int64)
-        self.seen_bits = _touched((self.total + 7) // 8, np.uint8)
-        cdef int64_t[::1] stamps
-        if due is not None:
-            self.due = np.array(due, dtype=np.int64)  # a copy, whose pages are there
-            if len(self.due) != self.total:
-                raise ValueError(f"{self.total} messages have {self.total} times to be sent at, not {len(self.due)}")
-            stamps = self.due
-            self.due_at = &stamps[0]
-        stamps = self.intended
-        self.intended_at = &stamps[0]
-        stamps = self.posted
-        self.posted_at = &stamps[0]
-        stamps = self.delivered
-        self.delivered_at = &stamps[0]
-        cdef uint8_t[::1] bits = self.seen_bits
-        self.seen = &bits[0]
-
-    def counts(self) -> dict:
-        """The tally: posted, delivered, bytes, lost, duplicated, reordered, corrupt, stale, wrong_size, checked.
-
-        `expected` is how many messages the trial has, warm-up and cool-down included; `lost` those of them that were
-        not delivered, which is meaningful on the side that receives.
-        """
-        t = self.tally
-        return {
-            "expected": self.total, "posted": t.posted, "delivered": t.delivered, "bytes": t.bytes,
-            "lost": self.total - t.delivered, "duplicated": t.duplicated, "reordered": t.reordered,
-            "corrupt": t.corrupt, "stale": t.stale, "wrong_size": t.wrong_size, "checked": t.checked,
-        }
-
-
-def _touched(size_t count, kind):
-    array = np.empty(count, dtype=kind)
-    array.fill(0)  # np.zeros would leave the pages to be faulted in by the loop
-    return array
 
 
 # --- pieces of every loop ------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cython_ext.payload cimport GOOD, glance, sequence_of
 
+from cython_ext.trial import touched
+
 
 cdef void keep(Stamps *s, const char *data, uint32_t size, uint32_t trial, bint checked, int64_t seen,
                int64_t parsed, int64_t looked_up) noexcept nogil:
@@ -37,8 +39,7 @@ cdef class StageStamps:
 
     def __init__(self, uint64_t first, uint64_t count):
         cdef int64_t[::1] view
-        # zeros that are written, so that no page is left for the loop to fault in
-        self.seen, self.parsed, self.looked_up = (np.full(max(count, <uint64_t> 1), 0, dtype=np.int64) for _ in "123")
+        self.seen, self.parsed, self.looked_up = (touched(max(count, <uint64_t> 1), np.int64) for _ in range(3))
         view = self.seen
         self.state.seen = &view[0]
         view = self.parsed

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from cython_ext import loop
+from cython_ext.trial import Trial
 from hwrx import __version__, arrivals, impair, paths
 from hwrx.errors import HwrxError, PathError, PeerError
 from hwrx.messages import (
@@ -61,7 +62,7 @@ class Agent:
     def __init__(self) -> None:
         self._prepare: Prepare | None = None
         self._endpoint: Any = None
-        self._trial: loop.Trial | None = None
+        self._trial: Trial | None = None
         self._tracer: Service | None = None
         self._spoiled = True  # whether netem may be on our link: an agent before us may have been killed
 
@@ -129,7 +130,7 @@ class Agent:
         self._endpoint = paths.open_endpoint(prepare)
         setting = prepare.setting
         sends_on_time = setting.pattern == "paced" and prepare.role == "client"
-        self._trial = loop.Trial(
+        self._trial = Trial(
             messages=setting.messages,
             warmup=setting.warmup,
             cooldown=setting.cooldown,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from cython_ext import loop
 from cython_ext.socket_transport import SocketTransport
+from cython_ext.trial import Trial
 from hwrx import arrivals
 from hwrx.messages import Place, Prepare, Role, Setting, Wait
 from hwrx.paths import open_endpoint
@@ -24,8 +25,8 @@ def endpoint(role: Role, setting: Setting, place: Place | None = None) -> Socket
     return prepared
 
 
-def trial_of(setting: Setting) -> loop.Trial:
-    return loop.Trial(
+def trial_of(setting: Setting) -> Trial:
+    return Trial(
         messages=setting.messages,
         warmup=setting.warmup,
         cooldown=setting.cooldown,

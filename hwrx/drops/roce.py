@@ -118,6 +118,7 @@ def given_up(place: str, books: Books, messages: int, trial: int) -> Balance:
 def _round(messages: int, trial: int, few: bool, patience: dict[str, int]) -> tuple[int, int, tuple[int, int] | None]:
     """One connection: what was posted, what arrived, and how it failed. `few`: the receiver has few buffers."""
     from cython_ext import loop
+    from cython_ext.trial import Trial
 
     window = {"pattern": "pingpong", "window": RECEIVES} if few else {"pattern": "stream", "window": 64}
     kind = _impatient(patience)
@@ -129,7 +130,7 @@ def _round(messages: int, trial: int, few: bool, patience: dict[str, int]) -> tu
     ):
         client.connect(server.describe())
         server.connect(client.describe())
-        trial_of = loop.Trial(messages=messages, size=SIZE, trial=trial, batch=16, limit_ns=10_000_000_000)
+        trial_of = Trial(messages=messages, size=SIZE, trial=trial, batch=16, limit_ns=10_000_000_000)
         loop.run(trial_of, client, "stream", "client")
         return trial_of.counts()["posted"], server.arrived(), client.failure()
 

@@ -249,6 +249,7 @@ def integrity(rig: Rig, counts: dict[int, int]) -> dict[int, dict[str, int]]:
     from cython_ext import loop
     from cython_ext.datagram import DatagramTransport
     from cython_ext.e1000e_link import RingLink
+    from cython_ext.trial import Trial
 
     found = {}
     rig.sender.close()
@@ -277,8 +278,7 @@ def integrity(rig: Rig, counts: dict[int, int]) -> dict[int, dict[str, int]]:
         ends[0].connect(ends[1].describe())
         ends[1].connect(ends[0].describe())
         trials = [
-            loop.Trial(messages=count, size=size, trial=1, batch=BATCH, check_every=1, limit_ns=30_000_000_000)
-            for _ in ends
+            Trial(messages=count, size=size, trial=1, batch=BATCH, check_every=1, limit_ns=30_000_000_000) for _ in ends
         ]
         server = threading.Thread(target=loop.run, args=(trials[1], ends[1], "stream", "server"))
         server.start()

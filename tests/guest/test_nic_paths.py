@@ -15,6 +15,7 @@ from guest_ends import Ends
 
 from cython_ext import loop
 from cython_ext.datagram import DatagramTransport
+from cython_ext.trial import Trial
 from cython_ext.xdp_ring import XdpRing
 from hwrx import paths, topology
 from hwrx.commands.nic import nic as command
@@ -70,7 +71,7 @@ class End(threading.Thread):
             end.connect(self.heard.get(timeout=60))
             self.connected.set()
             self.go.wait(60)
-            trial = loop.Trial(
+            trial = Trial(
                 messages=setting.messages,
                 size=setting.size,
                 trial=self.prepare.trial,

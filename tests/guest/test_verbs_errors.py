@@ -13,6 +13,7 @@ from guest_ends import Ends, Places, Wire, ip
 
 from cython_ext import loop
 from cython_ext.rc import RcSendTransport
+from cython_ext.trial import Trial
 from hwrx import paths
 from hwrx.errors import HwrxError, MachineError, PeerError, SilenceError, UsageError
 from hwrx.messages import Connect, Done, Place, Prepare, Role, Setting, Start
@@ -97,7 +98,7 @@ def test_a_receiver_without_buffers_is_told(pair: Places, ends: Ends) -> None:
     ):
         a.connect(b.describe())
         b.connect(a.describe())
-        trial = loop.Trial(messages=400, size=64, trial=1, batch=8, limit_ns=3_000_000_000)
+        trial = Trial(messages=400, size=64, trial=1, batch=8, limit_ns=3_000_000_000)
         status, _ = loop.run(trial, a, "stream", "client")
         assert "IBV_WC_RNR_RETRY_EXC_ERR (13)" in a.explain(status)
 
@@ -313,7 +314,7 @@ def test_a_thread_that_waits_by_event_is_bounded_by_its_limit(pair: Places, ends
     ):
         a.connect(b.describe())
         b.connect(a.describe())
-        trial = loop.Trial(messages=5, size=64, trial=1, limit_ns=500_000_000)
+        trial = Trial(messages=5, size=64, trial=1, limit_ns=500_000_000)
         result: list[Any] = []
         thread = threading.Thread(target=lambda: result.append(loop.run(trial, a, "pingpong", "client")))
         thread.start()

@@ -12,6 +12,7 @@ import pytest
 from guest_ends import Ends, Places
 
 from cython_ext import loop, payload
+from cython_ext.trial import Trial
 from cython_ext.verbs_queue import QKEY
 from hwrx import paths
 from hwrx.messages import Prepare, Setting
@@ -178,7 +179,7 @@ class Meeting:
             Prepare(trial=TRIAL, role=role, setting=setting, here=pair["client"], there=pair[there])  # type: ignore[arg-type, index]
         )
         self.theirs = PyverbsEnd("rxe1", self.ours.describe()["port"], size, datagram=path == "rdma-ud")
-        self.trial = loop.Trial(
+        self.trial = Trial(
             messages=MESSAGES, size=size, trial=TRIAL, batch=4, check_every=1, limit_ns=round(LIMIT * 1e9)
         )
         self.status = 0

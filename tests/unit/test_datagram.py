@@ -14,6 +14,7 @@ from cython_ext.datagram import DatagramTransport
 from cython_ext.e1000e_link import RingLink
 from cython_ext.packet import dissect, udp_frame, udp_template
 from cython_ext.payload import make
+from cython_ext.trial import Trial
 from hwrx.errors import PathError
 from hwrx.nic import registers as reg
 from hwrx.nic.e1000e import E1000e
@@ -93,7 +94,7 @@ def ends(**more):
 
 def run_both(both, pattern, *, messages=300, size=64, **more):
     trials = [
-        loop.Trial(
+        Trial(
             messages=messages,
             size=size,
             trial=TRIAL,
@@ -210,7 +211,7 @@ def test_a_strangers_datagram_is_nobodys():
 
 def test_the_end_of_the_other_side_is_told():
     with ends() as ((one, two), _):
-        trial = loop.Trial(messages=10, size=64, trial=TRIAL, limit_ns=500_000_000)
+        trial = Trial(messages=10, size=64, trial=TRIAL, limit_ns=500_000_000)
         run_both([one, two], "pingpong", messages=10)
         # the client said that nothing more comes; the server hears it at its next look
         status, _ = loop.run(trial, two, "pingpong", "server")
@@ -219,7 +220,7 @@ def test_the_end_of_the_other_side_is_told():
 
 def test_silence_ends_a_trial_in_time():
     with ends(patience=0.2) as ((one, _), _):
-        trial = loop.Trial(messages=10, size=64, trial=TRIAL, limit_ns=300_000_000)
+        trial = Trial(messages=10, size=64, trial=TRIAL, limit_ns=300_000_000)
         began = time.monotonic()
         loop.run(trial, one, "pingpong", "client")
         assert time.monotonic() - began < 10
@@ -247,7 +248,7 @@ def arp(kind, mac, address, asked):
 def test_a_kernel_that_asks_for_our_address_is_answered():
     with ends(patience=0.2) as ((one, two), _):
         one.link.send(arp(1, MACS[0], ADDRESSES[0], ADDRESSES[1]))
-        trial = loop.Trial(messages=1, size=64, trial=TRIAL, limit_ns=200_000_000)
+        trial = Trial(messages=1, size=64, trial=TRIAL, limit_ns=200_000_000)
         loop.run(trial, one, "pingpong", "client")  # to whom nobody answers; the frames are looked at
         run = threading.Thread(target=loop.run, args=(trial, two, "pingpong", "server"), daemon=True)
         run.start()
@@ -310,7 +311,7 @@ def test_a_message_too_long_for_a_frame():
 def test_a_closed_endpoint_answers_with_an_error_and_not_with_a_crash():
     with ends() as ((one, _), _):
         one.close()
-        trial = loop.Trial(messages=10, size=64, trial=TRIAL, limit_ns=50_000_000)
+        trial = Trial(messages=10, size=64, trial=TRIAL, limit_ns=50_000_000)
         status, _ = loop.run(trial, one, "pingpong", "client")
         assert "EBADF" in one.explain(status)
         with pytest.raises(OSError):

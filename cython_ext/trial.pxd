@@ -3,6 +3,10 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 
+cdef enum:
+    MOST = 256             # deliveries taken by one receive
+
+
 cdef struct Plan:
     uint64_t warmup        # messages before the measured ones; checked, not recorded
     uint64_t messages      # measured
