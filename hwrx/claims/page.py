@@ -7,25 +7,23 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import msgspec
 
-from hwrx import __version__, disk
+from hwrx import disk
 from hwrx.claims.model import CHAPTERS, VERDICTS, Result
 from hwrx.claims.pictures import NARROW, WIDE, svg
 from hwrx.report.diff import flat
+from hwrx.report.page import page
 
 MARKS = {"confirmed": "yes", "refuted": "no", "depends": "it depends", "not tested here": "not tested"}
 
 
 def render(about: Mapping[str, Any], results: Sequence[Result]) -> str:
     """Return the page; the same for the same ledger each time."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hwrx.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
     chapters = [*CHAPTERS, *sorted({each.claim.chapter for each in results} - set(CHAPTERS))]
     counts = Counter(result.verdict for result in results)
-    return environment.get_template("claims.html").render(
+    return page(
+        "claims.html",
         about=about,
         answer=answer(results),
         counts=[(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]],
@@ -36,7 +34,6 @@ def render(about: Mapping[str, Any], results: Sequence[Result]) -> str:
         ],
         labels=labels(results),
         lines=[(key, words) for key, words in flat(dict(about)) if key != "claims_planned"],
-        version=__version__,
     )
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
-import jinja2
-
-from hwrx import __version__, disk, runs
+from hwrx import disk, runs
 from hwrx.flood import pictures, words
 from hwrx.flood.model import Flood
 from hwrx.report.diff import flat
 from hwrx.report.html import NARROW, WIDE
+from hwrx.report.page import page
 from hwrx.report.summary import label as label_of
 
 ABOUT = (
@@ -39,9 +38,6 @@ def write(directory: pathlib.Path, floods: Sequence[Flood]) -> list[pathlib.Path
 
 def render(directory: pathlib.Path, floods: Sequence[Flood], label: str) -> str:
     """Return the page; the same for the same run each time."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hwrx.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
     run = runs.load(directory)
     lines = [(key, text) for key, text in flat(run.manifest) if key not in ("question", "skipped", "warnings")]
     drawn = [
@@ -53,7 +49,8 @@ def render(directory: pathlib.Path, floods: Sequence[Flood], label: str) -> str:
         }
         for name in pictures.names(floods)
     ]
-    return environment.get_template("flood.html").render(
+    return page(
+        "flood.html",
         title=words.label(floods[0].spec) if floods else run.name,
         answers=[words.answer(flood) for flood in floods],
         label=label,
@@ -62,6 +59,5 @@ def render(directory: pathlib.Path, floods: Sequence[Flood], label: str) -> str:
         figures=drawn,
         about=ABOUT,
         lines=lines,
-        version=__version__,
         name=run.path.name,
     )

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-import jinja2
-
-from hwrx import __version__
 from hwrx.report import figures, text
 from hwrx.report.diff import flat
+from hwrx.report.page import page
 from hwrx.report.summary import Summary
 from hwrx.report.tables import tables
 
@@ -19,11 +17,9 @@ WIDE, NARROW = 7.2, 3.5  # inches, of the figures on a desk and on a phone
 
 def render(summary: Summary) -> str:
     """Return the page; the same for the same runs each time."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hwrx.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
     runs = summary.runs
-    return environment.get_template("report.html").render(
+    return page(
+        "report.html",
         title=" and ".join(dict.fromkeys(run.name for run in runs)),
         questions=[_question(text) for text in dict.fromkeys(run.manifest.get("question") for run in runs) if text],
         summary=summary,
@@ -32,7 +28,6 @@ def render(summary: Summary) -> str:
         about=text.about(summary),
         figures=[_figure(summary, name) for name in figures.names(summary)],
         manifests=[_manifest(run) for run in runs],
-        version=__version__,
         names=" ".join(run.path.name for run in runs),
     )
 
