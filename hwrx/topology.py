@@ -110,10 +110,7 @@ def pair(*, mtu: int = 1500) -> Iterator[Made]:
         _wait_until(
             lambda: None not in [gid_index(DEVICES[end], ADDRESSES[end]) for end in ENDS], "the rxe devices' GIDs"
         )
-        yield Made(
-            {end: Place(address=ADDRESSES[end], netdev=LINKS[end], verbs=DEVICES[end]) for end in ENDS},
-            dict.fromkeys(ENDS, "local"),
-        )
+        yield _here("pair")
 
 
 @contextlib.contextmanager
@@ -124,10 +121,8 @@ def nic() -> Iterator[Made]:
     """
     system.need_root("configuring NICs")
     system.run("modprobe", "-a", *NIC_MODULES)
-    with _two_nics("the guest's NICs", NICS, (NIC_HARDWARE, NICS), (PIO_HARDWARE, PIO_NICS)) as places:
-        for end in ENDS:
-            places[end] = msgspec.structs.replace(places[end], pio=PIO_NICS[end])
-        yield Made(places, dict.fromkeys(ENDS, "local"))
+    with _two_nics("the guest's NICs", NICS, (NIC_HARDWARE, NICS), (PIO_HARDWARE, PIO_NICS)):
+        yield _here("nic")
 
 
 @contextlib.contextmanager
@@ -135,14 +130,14 @@ def queues() -> Iterator[Made]:
     """The two virtio NICs of a guest, of which the server's has several receive queues; both in this namespace."""
     system.need_root("configuring NICs")
     system.run("modprobe", "-a", *QUEUES_MODULES)
-    with _two_nics("the guest's virtio NICs", QUEUES_NICS, (QUEUES_HARDWARE, QUEUES_NICS)) as places:
-        yield Made(places, dict.fromkeys(ENDS, "local"))
+    with _two_nics("the guest's virtio NICs", QUEUES_NICS, (QUEUES_HARDWARE, QUEUES_NICS)):
+        yield _here("queues")
 
 
 @contextlib.contextmanager
 def _two_nics(
     what: str, used: Mapping[Role, str], *named: tuple[Mapping[Role, str], Mapping[Role, str]]
-) -> Iterator[dict[Role, Place]]:
+) -> Iterator[None]:
     """Name a guest's NICs, each pair of `named` by its MAC addresses, and configure those that are `used`."""
     with Undo(what) as undo:
         lines = []
@@ -169,7 +164,7 @@ def _two_nics(
             lambda: all("state UP" in system.run("ip", "-o", "link", "show", used[end]) for end in ENDS),
             "the NICs' links",
         )
-        yield {end: Place(address=NIC_ADDRESSES[end], netdev=used[end]) for end in ENDS}
+        yield
 
 
 def _netdev(mac: str) -> str:
@@ -269,6 +264,41 @@ def find(name: str) -> Topology:
 def build(name: str, **options: Any) -> AbstractContextManager[Made]:
     """Return the context in which the topology called `name` is up."""
     return find(name).make(**options)
+
+
+@contextlib.contextmanager
+def at_hand(name: str) -> Iterator[Made]:
+    """Yield a topology: the one that stands in this namespace (a guest has booted with it), or one for so long.
+
+    A second one beside it could not be: its devices have the same names.
+    """
+    netdevs = _NETDEVS.get(name, {})
+    if netdevs and all(_is_up(netdev) for netdev in netdevs.values()):
+        yield _here(name)
+        return
+    with build(name) as made:
+        yield made
+
+
+# of the topologies whose ends are both in the namespace that they are put up in
+_NETDEVS: dict[str, Mapping[Role, str]] = {"pair": LINKS, "nic": NICS, "queues": QUEUES_NICS}
+
+
+def _here(name: str) -> Made:
+    """Return what such a topology consists of."""
+    addresses = ADDRESSES if name == "pair" else NIC_ADDRESSES
+    places = {end: Place(address=addresses[end], netdev=_NETDEVS[name][end]) for end in ENDS}
+    for end in ENDS:
+        if name == "pair":
+            places[end] = msgspec.structs.replace(places[end], verbs=DEVICES[end])
+        elif name == "nic":
+            places[end] = msgspec.structs.replace(places[end], pio=PIO_NICS[end])
+    return Made(places, dict.fromkeys(ENDS, "local"))
+
+
+def _is_up(netdev: str) -> bool:
+    state = NETDEVS / netdev / "operstate"
+    return state.exists() and state.read_text().strip() == "up"
 
 
 def _veth(mtu: int) -> list[str]:

@@ -9,7 +9,6 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
@@ -142,20 +141,8 @@ class Session:
 def _made(name: str) -> Iterator[Made]:
     if name == "lo":
         yield Made(dict.fromkeys(ROLES, Place()), dict.fromkeys(ROLES, "local"))
-    elif name == "pair" and Path("/sys/class/infiniband", topology.DEVICES["client"]).exists():
-        # the lab's guest has booted with it
-        places = {
-            role: Place(address=topology.ADDRESSES[role], netdev=topology.LINKS[role], verbs=topology.DEVICES[role])
-            for role in ROLES
-        }
-        yield Made(places, dict.fromkeys(ROLES, "local"))
-    elif name == "queues" and Path("/sys/class/net", topology.QUEUES_NICS["server"]).exists():
-        places = {
-            role: Place(address=topology.NIC_ADDRESSES[role], netdev=topology.QUEUES_NICS[role]) for role in ROLES
-        }
-        yield Made(places, dict.fromkeys(ROLES, "local"))
     else:
-        with topology.build(name) as made:
+        with topology.at_hand(name) as made:
             yield made
 
 

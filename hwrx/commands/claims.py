@@ -36,7 +36,7 @@ def claims() -> None:
     Examples:
       hwrx claims                                   # all of them, in the lab
       hwrx claims list
-      hwrx claims run copybreak --set sizes=64,1400
+      hwrx claims run skb-is-a-copy --set sizes=64,1400
       hwrx claims page runs/20260131T120000Z-claims
     """
 

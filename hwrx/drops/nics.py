@@ -39,19 +39,11 @@ Take = Callable[[], list[bytes]]  # the messages that came, once the ring is ser
 @contextlib.contextmanager
 def wire() -> Iterator[None]:
     """The two NICs: those that are up, or for so long. Of their own accord neither sends anything meanwhile."""
-    with contextlib.ExitStack() as stack:
-        if not all(_up(netdev) for netdev in topology.NICS.values()):
-            nics_there()
-            stack.enter_context(topology.build("nic"))
-        undo = stack.enter_context(Undo("NICs without IPv6"))
+    nics_there()
+    with topology.at_hand("nic"), Undo("NICs without IPv6") as undo:
         for netdev in topology.NICS.values():
             undo.sysctl(f"net/ipv6/conf/{netdev}/disable_ipv6", "1")
         yield
-
-
-def _up(netdev: str) -> bool:
-    state = topology.NETDEVS / netdev / "operstate"
-    return state.exists() and state.read_text().strip() == "up"
 
 
 def nics_there() -> None:

@@ -319,7 +319,7 @@ def provoke(place: str, names: Names, messages: int, trial: int) -> Balance:
             stack.enter_context(nics.wire())
             books = stack.enter_context(Books(trial))
             return nics.ring_full(place, books, messages, trial)
-        stack.enter_context(roce.wire())
+        stack.enter_context(topology.at_hand("pair"))
         if place in roce.TURNED_AWAY:
             return _on(HERE, roce.TURNED_AWAY[place], place, messages, trial)
         books = stack.enter_context(Books(trial))

@@ -31,16 +31,6 @@ ONE_MORE_ASKING = {"rnr_retry": 1}
 ONE_MORE_TRY = {"timeout": 8, "retry_count": 1}  # after a millisecond
 
 
-@contextlib.contextmanager
-def wire() -> Iterator[None]:
-    """The pair of rxe devices: the one that is there, as in the lab's guest, or one for so long."""
-    if (topology.VERBS / topology.DEVICES["client"]).exists():
-        yield
-        return
-    with topology.pair():
-        yield
-
-
 def _prepare(role: Role, trial: int, **setting: Any) -> Prepare:
     ends = {
         end: Place(address=topology.ADDRESSES[end], netdev=topology.LINKS[end], verbs=topology.DEVICES[end])

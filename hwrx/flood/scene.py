@@ -60,16 +60,7 @@ def wire(spec: Spec) -> Iterator[Bed]:
     """Put up what the flood's path needs on this kernel (in a guest: take what is there), and take it down again."""
     name = spec.topology or WIRES.get(spec.path, "netns")
     found = topology.find(name)
-    if name == "pair" and (topology.NETDEVS / topology.LINKS["server"]).exists():
-        # the guest's own; a second one would have the same names
-        places = {
-            end: Place(address=topology.ADDRESSES[end], netdev=topology.LINKS[end], verbs=topology.DEVICES[end])
-            for end in topology.ENDS
-        }
-        with contextlib.closing(Bed(places, dict.fromkeys(topology.ENDS), found.sentence)) as bed:
-            yield bed
-        return
-    with topology.build(name) as up:
+    with topology.at_hand(name) as up:
         spaces = {end: _space(peer) for end, peer in up.peers.items()}
         with contextlib.closing(Bed(up.places, spaces, found.sentence)) as bed:
             yield bed

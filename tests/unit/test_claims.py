@@ -396,3 +396,10 @@ def test_the_command_lists_and_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path
     refused = runner.invoke(cli, ["claims", "run", two[0], "--here"])
     assert "need root" in str(refused.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_examples_of_help_and_readme_name_claims_that_are_there() -> None:
+    texts = [CliRunner().invoke(cli, ["claims", *words, "--help"]).output for words in ([], ["run"])]
+    texts.append((pathlib.Path(__file__).parents[2] / "README.md").read_text())
+    named = {name for text in texts for name in re.findall(r"hwrx claims run ([a-z][a-z-]+)\b(?!\.)", text)}
+    assert named and named <= CLAIMS.keys()
