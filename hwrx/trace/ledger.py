@@ -86,7 +86,8 @@ class Ledger:
     def begin(self, *, sample_every: int = 1, size: int = 0, trial: int | None = None) -> None:
         """Start anew: each `sample_every`-th message gets a timeline, and all go into the totals and histograms.
 
-        0: no timelines. To disturb least, the histograms are then of each `TIMED`-th message; counts and bytes of all.
+        0: no timelines. To disturb least, the histograms are then of each `TIMED`-th message; counts and bytes are of
+        all, but for the waking of the reader (sched_waking, sched_switch), which is followed for the timed ones only.
         """
         tracer = self._prober.tracer
         if tracer is None:

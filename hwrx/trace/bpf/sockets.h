@@ -351,7 +351,8 @@ static __noinline int recv_exits(u64 buffer, int ret)
 
 /*
  * One of the messages that a recvmmsg has brought. `copied`: when its bytes had been copied, UNSEEN where that went by
- * because the thread was not known, 0 where the copy was stamped by the skb already. Global, as parse_packet is: the verifier looks at it once, not once for each message of a batch.
+ * because the thread was not known, 0 where the copy was stamped by the skb already. Global, as parse_packet is: the
+ * verifier looks at it once, not once for each message of a batch.
  */
 __noinline int one_of_batch(u64 header, u64 copied, u64 now)
 {
