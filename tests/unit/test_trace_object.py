@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hwrx import stages
+from hwrx.flood import counting
 from hwrx.trace import build
 
 
@@ -40,3 +42,24 @@ def test_what_has_no_such_structure(tmp_path: Path) -> None:
     (tmp_path / "no.bpf.o").write_text("no object")
     with pytest.raises(OSError):
         structures(tmp_path / "no.bpf.o", ["settings"])
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("settings", counting.SETTINGS),
+        ("bin", counting.BIN),
+        ("cpu", counting.CPU),
+        ("context_sum", counting.CONTEXT),
+        ("queues", counting.QUEUES),
+    ],
+)
+def test_what_a_flood_counts_is_read_as_it_was_written(name: str, read: np.dtype[Any]) -> None:
+    """Signs and shapes are the reader's own; where each member stands is not."""
+    from cython_ext.object_btf import structures
+
+    written = np.dtype(structures(build.find_or_build(stages.header(), "flood"), (name,))[name])
+    assert (read.names, read.itemsize) == (written.names, written.itemsize)
+    for member in read.names or ():
+        ours, theirs = read.fields[member], written.fields[member]  # type: ignore[index]
+        assert (ours[1], ours[0].itemsize) == (theirs[1], theirs[0].itemsize), member
