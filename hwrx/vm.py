@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 
@@ -161,6 +161,30 @@ class Guest:
         if code is None:
             raise self.failure(f"`{system.shorten(argv)}` ended, but the guest does not say how")
         return subprocess.CompletedProcess(list(argv), code, output.decode(errors="replace"), "")
+
+    def lines(self, module: str, request: bytes, *, silence: float, who: str) -> Iterator[bytes]:
+        """Run a Python module in the guest, which reads `request` from its standard input; yield what it prints.
+
+        A line comes as soon as it is printed, without its end. GuestError, of `who` it is that ran there, where
+        nothing is printed for `silence` seconds, or where the module fails.
+        """
+        pipe = self.command([sys.executable, "-m", module], {"PYTHONDONTWRITEBYTECODE": "1"})
+        with contextlib.closing(pipe):
+            pipe.settimeout(silence)
+            pipe.sendall(request)
+            pipe.end_input()
+            rest = b""
+            while True:
+                try:
+                    data = pipe.recv(1 << 16)
+                except TimeoutError:
+                    raise self.failure(f"{who} in the guest said nothing for {silence:.0f} s") from None
+                if not data:
+                    break
+                *whole, rest = (rest + data).split(b"\n")
+                yield from whole
+            if pipe.wait(10.0) != 0:
+                raise GuestError(f"{who} in the guest ended before its time: {pipe.epitaph()}")
 
     def check(self, limit: float = 30.0) -> None:
         """GuestError, with the guest's log, where the guest does not answer within `limit` seconds. It is ended then.

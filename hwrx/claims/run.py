@@ -8,7 +8,7 @@ import functools
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,14 +142,8 @@ def in_lab(claims: Sequence[Claim], kernel: str | None, log: Path | None, say: S
 
 def _inside(guest: Guest, say: Say, group: Sequence[Claim], take: Take) -> None:
     """Run claims by a program in the guest. GuestError where it, or the guest, does not live to their end."""
-    pipe = guest.command([sys.executable, "-m", "hwrx.claims.inside"], {"PYTHONDONTWRITEBYTECODE": "1"})
-    with contextlib.closing(pipe):
-        pipe.settimeout(SILENCE)
-        pipe.sendall(msgspec.json.encode(Request(list(group), "wall", guest.describe()["emulated"])))
-        pipe.end_input()
-        _follow(_pieces(pipe, guest.failure), say, take)
-        if pipe.wait(10.0) != 0:
-            raise GuestError(f"the experiments ended before their time: {pipe.epitaph()}")
+    request = msgspec.json.encode(Request(list(group), "wall", guest.describe()["emulated"]))
+    _follow(guest.lines("hwrx.claims.inside", request, silence=SILENCE, who="the experiment"), say, take)
 
 
 def _survivors(
@@ -203,7 +197,7 @@ def here(claims: Sequence[Claim], say: Say, take: Take) -> None:
     try:
         process.stdin.write(request)
         process.stdin.close()
-        _follow(iter(lambda: process.stdout.readline(), b""), say, take)  # type: ignore[union-attr]
+        _follow(process.stdout, say, take)
         if process.wait(10.0):
             listener.join(1.0)
             said = b"".join(errors).decode(errors="replace").strip().splitlines()
@@ -216,30 +210,16 @@ def here(claims: Sequence[Claim], say: Say, take: Take) -> None:
         process.stdout.close()
 
 
-def _pieces(pipe: Any, failure: Callable[[str], GuestError]) -> Iterator[bytes]:
-    while True:
+def _follow(lines: Iterable[bytes], say: Say, take: Take) -> None:
+    """Pass on what the experiments say."""
+    for line in lines:
+        if not line.startswith(b"{"):
+            continue  # something that a tool printed
         try:
-            data = pipe.recv(1 << 16)
-        except TimeoutError:
-            raise failure(f"an experiment said nothing for {SILENCE:.0f} s") from None
-        if not data:
-            return
-        yield data
-
-
-def _follow(pieces: Iterator[bytes], say: Say, take: Take) -> None:
-    """Cut what comes into lines and pass it on."""
-    rest = b""
-    for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            if not line.startswith(b"{"):
-                continue  # something that a tool printed
-            try:
-                said = msgspec.json.decode(line, type=Line)
-            except msgspec.MsgspecError as error:
-                raise MachineError(f"the experiments sent a line that is none of theirs: {error}") from None
-            if said.result is not None:
-                take(said.result)
-            else:
-                say(f"testing: {said.starting}")
+            said = msgspec.json.decode(line, type=Line)
+        except msgspec.MsgspecError as error:
+            raise MachineError(f"the experiments sent a line that is none of theirs: {error}") from None
+        if said.result is not None:
+            take(said.result)
+        else:
+            say(f"testing: {said.starting}")

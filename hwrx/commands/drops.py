@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
-
-from hwrx.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
     from hwrx.drops.books import Balance, Row
@@ -37,7 +33,8 @@ def drops(
       hwrx drops receive-buffer no-socket --messages 1000000
       hwrx drops --guest --kernel 6.12
     """
-    from hwrx.drops import provoke
+    from hwrx.commands.compare import Display
+    from hwrx.drops import provoke, run
     from hwrx.drops.places import PLACES
 
     if listing:
@@ -47,53 +44,23 @@ def drops(
         else:
             _print_places(rows)
         return
-    unknown = [place for place in places if place not in provoke.PLACES]
-    if unknown:
-        raise UsageError(f"'{unknown[0]}' cannot be provoked", remedy=f"choose of: {', '.join(provoke.PLACES)}")
-    if messages < 1:
-        raise UsageError("at least one message has to be sent")
-    if guest or kernel:
-        sys.exit(_in_guest(places, messages, kernel, as_json))
-    results, refused, seconds = [], {}, {}
-    with provoke.wire() as names:
-        for number, place in enumerate(places or provoke.PLACES):
-            if not as_json:
-                click.echo(f"provoking: {place}", err=True)
-            since = time.monotonic()
-            try:
-                results.append((place, provoke.provoke(place, names, messages, number + 1)))
-                seconds[place] = round(time.monotonic() - since, 3)
-            except MachineError as error:
-                refused[place] = error.args[0].splitlines()[0]
+    request = run.Request(list(places or provoke.PLACES), messages)
+    run.check(request.places, messages)
+    with Display() as display:
+        maker = run.in_guest(request, kernel, display.stage) if guest or kernel else run.here(request, display.stage)
+        found = list(maker)
+    results = [(each.place, each.balance) for each in found if each.balance is not None]
+    refused = {each.place: each.refused for each in found if each.balance is None}
     if as_json:
-        found = {
-            "balances": {place: msgspec.to_builtins(each) for place, each in results},
+        content = {
+            "balances": {place: msgspec.to_builtins(balance) for place, balance in results},
             "not here": refused,
-            "seconds": seconds,
+            "seconds": {each.place: each.seconds for each in found if each.balance is not None},
         }
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        click.echo(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())
     else:
         _print(results, refused)
     sys.exit(1 if any(balance.unexplained for _, balance in results) else 0)
-
-
-def _in_guest(places: tuple[str, ...], messages: int, kernel: str | None, as_json: bool) -> int:
-    from hwrx import topology
-    from hwrx.vm import Guest
-
-    words = [sys.executable, "-m", "hwrx", "drops", *places, "--messages", str(messages)]
-    words += ["--json"] if as_json else []
-    nics = topology.find("nic")  # beside the pair of SoftRoCE devices
-    with Guest(
-        "pair",
-        kernel=kernel,
-        append=nics.append,
-        qemu=nics.hardware,
-        progress=lambda stage, text: click.echo(f"{stage}: {text}", err=True),
-    ) as machine:
-        done: subprocess.CompletedProcess[str] = machine.run(words, limit=60.0 + messages * 0.02)
-    click.echo(done.stdout.rstrip())
-    return done.returncode
 
 
 def _print_places(rows: list[dict[str, Any]]) -> None:

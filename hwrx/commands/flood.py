@@ -13,11 +13,12 @@ import click
 import msgspec
 from rich.text import Text
 
-from hwrx.errors import GuestError, UsageError
+from hwrx.errors import UsageError
 
 if TYPE_CHECKING:
     from hwrx.flood.model import Flood, Spec
     from hwrx.flood.scene import Made
+    from hwrx.vm import Guest
 
 Say = Callable[[str, str], None]
 # seconds that a guest's flood may say nothing: an emulated CPU sends some ten thousand messages a second
@@ -180,33 +181,17 @@ def in_guest(specs: list[Spec], kernel: str | None, say: Say) -> Iterator[tuple[
 
     name = specs[0].topology or scene.WIRES.get(specs[0].path, "netns")
     with Guest(name, kernel=kernel, progress=say) as machine:
-        yield GuestBed(machine).manifest(), _lines(machine, specs, say)
+        yield GuestBed(machine).manifest(), _floods(machine, specs, say)
 
 
-def _lines(machine: Any, specs: list[Spec], say: Say) -> Iterator[Made]:
+def _floods(machine: Guest, specs: list[Spec], say: Say) -> Iterator[Made]:
     from hwrx.flood import keep
 
-    pipe = machine.command([sys.executable, "-m", "hwrx.flood.inside", msgspec.json.encode(specs).decode()])
-    with contextlib.closing(pipe):
-        pipe.end_input()
-        pipe.settimeout(SILENCE)
-        rest, count = b"", 0
-        while True:
-            try:
-                data = pipe.recv(1 << 16)
-            except TimeoutError:
-                raise machine.failure(f"the flood in the guest said nothing for {SILENCE:.0f} s") from None
-            if not data:
-                break
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                if line.startswith(b"say "):
-                    say("flood", line[4:].decode(errors="replace"))
-                else:
-                    count += 1
-                    yield keep.unpack(line)
-        if count < len(specs):
-            raise GuestError(f"the flood in the guest ended early: {pipe.epitaph()}")
+    for line in machine.lines("hwrx.flood.inside", msgspec.json.encode(specs), silence=SILENCE, who="the flood"):
+        if line.startswith(b"say "):
+            say("flood", line[4:].decode(errors="replace"))
+        else:
+            yield keep.unpack(line)
 
 
 # --- telling ----------------------------------------------------------------------------------------------------------

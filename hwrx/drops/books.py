@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
@@ -55,6 +55,13 @@ class Row(Struct, frozen=True):
     how: list[str]
     witness: int | None
     counter: str
+
+
+Told = Callable[[int], None]  # hears how many messages have been sent
+
+
+def unheard(sent: int) -> None:
+    """Nobody listens."""
 
 
 class Balance(Struct, frozen=True):

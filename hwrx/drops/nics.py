@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hwrx import system, topology
-from hwrx.drops.books import Balance, Books
+from hwrx.drops.books import Balance, Books, Told
 from hwrx.errors import MachineError
 from hwrx.nic import pci
 from hwrx.undo import Undo
@@ -52,7 +52,7 @@ def nics_there() -> None:
         raise MachineError("there are no two 82574L on one segment", remedy="hwrx drops --guest nic-ring")
 
 
-def ring_full(place: str, books: Books, messages: int, trial: int) -> Balance:
+def ring_full(place: str, books: Books, messages: int, trial: int, told: Told) -> Balance:
     """Send so many messages in bursts that nobody serves, and balance what became of them."""
     sent = delivered = missed = between = 0
     seen: set[int] = set()
@@ -67,6 +67,7 @@ def ring_full(place: str, books: Books, messages: int, trial: int) -> Balance:
             grown = {name: value - before[name] for name, value in receiver.counters().items()}
             missed += grown["missed"]
             between += grown["sent"] - grown["received"] - grown["missed"]
+            told(sent)
     return books.close(sent, delivered, {"nic-ring": missed, "segment": between})
 
 

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from hwrx import netns, system, topology
 from hwrx.drops import nics, roce
-from hwrx.drops.books import XDP_GENERIC, Balance, Books
+from hwrx.drops.books import XDP_GENERIC, Balance, Books, Told, unheard
 from hwrx.errors import MachineError, UsageError
 from hwrx.messages import Role
 from hwrx.undo import Undo
@@ -83,7 +83,7 @@ class Scene:
             self.sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         self.sender.bind((topology.LINKS["client"], 0))
 
-    def run(self, messages: int, burst: int = BURST) -> Sent:
+    def run(self, messages: int, burst: int = BURST, told: Told = unheard) -> Sent:
         """Send so many messages and read what comes of them, until nothing comes any more."""
         from cython_ext import payload
 
@@ -104,6 +104,7 @@ class Scene:
                 time.sleep(self.pause)
             if self.reads:
                 self._drain(seen)
+            told(tally.sent)
         quiet_since = time.monotonic()
         while time.monotonic() - quiet_since < QUIET:
             if self.reads and self._drain(seen):
@@ -308,22 +309,25 @@ def wire() -> Iterator[Names]:
         yield names
 
 
-def provoke(place: str, names: Names, messages: int, trial: int) -> Balance:
-    """Provoke one place and return the balance. MachineError where this kernel cannot."""
+def provoke(place: str, names: Names, messages: int, trial: int, told: Told = unheard) -> Balance:
+    """Provoke one place and return the balance. MachineError where this kernel cannot.
+
+    `told` hears now and then how many messages have been sent.
+    """
     if place not in PLACES:
         raise UsageError(f"'{place}' cannot be provoked", remedy=f"choose of: {', '.join(PLACES)}")
     with contextlib.ExitStack() as stack:
         if place in PROVOKED:
-            return _on(names, PROVOKED[place], place, messages, trial)
+            return _on(names, PROVOKED[place], place, messages, trial, told)
         if place in nics.OVERRUN:
             stack.enter_context(nics.wire())
             books = stack.enter_context(Books(trial))
-            return nics.ring_full(place, books, messages, trial)
+            return nics.ring_full(place, books, messages, trial, told)
         stack.enter_context(topology.at_hand("pair"))
         if place in roce.TURNED_AWAY:
-            return _on(HERE, roce.TURNED_AWAY[place], place, messages, trial)
+            return _on(HERE, roce.TURNED_AWAY[place], place, messages, trial, told)
         books = stack.enter_context(Books(trial))
-        return roce.given_up(place, books, messages, trial)
+        return roce.given_up(place, books, messages, trial, told)
 
 
 def _settle(books: Books) -> None:
@@ -334,22 +338,22 @@ def _settle(books: Books) -> None:
         time.sleep(QUIET)
 
 
-def _on(names: Names, make: Provoke, place: str, messages: int, trial: int) -> Balance:
+def _on(names: Names, make: Provoke, place: str, messages: int, trial: int, told: Told) -> Balance:
     with (
         Books(trial, sorted({name or None for name in names.values()}, key=str)) as books,
         Scene(names, trial) as scene,
         contextlib.ExitStack() as stack,
     ):
         make(scene, stack, books)
-        tally = scene.run(messages)
+        tally = scene.run(messages, told=told)
         if place == "closed":
             scene.reader.close()
             _settle(books)
-        told = {"truncated": tally.truncated}
+        unseen = {"truncated": tally.truncated}
         if scene.tap is not None:
             # of the packet socket's two counts the second is what it had no room for
-            told["af-packet"] = struct.unpack("II", scene.tap.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))[1]
-        found = books.close(tally.sent, tally.delivered, told)
+            unseen["af-packet"] = struct.unpack("II", scene.tap.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))[1]
+        found = books.close(tally.sent, tally.delivered, unseen)
         for name in ("refused", "corrupt", "duplicated"):
             if count := getattr(tally, name):
                 found.notes.append(f"{name}: {count:,}")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hwrx import system, topology
-from hwrx.drops.books import Balance, Books
+from hwrx.drops.books import Balance, Books, Told
 from hwrx.errors import MachineError
 from hwrx.messages import Place, Prepare, Role, Setting
 
@@ -88,12 +88,12 @@ def wrong_icrc(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
 # --- messages that a reliable connection gives up ---------------------------------------------------------------------
 
 
-def given_up(place: str, books: Books, messages: int, trial: int) -> Balance:
+def given_up(place: str, books: Books, messages: int, trial: int, told: Told) -> Balance:
     """Post so many messages to queue pairs that fail, one after the other, and balance what became of them."""
     from cython_ext.verbs_device import WC_STATUS
 
     spoil, status, patience = GIVEN_UP[place]
-    sent = delivered = told = 0
+    sent = delivered = unmet = 0
     while sent < messages:
         with spoil() as few:
             posted, arrived, failure = _round(min(ROUND, messages - sent), trial, few, patience)
@@ -101,8 +101,9 @@ def given_up(place: str, books: Books, messages: int, trial: int) -> Balance:
         delivered += arrived
         if failure is None or failure[0] != WC_STATUS[status]:
             raise MachineError(f"the queue pair was to fail with {status}, and did not: {failure}")
-        told += failure[1]
-    return books.close(sent, delivered, {place: told})
+        unmet += failure[1]
+        told(sent)
+    return books.close(sent, delivered, {place: unmet})
 
 
 def _round(messages: int, trial: int, few: bool, patience: dict[str, int]) -> tuple[int, int, tuple[int, int] | None]:

@@ -1,4 +1,4 @@
-"""The guest's side of a flood: makes those that the one argument describes, and prints each as a line."""
+"""The guest's side of a flood: makes those that its standard input describes, and prints each as a line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hwrx.flood import keep, scene
 from hwrx.flood.model import Spec
 
 
-def main(text: str) -> int:
+def main(text: bytes) -> int:
     """Make the floods, one after the other; the exit code. A line is `say …`, or what `keep.unpack` reads."""
 
     def say(words: str) -> None:
@@ -33,4 +33,4 @@ def main(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.stdin.buffer.read()))

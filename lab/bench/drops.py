@@ -12,47 +12,38 @@ later call goes on with the places that it does not have yet.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+
+import msgspec
+
+from hwrx.drops import provoke, run
 
 PARTLY = ("af-packet", "nothing")  # nothing is lost there
+ELSEWHERE = {"nic-ring": "segment", "nic-ring-ours": "segment"}  # an emulated NIC's ring lets frames wait on the wire
 
 
-def provoked(place: str, messages: int, guest: list[str]) -> dict[str, Any]:
-    """Run one place; what came of it as `hwrx drops --json` says, or under `not here` why nothing did."""
-    words = [sys.executable, "-m", "hwrx", "drops", place, "--messages", str(messages), "--json", *guest]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode not in (0, 1) or "{" not in done.stdout:
-        raise SystemExit(f"{place}: {done.stdout}")
-    found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
-    return found
+def say(stage: str, text: str) -> None:
+    """Say what is being done."""
+    sys.stderr.write(f"{stage}: {text}\n")
 
 
-def line(place: str, where: str, found: dict[str, Any]) -> str:
+def line(where: str, found: run.Provoked) -> str:
     """One line of the table."""
-    if place in found["not here"]:
-        return f"| {place} | {where} | – | | | | | {found['not here'][place]} |"
-    balance = found["balances"][place]
-    lost = balance["sent"] - balance["delivered"]
-    rows = balance["rows"] or balance["beside"]
-    at = "; ".join(f"{row['place']} {row['count']:,}" for row in rows)
-    clean = balance["unexplained"] == 0 and (place in PARTLY or [row["place"] for row in balance["rows"]] == [place])
-    figures = " | ".join(
-        f"{value:,}" for value in (balance["sent"], balance["delivered"], lost, balance["unexplained"])
-    )
-    return (
-        f"| {place} | {where} | {figures} | {found['seconds'][place]:.0f} | {at}{'' if clean else ' NOT AS PROVOKED'} |"
-    )
+    place, balance = found.place, found.balance
+    if balance is None:
+        return f"| {place} | {where} | – | | | | | {found.refused} |"
+    rows = balance.rows or balance.beside
+    at = "; ".join(f"{row.place} {row.count:,}" for row in rows)
+    wanted = [] if place in PARTLY else [ELSEWHERE.get(place, place)]
+    clean = balance.unexplained == 0 and [row.place for row in balance.rows] == wanted
+    figures = " | ".join(f"{value:,}" for value in (balance.sent, balance.delivered, balance.lost, balance.unexplained))
+    return f"| {place} | {where} | {figures} | {found.seconds:.0f} | {at}{'' if clean else ' NOT AS PROVOKED'} |"
 
 
 def main() -> None:
-    """Run what the file does not have yet, and print the table of all that it has."""
-    from hwrx.drops import provoke
-
+    """Provoke what the file does not have yet, and print the table of all that it has."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--guest", action="store_true")
@@ -60,18 +51,23 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(provoke.PLACES))
     parser.add_argument("--json", type=Path, default=Path("bench-drops.json"))
     options = parser.parse_args()
-    guest = ["--guest", "--kernel", options.kernel] if options.guest else []
     where = f"guest {options.kernel}" if options.guest else f"here, {os.uname().release}"
-    kept: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
-    for place in options.only.split(","):
-        key = f"{place} @ {where}"
-        if key not in kept:
-            kept[key] = provoked(place, options.messages, guest)
-            options.json.write_text(json.dumps(kept, indent=1))
+    kept: dict[str, list[run.Provoked]] = {}
+    if options.json.exists():
+        kept = msgspec.json.decode(options.json.read_bytes(), type=dict[str, list[run.Provoked]])
+    ours = kept.setdefault(where, [])
+    left = [place for place in options.only.split(",") if place not in {each.place for each in ours}]
+    run.check(left, options.messages)
+    request = run.Request(left, options.messages)
+    maker = run.in_guest(request, options.kernel, say) if options.guest else run.here(request, say)
+    for each in maker if left else ():
+        ours.append(each)
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1))
     print("| provoked | where | sent | delivered | lost | unexplained | s | at |")
     print("|---|---|---|---|---|---|---|---|")
-    for key, found in kept.items():
-        print(line(*key.split(" @ "), found))
+    for place, results in kept.items():
+        for each in results:
+            print(line(place, each))
 
 
 if __name__ == "__main__":

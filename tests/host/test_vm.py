@@ -160,6 +160,15 @@ def test_a_command_that_never_answers_is_ended_with_the_log(guest: Guest) -> Non
     assert "sleep 1000000" not in guest.run(["ps", "-eo", "args"]).stdout
 
 
+def test_what_a_module_prints_comes_line_by_line(guest: Guest) -> None:
+    lines = guest.lines("json.tool", b'["a", "b"]', silence=60.0, who="the tool")
+    assert list(lines) == [b"[", b'    "a",', b'    "b"', b"]"]
+    with pytest.raises(GuestError, match=r"the tool in the guest ended before its time: exit code 1\n.*Expecting"):
+        list(guest.lines("json.tool", b"[", silence=60.0, who="the tool"))
+    with pytest.raises(GuestError, match="the server in the guest said nothing for 2 s"):
+        list(guest.lines("http.server", b"", silence=2.0, who="the server"))
+
+
 def test_a_killed_process_is_an_end_of_file_with_its_signal_and_last_words(guest: Guest) -> None:
     pipe = guest.command(["sh", "-c", "echo dying >&2; echo ready; sleep 1000000"])
     assert pipe.recv(100) == b"ready\n"

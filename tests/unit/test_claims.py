@@ -300,15 +300,15 @@ def test_a_guest_that_dies_when_all_is_done_is_an_error() -> None:
         driver._survivors(claims, {"kernel": "6.1", "emulated": True}, run, lambda result: None)
 
 
-def test_the_driver_reads_lines_in_any_pieces() -> None:
+def test_the_driver_reads_what_the_experiments_say() -> None:
     result = results()[0]
-    text = b'a tool said this\n{"starting":"x"}\n' + msgspec.json.encode(inside.Line(result=result)) + b"\n"
+    lines = [b"a tool said this", b'{"starting":"x"}', msgspec.json.encode(inside.Line(result=result))]
     said: list[str] = []
     taken: list[Result] = []
-    driver._follow((text[at : at + 7] for at in range(0, len(text), 7)), said.append, taken.append)
+    driver._follow(lines, said.append, taken.append)
     assert said == ["testing: x"] and taken == [result]
     with pytest.raises(MachineError, match="none of theirs"):
-        driver._follow(iter([b'{"starting": 1}\n']), said.append, taken.append)
+        driver._follow([b'{"starting": 1}'], said.append, taken.append)
 
 
 # --- the run directory, the page, the command -------------------------------------------------------------------------

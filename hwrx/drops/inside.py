@@ -1,0 +1,31 @@
+"""The guest's side of `hwrx drops`: reads what to provoke from standard input, prints a line for each result."""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+
+from hwrx.drops import run
+from hwrx.errors import HwrxError
+
+
+def main() -> int:
+    """Serve one request; the exit code."""
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=run.Request)
+    try:
+        for provoked in run.here(request, lambda stage, text: _print(run.Line(say=text))):
+            _print(run.Line(provoked=provoked))
+    except HwrxError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
+def _print(line: run.Line) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
