@@ -48,6 +48,7 @@ NIC_HUB, PIO_HUB = 1, 2  # QEMU's hubs: the segment of the 82574L, and that of t
 NIC_MODULES = ("e1000e", "ne2k-pci")
 PIO_HARDWARE: dict[Role, str] = {"client": "02:68:77:72:78:20", "server": "02:68:77:72:78:21"}
 # of `queues`: virtio NICs, the server's with several queues, on taps and a bridge of the host's
+QUEUES_ADDRESSES: dict[Role, str] = {"client": "198.18.79.1", "server": "198.18.79.2"}
 QUEUES_NICS: dict[Role, str] = {"client": "hwvirt0", "server": "hwvirt1"}
 QUEUES_HARDWARE: dict[Role, str] = {"client": "02:68:77:72:78:30", "server": "02:68:77:72:78:31"}
 QUEUES_MODULES = ("virtio_net",)
@@ -121,7 +122,7 @@ def nic() -> Iterator[Made]:
     """
     system.need_root("configuring NICs")
     system.run("modprobe", "-a", *NIC_MODULES)
-    with _two_nics("the guest's NICs", NICS, (NIC_HARDWARE, NICS), (PIO_HARDWARE, PIO_NICS)):
+    with _two_nics("the guest's NICs", NICS, NIC_ADDRESSES, (NIC_HARDWARE, NICS), (PIO_HARDWARE, PIO_NICS)):
         yield _here("nic")
 
 
@@ -130,15 +131,18 @@ def queues() -> Iterator[Made]:
     """The two virtio NICs of a guest, of which the server's has several receive queues; both in this namespace."""
     system.need_root("configuring NICs")
     system.run("modprobe", "-a", *QUEUES_MODULES)
-    with _two_nics("the guest's virtio NICs", QUEUES_NICS, (QUEUES_HARDWARE, QUEUES_NICS)):
+    with _two_nics("the guest's virtio NICs", QUEUES_NICS, QUEUES_ADDRESSES, (QUEUES_HARDWARE, QUEUES_NICS)):
         yield _here("queues")
 
 
 @contextlib.contextmanager
 def _two_nics(
-    what: str, used: Mapping[Role, str], *named: tuple[Mapping[Role, str], Mapping[Role, str]]
+    what: str,
+    used: Mapping[Role, str],
+    addresses: Mapping[Role, str],
+    *named: tuple[Mapping[Role, str], Mapping[Role, str]],
 ) -> Iterator[None]:
-    """Name a guest's NICs, each pair of `named` by its MAC addresses, and configure those that are `used`."""
+    """Name a guest's NICs, each pair of `named` by its MAC addresses, and give those that are `used` addresses."""
     with Undo(what) as undo:
         lines = []
         for hardware, names in named:
@@ -155,9 +159,9 @@ def _two_nics(
             undo.plan("ip", "address", "flush", "dev", used[end])
             undo.plan("ip", "link", "set", used[end], "down")
             lines += [
-                f"address replace {NIC_ADDRESSES[end]}/24 dev {used[end]}",
+                f"address replace {addresses[end]}/24 dev {used[end]}",
                 f"link set {used[end]} up",
-                f"neighbour replace {NIC_ADDRESSES[other]} lladdr {hardware[other]} dev {used[end]} nud permanent",
+                f"neighbour replace {addresses[other]} lladdr {hardware[other]} dev {used[end]} nud permanent",
             ]
         system.run("ip", "-batch", "-", given="\n".join(lines))
         _wait_until(
@@ -272,7 +276,7 @@ def at_hand(name: str) -> Iterator[Made]:
 
     A second one beside it could not be: its devices have the same names.
     """
-    netdevs = _NETDEVS.get(name, {})
+    netdevs, _ = _ENDS.get(name, ({}, {}))
     if netdevs and all(_is_up(netdev) for netdev in netdevs.values()):
         yield _here(name)
         return
@@ -280,14 +284,18 @@ def at_hand(name: str) -> Iterator[Made]:
         yield made
 
 
-# of the topologies whose ends are both in the namespace that they are put up in
-_NETDEVS: dict[str, Mapping[Role, str]] = {"pair": LINKS, "nic": NICS, "queues": QUEUES_NICS}
+# netdevs and addresses of the topologies whose ends are both in the namespace that they are put up in
+_ENDS: dict[str, tuple[Mapping[Role, str], Mapping[Role, str]]] = {
+    "pair": (LINKS, ADDRESSES),
+    "nic": (NICS, NIC_ADDRESSES),
+    "queues": (QUEUES_NICS, QUEUES_ADDRESSES),
+}
 
 
 def _here(name: str) -> Made:
     """Return what such a topology consists of."""
-    addresses = ADDRESSES if name == "pair" else NIC_ADDRESSES
-    places = {end: Place(address=addresses[end], netdev=_NETDEVS[name][end]) for end in ENDS}
+    netdevs, addresses = _ENDS[name]
+    places = {end: Place(address=addresses[end], netdev=netdevs[end]) for end in ENDS}
     for end in ENDS:
         if name == "pair":
             places[end] = msgspec.structs.replace(places[end], verbs=DEVICES[end])

@@ -45,15 +45,17 @@ class Guest:
     """A virtual machine with a topology in it. A context manager: boots on entering, ends on leaving.
 
     Enter it in a thread that lives as long as the guest: QEMU is told to die with the thread that started it.
-    `kernel`: see `hwrx.kernel.find`. `append` goes to the kernel's command line, `qemu` to QEMU. `writable` are folders
-    that the guest may write to; everything else that it writes is lost. `options` go to the topology (`mtu`). `log` is
-    a file that gets all that the guest prints. `descriptors` are open files that QEMU inherits; they stay the caller's.
+    `beside` are topologies whose hardware it has, too: what runs in it puts them up. `kernel`: see `hwrx.kernel.find`.
+    `append` goes to the kernel's command line, `qemu` to QEMU. `writable` are folders that the guest may write to;
+    everything else that it writes is lost. `options` go to the topology (`mtu`). `log` is a file that gets all that the
+    guest prints. `descriptors` are open files that QEMU inherits; they stay the caller's.
     """
 
     def __init__(
         self,
         topology: str = "pair",
         *,
+        beside: Sequence[str] = (),
         kernel: str | None = None,
         clock: Clock = "wall",
         cpus: int = 2,
@@ -69,9 +71,11 @@ class Guest:
         progress: Progress = kernel.quiet,
     ) -> None:
         found = topologies.find(topology)
+        all_found = [found, *(topologies.find(name) for name in beside)]
         if clock == "icount" and accelerator == "kvm":
             raise UsageError("the clock `icount` counts emulated instructions: it cannot go with KVM")
         self.topology = topology
+        self.beside = tuple(beside)
         self.clock = clock
         self.cpus = 1 if clock == "icount" else cpus
         self.memory = memory
@@ -79,10 +83,11 @@ class Guest:
         self.peers: dict[Role, str] = {}
         self._wanted_kernel = kernel
         self._wanted_accelerator = "tcg" if clock == "icount" else accelerator
-        self._append = (*found.append, *append)
-        self._qemu = (*found.hardware, *qemu)
+        self._append = (*(word for each in all_found for word in each.append), *append)
+        self._qemu = (*(word for each in all_found for word in each.hardware), *qemu)
         self._modules = found.modules
-        self._outside = found.outside
+        # one at most makes a namespace that QEMU is to be started in
+        self._outside = next((each.outside for each in all_found if each.outside is not None), None)
         self._writable = {f"hwrx.rw{number}": path.absolute() for number, path in enumerate(writable)}
         self._options = dict(options or {})
         self._log_path = log
@@ -227,6 +232,7 @@ class Guest:
             "cpus": self.cpus,
             "memory": self.memory,
             "topology": self.topology,
+            "beside": list(self.beside),
             "options": self._options,
             "append": list(self._append),
             "qemu_options": list(self._qemu),

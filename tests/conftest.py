@@ -48,6 +48,14 @@ def nic() -> str:
     return "" if any(devices) else "there is no verbs NIC"
 
 
+def queues() -> str:
+    from hwrx import topology
+
+    subprocess.run(["modprobe", "-a", *topology.QUEUES_MODULES], capture_output=True)
+    found = {file.read_text().strip() for file in Path("/sys/class/net").glob("*/address")}
+    return "" if topology.QUEUES_HARDWARE["server"] in found else "there is no NIC with several queues"
+
+
 @functools.cache
 def pyverbs() -> str:
     try:
@@ -78,6 +86,7 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
     "rxe": rxe,
     "verbs": verbs,
     "nic": nic,
+    "queues": queues,
     "pyverbs": pyverbs,
     "guest": guest,
 }

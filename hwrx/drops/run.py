@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 from msgspec import Struct
 
-from hwrx import topology
 from hwrx.drops import provoke
 from hwrx.drops.books import Balance
 from hwrx.errors import MachineError, UsageError
@@ -68,8 +67,7 @@ def in_guest(request: Request, kernel: str | None, say: Say) -> Iterator[Provoke
     """The same in a virtual machine that has what every place needs. GuestError where it does not live to their end."""
     from hwrx.vm import Guest
 
-    nics = topology.find("nic")  # beside the pair of SoftRoCE devices
-    with Guest("pair", kernel=kernel, append=nics.append, qemu=nics.hardware, progress=say) as guest:
+    with Guest("pair", beside=["nic"], kernel=kernel, progress=say) as guest:
         words = msgspec.json.encode(request)
         for text in guest.lines("hwrx.drops.inside", words, silence=SILENCE, who="the experiment"):
             if not text.startswith(b"{"):

@@ -55,13 +55,10 @@ def in_guest(
     """Measure all of it in a guest with SoftRoCE and a NIC behind an IOMMU."""
     from hwrx.vm import Guest
 
-    nics = topology.find("nic")
     nic = topology.NIC_HARDWARE["server"]
     words = ["memory", "--json", "--pages", str(pages), "--nic", nic, "--clock", clock]
     load = f"modprobe -a {' '.join(topology.NIC_MODULES)} && exec {sys.executable} -m hwrx {' '.join(words)}"
-    with Guest(
-        "pair", kernel=kernel, clock=clock, append=nics.append, qemu=nics.hardware, progress=say
-    ) as machine:  # fmt: skip
+    with Guest("pair", beside=["nic"], kernel=kernel, clock=clock, progress=say) as machine:
         say("memory", "measuring")
         done: subprocess.CompletedProcess[str] = machine.run(["sh", "-c", load], limit=240.0, folder=Path.cwd())
         try:

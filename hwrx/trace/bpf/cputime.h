@@ -274,6 +274,11 @@ static __always_inline struct cpu *advance(u64 *at)
 		return NULL;
 	if ((now - settings.start) >> (settings.shift & 63) >= settings.bins)
 		return NULL;
+	/* an interrupt may come in the middle of what follows; its time stays with the one that it interrupted */
+	if (c->busy)
+		return c;
+	c->busy = 1;
+	barrier();
 	if (!c->known) {
 		/* the first event on this CPU: it has been whose it is */
 		struct task_struct *task = bpf_get_current_task_btf();
@@ -283,11 +288,6 @@ static __always_inline struct cpu *advance(u64 *at)
 		c->known = 1;
 		c->last = settings.start;
 	}
-	/* an interrupt may come in the middle of this; its few ns stay with the one that it interrupted */
-	if (c->busy)
-		return c;
-	c->busy = 1;
-	barrier();
 	*at = bpf_ktime_get_ns();
 	give(c, number, actor_of(c), c->last - settings.start, *at - settings.start);
 	c->last = *at;
