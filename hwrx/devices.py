@@ -107,26 +107,53 @@ def names() -> list[str]:
 def place_of(device: Device, gid_index: int | None = None) -> Place:
     """Return where a verbs device lives: its netdev and the address of its best GID, so sockets share its wire."""
     for port in device.ports:
-        if port.state != "ACTIVE":
-            continue
-        gids = [gid for gid in port.gids if gid.type == "RoCE v2"] or port.gids
-        # IPv4 before IPv6, and an address that can be reached from elsewhere before one that cannot
-        gids = sorted(gids, key=lambda gid: (not gid.routable, ":" in gid.address, gid.index))
-        if gid_index is not None:
-            gids = [gid for gid in port.gids if gid.index == gid_index]
-        if not gids:
-            raise MachineError(
-                f"port {port.number} of {device.name} has no GID" + (f" {gid_index}" if gid_index is not None else ""),
-                remedy=f"give {port.netdev or 'its netdev'} an IP address, and look at: hwrx devices",
-            )
-        address = gids[0].address
-        if ipaddress.ip_address(address).is_link_local and port.netdev:
-            address = f"{address}%{port.netdev}"
-        return Place(address=address, netdev=port.netdev, verbs=device.name, port=port.number)
+        if port.state == "ACTIVE":
+            return _place(device, port, gid_index)
     raise MachineError(
         f"no port of {device.name} is active ({', '.join(f'{port.number}: {port.state}' for port in device.ports)})",
         remedy=f"ip link set {device.ports[0].netdev} up" if device.ports and device.ports[0].netdev else "",
     )
+
+
+def _place(device: Device, port: Port, gid_index: int | None = None) -> Place:
+    gids = [gid for gid in port.gids if gid.type == "RoCE v2"] or port.gids
+    # IPv4 before IPv6, and an address that can be reached from elsewhere before one that cannot
+    gids = sorted(gids, key=lambda gid: (not gid.routable, ":" in gid.address, gid.index))
+    if gid_index is not None:
+        gids = [gid for gid in port.gids if gid.index == gid_index]
+    if not gids:
+        raise MachineError(
+            f"port {port.number} of {device.name} has no GID" + (f" {gid_index}" if gid_index is not None else ""),
+            remedy=f"give {port.netdev or 'its netdev'} an IP address, and look at: hwrx devices",
+        )
+    address = gids[0].address
+    if ipaddress.ip_address(address).is_link_local and port.netdev:
+        address = f"{address}%{port.netdev}"
+    return Place(address=address, netdev=port.netdev, verbs=device.name, port=port.number)
+
+
+def hardware_ends() -> tuple[Place, Place]:
+    """Return two active ports of verbs NICs, for both ends: of two devices, or else two of one. No software counts.
+
+    MachineError says in words what is missing.
+    """
+    found = verbs_devices()
+    nics = [device for device in found if not device.software]
+    if not nics:
+        there = ", ".join(device.name for device in found) or "none"
+        raise MachineError(f"this machine has no verbs NIC (its verbs devices: {there})")
+    active = [[_place(nic, port) for port in nic.ports if port.state == "ACTIVE"] for nic in nics]
+    one_each = [places[0] for places in active if places]
+    of_one = next((places[:2] for places in active if len(places) > 1), [])
+    chosen = one_each[:2] if len(one_each) > 1 else of_one
+    if len(chosen) < 2:
+        states = ", ".join(f"{nic.name} port {port.number}: {port.state}" for nic in nics for port in nic.ports)
+        raise MachineError(
+            f"two active ports of verbs NICs are needed, one for each end, and this machine has {len(one_each)}"
+            f" ({states})",
+            remedy="cable and raise a second port: ip link set NETDEV up",
+        )
+    return chosen[0], chosen[1]
 
 
 def _from_pyverbs(name: str, context: Any) -> Device:

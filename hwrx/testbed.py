@@ -113,7 +113,7 @@ def opened(experiment: Experiment, wanted: Wanted, say: Say = lambda stage, text
     where a guest does not come up.
     """
     if wanted.explicit:
-        yield _explicit(wanted)
+        yield explicit(wanted)
     elif experiment.topology == "here":
         about = {"wire": "the loopback device"}
         yield Bed({"client": Place(), "server": Place()}, {"client": "local", "server": "local"}, about)
@@ -156,7 +156,7 @@ def in_guest(experiment: Experiment) -> bool:
     return needs_one or experiment.kernel is not None or experiment.clock == "icount"
 
 
-def _explicit(wanted: Wanted) -> Bed:
+def explicit(wanted: Wanted) -> Bed:
     """Return the ends that the user named: verbs devices of this machine, or one here and one at the peer."""
     peer = wanted.peer or "local"
     agent_command(peer)  # refuses what is no peer before anything is started

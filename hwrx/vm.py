@@ -23,7 +23,7 @@ from typing import IO, Any, Literal, Self
 
 import msgspec
 
-from hwrx import accelerator, errors, initramfs, kernel, netns, system, undo
+from hwrx import accelerator, errors, initramfs, inquest, kernel, netns, system, undo
 from hwrx import guest as inside
 from hwrx import topology as topologies
 from hwrx.errors import GuestError, UsageError
@@ -171,7 +171,7 @@ class Guest:
         """Run a Python module in the guest, which reads `request` from its standard input; yield what it prints.
 
         A line comes as soon as it is printed, without its end. GuestError, of `who` it is that ran there, where
-        nothing is printed for `silence` seconds, or where the module fails.
+        nothing is printed for `silence` seconds, or where the module fails; UsageError where that is what ended it.
         """
         pipe = self.command([sys.executable, "-m", module], {"PYTHONDONTWRITEBYTECODE": "1"})
         with contextlib.closing(pipe):
@@ -183,13 +183,17 @@ class Guest:
                 try:
                     data = pipe.recv(1 << 16)
                 except TimeoutError:
-                    raise self.failure(f"{who} in the guest said nothing for {silence:.0f} s") from None
+                    where = inquest.standing(self, module)
+                    raise self.failure(f"{who} in the guest said nothing for {silence:.0f} s: {where}") from None
                 if not data:
                     break
                 *whole, rest = (rest + data).split(b"\n")
                 yield from whole
-            if pipe.wait(10.0) != 0:
-                raise GuestError(f"{who} in the guest ended before its time: {pipe.epitaph()}")
+            code = pipe.wait(10.0)
+            if code is None:
+                self._settle()
+            if code != 0:
+                raise inquest.ended(who, code, pipe.epitaph(), self.log())
 
     def check(self, limit: float = 30.0) -> None:
         """GuestError, with the guest's log, where the guest does not answer within `limit` seconds. It is ended then.

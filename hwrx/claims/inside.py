@@ -17,7 +17,7 @@ from msgspec import Struct
 from hwrx.claims import instruments, verdict
 from hwrx.claims.model import Claim, Clock, Measurement, Result
 from hwrx.claims.session import Session
-from hwrx.errors import HwrxError, UsageError
+from hwrx.errors import HwrxError, PeerError, UsageError
 
 
 class Request(Struct, frozen=True):
@@ -51,6 +51,9 @@ def test(claim: Claim, session: Session, *, emulated: bool = False, kernel: str 
         ruled, words, why = verdict.judge(claim, found)
     except UsageError:
         raise
+    except PeerError as error:
+        session.down()  # whoever is left of the agents is of no use to the next claim
+        ruled, words, why = "not tested here", "", str(error.args[0]).splitlines()[0]
     except HwrxError as error:
         ruled, words, why = "not tested here", "", str(error.args[0]).splitlines()[0]
     except Exception as error:

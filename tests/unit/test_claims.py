@@ -10,14 +10,15 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from hwrx import devices, inquest
 from hwrx.claims import ftrace, inside, instruments, model, page, pictures, predicate, verdict
 from hwrx.claims import run as driver
 from hwrx.claims.ftrace import Call
-from hwrx.claims.instruments import functions, interrupts, pinning
+from hwrx.claims.instruments import bypass, functions, interrupts, pinning
 from hwrx.claims.model import Claim, Measurement, Result, Ruling
 from hwrx.claims.session import Sent, Session
 from hwrx.cli import cli
-from hwrx.errors import GuestError, MachineError, StoreError, UsageError
+from hwrx.errors import GuestError, HwrxError, MachineError, StoreError, UsageError
 from hwrx.memory.pages import OUT
 
 CLAIMS = model.every()
@@ -282,22 +283,46 @@ def test_a_claim_that_its_guest_does_not_survive_is_told_and_the_others_go_on(di
                 raise GuestError("an experiment said nothing for 300 s\nthe console's last line")
             take(Result(claim, "confirmed", "seen"))
 
-    left = driver._survivors(claims, {"kernel": "6.1", "emulated": True}, run, taken.append)
+    left = driver.survivors(claims, "6.1", True, run, taken.append)
     assert list(left) == claims[dies_at + 1 :]
     assert [each.claim for each in taken] == claims[: dies_at + 1]
     assert (taken[-1].verdict, taken[-1].why) == ("not tested here", "an experiment said nothing for 300 s")
     assert all(each.verdict == "confirmed" for each in taken[:-1])
 
 
-def test_a_guest_that_dies_when_all_is_done_is_an_error() -> None:
+def test_a_guest_that_dies_when_all_is_done_takes_no_verdict_along() -> None:
     claims = list(model.every().values())[:1]
+    taken: list[Result] = []
 
     def run(group: Sequence[Claim], take: Callable[[Result], None]) -> None:
         take(Result(group[0], "confirmed", "seen"))
         raise GuestError("it is gone")
 
-    with pytest.raises(GuestError, match="it is gone"):
-        driver._survivors(claims, {"kernel": "6.1", "emulated": True}, run, lambda result: None)
+    assert list(driver.survivors(claims, "6.1", True, run, taken.append)) == []
+    assert [each.verdict for each in taken] == ["confirmed"]
+
+
+@pytest.mark.parametrize(
+    ("code", "epitaph", "kind", "words"),
+    [
+        (2, "exit code 2\n    hwrx: there is no place 'x'\n  remedy: choose of: y", UsageError, "no place 'x'"),
+        (-9, "killed by SIGKILL", GuestError, "it ended before its time: killed by SIGKILL"),
+        (1, "exit code 1\n    Traceback\n    KeyError: 'x'", GuestError, "it ended before its time: KeyError: 'x'"),
+        (None, "its guest is gone", GuestError, "the guest did not survive it: Kernel panic - not syncing: crash"),
+    ],
+)
+def test_what_a_user_asks_in_vain_is_told_from_what_kills_the_experiments(
+    code: int | None, epitaph: str, kind: type[HwrxError], words: str
+) -> None:
+    log = "[    1.0] all is well\n[    2.0] Kernel panic - not syncing: crash\n[    2.1] CPU: 0 PID: 7"
+    error = inquest.ended("it", code, epitaph, log)
+    assert type(error) is kind and words in str(error)
+    assert error.remedy == ("choose of: y" if kind is UsageError else "")
+
+
+def test_of_a_guests_log_the_last_line_stands_for_its_end_where_none_tells_more() -> None:
+    assert inquest.last_words("[    1.0] all is well\n") == "all is well"
+    assert inquest.last_words("") == "it printed nothing"
 
 
 def test_the_driver_reads_what_the_experiments_say() -> None:
@@ -309,6 +334,91 @@ def test_the_driver_reads_what_the_experiments_say() -> None:
     assert said == ["testing: x"] and taken == [result]
     with pytest.raises(MachineError, match="none of theirs"):
         driver._follow([b'{"starting": 1}'], said.append, taken.append)
+
+
+# --- verbs NICs -------------------------------------------------------------------------------------------------------
+
+
+def verbs_tree(folder: pathlib.Path, ports: dict[str, list[str]], software: Sequence[str] = ()) -> pathlib.Path:
+    """Make what /sys/class/infiniband would hold: devices with a port for each state."""
+    for number, (name, states) in enumerate(ports.items()):
+        device = folder / name
+        (device / "ports").mkdir(parents=True)
+        (device / "node_guid").write_text("0000:0000:0000:0001\n")
+        if name in software:
+            (device / "parent").write_text("hwrx0\n")
+        else:
+            (device / "device").mkdir()
+        for at, state in enumerate(states, 1):
+            port = device / "ports" / str(at)
+            for sub in ("gids", "gid_attrs/types", "gid_attrs/ndevs"):
+                (port / sub).mkdir(parents=True)
+            for file, text in (
+                ("state", state), ("link_layer", "Ethernet"), ("rate", "100 Gb/sec (4X EDR)"),
+                ("gids/0", f"::ffff:192.0.2.1{number}{at}"), ("gid_attrs/types/0", "RoCE v2"),
+                ("gid_attrs/ndevs/0", f"eth{number}{at}"),
+            ):  # fmt: skip
+                (port / file).write_text(text + "\n")
+    return folder
+
+
+UP, DOWN = "4: ACTIVE", "1: DOWN"
+
+
+@pytest.mark.parametrize(
+    ("ports", "chosen"),
+    [
+        ({"mlx5_0": [UP], "mlx5_1": [UP], "rxe0": [UP]}, [("mlx5_0", 1), ("mlx5_1", 1)]),
+        ({"mlx4_0": [UP, UP], "mlx5_0": [DOWN, UP]}, [("mlx4_0", 1), ("mlx5_0", 2)]),
+        ({"mlx4_0": [UP, UP], "mlx5_0": [DOWN]}, [("mlx4_0", 1), ("mlx4_0", 2)]),
+        ({"mlx5_0": [UP], "mlx5_1": [DOWN], "rxe0": [UP]}, "has 1 (mlx5_0 port 1: ACTIVE, mlx5_1 port 1: DOWN)"),
+        ({"rxe0": [UP], "rxe1": [UP]}, "this machine has no verbs NIC (its verbs devices: rxe0, rxe1)"),
+        ({}, "this machine has no verbs NIC (its verbs devices: none)"),
+    ],
+)  # fmt: skip
+def test_the_ends_are_two_active_ports_of_nics(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ports: dict[str, list[str]],
+    chosen: list[tuple[str, int]] | str,
+) -> None:
+    monkeypatch.setattr(devices, "VERBS", verbs_tree(tmp_path, ports, ["rxe0", "rxe1"]))
+    monkeypatch.setattr(devices, "names", lambda: sorted(ports))
+    if isinstance(chosen, str):
+        with pytest.raises(MachineError, match=re.escape(chosen)):
+            devices.hardware_ends()
+        return
+    with Session() as session:
+        bypass.choose(session, "hardware")
+        places = [session.wire.places[role] for role in ("client", "server")]
+        assert [(place.verbs, place.port) for place in places] == chosen
+        assert len({(place.address, place.netdev) for place in places}) == 2 and all(place.netdev for place in places)
+        session.use("none")
+        with pytest.raises(UsageError, match="needs a wire"):
+            _ = session.wire
+
+
+def test_a_device_that_is_not_there_is_a_reason_and_one_for_both_ends_an_error(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "VERBS", verbs_tree(tmp_path, {"mlx5_0": [UP]}))
+    monkeypatch.setattr(devices, "names", lambda: ["mlx5_0"])
+    with Session() as session:
+        with pytest.raises(MachineError, match="no verbs device 'mlx5_7'"):
+            bypass.choose(session, "mlx5_0,mlx5_7")
+        with pytest.raises(UsageError, match="both ends on one device"):
+            bypass.choose(session, "mlx5_0")
+
+
+def test_ways_into_the_kernel_are_counted() -> None:
+    calls = [
+        call("sys_enter", 1, "thread", "NR 16"), Call("sys_enter", 2, 0, "thread", "other", 9, "NR 0"),
+        call("softirq_entry", 3, detail="vec=3 [action=NET_RX]"), call("softirq_entry", 4, detail="vec=9 [action=RCU]"),
+        call("softirq_entry", 5, detail="vec=6 [action=TASKLET]"), call("irq_handler_entry", 6, "hard IRQ", "irq=3"),
+        call("workqueue_execute_start", 7, "thread"), call("ip_rcv", 8),
+    ]  # fmt: skip
+    found = bypass.counted(calls, {7})
+    assert [found[words] for words in bypass.KINDS.values()] == [1, 1, 2, 1]
 
 
 # --- the run directory, the page, the command -------------------------------------------------------------------------

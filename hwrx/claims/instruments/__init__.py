@@ -24,6 +24,8 @@ MODULES: dict[str, str] = {
     "merged": "allocations",
     "steering": "steering",
     "journey": "journey",
+    "entries": "bypass",
+    "busy": "bypass",
     "waits": "trials",
     "rivals": "trials",
     "balance": "balance",

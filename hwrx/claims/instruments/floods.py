@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import socket
+import struct
+from collections.abc import Iterator
 
 from hwrx import flood
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Lines
-from hwrx.claims.session import Session
+from hwrx.claims.session import Session, Wire
 from hwrx.flood.model import Flood
+from hwrx.hooks import ETH_P_ALL, SO_ATTACH_FILTER
+
+INSTRUCTIONS = 2000  # of a classic filter: what net.core.optmem_max has room for, whatever the kernel
 
 
 def flooded(
@@ -18,21 +25,38 @@ def flooded(
     rps: bool = True,
     work_us: float = 0.0,
     receive_buffer: int = 0,
+    burden: int = 0,
 ) -> Measurement:
     """Send a burst as fast as the path takes it, over two namespaces, to a reader that does `work_us` with each
     message.
 
-    `receive_buffer`: SO_RCVBUF, 0 the kernel's default. Figures: `sent`, `delivered`, `unexplained`, `first_place`
-    (where loss began), `packets_per_poll`, `most_in_a_run` of net_rx_action, `by_budget` and `by_time` (runs that
-    ended because they had had netdev_budget packets, or their time), `ksoftirqd` (share of the packets that it
-    received), `softirq_share` (of the time of the CPU that had most of it), `budget`.
+    `receive_buffer`: SO_RCVBUF, 0 the kernel's default. `burden`: so many filters of 2,000 instructions see each packet
+    in the softirq, so that receiving takes longer than sending. Figures: `sent`, `delivered`, `unexplained`,
+    `first_place` (where loss began), `packets_per_poll`, `most_in_a_run` of net_rx_action, `by_budget` and `by_time`
+    (runs that ended because they had had netdev_budget packets, or their time), `ksoftirqd` (share of the packets that
+    it received), `softirq_share` (of the time of the CPU that had most of it), `budget`.
     """
     spec = flood.Spec(
         path=path, burst=burst, rps=rps, work=work_us / 1e6, receive_buffer=receive_buffer or None, topology=None
     )
     # closed at once: the counting programs would be run by every packet of the claims that follow
-    with contextlib.closing(flood.Bed(session.wire.places, session.wire.spaces, session.wire.name)) as bed:
+    wire = session.wire
+    with _burdened(wire, burden), contextlib.closing(flood.Bed(wire.places, wire.spaces, wire.name)) as bed:
         return reckon(flood.measure(spec, bed))
+
+
+@contextlib.contextmanager
+def _burdened(wire: Wire, count: int) -> Iterator[None]:
+    """Let packet sockets with a long classic filter look at each frame and take none (returns 0)."""
+    adding, refuse = struct.pack("HBBI", 0x04, 0, 0, 1), struct.pack("HBBI", 0x06, 0, 0, 0)
+    program = ctypes.create_string_buffer(adding * (INSTRUCTIONS - 1) + refuse)
+    filter_ = struct.pack("HL", INSTRUCTIONS, ctypes.addressof(program))
+    with contextlib.ExitStack() as stack, wire.inside("server"):
+        for _ in range(count):
+            tap = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
+            tap.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_)
+            tap.bind((wire.netdev("server"), ETH_P_ALL))
+        yield
 
 
 def reckon(found: Flood) -> Measurement:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-from hwrx import devices
+from hwrx.claims.instruments.bypass import choose
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Step, Steps
 from hwrx.claims.session import Session
-from hwrx.errors import MachineError
 from hwrx.messages import Setting
 from hwrx.trace.copies import Ledger
 from hwrx.trace.traced import Directions
@@ -21,15 +20,13 @@ TRIAL = 1 << 20  # numbers of these trials: away from those of runs
 def journey(
     session: Session, path: str = "udp", size: int = 64, messages: int = 200, device: str = "any"
 ) -> Measurement:
-    """Trace a ping-pong. `device`: "hardware" wants a verbs device that is no software.
+    """Trace a ping-pong. `device`: see `bypass.choose`.
 
     Figures: `copies_sender` and `copies_receiver` for each byte delivered, `kernel_stages` that a message passes,
     `kernel_share` of the one-way time that lies between the first and the last of them, `system_ns` of both ends'
     processors for each message, `delivered`, `complete` (timelines).
     """
-    if device == "hardware" and not [name for name in devices.names() if not devices.is_software(name)]:
-        there = ", ".join(devices.names()) or "none"
-        raise MachineError(f"this machine has no verbs NIC (its verbs devices: {there})")
+    choose(session, device)
     wait = "poll" if path == "rdma-write" else "event"
     setting = Setting(path=path, size=size, messages=messages, warmup=20, cooldown=8, wait=wait)  # type: ignore[arg-type]
     found = session.tracer.trace(session.agents, TRIAL, setting, LIMIT, timelines=messages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from pathlib import Path
@@ -13,13 +14,15 @@ from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Bars, Cells
 from hwrx.claims.session import Session
 from hwrx.errors import HwrxError, UsageError
+from hwrx.memory.subjects import reserve
 from hwrx.nic import ne2k
 from hwrx.nic.e1000e import E1000e
+from hwrx.undo import Undo
 
 PORT, SENDER = 40_001, 40_000
 SETTLE = 0.3  # seconds in which the NIC writes, and the CPU looks at nothing
 KEPT_BACK = 1  # RDH = RDT means empty (82574 datasheet, 3.2.6)
-HUGE = Path("/proc/sys/vm/nr_hugepages")
+HUGE_PAGES = 16  # that the buffers of a NIC in front of the IOMMU are taken from
 
 
 def ring(session: Session, frames: int = 200, entries: int = 256, size: int = 64) -> Measurement:
@@ -62,11 +65,11 @@ def descriptors(session: Session) -> Measurement:
     absent: dict[str, str] = {}
     ways: tuple[Literal["vfio", "uio"], ...] = ("vfio", "uio")
     for access in ways:
-        before = HUGE.read_text()
         try:
-            if access == "uio":
-                HUGE.write_text(str(int(before) + 16))
-            with _nic("server", rx=64, tx=64, access=access) as nic:
+            with contextlib.ExitStack() as stack:
+                if access == "uio":
+                    reserve(stack.enter_context(Undo("huge pages for a NIC's buffers")), HUGE_PAGES)
+                nic = stack.enter_context(_nic("server", rx=64, tx=64, access=access))
                 pages = nic.rx.buffers.physical_pages()
                 step = nic.rx.buffers.page_size
                 same = [nic.rx.buffers.iova(number * step) == page for number, page in enumerate(pages)]
@@ -74,8 +77,6 @@ def descriptors(session: Session) -> Measurement:
         except HwrxError as error:
             figures[f"physical_{access}"] = None
             absent[f"physical_{access}"] = str(error.args[0]).splitlines()[0]
-        finally:
-            HUGE.write_text(before)
     rows = [
         ("through an IOMMU (VFIO)", float(figures["physical_vfio"] or 0)),
         ("without one (UIO)", float(figures["physical_uio"] or 0)),
