@@ -14,10 +14,10 @@ from cython_ext.infiniband_verbs cimport (
 )
 from cython_ext.payload cimport fill, stamp
 from cython_ext.transport cimport WC_STATUS, Delivery
-from cython_ext.verbs_path cimport (
+from cython_ext.verbs_path cimport VerbsTransport
+from cython_ext.verbs_ring cimport (
     BATCH,
     State,
-    VerbsTransport,
     fail,
     queue_receive,
     queue_receive_until,
@@ -30,6 +30,8 @@ from cython_ext.verbs_path cimport (
 from cython_ext.verbs_wait cimport arm, stop_tick, wait_cq, wait_cq_until
 
 from cython_ext.verbs_path import ACCESS_READ, ACCESS_WRITE, ring_slots
+
+from hwrx.paths.verbs_end import Shape
 
 # Receive buffers of a stream or an open loop: a sender that finds none waits for the RNR timer, and that is measured.
 DEEP = 512
@@ -59,10 +61,8 @@ cdef class RcSendTransport(VerbsTransport):
 
     def shape(self):
         """Receive requests that name the landing buffers; nothing for the other end to reach into."""
-        return {
-            "opcode": IBV_WR_SEND, "access": 0,
-            "slots": (slots := receive_slots(self.prepare, self.size)), "receives": slots,
-        }
+        slots = receive_slots(self.prepare, self.size)
+        return Shape(opcode=IBV_WR_SEND, access=0, slots=slots, receives=slots)
 
     def __init__(self, prepare, str device not None):
         VerbsTransport.__init__(self, prepare, device)
@@ -115,10 +115,10 @@ cdef class RcWriteImmTransport(VerbsTransport):
 
     def shape(self):
         """Receive requests without buffers, as many as there are slots to write to."""
-        return {
-            "opcode": IBV_WR_RDMA_WRITE_WITH_IMM, "access": ACCESS_WRITE, "into": False,
-            "slots": (slots := receive_slots(self.prepare, self.size)), "receives": slots,
-        }
+        slots = receive_slots(self.prepare, self.size)
+        return Shape(
+            opcode=IBV_WR_RDMA_WRITE_WITH_IMM, access=ACCESS_WRITE, slots=slots, receives=slots, into=False
+        )
 
     def __init__(self, prepare, str device not None):
         VerbsTransport.__init__(self, prepare, device)
@@ -211,10 +211,10 @@ cdef class RcReadTransport(VerbsTransport):
     def shape(self):
         """Landing buffers as far as the window goes; work requests name them; every completion is a delivery."""
         self.completes_by_send = True
-        return {
-            "opcode": IBV_WR_RDMA_READ, "access": ACCESS_READ if self.prepare.role == "server" else 0,
-            "slots": ring_slots(self.size, self.prepare.setting.window) + 1, "receives": 0, "landing_out": True,
-        }
+        return Shape(
+            opcode=IBV_WR_RDMA_READ, access=ACCESS_READ if self.prepare.role == "server" else 0,
+            slots=ring_slots(self.size, self.prepare.setting.window) + 1, receives=0, landing_out=True,
+        )
 
     def __init__(self, prepare, str device not None):
         VerbsTransport.__init__(self, prepare, device)

@@ -19,9 +19,9 @@ from cython_ext.clock cimport now
 from cython_ext.infiniband_verbs cimport IBV_WR_RDMA_WRITE, ibv_send_wr
 from cython_ext.payload cimport AT_SEQUENCE, MAGIC, magic_of, sequence_of, trailer, trial_of
 from cython_ext.transport cimport FINISHED, WC_STATUS, Delivery
-from cython_ext.verbs_path cimport (
+from cython_ext.verbs_path cimport VerbsTransport
+from cython_ext.verbs_ring cimport (
     State,
-    VerbsTransport,
     look_for_errors,
     reap,
     ring_finish,
@@ -32,6 +32,8 @@ from cython_ext.verbs_path cimport (
 from cython_ext.verbs_wait cimport PATIENCE_NS
 
 from cython_ext.verbs_path import ACCESS_WRITE, ring_slots
+
+from hwrx.paths.verbs_end import Shape
 
 cdef extern from "sched.h" nogil:
     int sched_yield()
@@ -194,10 +196,9 @@ cdef class RcWriteTransport(VerbsTransport):
         else:
             # nobody reads them before the end: as few as stay in a processor's cache
             wanted = max(1, min(2 * setting.window, UNREAD_LIMIT // (self.size + 63 & ~63)))
-        return {
-            "opcode": IBV_WR_RDMA_WRITE, "access": ACCESS_WRITE, "receives": 0,
-            "slots": 1 << (wanted.bit_length() - 1),
-        }
+        return Shape(
+            opcode=IBV_WR_RDMA_WRITE, access=ACCESS_WRITE, slots=1 << (wanted.bit_length() - 1), receives=0
+        )
 
     def __init__(self, prepare, str device not None):
         VerbsTransport.__init__(self, prepare, device)

@@ -27,10 +27,11 @@ from cython_ext.infiniband_verbs cimport (
 )
 from cython_ext.payload cimport AT_SEQUENCE, AT_TRIAL, MAGIC_CREDIT, MAGIC_FINISH, magic_of, sequence_of, trial_of
 from cython_ext.transport cimport FINISHED, WC_STATUS, Delivery
-from cython_ext.verbs_path cimport (
+from cython_ext.verbs_path cimport VerbsTransport
+from cython_ext.verbs_queue cimport AddressHandle
+from cython_ext.verbs_ring cimport (
     BATCH,
     State,
-    VerbsTransport,
     fail,
     look_for_errors,
     reap,
@@ -39,13 +40,13 @@ from cython_ext.verbs_path cimport (
     ring_room,
     submit,
 )
-from cython_ext.verbs_queue cimport AddressHandle
 from cython_ext.verbs_wait cimport arm, wait_cq, wait_cq_until
 
 from cython_ext.rc import receive_slots
 from cython_ext.verbs_queue import QKEY
 
 from hwrx.errors import UsageError
+from hwrx.paths.verbs_end import Shape
 
 cdef enum:
     GRH = 40                    # bytes; InfiniBand specification 8.3
@@ -304,10 +305,10 @@ cdef class UdSendTransport(VerbsTransport):
                 remedy="a smaller --size, a larger MTU of the netdev, or rdma-send",
             )
         slots = receive_slots(self.prepare, self.size) + 2 * ASIDES
-        return {
-            "opcode": IBV_WR_SEND, "access": 0, "datagram": True, "head": GRH, "least": CONTROL, "spare": ASIDES,
-            "slots": slots, "receives": slots,
-        }
+        return Shape(
+            opcode=IBV_WR_SEND, access=0, datagram=True, head=GRH, least=CONTROL, spare=ASIDES,
+            slots=slots, receives=slots,
+        )
 
     def __init__(self, prepare, str device not None):
         VerbsTransport.__init__(self, prepare, device)

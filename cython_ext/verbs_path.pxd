@@ -1,81 +1,12 @@
-"""What the verbs transports share: the state that their C functions work on, and the class that owns all of it."""
+"""What the verbs transports share: the class that owns what their C functions work on."""
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 
-from cython_ext.infiniband_verbs cimport ibv_qp, ibv_recv_wr, ibv_send_wr, ibv_sge, ibv_wc
 from cython_ext.pinned cimport PinnedBuffer
-from cython_ext.transport cimport Delivery, Transport
+from cython_ext.transport cimport Transport
 from cython_ext.verbs_device cimport Context, ProtectionDomain
-from cython_ext.verbs_event cimport Watch
 from cython_ext.verbs_queue cimport CompletionChannel, CompletionQueue, MemoryRegion, QueuePair
-from cython_ext.verbs_wait cimport Side, Tick
-
-cdef enum:
-    BATCH = 256                     # completions taken by one look
-
-
-cdef struct State:
-    ibv_qp *qp
-    Side sends
-    Side receives
-    Tick tick
-    Watch watch                     # of the device's asynchronous events
-    bint eager                      # ask for the next event when buffers are given back, before the timed region
-    bint yields                     # WRITE: offer the CPU to others between looks at memory
-    int64_t limit_ns
-    uint32_t trial
-    uint64_t total                  # messages of the trial: the last one is signalled
-
-    # Sending: a ring of `window` buffers, each with its work request; they are linked in a circle.
-    char *out
-    uint32_t size
-    uint32_t stride
-    uint32_t window
-    uint32_t flags                  # IBV_SEND_INLINE or 0
-    uint32_t signal_every
-    uint32_t since_signal
-    uint32_t slot                   # of the next message
-    uint64_t posted
-    uint64_t signalled              # messages up to the last one whose completion will be reported
-    uint64_t completed
-    uint32_t asides                 # work requests under way that are no messages (UD: credits, the end)
-    ibv_send_wr *send_wr
-    ibv_sge *send_sge
-
-    # The other end's memory, where WRITE and READ go.
-    uint64_t remote
-    uint32_t remote_slots
-    uint32_t remote_stride
-    uint32_t remote_slot
-
-    # Receiving: a ring of `slots` buffers, a message at `head` bytes into each.
-    char *landing
-    uint32_t slots
-    uint32_t landing_stride
-    uint32_t head
-    uint32_t take_slot              # of the next message
-    uint32_t free_slot              # of the oldest message not given back
-    uint64_t taken
-    ibv_recv_wr *recv_wr
-    ibv_sge *recv_sge
-
-    ibv_wc failed                   # the completion with error that tells most
-    bint has_failed
-    ibv_wc[BATCH] wc
-
-
-# The parts of `Ops` that transports have in common; `me` is a State.
-cdef char *ring_outgoing(void *me, uint32_t k) noexcept nogil
-cdef int ring_room(void *me) noexcept nogil
-cdef int ring_finish(void *me) noexcept nogil
-cdef int queue_receive(void *me, Delivery *out, uint32_t most) noexcept nogil
-cdef int queue_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil
-cdef int queue_release(void *me, uint32_t count) noexcept nogil
-# And their pieces.
-cdef int submit(State *st, uint32_t count) noexcept nogil
-cdef int reap(State *st) noexcept nogil
-cdef int fail(State *st, const ibv_wc *wc) noexcept nogil
-cdef int look_for_errors(State *st) noexcept nogil
+from cython_ext.verbs_ring cimport State
 
 
 cdef class VerbsTransport(Transport):
@@ -98,5 +29,5 @@ cdef class VerbsTransport(Transport):
     cdef readonly uint32_t path_mtu   # bytes
     cdef object counted               # hw_counters when the endpoint was made: a dict
     cdef bint completes_by_send       # READ: deliveries are completions of the send queue
-    cdef set_up(self, dict shape)
+    cdef set_up(self, shape)
     cdef void release_rings(self) noexcept

@@ -1,11 +1,9 @@
-from typing import Any
-
 from cython_ext.pinned import PinnedBuffer
 from cython_ext.transport import Transport
 from cython_ext.verbs_device import Context, Gid, Port, ProtectionDomain
 from cython_ext.verbs_queue import QueuePair
 from hwrx.messages import Prepare
-from hwrx.paths.verbs_end import End
+from hwrx.paths.verbs_end import End, Shape
 
 RING_LIMIT: int
 READS: int
@@ -27,6 +25,6 @@ class VerbsTransport(Transport):
     remote: End | None
     path_mtu: int
     def __init__(self, prepare: Prepare, device: str) -> None: ...
-    def shape(self) -> dict[str, Any]: ...
+    def shape(self) -> Shape: ...
     def failure(self) -> tuple[int, int] | None: ...
     def arrived(self) -> int: ...

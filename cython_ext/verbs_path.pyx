@@ -1,31 +1,21 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""What the verbs transports share: buffers in two rings, queues, a queue pair, and the C functions over them.
-
-The data path reads downwards as a message travels: a free buffer (`ring_outgoing`), its work request to the device
-(`submit`), the sender's completion (`reap`), the receiver's (`queue_receive`), the buffer back to the device
-(`queue_release`). The class below it makes and takes down what these work on.
-"""
+"""What the verbs transports share: one end, which makes and takes down what the data path works on (`verbs_ring`)."""
 
 import secrets
 from pathlib import Path
 
 cimport cython
-from libc.errno cimport ETIMEDOUT
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
-from cython_ext.clock cimport now
 from cython_ext.infiniband_verbs cimport (
     IBV_ACCESS_LOCAL_WRITE,
     IBV_ACCESS_REMOTE_READ,
     IBV_ACCESS_REMOTE_WRITE,
     IBV_SEND_INLINE,
-    IBV_SEND_SIGNALED,
     IBV_WC_SUCCESS,
     IBV_WC_WR_FLUSH_ERR,
     ibv_poll_cq,
-    ibv_post_recv,
-    ibv_post_send,
     ibv_recv_wr,
     ibv_send_wr,
     ibv_sge,
@@ -33,219 +23,24 @@ from cython_ext.infiniband_verbs cimport (
     ibv_wr_opcode,
 )
 from cython_ext.pinned cimport PinnedBuffer
-from cython_ext.transport cimport EVENT_STATUS, FINISHED, WC_STATUS, Delivery, Transport
+from cython_ext.transport cimport EVENT_STATUS, FINISHED, WC_STATUS, Transport
 from cython_ext.verbs_device cimport Context, ProtectionDomain
 from cython_ext.verbs_event cimport look_for_events, start_watch
 from cython_ext.verbs_queue cimport CompletionChannel, CompletionQueue, MemoryRegion, QueuePair
-from cython_ext.verbs_wait cimport acknowledge, arm, stop_tick, wait_cq, wait_cq_until
+from cython_ext.verbs_ring cimport BATCH, State, queue_release
+from cython_ext.verbs_wait cimport acknowledge, arm, stop_tick
 
 from cython_ext.verbs_device import verbs_error
 
 from hwrx import wc as wc_words
 from hwrx.errors import MachineError, UsageError
-from hwrx.paths.verbs_end import End, agree, choose_gid, choose_mtu, gid_text, hw_counters, parse_end
+from hwrx.paths.verbs_end import End, Shape, agree, choose_gid, choose_mtu, gid_text, hw_counters, parse_end
 
 # Bytes that one ring of buffers may take: locked memory, faulted in before each trial.
 RING_LIMIT = 64 << 20
 READS = 16             # READs outstanding, where the devices can
+MOST_INLINE = 4096     # bytes that no device takes inline
 
-
-# --- the data path -------------------------------------------------------------------------------------------------
-
-cdef char *ring_outgoing(void *me, uint32_t k) noexcept nogil:
-    cdef State *st = <State *> me
-    cdef uint32_t slot = st.slot + k
-    if slot >= st.window:
-        slot -= st.window
-    return st.out + <size_t> slot * st.stride
-
-
-cdef int submit(State *st, uint32_t count) noexcept nogil:
-    """Post the next `count` work requests, which must be filled but for id and signalling, as one list."""
-    cdef ibv_send_wr *first = &st.send_wr[st.slot]
-    cdef ibv_send_wr *wr = first
-    cdef ibv_send_wr *following
-    cdef ibv_send_wr *bad
-    cdef uint32_t k
-    cdef int error
-    for k in range(count):
-        if k:
-            wr = wr.next
-        st.posted += 1
-        st.since_signal += 1
-        wr.wr_id = st.posted
-        if st.since_signal >= st.signal_every or st.posted == st.total:
-            wr.send_flags = st.flags | IBV_SEND_SIGNALED
-            st.since_signal = 0
-            st.signalled = st.posted
-        else:
-            wr.send_flags = st.flags
-    following = wr.next
-    wr.next = NULL
-    error = ibv_post_send(st.qp, first, &bad)
-    wr.next = following
-    st.slot += count
-    if st.slot >= st.window:
-        st.slot -= st.window
-    if error:
-        return -error if error > 0 else error  # rxe's provider returns -ENOMEM where verbs say ENOMEM
-    return <int> count
-
-
-cdef inline void complete(State *st, const ibv_wc *wc) noexcept nogil:
-    # a message's work request carries how many were posted with it; 0 stands for one that is no message
-    if wc.wr_id:
-        st.completed = wc.wr_id
-    else:
-        st.asides -= 1
-
-
-cdef int reap(State *st) noexcept nogil:
-    """Take what completions the send queue has: 0, or an error."""
-    cdef ibv_wc[16] wc
-    cdef int n, i
-    while True:
-        n = ibv_poll_cq(st.sends.cq, 16, wc)
-        for i in range(n):
-            if wc[i].status != IBV_WC_SUCCESS:
-                return fail(st, &wc[i])
-            complete(st, &wc[i])
-        if n < 16:
-            return 0
-
-
-cdef int ring_room(void *me) noexcept nogil:
-    cdef State *st = <State *> me
-    cdef uint32_t left = st.window - <uint32_t> (st.posted - st.completed)
-    cdef int n, i
-    if left > st.window >> 1:
-        return <int> left
-    n = reap(st)
-    if n < 0:
-        return n
-    left = st.window - <uint32_t> (st.posted - st.completed)
-    if left:
-        return <int> left
-    n = wait_cq(&st.sends, &st.tick, st.wc, BATCH)
-    if n < 0:
-        return n
-    for i in range(n):
-        if st.wc[i].status != IBV_WC_SUCCESS:
-            return fail(st, &st.wc[i])
-        complete(st, &st.wc[i])
-    if n == 0:
-        return look_for_errors(st)
-    return <int> (st.window - <uint32_t> (st.posted - st.completed))
-
-
-cdef int ring_finish(void *me) noexcept nogil:
-    """Wait for the last signalled completion. RC reports an error where the other end is gone, so this ends."""
-    cdef State *st = <State *> me
-    cdef int64_t until = now() + st.limit_ns
-    cdef int n = 0, i
-    while st.completed < st.signalled:
-        n = wait_cq(&st.sends, &st.tick, st.wc, BATCH)
-        for i in range(n):
-            if st.wc[i].status != IBV_WC_SUCCESS:
-                n = fail(st, &st.wc[i])
-                break
-            complete(st, &st.wc[i])
-        if n == 0 and now() > until:
-            n = -ETIMEDOUT
-        if n < 0:
-            break
-    stop_tick(&st.tick)
-    return n if n < 0 else 0
-
-
-cdef inline int hand_out(State *st, Delivery *out, int n) noexcept nogil:
-    """Completions to deliveries, in order; those before a failed one are delivered first."""
-    cdef int i, status
-    cdef ibv_wc *wc
-    for i in range(n):
-        wc = &st.wc[i]
-        if wc.status != IBV_WC_SUCCESS:
-            status = fail(st, wc)
-            return i if i else status
-        out[i].data = st.landing + <size_t> st.take_slot * st.landing_stride + st.head
-        out[i].size = wc.byte_len - st.head
-        st.take_slot += 1
-        if st.take_slot == st.slots:
-            st.take_slot = 0
-    st.taken += <uint64_t> n
-    return n
-
-
-cdef int queue_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
-    cdef State *st = <State *> me
-    cdef int n
-    if st.has_failed:
-        return WC_STATUS - <int> st.failed.status
-    n = wait_cq(&st.receives, &st.tick, st.wc, <int> min(most, <uint32_t> BATCH))
-    if n <= 0:
-        return look_for_errors(st) if n == 0 else n
-    return hand_out(st, out, n)
-
-
-cdef int queue_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
-    cdef State *st = <State *> me
-    cdef int n
-    if st.has_failed:
-        return WC_STATUS - <int> st.failed.status
-    n = wait_cq_until(&st.receives, st.wc, <int> min(most, <uint32_t> BATCH), deadline)
-    if n <= 0:
-        return look_for_errors(st) if n == 0 else n
-    return hand_out(st, out, n)
-
-
-cdef int queue_release(void *me, uint32_t count) noexcept nogil:
-    """Post the oldest `count` receive buffers again, as one list."""
-    cdef State *st = <State *> me
-    cdef ibv_recv_wr *first = &st.recv_wr[st.free_slot]
-    cdef ibv_recv_wr *last
-    cdef ibv_recv_wr *following
-    cdef ibv_recv_wr *bad
-    cdef int error
-    st.free_slot += count
-    if st.free_slot >= st.slots:
-        st.free_slot -= st.slots
-    last = &st.recv_wr[(st.free_slot if st.free_slot else st.slots) - 1]
-    following = last.next
-    last.next = NULL
-    error = ibv_post_recv(st.qp, first, &bad)
-    last.next = following
-    if error:
-        return -error if error > 0 else error
-    return arm(&st.receives) if st.eager else 0
-
-
-# --- completions with error ----------------------------------------------------------------------------------------
-
-cdef int fail(State *st, const ibv_wc *wc) noexcept nogil:
-    """Remember the error that tells most, and return it as a status.
-
-    A queue pair in error flushes all its work requests; the first cause may stand in the other queue.
-    """
-    cdef ibv_wc other
-    if not st.has_failed or st.failed.status == IBV_WC_WR_FLUSH_ERR:
-        st.failed = wc[0]
-        st.has_failed = True
-    while st.failed.status == IBV_WC_WR_FLUSH_ERR and ibv_poll_cq(st.sends.cq, 1, &other) == 1:
-        if other.status != IBV_WC_SUCCESS:
-            st.failed = other
-    while st.failed.status == IBV_WC_WR_FLUSH_ERR and ibv_poll_cq(st.receives.cq, 1, &other) == 1:
-        if other.status != IBV_WC_SUCCESS:
-            st.failed = other
-    return WC_STATUS - <int> st.failed.status
-
-
-cdef int look_for_errors(State *st) noexcept nogil:
-    """Nothing came while we waited: has a send failed meanwhile, or the device said something? 0 where not."""
-    cdef int status = WC_STATUS - <int> st.failed.status if st.has_failed else reap(st)
-    return status if status < 0 else look_for_events(&st.watch)
-
-
-# --- the owner -----------------------------------------------------------------------------------------------------
 
 @cython.no_gc_clear
 cdef class VerbsTransport(Transport):
@@ -312,71 +107,78 @@ cdef class VerbsTransport(Transport):
             self.close()
             raise
 
-    def shape(self) -> dict:
-        """What a subclass needs; see `set_up`."""
+    def shape(self) -> Shape:
+        """What a subclass needs."""
         raise TypeError("VerbsTransport is made through its subclasses")
 
-    cdef set_up(self, dict shape):
-        """Rings, regions, queues and the queue pair, from what a subclass says:
+    cdef set_up(self, shape):
+        """Rings, regions, queues and the queue pair, of a `Shape`; the receive requests are posted."""
+        self._plan(shape)
+        self._pin(shape)
+        self._make_queues(shape)
+        self._link_sends(shape)
+        if shape.receives:
+            self._link_receives(shape)
+            self._check(queue_release(self.st, shape.receives), "ibv_post_recv")
+            self.st.free_slot = 0
 
-        opcode: of its work requests. slots: buffers in which messages land. head: bytes before the message in each.
-        receives: receive requests, which complete at each message: 0 or `slots`. into: whether these name the buffers.
-        access: what the other end may do with the landing ring. datagram: UD instead of RC.
-        landing_out: work requests name the landing ring (READ). spare: send requests and buffers beyond the window.
-        least: bytes that each landing buffer takes even where messages are smaller.
-        """
+    def _plan(self, shape):
+        """Sizes and distances in both rings."""
         cdef State *st = self.st
         setting = self.prepare.setting
-        client = self.prepare.role == "client"
-        stream = setting.pattern == "stream"
-        events = setting.wait != "poll"
-        limits = self.context.limits
-        cdef uint32_t i, slots = shape["slots"], receives = shape["receives"], head = shape.get("head", 0)
-        cdef uint32_t spare = shape.get("spare", 0), length = max(self.size, shape.get("least", 0))
-        cdef bint landing_out = shape.get("landing_out", False)
-        cdef size_t out_bytes, landing_bytes
-
+        cdef uint32_t length = max(self.size, shape.least)
         st.size = self.size
         st.stride = aligned(length)
-        st.window = self.window = max(1, min(setting.window, limits["max_qp_wr"] - spare, RING_LIMIT // st.stride))
+        room = self.context.limits["max_qp_wr"] - shape.spare
+        st.window = self.window = max(1, min(setting.window, room, RING_LIMIT // st.stride))
         # where the distance between completions is the whole window, it would empty before it is filled again
         st.signal_every = setting.signal_every if setting.signal_every < st.window else max(1, st.window // 2)
         if self.completes_by_send:
             st.signal_every = 1
-        st.head = head
-        st.landing_stride = aligned(length + head)
-        st.slots = slots
+        st.head = shape.head
+        st.landing_stride = aligned(length + st.head)
+        st.slots = shape.slots
         st.total = setting.warmup + setting.messages + setting.cooldown
         st.trial = self.prepare.trial
         st.limit_ns = round(setting.limit * 1e9)
+        st.eager = self.prepare.role == "client" and setting.pattern != "stream"
 
-        out_bytes = 0 if landing_out else <size_t> (st.window + spare) * st.stride
-        landing_bytes = <size_t> slots * st.landing_stride
-        self.buffer = PinnedBuffer(paged(out_bytes) + paged(landing_bytes), huge=setting.huge_pages)
+    def _pin(self, shape):
+        """One buffer for both rings, and a memory region over each."""
+        cdef State *st = self.st
+        cdef size_t out_bytes = 0 if shape.landing_out else <size_t> (st.window + <uint32_t> shape.spare) * st.stride
+        cdef size_t landing_bytes = <size_t> st.slots * st.landing_stride
+        self.buffer = PinnedBuffer(paged(out_bytes) + paged(landing_bytes), huge=self.prepare.setting.huge_pages)
         st.out = self.buffer.base
         st.landing = self.buffer.base + paged(out_bytes)
-        if landing_out:
+        if shape.landing_out:
             st.out = st.landing
         else:
             self.out_mr = MemoryRegion(self.pd, self.buffer, 0, out_bytes, 0)
         self.landing_mr = MemoryRegion(
-            self.pd, self.buffer, paged(out_bytes), landing_bytes, IBV_ACCESS_LOCAL_WRITE | <int> shape["access"]
+            self.pd, self.buffer, paged(out_bytes), landing_bytes, IBV_ACCESS_LOCAL_WRITE | <int> shape.access
         )
 
+    def _make_queues(self, shape):
+        """Completion queues, with channels where their completions are waited for in sleep, and the queue pair."""
+        cdef State *st = self.st
+        setting = self.prepare.setting
+        events = setting.wait != "poll"
+        most = self.context.limits["max_cqe"]
         # a latency pattern never sleeps on its sends: their completions are read from mapped memory in passing
-        if events and (stream or self.completes_by_send):
+        if events and (setting.pattern == "stream" or self.completes_by_send):
             self.send_channel = CompletionChannel(self.context)
-        if events and receives:
+        if events and shape.receives:
             self.recv_channel = CompletionChannel(self.context)
-        self.send_cq = CompletionQueue(self.context, min(st.window + spare + 1, limits["max_cqe"]), self.send_channel)
-        depth = setting.completions or receives + 1
-        self.recv_cq = CompletionQueue(self.context, max(1, min(depth, limits["max_cqe"])), self.recv_channel)
+        self.send_cq = CompletionQueue(self.context, min(st.window + shape.spare + 1, most), self.send_channel)
+        depth = setting.completions or shape.receives + 1
+        self.recv_cq = CompletionQueue(self.context, max(1, min(depth, most)), self.recv_channel)
         inline = self.size if setting.inline is None or self.size <= setting.inline else 0
-        if landing_out or inline > 4096:  # READ carries nothing out, and no device takes so many inline
+        if shape.landing_out or inline > MOST_INLINE:  # READ carries nothing out
             inline = 0
         self.qp = QueuePair(
-            self.pd, self.send_cq, self.recv_cq, self.port, datagram=shape.get("datagram", False),
-            sends=st.window + spare, receives=max(1, receives), inline=inline, access=shape["access"],
+            self.pd, self.send_cq, self.recv_cq, self.port, datagram=shape.datagram,
+            sends=st.window + shape.spare, receives=max(1, shape.receives), inline=inline, access=shape.access,
         )
         if inline and self.qp.max_inline >= inline:
             st.flags = IBV_SEND_INLINE
@@ -385,35 +187,44 @@ cdef class VerbsTransport(Transport):
         st.receives.cq = self.recv_cq.ptr
         st.sends.channel = NULL if self.send_channel is None else self.send_channel.ptr
         st.receives.channel = NULL if self.recv_channel is None else self.recv_channel.ptr
-        st.eager = client and not stream
 
+    def _link_sends(self, shape):
+        """A work request for each buffer that goes out, in a circle."""
+        cdef State *st = self.st
+        cdef bint landing_out = shape.landing_out
+        cdef uint32_t i, stride = st.landing_stride if landing_out else st.stride
+        cdef uint32_t lkey = self.landing_mr.ptr.lkey if landing_out else self.out_mr.ptr.lkey
+        cdef int opcode = shape.opcode
         st.send_wr = <ibv_send_wr *> calloc(st.window, sizeof(ibv_send_wr))
         st.send_sge = <ibv_sge *> calloc(st.window, sizeof(ibv_sge))
         if st.send_wr == NULL or st.send_sge == NULL:
             raise MemoryError
         for i in range(st.window):
-            st.send_sge[i].addr = <uintptr_t> st.out + <uint64_t> i * (st.landing_stride if landing_out else st.stride)
+            st.send_sge[i].addr = <uintptr_t> st.out + <uint64_t> i * stride
             st.send_sge[i].length = self.size
-            st.send_sge[i].lkey = self.landing_mr.ptr.lkey if landing_out else self.out_mr.ptr.lkey
+            st.send_sge[i].lkey = lkey
             st.send_wr[i].sg_list = &st.send_sge[i]
             st.send_wr[i].num_sge = 1
-            st.send_wr[i].opcode = <ibv_wr_opcode> <int> shape["opcode"]
+            st.send_wr[i].opcode = <ibv_wr_opcode> opcode
             st.send_wr[i].next = &st.send_wr[(i + 1) % st.window]
-        if receives:
-            st.recv_wr = <ibv_recv_wr *> calloc(slots, sizeof(ibv_recv_wr))
-            st.recv_sge = <ibv_sge *> calloc(slots, sizeof(ibv_sge))
-            if st.recv_wr == NULL or st.recv_sge == NULL:
-                raise MemoryError
-            for i in range(slots):
-                st.recv_sge[i].addr = <uintptr_t> st.landing + <uint64_t> i * st.landing_stride
-                st.recv_sge[i].length = length + head
-                st.recv_sge[i].lkey = self.landing_mr.ptr.lkey
-                st.recv_wr[i].wr_id = i
-                st.recv_wr[i].sg_list = &st.recv_sge[i]
-                st.recv_wr[i].num_sge = 1 if shape.get("into", True) else 0
-                st.recv_wr[i].next = &st.recv_wr[(i + 1) % slots]
-            self._check(queue_release(st, slots), "ibv_post_recv")
-            st.free_slot = 0
+
+    def _link_receives(self, shape):
+        """A receive request for each landing buffer, in a circle."""
+        cdef State *st = self.st
+        cdef uint32_t i, length = max(self.size, shape.least) + st.head
+        cdef int pieces = 1 if shape.into else 0
+        st.recv_wr = <ibv_recv_wr *> calloc(st.slots, sizeof(ibv_recv_wr))
+        st.recv_sge = <ibv_sge *> calloc(st.slots, sizeof(ibv_sge))
+        if st.recv_wr == NULL or st.recv_sge == NULL:
+            raise MemoryError
+        for i in range(st.slots):
+            st.recv_sge[i].addr = <uintptr_t> st.landing + <uint64_t> i * st.landing_stride
+            st.recv_sge[i].length = length
+            st.recv_sge[i].lkey = self.landing_mr.ptr.lkey
+            st.recv_wr[i].wr_id = i
+            st.recv_wr[i].sg_list = &st.recv_sge[i]
+            st.recv_wr[i].num_sge = pieces
+            st.recv_wr[i].next = &st.recv_wr[(i + 1) % st.slots]
 
     def _check(self, int status, str verb):
         if status < 0:

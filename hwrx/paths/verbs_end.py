@@ -63,6 +63,21 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     stride: Annotated[int, Meta(ge=0)] = 0
 
 
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """What a verbs transport needs: sizes in bytes, opcodes and access flags as `infiniband/verbs.h` numbers them."""
+
+    opcode: int  # of its work requests
+    access: int  # what the other end may do with the landing ring
+    slots: int  # buffers in which messages land
+    receives: int  # receive requests, which complete at each message: 0, or as many as slots
+    into: bool = True  # these name the buffers; otherwise they carry no address
+    head: int = 0  # bytes before the message in each
+    least: int = 0  # bytes that each landing buffer takes even where messages are smaller
+    spare: int = 0  # send requests and buffers beyond the window
+    landing_out: bool = False  # work requests name the landing ring (READ)
+    datagram: bool = False  # UD instead of RC
+
+
 def parse_end(remote: dict[str, Any]) -> End:
     """Check what came over the control pipe; PeerError names the field that is wrong."""
     try:

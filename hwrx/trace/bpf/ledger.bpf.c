@@ -2,7 +2,8 @@
 /*
  * The ledger's programs: one object that holds both sets (tracepoints and hooks; functions). User space decides at run
  * time which of them to load, stage by stage; see hwrx/trace/probes.py. The files, as a message travels:
- * message.h (whose is it), record.h (what becomes of a stamp), packets.h (skb stages), sockets.h, verbs.h, rings.h.
+ * message.h (whose is it), record.h (what becomes of a stamp), packets.h (skb stages), calls.h, sending.h and
+ * receiving.h (sockets), verbs.h, rings.h.
  */
 #include "rings.h"
 

@@ -4,7 +4,7 @@
  * packet on afterwards, the receiver queues the packet first and copies afterwards.
  */
 #pragma once
-#include "sockets.h"
+#include "receiving.h"
 
 #define RXE_TO_MR 0   /* enum rxe_mr_copy_dir */
 #define IB_WC_RDMA_READ 2

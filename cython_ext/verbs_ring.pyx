@@ -1,0 +1,218 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The data path of the verbs transports: C functions over two rings of buffers, two queues and a queue pair.
+
+It reads downwards as a message travels: a free buffer (`ring_outgoing`), its work request to the device (`submit`), the
+sender's completion (`reap`), the receiver's (`queue_receive`), the buffer back to the device (`queue_release`).
+"""
+
+from libc.errno cimport ETIMEDOUT
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from cython_ext.clock cimport now
+from cython_ext.infiniband_verbs cimport (
+    IBV_SEND_SIGNALED,
+    IBV_WC_SUCCESS,
+    IBV_WC_WR_FLUSH_ERR,
+    ibv_poll_cq,
+    ibv_post_recv,
+    ibv_post_send,
+    ibv_recv_wr,
+    ibv_send_wr,
+    ibv_wc,
+)
+from cython_ext.transport cimport WC_STATUS, Delivery
+from cython_ext.verbs_event cimport look_for_events
+from cython_ext.verbs_wait cimport arm, stop_tick, wait_cq, wait_cq_until
+
+
+cdef char *ring_outgoing(void *me, uint32_t k) noexcept nogil:
+    cdef State *st = <State *> me
+    cdef uint32_t slot = st.slot + k
+    if slot >= st.window:
+        slot -= st.window
+    return st.out + <size_t> slot * st.stride
+
+
+cdef int submit(State *st, uint32_t count) noexcept nogil:
+    """Post the next `count` work requests, which must be filled but for id and signalling, as one list."""
+    cdef ibv_send_wr *first = &st.send_wr[st.slot]
+    cdef ibv_send_wr *wr = first
+    cdef ibv_send_wr *following
+    cdef ibv_send_wr *bad
+    cdef uint32_t k
+    cdef int error
+    for k in range(count):
+        if k:
+            wr = wr.next
+        st.posted += 1
+        st.since_signal += 1
+        wr.wr_id = st.posted
+        if st.since_signal >= st.signal_every or st.posted == st.total:
+            wr.send_flags = st.flags | IBV_SEND_SIGNALED
+            st.since_signal = 0
+            st.signalled = st.posted
+        else:
+            wr.send_flags = st.flags
+    following = wr.next
+    wr.next = NULL
+    error = ibv_post_send(st.qp, first, &bad)
+    wr.next = following
+    st.slot += count
+    if st.slot >= st.window:
+        st.slot -= st.window
+    if error:
+        return -error if error > 0 else error  # rxe's provider returns -ENOMEM where verbs say ENOMEM
+    return <int> count
+
+
+cdef inline void complete(State *st, const ibv_wc *wc) noexcept nogil:
+    # a message's work request carries how many were posted with it; 0 stands for one that is no message
+    if wc.wr_id:
+        st.completed = wc.wr_id
+    else:
+        st.asides -= 1
+
+
+cdef int reap(State *st) noexcept nogil:
+    """Take what completions the send queue has: 0, or an error."""
+    cdef ibv_wc[16] wc
+    cdef int n, i
+    while True:
+        n = ibv_poll_cq(st.sends.cq, 16, wc)
+        for i in range(n):
+            if wc[i].status != IBV_WC_SUCCESS:
+                return fail(st, &wc[i])
+            complete(st, &wc[i])
+        if n < 16:
+            return 0
+
+
+cdef int ring_room(void *me) noexcept nogil:
+    cdef State *st = <State *> me
+    cdef uint32_t left = st.window - <uint32_t> (st.posted - st.completed)
+    cdef int n, i
+    if left > st.window >> 1:
+        return <int> left
+    n = reap(st)
+    if n < 0:
+        return n
+    left = st.window - <uint32_t> (st.posted - st.completed)
+    if left:
+        return <int> left
+    n = wait_cq(&st.sends, &st.tick, st.wc, BATCH)
+    if n < 0:
+        return n
+    for i in range(n):
+        if st.wc[i].status != IBV_WC_SUCCESS:
+            return fail(st, &st.wc[i])
+        complete(st, &st.wc[i])
+    if n == 0:
+        return look_for_errors(st)
+    return <int> (st.window - <uint32_t> (st.posted - st.completed))
+
+
+cdef int ring_finish(void *me) noexcept nogil:
+    """Wait for the last signalled completion. RC reports an error where the other end is gone, so this ends."""
+    cdef State *st = <State *> me
+    cdef int64_t until = now() + st.limit_ns
+    cdef int n = 0, i
+    while st.completed < st.signalled:
+        n = wait_cq(&st.sends, &st.tick, st.wc, BATCH)
+        for i in range(n):
+            if st.wc[i].status != IBV_WC_SUCCESS:
+                n = fail(st, &st.wc[i])
+                break
+            complete(st, &st.wc[i])
+        if n == 0 and now() > until:
+            n = -ETIMEDOUT
+        if n < 0:
+            break
+    stop_tick(&st.tick)
+    return n if n < 0 else 0
+
+
+cdef inline int hand_out(State *st, Delivery *out, int n) noexcept nogil:
+    """Completions to deliveries, in order; those before a failed one are delivered first."""
+    cdef int i, status
+    cdef ibv_wc *wc
+    for i in range(n):
+        wc = &st.wc[i]
+        if wc.status != IBV_WC_SUCCESS:
+            status = fail(st, wc)
+            return i if i else status
+        out[i].data = st.landing + <size_t> st.take_slot * st.landing_stride + st.head
+        out[i].size = wc.byte_len - st.head
+        st.take_slot += 1
+        if st.take_slot == st.slots:
+            st.take_slot = 0
+    st.taken += <uint64_t> n
+    return n
+
+
+cdef int queue_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
+    cdef State *st = <State *> me
+    cdef int n
+    if st.has_failed:
+        return WC_STATUS - <int> st.failed.status
+    n = wait_cq(&st.receives, &st.tick, st.wc, <int> min(most, <uint32_t> BATCH))
+    if n <= 0:
+        return look_for_errors(st) if n == 0 else n
+    return hand_out(st, out, n)
+
+
+cdef int queue_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
+    cdef State *st = <State *> me
+    cdef int n
+    if st.has_failed:
+        return WC_STATUS - <int> st.failed.status
+    n = wait_cq_until(&st.receives, st.wc, <int> min(most, <uint32_t> BATCH), deadline)
+    if n <= 0:
+        return look_for_errors(st) if n == 0 else n
+    return hand_out(st, out, n)
+
+
+cdef int queue_release(void *me, uint32_t count) noexcept nogil:
+    """Post the oldest `count` receive buffers again, as one list."""
+    cdef State *st = <State *> me
+    cdef ibv_recv_wr *first = &st.recv_wr[st.free_slot]
+    cdef ibv_recv_wr *last
+    cdef ibv_recv_wr *following
+    cdef ibv_recv_wr *bad
+    cdef int error
+    st.free_slot += count
+    if st.free_slot >= st.slots:
+        st.free_slot -= st.slots
+    last = &st.recv_wr[(st.free_slot if st.free_slot else st.slots) - 1]
+    following = last.next
+    last.next = NULL
+    error = ibv_post_recv(st.qp, first, &bad)
+    last.next = following
+    if error:
+        return -error if error > 0 else error
+    return arm(&st.receives) if st.eager else 0
+
+
+# --- completions with error ----------------------------------------------------------------------------------------
+
+cdef int fail(State *st, const ibv_wc *wc) noexcept nogil:
+    """Remember the error that tells most, and return it as a status.
+
+    A queue pair in error flushes all its work requests; the first cause may stand in the other queue.
+    """
+    cdef ibv_wc other
+    if not st.has_failed or st.failed.status == IBV_WC_WR_FLUSH_ERR:
+        st.failed = wc[0]
+        st.has_failed = True
+    while st.failed.status == IBV_WC_WR_FLUSH_ERR and ibv_poll_cq(st.sends.cq, 1, &other) == 1:
+        if other.status != IBV_WC_SUCCESS:
+            st.failed = other
+    while st.failed.status == IBV_WC_WR_FLUSH_ERR and ibv_poll_cq(st.receives.cq, 1, &other) == 1:
+        if other.status != IBV_WC_SUCCESS:
+            st.failed = other
+    return WC_STATUS - <int> st.failed.status
+
+
+cdef int look_for_errors(State *st) noexcept nogil:
+    """Nothing came while we waited: has a send failed meanwhile, or the device said something? 0 where not."""
+    cdef int status = WC_STATUS - <int> st.failed.status if st.has_failed else reap(st)
+    return status if status < 0 else look_for_events(&st.watch)
