@@ -1,7 +1,8 @@
 """UDP over whole frames: what a socket does, done by the process that wants the message."""
 
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 
+from cython_ext.credit cimport Credit
 from cython_ext.link cimport FrameLink, Link
 from cython_ext.packet cimport Ports, PortTable
 from cython_ext.stamps cimport StageStamps, Stamps
@@ -12,41 +13,21 @@ cdef enum:
     FRAMES = 256        # most frames taken at once
 
 
-cdef struct Control:
-    # What crosses besides messages; the same as the UDP socket's (udp.pxd), so that either can be the other end
-    uint32_t magic
-    uint32_t trial
-    uint64_t count
-
-
 cdef struct DatagramState:
     const Link *link
     const Ports *ports
-    uint32_t size           # bytes of a message
+    Credit credit           # what is said besides messages, and the message size
     uint32_t batch
-    uint32_t window
-    uint32_t trial
-    bint credits
-    bint finishing
     int check               # what `parse` is to verify
     uint32_t vouched_mask   # the link's: see FrameLink.checksum_mask
     uint32_t vouched
     bint look_up            # ask the port table whose a datagram is
     bint sum                # compute UDP's checksum of what is sent
     int32_t owner           # our number in the table
-    int64_t patience_ns
-    int64_t limit_ns
-    int64_t finish_by
     char[42] template       # headers of a message
     char[42] control        # headers of a Control
     char[4] address         # ours
     char[6] mac
-    uint64_t posted
-    uint64_t credited
-    uint64_t taken
-    uint64_t told
-    int64_t heard
-    uint64_t slides
     uint64_t arp_answered
     uint64_t nobodys        # datagrams that belong to no owner of the table
     uint64_t[8] verdicts    # frames by what `parse` found

@@ -9,10 +9,11 @@ seen. Messages, credits and finishing are those of the UDP socket (udp.pyx), so 
 import ipaddress
 
 from libc.errno cimport ENOBUFS, ETIMEDOUT
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from cython_ext.clock cimport now
+from cython_ext.credit cimport FINISH_TRIES, FINISHES, Control, a_control, allowed, due, heed, notice, slide
 from cython_ext.link cimport Frame, FrameLink
 from cython_ext.packet cimport (
     CHECK_HEADER,
@@ -29,14 +30,7 @@ from cython_ext.packet cimport (
     write_checksum,
     write_headers,
 )
-from cython_ext.payload cimport (
-    GOOD,
-    MAGIC_CREDIT,
-    MAGIC_FINISH,
-    glance,
-    magic_of,
-    sequence_of,
-)
+from cython_ext.payload cimport MAGIC_CREDIT, MAGIC_FINISH
 from cython_ext.stamps cimport StageStamps, keep
 from cython_ext.transport cimport FINISHED, Delivery, Ops, Transport
 
@@ -45,8 +39,6 @@ from cython_ext.udp import truesize
 from hwrx.errors import PathError
 
 cdef enum:
-    FINISHES = 3                  # copies of a Control that nobody answers
-    FINISH_TRIES = 10             # patiences that a sender waits for the answer to its FINISH
     SLIDE_NS = 200000000          # a credit that has not come after so long is lost
     ARP = 0x0806
     ARP_SIZE = 42
@@ -81,48 +73,18 @@ cdef inline int sort_out(DatagramState *s, const Frame *frames, int count, Deliv
             s.nobodys += 1
             s.link.refuse(s.link.me, &frames[k])
             continue
-        if datagram.size == sizeof(Control) and heed(s, datagram.payload):
+        if heed(&s.credit, datagram.payload, datagram.size):
             s.link.refuse(s.link.me, &frames[k])
             continue
-        if s.stamps != NULL and datagram.size == s.size:
-            keep(s.stamps, datagram.payload, s.size, s.trial, check & CHECK_PAYLOAD != 0, seen, parsed, now())
-        if s.credits and datagram.size == s.size:
-            notice(s, datagram.payload)
+        if s.stamps != NULL and datagram.size == s.credit.size:
+            keep(s.stamps, datagram.payload, datagram.size, s.credit.trial, check & CHECK_PAYLOAD != 0, seen, parsed,
+                 now())
+        if s.credit.granted and datagram.size == s.credit.size:
+            notice(&s.credit, datagram.payload)
         out[messages].data = datagram.payload
         out[messages].size = datagram.size
         messages += 1
     return messages
-
-
-cdef bint heed(DatagramState *s, const char *data) noexcept nogil:
-    """Take a Control; False where it is none of this trial."""
-    cdef Control control
-    if magic_of(data) != MAGIC_CREDIT and magic_of(data) != MAGIC_FINISH:
-        return False
-    memcpy(&control, data, sizeof(Control))
-    if control.trial != s.trial:
-        return False
-    if control.magic == MAGIC_CREDIT:
-        if s.credited < control.count <= s.posted:
-            s.credited = control.count
-        s.heard = now()
-    elif not s.finishing:
-        s.finishing = True
-        s.finish_by = now() + s.patience_ns
-    return True
-
-
-cdef inline void notice(DatagramState *s, const char *data) noexcept nogil:
-    """How far the stream has come. Messages of fewer than 12 bytes carry only the low half of their number."""
-    cdef int64_t step
-    if glance(data, s.size, s.trial) != GOOD:
-        return
-    if s.size >= 12:
-        step = <int64_t> (sequence_of(data, s.size) + 1 - s.taken)
-    else:
-        step = <int32_t> (<uint32_t> sequence_of(data, s.size) + 1 - <uint32_t> s.taken)
-    if step > 0:
-        s.taken += <uint64_t> step
 
 
 cdef void answer_arp(DatagramState *s, const Frame *frame) noexcept nogil:
@@ -158,12 +120,12 @@ cdef int collect(DatagramState *s, Delivery *out, uint32_t most, int64_t deadlin
             if status > 0:
                 return status
             status = s.link.give(s.link.me, 0)
-            if s.finishing and (s.posted or not s.credits):
+            if s.credit.finishing and (s.credit.posted or not s.credit.granted):
                 return FINISHED
         if status < 0:
             return status
         if deadline == 0:
-            deadline = now() + s.patience_ns
+            deadline = now() + s.credit.patience_ns
         status = s.link.wait(s.link.me, deadline)
         if status <= 0:
             return status
@@ -172,22 +134,22 @@ cdef int collect(DatagramState *s, Delivery *out, uint32_t most, int64_t deadlin
 cdef int last_ones(DatagramState *s, Delivery *out, uint32_t most) noexcept nogil:
     """The other end has finished: what is still on its way in a stream, then FINISHED, which is answered."""
     cdef int status, _
-    if s.credits:
-        status = collect(s, out, most, s.finish_by)
+    if s.credit.granted:
+        status = collect(s, out, most, s.credit.finish_by)
         if status != 0:
             return status
         for _ in range(FINISHES):
-            say(s, MAGIC_FINISH, s.taken)
+            say(s, MAGIC_FINISH, s.credit.taken)
     return FINISHED
 
 
 cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
     cdef DatagramState *s = <DatagramState *> me
     cdef int status
-    if s.finishing:
+    if s.credit.finishing:
         return last_ones(s, out, most)
     status = collect(s, out, most, 0)
-    if status == 0 and s.finishing:
+    if status == 0 and s.credit.finishing:
         return last_ones(s, out, most)
     return status
 
@@ -199,9 +161,8 @@ cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline)
 cdef int release(void *me, uint32_t count) noexcept nogil:
     cdef DatagramState *s = <DatagramState *> me
     cdef int status = s.link.give(s.link.me, count)
-    if status >= 0 and s.credits and s.taken - s.told >= (s.window + 1) // 2:
-        s.told = s.taken
-        return say(s, MAGIC_CREDIT, s.taken)
+    if status >= 0 and due(&s.credit):
+        return say(s, MAGIC_CREDIT, s.credit.taken)
     return status
 
 
@@ -216,21 +177,18 @@ cdef int wait_slot(DatagramState *s) noexcept nogil:
     since = now()
     while room == 0:
         room = s.link.room(s.link.me)
-        if room == 0 and now() - since > s.limit_ns:
+        if room == 0 and now() - since > s.credit.limit_ns:
             return -ETIMEDOUT
     return room
 
 
 cdef int say(DatagramState *s, uint32_t magic, uint64_t count) noexcept nogil:
     """Send a Control: 0 or -errno."""
-    cdef Control control
+    cdef Control control = a_control(&s.credit, magic, count)
     cdef char *frame
     cdef int status = wait_slot(s)
     if status < 0:
         return status
-    control.magic = magic
-    control.trial = s.trial
-    control.count = count
     frame = s.link.buffer(s.link.me, 0)
     memcpy(frame, s.control, HEADERS)
     memcpy(frame + HEADERS, &control, sizeof(Control))
@@ -249,20 +207,19 @@ cdef int wait_credit(DatagramState *s) noexcept nogil:
     cdef Delivery[1] stray
     cdef int64_t since = now()
     cdef int status
-    if s.heard == 0:
-        s.heard = since
-    while s.posted - s.credited >= s.window:
-        if s.finishing:
+    if s.credit.heard == 0:
+        s.credit.heard = since
+    while allowed(&s.credit) == 0:
+        if s.credit.finishing:
             return FINISHED
-        status = one_control(s, stray, now() + s.patience_ns)
+        status = one_control(s, stray, now() + s.credit.patience_ns)
         if status < 0:
             return status
         if status == 0:
-            if now() - s.heard > s.limit_ns:
+            if now() - s.credit.heard > s.credit.limit_ns:
                 return -ETIMEDOUT
-            if now() - since > max(<int64_t> SLIDE_NS, s.patience_ns):
-                s.credited = s.posted
-                s.slides += 1
+            if now() - since > max(<int64_t> SLIDE_NS, s.credit.patience_ns):
+                slide(&s.credit)
     return 1
 
 
@@ -286,18 +243,16 @@ cdef int one_control(DatagramState *s, Delivery *stray, int64_t deadline) noexce
 
 cdef int room(void *me) noexcept nogil:
     cdef DatagramState *s = <DatagramState *> me
-    cdef uint64_t allowed
     cdef int slots, status
-    if s.credits and s.posted - s.credited >= s.window:
+    if s.credit.granted and allowed(&s.credit) == 0:
         status = wait_credit(s)
         if status <= 0:
             return status
     slots = wait_slot(s)
     if slots < 0:
         return slots
-    if s.credits:
-        allowed = s.window - (s.posted - s.credited)
-        slots = <int> min(<uint64_t> slots, allowed)
+    if s.credit.granted:
+        slots = <int> min(<uint64_t> slots, allowed(&s.credit))
     return min(slots, <int> s.batch)
 
 
@@ -310,16 +265,16 @@ cdef int post(void *me, uint32_t count) noexcept nogil:
         frame = s.link.buffer(s.link.me, k)
         memcpy(frame, s.template, HEADERS)
         if s.sum:
-            write_checksum(frame, s.size)
+            write_checksum(frame, s.credit.size)
     if s.stamps != NULL:
-        s.stamps.sent_bytes += <uint64_t> count * s.size
-        s.stamps.summed_bytes += <uint64_t> count * s.size * s.sum
-    status = s.link.send(s.link.me, count, HEADERS + s.size)
+        s.stamps.sent_bytes += <uint64_t> count * s.credit.size
+        s.stamps.summed_bytes += <uint64_t> count * s.credit.size * s.sum
+    status = s.link.send(s.link.me, count, HEADERS + s.credit.size)
     if status < 0:
         # a full queue of the kernel's: the frames are lost like others
         if status != -ENOBUFS:
             return status
-    s.posted += count
+    s.credit.posted += count
     return <int> count
 
 
@@ -329,15 +284,15 @@ cdef int finish(void *me) noexcept nogil:
     cdef Delivery[1] stray
     cdef int64_t deadline
     cdef int _, status
-    if not s.credits or s.posted == 0:
+    if not s.credit.granted or s.credit.posted == 0:
         for _ in range(FINISHES):
-            say(s, MAGIC_FINISH, s.taken if s.credits else s.posted)
+            say(s, MAGIC_FINISH, s.credit.taken if s.credit.granted else s.credit.posted)
         return 0
     for _ in range(FINISH_TRIES):
-        if s.finishing or say(s, MAGIC_FINISH, s.posted) < 0:
+        if s.credit.finishing or say(s, MAGIC_FINISH, s.credit.posted) < 0:
             return 0
-        deadline = now() + s.patience_ns
-        while not s.finishing:
+        deadline = now() + s.credit.patience_ns
+        while not s.credit.finishing:
             status = one_control(s, stray, deadline)
             if status <= 0:
                 break
@@ -373,15 +328,15 @@ cdef class DatagramTransport(Transport):
         s.link = &link.table
         s.vouched_mask = link.checksum_mask
         s.vouched = link.checksum_good
-        s.size = self.size = size
-        s.window = self.window = min(window, max(1, link.frames // 2))
+        s.credit.size = self.size = size
+        s.credit.window = self.window = min(window, max(1, link.frames // 2))
         s.batch = batch
-        s.trial = trial
-        s.credits = stream
+        s.credit.trial = trial
+        s.credit.granted = stream
         s.look_up = look_up
         s.sum = checksum
-        s.patience_ns = <int64_t> (patience * 1e9)
-        s.limit_ns = <int64_t> (limit * 1e9)
+        s.credit.patience_ns = <int64_t> (patience * 1e9)
+        s.credit.limit_ns = <int64_t> (limit * 1e9)
         self.address = str(ipaddress.IPv4Address(address))
         self.port = port
         mac = mac_bytes(link.mac)
@@ -423,7 +378,7 @@ cdef class DatagramTransport(Transport):
         except (KeyError, ValueError, TypeError) as error:
             raise PathError(f"the other end's address cannot be used: {remote}: {error}") from error
         mac = remote.get("mac") or self.resolve(address)
-        s.window = self.window = min(self.window, max(1, holds))
+        s.credit.window = self.window = min(self.window, max(1, holds))
         headers = udp_template(self.link.mac, mac, self.address, address, self.port, port)
         write_headers(built, <const char *> headers, self.size)
         memcpy(s.template, built, HEADERS)
@@ -478,7 +433,7 @@ cdef class DatagramTransport(Transport):
         found = {name: self.state.verdicts[i] for i, name in enumerate(VERDICT_NAMES) if self.state.verdicts[i]}
         return {
             **found, "nobody's": self.state.nobodys, "arp answered": self.state.arp_answered,
-            "slides": self.state.slides, **self.link.statistics(),
+            "slides": self.state.credit.slides, **self.link.statistics(),
             **({} if self.stamps is None else self.stamps.counts()),
         }
 

@@ -12,19 +12,12 @@ import socket
 
 from libc.errno cimport EAGAIN, EBADF, ECONNREFUSED, EINTR, ENOBUFS, ETIMEDOUT
 from libc.errno cimport errno as c_errno
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
 
 from cython_ext.clock cimport now
-from cython_ext.payload cimport (
-    GOOD,
-    MAGIC_CREDIT,
-    MAGIC_FINISH,
-    glance,
-    magic_of,
-    sequence_of,
-)
+from cython_ext.credit cimport FINISH_TRIES, FINISHES, Control, a_control, allowed, due, heed, notice, slide
+from cython_ext.payload cimport MAGIC_CREDIT, MAGIC_FINISH
 from cython_ext.socket_transport cimport SocketTransport
 from cython_ext.sys_socket cimport (
     MSG_DONTWAIT,
@@ -47,8 +40,6 @@ PAGE = mmap.PAGESIZE
 
 cdef enum:
     LINE = 64                     # bytes of a cache line
-    FINISHES = 3                  # copies of a Control that nobody answers
-    FINISH_TRIES = 10             # patiences that a sender waits for the answer to its FINISH
 
 
 # --- receiving -----------------------------------------------------------------------------------------------------
@@ -109,38 +100,6 @@ cdef inline int take_waiting(UdpState *s, uint32_t most) noexcept nogil:
             return -EAGAIN
 
 
-cdef bint heed(UdpState *s, const char *data) noexcept nogil:
-    """Take a Control; False where it is none of this trial."""
-    cdef Control control
-    memcpy(&control, data, sizeof(Control))
-    if control.trial != s.trial:
-        return False
-    if control.magic == MAGIC_CREDIT:
-        if s.credited < control.count <= s.posted:
-            s.credited = control.count
-        s.heard = now()
-        return True
-    if control.magic == MAGIC_FINISH:
-        if not s.finishing:
-            s.finishing = True
-            s.finish_by = now() + s.wait.patience_ns
-        return True
-    return False
-
-
-cdef inline void notice(UdpState *s, const char *data) noexcept nogil:
-    """How far the stream has come. Messages of fewer than 12 bytes carry only the low half of their number."""
-    cdef int64_t step
-    if glance(data, s.size, s.trial) != GOOD:
-        return
-    if s.size >= 12:
-        step = <int64_t> (sequence_of(data, s.size) + 1 - s.taken)
-    else:
-        step = <int32_t> (<uint32_t> sequence_of(data, s.size) + 1 - <uint32_t> s.taken)
-    if step > 0:
-        s.taken += <uint64_t> step
-
-
 cdef inline int sort_out(UdpState *s, int count, Delivery *out) noexcept nogil:
     """Of `count` datagrams in the free slots, keep the messages and heed the controls: how many messages."""
     cdef int k, messages = 0
@@ -149,10 +108,10 @@ cdef inline int sort_out(UdpState *s, int count, Delivery *out) noexcept nogil:
     for k in range(count):
         length = s.incoming[s.end + k].msg_len
         data = s.rx + <size_t> (s.end + k) * s.stride
-        if length == sizeof(Control) and magic_of(data) in (MAGIC_CREDIT, MAGIC_FINISH) and heed(s, data):
+        if heed(&s.credit, data, length):
             continue
-        if s.credits and length == s.size:
-            notice(s, data)
+        if s.credit.granted and length == s.credit.size:
+            notice(&s.credit, data)
         out[messages].data = data
         out[messages].size = length
         messages += 1
@@ -164,10 +123,7 @@ cdef inline int sort_out(UdpState *s, int count, Delivery *out) noexcept nogil:
 
 cdef int say(UdpState *s, uint32_t magic, uint64_t count) noexcept nogil:
     """Send a Control: 0 or -errno."""
-    cdef Control control
-    control.magic = magic
-    control.trial = s.trial
-    control.count = count
+    cdef Control control = a_control(&s.credit, magic, count)
     if send(s.wait.fd, &control, sizeof(Control), MSG_NOSIGNAL | MSG_DONTWAIT) >= 0:
         return 0
     return -c_errno
@@ -176,12 +132,12 @@ cdef int say(UdpState *s, uint32_t magic, uint64_t count) noexcept nogil:
 cdef int last_ones(UdpState *s, Delivery *out, uint32_t most) noexcept nogil:
     """The other end has finished: what is still on its way in a stream, then FINISHED, which is answered."""
     cdef int status, _
-    if s.credits:
-        status = receive_until(s, out, most, s.finish_by)
+    if s.credit.granted:
+        status = receive_until(s, out, most, s.credit.finish_by)
         if status != 0:
             return status
         for _ in range(FINISHES):
-            say(s, MAGIC_FINISH, s.taken)
+            say(s, MAGIC_FINISH, s.credit.taken)
     return FINISHED
 
 
@@ -193,7 +149,7 @@ cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
         if most == 0:
             return -ENOBUFS
     while True:
-        if s.finishing:
+        if s.credit.finishing:
             return last_ones(s, out, most)
         status = take_waiting(s, most)
         if status < 0:
@@ -217,7 +173,7 @@ cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline)
             status = sort_out(s, status, out)
             if status > 0:
                 return status
-            if s.finishing and (s.posted or not s.credits):
+            if s.credit.finishing and (s.credit.posted or not s.credit.granted):
                 return FINISHED
         elif status != -EAGAIN:
             return status
@@ -236,10 +192,7 @@ cdef int release(void *me, uint32_t count) noexcept nogil:
     s.held = s.held - count if count < s.held else 0
     if s.held == 0:
         s.end = 0
-    if s.credits and s.taken - s.told >= (s.window + 1) // 2:
-        s.told = s.taken
-        return say(s, MAGIC_CREDIT, s.taken)
-    return 0
+    return say(s, MAGIC_CREDIT, s.credit.taken) if due(&s.credit) else 0
 
 
 # --- sending -------------------------------------------------------------------------------------------------------
@@ -254,10 +207,10 @@ cdef int wait_credit(UdpState *s) noexcept nogil:
     cdef Delivery stray
     cdef int64_t since = now()
     cdef int status
-    if s.heard == 0:
-        s.heard = since
-    while s.posted - s.credited >= s.window:
-        if s.finishing:
+    if s.credit.heard == 0:
+        s.credit.heard = since
+    while allowed(&s.credit) == 0:
+        if s.credit.finishing:
             return FINISHED
         status = take_waiting(s, 1)
         if status > 0:
@@ -266,32 +219,28 @@ cdef int wait_credit(UdpState *s) noexcept nogil:
                 s.held = s.end = 0
         elif status != -EAGAIN:
             return status
-        elif now() - s.heard > s.limit_ns:
+        elif now() - s.credit.heard > s.credit.limit_ns:
             return -ETIMEDOUT
         elif now() - since >= s.wait.patience_ns:
-            # the credits are lost
-            s.credited = s.posted
-            s.slides += 1
+            slide(&s.credit)
     return 1
 
 
 cdef int room(void *me) noexcept nogil:
     cdef UdpState *s = <UdpState *> me
-    cdef uint64_t free_slots
     cdef int status
     if s.wait.fd < 0:
         return -EBADF
     status = be_patient(&s.wait)
     if status < 0:
         return status
-    if not s.credits:
+    if not s.credit.granted:
         return <int> s.batch
-    if s.posted - s.credited >= s.window:
+    if allowed(&s.credit) == 0:
         status = wait_credit(s)
         if status <= 0:
             return status
-    free_slots = s.window - (s.posted - s.credited)
-    return <int> min(free_slots, s.batch)
+    return <int> min(allowed(&s.credit), <uint64_t> s.batch)
 
 
 cdef int retry(UdpState *s, int error, int64_t *since) noexcept nogil:
@@ -302,7 +251,7 @@ cdef int retry(UdpState *s, int error, int64_t *since) noexcept nogil:
         return -error
     if since[0] == 0:
         since[0] = now()
-    return -ETIMEDOUT if now() - since[0] > s.limit_ns else 1
+    return -ETIMEDOUT if now() - since[0] > s.credit.limit_ns else 1
 
 
 cdef int post(void *me, uint32_t count) noexcept nogil:
@@ -313,7 +262,7 @@ cdef int post(void *me, uint32_t count) noexcept nogil:
     cdef int status
     while done < count:
         if together == 1:
-            status = 1 if send(s.wait.fd, s.tx + <size_t> done * s.stride, s.size, flags) >= 0 else -1
+            status = 1 if send(s.wait.fd, s.tx + <size_t> done * s.stride, s.credit.size, flags) >= 0 else -1
         else:
             status = sendmmsg(s.wait.fd, s.outgoing + done, together, flags)
         if status > 0:
@@ -328,7 +277,7 @@ cdef int post(void *me, uint32_t count) noexcept nogil:
             if status == 0:
                 done += 1
                 together = count - done
-    s.posted += count
+    s.credit.posted += count
     return <int> count
 
 
@@ -341,15 +290,15 @@ cdef int finish(void *me) noexcept nogil:
     cdef Delivery stray
     cdef int64_t deadline
     cdef int _, status
-    if not s.credits or s.posted == 0:
+    if not s.credit.granted or s.credit.posted == 0:
         for _ in range(FINISHES):
-            say(s, MAGIC_FINISH, s.taken if s.credits else s.posted)
+            say(s, MAGIC_FINISH, s.credit.taken if s.credit.granted else s.credit.posted)
         return 0
     for _ in range(FINISH_TRIES):
-        if s.finishing or say(s, MAGIC_FINISH, s.posted) == -ECONNREFUSED:
+        if s.credit.finishing or say(s, MAGIC_FINISH, s.credit.posted) == -ECONNREFUSED:
             return 0
         deadline = now() + s.wait.patience_ns
-        while not s.finishing:
+        while not s.credit.finishing:
             status = receive_until(s, &stray, 1, deadline)
             s.held = s.end = 0
             if status == -ECONNREFUSED:
@@ -380,14 +329,15 @@ cdef class UdpTransport(SocketTransport):
         cdef uint32_t built = sending_slots(batch) if zerocopy else batch
         if size < 1 or batch < 1 or window < 1:
             raise ValueError("size, window and batch are at least 1")
-        s.size = size
+        s.credit.size = size
         s.stride = (max(size, <uint32_t> sizeof(Control)) + LINE - 1) // LINE * LINE
         s.batch = batch
         s.slots = 2 * batch
-        s.window = window
-        s.trial = trial
-        s.credits = stream
-        s.limit_ns = <int64_t> (limit * 1e9)
+        s.credit.window = window
+        s.credit.trial = trial
+        s.credit.granted = stream
+        s.credit.limit_ns = <int64_t> (limit * 1e9)
+        s.credit.patience_ns = <int64_t> (patience * 1e9)
         self.size = size
         self.window = window
         self.whole_pages = zerocopy
@@ -407,7 +357,7 @@ cdef class UdpTransport(SocketTransport):
         self.ops.finish = finish
         self.ops.lossy = True
         if zerocopy:
-            self.send_zerocopy(s.stride, built, &s.posted, s.limit_ns)
+            self.send_zerocopy(s.stride, built, &s.credit.posted, s.credit.limit_ns)
 
     cdef int point(self) except -1:
         """Let every mmsghdr point to its slot, once."""
@@ -425,7 +375,7 @@ cdef class UdpTransport(SocketTransport):
             s.incoming[k].msg_hdr.msg_iovlen = 1
         for k in range(s.batch):
             self.vectors[s.slots + k].iov_base = s.tx + <size_t> k * s.stride
-            self.vectors[s.slots + k].iov_len = s.size
+            self.vectors[s.slots + k].iov_len = s.credit.size
             s.outgoing[k].msg_hdr.msg_iov = &self.vectors[s.slots + k]
             s.outgoing[k].msg_hdr.msg_iovlen = 1
         return 0
@@ -438,7 +388,7 @@ cdef class UdpTransport(SocketTransport):
     @property
     def slides(self) -> int:
         """How often the sender of a stream gave up waiting for a credit."""
-        return self.state.slides
+        return self.state.credit.slides
 
     def connect(self, remote):
         """Connect to what the other end described: from now on the kernel drops datagrams of anybody else.
@@ -451,7 +401,7 @@ cdef class UdpTransport(SocketTransport):
     cdef int narrow(self, size_t buffer) except -1:
         """Have no more on the way than a socket buffer of that size holds; the smaller of both ends' counts."""
         self.window = min(self.window, max(1, buffer // truesize(self.size, self.whole_pages)))
-        self.state.window = self.window
+        self.state.credit.window = self.window
         self.notes["window"] = self.window
         return 0
 
