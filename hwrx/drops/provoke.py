@@ -29,7 +29,9 @@ SMALL_BUFFER = 2304  # the least that SO_RCVBUF gives
 QUIET = 0.3  # seconds without a datagram after which none is on its way any more
 STRANGER = "203.0.113.5"  # TEST-NET-3: no route leads back to it
 ABSENT = "198.18.77.99"  # in the wire's network, and nobody's
+HOARD = 50_000  # unread messages that a socket is closed with: all UDP sockets together may have more (udp_mem)
 SO_ATTACH_FILTER = 26
+SO_RCVBUFFORCE = 33
 ETH_P_ALL = 3
 SOL_PACKET, PACKET_STATISTICS = 263, 6  # linux/socket.h, linux/if_packet.h
 
@@ -64,10 +66,15 @@ class Scene:
         self.pause = 0.0  # seconds after a burst, for what runs elsewhere
         with netns.entered(names["client"] or None):
             self.sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        with netns.entered(names["server"] or None):
-            self.reader = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.reader.bind((topology.ADDRESSES["server"], PORT))
-        self.reader.setblocking(False)
+        self.many = 0  # messages after which the reader is closed and another opened; 0: never
+        self.reader = self._open()
+
+    def _open(self) -> socket.socket:
+        with netns.entered(self.names["server"] or None):
+            reader = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        reader.bind((topology.ADDRESSES["server"], PORT))
+        reader.setblocking(False)
+        return reader
 
     def __enter__(self) -> Scene:
         return self
@@ -75,6 +82,10 @@ class Scene:
     def __exit__(self, *exc: object) -> None:
         self.sender.close()
         self.reader.close()
+
+    def roomy(self) -> None:
+        """Give the reader a buffer that many unread messages do not fill."""
+        self.reader.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 28)
 
     def raw(self) -> None:
         """Send frames from now on, with `make`."""
@@ -104,6 +115,10 @@ class Scene:
                 time.sleep(self.pause)
             if self.reads:
                 self._drain(seen)
+            if self.many and tally.sent % self.many < burst:
+                self.reader.close()
+                self.reader = self._open()
+                self.roomy()
             told(tally.sent)
         quiet_since = time.monotonic()
         while time.monotonic() - quiet_since < QUIET:
@@ -255,13 +270,14 @@ def _receive_buffer(scene: Scene, stack: contextlib.ExitStack, books: Books) -> 
 def _memory(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
     undo = stack.enter_context(Undo("little memory for UDP"))
     undo.sysctl("net/ipv4/udp_mem", "0\t0\t0")
-    scene.reader.setsockopt(socket.SOL_SOCKET, 33, 1 << 22)  # SO_RCVBUFFORCE: the buffer must not be full first
+    scene.roomy()  # the buffer must not be full first
     scene.reads = False
 
 
 def _closed(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
     scene.reads = scene.reads_at_last = False
-    scene.reader.setsockopt(socket.SOL_SOCKET, 33, 1 << 30)
+    scene.many = HOARD
+    scene.roomy()
 
 
 def _truncated(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
