@@ -1,11 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""What receiving costs where the messages are there already: for benchmarks that count instructions."""
+"""What receiving costs where the messages are there already, and what carrying them does: for benchmarks."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cython_ext.clock cimport now
 from cython_ext.e1000e_ring cimport RxRing, rx_receive, rx_release
 from cython_ext.link cimport Frame
+from cython_ext.payload cimport stamp
 from cython_ext.transport cimport Delivery, Ops, Transport
 
 cdef enum:
@@ -55,4 +56,39 @@ def receive(Transport transport not None, uint64_t count, uint32_t batch=64):
         after = now()
     if status < 0:
         raise OSError(-status, transport.explain(status))
+    return total, after - before
+
+
+def carry(Transport sender not None, Transport receiver not None, uint64_t count, uint32_t trial, uint32_t batch=64):
+    """Build, post, receive and release `count` messages, a batch at a time in one thread: `(messages, ns)`.
+
+    The batch must fit between the two. Ends early when the receiver's patience does. OSError where the path fails.
+    """
+    cdef Delivery[MOST] out
+    cdef const Ops *to = &sender.ops
+    cdef const Ops *by = &receiver.ops
+    cdef uint32_t wanted = max(1, min(batch, <uint32_t> MOST)), posted, k
+    cdef uint64_t total = 0, first
+    cdef int64_t before, after
+    cdef int status = 1
+    with nogil:
+        before = now()
+        while total < count and status > 0:
+            first = total
+            status = to.room(to.me)
+            if status <= 0:
+                break
+            posted = <uint32_t> min(<uint64_t> min(<uint32_t> status, wanted), count - total)
+            for k in range(posted):
+                stamp(to.outgoing(to.me, k), sender.size, first + k, trial, now())
+            status = to.post(to.me, posted)
+            while status > 0 and total < first + posted:
+                status = by.receive(by.me, out, <uint32_t> (first + posted - total))
+                if status > 0:
+                    total += <uint64_t> status
+                    status = min(by.release(by.me, <uint32_t> status), 0)
+                    status = 1 if status == 0 else status
+        after = now()
+    if status < 0:
+        raise OSError(-status, receiver.explain(status))
     return total, after - before

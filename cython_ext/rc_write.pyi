@@ -2,4 +2,5 @@ from cython_ext.verbs_path import VerbsTransport
 
 CHECKED_LIMIT: int
 
-class RcWriteTransport(VerbsTransport): ...
+class RcWriteTransport(VerbsTransport):
+    def go_on(self) -> None: ...

@@ -7,6 +7,9 @@ machine that people poll memory on (verbs do not promise it), so the trailer is 
 
 In a stream nobody watches: a CPU that polls would be part of what is measured. The receiver sleeps until the last
 message stands in its slot, and then verifies what the slots hold; the sender stamps its completions.
+
+Nothing holds the sender back: one that goes round all slots writes over messages that nobody has looked at. That is the
+end of an open loop, unless the receiver was told to go on with what still stands.
 """
 
 cimport cython
@@ -96,14 +99,29 @@ cdef inline int deliver(State *st, Delivery *out, uint32_t most) noexcept nogil:
     return <int> n
 
 
+cdef inline uint64_t ahead(State *st) noexcept nogil:
+    """The sequence number of a later message that stands where the next one should; 0 where none does."""
+    cdef const char *at = slot_of(st, st.taken)
+    cdef uint64_t sequence
+    if st.size < 12 or magic_of(at) != MAGIC:
+        return 0
+    sequence = sequence_of(at, st.size)
+    # whole rounds later, or it is half of one message and half of another
+    return sequence if sequence > st.taken and (sequence - st.taken) & (st.slots - 1) == 0 else 0
+
+
 cdef int look_around(State *st) noexcept nogil:
     """Nothing came: has a send of ours failed, or has the sender gone round all slots before we looked?"""
     cdef int status = look_for_errors(st)
-    cdef const char *at = slot_of(st, st.taken)
-    if status == 0 and st.taken >= st.slots and magic_of(at) == MAGIC and st.size >= 12 \
-            and sequence_of(at, st.size) > st.taken:
-        return -EOVERFLOW
-    return status
+    return -EOVERFLOW if status == 0 and ahead(st) and not st.goes_on else status
+
+
+cdef void catch_up(State *st) noexcept nogil:
+    """Pass over what was written over: of the messages that stand, the oldest is one round behind the newest."""
+    cdef uint64_t newest = ahead(st)
+    if newest:
+        st.overtaken += newest - st.slots + 1 - st.taken
+        st.taken = newest - st.slots + 1
 
 
 cdef int watch(State *st, Delivery *out, uint32_t most, int64_t deadline, uint32_t mask) noexcept nogil:
@@ -111,8 +129,12 @@ cdef int watch(State *st, Delivery *out, uint32_t most, int64_t deadline, uint32
     cdef uint32_t looks = 0
     while not stands(st, at, st.taken):
         looks += 1
-        if looks & mask == 0 and now() >= deadline:
-            return look_around(st)
+        if looks & mask == 0:
+            if st.goes_on:
+                catch_up(st)
+                at = slot_of(st, st.taken)
+            if now() >= deadline:
+                return look_around(st)
         # no PAUSE between two looks: it costs up to 140 cycles, and an emulator leaves its loop for it
         if st.yields and looks & LOOKS_A_YIELD == 0:
             sched_yield()
@@ -187,7 +209,9 @@ cdef class RcWriteTransport(VerbsTransport):
         """No receive requests; a power of two of slots, which is no multiple of the 255 values of a trailer."""
         setting = self.prepare.setting
         total = setting.warmup + setting.messages + setting.cooldown
-        if setting.pattern != "stream":
+        if setting.receives is not None:
+            wanted = ring_slots(self.size, setting.receives)
+        elif setting.pattern != "stream":
             wanted = ring_slots(self.size, 2 * setting.window if setting.pattern == "pingpong" else 4096)
         elif self.prepare.role == "client":
             wanted = 1
@@ -221,6 +245,20 @@ cdef class RcWriteTransport(VerbsTransport):
         rkey = self.remote.rkey
         for i in range(self.st.window):
             self.st.send_wr[i].wr.rdma.rkey = rkey
+
+    def go_on(self):
+        """Let a receiver that was overtaken go on with the oldest message that still stands, as `counts` then tells.
+
+        For an open loop: the receiver of a stream looks once, at the end. Messages of less than 12 bytes do not tell.
+        """
+        self.st.goes_on = True
+
+    def counts(self):
+        """As every verbs transport; `overtaken`: messages that were written over before this end looked."""
+        result = VerbsTransport.counts(self)
+        if self.st.goes_on:
+            result["overtaken"] = self.st.overtaken
+        return result
 
     def chosen(self) -> dict:
         """As every verbs transport; the receiver's manner of waiting is its own."""

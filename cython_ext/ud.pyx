@@ -304,7 +304,9 @@ cdef class UdSendTransport(VerbsTransport):
                 f" {self.port.number}, not {self.size}",
                 remedy="a smaller --size, a larger MTU of the netdev, or rdma-send",
             )
-        slots = receive_slots(self.prepare, self.size) + 2 * ASIDES
+        slots = receive_slots(self.prepare, self.size)
+        if self.prepare.setting.receives is None:
+            slots += 2 * ASIDES
         return Shape(
             opcode=IBV_WR_SEND, access=0, datagram=True, head=GRH, least=CONTROL, spare=ASIDES,
             slots=slots, receives=slots,

@@ -19,6 +19,8 @@ cdef struct State:
     Watch watch                     # of the device's asynchronous events
     bint eager                      # ask for the next event when buffers are given back, before the timed region
     bint yields                     # WRITE: offer the CPU to others between looks at memory
+    bint goes_on                    # WRITE: a receiver that was overtaken takes what still stands
+    uint64_t overtaken              # messages that it passed over
     int64_t limit_ns
     uint32_t trial
     uint64_t total                  # messages of the trial: the last one is signalled

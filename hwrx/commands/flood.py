@@ -36,8 +36,14 @@ SILENCE = 180.0
 @click.option("--receive-buffer", type=int, help="udp, tcp: SO_RCVBUF in bytes [the kernel's default].")
 @click.option("--read", type=click.Choice(["always", "after"]), default="always", help="after: when all is sent.")
 @click.option("--work", type=float, default=0.0, help="Microseconds of the reader's own work with each message [0].")
-@click.option("--receives", type=int, help="rdma-send: receive requests that are kept posted [512].")
-@click.option("--completions", type=int, help="rdma-send: entries of the receiver's completion queue [enough].")
+@click.option(
+    "--receives",
+    type=int,
+    help="rdma-send, rdma-ud: receive requests kept posted [512]; rdma-write: slots of memory [4096].",
+)
+@click.option(
+    "--completions", type=int, help="rdma-send, rdma-ud: entries of the receiver's completion queue [enough]."
+)
 @click.option("--rps", type=click.Choice(["off", "on", "both"]), default="off", help="Protocol work on another CPU.")
 @click.option("--send-cpu", type=int, help="CPU of the sender [the last].")
 @click.option("--read-cpu", type=int, help="CPU of the readers [the first].")
@@ -59,11 +65,17 @@ def flood(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Flood PATH (udp, tcp, packet-ring, xdp, nic-ring, rdma-send), or show a RUN directory of floods again.
+    """Flood PATH (udp, tcp, packet-ring, xdp, nic-ring, rdma-send, rdma-ud, rdma-write), or show a RUN directory again.
 
     Says how many packets an interrupt, a poll and a run of net_rx_action bring, who runs it, whose each CPU's time is
     (all of it), how long the queues get, where loss begins, how fair sockets are served. Needs root. Exit code 1:
     something was lost that no place explains.
+
+    \b
+    What a receiver without room does, over verbs:
+      rdma-send   says so (RNR NAK): the sender waits and sends again, and its send queue fills up
+      rdma-ud     drops the datagram and says nothing: the place no-receive
+      rdma-write  has no say: it sees memory, where later messages are written over earlier ones (overwritten)
 
     \b
     Examples:
@@ -73,6 +85,8 @@ def flood(
       hwrx flood udp --topology nic
       hwrx flood udp --topology queues --sockets 8
       hwrx flood rdma-send --work 50 --receives 64
+      hwrx flood rdma-ud --work 50 --receives 64
+      hwrx flood rdma-write --read after --receives 256
       hwrx flood runs/latest
     """
     from hwrx.flood import keep

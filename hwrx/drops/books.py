@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -18,14 +19,15 @@ import numpy as np
 from msgspec import Struct
 
 from hwrx import netns, stages, system
-from hwrx.drops.places import BY_NAME, PLACES, Place, place_of
+from hwrx.drops.places import BY_NAME, PLACES, Fate, Place, place_of
 from hwrx.errors import MachineError
 from hwrx.trace import build, probes
 
 PREFIX = "SKB_DROP_REASON_"
 STRUCTURES = ("where", "dropped", "settings", "machine")  # of trace/bpf/drops.bpf.c and message.h
-ROUTED, QUEUE_PAIR, RELIABLE = 1, 2, 4  # flags of struct where
+ROUTED, QUEUE_PAIR, RELIABLE, STARVED, BROKEN = 1, 2, 4, 8, 16  # flags of struct where
 RING_COUNTERS = ("missed", "fifo", "over_errors", "length_errors")  # of `ip -s -s -j link`: no skb ever existed
+QUIET = 0.3  # seconds without a drop after which none is to come
 XDP_GENERIC = 2  # XDP_FLAGS_SKB_MODE
 
 
@@ -118,6 +120,13 @@ class Books:
     def __exit__(self, *exc: object) -> None:
         self.reader.close()
 
+    def settle(self) -> None:
+        """Wait until nothing more is dropped: some of it is freed later, by a worker or a callback of RCU."""
+        before = -1
+        while (now := sum(drop.count for drop in self.drops())) != before:
+            before = now
+            time.sleep(QUIET)
+
     def drops(self) -> list[Drop]:
         """Return what has been dropped since entering."""
         found = []
@@ -130,7 +139,8 @@ class Books:
             function = dropped["function"].decode(errors="replace")
             flags = int(where["flags"])
             routed, again = bool(flags & ROUTED), bool(flags & RELIABLE)
-            place = place_of(reason, function, routed, bool(flags & QUEUE_PAIR))
+            fate: Fate = "starved" if flags & STARVED else "broken" if flags & BROKEN else ""
+            place = place_of(reason, function, routed, bool(flags & QUEUE_PAIR), fate)
             first = int(dropped["first_ns"]), int(dropped["first_sequence"])
             count = int(dropped["count"])
             found.append(Drop(reason, function, routed, count, place.name if place else "", *first, again))

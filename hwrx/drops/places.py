@@ -10,11 +10,14 @@ from typing import Literal
 
 from msgspec import Struct
 
+Fate = Literal["", "starved", "broken"]  # there was no receive request for it; its queue pair was in error
+
 
 class Place(Struct, frozen=True):
     """One place. `routed`: a packet that has a route (True), has none yet (False), or either (None).
 
-    `paired`: likewise, of a RoCE packet whose queue pair was found.
+    `paired`: likewise, of a RoCE packet whose queue pair was found. `fate`: what became of a UD datagram there, where
+    rxe frees it like one that it has delivered.
 
     `kind`: a loss of the message; of a copy that was made of it, so that the message itself lives; or no loss at all.
     `witness`: the kernel's own counter of the same, by its name in `books.witnesses`, where it has one.
@@ -26,6 +29,7 @@ class Place(Struct, frozen=True):
     functions: frozenset[str] = frozenset()
     routed: bool | None = None
     paired: bool | None = None
+    fate: Fate = ""
     kind: Literal["loss", "copy", "none"] = "loss"
     witness: str = ""
 
@@ -35,6 +39,9 @@ def _place(name: str, sentence: str, reasons: str = "", functions: str = "", **m
 
 
 RXE_LOOKS = "rxe_rcv rxe_udp_encap_recv rxe_rcv_pkt rxe_rcv_mcast_pkt"  # rxe's functions before any queue pair's own
+# rxe's functions that free what a queue pair has had
+RXE_FREES = """free_pkt rxe_responder rxe_receiver rxe_completer rxe_sender rxe_requester do_complete cleanup
+    rxe_drain_resp_pkts drain_resp_pkts drain_req_pkts"""
 PLACES: tuple[Place, ...] = (
     _place("wire", "dropped by the queueing discipline, which netem uses to lose",
            "QDISC_DROP QDISC_OVERLIMIT QDISC_CONGESTED FQ_BAND_LIMIT FQ_HORIZON_LIMIT FQ_FLOW_LIMIT TC_EGRESS",
@@ -70,22 +77,25 @@ PLACES: tuple[Place, ...] = (
     _place("rxe-no-qp", "RoCE: there is no queue pair of that number, or it is of another kind, state or key",
            functions=RXE_LOOKS, paired=False),
     _place("rxe-icrc", "RoCE: the packet's checksum (ICRC) is wrong", functions=RXE_LOOKS, paired=True),
+    _place("no-receive", "RDMA datagram (UD): the receiver had no receive request posted, and says nothing of it",
+           functions=RXE_FREES, fate="starved"),
+    _place("queue-pair", "RDMA: the queue pair was in the error state", functions=RXE_FREES, fate="broken"),
+    _place("overwritten", "RDMA WRITE: a later message was written over it before the receiver looked"),
     _place("rnr", "RDMA: the receiver had no receive request ready, however often it was asked"),
     _place("retry-exceeded", "RDMA: the receiver acknowledged nothing, however often it was sent"),
     _place("rxe-handled", "SoftRoCE frees each good request like a drop; it is none",
-           functions="free_pkt rxe_responder rxe_receiver rxe_completer rxe_sender rxe_requester do_complete cleanup "
-                     "rxe_drain_resp_pkts drain_resp_pkts drain_req_pkts", kind="none"),
+           functions=RXE_FREES, kind="none"),
 )  # fmt: skip
 BY_NAME = {place.name: place for place in PLACES}
 
 
-def place_of(reason: str, function: str, routed: bool, paired: bool = False) -> Place | None:
+def place_of(reason: str, function: str, routed: bool, paired: bool = False, fate: Fate = "") -> Place | None:
     """Return the place of a drop; None where the catalogue knows neither reason nor function."""
     bare = function.split(" ", 1)[0].split("+", 1)[0]
     for by_function in (True, False):
         # a function is the more exact of the two where a kernel gives one reason to several places
         for place in PLACES:
             known = bare in place.functions if by_function else reason in place.reasons
-            if known and place.routed in (None, routed) and place.paired in (None, paired):
+            if known and place.routed in (None, routed) and place.paired in (None, paired) and place.fate in ("", fate):
                 return place
     return None

@@ -314,7 +314,7 @@ PROVOKED: dict[str, Provoke] = {
 }
 
 
-PLACES = (*PROVOKED, *nics.OVERRUN, *roce.TURNED_AWAY, *roce.GIVEN_UP)
+PLACES = (*PROVOKED, *nics.OVERRUN, *roce.TURNED_AWAY, roce.UNASKED, *roce.GIVEN_UP)
 
 
 @contextlib.contextmanager
@@ -343,15 +343,9 @@ def provoke(place: str, names: Names, messages: int, trial: int, told: Told = un
         if place in roce.TURNED_AWAY:
             return _on(HERE, roce.TURNED_AWAY[place], place, messages, trial, told)
         books = stack.enter_context(Books(trial))
+        if place == roce.UNASKED:
+            return roce.unasked(books, messages, trial)
         return roce.given_up(place, books, messages, trial, told)
-
-
-def _settle(books: Books) -> None:
-    """Wait until nothing more is dropped: a closed socket gives back what it holds in a callback of RCU."""
-    before = -1
-    while (now := sum(drop.count for drop in books.drops())) != before:
-        before = now
-        time.sleep(QUIET)
 
 
 def _on(names: Names, make: Provoke, place: str, messages: int, trial: int, told: Told) -> Balance:
@@ -364,7 +358,7 @@ def _on(names: Names, make: Provoke, place: str, messages: int, trial: int, told
         tally = scene.run(messages, told=told)
         if place == "closed":
             scene.reader.close()
-            _settle(books)
+            books.settle()
         unseen = {"truncated": tally.truncated}
         if scene.tap is not None:
             # of the packet socket's two counts the second is what it had no room for

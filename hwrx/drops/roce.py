@@ -1,7 +1,9 @@
 """Making RDMA's places drop messages: on a pair of SoftRoCE devices, in this namespace.
 
-What rxe turns away (no queue pair, wrong ICRC) is a packet that was made by hand. What a reliable connection gives up
-is told by the sender's own completion: the work request that failed, and all that were posted behind it.
+What rxe turns away (no queue pair, wrong ICRC) is a packet that was made by hand. A datagram for which there is no
+receive request is told by nobody: neither by its sender's completion, nor by a counter of the device. What a reliable
+connection gives up is told by the sender's own completion: the work request that failed, and all that were posted
+behind it.
 """
 
 from __future__ import annotations
@@ -85,6 +87,32 @@ def wrong_icrc(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
     send_to(scene, server.qp.number, QKEY)
 
 
+# --- datagrams that nobody has asked for ------------------------------------------------------------------------------
+
+
+def unasked(books: Books, messages: int, trial: int) -> Balance:
+    """Send datagrams to a queue pair that has a few receive requests, posts no more, and reads nothing meanwhile."""
+    from cython_ext import flood
+    from cython_ext.ud import UdSendTransport
+
+    setting = {"path": "rdma-ud", "pattern": "paced", "rate": 1.0, "messages": messages, "receives": RECEIVES}
+    with contextlib.ExitStack() as stack:
+        client, server = (
+            stack.enter_context(
+                contextlib.closing(UdSendTransport(_prepare(end, trial, **setting), topology.DEVICES[end]))
+            )
+            for end in topology.ENDS
+        )
+        client.connect(server.describe())
+        server.connect(client.describe())
+        wave = flood.Wave(messages=messages, size=SIZE, trial=trial, batch=16)
+        status = flood.send(wave, [client], 0.0, 0)
+        if status < 0:
+            raise MachineError(f"datagrams cannot be sent: {client.explain(status)}")
+        books.settle()
+        return books.close(wave.posted, server.arrived())
+
+
 # --- messages that a reliable connection gives up ---------------------------------------------------------------------
 
 
@@ -163,4 +191,5 @@ GIVEN_UP: dict[str, tuple[Spoil, str, dict[str, int]]] = {
     "rnr": (_few_buffers, "IBV_WC_RNR_RETRY_EXC_ERR", ONE_MORE_ASKING),
     "retry-exceeded": (_dead_wire, "IBV_WC_RETRY_EXC_ERR", ONE_MORE_TRY),
 }
+UNASKED = "no-receive"
 TURNED_AWAY = {"rxe-no-qp": no_queue_pair, "rxe-icrc": wrong_icrc}

@@ -49,7 +49,9 @@ CPU = np.dtype([
     ("polls", "u4", (POLLERS, POLL_MOST + 1)), ("runs", "u4", RUN_MOST + 1), ("per_interrupt", "u4", IRQ_MOST + 1),
     ("unused_either", "u4"),
 ])  # fmt: skip
-QUEUES = np.dtype([("bytes", "u4", SOCKETS), ("receives", "u4"), ("completions", "u4")])
+QUEUES = np.dtype([
+    ("bytes", "u4", SOCKETS), ("receives", "u4"), ("completions", "u4"), ("sends", "u4"), ("unused", "u4"),
+])  # fmt: skip
 DESCRIPTOR = np.dtype([("sock", "u8"), ("fd", "u4"), ("unused", "u4")])
 
 ALWAYS = (
@@ -62,7 +64,7 @@ VECTORS = tuple(
     for end in ("begins", "ends")
 )
 BACKLOG = ("backlog_is_seen",)
-RXE = ("request_is_queued",)
+RXE = ("request_is_queued", "sends_are_posted")
 # what a kernel may lack: programs, and what is not seen without them
 Lack = tuple[tuple[str, ...], str]
 OPTIONAL: tuple[Lack, ...] = (

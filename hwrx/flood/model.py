@@ -12,7 +12,9 @@ from hwrx.flood import account
 Count = Annotated[int, Meta(ge=1)]
 Rate = Annotated[float, Meta(gt=0)]
 
-PATHS = ("udp", "tcp", "packet-ring", "xdp", "nic-ring", "rdma-send")
+# of the verbs paths those that end differently: rdma-write-imm takes receive requests as rdma-send does
+VERBS = ("rdma-send", "rdma-ud", "rdma-write")
+PATHS = ("udp", "tcp", "packet-ring", "xdp", "nic-ring", *VERBS)
 MOST_MESSAGES = 8_000_000  # of one flood: 16 bytes each are kept
 MOST_SOCKETS = 16  # SOCKETS of the programs
 Series = dict[str, list[int]]
@@ -31,8 +33,8 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     receive_buffer: Count | None = None  # SO_RCVBUF; None: the kernel's default
     read: Literal["always", "after"] = "always"  # after: nobody reads before all is sent
     work: Annotated[float, Meta(ge=0, le=1)] = 0.0  # seconds of the reader's own work with each message
-    receives: Count | None = None  # rdma-send: receive requests posted; None: 512
-    completions: Count | None = None  # rdma-send: entries of the receiver's completion queue; None: enough
+    receives: Count | None = None  # verbs: receive requests posted (rdma-write: slots of memory); None: 512 (4096)
+    completions: Count | None = None  # rdma-send, rdma-ud: entries of the receiver's completion queue; None: enough
     rps: bool = False  # RPS: protocol work on another CPU than the sender's
     send_cpu: Annotated[int, Meta(ge=0)] | None = None  # None: the last one
     read_cpu: Annotated[int, Meta(ge=0)] | None = None  # None: the first one
@@ -108,7 +110,8 @@ class Timeline(Struct, frozen=True):
     `cpu`: CPU -> actor -> ns of each bin. `polled`: CPU -> packets. `backlog`: CPU -> the most packets that waited.
     `queues`: socket -> the most bytes that its receive queue held. `sent`, `taken`, `lost` (by the time it was sent)
     and `under_way` are messages. Of verbs: `receives`, the fewest requests that were posted, and `completions`, the
-    most that waited; -1 in a bin in which no request came.
+    most that waited, -1 in a bin in which no request came (rdma-write has neither); `sends`, the most requests that the
+    sender's device had not done with, -1 in a bin in which none was posted.
     """
 
     width_ns: int
@@ -124,6 +127,7 @@ class Timeline(Struct, frozen=True):
     taken: list[int]
     lost: list[int]
     under_way: list[int]
+    sends: list[int] = []
 
 
 class Flood(Struct, frozen=True, kw_only=True):

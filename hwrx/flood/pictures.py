@@ -157,7 +157,7 @@ def _queues(ax: Axes, flood: Flood, places: Any, together: int) -> None:
         ax.plot(places, _highest(values, together) / KILO, linewidth=0.9, alpha=alpha, label=label,
                 color=style.LOOKS["udp"][0] if len(line.queues) == 1 else None)  # fmt: skip
         shown = True
-    if any(value >= 0 for value in line.receives):
+    if any(value >= 0 for values in (line.receives, line.sends) for value in values):
         _verbs_queues(ax, flood, places, together)
         return
     limit = flood.machine.get("receive_buffer")
@@ -187,15 +187,23 @@ def _queues(ax: Axes, flood: Flood, places: Any, together: int) -> None:
 
 
 def _verbs_queues(ax: Axes, flood: Flood, places: Any, together: int) -> None:
-    """Receive requests that were posted, the fewest, and completions that waited, the most; gaps where nothing came."""
+    """Receive requests that were posted, the fewest; completions that waited and send requests not done with, the most.
+
+    Gaps stand where nothing came, or nothing was posted.
+    """
     line = flood.timeline
-    most = max(line.receives)
-    fewest = most - _highest([most - value if value >= 0 else 0 for value in line.receives], together)
-    came = _highest([int(value >= 0) for value in line.receives], together) > 0
-    ax.plot(places, np.where(came, fewest, np.nan), color="#7A3E9D", label="receive requests, fewest")
-    completions = _highest([max(value, 0) for value in line.completions], together)
-    ax.plot(places, np.where(came, completions, np.nan), color="#E69F00", linestyle=(0, (3, 1)),
-            label="completions, most")  # fmt: skip
+    for values, least, colour, dashes, name in (
+        (line.receives, True, "#7A3E9D", "-", "receive requests, fewest"),
+        (line.completions, False, "#E69F00", (0, (3, 1)), "completions, most"),
+        (line.sends, False, "#0072B2", (0, (1, 1)), "send requests, most"),
+    ):
+        if not any(value >= 0 for value in values):
+            continue
+        most = max(values)
+        shown = [0 if value < 0 else most - value if least else value for value in values]
+        seen = _highest([int(value >= 0) for value in values], together) > 0
+        heights = most - _highest(shown, together) if least else _highest(shown, together)
+        ax.plot(places, np.where(seen, heights, np.nan), color=colour, linestyle=dashes, label=name)
     ax.set_ylabel("entries")
     _headroom(ax)
     _own_legend(ax)

@@ -12,7 +12,7 @@ from hwrx.drops.books import Balance, Books, Drop, Row
 from hwrx.drops.places import BY_NAME
 from hwrx.flood import account
 from hwrx.flood.counting import Counts
-from hwrx.flood.model import Context, Cpu, FirstLoss, Flood, Socket, Spec, Timeline
+from hwrx.flood.model import VERBS, Context, Cpu, FirstLoss, Flood, Socket, Spec, Timeline
 
 MOST_BINS = 600  # of a picture
 BUSY = 0.1  # share of the CPUs' time that others may have before it is worth a word
@@ -24,6 +24,7 @@ OWN_LOSSES = {
     "MPC": "nic-ring",
     "RNBC": "nic-ring",
 }
+OUT_OF_BUFFER = "out_of_buffer"  # of mlx5: datagrams for which no receive request was posted; rxe counts none
 RING_SENTENCES = {
     "af-packet": "the packet ring had no block free (tp_drops)",
     "xdp-ring": "the AF_XDP socket had no room: receive ring full, or no chunk in the fill ring",
@@ -70,7 +71,8 @@ def assemble(raw: Raw, books: Books, notes: list[str]) -> Flood:
     strangers = sum(cpu.ns[name] for cpu in cpu_times for name in ("others, user", "others, system"))
     share = strangers / sum(cpu.total_ns for cpu in cpu_times)
     if share > BUSY:
-        notes.append(f"the machine was not idle: other processes had {share:.0%} of the CPUs' time meanwhile")
+        whose = "others (where rxe works in kernel workers, those)" if spec.path in VERBS else "other processes"
+        notes.append(f"the machine was not idle: {whose} had {share:.0%} of the CPUs' time meanwhile")
     return Flood(
         spec=spec,
         wire=raw.wire,
@@ -119,8 +121,14 @@ def _window(counts: Counts, sent: account.Int64s, taken: account.Int64s) -> slic
 
 def _balance(raw: Raw, books: Books, drops: list[Drop], delivered: int) -> Balance:
     """Every loss at its place. A path with a ring of its own counts what that had no room for."""
-    if raw.spec.path == "rdma-send":
-        return _reliable(books.close(raw.posted, delivered), raw.ended)
+    if raw.spec.path in VERBS:
+        told = {}
+        if raw.spec.path == "rdma-write":
+            told["overwritten"] = overwritten(raw)
+        elif raw.spec.path == "rdma-ud":
+            told["no-receive"] = sum(each.get(OUT_OF_BUFFER, 0) for each in raw.counters.values())
+        found = books.close(raw.posted, delivered, told)
+        return _datagrams(found, raw.ended) if raw.spec.path == "rdma-ud" else _reliable(found, raw.ended)
     if raw.spec.path in ("udp", "tcp"):
         return books.close(raw.posted, delivered)
     own: dict[str, int] = {}
@@ -154,19 +162,45 @@ def _balance(raw: Raw, books: Books, drops: list[Drop], delivered: int) -> Balan
     return Balance(raw.posted, delivered, rows, beside, unexplained, [])
 
 
+def overwritten(raw: Raw) -> int:
+    """Of WRITE: messages that a later one was written over.
+
+    Before the reader came to them; while it looked at them (neither whole); or in between, so that it found another.
+    """
+    torn = sum(each.get(name, 0) for each in raw.reader for name in ("corrupt", "duplicated"))
+    return raw.told.get("overtaken", 0) + torn
+
+
 def _reliable(found: Balance, ended: str) -> Balance:
     """Of a connection that sends again what was dropped: a drop is a loss only where the connection ended.
 
-    Then every message that had not come is lost with it, wherever its packets were dropped on the way.
+    Then every message that had not come is lost with it, wherever its packets were dropped on the way. What was written
+    over had been delivered to memory.
     """
-    lost = found.sent - found.delivered
-    beside = [msgspec.structs.replace(row, how=[*row.how, "packets, sent again"]) for row in found.rows]
-    if not lost or not ended:
-        return msgspec.structs.replace(found, rows=[], beside=[*beside, *found.beside], unexplained=lost)
-    row = Row(
-        "queue-pair", "the queue pair was in the error state: what it had not delivered is lost", lost, [], None, ""
+    rows = [row for row in found.rows if row.place == "overwritten"]
+    beside = [
+        msgspec.structs.replace(row, how=[*row.how, "packets, sent again"]) for row in found.rows if row not in rows
+    ]
+    left = found.sent - found.delivered - sum(row.count for row in rows)
+    if left > 0 and ended:
+        rows.append(_broken(left))
+        left = 0
+    return msgspec.structs.replace(found, rows=rows, beside=[*beside, *found.beside], unexplained=left)
+
+
+def _datagrams(found: Balance, ended: str) -> Balance:
+    """Of datagrams nothing is sent again; what a queue pair that failed had taken, nobody got."""
+    if not ended or found.unexplained <= 0:
+        return found
+    already = sum(row.count for row in found.rows if row.place == "queue-pair")
+    rows = [row for row in found.rows if row.place != "queue-pair"]
+    return msgspec.structs.replace(found, rows=[*rows, _broken(already + found.unexplained)], unexplained=0)
+
+
+def _broken(count: int) -> Row:
+    return Row(
+        "queue-pair", BY_NAME["queue-pair"].sentence + ": what it had not delivered is lost", count, [], None, ""
     )
-    return msgspec.structs.replace(found, rows=[row], beside=[*beside, *found.beside], unexplained=0)
 
 
 def _first_loss(sent: account.Int64s, taken: account.Int64s, drops: list[Drop], loss: Balance) -> FirstLoss | None:
@@ -239,12 +273,16 @@ def _timeline(raw: Raw, sent: account.Int64s, taken: account.Int64s, window: sli
     interrupts = account.coarser(counts.bins["interrupts"][:, window, None].astype(np.int64), MOST_BINS)[0][..., 0]
     backlog = account.most_of(counts.bins["backlog"][:, window, None], MOST_BINS)[..., 0]
     queues = account.most_of(counts.queues["bytes"][None, window], MOST_BINS)[0]
-    verbs = raw.spec.path == "rdma-send" and bool(counts.queues["receives"].any())
+    verbs = raw.spec.path in ("rdma-send", "rdma-ud") and bool(counts.queues["receives"].any())
+    sending = raw.spec.path in VERBS and bool(counts.queues["sends"].any())
     # both are kept with one added; of receive requests the fewest count
     unseen = np.iinfo(np.int64).max
     fewest = np.where(counts.queues["receives"] > 0, counts.queues["receives"].astype(np.int64), unseen)
     fewest = -account.most_of(-fewest[window][:, None], MOST_BINS)[:, 0]
-    completions = account.most_of(counts.queues["completions"][window][:, None].astype(np.int64), MOST_BINS)[:, 0] - 1
+    completions, sends = (
+        account.most_of(counts.queues[name][window][:, None].astype(np.int64), MOST_BINS)[:, 0] - 1
+        for name in ("completions", "sends")
+    )
     lost = sent[taken == 0] if len(sent) else sent
     return Timeline(
         width_ns=width,
@@ -263,4 +301,5 @@ def _timeline(raw: Raw, sent: account.Int64s, taken: account.Int64s, window: sli
         taken=account.per_bin(taken, start, width, bins).tolist(),
         lost=account.per_bin(lost, start, width, bins).tolist(),
         under_way=account.under_way(sent, taken, start, width, bins).tolist(),
+        sends=sends.tolist() if sending else [],
     )

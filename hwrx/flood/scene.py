@@ -18,7 +18,7 @@ from hwrx.drops.books import Books
 from hwrx.errors import HwrxError, MachineError, PathError, UsageError
 from hwrx.flood import counting, result
 from hwrx.flood.account import Int64s
-from hwrx.flood.model import PATHS, Flood, Spec
+from hwrx.flood.model import PATHS, VERBS, Flood, Spec
 from hwrx.messages import Place, Prepare, Role, Setting
 from hwrx.run import ENDS
 
@@ -27,7 +27,7 @@ QUIET_NS = 300_000_000  # without a message for so long, none is on its way any 
 SENDER, READER = "hwrx-send", "hwrx-read"  # what the programs know the threads by
 LONGEST_BURST = 15.0  # seconds that the bins have room for where nothing says how long it takes
 AFTER = 5.0  # seconds after the last send in which the readers come to their end
-WIRES = {"nic-ring": "nic", "rdma-send": "pair"}
+WIRES = {"nic-ring": "nic", **dict.fromkeys(VERBS, "pair")}
 
 
 class Bed:
@@ -44,7 +44,7 @@ class Bed:
     def counter(self, spec: Spec) -> counting.Counter:
         """The counters for such a flood."""
         lasts = spec.wants / spec.rate if spec.rate else spec.seconds or 0.0
-        key = max(lasts, LONGEST_BURST) + AFTER, spec.path == "rdma-send"
+        key = max(lasts, LONGEST_BURST) + AFTER, spec.path in VERBS
         if key not in self._counters:
             self._counters[key] = self._stack.enter_context(counting.Counter(key[0], rxe=key[1]))
         return self._counters[key]
@@ -100,6 +100,10 @@ def _check_words(spec: Spec) -> None:
         raise UsageError(
             f"{spec.path} waits for its reader: without one the sender stands still", remedy="leave --read after out"
         )
+    if spec.completions is not None and spec.path == "rdma-write":
+        raise UsageError(
+            "the receiver of a WRITE has no completions", remedy="leave --completions out, or take rdma-send or rdma-ud"
+        )
     paths.check(setting(spec))
 
 
@@ -137,7 +141,7 @@ def made(spec: Spec, bed: Bed, say: Say = lambda text: None) -> Made:
 
 
 def setting(spec: Spec) -> Setting:
-    """The endpoints' setting: an open loop's, whose ends wait for nobody; TCP and RC stop a sender by themselves."""
+    """The endpoints' setting: an open loop's, whose ends wait for nobody; TCP and SEND stop a sender by themselves."""
     sockets = spec.path in ("udp", "tcp")
     return Setting(
         path=spec.path,
@@ -242,6 +246,9 @@ class _Scene:
                     end = paths.open_endpoint(prepare)
                 self.stack.callback(end.close)
                 self.ends[role].append(end)
+        if spec.path == "rdma-write":
+            for end in self.ends["server"]:
+                end.go_on()
         for server, client in zip(self.ends["server"], self.ends["client"], strict=True):
             self._connect(server, client)
 
@@ -270,7 +277,8 @@ class _Scene:
     def _descriptors(self) -> list[int]:
         """The descriptors of the receiving sockets, in order; none where the path has no socket queue."""
         if self.spec.path not in ("udp", "tcp"):
-            self.notes.append(f"{self.spec.path} has no socket's receive queue: its messages wait in a ring")
+            where = "the receiver's memory" if self.spec.path == "rdma-write" else "a ring"
+            self.notes.append(f"{self.spec.path} has no socket's receive queue: its messages wait in {where}")
             return []
         ports = {end.describe()["port"]: number for number, end in enumerate(self.ends["server"])}
         found: dict[int, int] = {}
@@ -385,14 +393,14 @@ class _Scene:
                 said.append(f"the reader stopped: {end.explain(status)}")
         if self.status < 0:
             said.append(f"the sender stopped: {self.ends['client'][0].explain(self.status)}")
-        if said and self.spec.path != "rdma-send":
+        if said and self.spec.path not in VERBS:
             raise PathError("; ".join(said))
         return "; ".join(said)
 
     def _verbs_counters(self) -> dict[str, dict[str, int]]:
         """What both verbs devices have counted; of rxe drivers/infiniband/sw/rxe/rxe_hw_counters.c has the names."""
         found: dict[str, dict[str, int]] = {}
-        for place in self.bed.places.values() if self.spec.path == "rdma-send" else ():
+        for place in self.bed.places.values() if self.spec.path in VERBS else ():
             folder = topology.VERBS / str(place.verbs) / "ports" / str(place.port) / "hw_counters"
             counters = {file.name: file.read_text().strip() for file in folder.glob("*") if file.name != "lifespan"}
             found[str(place.verbs)] = {name: int(text) for name, text in counters.items() if text.isdecimal()}

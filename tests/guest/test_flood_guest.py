@@ -84,11 +84,14 @@ def test_with_a_tiny_receive_buffer_loss_begins_at_the_socket(bed: flood.Bed) ->
     assert buffer - longest / found.delivered < longest <= buffer + longest / found.delivered
 
 
-def test_a_slow_reader_over_verbs_gets_rnr_naks_and_a_small_completion_queue_overruns() -> None:
+def test_a_receiver_without_room_says_so_over_send_nothing_over_ud_and_has_no_say_over_write() -> None:
     slow = flood.Spec(path="rdma-send", burst=120, work=5e-4, receives=16, trial=4)
     with flood.wire(slow) as bed:
         found = flood.measure(slow, bed)
         overrun = flood.measure(flood.Spec(path="rdma-send", burst=120, work=5e-4, completions=8, trial=5), bed)
+        unread = {"burst": 300, "receives": 64, "read": "after"}
+        datagrams = flood.measure(flood.Spec(path="rdma-ud", trial=6, **unread), bed)
+        writes = flood.measure(flood.Spec(path="rdma-write", trial=7, **unread), bed)
     # more arrives than has a receive request: NAKs, sent again, nothing lost
     assert found.delivered == found.sent == 120
     assert found.loss.unexplained == found.loss.lost == 0
@@ -97,16 +100,33 @@ def test_a_slow_reader_over_verbs_gets_rnr_naks_and_a_small_completion_queue_ove
     depth = [value for value in found.timeline.receives if value >= 0]
     assert min(depth) == 0 < max(depth) <= 16
     assert 0 < max(found.timeline.completions) <= 16
+    # what is not acknowledged stays in the send queue
+    assert 64 <= max(found.timeline.sends) <= 256
     # a completion queue without room ends the connection, in words
     assert "a completion queue overran" in overrun.ended
     assert overrun.delivered < overrun.sent
     assert overrun.loss.unexplained == 0
+    # datagrams are dropped without a word from the first for which there is no receive request
+    assert (datagrams.delivered, datagrams.loss.lost, datagrams.loss.unexplained) == (64, 236, 0)
+    assert [(row.place, row.count) for row in datagrams.loss.rows] == [("no-receive", 236)]
+    assert datagrams.first_loss is not None
+    assert datagrams.first_loss.sequence == datagrams.first_loss.place_sequence == 64
+    assert not any(
+        datagrams.counters[bed.places["server"].verbs or ""].get(name) for name in ("send_rnr_err", "rcvd_seq_err")
+    )
+    assert min(value for value in datagrams.timeline.receives if value >= 0) == 0
+    assert max(datagrams.timeline.receives) == max(datagrams.timeline.completions) == 64
+    # memory holds the last round, and nothing of it is in a queue
+    assert (writes.delivered, writes.loss.unexplained, writes.ended) == (64, 0, "")
+    assert [(row.place, row.count) for row in writes.loss.rows] == [("overwritten", 236)]
+    assert writes.timeline.receives == writes.timeline.completions == []
+    assert max(writes.timeline.sends) > 0
 
 
 def test_a_nic_with_several_queues_spreads_its_flows_over_the_cpus(needs: Callable[..., None]) -> None:
     needs("queues")
     # so many that their hashes would all fall on one queue once in 30,000 times
-    found = flood.measure(flood.Spec(burst=BURST, sockets=16, topology="queues", trial=6))
+    found = flood.measure(flood.Spec(burst=BURST, sockets=16, topology="queues", trial=8))
     closes(found)
     assert found.machine["receive_queues"] == 2
     for cpu in found.cpus:

@@ -40,6 +40,18 @@ def test_rxe_says_which_packet_had_a_queue_pair() -> None:
         assert place.name == name
 
 
+def test_rxe_frees_a_datagram_at_one_place_whatever_became_of_it() -> None:
+    for fate, name in (("", "rxe-handled"), ("starved", "no-receive"), ("broken", "queue-pair")):
+        for function in ("rxe_responder [rdma_rxe]", "rxe_receiver"):
+            place = places.place_of("NOT_SPECIFIED", function, routed=True, paired=True, fate=fate)  # type: ignore[arg-type]
+            assert place is not None
+            assert place.name == name
+    # elsewhere it does not matter what a queue pair that is idle has
+    place = places.place_of("NOT_SPECIFIED", "rxe_rcv", routed=True, paired=True, fate="starved")
+    assert place is not None
+    assert place.name == "rxe-icrc"
+
+
 def test_a_packet_that_is_sent_again_is_no_message_lost() -> None:
     dropped = [Drop("QDISC_DROP", "kfree_skb_list_reason", True, 9, "wire", again=True)]
     found = balance(100, 40, {"retry-exceeded": 60}, dropped, {})

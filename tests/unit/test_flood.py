@@ -144,6 +144,8 @@ def test_a_devices_interrupts_are_those_that_tell_of_packets_received() -> None:
         (Spec(path="xdp", sockets=2), "one receiver"),
         (Spec(burst=None), "a burst or lasts"),
         (Spec(path="tcp", read="after"), "waits for its reader"),
+        (Spec(path="rdma-write", completions=8), "has no completions"),
+        (Spec(path="rdma-ud", size=8000), "at most the MTU"),
         (Spec(path="xdp", size=2000), "at most"),
     ],
 )

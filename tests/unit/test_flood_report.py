@@ -115,6 +115,24 @@ def test_what_a_reliable_connection_drops_is_sent_again_and_lost_only_with_the_c
     assert missing.unexplained == 40
 
 
+def test_what_was_written_over_is_lost_though_the_connection_lives() -> None:
+    rows = [Row("wire", "sentence", 9, [], None, ""), Row("overwritten", "sentence", 30, [], None, "")]
+    found = result._reliable(Balance(100, 70, rows, [], -9, []), "")
+    assert ([row.place for row in found.rows], found.unexplained) == (["overwritten"], 0)
+    assert [row.place for row in found.beside] == ["wire"]
+    assert result._reliable(Balance(100, 60, rows, [], 1, []), "").unexplained == 10
+    ended = result._reliable(Balance(100, 60, rows, [], 1, []), "the queue pair failed")
+    assert [(row.place, row.count) for row in ended.rows] == [("overwritten", 30), ("queue-pair", 10)]
+
+
+def test_a_datagram_that_a_broken_queue_pair_had_is_lost_with_it() -> None:
+    rows = [Row("no-receive", "sentence", 30, [], None, ""), Row("queue-pair", "sentence", 5, [], None, "")]
+    found = result._datagrams(Balance(100, 60, rows, [], 5, []), "a completion queue overran")
+    assert [(row.place, row.count) for row in found.rows] == [("no-receive", 30), ("queue-pair", 10)]
+    assert found.unexplained == 0
+    assert result._datagrams(Balance(100, 60, rows, [], 5, []), "").unexplained == 5
+
+
 def test_what_is_no_run_of_floods_is_told_in_words(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds no flood"):
         keep.load(tmp_path)

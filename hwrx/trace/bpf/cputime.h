@@ -124,6 +124,8 @@ struct queues {
 	u32 bytes[SOCKETS];
 	u32 receives;    /* verbs: the fewest receive requests that were posted, and one more; 0: nobody looked */
 	u32 completions; /* verbs: the most completions that waited, and one more */
+	u32 sends;       /* verbs: the most send requests that were not done with, and one more */
+	u32 unused;
 };
 
 struct {

@@ -11,6 +11,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define ROUTED 1     /* the packet had a route: what dropped it stands behind the routing */
 #define QUEUE_PAIR 2 /* RoCE: rxe had found the queue pair that it is for */
 #define RELIABLE 4   /* TCP, or RoCE's reliable connection: whoever sent it sends it again */
+#define STARVED 8    /* RoCE UD: rxe had no receive request for it */
+#define BROKEN 16    /* RoCE UD: its queue pair was in the error state */
 #define PLACES 4096
 
 struct where {
@@ -31,15 +33,63 @@ struct {
 	__type(value, struct dropped);
 } drops SEC(".maps");
 
-/* What rxe keeps in the skb while it looks at a packet begins with these (struct rxe_pkt_info in rxe_hdr.h). */
-struct rxe_packet {
-	u64 rxe, qp;
+#define UD 3           /* the upper three bits of its opcodes (InfiniBand specification, table 38) */
+#define PSN 0xffffff   /* packet sequence numbers have so many bits */
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+/* what rxe keeps in the skb while it looks at a packet (rxe_hdr.h) */
+struct rxe_pkt_info {
+	struct rxe_qp *qp;
+	u32 psn;
 };
 
-/* RELIABLE and QUEUE_PAIR of a packet, from its headers (IPv4 without options; others get none) */
+struct rxe_recv_wqe;
+
+struct rxe_resp_info {
+	u32 psn; /* the one after that of the last request that was executed */
+	struct rxe_recv_wqe *wqe;
+};
+
+enum ib_qp_state {
+	IB_QPS_ERR = 6,
+};
+
+struct ib_qp_attr {
+	enum ib_qp_state qp_state;
+};
+
+struct rxe_qp {
+	struct ib_qp_attr attr;
+	struct rxe_resp_info resp;
+};
+
+#pragma clang attribute pop
+
+/*
+ * The responder frees each datagram at the same place, whatever became of it (cleanup in rxe_resp.c). One that it has
+ * executed is the last that it has; another found no receive request, if the queue pair holds none.
+ */
+static __always_inline u32 fate(const struct rxe_pkt_info *packet, struct rxe_qp *qp)
+{
+	u32 psn;
+
+	if (!bpf_core_field_exists(qp->attr.qp_state) || !bpf_core_field_exists(qp->resp.wqe))
+		return 0;
+	if (BPF_CORE_READ(qp, attr.qp_state) == IB_QPS_ERR)
+		return BROKEN;
+	psn = BPF_CORE_READ(packet, psn);
+	if (((psn + 1) & PSN) == (BPF_CORE_READ(qp, resp.psn) & PSN))
+		return 0;
+	return BPF_CORE_READ(qp, resp.wqe) ? 0 : STARVED;
+}
+
+/* RELIABLE and what rxe has found, of a packet, from its headers (IPv4 without options; others get none) */
 static __always_inline u32 transport(struct sk_buff *skb)
 {
-	struct rxe_packet rxe;
+	const struct rxe_pkt_info *packet = (void *)skb->cb;
+	struct rxe_qp *qp;
+	u32 kind;
 	u8 b[29]; /* IP, UDP, and the first byte of RoCE: its opcode, whose upper three bits are the transport */
 
 	if (bpf_probe_read_kernel(b, sizeof(b), skb->head + skb->network_header) || b[0] != 0x45)
@@ -48,9 +98,13 @@ static __always_inline u32 transport(struct sk_buff *skb)
 		return RELIABLE;
 	if (b[9] != IPPROTO_UDP || (b[22] << 8 | b[23]) != PORT_ROCE)
 		return 0;
-	if (bpf_probe_read_kernel(&rxe, sizeof(rxe), skb->cb))
-		return 0;
-	return (b[28] >> 5 ? 0 : RELIABLE) | (rxe.qp ? QUEUE_PAIR : 0);
+	kind = b[28] >> 5;
+	if (!bpf_core_field_exists(packet->qp))
+		return kind ? 0 : RELIABLE;
+	qp = BPF_CORE_READ(packet, qp);
+	if (!kind)
+		return RELIABLE | (qp ? QUEUE_PAIR : 0);
+	return qp ? QUEUE_PAIR | (kind == UD ? fate(packet, qp) : 0) : 0;
 }
 
 SEC("tp_btf/kfree_skb")

@@ -320,12 +320,17 @@ struct rxe_rq {
 	struct rxe_queue *queue;
 };
 
+struct rxe_sq {
+	struct rxe_queue *queue;
+};
+
 struct rxe_cq {
 	struct rxe_queue *queue;
 };
 
 struct rxe_qp {
 	struct rxe_cq *rcq;
+	struct rxe_sq sq;
 	struct rxe_rq rq;
 };
 
@@ -338,21 +343,39 @@ static __always_inline u32 filled(struct rxe_queue *queue)
 	return (BPF_CORE_READ(buf, producer_index) - BPF_CORE_READ(buf, consumer_index)) & BPF_CORE_READ(buf, index_mask);
 }
 
+static __always_inline struct queues *queues_now(void)
+{
+	u64 now = bpf_ktime_get_ns();
+	u32 bin;
+
+	if (!settings.enabled || now < settings.start)
+		return NULL;
+	bin = (now - settings.start) >> (settings.shift & 63);
+	return bpf_map_lookup_elem(&queues, &bin);
+}
+
+/* Requests have been posted to be sent: with them, how many has the device not done with yet? */
+SEC("kprobe/rxe_post_send")
+int BPF_KPROBE(sends_are_posted, struct rxe_qp *qp)
+{
+	struct queues *q = queues_now();
+	u32 waiting;
+
+	if (!q)
+		return 0;
+	waiting = filled(BPF_CORE_READ(qp, sq.queue)) + 1;
+	if (waiting > q->sends)
+		q->sends = waiting;
+	return 0;
+}
+
 /* A request has come in: how many receive requests are there for it, and how many completions have not been taken? */
 SEC("kprobe/rxe_resp_queue_pkt")
 int BPF_KPROBE(request_is_queued, struct rxe_qp *qp)
 {
-	u32 bin, posted, waiting;
-	struct queues *q;
-	u64 now;
+	struct queues *q = queues_now();
+	u32 posted, waiting;
 
-	if (!settings.enabled)
-		return 0;
-	now = bpf_ktime_get_ns();
-	if (now < settings.start)
-		return 0;
-	bin = (now - settings.start) >> (settings.shift & 63);
-	q = bpf_map_lookup_elem(&queues, &bin);
 	if (!q)
 		return 0;
 	posted = filled(BPF_CORE_READ(qp, rq.queue)) + 1;
