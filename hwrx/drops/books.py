@@ -180,13 +180,17 @@ def balance(
         else:
             beside.append(row)
     for drop in drops:
-        if drop.again and drop.place and BY_NAME[drop.place].kind == "loss":
+        if drop.place and not (drop.again and BY_NAME[drop.place].kind == "loss"):
+            continue
+        # a reason and a function are a place too, one that the catalogue has no sentence for
+        place = BY_NAME.get(drop.place) or Place(
+            f"{drop.reason} in {drop.function}", "a place that the catalogue has no sentence for"
+        )
+        if drop.again:
             words = [f"{drop.reason} in {drop.function}: {drop.count:,}, which their sender sends again"]
-            beside.append(_row(BY_NAME[drop.place], drop.count, words, witnessed))
-        elif not drop.place:
-            # a reason and a function are a place too, one that the catalogue has no sentence for
-            sentence = "a place that the catalogue has no sentence for"
-            rows.append(Row(f"{drop.reason} in {drop.function}", sentence, drop.count, [], None, ""))
+            beside.append(_row(place, drop.count, words, witnessed))
+        else:
+            rows.append(_row(place, drop.count, [], witnessed))
             explained += drop.count
     unexplained = sent - delivered - explained
     ring = witnessed.get("nic-ring")

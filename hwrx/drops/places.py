@@ -83,6 +83,7 @@ PLACES: tuple[Place, ...] = (
     _place("overwritten", "RDMA WRITE: a later message was written over it before the receiver looked"),
     _place("rnr", "RDMA: the receiver had no receive request ready, however often it was asked"),
     _place("retry-exceeded", "RDMA: the receiver acknowledged nothing, however often it was sent"),
+    _place("rxe-not-ready", "RoCE: the queue pair had failed before the packet left", functions="rxe_xmit_packet"),
     _place("rxe-handled", "SoftRoCE frees each good request like a drop; it is none",
            functions=RXE_FREES, kind="none"),
 )  # fmt: skip

@@ -53,11 +53,14 @@ def test_rxe_frees_a_datagram_at_one_place_whatever_became_of_it() -> None:
 
 
 def test_a_packet_that_is_sent_again_is_no_message_lost() -> None:
-    dropped = [Drop("QDISC_DROP", "kfree_skb_list_reason", True, 9, "wire", again=True)]
+    dropped = [
+        Drop("QDISC_DROP", "kfree_skb_list_reason", True, 9, "wire", again=True),
+        Drop("NOT_SPECIFIED", "f", True, 2, "", again=True),
+    ]
     found = balance(100, 40, {"retry-exceeded": 60}, dropped, {})
     assert found.unexplained == 0
     assert [(row.place, row.count) for row in found.rows] == [("retry-exceeded", 60)]
-    assert [(row.place, row.count) for row in found.beside] == [("wire", 9)]
+    assert [(row.place, row.count) for row in found.beside] == [("wire", 9), ("NOT_SPECIFIED in f", 2)]
 
 
 def test_a_balance_closes() -> None:
