@@ -22,8 +22,8 @@ ABOUT = (
     "packets, one run of net_rx_action at most netdev_budget of them, and at most netdev_budget_usecs long. A device "
     "that has packets left after its poll is polled again in the next run, not in the same: so one device alone never "
     "has more than its weight in a run, and the budget is for several.",
-    "Every loss is placed by the kernel's own reason. Delivered is counted over the whole time from the first send to "
-    "the last delivery, so what a queue held at the end counts, too.",
+    "Every loss is placed by the kernel's own reason; what a WRITE wrote over, by the reader's count. Delivered is "
+    "counted over the whole time from the first send to the last delivery, so what a queue held at the end is in it.",
 )
 
 

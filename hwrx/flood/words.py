@@ -220,7 +220,8 @@ def _losses(floods: Sequence[Flood]) -> Table:
     return Table(
         "losses",
         "Where messages were lost",
-        "By the kernel's own reason and function; its counter beside it counts everybody's.",
+        "By the kernel's own reason and function, or by who knows of it where no packet was dropped; the kernel's "
+        "counter beside it counts everybody's.",
         [("flood", "t"), ("place", "t"), ("messages", ""), ("how it is told", "t"), ("the kernel's counter", "")],
         rows,
     )
@@ -241,7 +242,8 @@ def _told(floods: Sequence[Flood]) -> Table:
         "told",
         "What path and devices counted themselves",
         "By the names that they have there; of a device also what is not the flood's. rcvd_rnr_err: NAKs of a receiver "
-        "that had no request posted; send_rnr_err is its own count of them.",
+        "that had no request posted; send_rnr_err is its own count of them. overtaken: messages that the reader of a "
+        "WRITE passed over, because later ones stood in their place.",
         [("flood", "t"), ("who", "t"), ("what", "t"), ("so often", "")],
         rows,
     )

@@ -262,7 +262,7 @@ static __always_inline void give(const struct cpu *c, u32 cpu, u32 actor, u64 fr
 /* Give the time since the last event to whoever had it. NULL: nothing is being recorded. */
 static __always_inline struct cpu *advance(u64 *at)
 {
-	u32 number = bpf_get_smp_processor_id();
+	u32 number = bpf_get_smp_processor_id(), within;
 	struct cpu *c;
 	u64 now;
 
@@ -271,16 +271,20 @@ static __always_inline struct cpu *advance(u64 *at)
 	c = bpf_map_lookup_elem(&cpus, &number);
 	if (!c)
 		return NULL;
-	*at = now = bpf_ktime_get_ns();
-	if (now < settings.start)
-		return NULL;
-	if ((now - settings.start) >> (settings.shift & 63) >= settings.bins)
-		return NULL;
-	/* an interrupt may come in the middle of what follows; its time stays with the one that it interrupted */
-	if (c->busy)
-		return c;
+	/*
+	 * An interrupt may come in the middle of what follows; its time stays with the one that it interrupted. The clock
+	 * is read behind this mark, or what an interrupt in between has given out would be given twice.
+	 */
+	within = c->busy;
 	c->busy = 1;
 	barrier();
+	*at = now = bpf_ktime_get_ns();
+	if (now < settings.start || (now - settings.start) >> (settings.shift & 63) >= settings.bins) {
+		c->busy = within;
+		return NULL;
+	}
+	if (within)
+		return c;
 	if (!c->known) {
 		/* the first event on this CPU: it has been whose it is */
 		struct task_struct *task = bpf_get_current_task_btf();
@@ -290,9 +294,8 @@ static __always_inline struct cpu *advance(u64 *at)
 		c->known = 1;
 		c->last = settings.start;
 	}
-	*at = bpf_ktime_get_ns();
-	give(c, number, actor_of(c), c->last - settings.start, *at - settings.start);
-	c->last = *at;
+	give(c, number, actor_of(c), c->last - settings.start, now - settings.start);
+	c->last = now;
 	barrier();
 	c->busy = 0;
 	return c;
