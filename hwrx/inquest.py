@@ -26,7 +26,7 @@ def standing(guest: Guest, module: str) -> str:
     try:
         found = guest.run(["/bin/sh", "-c", asked], limit=ANSWER).stdout.splitlines()
     except GuestError:
-        return f"the guest does not answer either; {last_words(guest.log())}"
+        return f"it answers no more; {last_words(guest.log())}"
     return "the guest answers, and the program's threads are in: " + (", ".join(dict.fromkeys(found)) or "none")
 
 

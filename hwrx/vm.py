@@ -167,26 +167,35 @@ class Guest:
             raise self.failure(f"`{system.shorten(argv)}` ended, but the guest does not say how")
         return subprocess.CompletedProcess(list(argv), code, output.decode(errors="replace"), "")
 
-    def lines(self, module: str, request: bytes, *, silence: float, who: str) -> Iterator[bytes]:
+    def lines(
+        self, module: str, request: bytes, *, silence: float, who: str, ask_after: float | None = None
+    ) -> Iterator[bytes]:
         """Run a Python module in the guest, which reads `request` from its standard input; yield what it prints.
 
         A line comes as soon as it is printed, without its end. GuestError, of `who` it is that ran there, where
         nothing is printed for `silence` seconds, or where the module fails; UsageError where that is what ended it.
+        After `ask_after` quiet seconds, and so often, the guest is asked whether it lives: one that does not answer is
+        not waited for any longer.
         """
+        ask_after = min(ask_after or silence, silence)
         pipe = self.command([sys.executable, "-m", module], {"PYTHONDONTWRITEBYTECODE": "1"})
         with contextlib.closing(pipe):
-            pipe.settimeout(silence)
+            pipe.settimeout(ask_after)
             pipe.sendall(request)
             pipe.end_input()
-            rest = b""
+            rest, heard = b"", time.monotonic()
             while True:
                 try:
                     data = pipe.recv(1 << 16)
                 except TimeoutError:
-                    where = inquest.standing(self, module)
-                    raise self.failure(f"{who} in the guest said nothing for {silence:.0f} s: {where}") from None
+                    quiet, alive = time.monotonic() - heard, self._need_port().ping(inquest.ANSWER)
+                    if alive and quiet < silence:
+                        continue
+                    where = inquest.standing(self, module) if alive else "the guest does not answer"
+                    raise self.failure(f"{who} in the guest said nothing for {quiet:.0f} s: {where}") from None
                 if not data:
                     break
+                heard = time.monotonic()
                 *whole, rest = (rest + data).split(b"\n")
                 yield from whole
             code = pipe.wait(10.0)

@@ -9,9 +9,11 @@ when the context is left. The context is what the kernel notes with each event (
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +21,7 @@ from msgspec import Struct
 
 from hwrx import system
 from hwrx.errors import MachineError
+from hwrx.undo import Undo
 
 ROOT = Path("/sys/kernel/tracing")
 BUFFER_KB = 8192  # a CPU
@@ -41,6 +44,51 @@ class Call(Struct, frozen=True):
     detail: str
 
 
+class Kept:
+    """Events that stay switched on until the process ends, in an instance of their own that records nothing.
+
+    An event, and the names of tasks that every tracer has noted (tracing_start_cmdline_record: sched_switch and
+    sched_wakeup), are switched by patching the kernel's code in places that all CPUs pass all the time. Software
+    emulation of several CPUs may translate such a place while it is being patched, and keep what it read. All CPUs
+    then meet an int3 that is not in memory any more, for ever (exc_int3, kprobe_int3_handler: so the registers of a
+    guest of QEMU 7.2 that stood still), and nothing in the guest runs. So each is switched on once, not for each
+    experiment, which makes that some twenty times less likely.
+    """
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._path: Path | None = None
+        self._on: set[str] = set()
+
+    def add(self, events: Iterable[str]) -> None:
+        """Switch on what is not on yet; MachineError for what this kernel does not have."""
+        if self._path is None:
+            undo = self._stack.enter_context(Undo("tracing of the kernel's events"))
+            self._path = ROOT / "instances" / f"hwrx-kept-{undo.token}"
+            undo.plan("rmdir", str(self._path))
+            self._path.mkdir()
+            (self._path / "tracing_on").write_text("0")
+            (self._path / "buffer_size_kb").write_text("4")
+            atexit.register(self.close)
+        for event in events:
+            if event in self._on:
+                continue
+            if not (self._path / "events" / event).exists():
+                raise MachineError(f"this kernel has no event {event}")
+            (self._path / "events" / event / "enable").write_text("1")
+            self._on.add(event)
+
+    def close(self) -> None:
+        """Switch all of them off; harmless when nothing is on."""
+        self._stack.close()
+        self._path = None
+        self._on.clear()
+
+
+KEPT = Kept()
+ALWAYS = "sched/sched_waking"  # with any event on, the names of tasks are noted
+
+
 class Ftrace:
     """Records calls of `functions` and `events` ("group/name") while it is entered; `calls` afterwards, in time order.
 
@@ -59,6 +107,7 @@ class Ftrace:
 
     def __enter__(self) -> Self:
         try:
+            KEPT.add([ALWAYS, *self._events])
             self._path.mkdir()
             self._write("trace_clock", "mono")
             self._write("buffer_size_kb", str(BUFFER_KB))
@@ -66,8 +115,6 @@ class Ftrace:
                 self._write("set_ftrace_filter", " ".join(self._names))
                 self._write("current_tracer", "function")
             for event in self._events:
-                if not (self._path / "events" / event).exists():
-                    raise MachineError(f"this kernel has no event {event}")
                 self._write(f"events/{event}/enable", "1")
             self._write("trace", "")  # what came while it was set up
         except OSError as error:

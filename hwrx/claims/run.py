@@ -32,6 +32,7 @@ NICS = ("nic", "queues")  # topologies whose hardware a guest has beside the one
 # Seconds that an experiment may take. The longest, copy-faults-pages-in, takes 48 in an emulated guest on an idle
 # machine and 93 on a busy one; all others end within 30.
 SILENCE = 240.0
+QUIET = 60.0  # seconds after which a guest is asked whether it lives
 ORDER = ("none", "lo", "netns", "pair", "nic", "queues")
 Say = Callable[[str], None]
 Take = Callable[[Result], None]
@@ -115,10 +116,12 @@ def sorted_for(claims: Sequence[Claim]) -> list[tuple[Clock, str, list[Claim]]]:
 def in_lab(claims: Sequence[Claim], kernel: str | None, log: Path | None, say: Say, take: Take) -> list[dict[str, Any]]:
     """Run claims in virtual machines, as few boots as can be; return what is known of the machines.
 
-    Where an experiment brings its guest to a standstill, that is its claim's reason, and another guest goes on.
+    Where an experiment brings its guest to a standstill another guest goes on, and tries it once more if it is
+    emulated: emulation itself may stand still (see `ftrace.Kept`). The second time it is its claim's reason.
     """
     from hwrx.vm import Guest
 
+    again: set[str] = set()
     machines: list[dict[str, Any]] = []
     for clock, base, group in sorted_for(claims):
         left: Sequence[Claim] = group
@@ -137,20 +140,34 @@ def in_lab(claims: Sequence[Claim], kernel: str | None, log: Path | None, say: S
                 about = guest.describe()
                 machines.append(about)
                 run = functools.partial(_from_outside if clock == "icount" else _inside, guest, say)
-                left = survivors(left, about["kernel"], about["emulated"], run, take)
+                left, why = survivors(left, about["kernel"], about["emulated"], run, take, again=again)
+                if why:
+                    about["ended"] = why
+                    say(why)
     return machines
 
 
 def _inside(guest: Guest, say: Say, group: Sequence[Claim], take: Take) -> None:
     """Run claims by a program in the guest. GuestError where it, or the guest, does not live to their end."""
     request = msgspec.json.encode(Request(list(group), "wall", guest.describe()["emulated"]))
-    _follow(guest.lines("hwrx.claims.inside", request, silence=SILENCE, who="the experiment"), say, take)
+    _follow(
+        guest.lines("hwrx.claims.inside", request, silence=SILENCE, who="the experiment", ask_after=QUIET), say, take
+    )
 
 
 def survivors(
-    group: Sequence[Claim], kernel: str, emulated: bool, run: Callable[[Sequence[Claim], Take], None], take: Take
-) -> Sequence[Claim]:
-    """Run a group; return the claims behind one that its guest or program did not survive, told as not tested."""
+    group: Sequence[Claim],
+    kernel: str,
+    emulated: bool,
+    run: Callable[[Sequence[Claim], Take], None],
+    take: Take,
+    *,
+    again: set[str] | None = None,
+) -> tuple[Sequence[Claim], str]:
+    """Run a group; return the claims that are left where its guest or program did not survive one, and what was said.
+
+    That one is told as not tested; but where there is a set `again` it is put into it, and is left too, the first time.
+    """
     taken = 0
 
     def count(result: Result) -> None:
@@ -162,11 +179,14 @@ def survivors(
         run(group, count)
     except GuestError as error:
         if taken == len(group):
-            return ()  # every claim has its verdict: that the machine would not end well is none of theirs
-        why = str(error.args[0]).splitlines()[0]
+            return (), ""  # every claim has its verdict: that the machine would not end well is none of theirs
+        name, why = group[taken].name, str(error.args[0]).splitlines()[0]
+        if again is not None and emulated and name not in again:
+            again.add(name)
+            return group[taken:], f"{name}, which is tried again in another guest: {why}"
         take(Result(group[taken], "not tested here", "", why, kernel=kernel, emulated=emulated))
-        return group[taken + 1 :]
-    return ()
+        return group[taken + 1 :], f"{name}: {why}"
+    return (), ""
 
 
 def _from_outside(guest: Guest, say: Say, group: Sequence[Claim], take: Take) -> None:
@@ -189,7 +209,7 @@ def here(claims: Sequence[Claim], say: Say, take: Take) -> None:
         )
     left: Sequence[Claim] = [claim for _, _, group in sorted_for(claims) for claim in group]
     while left:
-        left = survivors(left, os.uname().release, False, functools.partial(_beside, say), take)
+        left, _ = survivors(left, os.uname().release, False, functools.partial(_beside, say), take)
 
 
 def _beside(say: Say, group: Sequence[Claim], take: Take) -> None:

@@ -283,11 +283,29 @@ def test_a_claim_that_its_guest_does_not_survive_is_told_and_the_others_go_on(di
                 raise GuestError("an experiment said nothing for 300 s\nthe console's last line")
             take(Result(claim, "confirmed", "seen"))
 
-    left = driver.survivors(claims, "6.1", True, run, taken.append)
+    left, why = driver.survivors(claims, "6.1", True, run, taken.append)
+    assert why == f"{claims[dies_at].name}: an experiment said nothing for 300 s"
     assert list(left) == claims[dies_at + 1 :]
     assert [each.claim for each in taken] == claims[: dies_at + 1]
     assert (taken[-1].verdict, taken[-1].why) == ("not tested here", "an experiment said nothing for 300 s")
     assert all(each.verdict == "confirmed" for each in taken[:-1])
+
+
+def test_an_emulated_guest_is_given_a_second_chance() -> None:
+    claims = list(model.every().values())[:2]
+    taken: list[Result] = []
+    again: set[str] = set()
+
+    def run(group: Sequence[Claim], take: Callable[[Result], None]) -> None:
+        raise GuestError("it stands still")
+
+    left, why = driver.survivors(claims, "6.1", True, run, taken.append, again=again)
+    assert (list(left), taken) == (claims, []) and "tried again in another guest: it stands still" in why
+    left, _ = driver.survivors(left, "6.1", True, run, taken.append, again=again)
+    assert list(left) == claims[1:] and [each.verdict for each in taken] == ["not tested here"]
+    # what is not emulated stands still for a reason
+    left, _ = driver.survivors(left, "6.1", False, run, taken.append, again=again)
+    assert len(taken) == 2
 
 
 def test_a_guest_that_dies_when_all_is_done_takes_no_verdict_along() -> None:
@@ -298,7 +316,7 @@ def test_a_guest_that_dies_when_all_is_done_takes_no_verdict_along() -> None:
         take(Result(group[0], "confirmed", "seen"))
         raise GuestError("it is gone")
 
-    assert list(driver.survivors(claims, "6.1", True, run, taken.append)) == []
+    assert driver.survivors(claims, "6.1", True, run, taken.append) == ((), "")
     assert [each.verdict for each in taken] == ["confirmed"]
 
 
