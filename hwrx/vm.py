@@ -23,7 +23,7 @@ from typing import IO, Any, Literal, Self
 
 import msgspec
 
-from hwrx import accelerator, errors, initramfs, inquest, kernel, netns, system, undo
+from hwrx import accelerator, disk, errors, initramfs, inquest, kernel, netns, system, undo
 from hwrx import guest as inside
 from hwrx import topology as topologies
 from hwrx.errors import GuestError, UsageError
@@ -287,8 +287,10 @@ class Guest:
         ]  # fmt: skip
         self._facts["command"] = shlex.join(command)
         space = self._stack.enter_context(self._outside()) if self._outside is not None else None
-        output = self._log_path.open("wb") if self._log_path else None
-        if output is not None:
+        output = None
+        if self._log_path is not None:
+            with disk.guarded(self._log_path):
+                output = self._log_path.open("wb")
             self._stack.callback(output.close)
         try:
             with netns.entered(space):  # QEMU stays where it was started

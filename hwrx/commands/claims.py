@@ -70,7 +70,9 @@ def list_(as_json: bool) -> None:
 @click.option("--kernel", help="Kernel of the guest, for example 6.12.")
 @click.option("--here", is_flag=True, help="On this machine's own kernel, no virtual machine.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory [runs/TIME-claims].")
-@click.option("--log", type=click.Path(path_type=Path), help="File that gets all that the guest prints.")
+@click.option(
+    "--log", type=click.Path(path_type=Path), help="File that gets all that the guest prints; NAME-2 the second's."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def run(
     names: tuple[str, ...],

@@ -117,10 +117,15 @@ def _fewest(pair: Pair, path: str, size: int, messages: int, wait: str, rounds: 
     """Return the counts a message, by the words of KINDS, of the round that has the fewest; and messages delivered."""
     found = []
     delivered = 0
+
+    def setting_of(many: int) -> Setting:
+        return _setting(path=path, size=size, messages=many, wait=wait, warmup=20, cooldown=8)
+
+    pair.measure(TRIAL - 1, setting_of(FEW), LIMIT)  # what the first time costs is in neither of two
     for number in range(rounds):
         counts = []
         for many in (FEW, FEW + messages):
-            setting = _setting(path=path, size=size, messages=many, wait=wait, warmup=20, cooldown=8)
+            setting = setting_of(many)
             tracer = Ftrace([], list(KINDS))
             with tracer:
                 measured = pair.measure(TRIAL + 2 * number + (many > FEW), setting, LIMIT)
@@ -163,16 +168,20 @@ def _least(pair: Pair, path: str, megabytes: int, rounds: int) -> tuple[float, i
     """
     found = []
     many = FEW + max(1, (megabytes << 20) // LARGE)
+
+    def setting_of(count: int) -> Setting:
+        # nothing but header and trailer is written and read by the ends themselves
+        return _setting(
+            path=path, size=LARGE, messages=count, wait="event", pattern="stream", window=8, batch=1, warmup=4,
+            cooldown=4, check_every=1 << 30, limit=30.0,
+        )  # fmt: skip
+
+    pair.measure(TRIAL - 1, setting_of(FEW), LIMIT)  # what the first time costs is in neither of two
     for number in range(rounds):
         taken = []
         for count in (FEW, many):
-            # nothing but header and trailer is written and read by the ends themselves
-            setting = _setting(
-                path=path, size=LARGE, messages=count, wait="event", pattern="stream", window=8, batch=1, warmup=4,
-                cooldown=4, check_every=1 << 30, limit=30.0,
-            )  # fmt: skip
             before = _working()
-            measured = pair.measure(TRIAL + 1000 + 2 * number + (count > FEW), setting, LIMIT)
+            measured = pair.measure(TRIAL + 1000 + 2 * number + (count > FEW), setting_of(count), LIMIT)
             taken.append(_working() - before)
         if measured.tally["delivered"] < many:
             raise TrialError(f"{path}: {measured.tally['delivered']} of {many} messages of {LARGE >> 20} MiB came")
