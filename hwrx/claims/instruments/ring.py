@@ -16,6 +16,7 @@ from hwrx.claims.session import Session
 from hwrx.errors import HwrxError, UsageError
 from hwrx.memory.subjects import reserve
 from hwrx.nic import ne2k
+from hwrx.nic import registers as reg
 from hwrx.nic.e1000e import E1000e
 from hwrx.undo import Undo
 
@@ -29,25 +30,30 @@ def ring(session: Session, frames: int = 200, entries: int = 256, size: int = 64
     """Let the NIC write frames into a ring that nobody looks at, then look.
 
     Figures: `sent`, `written` (descriptors that the NIC has marked done), `intact` (payloads byte for byte),
-    `interrupts` that the CPU was sent meanwhile, `entries` of the ring.
+    `interrupts` that the CPU was sent meanwhile, and `unmasked`, those when they were allowed at last; `entries` of
+    the ring.
     """
     from cython_ext import payload
 
     session.spoiled = True  # the NICs come back without the neighbours that the topology knew
     if not 1 <= frames <= 1000:
         raise UsageError(f"the sender's ring has room for 1 to 1000 frames, not {frames}", remedy="--set frames=200")
-    with _nic("client", tx=1024, rx=64) as sender, _nic("server", rx=entries, tx=64) as receiver:
+    with _nic("client", tx=1024, rx=64) as sender, _nic("server", rx=entries, tx=64, interrupt="auto") as receiver:
         before = _interrupts()
         sent = _send(sender, _frames(sender, receiver.mac, size, frames))
         time.sleep(SETTLE)
         interrupts = _interrupts() - before
         seen = receiver.rx.peek(entries)  # the first look of a CPU at any of it
+        receiver.bar.write(reg.IMS, reg.INT_RXQ0 | reg.INT_RXT0)
+        time.sleep(SETTLE)
+        unmasked = _interrupts() - before - interrupts
         good = sum(payload.check(bytes(view[42 : 42 + size]), 1) == payload.VERDICTS[0] for view in seen)
         written = len(seen)
         del seen
         receiver.rx.release(written)
     figures: dict[str, float | int | bool | str | None] = {
-        "sent": sent, "written": written, "intact": good, "interrupts": interrupts, "entries": entries,
+        "sent": sent, "written": written, "intact": good, "interrupts": interrupts, "unmasked": unmasked,
+        "entries": entries,
     }  # fmt: skip
     cells = [1] * written + [0] * (entries - written)
     rows = {f"{entries} descriptors, {sent} frames sent, {interrupts} interrupts, before a CPU looked": cells}
