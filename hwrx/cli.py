@@ -6,6 +6,8 @@ emulated guest, where importing Matplotlib would take longer than many a trial.
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import importlib
 import os
 import signal
@@ -83,6 +85,8 @@ def cli() -> None:
 def main(args: list[str] | None = None) -> Any:
     """Run the command; HwrxErrors become words and an exit code, Ctrl-C becomes 130, SIGTERM cleans up like Ctrl-C."""
     signal.signal(signal.SIGTERM, _terminated)
+    with contextlib.suppress(OSError, ValueError):  # no standard error, or one without a descriptor
+        faulthandler.enable()  # drivers and libraries in C are loaded: where a crash was must be seen
     try:
         return cli.main(args=args, prog_name="hwrx", standalone_mode=False) or 0
     except click.exceptions.Abort:
