@@ -163,7 +163,7 @@ def test_a_command_that_never_answers_is_ended_with_the_log(guest: Guest) -> Non
 def test_what_a_module_prints_comes_line_by_line(guest: Guest) -> None:
     lines = guest.lines("json.tool", b'["a", "b"]', silence=60.0, who="the tool")
     assert list(lines) == [b"[", b'    "a",', b'    "b"', b"]"]
-    with pytest.raises(GuestError, match="the tool ended before its time: .*Expecting"):
+    with pytest.raises(GuestError, match=r"the tool ended before its time: .*Expecting"):
         list(guest.lines("json.tool", b"[", silence=60.0, who="the tool"))
     with pytest.raises(GuestError, match="the server in the guest said nothing for 2 s"):
         list(guest.lines("http.server", b"", silence=2.0, who="the server"))
