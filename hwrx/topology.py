@@ -9,6 +9,7 @@ namespace only, so both its ends must be there. `nic` is two Intel 82574L on one
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -168,7 +169,30 @@ def _two_nics(
             lambda: all("state UP" in system.run("ip", "-o", "link", "show", used[end]) for end in ENDS),
             "the NICs' links",
         )
+        # a link that has just been taken down and up again may still be told as it was before
+        for end, other in (ENDS, ENDS[::-1]):
+            _wait_until(
+                functools.partial(_carries, used[end], addresses[end], used[other], addresses[other]),
+                f"a datagram from {used[end]} at {used[other]}",
+            )
         yield
+
+
+def _carries(netdev: str, address: str, to_netdev: str, to_address: str) -> bool:
+    """Whether a datagram comes from one device to the other."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as reader,
+    ):
+        try:
+            for sock, device, own in ((sender, netdev, address), (reader, to_netdev, to_address)):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+                sock.bind((own, 0))
+            reader.settimeout(0.2)
+            sender.sendto(b"?", reader.getsockname())
+            return reader.recv(2) == b"?"
+        except OSError:  # TimeoutError among them
+            return False
 
 
 def _netdev(mac: str) -> str:
