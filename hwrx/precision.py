@@ -12,7 +12,7 @@ from hwrx import stats
 from hwrx.store import journal
 
 if TYPE_CHECKING:
-    from hwrx.report.summary import Row, Summary
+    from hwrx.report.model import Row, Summary
     from hwrx.store import Writer
 
 

@@ -23,7 +23,7 @@ from hwrx.errors import StoreError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from hwrx.report.summary import Summary
+    from hwrx.report.model import Summary
 
 MANIFEST_KEYS = ("format", "status", "name", "topology", "clock", "started")
 

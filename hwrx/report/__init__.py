@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hwrx.errors import StoreError
 
 if TYPE_CHECKING:
-    from hwrx.report.summary import Summary
+    from hwrx.report.model import Summary
 
 
 def write(

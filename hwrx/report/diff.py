@@ -14,7 +14,8 @@ from rich.text import Text
 from hwrx import stats
 from hwrx.errors import UsageError
 from hwrx.report import text
-from hwrx.report.summary import Row, kernel_of, name_of
+from hwrx.report.model import Row, name_of
+from hwrx.report.summary import kernel_of
 from hwrx.report.words import size_words
 
 if TYPE_CHECKING:

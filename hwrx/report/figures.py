@@ -21,8 +21,8 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from hwrx.errors import UsageError
 from hwrx.report import style, sweeps, text, waterfall
+from hwrx.report.model import Row, Summary
 from hwrx.report.style import COLUMN, GRID_INK, INK, STYLE, Look
-from hwrx.report.summary import Row, Summary
 from hwrx.report.words import size_words
 from hwrx.stats import BEYOND, GRID, NAMED
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from hwrx.report import figures, text
 from hwrx.report.diff import flat
+from hwrx.report.model import Summary
 from hwrx.report.page import page
-from hwrx.report.summary import Summary
 from hwrx.report.tables import tables
 
 MAIN = ("latency", "throughput", "load", "cost")  # tables that stand before the figures; the others follow them

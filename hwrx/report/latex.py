@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 
 from hwrx.errors import MachineError
-from hwrx.report.summary import Summary
+from hwrx.report.model import Summary
 from hwrx.report.tables import Cell, Table, tables
 
 _SPECIAL = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from hwrx.report.summary import Row, Summary
+from hwrx.report.model import Row, Summary
 from hwrx.report.words import size_words
 from hwrx.stats import Estimate
 

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from hwrx.report import style
+from hwrx.report.model import Row, Summary, swept_words
 from hwrx.report.style import LOOKS
-from hwrx.report.summary import Row, Summary, swept_words
 from hwrx.report.words import size_words
 from hwrx.stats import Estimate
 

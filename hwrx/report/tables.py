@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from hwrx import __version__
 from hwrx.report import text, waterfall
-from hwrx.report.summary import Row, Summary, name_of
+from hwrx.report.model import Row, Summary, name_of
 from hwrx.report.words import size_words
 from hwrx.stats import NAMED, Estimate
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwrx.report import tables, text
-from hwrx.report.summary import Row, Summary, name_of
+from hwrx.report.model import Row, Summary, name_of
 from hwrx.report.tables import grouped, swept_cell
 from hwrx.report.words import size_words
 from hwrx.stats import NAMED

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from hwrx.paths import PATHS
-from hwrx.report.summary import Row, Summary, software_rdma
+from hwrx.report.model import Row, Summary
+from hwrx.report.summary import software_rdma
 from hwrx.stats import BEYOND, Estimate
 
 WITHHELD = "–"

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from hwrx import stages
 from hwrx.report import text
-from hwrx.report.summary import Summary
+from hwrx.report.model import Summary
 from hwrx.report.words import size_words
 from hwrx.stats import BEYOND
 from hwrx.trace import copies

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hwrx.report.summary import Row
+    from hwrx.report.model import Row
     from hwrx.runs import Run
     from hwrx.stats import Estimate
 

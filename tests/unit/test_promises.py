@@ -15,7 +15,7 @@ import hwrx
 from hwrx import experiment, store
 from hwrx.cli import main
 from hwrx.report import html, tables
-from hwrx.report.summary import Summary
+from hwrx.report.model import Summary
 
 SWEPT = """# Is it so?
 paths = ["udp", "tcp"]

@@ -19,7 +19,8 @@ from hwrx import store
 from hwrx.cli import main
 from hwrx.errors import MachineError, UsageError
 from hwrx.report import figures, html, latex, style, tables, terminal, text
-from hwrx.report.summary import Summary, label, summarise
+from hwrx.report.model import Summary
+from hwrx.report.summary import label, summarise
 from hwrx.report.words import size_words, time_words
 
 EMULATED = "EMULATED guest: compare within the run only"

@@ -1,0 +1,138 @@
+"""What a report says of a run, as data: a row for each setting of each path, what a byte costs, and all of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from hwrx.stats import Digest, Estimate
+
+BASELINE = "udp"
+KEPT_UP = 0.97  # of the rate offered must be answered by a path that keeps up with it
+
+
+class Row(Struct, kw_only=True):
+    """One path in one setting, over all repeats. Times are µs; of a ping-pong they are half a round trip.
+
+    `digests` holds the trials in the order of their `repeats`; what they measure is the row's `measures`.
+    """
+
+    run: str
+    path: str
+    size: int
+    pattern: str
+    wait: str
+    swept: dict[str, Any]
+    measures: str
+    digests: list[Digest]
+    service: list[Digest]
+    repeats: list[int]
+    failed: int
+    samples: int
+    quantiles: dict[str, Estimate | None]
+    service_quantiles: dict[str, Estimate | None]
+    messages_per_s: Estimate | None
+    bytes_per_s: Estimate | None
+    rate: float | None = None  # paced: messages a second that were meant to be sent
+    load: float | None = None  # the same as a share of what the path can do, where the experiment asks for shares
+    kept: float = math.nan  # paced: answers a second over messages a second that were due; the median trial
+    ratio: Estimate | None = None  # to the baseline: of p50, or of messages/s of a stream
+    shift: list[tuple[float, Estimate]] = []  # the same at each decile and at p99: how the whole distribution moved
+    tally: dict[str, int] = {}
+    cpu_us: float | None = None  # of both endpoints' threads, a message
+    resident: int = 0
+    effective: float = math.nan  # share of the samples that count, at p50; the worst trial's
+    warmup: int = 0  # samples of a transient that remained; the worst trial's
+    settled: bool = True
+    converged: bool | None = None  # None: the experiment asked for no width of the interval
+
+    @property
+    def label(self) -> str:
+        """Path, run where there are several, and what is swept: a row's name within one size, pattern and wait."""
+        load = [f"at {100 * self.load:.3g} % load"] if self.load is not None else []
+        return " ".join([self.curve, *load, *(f"{key} {v}" for key, v in self.swept.items() if key == "rate" and v)])
+
+    @property
+    def curve(self) -> str:
+        """The same without the load or rate: the name of what has a row at each of them."""
+        words = [swept_words(key, value) for key, value in self.swept.items() if key != "rate"]
+        return " ".join([self.name, *filter(None, words)])
+
+    @property
+    def name(self) -> str:
+        """Path, and run where there are several: its name in a table that has columns for all else."""
+        return f"{self.path} {self.run}".strip()
+
+    @property
+    def saturated(self) -> bool:
+        """Whether an open loop was offered more than the path answered: its times grow with the trial's length."""
+        return self.kept < KEPT_UP
+
+    @property
+    def lost_share(self) -> float:
+        """Messages that never came, of those that were expected."""
+        expected = self.tally.get("expected") or self.tally.get("posted") or 0
+        return self.tally.get("lost", 0) / expected if expected else 0.0
+
+
+class Cost(Struct, frozen=True, kw_only=True):
+    """What a path's messages cost by their size: the line through p50 against size, fitted in each repeat alone.
+
+    `byte` is its slope in ns (in virtual time: guest instructions) a byte one way, `message` where it begins, µs.
+    """
+
+    row: str
+    wait: str
+    sizes: list[int]
+    byte: Estimate
+    message: Estimate
+
+
+class Summary(Struct, kw_only=True):
+    """What the runs say. `label` is the caption that each table and picture carries."""
+
+    runs: list[Any]
+    rows: list[Row]
+    baseline: str
+    label: str
+    answer: str
+    warnings: list[str]
+    skipped: list[tuple[str, str]]
+    costs: list[Cost] = []
+
+    def of(self, pattern: str) -> list[Row]:
+        """The rows of one pattern that have samples, by size, then in the experiment's order of paths."""
+        return [row for row in self.rows if row.pattern == pattern and row.digests]
+
+    def swept(self, rows: Sequence[Row]) -> list[str]:
+        """The swept fields that tell the rows of a table apart; the rate of an open loop has a column anyway."""
+        return list(dict.fromkeys(key for row in rows for key in row.swept if key != "rate"))
+
+    def sizes(self, pattern: str) -> list[int]:
+        """The message sizes of a pattern, ascending."""
+        return sorted({row.size for row in self.of(pattern)})
+
+
+def swept_words(key: str, value: Any) -> str:
+    """A swept field's value where it stands alone: "8 senders", "loss 1%", "window 64"; empty where nothing is set."""
+    if value is None or value == "":
+        return ""
+    if key == "senders":
+        return f"{value} sender{'s' * (value != 1)}"
+    return str(value) if isinstance(value, str) else f"{key} {value}"
+
+
+def name_of(p: float) -> str:
+    """0.5 -> p50, 0.999 -> p99.9."""
+    return f"p{100 * p:g}"
+
+
+def scaled(estimate: Estimate, factor: float) -> Estimate:
+    """The same in another unit."""
+    return msgspec.structs.replace(
+        estimate, value=estimate.value * factor, low=estimate.low * factor, high=estimate.high * factor
+    )

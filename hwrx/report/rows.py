@@ -1,0 +1,147 @@
+"""From a run's trials to rows: one row for each setting of each path, over all repeats."""
+
+from __future__ import annotations
+
+import collections
+import math
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from hwrx import arrivals, stats
+from hwrx import paths as delivery
+from hwrx.experiment import LISTED, SETTING_FIELDS, capacity_key
+from hwrx.messages import Setting
+from hwrx.report.model import Row, name_of, scaled
+from hwrx.stats import Digest, Estimate
+
+if TYPE_CHECKING:
+    from hwrx.runs import Run
+
+# fields of Setting that tell two rows of a table apart, besides those that always do
+TELLING = tuple(name for name in SETTING_FIELDS if name not in (*LISTED, "messages", "warmup", "cooldown", "limit"))
+
+
+def rows_of(run: Run, name: str) -> list[Row]:
+    """The rows of a run, `name`d where there are several, in the order in which their first trials were run."""
+    trials: dict[tuple[Any, ...], list[dict[str, Any]]] = collections.defaultdict(list)
+    swept = [field for field in TELLING if len({trial.get(field) for trial in run.rows}) > 1]
+    # a field that a path's own table sets tells nothing apart: it is the same for all rows of that path
+    swept = [field for field in swept if _varies(run.rows, field)]
+    if run.experiment.load:  # the rates of a share are each path's own; the share is what its rows have in common
+        swept = [field for field in swept if field != "rate"]
+    for trial in run.rows:
+        values = tuple(trial.get(field) for field in swept)
+        key = trial["path"], trial["size"], trial["pattern"], trial["wait"], _load(run, trial), values
+        trials[key].append(trial)
+    return [_row(run, name, key[:5], dict(zip(swept, key[5], strict=True)), of_key) for key, of_key in trials.items()]
+
+
+def _setting(trial: dict[str, Any]) -> Setting:
+    return msgspec.convert({key: trial[key] for key in SETTING_FIELDS if key in trial}, Setting)
+
+
+def _load(run: Run, trial: dict[str, Any]) -> float | None:
+    """The share of its path's capacity that a trial of an experiment with `load` was sent at."""
+    if not run.experiment.load or not trial.get("rate"):
+        return None
+    capacity = run.experiment.capacity.get(capacity_key(_setting(trial)))
+    return round(trial["rate"] / capacity, 4) if capacity else None
+
+
+def _varies(trials: list[dict[str, Any]], field: str) -> bool:
+    groups: dict[tuple[Any, ...], set[Any]] = collections.defaultdict(set)
+    for trial in trials:
+        groups[trial["path"], trial["size"], trial["pattern"], trial["wait"]].add(trial.get(field))
+    return any(len(values) > 1 for values in groups.values())
+
+
+def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trials: list[dict[str, Any]]) -> Row:
+    path, size, pattern, wait, load = key
+    known = delivery.PATHS.get(path)
+    half = pattern == "pingpong" and not (known is not None and known.full_rtt)
+    digests: list[Digest] = []
+    service: list[Digest] = []
+    rates: list[float] = []
+    kept: list[float] = []
+    repeats: list[int] = []
+    for trial in sorted(trials, key=lambda trial: int(trial["repeat"])):
+        if trial["status"] != "ok" or not trial["samples"]:
+            continue
+        samples = run.trial_samples(trial["trial"])
+        # the first delivery of a stream has none before it
+        ns = samples.ns[1:] if pattern == "stream" else samples.ns
+        if not len(ns):
+            continue
+        if samples.service_ns is not None:
+            service.append(_in_us(stats.digest(samples.service_ns), 1.0))
+        if pattern == "paced":  # before the digest sorts the times
+            due = arrivals.intended(_setting(trial), int(trial["repeat"]), samples.sequence)
+            offered = stats.answered(due, np.zeros_like(due))
+            if (at_rate := stats.answered(due, ns)) and offered:
+                rates.append(at_rate)
+                kept.append(at_rate / offered)
+        found = stats.digest(ns)
+        if pattern == "stream" and found.total > 0:
+            rates.append(found.count / found.total * 1e9)
+        elif pattern == "pingpong" and found.mean > 0:
+            rates.append(1e9 / found.mean * (trial.get("senders") or 1))
+        digests.append(_in_us(found, 0.5 if half else 1.0))
+        repeats.append(int(trial["repeat"]))
+    tally = _sum(trials)
+    answered = stats.across(rates) if rates else None
+    delivered = sum(trial["samples"] for trial in trials if trial["status"] == "ok")
+    cpu = sum(value for trial in trials for field, value in trial.items() if field.startswith("cpu_ns_") and value)
+    return Row(
+        run=name,
+        path=path,
+        size=size,
+        pattern=pattern,
+        wait=wait,
+        swept=swept,
+        measures=_measures(pattern, half),
+        digests=digests,
+        service=service,
+        repeats=repeats,
+        failed=sum(trial["status"] != "ok" for trial in trials),
+        samples=sum(found.count for found in digests),
+        quantiles={name_of(p): _positive(stats.quantile_across(digests, p)) for p in stats.NAMED},
+        service_quantiles={name_of(p): stats.quantile_across(service, p) for p in stats.NAMED} if service else {},
+        messages_per_s=answered,
+        bytes_per_s=None if answered is None else scaled(answered, size),
+        rate=trials[0].get("rate"),
+        load=load,
+        kept=float(np.median(kept)) if kept else math.nan,
+        tally=tally,
+        cpu_us=cpu / delivered / 1e3 if cpu and delivered else None,
+        resident=max((v for t in trials for f, v in t.items() if f.startswith("resident") and v), default=0),
+        effective=min((found.effective[0.5] / found.count for found in digests), default=math.nan),
+        warmup=max((found.warmup.samples for found in digests), default=0),
+        settled=all(found.warmup.settled for found in digests),
+    )
+
+
+def _positive(estimate: Estimate | None) -> Estimate | None:
+    """Of a batch all messages but one are delivered at the same time: a gap of 0 has no logarithm to average."""
+    return estimate if estimate is not None and estimate.value >= 1e-3 else None
+
+
+def _measures(pattern: str, half: bool) -> str:
+    if pattern == "pingpong":
+        return "half round trip" if half else "FULL round trip"
+    return "gap between deliveries" if pattern == "stream" else "response time from the intended send"
+
+
+def _in_us(found: Digest, factor: float) -> Digest:
+    """From nanoseconds of what was timed to microseconds of what is shown. `total` and counts stay."""
+    return msgspec.structs.replace(
+        found, mean=found.mean * factor / 1e3, quantiles=np.asarray(found.quantiles * (factor / 1e3))
+    )
+
+
+def _sum(trials: list[dict[str, Any]]) -> dict[str, int]:
+    names = ("posted", "expected", "delivered", "bytes", "lost", "duplicated", "reordered", "corrupt", "stale",
+             "wrong_size", "checked",
+             "resent")  # fmt: skip
+    return {name: sum(int(trial.get(name) or 0) for trial in trials) for name in names}
