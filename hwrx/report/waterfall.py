@@ -21,6 +21,7 @@ from hwrx.report.model import Summary
 from hwrx.report.words import size_words
 from hwrx.stats import BEYOND
 from hwrx.trace import copies
+from hwrx.trace.tables import stage_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +88,7 @@ def _journeys(run: Run) -> list[Journey]:
         return []
     path = np.asarray(table["path"].cast("string").to_pylist(), dtype=object)
     size = table["size"].to_numpy()
-    number = table["stage"].to_numpy()
+    number = stage_numbers(table)
     ns = table["ns"].to_numpy()
     order = {name: place for place, name in enumerate(run.experiment.paths)}
     found = []

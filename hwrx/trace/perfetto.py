@@ -15,6 +15,7 @@ import numpy as np
 
 from hwrx import stages
 from hwrx.errors import UsageError
+from hwrx.trace.tables import stage_numbers
 
 if TYPE_CHECKING:
     from hwrx.runs import Run
@@ -28,8 +29,9 @@ def export(run: Run, path: pathlib.Path, messages: int = MOST) -> int:
     table = run.table("stages")
     if table is None or not table.num_rows:
         raise UsageError(f"run {run.path} has no timelines", remedy="run the experiment with --trace")
-    columns = {name: table[name] for name in ("trial", "sequence", "stage", "at_ns")}
-    values = {name: column.to_numpy() for name, column in columns.items()}
+    number = stage_numbers(table)
+    table = table.filter(number > 0)  # what the catalogue does not know it can neither name nor place
+    values = {name: table[name].to_numpy() for name in ("trial", "sequence", "at_ns")} | {"stage": number[number > 0]}
     cpu = table["cpu"].to_numpy()  # float with NaN where the stamp is the user's
     direction = np.asarray(table["direction"].cast("string").to_pylist(), dtype=object)
     name = np.asarray(table["path"].cast("string").to_pylist(), dtype=object)

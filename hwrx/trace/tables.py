@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from hwrx import stages
 from hwrx.experiment import Trial
 from hwrx.messages import Traced
 from hwrx.trace import copies
@@ -24,8 +25,7 @@ STAGES = pa.schema(
         pa.field("pattern", TEXT, nullable=False),
         pa.field("direction", TEXT, nullable=False),  # there: client to server; back
         pa.field("sequence", pa.uint32(), nullable=False),
-        pa.field("stage", pa.int16(), nullable=False),  # its place in the catalogue
-        pa.field("name", pa.dictionary(pa.int16(), pa.string()), nullable=False),
+        pa.field("name", pa.dictionary(pa.int16(), pa.string()), nullable=False),  # of the stage: what it is known by
         pa.field("at_ns", pa.int64(), nullable=False),  # CLOCK_MONOTONIC
         pa.field("ns", pa.int64(), nullable=False),  # since the stage before; adds up to the one-way time
         pa.field("cpu", pa.int16()),  # null: the user's stamp
@@ -90,7 +90,6 @@ def stage_rows(trial: Trial, direction: str, timelines: Timelines) -> pa.Table:
         return pa.array(events[field].astype(np.int64), mask=~kernel).cast(kind)
 
     setting = trial.setting
-    numbers = np.array([stage.number for stage in timelines.stages], dtype=np.int16)
     return pa.table(
         [
             pa.array(np.full(count, trial.number, dtype=np.int32)),
@@ -99,7 +98,6 @@ def stage_rows(trial: Trial, direction: str, timelines: Timelines) -> pa.Table:
             _same(setting.pattern, count),
             _same(direction, count),
             pa.array(timelines.sequence[timelines.complete][row].astype(np.uint32)),
-            pa.array(numbers[column]),
             pa.DictionaryArray.from_arrays(pa.array(column.astype(np.int16)), pa.array(names)),
             pa.array(stamps[present]),
             pa.array(intervals[present]),
@@ -109,6 +107,19 @@ def stage_rows(trial: Trial, direction: str, timelines: Timelines) -> pa.Table:
         ],
         schema=STAGES,
     )
+
+
+def stage_numbers(table: pa.Table) -> npt.NDArray[np.int16]:
+    """Return the place in today's catalogue of each row of a run's `stages`; 0 if the catalogue has no such name.
+
+    A run knows stages by name alone: their places move when the catalogue grows.
+    """
+    names = table["name"].unify_dictionaries().combine_chunks()
+    if isinstance(names, pa.ChunkedArray):  # of a table without rows
+        return np.empty(0, np.int16)
+    places = {stage.name: stage.number for stage in stages.STAGES}
+    today = np.array([places.get(name, 0) for name in names.dictionary.to_pylist()], dtype=np.int16)
+    return np.asarray(today[names.indices.to_numpy()], dtype=np.int16)
 
 
 def copy_rows(trial: Trial, ledger: copies.Ledger) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -133,3 +134,28 @@ def test_every_actor_has_a_colour_and_a_track() -> None:
     assert actors <= set(waterfall.ACTORS)
     assert actors <= set(perfetto.ACTORS)
     assert actors <= set(walk.COLOURS)
+
+
+def test_a_stage_added_to_the_catalogue_changes_nothing_of_a_stored_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = stage_rows(TRIAL, "there", timelines())
+    (before,) = waterfall._journeys.__wrapped__(FakeRun({"stages": table}))
+    longer = [stages.STAGES[0], dataclasses.replace(stages.STAGES[1], name="new here"), *stages.STAGES[1:]]
+    moved = [dataclasses.replace(stage, number=place) for place, stage in enumerate(longer, 1)]
+    monkeypatch.setattr(stages, "STAGES", moved)
+    monkeypatch.setattr(stages, "BY_NAME", {stage.name: stage for stage in moved})
+    (after,) = waterfall._journeys.__wrapped__(FakeRun({"stages": table}))
+    named = [[(step.stage.name, step.mean) for step in journey.steps] for journey in (before, after)]
+    assert named[0] == named[1]
+    assert before.steps[-1].stage.number != after.steps[-1].stage.number
+
+
+def test_a_stage_that_the_catalogue_has_lost_is_left_out(tmp_path: Path) -> None:
+    table = stage_rows(TRIAL, "there", timelines())
+    names = table["name"].cast("string").to_pylist()
+    renamed = pa.array(["gone" if name == "ip_rcv" else name for name in names]).dictionary_encode()
+    table = table.set_column(table.schema.get_field_index("name"), "name", renamed)
+    run: Any = FakeRun({"stages": table})
+    assert "ip_rcv" in names
+    assert "gone" not in [step.stage.name for step in waterfall._journeys.__wrapped__(run)[0].steps]
+    assert perfetto.export(run, tmp_path / "x.json") == 40
+    assert "ip_rcv" not in (tmp_path / "x.json").read_text()
