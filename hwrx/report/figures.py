@@ -228,7 +228,7 @@ def _cost(summary: Summary, figure: Figure, width: float) -> None:
     figure.set_size_inches(width, max(2.5, width * 0.56))
     ax = figure.subplots()
     for cost in summary.costs:
-        rows = [row for row in summary.of("pingpong") if (row.label, row.wait) == (cost.row, cost.wait)]
+        rows = [row for row in summary.of("pingpong") if row.line == cost.line]
         colour, marker, line = style.look(summary, rows[0])
         sizes = np.array([row.size for row in rows], float)
         medians = [row.quantiles["p50"] for row in rows]
@@ -291,9 +291,9 @@ FIGURES: dict[str, tuple[Callable[[Summary, Figure, float], None], str, Callable
 
 def _series(summary: Summary, pattern: str) -> list[tuple[Look, list[Row]]]:
     """Rows that differ in size alone, with the look that they have."""
-    found: dict[str, list[Row]] = {}
+    found: dict[tuple[object, ...], list[Row]] = {}
     for row in summary.of(pattern):
-        found.setdefault(style.name(summary, row), []).append(row)
+        found.setdefault(row.line, []).append(row)
     return [(style.look(summary, rows[0]), rows) for rows in found.values()]
 
 

@@ -9,16 +9,19 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from hwrx.stats import Digest, Estimate
+from hwrx.stats import Digest, Estimate, Floats
 
 BASELINE = "udp"
+SERIES = 120  # parts that a trial is shown in over time
 KEPT_UP = 0.97  # of the rate offered must be answered by a path that keeps up with it
 
 
 class Row(Struct, kw_only=True):
     """One path in one setting, over all repeats. Times are µs; of a ping-pong they are half a round trip.
 
-    `digests` holds the trials in the order of their `repeats`; what they measure is the row's `measures`.
+    `digests` holds the trials that have figures in the order of their `repeats`, and so do `trials` (their numbers in
+    the run's tables), `busy` and `series`; what they measure is the row's `measures`. `swept` has every field of the
+    setting that tells the row from another of the same path, size, pattern and wait.
     """
 
     run: str
@@ -31,6 +34,11 @@ class Row(Struct, kw_only=True):
     digests: list[Digest]
     service: list[Digest]
     repeats: list[int]
+    trials: list[int]
+    busy: list[float]  # guest instructions that any CPU executed for half a round trip, or for a message of a stream
+    series: list[
+        Floats
+    ]  # each trial in the order of time: the medians of `SERIES` parts of it, and the largest of each
     failed: int
     samples: int
     quantiles: dict[str, Estimate | None]
@@ -41,6 +49,9 @@ class Row(Struct, kw_only=True):
     load: float | None = None  # the same as a share of what the path can do, where the experiment asks for shares
     kept: float = math.nan  # paced: answers a second over messages a second that were due; the median trial
     ratio: Estimate | None = None  # to the baseline: of p50, or of messages/s of a stream
+    cost: Estimate | None = None  # of `busy`: what the message costs, the waiting for a timer or an interrupt left out
+    cost_ratio: Estimate | None = None  # to the baseline's
+    cpu: dict[str, Estimate] = {}  # by actor: of both ends, µs (counting guest: instructions) a message
     shift: list[tuple[float, Estimate]] = []  # the same at each decile and at p99: how the whole distribution moved
     tally: dict[str, int] = {}
     cpu_us: float | None = None  # of both endpoints' threads, a message
@@ -49,6 +60,18 @@ class Row(Struct, kw_only=True):
     warmup: int = 0  # samples of a transient that remained; the worst trial's
     settled: bool = True
     converged: bool | None = None  # None: the experiment asked for no width of the interval
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """All that tells a row from every other: no figure and no picture takes two keys together."""
+        return *self.line, self.size
+
+    @property
+    def line(self) -> tuple[Any, ...]:
+        """The same without the size: what rows that differ in size alone have in common."""
+        # what is offered at a share of the capacity is another rate at each size
+        offered = self.rate if self.load is None else f"{self.load:g}"
+        return self.run, self.pattern, self.path, self.wait, offered, tuple(sorted(self.swept.items()))
 
     @property
     def label(self) -> str:
@@ -85,6 +108,7 @@ class Cost(Struct, frozen=True, kw_only=True):
     `byte` is its slope in ns (in virtual time: guest instructions) a byte one way, `message` where it begins, µs.
     """
 
+    line: tuple[Any, ...]  # of the rows
     row: str
     wait: str
     sizes: list[int]

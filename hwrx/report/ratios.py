@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 
 def relate(rows: list[Row], baseline: str) -> None:
-    """Set each row's ratio to the baseline's row of the same run, pattern, size and sweep.
+    """Set each row's ratios to the baseline's row of the same run, pattern, size and sweep.
 
     Where the baseline waits in the same manner it is that row; else the one that it has.
     """
     for row in rows:
-        if not row.digests:
-            continue
-        candidates = [
-            base
-            for base in rows
-            if (base.run, base.pattern, base.size, base.swept, base.load)
-            == (row.run, row.pattern, row.size, row.swept, row.load)
-            and base.path == baseline
-            and base.digests
-            and not base.saturated
-        ]
-        same = [base for base in candidates if base.wait == row.wait]
-        if row.path != baseline and not row.saturated and (base := next(iter(same or candidates), None)) is not None:
-            _compare(row, base)
+        if row.digests and row.path != baseline and not row.saturated:
+            candidates = [base for base in rows if base.path == baseline and base.digests and not base.saturated]
+            candidates = [base for base in candidates if _like(base, row)]
+            # the nearest: swept alike to the letter, then waiting alike
+            candidates.sort(key=lambda base, row=row: (base.swept != row.swept, base.wait != row.wait))  # type: ignore[misc]
+            if candidates:
+                _compare(row, candidates[0])
+
+
+def _like(base: Row, row: Row) -> bool:
+    """Whether a row of the baseline was measured under the same conditions, as far as its path has them."""
+    return (base.run, base.pattern, base.size, base.load) == (row.run, row.pattern, row.size, row.load) and all(
+        base.swept.get(field) in (value, None) for field, value in row.swept.items()
+    )
 
 
 def _compare(row: Row, base: Row) -> None:
@@ -41,13 +41,15 @@ def _compare(row: Row, base: Row) -> None:
     common = sorted(set(row.repeats) & set(base.repeats))
     if not common:
         return
-    a = [digest for digest, repeat in zip(row.digests, row.repeats, strict=True) if repeat in common]
-    b = [digest for digest, repeat in zip(base.digests, base.repeats, strict=True) if repeat in common]
+    a, b = ([of.digests[of.repeats.index(repeat)] for repeat in common] for of in (row, base))
     if row.pattern != "stream":
         row.ratio = stats.quantile_ratio(a, b, 0.5, paired=True)
         row.shift = stats.shift(a, b, paired=True)
     elif all(digest.total for digest in (*a, *b)):
         row.ratio = stats.ratio_across([x.count / x.total for x in a], [x.count / x.total for x in b], paired=True)
+    if row.busy and base.busy:
+        pair = [[of.busy[of.repeats.index(repeat)] for repeat in common] for of in (row, base)]
+        row.cost_ratio = stats.ratio_across(*pair, paired=True)
 
 
 def judge(run: Run, rows: list[Row]) -> None:
@@ -63,12 +65,12 @@ def costs_of(rows: list[Row]) -> list[Cost]:
     In each repeat alone: so the interval is that of the slope across repeats. A half round trip crosses the path once,
     a full one (READ) carries the payload once too.
     """
-    groups: dict[tuple[str, str], list[Row]] = collections.defaultdict(list)
+    groups: dict[tuple[Any, ...], list[Row]] = collections.defaultdict(list)
     for row in rows:
         if row.pattern == "pingpong" and row.digests:
-            groups[row.label, row.wait].append(row)
+            groups[row.line].append(row)
     costs = []
-    for (name, wait), of in groups.items():
+    for line, of in groups.items():
         common = set.intersection(*(set(row.repeats) for row in of))
         if len(of) < 4 or not common or any(row.quantiles["p50"] is None for row in of):
             continue
@@ -81,8 +83,9 @@ def costs_of(rows: list[Row]) -> list[Cost]:
         slopes, starts = np.array(lines).T
         costs.append(
             Cost(
-                row=name,
-                wait=wait,
+                line=line,
+                row=of[0].label,
+                wait=of[0].wait,
                 sizes=[row.size for row in of],
                 byte=stats.mean_across([float(slope * 1e3) for slope in slopes]),
                 message=stats.mean_across([float(start) for start in starts]),

@@ -8,27 +8,40 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
 
 from hwrx import arrivals, stats
 from hwrx import paths as delivery
 from hwrx.experiment import LISTED, SETTING_FIELDS, capacity_key
 from hwrx.messages import Setting
-from hwrx.report.model import Row, name_of, scaled
-from hwrx.stats import Digest, Estimate
+from hwrx.report.model import SERIES, Row, name_of, scaled
+from hwrx.stats import Digest, Estimate, Floats
 
 if TYPE_CHECKING:
     from hwrx.runs import Run
 
-# fields of Setting that tell two rows of a table apart, besides those that always do
-TELLING = tuple(name for name in SETTING_FIELDS if name not in (*LISTED, "messages", "warmup", "cooldown", "limit"))
+# fields of Setting that tell two rows of a table apart where they differ, besides those that always do
+TELLING = tuple(name for name in SETTING_FIELDS if name not in LISTED)
+
+
+class Taken(Struct, kw_only=True):
+    """What one trial's samples come to; see Row."""
+
+    repeat: int
+    trial: int
+    digest: Digest
+    series: Floats
+    service: Digest | None = None
+    rate: float | None = None
+    kept: float | None = None
 
 
 def rows_of(run: Run, name: str) -> list[Row]:
     """The rows of a run, `name`d where there are several, in the order in which their first trials were run."""
     trials: dict[tuple[Any, ...], list[dict[str, Any]]] = collections.defaultdict(list)
-    swept = [field for field in TELLING if len({trial.get(field) for trial in run.rows}) > 1]
     # a field that a path's own table sets tells nothing apart: it is the same for all rows of that path
-    swept = [field for field in swept if _varies(run.rows, field)]
+    swept = [field for field in TELLING if _varies(run.rows, field)]
     if run.experiment.load:  # the rates of a share are each path's own; the share is what its rows have in common
         swept = [field for field in swept if field != "rate"]
     for trial in run.rows:
@@ -61,35 +74,12 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
     path, size, pattern, wait, load = key
     known = delivery.PATHS.get(path)
     half = pattern == "pingpong" and not (known is not None and known.full_rtt)
-    digests: list[Digest] = []
-    service: list[Digest] = []
-    rates: list[float] = []
-    kept: list[float] = []
-    repeats: list[int] = []
-    for trial in sorted(trials, key=lambda trial: int(trial["repeat"])):
-        if trial["status"] != "ok" or not trial["samples"]:
-            continue
-        samples = run.trial_samples(trial["trial"])
-        # the first delivery of a stream has none before it
-        ns = samples.ns[1:] if pattern == "stream" else samples.ns
-        if not len(ns):
-            continue
-        if samples.service_ns is not None:
-            service.append(_in_us(stats.digest(samples.service_ns), 1.0))
-        if pattern == "paced":  # before the digest sorts the times
-            due = arrivals.intended(_setting(trial), int(trial["repeat"]), samples.sequence)
-            offered = stats.answered(due, np.zeros_like(due))
-            if (at_rate := stats.answered(due, ns)) and offered:
-                rates.append(at_rate)
-                kept.append(at_rate / offered)
-        found = stats.digest(ns)
-        if pattern == "stream" and found.total > 0:
-            rates.append(found.count / found.total * 1e9)
-        elif pattern == "pingpong" and found.mean > 0:
-            rates.append(1e9 / found.mean * (trial.get("senders") or 1))
-        digests.append(_in_us(found, 0.5 if half else 1.0))
-        repeats.append(int(trial["repeat"]))
-    tally = _sum(trials)
+    in_order = sorted(trials, key=lambda trial: int(trial["repeat"]))
+    taken = [found for trial in in_order if (found := _taken(run, trial, 0.5 if half else 1.0)) is not None]
+    digests = [of.digest for of in taken]
+    service = [of.service for of in taken if of.service is not None]
+    rates = [of.rate for of in taken if of.rate is not None]
+    kept = [of.kept for of in taken if of.kept is not None]
     answered = stats.across(rates) if rates else None
     delivered = sum(trial["samples"] for trial in trials if trial["status"] == "ok")
     cpu = sum(value for trial in trials for field, value in trial.items() if field.startswith("cpu_ns_") and value)
@@ -103,7 +93,10 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         measures=_measures(pattern, half),
         digests=digests,
         service=service,
-        repeats=repeats,
+        repeats=[of.repeat for of in taken],
+        trials=[of.trial for of in taken],
+        busy=[],
+        series=[of.series for of in taken],
         failed=sum(trial["status"] != "ok" for trial in trials),
         samples=sum(found.count for found in digests),
         quantiles={name_of(p): _positive(stats.quantile_across(digests, p)) for p in stats.NAMED},
@@ -113,13 +106,54 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         rate=trials[0].get("rate"),
         load=load,
         kept=float(np.median(kept)) if kept else math.nan,
-        tally=tally,
+        tally=_sum(trials),
         cpu_us=cpu / delivered / 1e3 if cpu and delivered else None,
         resident=max((v for t in trials for f, v in t.items() if f.startswith("resident") and v), default=0),
         effective=min((found.effective[0.5] / found.count for found in digests), default=math.nan),
         warmup=max((found.warmup.samples for found in digests), default=0),
         settled=all(found.warmup.settled for found in digests),
     )
+
+
+def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
+    """Digest a trial, its times made `factor` of what was timed; None where it has nothing to show."""
+    if trial["status"] != "ok" or not trial["samples"]:
+        return None
+    samples = run.trial_samples(trial["trial"])
+    pattern = trial["pattern"]
+    # the first delivery of a stream has none before it
+    ns = samples.ns[1:] if pattern == "stream" else samples.ns
+    if not len(ns):
+        return None
+    rate = kept = service = None
+    if samples.service_ns is not None:
+        service = _in_us(stats.digest(samples.service_ns), 1.0)
+    if pattern == "paced":  # before the digest sorts the times
+        due = arrivals.intended(_setting(trial), int(trial["repeat"]), samples.sequence)
+        rate = stats.answered(due, ns)
+        offered = stats.answered(due, np.zeros_like(due))
+        kept = rate / offered if rate and offered else None
+    series = _series(ns) * (factor / 1e3)
+    found = stats.digest(ns)
+    if pattern == "stream" and found.total > 0:
+        rate = found.count / found.total * 1e9
+    elif pattern == "pingpong" and found.mean > 0:
+        rate = 1e9 / found.mean * (trial.get("senders") or 1)
+    return Taken(
+        repeat=int(trial["repeat"]),
+        trial=trial["trial"],
+        digest=_in_us(found, factor),
+        series=series,
+        service=service,
+        rate=rate,
+        kept=kept,
+    )
+
+
+def _series(ns: npt.NDArray[np.int64]) -> Floats:
+    """Cut a trial into at most SERIES parts in the order of time: their medians and their largest, 2 x parts."""
+    parts = np.array_split(ns, min(SERIES, len(ns)))
+    return np.array([[float(np.median(part)) for part in parts], [float(part.max()) for part in parts]])
 
 
 def _positive(estimate: Estimate | None) -> Estimate | None:

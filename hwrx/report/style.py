@@ -97,8 +97,8 @@ def name(summary: Summary, row: Row) -> str:
 def look(summary: Summary, row: Row) -> Look:
     """A path's own look; among several waits, sweeps or runs of one path each has another marker and line."""
     colour, marker, line = LOOKS.get(row.path, ("#555555", "o", "-"))
-    kin = list(dict.fromkeys((other.label, other.wait) for other in summary.of(row.pattern) if other.path == row.path))
-    place = kin.index((row.label, row.wait))
+    kin = list(dict.fromkeys(other.line for other in summary.of(row.pattern) if other.path == row.path))
+    place = kin.index(row.line)
     if place:
         marker = MARKERS[(MARKERS.index(marker) + 5 * place) % len(MARKERS)]
         line = (0, (1 + 2 * place, 1, 1, 1))
