@@ -99,6 +99,15 @@ class Pair:
                 peer.kill()
         self._stack.close()
 
+    def renew(self) -> None:
+        """End all agents and start new ones: what the processes themselves add to every figure is drawn anew.
+
+        The old ones are gone before the first new one starts, so that nothing of either runs beside a trial.
+        """
+        self._stack.close()
+        self._pairs = []
+        self._enlarge(1)
+
     def _enlarge(self, senders: int) -> None:
         while len(self._pairs) < senders:
             more: dict[Role, Peer] = {}
@@ -177,7 +186,7 @@ class Pair:
                 if not left:
                     raise
                 silent, first = left[0]
-                self._renew(silent)
+                self._replace(silent)
                 raise TrialError(
                     f"{first.name} {_ending(done[first])}, and {silent.name} waited in vain for more; "
                     "its agent was started anew"
@@ -194,7 +203,7 @@ class Pair:
             if peers[role] not in done and peers[other] in done
         ]
 
-    def _renew(self, peer: Peer) -> None:
+    def _replace(self, peer: Peer) -> None:
         """Put a new agent into the place of one that cannot be talked to."""
         peer.kill()
         for peers in self._pairs:
@@ -312,7 +321,7 @@ def execute(
     progress: Callable[[int, int, str], None] = lambda done, total, label: None,
     twin: Callable[[Pair, Trial, Measured, Writer], None] = lambda pair, trial, measured, writer: None,
 ) -> Outcome:
-    """Run `trials` in the given order and write each as it ends.
+    """Run `trials` in the given order and write each as it ends, the trials of every repeat with agents of their own.
 
     `progress` is called with trials done, trials in all and the next one's label. Raises TrialError when an agent died
     or fell silent: it names the trial; the writer then marks the run partial. A path's own failure is recorded with its
@@ -324,6 +333,8 @@ def execute(
         for index, trial in enumerate(trials):
             progress(index, len(trials), trial.label)
             with _named(trial, writer):
+                if index and trial.repeat != trials[index - 1].repeat:
+                    pair.renew()
                 try:
                     measured = pair.measure(trial.number, trial.setting, trial_limit, repeat=trial.repeat)
                 except PeerError:

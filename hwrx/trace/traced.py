@@ -239,7 +239,9 @@ class Twins:
         with self._attached():
             if not self._given_up:
                 with Pair(self._testbed) as pair:
-                    for trial, off in self._waiting:
+                    for index, (trial, off) in enumerate(self._waiting):
+                        if index and trial.repeat != self._waiting[index - 1][0].repeat:
+                            pair.renew()
                         self._tracer.twin(pair, trial, off, self._writer)
         self._waiting = []
 
