@@ -109,15 +109,16 @@ cdef aim_at(VerbsTransport transport):
 cdef class RcWriteImmTransport(VerbsTransport):
     """RC WRITE with immediate: lands where the sender says, and takes a receive request, so the receiver gets a CQE.
 
-    The sender goes round the other end's slots in the order in which that end gives them back: a slot is free again
-    when its receive request is posted, so none is overwritten unseen.
+    The sender goes round the other end's slots in the order in which that end gives them back. Of a message of several
+    packets only the last takes a receive request: those before it land while the receiver may still hold a message for
+    each of its requests. There is a slot more than requests for that one message, so none is overwritten unseen.
     """
 
     def shape(self):
-        """Receive requests without buffers, as many as there are slots to write to."""
-        slots = receive_slots(self.prepare, self.size)
+        """Receive requests without buffers, and one slot more to write to."""
+        receives = receive_slots(self.prepare, self.size)
         return Shape(
-            opcode=IBV_WR_RDMA_WRITE_WITH_IMM, access=ACCESS_WRITE, slots=slots, receives=slots, into=False
+            opcode=IBV_WR_RDMA_WRITE_WITH_IMM, access=ACCESS_WRITE, slots=receives + 1, receives=receives, into=False
         )
 
     def __init__(self, prepare, str device not None):

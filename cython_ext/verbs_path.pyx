@@ -120,7 +120,6 @@ cdef class VerbsTransport(Transport):
         if shape.receives:
             self._link_receives(shape)
             self._check(queue_release(self.st, shape.receives), "ibv_post_recv")
-            self.st.free_slot = 0
 
     def _plan(self, shape):
         """Sizes and distances in both rings."""
@@ -209,7 +208,7 @@ cdef class VerbsTransport(Transport):
             st.send_wr[i].next = &st.send_wr[(i + 1) % st.window]
 
     def _link_receives(self, shape):
-        """A receive request for each landing buffer, in a circle."""
+        """A receive request for each landing buffer, in a circle; `shape.receives` of them are posted at a time."""
         cdef State *st = self.st
         cdef uint32_t i, length = max(self.size, shape.least) + st.head
         cdef int pieces = 1 if shape.into else 0

@@ -69,7 +69,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     opcode: int  # of its work requests
     access: int  # what the other end may do with the landing ring
     slots: int  # buffers in which messages land
-    receives: int  # receive requests, which complete at each message: 0, or as many as slots
+    receives: int  # receive requests posted, which complete at each message: none, or no more than slots
     into: bool = True  # these name the buffers; otherwise they carry no address
     head: int = 0  # bytes before the message in each
     least: int = 0  # bytes that each landing buffer takes even where messages are smaller

@@ -77,6 +77,23 @@ def test_datagrams_are_never_lost_to_a_slow_receiver(ends: Ends) -> None:
     assert outcome.done["server"].tally["lost"] == 0
 
 
+@pytest.mark.parametrize("receives", [2, 4, 16])
+def test_a_message_of_several_packets_never_overwrites_one_that_was_not_read(ends: Ends, receives: int) -> None:
+    """A receiver that verifies each byte falls behind a sender with a whole window; its requests hold it up."""
+    outcome = ends.run(
+        Setting(
+            path="rdma-write-imm", pattern="stream", size=4 * MTU, messages=500, check_every=1, window=64, wait="event",
+            receives=receives, limit=60.0,
+        )
+    )  # fmt: skip
+    tally = outcome.done["server"].tally
+    assert {role: (done.ended, done.error) for role, done in outcome.done.items()} == {
+        "client": ("complete", ""), "server": ("complete", ""),
+    }  # fmt: skip
+    assert (tally["corrupt"], tally["duplicated"], tally["reordered"]) == (0, 0, 0)
+    assert tally["checked"] == tally["expected"] == 616
+
+
 @pytest.mark.parametrize("wait", WAITS)
 def test_what_was_chosen_is_told(ends: Ends, wait: Wait) -> None:
     chosen = ends.run(setting("rdma-send", "pingpong", 64, wait)).prepared["client"].chosen
