@@ -93,7 +93,7 @@ cdef void answer_arp(DatagramState *s, const Frame *frame) noexcept nogil:
     cdef char *answer
     if frame.size < ARP_SIZE or big16(frame.data + 12) != ARP or big16(arp + 6) != ARP_REQUEST:
         return
-    if memcmp(arp + 24, s.address, 4) != 0 or s.link.room(s.link.me) <= 0:
+    if memcmp(arp + 24, s.address, 4) != 0 or s.link.room(s.link.me, 1) <= 0:
         return
     answer = s.link.buffer(s.link.me, 0)
     memcpy(answer, frame.data + 6, 6)
@@ -168,15 +168,15 @@ cdef int release(void *me, uint32_t count) noexcept nogil:
 
 # --- sending -------------------------------------------------------------------------------------------------------
 
-cdef int wait_slot(DatagramState *s) noexcept nogil:
-    """Room in the link for a frame: how much; -ETIMEDOUT where it stays full for the limit."""
-    cdef int room = s.link.room(s.link.me)
+cdef int wait_slot(DatagramState *s, uint32_t most) noexcept nogil:
+    """Room in the link for a frame: how much, `most` at most; -ETIMEDOUT where it stays full for the limit."""
+    cdef int room = s.link.room(s.link.me, most)
     cdef int64_t since
     if room != 0:
         return room
     since = now()
     while room == 0:
-        room = s.link.room(s.link.me)
+        room = s.link.room(s.link.me, most)
         if room == 0 and now() - since > s.credit.limit_ns:
             return -ETIMEDOUT
     return room
@@ -186,7 +186,7 @@ cdef int say(DatagramState *s, uint32_t magic, uint64_t count) noexcept nogil:
     """Send a Control: 0 or -errno."""
     cdef Control control = a_control(&s.credit, magic, count)
     cdef char *frame
-    cdef int status = wait_slot(s)
+    cdef int status = wait_slot(s, 1)
     if status < 0:
         return status
     frame = s.link.buffer(s.link.me, 0)
@@ -243,17 +243,16 @@ cdef int one_control(DatagramState *s, Delivery *stray, int64_t deadline) noexce
 
 cdef int room(void *me) noexcept nogil:
     cdef DatagramState *s = <DatagramState *> me
-    cdef int slots, status
-    if s.credit.granted and allowed(&s.credit) == 0:
-        status = wait_credit(s)
-        if status <= 0:
-            return status
-    slots = wait_slot(s)
-    if slots < 0:
-        return slots
+    cdef int status
+    cdef uint32_t most = s.batch
     if s.credit.granted:
-        slots = <int> min(<uint64_t> slots, allowed(&s.credit))
-    return min(slots, <int> s.batch)
+        if allowed(&s.credit) == 0:
+            status = wait_credit(s)
+            if status <= 0:
+                return status
+        most = <uint32_t> min(<uint64_t> most, allowed(&s.credit))
+    status = wait_slot(s, most)
+    return min(status, <int> most)
 
 
 cdef int post(void *me, uint32_t count) noexcept nogil:

@@ -34,8 +34,8 @@ cdef int wait(void *me, int64_t deadline) noexcept nogil:
     return rx_wait((<RingsState *> me).rx, deadline)
 
 
-cdef int room(void *me) noexcept nogil:
-    return <int> min(tx_room((<RingsState *> me).tx), <uint32_t> SENT_TOGETHER)
+cdef int room(void *me, uint32_t most) noexcept nogil:
+    return <int> min(tx_room((<RingsState *> me).tx), <uint32_t> SENT_TOGETHER, most)
 
 
 cdef char *buffer(void *me, uint32_t k) noexcept nogil:

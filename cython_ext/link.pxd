@@ -29,8 +29,8 @@ cdef struct Link:
     int (*give)(void *me, uint32_t count) noexcept nogil
     # Until a frame is there: 1; until CLOCK_MONOTONIC reaches `deadline`: 0; or -errno.
     int (*wait)(void *me, int64_t deadline) noexcept nogil
-    # How many frames can be sent now. Never waits. Or -errno.
-    int (*room)(void *me) noexcept nogil
+    # How many frames can be sent now; more than `most` are not looked for. Never waits. Or -errno.
+    int (*room)(void *me, uint32_t most) noexcept nogil
     # Where the k-th frame after the last sent one is to be built. k < room.
     char *(*buffer)(void *me, uint32_t k) noexcept nogil
     # Send the next `count` frames, of `size` bytes each. 0 or -errno.

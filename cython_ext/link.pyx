@@ -29,7 +29,7 @@ cdef int no_wait(void *me, int64_t deadline) noexcept nogil:
     return -EBADF
 
 
-cdef int no_room(void *me) noexcept nogil:
+cdef int no_room(void *me, uint32_t most) noexcept nogil:
     return -EBADF
 
 
@@ -71,7 +71,7 @@ cdef class FrameLink:
         """Send one frame; False where there is no room for it now. ValueError where it is too long."""
         if len(frame) > self.largest or len(frame) < 14:
             raise ValueError(f"a frame has 14 to {self.largest} bytes, not {len(frame)}")
-        if checked(self.table.room(self.table.me)) == 0:
+        if checked(self.table.room(self.table.me, 1)) == 0:
             return False
         memcpy(self.table.buffer(self.table.me, 0), <const char *> frame, len(frame))
         checked(self.table.send(self.table.me, 1, <uint32_t> len(frame)))

@@ -166,7 +166,7 @@ cdef int wait(void *me, int64_t deadline) noexcept nogil:
 
 # --- sending -------------------------------------------------------------------------------------------------------
 
-cdef int room(void *me) noexcept nogil:
+cdef int room(void *me, uint32_t most) noexcept nogil:
     cdef Ne2kState *s = <Ne2kState *> me
     return 0 if inb(s.port + CR) & CR_TXP else <int> s.slots
 

@@ -1,5 +1,7 @@
 from cython_ext.link import FrameLink
 
+def port_filter(port: int) -> bytes: ...
+
 class PacketRing(FrameLink):
     def __init__(
         self,
@@ -11,4 +13,6 @@ class PacketRing(FrameLink):
         blocks: int = 32,
         block_ms: int = 1,
         slots: int = 256,
+        bypass: bool = True,
+        only_port: int | None = None,
     ) -> None: ...

@@ -3,10 +3,11 @@
 
 import mmap
 import socket
+import struct
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.errno cimport EAGAIN, EINTR, ENOBUFS, EPERM, errno
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -19,6 +20,7 @@ from hwrx.errors import MachineError
 
 SOL_PACKET = 263   # linux/socket.h, which user space does not have
 ETH_P_ALL = 3
+SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 
 cdef extern from *:
     """
@@ -112,19 +114,21 @@ cdef inline tpacket3_hdr *slot_header(PacketRingState *s, uint32_t k) noexcept n
     return <tpacket3_hdr *> (s.slots + <size_t> ((s.slot + k) % s.slot_count) * s.slot_size)
 
 
-cdef int room(void *me) noexcept nogil:
+cdef int room(void *me, uint32_t most) noexcept nogil:
     """Slots are sent in order, so that the free ones are those in front of the first busy one."""
     cdef PacketRingState *s = <PacketRingState *> me
     cdef uint32_t k, status
-    for k in range(s.slot_count):
+    most = min(most, s.slot_count)
+    for k in range(most):
         status = load(&slot_header(s, k).tp_status)
         if status & TP_STATUS_WRONG_FORMAT:
             s.rejected += 1
+            store(&slot_header(s, k).tp_status, TP_STATUS_AVAILABLE)  # counted once
         elif status & (TP_STATUS_SEND_REQUEST | TP_STATUS_SENDING):
             if k == 0:
                 kick(s)
             return <int> k
-    return <int> s.slot_count
+    return <int> most
 
 
 cdef char *buffer(void *me, uint32_t k) noexcept nogil:
@@ -154,19 +158,36 @@ cdef int send_frames(void *me, uint32_t count, uint32_t size) noexcept nogil:
 
 # --- for Python ----------------------------------------------------------------------------------------------------
 
+def port_filter(int port) -> bytes:
+    """Classic BPF for a packet socket: ARP, and UDP over IPv4 to `port`; nothing else (linux/filter.h)."""
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in (
+        (0x28, 0, 0, 12),            # ldh [12]: the EtherType
+        (0x15, 6, 0, 0x0806),        # ARP: take it
+        (0x15, 0, 6, 0x0800),        # not IPv4: leave it
+        (0x30, 0, 0, 23),            # ldb [23]: the protocol
+        (0x15, 0, 4, 17),            # not UDP: leave it
+        (0xb1, 0, 0, 14),            # ldxb 4 * ([14] & 15): bytes of the IPv4 header
+        (0x48, 0, 0, 16),            # ldh [x + 16]: the destination port
+        (0x15, 0, 1, port),
+        (0x06, 0, 0, 0xffffffff),    # take it, whole
+        (0x06, 0, 0, 0),             # leave it
+    ))
+
+
 cdef class PacketRing(FrameLink):
     """A packet socket on `netdev` with a receive and a transmit ring.
 
     mac: frames to this address are ours; the device is told to take them, and as it is not the kernel's own address,
     the stack drops its copy as somebody else's. poll: look into the ring instead of sleeping.
     block_size and blocks: of the receive ring; block_ms: after so long the kernel hands over a block that is not full,
-    which is how long a lone frame may wait. slots: of the transmit ring, 2 KiB each.
+    which is how long a lone frame may wait. slots: of the transmit ring, 2 KiB each. bypass: send past the device's
+    queueing discipline. only_port: UDP to this port and ARP are received, and nothing else; None: every frame.
 
     Raises MachineError where the socket or its rings cannot be had.
     """
 
     def __init__(self, str netdev, str mac, *, bint poll=False, uint32_t block_size=65536, uint32_t blocks=32,
-                 uint32_t block_ms=1, uint32_t slots=256):
+                 uint32_t block_ms=1, uint32_t slots=256, bint bypass=True, only_port=None):
         cdef PacketRingState *s = &self.state
         cdef tpacket_req3 request
         cdef packet_mreq membership
@@ -186,7 +207,11 @@ cdef class PacketRing(FrameLink):
             self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
             self.sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
             self.sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-            self.sock.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
+            self.sock.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, bypass)
+            if only_port is not None:
+                program = port_filter(only_port)
+                request_filter = struct.pack("HP", len(program) // 8, <uintptr_t> <const char *> program)
+                self.sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, request_filter)
             memset(&request, 0, sizeof(request))
             request.tp_block_size = block_size
             request.tp_block_nr = blocks

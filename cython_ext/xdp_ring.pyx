@@ -126,7 +126,7 @@ cdef int kick_out(XdpState *s, uint32_t upto) noexcept nogil:
             return status
 
 
-cdef int room(void *me) noexcept nogil:
+cdef int room(void *me, uint32_t most) noexcept nogil:
     """Chunks that are ours to build in; those that were sent come back first."""
     cdef XdpState *s = <XdpState *> me
     cdef uint32_t there = acquire(s.completed.producer), at = s.completed.consumer[0]

@@ -173,6 +173,7 @@ class Agent:
             resent=endpoint.resent() - before,
             cpu_ns=cpu,
             resident=peak_resident(),
+            chosen=endpoint.chosen(),
         )
         return done if status in loop.ENDED else msgspec.structs.replace(done, error=endpoint.explain(status))
 

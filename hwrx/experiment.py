@@ -15,7 +15,7 @@ import random
 import secrets
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import Meta, Struct
@@ -235,10 +235,13 @@ def with_seed(experiment: Experiment) -> Experiment:
 def plan(experiment: Experiment, check: Callable[[Setting], None] = delivery.check) -> Plan:
     """Lay out the run: each repeat holds every setting once, in an order drawn from the experiment's seed.
 
-    `check` raises UsageError where a path cannot do a setting; such combinations are listed with the reason. The order
+    `check` raises UsageError where a path cannot do a setting; such combinations are listed with the reason. A value
+    that is given to all paths goes to those that read it; UsageError if none does, or if a path's own table holds a
+    field that it does not read. The order
     is drawn with random.Random's `random()` alone, the one method whose sequence Python promises to keep.
     """
     experiment = with_seed(experiment)
+    _check_read(experiment)
     able: list[Setting] = []
     skipped: list[Skipped] = []
     for setting in _settings(experiment):
@@ -345,11 +348,14 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
         own = experiment.path.get(path, {})
         shares: tuple[float | None, ...] = experiment.load if pattern == "paced" and experiment.load else (None,)
         for share, *values in itertools.product(shares, *experiment.sweep.values()):
-            fields = {
+            common = {
                 **experiment.setting,
                 **experiment.pattern.get(pattern, {}),
                 **experiment.size.get(str(size), {}),
                 **dict(zip(names, values, strict=True)),
+            }
+            fields = {
+                **{key: value for key, value in common.items() if _concerns(path, pattern, key)},
                 "path": path,
                 "pattern": pattern,
                 "size": size,
@@ -364,6 +370,31 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
             if setting not in seen:  # two combinations that an override makes one
                 seen.add(setting)
                 yield setting
+
+
+def _concerns(path: str, pattern: str, field: str) -> bool:
+    """Whether a value that is given to all paths goes to this one. Conditions do, to be refused if it cannot be."""
+    return field in delivery.CONDITIONS or delivery.reads(path, cast("Pattern", pattern), field)
+
+
+def _check_read(experiment: Experiment) -> None:
+    """UsageError if a field was given that no path, or not the path whose own it is, reads."""
+    asked = [*experiment.setting, *experiment.sweep]
+    together = {(path, pattern) for path, pattern, _, _ in _combinations(experiment)}
+    for field in asked:
+        if not any(_concerns(path, pattern, field) for path, pattern in together):
+            path, pattern = min(together)
+            raise delivery.refuse_unread(path, cast("Pattern", pattern), field)
+    for path, fields in experiment.path.items():
+        own = {pattern for name, pattern in together if name == path}
+        for field, value in fields.items():
+            inner = value if isinstance(value, dict) else {}
+            for name in inner:
+                if not delivery.reads(path, cast("Pattern", field), name):
+                    raise delivery.refuse_unread(path, cast("Pattern", field), name)
+            if inner or field in OWN_LISTS or not own or any(delivery.reads(path, p, field) for p in own):  # type: ignore[arg-type]
+                continue
+            raise delivery.refuse_unread(path, cast("Pattern", min(own)), field)
 
 
 def _combinations(experiment: Experiment) -> Iterable[tuple[str, str, int, str]]:
@@ -385,7 +416,11 @@ def _order(experiment: Experiment, settings: list[Setting], repeats: int) -> lis
 
 def label_of(setting: Setting, experiment: Experiment) -> str:
     """Name a setting: what is listed always, and what is swept."""
-    swept = [f"{name}={getattr(setting, name)}" for name in experiment.sweep]
+    swept = [
+        f"{name}={getattr(setting, name)}"
+        for name in experiment.sweep
+        if _concerns(setting.path, setting.pattern, name)
+    ]
     if experiment.load and setting.pattern == "paced":
         swept.insert(0, f"rate={setting.rate:.0f}")
     return " ".join([setting.path, f"{setting.size} B", setting.pattern, setting.wait, *swept])

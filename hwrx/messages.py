@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 from hwrx import __version__
 from hwrx.errors import PeerError
 
-VERSION = 3
+VERSION = 4
 LARGEST_FRAME = 1 << 20
 SAMPLES_A_CHUNK = 64_000  # 8 bytes each, a third more in base64: below LARGEST_FRAME
 
@@ -108,6 +108,7 @@ class Prepare(Struct, tag="prepare", frozen=True):
     here: Place
     there: Place
     repeat: Natural = 0  # which arrivals an open loop draws
+    sender: Natural = 0  # which of the trial's senders, or its other end
     stamps: bool = False  # paths of whole frames: stamp the stages inside of the endpoint, too
 
 
@@ -197,7 +198,7 @@ class Released(Struct, tag="released", frozen=True):
 
 
 class Done(Struct, tag="done", frozen=True):
-    """The loop ended; what it counted. `ended` says how."""
+    """The loop ended; what it counted, and what had been chosen by then. `ended` says how."""
 
     tally: dict[str, int]
     ended: Ended
@@ -205,6 +206,7 @@ class Done(Struct, tag="done", frozen=True):
     resent: int = 0  # packets that the path's own recovery sent again, as far as it tells
     cpu_ns: dict[str, int] = {}  # user, system of the thread, between first and last message
     resident: int = 0  # bytes, peak
+    chosen: dict[str, Any] = {}  # as in Prepared, with what only the connection decided: the window, the agreed MTU, …
 
 
 class Chunk(Struct, tag="chunk", frozen=True):

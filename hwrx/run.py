@@ -138,7 +138,7 @@ class Pair:
         places = self._testbed.places
         prepared: dict[Role, Prepared] = {}
         try:
-            for peers in self._pairs[: setting.senders]:
+            for sender, peers in enumerate(self._pairs[: setting.senders]):
                 for role, other in ENDS:
                     message = Prepare(
                         trial=number,
@@ -147,6 +147,7 @@ class Pair:
                         here=places[role],
                         there=places[other],
                         repeat=repeat,
+                        sender=sender,
                         stamps=stamps,
                     )
                     prepared[role] = peers[role].ask(message, Prepared)
@@ -158,7 +159,7 @@ class Pair:
                 for peers in self._pairs[: setting.senders]:
                     peers[role].send(Start())
             done = self._all_done(setting.senders, limit, setting.limit)
-            measured = self._collect(setting, done, prepared)
+            measured = self._collect(setting, done)
             look(self.peers)
         except PeerError:
             raise  # the run ends, and all agents with it
@@ -211,7 +212,7 @@ class Pair:
                 if peers[role] is peer:
                     peers[role] = self._stack.enter_context(self._testbed.start(role))
 
-    def _collect(self, setting: Setting, done: dict[Peer, Done], prepared: dict[Role, Prepared]) -> Measured:
+    def _collect(self, setting: Setting, done: dict[Peer, Done]) -> Measured:
         """Fetch what all senders' messages met, in the order of their delivery where there are several."""
         seen_by: Role = paths.find(setting.path).stream_seen_by if setting.pattern == "stream" else "client"
         pairs = self._pairs[: setting.senders]
@@ -230,7 +231,7 @@ class Pair:
             tally={**merged(client.tally, server.tally, seen_by), "resent": client.resent + server.resent},
             client=client,
             server=server,
-            chosen={role: prepared[role].chosen for role in prepared},
+            chosen={"client": client.chosen, "server": server.chosen},
         )
 
     def _release(self, senders: int) -> None:
@@ -257,16 +258,26 @@ def _times(setting: Setting, observer: Peer, client: Peer) -> tuple[Int64s, Int6
 
 
 def together(done: Sequence[Done]) -> Done:
-    """Several senders' (or their receivers') ends as one: counts and processor time added, the worst of the endings."""
+    """Several senders' (or their receivers') ends as one: counts and processor time added, the worst of the endings.
+
+    What was chosen is the first one's.
+    """
     worst = next((one for one in done if one.ended not in ("complete", "finished")), done[0])
     return Done(
-        tally={name: sum(one.tally[name] for one in done) for name in worst.tally},
+        tally=added([one.tally for one in done]),
         ended=worst.ended,
         error=worst.error,
         resent=sum(one.resent for one in done),
-        cpu_ns={kind: sum(one.cpu_ns.get(kind, 0) for one in done) for kind in worst.cpu_ns},
+        cpu_ns=added([one.cpu_ns for one in done]),
         resident=max(one.resident for one in done),
+        chosen=done[0].chosen,
     )
+
+
+def added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Add what several ends counted, name by name; an end counts only what it met, so that not each has every name."""
+    names = dict.fromkeys(name for one in counts for name in one)
+    return {name: sum(one.get(name, 0) for one in counts) for name in names}
 
 
 def fetch(peer: Peer, array: Array, count: int) -> Int64s:

@@ -1,4 +1,4 @@
-"""Both ends of a socket path in this process: each end's loop in a thread of its own."""
+"""Both ends of a path in this process: each end's loop in a thread of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 
 from cython_ext import loop
-from cython_ext.socket_transport import SocketTransport
+from cython_ext.transport import Transport
 from cython_ext.trial import Trial
 from hwrx import arrivals
 from hwrx.messages import Place, Prepare, Role, Setting, Wait
@@ -18,11 +18,9 @@ WAITS: tuple[Wait, ...] = ("block", "epoll", "select", "busy-poll", "spin")
 ODDITIES = ("lost", "duplicated", "reordered", "corrupt", "stale", "wrong_size")
 
 
-def endpoint(role: Role, setting: Setting, place: Place | None = None) -> SocketTransport:
+def endpoint(role: Role, setting: Setting, place: Place | None = None) -> Transport:
     place = place or Place()
-    prepared = open_endpoint(Prepare(trial=TRIAL, role=role, setting=setting, here=place, there=place))
-    assert isinstance(prepared, SocketTransport)
-    return prepared
+    return open_endpoint(Prepare(trial=TRIAL, role=role, setting=setting, here=place, there=place))
 
 
 def trial_of(setting: Setting) -> Trial:
@@ -42,7 +40,7 @@ def trial_of(setting: Setting) -> Trial:
 class Side(threading.Thread):
     """One end's loop; `verdict` is its status in words, `counts` what it saw."""
 
-    def __init__(self, transport: SocketTransport, setting: Setting, role: Role) -> None:
+    def __init__(self, transport: Transport, setting: Setting, role: Role) -> None:
         super().__init__()
         self.trial = trial_of(setting)
         self.verdict = ""

@@ -58,7 +58,7 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--messages", type=int, help="Measured messages of a trial."),
         click.option("--repeats", type=int, help="How often each setting is measured."),
         click.option("--rate", type=float, help="paced: messages a second."),
-        click.option("--window", type=int, help="Messages that may be outstanding."),
+        click.option("--window", type=int, help="Messages that may be outstanding, where a path reads it."),
         click.option("--batch", type=int, help="Most messages in one post or receive."),
         click.option("--signal-every", type=int, help="verbs: one signalled send in so many."),
         click.option("--inline", type=int, help="verbs: send inline up to so many bytes."),

@@ -19,7 +19,7 @@ from hwrx.errors import HwrxError, MachineError, PathError, UsageError
 from hwrx.flood import counting, result
 from hwrx.flood.account import Int64s
 from hwrx.flood.model import PATHS, VERBS, Flood, Spec
-from hwrx.messages import Place, Prepare, Role, Setting
+from hwrx.messages import Pattern, Place, Prepare, Role, Setting
 from hwrx.run import ENDS
 
 Say = Callable[[str], None]
@@ -143,21 +143,23 @@ def made(spec: Spec, bed: Bed, say: Say = lambda text: None) -> Made:
 def setting(spec: Spec) -> Setting:
     """The endpoints' setting: an open loop's, whose ends wait for nobody; TCP and SEND stop a sender by themselves."""
     sockets = spec.path in ("udp", "tcp")
+    pattern: Pattern = "stream" if spec.path in ("tcp", "rdma-send") else "paced"
+    # of these only what the path reads
+    selective = {"rate": spec.rate or 1.0, "window": max(256, spec.together)}
     return Setting(
         path=spec.path,
-        pattern="stream" if spec.path in ("tcp", "rdma-send") else "paced",
-        rate=spec.rate or 1.0,
+        pattern=pattern,
         size=spec.size,
         messages=spec.wants,
         warmup=0,
         cooldown=0,
         wait="epoll" if sockets else "event",
-        window=max(256, spec.together),
         batch=spec.together,
         check_every=0,
         socket_buffer=spec.receive_buffer if sockets else None,
         receives=spec.receives,
         completions=spec.completions,
+        **{name: value for name, value in selective.items() if paths.reads(spec.path, pattern, name)},  # type: ignore[arg-type]
     )
 
 

@@ -24,7 +24,10 @@ RING = 1024  # descriptors
 PIO_WIDTH: Literal[1, 2, 4] = 2  # bytes of a port access; the NE2000's own bus had 16 lines
 BLOCK_MS = 1  # of a packet ring: the kernel hands over a block after so long, full or not
 WAITS = ("poll", "event")
-FIRST_PORT = 40_000  # the trial's number is added, so that stragglers of another trial are nobody's
+# By the trial's number, so that stragglers of another trial are nobody's; by the sender, so that each request has one
+# end that answers it; and by the role, by which a packet on the wire tells its direction.
+FIRST_PORT = 40_000
+TRIALS, SENDERS = 192, 64
 
 
 def check(setting: Setting) -> None:
@@ -39,10 +42,6 @@ def check(setting: Setting) -> None:
         raise UsageError(f"{setting.path} cannot wait by {setting.wait}", remedy=f"choose of: {', '.join(WAITS)}")
     if setting.pattern == "paced" and setting.rate is None:
         raise UsageError("paced needs a rate in messages a second", remedy="set rate")
-    others = ("inline", "mtu", "gid_index", "receives", "completions", "socket_buffer")
-    for name in (*others, "zerocopy_send", "zerocopy_receive"):
-        if getattr(setting, name) is not None and getattr(setting, name) is not False:
-            raise UsageError(f"{name} is not for {setting.path}, which has none", remedy=f"leave {name} out")
 
 
 def open_endpoint(prepare: Prepare) -> DatagramTransport:
@@ -59,7 +58,7 @@ def open_endpoint(prepare: Prepare) -> DatagramTransport:
             port=_port(prepare),
             size=setting.size,
             window=setting.window,
-            batch=1 if setting.pattern == "pingpong" else min(setting.batch, setting.window),
+            batch=1 if setting.pattern == "pingpong" else setting.batch,
             stream=setting.pattern == "stream",
             trial=prepare.trial,
             patience=min(PATIENCE, setting.limit),
@@ -103,8 +102,25 @@ def _packet_ring(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
     mac = bytearray(_hardware(netdev))
     mac[0] |= 0x02  # locally administered
     mac[1] ^= 0x40
-    ring = PacketRing(netdev, mac.hex(":"), poll=prepare.setting.wait == "poll", block_ms=BLOCK_MS)
-    return ring, {"netdev": netdev, "mac": ring.mac, "version": "TPACKET_V3", "block_ms": BLOCK_MS}
+    setting = prepare.setting
+    # every packet socket sees every frame: of several senders' each takes only its own, as if it were alone
+    only_port = _port(prepare) if setting.senders > 1 else None
+    ring = PacketRing(
+        netdev,
+        mac.hex(":"),
+        poll=setting.wait == "poll",
+        block_ms=BLOCK_MS,
+        bypass=not setting.netem,  # netem is a queueing discipline: what bypasses it is not spoiled
+        only_port=only_port,
+    )
+    return ring, {
+        "netdev": netdev,
+        "mac": ring.mac,
+        "version": "TPACKET_V3",
+        "block_ms": BLOCK_MS,
+        "queueing_discipline": "passed" if setting.netem else "bypassed",
+        "filter": None if only_port is None else f"UDP to port {only_port}, ARP",
+    }
 
 
 def _xdp(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
@@ -151,8 +167,8 @@ def _hardware(netdev: str) -> bytes:
 
 
 def _port(prepare: Prepare) -> int:
-    # each end has its own, by which a packet on the wire tells its direction
-    return FIRST_PORT + prepare.trial % 10_000 * 2 + (prepare.role == "client")
+    """The UDP port of this end of one sender of a trial; no two ends of a trial have the same."""
+    return FIRST_PORT + (prepare.trial % TRIALS * SENDERS + prepare.sender) * 2 + (prepare.role == "client")
 
 
 LINKS: dict[str, Callable[[Prepare], tuple[FrameLink, dict[str, Any]]]] = {

@@ -52,20 +52,12 @@ def check(setting: Setting) -> None:
         )
     if setting.pattern == "paced" and setting.rate is None:
         raise UsageError("paced needs a rate in messages a second", remedy="set rate")
-    if setting.zerocopy_receive and setting.path != "tcp":
-        raise UsageError(
-            f"zerocopy_receive maps the pages of a TCP connection; {setting.path} has no such thing",
-            remedy="leave zerocopy_receive out, or choose tcp",
-        )
     if setting.zerocopy_receive and setting.size % PAGE:
         raise UsageError(
             f"zerocopy_receive maps whole pages: the size must be a multiple of {PAGE} bytes, not {setting.size}",
             remedy=f"for example {-(-setting.size // PAGE) * PAGE}",
         )
     hooks.find(setting.hook)
-    for name in ("inline", "mtu", "gid_index", "receives", "completions"):
-        if getattr(setting, name) is not None:
-            raise UsageError(f"{name} is for verbs paths; {setting.path} has none", remedy=f"leave {name} out")
 
 
 def open_endpoint(prepare: Prepare) -> SocketTransport:
@@ -87,7 +79,7 @@ def open_endpoint(prepare: Prepare) -> SocketTransport:
         sock.close()
         raise
     # ping-pong has one message on its way
-    batch = 1 if setting.pattern == "pingpong" else min(setting.batch, setting.window)
+    batch = 1 if setting.pattern == "pingpong" else setting.batch
     common: dict[str, Any] = {
         "size": setting.size,
         "window": setting.window,

@@ -37,9 +37,6 @@ def check(setting: Setting) -> None:
             f"a UD datagram carries at most the MTU, which is {LARGEST_MTU} bytes or less, not {setting.size}",
             remedy="a smaller size, or rdma-send",
         )
-    for name in ("socket_buffer", "zerocopy_send", "zerocopy_receive"):
-        if getattr(setting, name) is not None and getattr(setting, name) is not False:
-            raise UsageError(f"{name} is for socket paths; {setting.path} has none", remedy=f"leave {name} out")
 
 
 def open_endpoint(prepare: Prepare) -> VerbsTransport:

@@ -46,6 +46,20 @@ def stream(path: str) -> Side:
     return server
 
 
+@pytest.mark.parametrize(("asked", "loses"), [("loss 10%", True), ("", False)])
+def test_a_packet_ring_passes_the_queueing_discipline_if_netem_is_asked_for(
+    netem: Callable[..., None], asked: str, loses: bool
+) -> None:
+    netem("loss", "random", "10%")
+    setting = Setting(
+        path="packet-ring", pattern="stream", messages=1000, warmup=0, cooldown=0, size=200, check_every=1, limit=20,
+        netem=asked,
+    )  # fmt: skip
+    _, server = both(setting, places=PLACES)
+    assert (server.counts["lost"] > 0) is loses
+    assert server.counts["checked"] == server.counts["delivered"] == 1000 - server.counts["lost"]
+
+
 def test_a_lossy_wire_loses_and_nothing_else(netem: Callable[..., None]) -> None:
     netem("loss", "random", "10%")
     counts = stream("udp").counts

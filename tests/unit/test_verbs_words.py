@@ -245,11 +245,11 @@ def test_an_errno_becomes_words_and_a_remedy(number: int, kind: type, remedy: st
         ({"wait": "epoll"}, "cannot wait by 'epoll'"),
         ({"pattern": "paced"}, "paced needs a rate"),
         ({"path": "rdma-ud", "size": 4097}, "at most the MTU"),
-        ({"socket_buffer": 4096}, "socket_buffer is for socket paths"),
-        ({"zerocopy_send": True}, "zerocopy_send is for socket paths"),
-        ({"path": "udp", "zerocopy_receive": True}, "maps the pages of a TCP connection"),
+        ({"socket_buffer": 4096}, "rdma-send does not read socket_buffer"),
+        ({"zerocopy_send": True}, "rdma-send does not read zerocopy_send"),
+        ({"path": "udp", "zerocopy_receive": True}, "udp does not read zerocopy_receive in pingpong"),
         ({"path": "tcp", "size": 5000, "zerocopy_receive": True}, "a multiple of 4096"),
-        ({"path": "packet-ring", "zerocopy_send": True}, "zerocopy_send is not for packet-ring"),
+        ({"path": "packet-ring", "zerocopy_send": True}, "packet-ring does not read zerocopy_send"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_before_anything_starts(change: dict[str, Any], words: str) -> None:

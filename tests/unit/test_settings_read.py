@@ -1,0 +1,199 @@
+"""Which fields of a setting a path reads: what was asked for holds, or is refused, and only what holds is recorded."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from typing import Any, get_args
+
+import pytest
+
+from cython_ext.packet import udp_frame, udp_template
+from cython_ext.packet_ring import port_filter
+from hwrx import experiment, paths
+from hwrx.errors import UsageError
+from hwrx.messages import Done, Pattern, Place, Prepare, Role, Setting
+from hwrx.paths import nic
+from hwrx.run import together
+
+PATTERNS = get_args(Pattern)
+# one value for each field that is not every path's, different from the default and possible
+OTHER: dict[str, Any] = {
+    "window": 7, "batch": 5, "rate": 100.0, "arrivals": "poisson", "signal_every": 3, "inline": 32,
+    "socket_buffer": 65536, "zerocopy_send": True, "zerocopy_receive": True, "mtu": 512, "gid_index": 1, "receives": 8,
+    "completions": 9, "huge_pages": True, "crowd": 3, "crowd_on": "chain", "hook": "tap", "senders": 2,
+    "netem": "loss 1%",
+}  # fmt: skip
+
+
+def setting(path: str, pattern: str, **fields: Any) -> Setting:
+    given = {"size": 8192 if "zerocopy_receive" in fields else 64, "rate": 50.0 if pattern == "paced" else None}
+    return Setting(path=path, pattern=pattern, **{**given, **fields})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("path", "pattern"), list(itertools.product(paths.PATHS, PATTERNS)))
+def test_a_field_is_read_and_recorded_or_refused_by_name(path: str, pattern: Pattern) -> None:
+    for field, value in OTHER.items():
+        asked = setting(path, pattern, **{field: value})
+        if paths.reads(path, pattern, field):
+            assert paths.settings_read(asked)[field] == value
+            if (field, pattern) != ("senders", "paced"):  # an open loop has one sender
+                paths.check(asked)
+        else:
+            assert field not in paths.settings_read(asked)
+            with pytest.raises(UsageError, match=f"{field}|crowd|hook|netem|senders") as caught:
+                paths.check(asked)
+            assert caught.value.remedy
+
+
+def test_every_field_that_only_some_paths_read_is_tried() -> None:
+    selective = {
+        field
+        for field in Setting.__struct_fields__
+        if not all(paths.reads(path, pattern, field) for path in paths.PATHS for pattern in PATTERNS)
+    }
+    assert selective == set(OTHER)
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "field", "holds"),
+    [
+        ("tcp", "stream", "window", False), ("tcp", "paced", "window", True), ("udp", "stream", "window", True),
+        ("udp", "pingpong", "window", False), ("rdma-send", "pingpong", "window", True),
+        ("udp", "stream", "signal_every", False), ("rdma-read", "stream", "signal_every", False),
+        ("rdma-read", "pingpong", "receives", False), ("rdma-write", "stream", "completions", False),
+        ("packet-ring", "stream", "huge_pages", False), ("xdp", "pingpong", "netem", False),
+        ("packet-ring", "pingpong", "netem", True), ("xdp", "pingpong", "senders", False),
+        ("nic-ring", "stream", "senders", False), ("tcp", "pingpong", "batch", False),
+    ],
+)  # fmt: skip
+def test_what_each_path_reads(path: str, pattern: Pattern, field: str, holds: bool) -> None:
+    assert paths.reads(path, pattern, field) is holds
+
+
+def test_a_stream_of_tcp_says_what_bounds_it() -> None:
+    with pytest.raises(UsageError, match="congestion window and both socket buffers") as caught:
+        paths.check(setting("tcp", "stream", window=4))
+    assert "socket_buffer" in caught.value.remedy
+    assert "rdma-send" in caught.value.remedy
+
+
+def test_a_batch_that_no_call_takes_is_refused() -> None:
+    with pytest.raises(UsageError, match="at most 256 messages, not 257"):
+        paths.check(setting("udp", "stream", batch=257))
+
+
+# --- in an experiment ------------------------------------------------------------------------------------------------
+
+
+def layout(text: str) -> experiment.Plan:
+    return experiment.plan(experiment.loads(text, source="test"))
+
+
+def test_a_common_value_goes_to_the_paths_that_read_it() -> None:
+    plan = layout(
+        'paths = ["udp", "rdma-send"]\npatterns = ["pingpong", "stream"]\n[setting]\nsignal_every = 4\nbatch = 2'
+    )
+    assert not plan.skipped
+    found = {(s.path, s.pattern): (s.signal_every, s.batch) for s in plan.settings}
+    assert found == {
+        ("udp", "pingpong"): (16, 16), ("udp", "stream"): (16, 2),
+        ("rdma-send", "pingpong"): (4, 16), ("rdma-send", "stream"): (4, 2),
+    }  # fmt: skip
+    read = {(s.path, s.pattern): paths.settings_read(s) for s in plan.settings}
+    assert "signal_every" not in read["udp", "stream"]
+    assert read["rdma-send", "pingpong"]["signal_every"] == 4
+
+
+def test_a_swept_value_makes_no_copies_of_a_path_that_does_not_read_it() -> None:
+    plan = layout('paths = ["udp", "tcp"]\npatterns = ["stream"]\nrepeats = 1\n[sweep]\nwindow = [1, 8]')
+    assert sorted(trial.label for trial in plan.trials) == [
+        "tcp 64 B stream event", "udp 64 B stream event window=1", "udp 64 B stream event window=8",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('paths = ["udp", "tcp"]\n[setting]\nsignal_every = 16', "tcp does not read signal_every in pingpong"),
+        ('paths = ["udp"]\n[setting]\nwindow = 8', "udp does not read window in pingpong, only in stream"),
+        ('paths = ["tcp"]\npatterns = ["stream"]\n[sweep]\nwindow = [1, 8]', "tcp does not read window in stream"),
+        ('paths = ["udp", "rdma-send"]\n[path.udp]\nsignal_every = 4', "udp does not read signal_every"),
+        ('paths = ["udp", "rdma-send"]\n[path.udp.stream]\ninline = 4', "udp does not read inline in stream"),
+    ],
+)
+def test_a_value_that_nobody_reads_is_refused(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        layout(text)
+
+
+def test_a_condition_that_a_path_cannot_have_leaves_the_path_out() -> None:
+    plan = layout('paths = ["udp", "xdp"]\n[setting]\nnetem = "loss 20%"')
+    assert [s.path for s in plan.settings] == ["udp"]
+    assert [skip.label for skip in plan.skipped] == ["xdp 64 B pingpong event"]
+    assert "netem is a queueing discipline" in plan.skipped[0].reason
+
+
+# --- several senders -------------------------------------------------------------------------------------------------
+
+
+def test_no_two_ends_of_a_trial_have_the_same_port() -> None:
+    roles: tuple[Role, Role] = ("client", "server")
+    place = {"here": Place(), "there": Place()}
+    ports = [
+        nic._port(Prepare(trial=trial, role=role, setting=setting("packet-ring", "pingpong"), sender=sender, **place))
+        for trial in range(3)
+        for sender in range(64)
+        for role in roles
+    ]
+    assert len(set(ports)) == len(ports)
+    last = Prepare(trial=nic.TRIALS - 1, role="client", setting=setting("xdp", "pingpong"), sender=63, **place)
+    assert nic._port(last) < 1 << 16
+
+
+def test_ends_that_met_different_things_are_added() -> None:
+    ends = [
+        Done(tally={"lost": 1, "wrong port": 2}, ended="complete", cpu_ns={"user": 1}, chosen={"port": 1}),
+        Done(tally={"lost": 2, "bad checksum": 3}, ended="finished", cpu_ns={"system": 2}, chosen={"port": 2}),
+    ]
+    one = together(ends)
+    assert one.tally == {"lost": 3, "wrong port": 2, "bad checksum": 3}
+    assert one.cpu_ns == {"user": 1, "system": 2}
+    assert one.chosen == {"port": 1}
+
+
+def passes(program: bytes, frame: bytes) -> bool:
+    """Run classic BPF over a frame, as the kernel would (Documentation/networking/filter.rst)."""
+    code = list(struct.iter_unpack("HBBI", program))
+    at = accumulator = index = 0
+    while True:
+        operation, yes, no, k = code[at]
+        at += 1
+        if operation == 0x28:
+            accumulator = int.from_bytes(frame[k : k + 2], "big")
+        elif operation == 0x48:
+            accumulator = int.from_bytes(frame[index + k : index + k + 2], "big")
+        elif operation == 0x30:
+            accumulator = frame[k]
+        elif operation == 0xB1:
+            index = 4 * (frame[k] & 15)
+        elif operation == 0x15:
+            at += yes if accumulator == k else no
+        else:
+            assert operation == 0x06
+            return k != 0
+
+
+def test_of_several_senders_each_ring_takes_only_its_own_frames() -> None:
+    def frame(port: int) -> bytes:
+        ends = ("02:00:00:00:00:01", "02:00:00:00:00:02", "192.0.2.1", "192.0.2.2")
+        return udp_frame(udp_template(*ends, 1111, port), b"x" * 20)
+
+    program = port_filter(40001)
+    assert passes(program, frame(40001))
+    assert not passes(program, frame(40003))
+    assert passes(program, bytes(12) + b"\x08\x06" + bytes(28))
+    assert not passes(program, bytes(12) + b"\x86\xdd" + bytes(60))
+    tcp = bytearray(frame(40001))
+    tcp[23] = 6
+    assert not passes(program, bytes(tcp))
