@@ -81,6 +81,7 @@ cdef extern from "<sys/syscall.h>" nogil:
 cdef enum:
     PAGE = 4096  # of the mapping, which the kernel rounds up to its own
     BUCKETS = 256
+    CONTEXTS = 4  # enum context
     SAID_ROOM = 65536
     # linux/bpf.h since 6.4; older headers lack the three names, the kernel's numbers are fixed
     BPF_LINK_CREATE = 28
@@ -90,10 +91,12 @@ cdef enum:
 cdef struct Event:
     uint64_t ns, sequence, object
     uint32_t flow, trial, bytes, position, tid
-    uint16_t cpu, stage
+    uint16_t cpu
+    uint8_t stage, context
 
 cdef struct Totals:
     uint64_t count, bytes, timed, sum_ns, max_ns
+    uint64_t by[CONTEXTS]
     uint32_t buckets[BUCKETS]
 
 cdef struct Settings:
@@ -101,7 +104,7 @@ cdef struct Settings:
 
 cdef struct Machine:
     uint64_t page_offset_base, vmemmap_base
-    uint32_t constant, holds, exits, unused
+    uint32_t constant, holds, exits, contexts
 
 # union bpf_attr as BPF_LINK_CREATE with a netfilter program reads it
 cdef struct NetfilterLink:
@@ -111,11 +114,11 @@ cdef struct NetfilterLink:
 
 EVENT = np.dtype([
     ("ns", "<u8"), ("sequence", "<u8"), ("object", "<u8"), ("flow", "<u4"), ("trial", "<u4"), ("bytes", "<u4"),
-    ("position", "<u4"), ("tid", "<u4"), ("cpu", "<u2"), ("stage", "<u2"),
+    ("position", "<u4"), ("tid", "<u4"), ("cpu", "<u2"), ("stage", "u1"), ("context", "u1"),
 ])
 TOTALS = np.dtype([
     ("count", "<u8"), ("bytes", "<u8"), ("timed", "<u8"), ("sum_ns", "<u8"), ("max_ns", "<u8"),
-    ("buckets", "<u4", (BUCKETS,)),
+    ("by", "<u8", (CONTEXTS,)), ("buckets", "<u4", (BUCKETS,)),
 ])
 VERSION = (libbpf_major_version(), libbpf_minor_version())
 
@@ -251,7 +254,7 @@ cdef class Tracer:
             result[bpf_program__name(program).decode()] = bpf_program__section_name(program).decode()
 
     def load(self, chosen, targets, *, ring_bytes=1 << 24, page_offset_base=0, vmemmap_base=0, constant=False,
-             holds=False, exits=True):
+             holds=False, exits=True, contexts=False):
         """Load the chosen programs. LoadError names the one that was refused; the Tracer is then good for `close` only.
 
         `targets`: of each fentry, fexit and tp_btf program among them, what it is attached to: a value of
@@ -279,7 +282,7 @@ cdef class Tracer:
         machine.constant = constant
         machine.holds = holds
         machine.exits = exits
-        machine.unused = 0
+        machine.contexts = contexts
         value = bpf_map__initial_value(self.table(b".rodata"), &size)
         if value is NULL or size != sizeof(Machine):
             raise LoadError(errno.EINVAL, "", f"struct machine has {size} bytes in the object, {sizeof(Machine)} here")
@@ -301,7 +304,7 @@ cdef class Tracer:
         self.cpu = forms["cpu"]
         if bpf_map__value_size(table) != self.cpu.itemsize or self.cpu.itemsize % 8:
             raise LoadError(errno.EINVAL, "", "struct cpu differs between the object's map and its BTF")
-        self.before = np.zeros((bpf_map__max_entries(self.table(b"totals")), 2), dtype=np.uint64)
+        self.before = np.zeros((bpf_map__max_entries(self.table(b"totals")), 2 + CONTEXTS), dtype=np.uint64)
         table = self.table(b".data")
         if bpf_map__value_size(table) != sizeof(Settings):
             raise LoadError(errno.EINVAL, "", "struct settings differs between object and extension")
@@ -425,6 +428,7 @@ cdef class Tracer:
                 result[field] = per_cpu[field].sum(axis=1)
         result["count"] += counted[:, 0]
         result["bytes"] += counted[:, 1]
+        result["by"] += counted[:, 2:]
         return result
 
     def _cpus(self):
@@ -437,9 +441,10 @@ cdef class Tracer:
         return state
 
     def _counted(self):
-        """What was counted and not timed since loading: stages x (times, bytes)."""
-        found = self._cpus()["stages"]
-        return np.stack([found["count"].sum(axis=0), found["bytes"].sum(axis=0)], axis=1)
+        """What was counted and not timed since loading: stages x (times, bytes, bytes by each context)."""
+        state = self._cpus()
+        found, by = state["stages"], state["handled"]["by"].sum(axis=0)
+        return np.column_stack([found["count"].sum(axis=0), found["bytes"].sum(axis=0), by])
 
     def clear(self):
         """Set all totals back to zero."""

@@ -290,9 +290,15 @@ cdef class VerbsTransport(Transport):
         return result
 
     def counts(self):
-        """What the device's own counters counted since the endpoint was made; of whatever used it, not of us alone."""
+        """What the device's own counters counted since the endpoint was made; of whatever used it, not of us alone.
+
+        `inline_bytes`: payload that this end posted inline, which ibv_post_send copies into the send queue.
+        """
         after = hw_counters(self.context.name, self.port.number)
-        return {name: after[name] - before for name, before in self.counted.items() if name in after}
+        found = {name: after[name] - before for name, before in self.counted.items() if name in after}
+        if self.st.flags & IBV_SEND_INLINE:
+            found["inline_bytes"] = self.st.posted * self.size
+        return found
 
     def resent(self) -> int:
         """As every transport's: rxe's count of retries, of the whole device; 0 on hardware, which counts others."""

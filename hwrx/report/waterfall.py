@@ -21,6 +21,7 @@ from hwrx.report.model import Summary
 from hwrx.report.words import size_words
 from hwrx.stats import BEYOND
 from hwrx.trace import copies
+from hwrx.trace.actors import actor_column, shares_in_words
 from hwrx.trace.tables import stage_numbers
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ ACTORS = {
     "kernel worker": "#D55E00",
     "hard IRQ": "#CC79A7",
     "device": "#777777",
+    "not observed": "#999999",
 }
 HATCHES = {
     "kernel": "",
@@ -51,6 +53,8 @@ class Step(Struct, frozen=True):
     """One stage of one path and size: nanoseconds since the stage before."""
 
     stage: stages.Stage
+    actor: str  # who worked there, as observed; the most frequent
+    actors: str  # all of them in words, with shares if there are several
     count: int
     mean: float  # over all messages, also those that skipped the stage
     p50: float  # over those that passed it
@@ -90,22 +94,29 @@ def _journeys(run: Run) -> list[Journey]:
     size = table["size"].to_numpy()
     number = stage_numbers(table)
     ns = table["ns"].to_numpy()
+    actor = actor_column(table)
     order = {name: place for place, name in enumerate(run.experiment.paths)}
     found = []
     for which in sorted({*zip(path.tolist(), size.tolist(), strict=True)}, key=lambda w: (w[1], order.get(w[0], 99))):
         mine = (path == which[0]) & (size == which[1])
-        found.append(_journey(which[0], int(which[1]), number[mine], ns[mine]))
+        found.append(_journey(which[0], int(which[1]), number[mine], ns[mine], actor[mine]))
     return found
 
 
-def _journey(path: str, size: int, number: npt.NDArray[Any], ns: npt.NDArray[Any]) -> Journey:
+def _journey(
+    path: str, size: int, number: npt.NDArray[Any], ns: npt.NDArray[Any], actor: npt.NDArray[Any]
+) -> Journey:
     messages = int((number == stages.BY_NAME["posted"].number).sum())
     steps = []
     for stage in stages.chain(path):
         values = ns[number == stage.number]
         if len(values):
             tail = float(np.quantile(values, 0.99)) if len(values) * 0.01 >= BEYOND else float("nan")
-            steps.append(Step(stage, len(values), float(values.sum()) / messages, float(np.median(values)), tail))
+            names, counts = np.unique(actor[number == stage.number], return_counts=True)
+            most = str(names[np.argmax(counts)])
+            words = shares_in_words(dict(zip(map(str, names), counts.tolist(), strict=True)))
+            mean = float(values.sum()) / messages
+            steps.append(Step(stage, most, words, len(values), mean, float(np.median(values)), tail))
     return Journey(path, size, messages, steps)
 
 
@@ -142,7 +153,7 @@ def _stages(size: int, several: Sequence[Journey], unit: str, factor: float) -> 
         steps = [next((s for s in journey.steps if s.stage.number == stage.number), None) for journey in several]
         if not any(steps):
             continue
-        cells: list[Cell] = [(stage.name, ""), (stage.actor, "")]
+        cells: list[Cell] = [(stage.name, ""), (_actors(steps, several), "")]
         for step, journey in zip(steps, several, strict=True):
             cells += _cells(step, journey, factor)
         rows.append((stage.side != side, cells))
@@ -157,6 +168,14 @@ def _stages(size: int, several: Sequence[Journey], unit: str, factor: float) -> 
         "up to the mean one-way time; medians are over the messages that passed the stage, and need not add up."
     )
     return Table(f"stages-{size}", f"Where the time goes, {size_words(size)}", caption, columns, rows)
+
+
+def _actors(steps: Sequence[Step | None], several: Sequence[Journey]) -> str:
+    """Who worked at a stage: said once if all paths agree."""
+    found = {journey.path: step.actors for step, journey in zip(steps, several, strict=True) if step is not None}
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return "; ".join(f"{path}: {actors}" for path, actors in found.items())
 
 
 def _cells(step: Step | None, journey: Journey, factor: float) -> list[Cell]:
@@ -285,7 +304,7 @@ def draw(summary: Summary, figure: Figure, width: float) -> None:
     for place, journey in enumerate(several):
         at = 0.0
         for step in journey.steps:
-            actor = step.stage.actor
+            actor = step.actor
             look: dict[str, Any] = {
                 "color": ACTORS[actor],
                 "hatch": HATCHES.get(actor, ""),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .model import KERNEL, RINGS, SHARED, SOCKETS, TCP, UDP, Probe, Stage, entry, leaving, tp
+from .model import KERNEL, READ, RINGS, SHARED, SOCKETS, TCP, UDP, VERBS, Probe, Stage, entry, leaving, tp
 
 BESIDE: tuple[Stage, ...] = (
     Stage(
@@ -25,6 +25,17 @@ BESIDE: tuple[Stage, ...] = (
         chain=False,
         handles="copied",
         why_not="stands in for ip_generic_getfrag where that cannot be probed",
+    ),
+    Stage(
+        "rxe inline",
+        "rxe has sent a packet whose payload no rxe_mr_copy put there: it was copied from the work request (inline)",
+        "sender",
+        "kernel",
+        VERBS - READ,
+        (Probe("fentry", "rxe_xmit_packet", ("rxe_xmit_packet__fentry",), along=("rxe_mr_copy__fexit",)),),
+        chain=False,
+        handles="copied",
+        unless="the payload lies in registered memory",
     ),
     Stage(
         "copybreak",

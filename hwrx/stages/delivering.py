@@ -168,7 +168,12 @@ DELIVERING: tuple[Stage, ...] = (
         "user thread",
         SOCKETS,
         (
-            Probe("fentry", "skb_consume_udp, tcp_recvmsg (exit)", ("skb_consume_udp__fentry", "tcp_recvmsg__fexit")),
+            Probe(
+                "fentry",
+                "skb_consume_udp, tcp_recvmsg (exit)",
+                ("skb_consume_udp__fentry", "tcp_recvmsg__fexit", "udpv6_recvmsg__fexit"),
+                along=("udp_recvmsg__fexit",),
+            ),
             tp("sock_recv_length", "sock_recv_length__tp"),
         ),
         last=True,

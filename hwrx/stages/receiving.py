@@ -94,7 +94,8 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         KERNEL | RINGS,
-        (tp("softirq_entry", "softirq_entry__tp"),),
+        # its exit comes along: between the two it is a softirq that works, for every stage
+        (Probe("tp_btf", "softirq_entry", ("softirq_entry__tp",), along=("softirq_exit__tp",)),),
         unless="the softirq was already running when the packet came",
     ),
     Stage(

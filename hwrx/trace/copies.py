@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from hwrx import stages
 from hwrx.stages import BY_NAME, Side, Stage
+from hwrx.trace.actors import actors_in_words
 
 Kind = Literal["copied", "passed", "DMA", "mapped", "balance"]
 # what a path's copy into and out of the kernel (or rxe) is called; the balance is struck over these
@@ -28,6 +29,7 @@ ENTRIES: dict[str, tuple[tuple[str, ...], str]] = {
         (("rxe_mr_copy from MR",), "rxe_mr_copied"),
     ),
 }
+INLINE = "ibv_post_send inline"
 NOTIFIED = "SO_EE_CODE_ZEROCOPY_COPIED"
 TINY = 1e-4  # of the bytes delivered: below this a difference is no row
 
@@ -64,26 +66,23 @@ def reckon(
     delivered: int,
     *,
     available: Sequence[Stage],
-    inline: bool | None = None,
     tally: Mapping[str, int] | None = None,
 ) -> Ledger:
     """Make the ledger of a trial.
 
     `totals`: as in a Recording. `delivered`: payload bytes that arrived, in both directions, warm-up included.
-    `available`: the stages that had a probe. `inline`: the payload travelled in the work request (verbs), where the
-    driver copies it with the request, not with rxe_mr_copy; None: packets went out that rxe_mr_copy had no part in.
-    `tally`: what the endpoints counted, of which the bytes sent and received without copying are taken.
+    `available`: the stages that had a probe. `tally`: what the endpoints counted, of which the bytes sent and received
+    without copying, and those posted inline, are taken.
     """
-    if inline is None:
-        inline = bool(_bytes(totals, "rxe_icrc_generate")) and not _bytes(totals, "rxe_mr_copy from MR")
+    tally = tally or {}
     names = {stage.name for stage in available}
     rows = [
         _row(stage, totals[stage.number], delivered)
         for stage in stages.of_path(path)
         if stage.handles and stage.name in names and int(totals[stage.number]["bytes"])
     ]
-    sent = _sent_in_place(path, totals, delivered, names, tally or {})
-    received = _received_in_place(path, totals, delivered, names, tally or {})
+    sent = _sent_in_place(path, totals, delivered, names, tally)
+    received = _received_in_place(path, totals, delivered, names, tally)
     rows += sent + received
     entries, exit_ = ENTRIES[path]
     entry = next((name for name in entries if name in names), None)
@@ -93,15 +92,12 @@ def reckon(
         rows = [row for row in rows if row.stage not in entries]
         put_in = 0
     taken = _bytes(totals, exit_) if exit_ in names else None
-    if inline and entry == "rxe_mr_copy from MR":
-        words = (
-            "the payload was posted inline: the driver library wrote it into the send queue, rxe copied it from there"
-        )
-        rows.append(Row("inline", "sender", "user thread", "copied", 0, delivered, 1.0, words))
-        put_in = (put_in or 0) + delivered
+    if entry == "rxe_mr_copy from MR":
+        put_in = (put_in or 0) + _bytes(totals, "rxe inline")
+        rows += _posted_inline(delivered, tally)
     balance = []
     if put_in is not None and abs(difference := put_in + _mapped(sent) - delivered) > TINY * delivered:
-        balance.append(_balance("sender", difference, delivered, _sent_again(path, totals, tally or {})))
+        balance.append(_balance("sender", difference, delivered, _sent_again(path, totals, tally)))
     if taken is not None and abs(difference := taken + _mapped(received) - delivered) > TINY * delivered:
         balance.append(_balance("receiver", difference, delivered))
     rows += balance
@@ -133,10 +129,10 @@ def reckon_frames(
     }
     rows = []
     for stage in stages.of_path(path):
-        times, count = (int(totals[stage.number][field]) for field in ("count", "bytes"))
-        count = count or (counted.get(stage.name, 0) if stage.name in names or stage.name == "DMA" else 0)
+        by_endpoint = counted.get(stage.name, 0) if stage.name in names or stage.name == "DMA" else 0
+        count = int(totals[stage.number]["bytes"]) or by_endpoint
         if stage.handles and count:
-            rows.append(_row(stage, {"count": times, "bytes": count}, delivered))
+            rows.append(_row(stage, totals[stage.number], delivered, count))
     seen = {"nic-ring": "DMA", "nic-pio": "port read", "packet-ring": "skb_copy_bits", "xdp": "xsk_generic_rcv"}[path]
     arrived = sum(row.bytes for row in rows if row.stage == seen)
     known = seen in names or seen == "DMA"
@@ -151,6 +147,16 @@ def reckon_frames(
         _copies(rows, "receiver") if known else float("nan"),
         not rows or rows[-1].kind != "balance",
     )
+
+
+def _posted_inline(delivered: int, tally: Mapping[str, int]) -> list[Row]:
+    """The copy into the work request, which the driver's library makes in the poster's own thread.
+
+    No kernel probe sees it: the endpoint counts what it posted with IBV_SEND_INLINE.
+    """
+    count = tally.get("inline_bytes", 0)
+    words = "posted inline: ibv_post_send copies the payload into the send queue, in the poster's thread"
+    return [Row(INLINE, "sender", "user thread", "copied", 0, count, _over(count, delivered), words)] if count else []
 
 
 def _sent_in_place(
@@ -201,11 +207,21 @@ def _mapped(rows: Sequence[Row]) -> int:
     return sum(row.bytes for row in rows if row.kind == "mapped")
 
 
-def _row(stage: Stage, total: Any, delivered: int) -> Row:
-    count = int(total["bytes"])
+def _row(stage: Stage, total: Any, delivered: int, counted: int = 0) -> Row:
+    """A stage's row. `total`: its TOTALS; `counted`: bytes that the endpoint has counted instead."""
+    count = counted or int(total["bytes"])
     kind: Kind = "passed" if stage.handles == "passed" else "DMA" if stage.handles == "DMA" else "copied"
+    # what an endpoint counts of its own work stands in no context of the kernel's
+    actor = actors_in_words(total["by"]) if "by" in (total.dtype.names or ()) else ""
     return Row(
-        stage.name, stage.side, stage.actor, kind, int(total["count"]), count, _over(count, delivered), stage.sentence
+        stage.name,
+        stage.side,
+        actor or stage.actor,
+        kind,
+        int(total["count"]),
+        count,
+        _over(count, delivered),
+        stage.sentence,
     )
 
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from hwrx import stages
 from hwrx.stages import Stage
+from hwrx.trace.actors import actor_of_event
 
 Int64s = npt.NDArray[np.int64]
 Events = npt.NDArray[Any]
@@ -72,6 +73,11 @@ class Timelines:
         present = stamps > 0
         filled = np.maximum.accumulate(stamps, axis=1)
         return np.diff(filled, axis=1, prepend=filled[:, :1]), present
+
+    def actor(self, row: int, column: int) -> str:
+        """Who worked at a stamp (row of all messages, column), as observed; an endpoint's own stamp is its own work."""
+        chosen = int(self.chosen[row, column])
+        return actor_of_event(self.stages[column], None if chosen < 0 else int(self.events["context"][chosen]))
 
     def one_way(self) -> Int64s:
         """Nanoseconds from posted to delivered, for complete messages."""

@@ -15,12 +15,14 @@ import numpy as np
 
 from hwrx import stages
 from hwrx.errors import UsageError
+from hwrx.trace.actors import ACTORS as OBSERVED
+from hwrx.trace.actors import actor_column
 from hwrx.trace.tables import stage_numbers
 
 if TYPE_CHECKING:
     from hwrx.runs import Run
 
-ACTORS = ("user thread", "kernel", "softirq", "kernel worker", "hard IRQ", "device")
+ACTORS = (*OBSERVED[1:], "kernel", "hard IRQ", "device", OBSERVED[0])
 MOST = 200  # messages of one trial and direction; many more make the viewer slow
 
 
@@ -32,6 +34,7 @@ def export(run: Run, path: pathlib.Path, messages: int = MOST) -> int:
     number = stage_numbers(table)
     table = table.filter(number > 0)  # what the catalogue does not know it can neither name nor place
     values = {name: table[name].to_numpy() for name in ("trial", "sequence", "at_ns")} | {"stage": number[number > 0]}
+    actor = actor_column(table)
     cpu = table["cpu"].to_numpy()  # float with NaN where the stamp is the user's
     direction = np.asarray(table["direction"].cast("string").to_pylist(), dtype=object)
     name = np.asarray(table["path"].cast("string").to_pylist(), dtype=object)
@@ -57,7 +60,7 @@ def export(run: Run, path: pathlib.Path, messages: int = MOST) -> int:
                 "direction": group[1],
                 "sequence": int(values["sequence"][begin]),
             }
-            for event in _message(values["stage"][rows], values["at_ns"][rows], cpu[rows], about, written):
+            for event in _message(values["stage"][rows], actor[rows], values["at_ns"][rows], cpu[rows], about, written):
                 seen.add((event["pid"], ACTORS[event["tid"]]))
                 file.write(("" if first else ",\n") + json.dumps(event))
                 first = False
@@ -67,7 +70,9 @@ def export(run: Run, path: pathlib.Path, messages: int = MOST) -> int:
     return written
 
 
-def _message(number: Any, at: Any, cpu: Any, about: dict[str, Any], flow: int) -> Iterator[dict[str, Any]]:
+def _message(
+    number: Any, actor: Any, at: Any, cpu: Any, about: dict[str, Any], flow: int
+) -> Iterator[dict[str, Any]]:
     """Yield the slices of one message, and the arrow through them."""
     # user space knows no CPU: its stamps stand where the kernel met the thread next, or last
     known = np.flatnonzero(~np.isnan(cpu.astype(float)))
@@ -75,7 +80,7 @@ def _message(number: Any, at: Any, cpu: Any, about: dict[str, Any], flow: int) -
     for place in range(len(number) - 1):
         stage = stages.STAGES[int(number[place]) - 1]
         on = 0 if nearest is None else int(cpu[nearest[place]])
-        track = {"pid": on, "tid": ACTORS.index(stage.actor)}
+        track = {"pid": on, "tid": ACTORS.index(actor[place])}
         start = int(at[place]) / 1000
         yield {
             "ph": "X",

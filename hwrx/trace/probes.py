@@ -36,6 +36,8 @@ REFUSALS = (errno.EPERM, errno.EOPNOTSUPP, ENOTSUPP)  # of probing functions at 
 HOLDERS = ("sys_sendto__fentry", "sys_sendmsg__fentry", "sys_sendmmsg__fentry")
 # what sees receive calls return; without any of them a message is identified when its bytes have been copied
 EXITS = tuple(program for probe in stages.BY_NAME["sys_exit recv"].probes for program in probe.programs)
+# what tells when a softirq works; without both who works at a stage is not observed
+CONTEXTS = ("softirq_entry__tp", "softirq_exit__tp")
 # Left out of histograms: a probe at the end of system calls makes every call of the machine take the slow way. And a
 # hook that is empty otherwise costs more than the program in it; net_dev_queue and netif_receive_skb are close by.
 DEAR = ("sys_exit recv",)
@@ -176,6 +178,7 @@ class Prober:
                     ring_bytes=self._ring_bytes,
                     holds=any(name in names for name in HOLDERS),
                     exits=any(name in names for name in EXITS),
+                    contexts=all(name in names for name in CONTEXTS),
                     **bases,
                 )
             except tracer.LoadError as error:

@@ -12,6 +12,7 @@ from hwrx import stages
 from hwrx.experiment import Trial
 from hwrx.messages import Traced
 from hwrx.trace import copies
+from hwrx.trace.actors import ACTORS
 from hwrx.trace.join import Timelines
 
 OffOn = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
@@ -28,6 +29,7 @@ STAGES = pa.schema(
         pa.field("name", pa.dictionary(pa.int16(), pa.string()), nullable=False),  # of the stage: what it is known by
         pa.field("at_ns", pa.int64(), nullable=False),  # CLOCK_MONOTONIC
         pa.field("ns", pa.int64(), nullable=False),  # since the stage before; adds up to the one-way time
+        pa.field("actor", TEXT, nullable=False),  # who worked there, as the stamp found it
         pa.field("cpu", pa.int16()),  # null: the user's stamp
         pa.field("tid", pa.uint32()),
         pa.field("bytes", pa.uint32()),
@@ -101,6 +103,7 @@ def stage_rows(trial: Trial, direction: str, timelines: Timelines) -> pa.Table:
             pa.DictionaryArray.from_arrays(pa.array(column.astype(np.int16)), pa.array(names)),
             pa.array(stamps[present]),
             pa.array(intervals[present]),
+            _actors(timelines, chosen, column),
             of("cpu", pa.int16()),
             of("tid", pa.uint32()),
             of("bytes", pa.uint32()),
@@ -120,6 +123,18 @@ def stage_numbers(table: pa.Table) -> npt.NDArray[np.int16]:
     places = {stage.name: stage.number for stage in stages.STAGES}
     today = np.array([places.get(name, 0) for name in names.dictionary.to_pylist()], dtype=np.int16)
     return np.asarray(today[names.indices.to_numpy()], dtype=np.int16)
+
+
+def _actors(
+    timelines: Timelines, chosen: npt.NDArray[np.int64], column: npt.NDArray[np.intp]
+) -> pa.DictionaryArray:
+    """Return who worked at each stamp. `chosen`: which event each is from, below 0 none; `column`: its stage."""
+    words = list(dict.fromkeys((*ACTORS, *(stage.actor for stage in timelines.stages))))
+    own = np.array([words.index(stage.actor) for stage in timelines.stages], dtype=np.int8)[column]
+    if len(timelines.events):
+        observed = timelines.events["context"][np.maximum(chosen, 0)].astype(np.int8)
+        own = np.where(chosen >= 0, observed, own)
+    return pa.DictionaryArray.from_arrays(pa.array(own), pa.array(words))
 
 
 def copy_rows(trial: Trial, ledger: copies.Ledger) -> pa.Table:

@@ -26,6 +26,8 @@ COLOURS = {
     "kernel": "#56B4E9",
     "softirq": "#E69F00",
     "kernel worker": "#D55E00",
+    "hard IRQ": "#CC79A7",
+    "not observed": "#999999",
     "device": "#777777",
 }
 INK = "#1b1c1d"
@@ -124,7 +126,7 @@ def journey_of(timelines: Timelines, setting: Setting, available: Mapping[str, s
                 stage=stage.name,
                 function=available.get(stage.name, "").partition(" ")[2],
                 side=stage.side,
-                actor=stage.actor,
+                actor=timelines.actor(row, column),
                 cpu=None if event is None else int(event["cpu"]),
                 tid=None if event is None else int(event["tid"]),
                 ns=at - before,

@@ -11,15 +11,16 @@ import pytest
 
 from hwrx import stages
 from hwrx.trace import copies
+from hwrx.trace.actors import ACTORS
 
-TOTALS = np.dtype([("count", "<u8"), ("bytes", "<u8")])
+TOTALS = np.dtype([("count", "<u8"), ("bytes", "<u8"), ("by", "<u8", (len(ACTORS),))])
 
 
 def counted(**by_ident: int) -> npt.NDArray[Any]:
     totals = np.zeros(stages.COUNT, dtype=TOTALS)
     idents = {stage.ident.removeprefix("STAGE_").lower(): stage.number for stage in stages.STAGES}
     for ident, count in by_ident.items():
-        totals[idents[ident]] = (1, count)
+        totals[idents[ident]]["count"], totals[idents[ident]]["bytes"] = 1, count
     return totals
 
 
@@ -72,10 +73,32 @@ def test_a_pass_is_no_copy() -> None:
     assert [row.kind for row in ledger.rows if row.stage == "rxe_icrc_checked"] == ["passed"]
 
 
-def test_inline_payload_is_copied_by_other_hands() -> None:
+def test_a_payload_posted_inline_is_copied_twice_at_the_sender() -> None:
+    """By the library into the work request, as the endpoint counts it; from there by rxe, as its packets show."""
     probed = [stage for stage in stages.of_path("rdma-send") if stage.probes]
-    ledger = copies.reckon("rdma-send", counted(rxe_mr_copied=64), 64, available=probed, inline=True)
-    assert (ledger.sender, ledger.receiver, ledger.balanced) == (1.0, 1.0, True)
+    totals = counted(rxe_inline=64, rxe_mr_copied=64)
+    ledger = copies.reckon("rdma-send", totals, 64, available=probed, tally={"inline_bytes": 64})
+    assert (ledger.sender, ledger.receiver, ledger.balanced) == (2.0, 1.0, True)
+    assert {row.stage for row in ledger.rows if row.side == "sender"} == {"rxe inline", copies.INLINE}
+
+
+def test_an_inline_copy_that_nobody_saw_is_not_invented() -> None:
+    probed = [stage for stage in stages.of_path("rdma-send") if stage.probes]
+    ledger = copies.reckon("rdma-send", counted(rxe_mr_copied=64), 64, available=probed)
+    assert ledger.sender == 0.0
+    assert [(row.side, row.bytes) for row in ledger.rows if row.kind == "balance"] == [("sender", -64)]
+
+
+def test_by_whom_is_what_was_observed_not_what_the_catalogue_expects() -> None:
+    totals = counted(rxe_mr_copy_from_mr=400, rxe_mr_copied=400)
+    copied = stages.BY_NAME["rxe_mr_copied"]
+    totals[copied.number]["by"][ACTORS.index("softirq")] = 300
+    totals[copied.number]["by"][ACTORS.index("user thread")] = 100
+    assert copied.actor == "kernel worker"
+    probed = [stage for stage in stages.of_path("rdma-send") if stage.probes]
+    ledger = copies.reckon("rdma-send", totals, 400, available=probed)
+    (row,) = [row for row in ledger.rows if row.stage == "rxe_mr_copied"]
+    assert row.actor == "softirq 75 %, user thread 25 %"
 
 
 def test_an_extra_copy_is_found() -> None:

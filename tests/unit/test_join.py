@@ -16,7 +16,7 @@ from hwrx.trace import join
 EVENT = np.dtype(
     [
         ("ns", "<u8"), ("sequence", "<u8"), ("object", "<u8"), ("flow", "<u4"), ("trial", "<u4"), ("bytes", "<u4"),
-        ("position", "<u4"), ("tid", "<u4"), ("cpu", "<u2"), ("stage", "<u2"),
+        ("position", "<u4"), ("tid", "<u4"), ("cpu", "<u2"), ("stage", "u1"), ("context", "u1"),
     ]
 )  # fmt: skip
 FORTH, BACK = 0x10002, 0x20001

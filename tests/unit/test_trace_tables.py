@@ -19,6 +19,7 @@ from hwrx.experiment import Trial
 from hwrx.messages import Setting
 from hwrx.report import waterfall
 from hwrx.trace import copies, join, perfetto, walk
+from hwrx.trace.actors import ACTORS, actor_column
 from hwrx.trace.tables import STAGES, stage_rows
 
 SETTING = Setting(path="udp", size=64, messages=40)
@@ -30,6 +31,9 @@ def timelines(flow: int = FORTH) -> join.Timelines:
     events["cpu"] = 1
     events["tid"] = 77
     events["object"] = 0xFFFF0000
+    events["context"] = ACTORS.index("softirq")
+    # as ftrace shows it for a veth pair: the sender's own thread goes on to netif_rx
+    events["context"][events["stage"] <= stages.BY_NAME["netif_rx"].number] = ACTORS.index("user thread")
     return join.join(events, ends, "udp", available=PROBED, flow=flow)
 
 
@@ -89,7 +93,8 @@ def test_perfettos_file_has_a_track_for_each_cpu_and_actor(tmp_path: Path) -> No
     assert len(slices) == 80 * (len(timelines().stages) - 1)
     assert {event["pid"] for event in slices} == {1}
     named = {event["args"]["name"] for event in events if event["ph"] == "M"}
-    assert {"CPU 1", "softirq", "user thread", "kernel"} <= named
+    assert {"CPU 1", "softirq", "user thread"} <= named
+    assert "kernel" not in named, "nothing was observed to be the catalogue's `kernel`"
     one = [event for event in events if event.get("id") == 1]
     assert [event["ph"] for event in one] == ["s", *["t"] * (len(one) - 2), "f"]
 
@@ -129,8 +134,45 @@ def test_a_page_that_moved_is_said_to_have_moved() -> None:
     assert any("moved" in line for line in walk.memory_words(journey))
 
 
+def test_by_whom_a_stage_was_done_is_what_its_stamps_observed() -> None:
+    found = timelines()
+    table = stage_rows(TRIAL, "there", found)
+    rows = {row["name"]: row["actor"] for row in table.to_pylist()}
+    assert stages.BY_NAME["netif_rx"].actor == "softirq"
+    assert rows["netif_rx"] == "user thread"
+    assert rows["ip_rcv"] == "softirq"
+    assert rows["posted"] == rows["delivered"] == "user thread"
+    journey = walk.journey_of(found, SETTING, {})
+    assert {step.stage: step.actor for step in journey.steps} == rows
+    run: Any = FakeRun({"stages": table})
+    (shown,) = waterfall.journeys(run)
+    assert {step.stage.name: step.actor for step in shown.steps} == rows
+
+
+def test_a_stage_done_by_several_says_how_often_by_each() -> None:
+    found = timelines()
+    mine = found.events["stage"] == stages.BY_NAME["ip_rcv"].number
+    found.events["context"][np.flatnonzero(mine)[:10]] = ACTORS.index("user thread")
+    run: Any = FakeRun({"stages": stage_rows(TRIAL, "there", found)})
+    (shown,) = waterfall.journeys(run)
+    (step,) = [step for step in shown.steps if step.stage.name == "ip_rcv"]
+    assert (step.actor, step.actors) == ("softirq", "softirq 75 %, user thread 25 %")
+
+
+def test_what_was_not_observed_is_not_the_catalogues_word() -> None:
+    found = timelines()
+    found.events["context"] = 0
+    rows = {row["name"]: row["actor"] for row in stage_rows(TRIAL, "there", found).to_pylist()}
+    assert rows["ip_rcv"] == "not observed"
+
+
+def test_a_run_that_observed_no_actors_keeps_what_it_was_printed_with() -> None:
+    table = stage_rows(TRIAL, "there", timelines()).drop_columns(["actor"])
+    assert set(actor_column(table)) <= {stage.actor for stage in stages.STAGES}
+
+
 def test_every_actor_has_a_colour_and_a_track() -> None:
-    actors = {stage.actor for stage in stages.STAGES if stage.chain}
+    actors = {stage.actor for stage in stages.STAGES if stage.chain} | set(ACTORS)
     assert actors <= set(waterfall.ACTORS)
     assert actors <= set(perfetto.ACTORS)
     assert actors <= set(walk.COLOURS)

@@ -31,6 +31,46 @@ static __always_inline u64 first_buffer(u64 header)
 	return base;
 }
 
+#define MSG_TRUNC 0x20
+
+static __always_inline u32 at_most(u32 value, u64 bound)
+{
+	return value < bound ? value : (u32)bound;
+}
+
+/* The bytes that a message header offers, of up to four pieces. */
+static __always_inline u64 room_of(u64 header)
+{
+	u64 vector = 0, pieces = 0, length, sum = 0;
+	int k;
+
+	bpf_probe_read_user(&vector, 8, (void *)(header + 16));
+	bpf_probe_read_user(&pieces, 8, (void *)(header + 24));
+	for (k = 0; k < 4; k++) {
+		length = 0;
+		if ((u64)k < pieces)
+			bpf_probe_read_user(&length, 8, (void *)(vector + 16 * k + 8));
+		sum += length;
+	}
+	return sum;
+}
+
+/* The bytes that the receive call of the current thread offers; of a recvmmsg those of its first message. */
+static __always_inline u64 room_of_call(void)
+{
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+
+	switch (SYSCALL_NUMBER(regs)) {
+	case __NR_recvmsg:
+	case __NR_recvmmsg:
+		return room_of(SYSCALL_ARG2(regs));
+	case __NR_recvfrom:
+	case __NR_read:
+		return SYSCALL_ARG3(regs);
+	}
+	return ~0ull;
+}
+
 /* What the system call that the current thread is in was given: the buffer, or the first of several; 0: none. */
 static __always_inline u64 buffer_of_call(void)
 {

@@ -39,7 +39,7 @@ struct machine {
 	u32 constant;
 	u32 holds; /* whether a program is loaded that leaves something in a thread for the first skb stage */
 	u32 exits; /* whether one is that sees receive calls return */
-	u32 unused;
+	u32 contexts; /* whether those are that tell when softirqs run */
 };
 
 const volatile struct machine machine = {};

@@ -17,6 +17,7 @@ struct thread {
 	struct message m;     /* the message being received, or received last */
 	u64 sending;          /* sequence number + 1 of the message that a send call is carrying; 0: none */
 	u64 entered, copied, started;
+	u32 started_by;       /* tcp_write_xmit may come from an ACK that interrupts the call */
 	u64 pinned_at;        /* MSG_ZEROCOPY: when pages were put into the packet, */
 	u32 pinned;           /* and how many bytes since the last send call ended */
 	u32 noted;            /* the flow that stands in `flows` for it */
@@ -26,6 +27,7 @@ struct thread {
 	u32 left;             /* bytes of the message still to be received */
 	u32 flow;             /* of what it receives */
 	u32 many;             /* the send call carries several messages */
+	u32 consumed;         /* UDP: a message of ours has been copied by the receive call that is going on */
 	u32 received;         /* how many times it was given bytes, */
 	u64 times[BATCH];     /* and when, the latest of them: the n-th stands at n % BATCH */
 	/* where nothing sees receive calls return: of a recvmmsg, the place of the message to come, and the last that came */
@@ -111,14 +113,15 @@ static __noinline int release_held(const struct message *m)
 		bpf_map_update_elem(&flows, &m->flow, &m->trial, BPF_ANY);
 		t->noted = m->flow;
 	}
+	/* what the thread has stamped in its own call, whoever carries the message on */
 	if (t->entered)
-		record_at(m, STAGE_SYS_ENTER_SEND, t->entered, 0);
+		record_by(m, STAGE_SYS_ENTER_SEND, t->entered, 0, USER_THREAD);
 	if (t->copied)
-		record_at(m, STAGE_IP_GENERIC_GETFRAG, t->copied, t->copied_bytes);
+		record_by(m, STAGE_IP_GENERIC_GETFRAG, t->copied, t->copied_bytes, USER_THREAD);
 	if (t->pinned_at)
-		record_at(m, STAGE_SKB_ZEROCOPY_ITER, t->pinned_at, 0);
+		record_by(m, STAGE_SKB_ZEROCOPY_ITER, t->pinned_at, 0, USER_THREAD);
 	if (t->started)
-		record_at(m, STAGE_TCP_WRITE_XMIT, t->started, 0);
+		record_by(m, STAGE_TCP_WRITE_XMIT, t->started, 0, t->started_by);
 	if (!t->many) {
 		t->sending = 0;
 		return 0;
@@ -290,15 +293,25 @@ PROGRAM("tp_btf/softirq_entry", softirq_entry__tp, unsigned int vector)
 {
 	struct cpu *cpu;
 
-	if (vector != 3) /* NET_RX_SOFTIRQ */
-		return 0;
 	cpu = this_cpu();
 	if (!cpu)
+		return 0;
+	cpu->serves = 1;
+	if (vector != 3) /* NET_RX_SOFTIRQ */
 		return 0;
 	/* reading the clock is most of what this costs */
 	if (!cpu->untimed)
 		cpu->softirq_ns = bpf_ktime_get_ns();
 	cpu->untimed = 0;
+	return 0;
+}
+
+PROGRAM("tp_btf/softirq_exit", softirq_exit__tp, unsigned int vector)
+{
+	struct cpu *cpu = this_cpu();
+
+	if (cpu)
+		cpu->serves = 0;
 	return 0;
 }
 

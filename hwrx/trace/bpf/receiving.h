@@ -83,7 +83,9 @@ PROGRAM("tp_btf/sched_switch", sched_switch__tp, bool preempt, struct task_struc
 	place = place_of(pid);
 	if (place->pid != pid || !place->woken.skb)
 		return 0;
-	record(&place->woken, STAGE_SCHED_SWITCH, 0);
+	/* the stage is the reader's: it is `next` that works from here on, not the task that made room for it */
+	record_by(&place->woken, STAGE_SCHED_SWITCH, bpf_ktime_get_ns(), 0,
+		  next->flags & PF_KTHREAD ? KERNEL_WORKER : USER_THREAD);
 	place->woken.skb = 0;
 	return 0;
 }
@@ -101,7 +103,10 @@ PROGRAM("fexit/__skb_recv_udp", skb_recv_udp__fexit, struct sock *sk, unsigned i
 	return 0;
 }
 
-/* UDP calls it when the copy is done; `length` is the datagram's */
+/*
+ * UDP calls it when the copy is done; `length` is negative if the datagram stays in the queue (MSG_PEEK). With MSG_TRUNC
+ * it is the datagram's and not what was copied, so the bytes are counted when udp_recvmsg returns.
+ */
 PROGRAM("fentry/skb_consume_udp", skb_consume_udp__fentry, struct sock *sk, struct sk_buff *skb, int length)
 {
 	struct message m;
@@ -109,14 +114,46 @@ PROGRAM("fentry/skb_consume_udp", skb_consume_udp__fentry, struct sock *sk, stru
 
 	if (parse(skb, &m) != STARTS)
 		return 0;
-	record(&m, STAGE_COPIED_TO_THE_USER, length);
+	if (length >= 0)
+		record(&m, STAGE_COPIED_TO_THE_USER, 0);
 	t = make_thread();
 	if (t) {
 		t->m = m;
 		t->flow = m.flow;
 		t->taken = 0;
+		t->consumed = 1;
 	}
 	return 0;
+}
+
+/* `room` bytes were offered, the call says `ret`. */
+static __always_inline int udp_returns(u64 room, int ret)
+{
+	struct thread *t = this_thread();
+
+	if (!t || !t->consumed)
+		return 0;
+	t->consumed = 0;
+	if (ret > 0)
+		add_bytes(STAGE_COPIED_TO_THE_USER, (u32)ret < room ? (u32)ret : (u32)room);
+	return 0;
+}
+
+PROGRAM("fexit/udp_recvmsg", udp_recvmsg__fexit, struct sock *sk, struct msghdr *msg, u64 size)
+{
+	u64 ret = 0;
+
+	/* not by position: the kernels' arguments differ behind the third */
+	bpf_get_func_ret(ctx, &ret);
+	return udp_returns(size, (int)ret);
+}
+
+PROGRAM("fexit/udpv6_recvmsg", udpv6_recvmsg__fexit, struct sock *sk, struct msghdr *msg, u64 size)
+{
+	u64 ret = 0;
+
+	bpf_get_func_ret(ctx, &ret);
+	return udp_returns(size, (int)ret);
 }
 
 static __always_inline void returned(const struct message *m, u64 now)
@@ -178,6 +215,7 @@ __noinline int one_of_batch(u64 header, u64 copied, u64 now)
 	u32 length = 0;
 
 	bpf_probe_read_user(&length, sizeof(length), (void *)(header + MMSG_LENGTH));
+	length = at_most(length, room_of(header));
 	if (!peek(first_buffer(header), length, &m))
 		return 0;
 	t = make_thread();
@@ -299,12 +337,18 @@ static __always_inline int taken_unseen(struct sock *sk, int ret)
  * `ret` bytes have been copied to the user. Whose they are is read in the user's buffer: when the call returns, or where
  * nothing sees that, now, the buffer being what the call was given.
  */
-static __always_inline int taken(struct sock *sk, int ret)
+static __always_inline int taken(struct sock *sk, int ret, int flags)
 {
 	struct thread *t;
 
 	if (ret < 0)
 		return 0;
+	if (flags & MSG_TRUNC) {
+		/* TCP throws the bytes away; UDP copies what there is room for, and says the datagram's length */
+		if (sk->sk_protocol == IPPROTO_TCP)
+			return 0;
+		ret = at_most(ret, room_of_call());
+	}
 	if (!machine.exits)
 		return ret ? taken_unseen(sk, ret) : 0;
 	t = this_thread();
@@ -321,18 +365,22 @@ static __always_inline int taken(struct sock *sk, int ret)
 
 PROGRAM("fexit/tcp_recvmsg", tcp_recvmsg__fexit, struct sock *sk)
 {
-	u64 ret = 0;
+	u64 ret = 0, flags = 0;
 
-	/* not by position: newer kernels have dropped an argument */
+	/*
+	 * Not by position: newer kernels have dropped an argument. Until 5.18 the fourth was `nonblock`, MSG_DONTWAIT or 0, and
+	 * a call with MSG_TRUNC counts there as one that copied.
+	 */
 	bpf_get_func_ret(ctx, &ret);
-	return taken(sk, (int)ret);
+	bpf_get_func_arg(ctx, 3, &flags);
+	return taken(sk, (int)ret, (int)flags);
 }
 
 PROGRAM("tp_btf/sock_recv_length", sock_recv_length__tp, struct sock *sk, int ret, int flags)
 {
 	if (sk->sk_protocol != IPPROTO_TCP && sk->sk_protocol != IPPROTO_UDP)
 		return 0;
-	return taken(sk, ret);
+	return taken(sk, ret, flags);
 }
 
 PROGRAM("fexit/__sys_recvfrom", sys_recvfrom__fexit, int fd, void *buffer, u64 size, unsigned int flags, void *address,

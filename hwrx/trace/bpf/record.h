@@ -21,8 +21,19 @@ struct event {
 	u32 position; /* TCP: sequence number of the packet's first payload byte */
 	u32 tid;      /* the task that the CPU was at; 0: idle */
 	u16 cpu;
-	u16 stage;
+	u8 stage;
+	u8 context;   /* who worked there: enum context */
 };
+
+_Static_assert(STAGES <= 256, "a stage's number has a byte in an event");
+
+/*
+ * Who works: found out, stamp by stamp, not taken from the catalogue. As ACTORS in hwrx/trace/actors.py. No stage is
+ * stamped in a hard interrupt's handler.
+ */
+enum context { UNKNOWN, USER_THREAD, KERNEL_WORKER, SOFTIRQ, CONTEXTS };
+
+#define PF_KTHREAD 0x200000u
 
 struct event *named; /* only so that the object's BTF has the structure, which no map's definition names */
 
@@ -32,6 +43,7 @@ struct totals {
 	u64 timed;  /* of `count`: those whose stamp before this one was known */
 	u64 sum_ns; /* since that stamp */
 	u64 max_ns;
+	u64 by[CONTEXTS]; /* of `bytes`: who handled them */
 	u32 buckets[BUCKETS];
 };
 
@@ -73,10 +85,15 @@ struct cpu {
 	u64 lost; /* events for which the ring had no room */
 	u32 learned_only; /* wake: only a thread that has received before */
 	u32 untimed; /* the softirq that was raised last is for a message that is not timed */
+	u32 serves;  /* a softirq runs, on top of whatever task: between softirq_entry and softirq_exit */
+	u32 unused;
 	/* What is counted and not timed. Side by side, as most messages touch nothing else: each line of the cache counts. */
 	struct {
 		u64 count, bytes;
 	} stages[STAGES];
+	struct {
+		u64 by[CONTEXTS];
+	} handled[STAGES]; /* of `bytes` above, likewise */
 };
 
 struct {
@@ -91,6 +108,15 @@ static __always_inline struct cpu *this_cpu(void)
 	u32 zero = 0;
 
 	return bpf_map_lookup_elem(&cpus, &zero);
+}
+
+static __always_inline u32 context_on(const struct cpu *cpu)
+{
+	if (!machine.contexts || !cpu)
+		return UNKNOWN;
+	if (cpu->serves)
+		return SOFTIRQ;
+	return bpf_get_current_task_btf()->flags & PF_KTHREAD ? KERNEL_WORKER : USER_THREAD;
 }
 
 static __always_inline struct slot *slot_of(const struct message *m)
@@ -123,7 +149,8 @@ static __always_inline bool timed(const struct message *m)
 	return !((u32)m->sequence & settings.time_mask);
 }
 
-__noinline int record_at(const struct message *m, u32 stage, u64 ns, u32 bytes)
+/* A stamp of a message at `ns`, by who worked there then. Global: see parse_packet. */
+__noinline int record_by(const struct message *m, u32 stage, u64 ns, u32 bytes, u32 who)
 {
 	struct totals *t;
 	struct slot *slot;
@@ -138,6 +165,8 @@ __noinline int record_at(const struct message *m, u32 stage, u64 ns, u32 bytes)
 		return 0;
 	t->count++;
 	t->bytes += bytes;
+	if (bytes && who < CONTEXTS)
+		t->by[who] += bytes;
 	if (!timed(m))
 		return 0;
 	slot = slot_of(m);
@@ -180,15 +209,34 @@ __noinline int record_at(const struct message *m, u32 stage, u64 ns, u32 bytes)
 	e->position = m->position;
 	e->tid = (u32)bpf_get_current_pid_tgid();
 	e->cpu = (u16)bpf_get_smp_processor_id();
-	e->stage = (u16)stage;
+	e->stage = (u8)stage;
+	e->context = (u8)who;
 	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
 	return 0;
+}
+
+/* The same, by who works now. */
+static __always_inline int record_at(const struct message *m, u32 stage, u64 ns, u32 bytes)
+{
+	return record_by(m, stage, ns, bytes, context_on(this_cpu()));
+}
+
+static __always_inline void handled(struct cpu *cpu, u32 stage, u32 bytes)
+{
+	u32 who;
+
+	if (!bytes)
+		return;
+	who = context_on(cpu);
+	cpu->stages[stage].bytes += bytes;
+	if (who < CONTEXTS)
+		cpu->handled[stage].by[who] += bytes;
 }
 
 static __always_inline void count(struct cpu *cpu, u32 stage, u32 bytes)
 {
 	cpu->stages[stage].count++;
-	cpu->stages[stage].bytes += bytes;
+	handled(cpu, stage, bytes);
 }
 
 /* Bytes handled beside the chain: counted, and no stamp of the message. */
@@ -204,7 +252,7 @@ static __always_inline void account(u32 stage, u32 bytes)
 static __always_inline void record_on(struct cpu *cpu, const struct message *m, u32 stage, u32 bytes)
 {
 	if (timed(m))
-		record_at(m, stage, bpf_ktime_get_ns(), bytes);
+		record_by(m, stage, bpf_ktime_get_ns(), bytes, context_on(cpu));
 	else
 		count(cpu, stage, bytes);
 }
@@ -223,7 +271,7 @@ static __always_inline void add_bytes(u32 stage, u32 bytes)
 	struct cpu *cpu = this_cpu();
 
 	if (cpu)
-		cpu->stages[stage].bytes += bytes;
+		handled(cpu, stage, bytes);
 }
 
 /* The last stamp of a message, 0 where it has none yet. */

@@ -56,8 +56,10 @@ PROGRAM("fentry/tcp_write_xmit", tcp_write_xmit__fentry)
 {
 	struct thread *t = this_thread();
 
-	if (t && t->sending && !t->started)
+	if (t && t->sending && !t->started) {
 		t->started = bpf_ktime_get_ns();
+		t->started_by = context_on(this_cpu());
+	}
 	return 0;
 }
 

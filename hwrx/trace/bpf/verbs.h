@@ -85,18 +85,20 @@ PROGRAM("fentry/rxe_xmit_packet", rxe_xmit_packet__fentry, struct rxe_qp *qp, st
 	copy = bpf_map_lookup_elem(&copies, &m.payload);
 	if (what == CONTINUES) {
 		first = bpf_map_lookup_elem(&pairs, &key);
-		if (first && copy)
-			account(STAGE_RXE_MR_COPY_FROM_MR, copy->bytes);
+		if (first && m.length)
+			account(copy ? STAGE_RXE_MR_COPY_FROM_MR : STAGE_RXE_INLINE, copy ? copy->bytes : m.length);
 		bpf_map_delete_elem(&copies, &m.payload);
 		return 0;
 	}
 	bpf_map_update_elem(&pairs, &key, &m, BPF_ANY);
 	rung = bpf_map_lookup_elem(&doorbells, &bell); /* struct rxe_qp begins with its struct ib_qp */
 	if (rung && (!copy || *rung <= copy->ns) && (s64)*rung >= m.send_ns)
-		record_at(&m, STAGE_RXE_POST_SEND, *rung, 0);
+		record_by(&m, STAGE_RXE_POST_SEND, *rung, 0, USER_THREAD); /* a system call, whoever sends the packet */
 	if (copy) {
 		record_at(&m, STAGE_RXE_MR_COPY_FROM_MR, copy->ns, copy->bytes);
 		bpf_map_delete_elem(&copies, &m.payload);
+	} else if (m.length) {
+		account(STAGE_RXE_INLINE, m.length);
 	}
 	record_at(&m, STAGE_RXE_XMIT_PACKET, now, 0);
 	return 0;
