@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from hwrx.messages import Place, Role, Setting
 from hwrx.run import Pair
 from hwrx.trace.join import Timelines
 from hwrx.trace.traced import Directions, RunTracer
+
+MAGIC = 0x78727768  # of a message (cython_ext/payload.pxd)
 
 
 def trace(tracer: RunTracer, pair: Pair, number: int, setting: Setting) -> Directions:
@@ -48,6 +52,49 @@ def check_batches(found: Directions, messages: int) -> None:
     assert len(np.unique(timelines.stamps[:, column])) < messages / 2, "no call received several"
     assert found.ledger.sender == pytest.approx(1.0, abs=1e-3)
     assert found.ledger.receiver == pytest.approx(1.0, abs=1e-3)
+
+
+SHORT = 16  # bytes that a reader takes of a message of 256: enough to be known by
+
+
+def read_short(how: int, messages: int = 200) -> int:
+    """Bytes that the ledger says were copied to a reader that takes SHORT bytes of each of `messages` datagrams.
+
+    `how`: flags of each receiving call; with MSG_PEEK each datagram is looked at, and then taken.
+    """
+    from hwrx.trace.ledger import Ledger
+
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as reader,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        Ledger(["udp"]) as ledger,
+    ):
+        reader.bind(("127.0.0.1", 0))
+        sender.connect(reader.getsockname())
+        ledger.begin(sample_every=0, size=256)
+        for sequence in range(messages):
+            sender.send(struct.pack("<IQI", MAGIC, sequence, 0).ljust(256, b"."))
+            reader.recv(SHORT, how)
+            if how & socket.MSG_PEEK:
+                reader.recv(SHORT)
+        recording = ledger.end()
+    return int(recording.totals[stages.BY_NAME["copied to the user"].number]["bytes"])
+
+
+def check_short_reads() -> None:
+    """What is copied is what the reader took, whatever the datagram's length and however often it was looked at."""
+    messages = 200
+    # where no function can be probed the reader is known from its first message on
+    for how, times in ((0, 1), (socket.MSG_TRUNC, 1), (socket.MSG_PEEK, 2)):
+        copied = read_short(how, messages)
+        assert times * (messages - 1) * SHORT <= copied <= times * messages * SHORT, (how, copied)
+
+
+def actors(timelines: Timelines, stage: str) -> set[str]:
+    """Who worked at a stage of the complete messages that passed it, as observed."""
+    column = [each.name for each in timelines.stages].index(stage)
+    rows = np.flatnonzero(timelines.complete & (timelines.stamps[:, column] > 0))
+    return {timelines.actor(int(row), column) for row in rows}
 
 
 def count(traced: Directions, stage: str) -> int:

@@ -265,13 +265,13 @@ def _tracing(run: Run) -> Table | None:
         share = f"{100 * complete / messages:.2f} %" if messages else "–"
         cells: list[Cell] = [(size_words(which[1]), ""), (which[0], ""), (share, worst), (f"{messages:,}", "")]
         cells.append((f"{sum(r['lost'] for r in {r['trial']: r for r in mine}.values()):,}", ""))
-        for name in ("p50", "p99"):
-            pairs = [(r[f"{name}_off_ns"], r[f"{name}_on_ns"]) for r in mine if r["direction"] == "there"]
-            cells.append(_change([pair for pair in pairs if None not in pair], factor))
+        for name in ("mean", "p50", "p99"):  # runs of format 1 have no mean
+            pairs = [(r.get(f"{name}_off_ns"), r.get(f"{name}_on_ns")) for r in mine if r["direction"] == "there"]
+            cells.append(_change([(off, on) for off, on in pairs if off and on], factor))
         rows.append((True, cells))
     columns: list[tuple[str, Kind]] = [
         ("size", ""), ("path", "t"), ("complete", ""), ("timelines", ""), ("events lost", ""),
-        (f"p50 off → on [{unit}]", ""), (f"p99 off → on [{unit}]", ""),
+        (f"mean off → on [{unit}]", ""), (f"p50 off → on [{unit}]", ""), (f"p99 off → on [{unit}]", ""),
     ]  # fmt: skip
     caption = (
         "Each trial was run twice, without and with tracing; the figures of all other tables are those without. A "

@@ -50,7 +50,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The rows of a trial, and the copies per byte delivered that they add up to; NaN where nothing counted a side."""
+    """The rows of a trial, and the copies per byte delivered that they add up to; NaN where nothing counted a side.
+
+    `sender_passes`, `receiver_passes`: how often a CPU read each byte over (checksum, CRC); NaN if a function that does
+    so on this path could not be probed.
+    """
 
     path: str
     delivered: int  # bytes
@@ -58,6 +62,8 @@ class Ledger:
     sender: float
     receiver: float
     balanced: bool
+    sender_passes: float = float("nan")
+    receiver_passes: float = float("nan")
 
 
 def reckon(
@@ -108,6 +114,8 @@ def reckon(
         _copies(rows, "sender") if put_in is not None else float("nan"),
         _copies(rows, "receiver") if taken is not None else float("nan"),
         not balance,
+        _passes(path, rows, "sender", names),
+        _passes(path, rows, "receiver", names),
     )
 
 
@@ -146,6 +154,8 @@ def reckon_frames(
         _copies(rows, "sender") if sent_known else float("nan"),
         _copies(rows, "receiver") if known else float("nan"),
         not rows or rows[-1].kind != "balance",
+        _passes(path, rows, "sender", names),
+        _passes(path, rows, "receiver", names),
     )
 
 
@@ -267,6 +277,13 @@ def _over(count: int, delivered: int) -> float:
 
 def _copies(rows: Sequence[Row], side: Side) -> float:
     return sum(row.per_byte for row in rows if row.side == side and row.kind == "copied")
+
+
+def _passes(path: str, rows: Sequence[Row], side: Side, names: set[str]) -> float:
+    wanted = {s.name for s in stages.of_path(path) if s.handles == "passed" and s.side == side}
+    if not wanted <= names:
+        return float("nan")
+    return sum(row.per_byte for row in rows if row.side == side and row.kind == "passed")
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,12 @@ TRACING = pa.schema(
         pa.field("delivered_bytes", pa.int64(), nullable=False),
         pa.field("sender_copies", pa.float64()),  # per byte delivered; null: nothing counted it
         pa.field("receiver_copies", pa.float64()),
-        pa.field("p50_off_ns", pa.float64()),
+        pa.field("sender_passes", pa.float64()),  # likewise: read over for a checksum or CRC
+        pa.field("receiver_passes", pa.float64()),
+        # a message, with tracing off and on: of a stream the time from one to the next
+        pa.field("mean_off_ns", pa.float64()),
+        pa.field("mean_on_ns", pa.float64()),
+        pa.field("p50_off_ns", pa.float64()),  # not of a stream, whose messages come many at a time
         pa.field("p50_on_ns", pa.float64()),
         pa.field("p99_off_ns", pa.float64()),
         pa.field("p99_on_ns", pa.float64()),
@@ -166,6 +171,7 @@ def tracing_row(
     """Return the one row of a traced trial's direction. `pair`: the nanoseconds with tracing off and on."""
     setting = trial.setting
     off, on = pair
+    stream = setting.pattern == "stream"
     return pa.Table.from_pylist(
         [
             {
@@ -183,14 +189,24 @@ def tracing_row(
                 "delivered_bytes": ledger.delivered,
                 "sender_copies": None if np.isnan(ledger.sender) else ledger.sender,
                 "receiver_copies": None if np.isnan(ledger.receiver) else ledger.receiver,
-                "p50_off_ns": _quantile(off, 0.5),
-                "p50_on_ns": _quantile(on, 0.5),
-                "p99_off_ns": _quantile(off, 0.99),
-                "p99_on_ns": _quantile(on, 0.99),
+                "sender_passes": None if np.isnan(ledger.sender_passes) else ledger.sender_passes,
+                "receiver_passes": None if np.isnan(ledger.receiver_passes) else ledger.receiver_passes,
+                "mean_off_ns": _mean(off, stream),
+                "mean_on_ns": _mean(on, stream),
+                "p50_off_ns": None if stream else _quantile(off, 0.5),
+                "p50_on_ns": None if stream else _quantile(on, 0.5),
+                "p99_off_ns": None if stream else _quantile(off, 0.99),
+                "p99_on_ns": None if stream else _quantile(on, 0.99),
             }
         ],
         schema=TRACING,
     )
+
+
+def _mean(ns: npt.NDArray[np.int64], stream: bool) -> float | None:
+    """Return the mean time a message, None if there is none; the first of a stream has none before it."""
+    times = ns[1:] if stream else ns
+    return float(times.mean()) if len(times) and times.any() else None
 
 
 def _quantile(ns: npt.NDArray[np.int64], p: float) -> float | None:

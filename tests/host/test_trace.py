@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from tracing import check, check_batches, count, one_cpu, snmp, trace
+from tracing import actors, check, check_batches, check_short_reads, count, one_cpu, snmp, trace
 
 import hwrx
 from hwrx import stages, topology
@@ -78,6 +78,25 @@ def test_a_stream_of_bytes_has_timelines_too(bed: Bed) -> None:
     for timelines in found.timelines.values():
         check(timelines, setting.messages)
     assert found.ledger.receiver == pytest.approx(1.0, abs=1e-3)
+
+
+def test_by_whom_is_observed(bed: Bed) -> None:
+    """Over a veth pair the sender's own thread hands the packet over; from the backlog on it is a softirq's."""
+    setting = Setting(path="udp", size=64, messages=500, wait="event")
+    with Pair(bed) as pair, RunTracer(bed, ["udp"]) as tracer:
+        tracer.attach()
+        found = trace(tracer, pair, 1, setting)
+    for timelines in found.timelines.values():
+        assert actors(timelines, "net_dev_start_xmit") == {"user thread"}
+        assert actors(timelines, "netif_rx") == {"user thread"}
+        assert actors(timelines, "netif_receive_skb") == {"softirq"}
+        assert actors(timelines, "copied to the user") == {"user thread"}
+    (row,) = [row for row in found.ledger.rows if row.stage == "copied to the user"]
+    assert row.actor == "user thread"
+
+
+def test_a_short_read_copies_what_it_takes() -> None:
+    check_short_reads()
 
 
 def test_over_ipv6(bed: Bed) -> None:

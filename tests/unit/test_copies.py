@@ -71,6 +71,13 @@ def test_a_pass_is_no_copy() -> None:
     ledger = reckon("rdma-send", 1000, rxe_mr_copy_from_mr=1000, rxe_icrc_checked=1000, rxe_mr_copied=1000)
     assert ledger.receiver == 1.0
     assert [row.kind for row in ledger.rows if row.stage == "rxe_icrc_checked"] == ["passed"]
+    assert (ledger.sender_passes, ledger.receiver_passes) == (0.0, 1.0)
+
+
+def test_passes_that_nobody_could_see_are_not_zero() -> None:
+    ledger = reckon("udp", 1000, ("__skb_checksum_complete",), ip_generic_getfrag=1000, copied_to_the_user=1000)
+    assert ledger.sender_passes == 0.0
+    assert math.isnan(ledger.receiver_passes)
 
 
 def test_a_payload_posted_inline_is_copied_twice_at_the_sender() -> None:

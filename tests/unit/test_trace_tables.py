@@ -16,11 +16,12 @@ from test_join import BACK, FORTH, PROBED, made
 from hwrx import stages
 from hwrx.errors import UsageError
 from hwrx.experiment import Trial
-from hwrx.messages import Setting
+from hwrx.messages import Setting, Traced
 from hwrx.report import waterfall
+from hwrx.report.model import Summary
 from hwrx.trace import copies, join, perfetto, walk
 from hwrx.trace.actors import ACTORS, actor_column
-from hwrx.trace.tables import STAGES, stage_rows
+from hwrx.trace.tables import STAGES, stage_rows, tracing_row
 
 SETTING = Setting(path="udp", size=64, messages=40)
 TRIAL = Trial(number=0, repeat=0, setting=SETTING, label="udp 64 B")
@@ -76,6 +77,22 @@ def test_the_waterfalls_means_add_up() -> None:
     assert journey.messages == 40
     assert journey.whole == pytest.approx(float(found.one_way().mean()))
     assert all(np.isnan(step.p99) for step in journey.steps), "forty messages give no p99"
+
+
+def test_what_tracing_costs_a_stream_is_its_mean_time_a_message(tmp_path: Path) -> None:
+    """Its messages come many a call, so most have no time at all between them and the one before."""
+    stream = Trial(number=0, repeat=0, setting=Setting(path="udp", pattern="stream", messages=40, window=8), label="s")
+    found = timelines()
+    off, on = (np.tile([0, 0, 0, each], 10) for each in (400, 600))
+    ledger = copies.Ledger("udp", 40 * 64, (), 1.0, 1.0, balanced=True)
+    row = tracing_row(stream, "there", found, Traced(0, 0, {}, b""), ledger, (off, on))
+    (kept,) = row.to_pylist()
+    assert kept["mean_on_ns"] / kept["mean_off_ns"] == pytest.approx(1.5)
+    assert kept["p50_off_ns"] is None
+    run: Any = FakeRun({"stages": stage_rows(stream, "there", found), "tracing": row})
+    shown = waterfall.tables(Summary(runs=[run], rows=[], baseline="udp", label="", answer="", warnings=[], skipped=[]))
+    (cells,) = [cells for table in shown if table.name == "tracing" for _, cells in table.rows]
+    assert "+50 %" in [words for _, words in cells]
 
 
 def test_a_run_without_timelines_has_no_waterfall() -> None:

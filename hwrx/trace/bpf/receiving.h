@@ -177,7 +177,7 @@ static __noinline int recv_exits(u64 buffer, int ret)
 			t = make_thread();
 			if (t)
 				t->m = m;
-			account(STAGE_COPIED_TO_THE_USER, ret);
+			account(STAGE_COPIED_TO_THE_USER, at_most(ret, room_of_call()));
 			return 0;
 		}
 		if (t->m.sequence == m.sequence && t->m.trial == m.trial && !t->taken) {
