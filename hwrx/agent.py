@@ -20,8 +20,8 @@ import msgspec
 
 from cython_ext import loop
 from cython_ext.trial import Trial
-from hwrx import __version__, arrivals, impair, paths
-from hwrx.errors import HwrxError, PathError, PeerError
+from hwrx import __version__, arrivals, impair, paths, placement
+from hwrx.errors import HwrxError, PeerError
 from hwrx.messages import (
     Array,
     Chunk,
@@ -36,6 +36,7 @@ from hwrx.messages import (
     FromAgent,
     Hello,
     Inspect,
+    LookAround,
     Prepare,
     Prepared,
     Quit,
@@ -43,6 +44,7 @@ from hwrx.messages import (
     Release,
     Released,
     Start,
+    Surveyed,
     ToAgent,
     TraceBegin,
     TraceClose,
@@ -64,6 +66,7 @@ class Agent:
         self._endpoint: Any = None
         self._trial: Trial | None = None
         self._tracer: Service | None = None
+        self._started_on = os.sched_getaffinity(0)
         self._spoiled = True  # whether netem may be on our link: an agent before us may have been killed
 
     def answer(self, message: ToAgent) -> FromAgent:
@@ -80,6 +83,8 @@ class Agent:
             case Hello():
                 same_version(message)
                 return Hello(hwrx=__version__)
+            case LookAround():
+                return Surveyed(placement.survey(message.here, self._started_on))
             case Prepare():
                 return self._open(message)
             case Connect():
@@ -116,14 +121,7 @@ class Agent:
 
     def _open(self, prepare: Prepare) -> Prepared:
         self.close()
-        if prepare.here.cpu is not None:
-            try:
-                os.sched_setaffinity(0, {prepare.here.cpu})
-            except OSError as error:
-                raise PathError(
-                    f"the endpoint cannot run on CPU {prepare.here.cpu}: {error.strerror}",
-                    remedy=f"choose one of {sorted(os.sched_getaffinity(0))}",
-                ) from None
+        placement.pin_thread(prepare.here.cpu, self._started_on)
         if self._spoiled:
             impair.mend(prepare.here.netdev)
             self._spoiled = False
@@ -174,6 +172,7 @@ class Agent:
             cpu_ns=cpu,
             resident=peak_resident(),
             chosen=endpoint.chosen(),
+            placed=placement.observe(prepare.here),
         )
         return done if status in loop.ENDED else msgspec.structs.replace(done, error=endpoint.explain(status))
 

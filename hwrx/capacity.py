@@ -41,7 +41,7 @@ def calibrated(
     if not settings:
         return layout
     found: dict[str, float] = {}
-    with run.Pair(testbed) as pair:
+    with run.Pair(testbed, experiments.wish_of(layout.experiment)) as pair:
 
         def measure(setting: Setting) -> Measured:
             return pair.measure(0, setting, trial_limit)

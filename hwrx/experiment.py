@@ -24,6 +24,7 @@ from hwrx import checked
 from hwrx import paths as delivery
 from hwrx.errors import UsageError
 from hwrx.messages import MessageSize, Pattern, Setting, Wait
+from hwrx.placement import POLLING, Wish
 
 Topology = Literal["here", "netns", "pair", "wire", "nic", "queues", "hosts"]
 Clock = Literal["wall", "icount"]
@@ -52,6 +53,9 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     clock: Clock = "wall"
     kernel: str | None = None  # of the guest; None: the lab's own
     wire_mtu: Annotated[int, Meta(ge=1280, le=65535)] | None = None  # of the veth pair; None: 1500
+    # CPU of the client and of the server: see hwrx.placement, which chooses those that are not given
+    cpu: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=2)] | Literal["any"] = ()
+    numa: Annotated[int, Meta(ge=0)] | None = None  # node from which hwrx takes CPUs
     paths: Annotated[tuple[str, ...], Meta(min_length=1)]
     sizes: Annotated[tuple[MessageSize, ...], Meta(min_length=1)] = (64,)
     patterns: Annotated[tuple[Pattern, ...], Meta(min_length=1)] = ("pingpong",)
@@ -229,6 +233,11 @@ def with_seed(experiment: Experiment) -> Experiment:
     return msgspec.structs.replace(experiment, seed=secrets.randbelow(2**32))
 
 
+def wish_of(experiment: Experiment) -> Wish:
+    """Return which CPUs the experiment asks for."""
+    return Wish(cpu=experiment.cpu, numa=experiment.numa)
+
+
 # --- to trials -----------------------------------------------------------------------------------------------------
 
 
@@ -247,6 +256,7 @@ def plan(experiment: Experiment, check: Callable[[Setting], None] = delivery.che
     for setting in _settings(experiment):
         try:
             check(setting)
+            _check_cpus(setting, experiment)
         except UsageError as error:
             skipped.append(Skipped(label=label_of(setting, experiment), reason=error.args[0]))
         else:
@@ -349,6 +359,7 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
         shares: tuple[float | None, ...] = experiment.load if pattern == "paced" and experiment.load else (None,)
         for share, *values in itertools.product(shares, *experiment.sweep.values()):
             common = {
+                **_defaults(experiment),
                 **experiment.setting,
                 **experiment.pattern.get(pattern, {}),
                 **experiment.size.get(str(size), {}),
@@ -397,6 +408,33 @@ def _check_read(experiment: Experiment) -> None:
             raise delivery.refuse_unread(path, cast("Pattern", min(own)), field)
 
 
+def _check_cpus(setting: Setting, experiment: Experiment) -> None:
+    """Raise UsageError if two ends that poll would share a CPU. What only a machine knows is seen when it is there."""
+    if setting.wait not in POLLING:
+        return
+    if experiment.clock == "icount":
+        raise UsageError(
+            f"a guest that counts instructions has one CPU, and two ends that wait by {setting.wait} take it from each"
+            " other",
+            remedy="wait by event, or use the clock wall",
+        )
+    if len(experiment.cpu) == 2 and experiment.cpu[0] == experiment.cpu[1] and experiment.topology != "hosts":
+        raise UsageError(
+            f"both ends are to share CPU {experiment.cpu[0]}, and two ends that wait by {setting.wait} take it from"
+            " each other",
+            remedy="wait by event, or give two CPUs: --cpu CLIENT,SERVER",
+        )
+
+
+def _defaults(experiment: Experiment) -> Overrides:
+    """Return the fields of Setting whose default depends on the experiment.
+
+    A guest that counts instructions has one CPU. Under the scheduler's usual policy the woken end preempts the other
+    or does not, as their past shares of the CPU have it, and p50 is then whichever of the two is more frequent.
+    """
+    return {"schedule": "batch"} if experiment.clock == "icount" else {}
+
+
 def _combinations(experiment: Experiment) -> Iterable[tuple[str, str, int, str]]:
     for path in experiment.paths:
         own = experiment.path.get(path, {})
@@ -429,7 +467,7 @@ def label_of(setting: Setting, experiment: Experiment) -> str:
 def _content(experiment: Experiment) -> dict[str, Any]:
     """Return the fields that are set, as plain data."""
     content: dict[str, Any] = msgspec.to_builtins(experiment)
-    return {key: value for key, value in content.items() if value not in (None, {})}
+    return {key: value for key, value in content.items() if value not in (None, {}, (), [])}
 
 
 def _header(text: str) -> str:

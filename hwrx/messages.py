@@ -71,7 +71,7 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     crowd: Natural = 0  # udp: further sockets, bound at the server before the trial, that nobody talks to
     crowd_on: Literal["spread", "chain"] = "spread"  # evenly over the table's slots, or all before the server's own
     # batch: who is woken never interrupts who runs, so that on one CPU the ends take turns alike in every trial
-    schedule: Literal["normal", "batch"] = "normal"
+    schedule: Literal["normal", "batch"] = "normal"  # an experiment that counts instructions: batch
     hook: str = "none"  # of hwrx.hooks: put on the way in of both ends
     senders: Annotated[int, Meta(ge=1, le=64)] = 1  # so many connections, each with both its ends, at the same time
     netem: Annotated[str, Meta(pattern=NETEM)] = ""  # what is done to the wire, in both directions: see hwrx.impair
@@ -86,7 +86,35 @@ class Place(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     verbs: str | None = None  # for example rxe0
     pio: str | None = None  # netdev of an NE2000, for nic-pio
     port: int = 1  # of the verbs device
-    cpu: int | None = None  # the endpoint's thread runs there
+    cpu: int | None = None  # the endpoint's thread is bound to it; None: wherever the scheduler puts it
+
+
+class Survey(Struct, frozen=True, kw_only=True):
+    """What an end's machine has of CPUs, and what its device does to them: see hwrx.placement."""
+
+    boot: str  # of the running kernel: equal only on the same machine
+    allowed: list[int]  # CPUs that the agent was started on
+    permitted: list[int]  # those that it may be bound to
+    online: list[int]
+    possible: list[int]
+    siblings: dict[int, list[int]] = {}  # by CPU: the threads of its core, itself among them
+    nodes: dict[int, int] = {}  # by CPU: its NUMA node
+    device: str = ""  # the hardware beneath the place; "" for links of software
+    device_node: int | None = None
+    irq_cpus: list[int] = []  # that handle the device's interrupts
+    interrupts: dict[int, int] = {}  # by CPU: the device's interrupts since boot
+
+
+class Placed(Struct, frozen=True, kw_only=True):
+    """Where an end's thread was when its loop had ended, and what was beside it."""
+
+    allowed: list[int]  # CPUs; one: it was bound to it
+    ran_on: int
+    siblings: list[int] = []  # the other threads of that core
+    node: int | None = None
+    device: str = ""
+    device_node: int | None = None
+    irq_cpus: list[int] = []
 
 
 # --- controller to agent -------------------------------------------------------------------------------------------
@@ -97,6 +125,12 @@ class Hello(Struct, tag="hello", frozen=True):
 
     version: int = VERSION
     hwrx: str = ""
+
+
+class LookAround(Struct, tag="look-around", frozen=True):
+    """Ask what the machine has of CPUs, and which of them the device of a place keeps busy. Answered by Surveyed."""
+
+    here: Place
 
 
 class Prepare(Struct, tag="prepare", frozen=True):
@@ -189,6 +223,12 @@ class Prepared(Struct, tag="prepared", frozen=True):
     chosen: dict[str, Any]  # for the manifest: MTU, inline limit, GID, buffer addresses, socket options
 
 
+class Surveyed(Struct, tag="surveyed", frozen=True):
+    """The machine that the agent runs on, as far as the choice of a CPU needs it."""
+
+    survey: Survey
+
+
 class Ready(Struct, tag="ready", frozen=True):
     """What was asked for is done."""
 
@@ -207,6 +247,7 @@ class Done(Struct, tag="done", frozen=True):
     cpu_ns: dict[str, int] = {}  # user, system of the thread, between first and last message
     resident: int = 0  # bytes, peak
     chosen: dict[str, Any] = {}  # as in Prepared, with what only the connection decided: the window, the agreed MTU, …
+    placed: Placed | None = None  # where the loop ran
 
 
 class Chunk(Struct, tag="chunk", frozen=True):
@@ -248,8 +289,8 @@ class Failed(Struct, tag="failed", frozen=True):
 
 
 ToTracer = TraceOpen | TraceBegin | TraceEnd | FetchEvents | TraceClose
-ToAgent = Hello | Prepare | Connect | Start | Fetch | Inspect | Release | Describe | ToTracer | Quit
-FromAgent = Hello | Prepared | Ready | Released | Done | Chunk | Described | Tracing | Traced | Failed
+ToAgent = Hello | LookAround | Prepare | Connect | Start | Fetch | Inspect | Release | Describe | ToTracer | Quit
+FromAgent = Hello | Surveyed | Prepared | Ready | Released | Done | Chunk | Described | Tracing | Traced | Failed
 
 _encode = msgspec.json.Encoder().encode
 _decode_to_agent = msgspec.json.Decoder(ToAgent).decode

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from hwrx import paths
+from hwrx import paths, placement
 from hwrx.errors import HwrxError, PeerError, SilenceError, TrialError
 from hwrx.messages import (
     SAMPLES_A_CHUNK,
@@ -24,7 +25,9 @@ from hwrx.messages import (
     Connect,
     Done,
     Fetch,
+    LookAround,
     Place,
+    Placed,
     Prepare,
     Prepared,
     Ready,
@@ -33,8 +36,11 @@ from hwrx.messages import (
     Role,
     Setting,
     Start,
+    Survey,
+    Surveyed,
 )
 from hwrx.peers import ANSWER_WITHIN, Peer, wait, wait_first
+from hwrx.placement import OWN_CPUS, Wish
 
 if TYPE_CHECKING:
     from hwrx.experiment import Trial
@@ -69,13 +75,19 @@ class Measured(Struct, frozen=True):
     client: Done
     server: Done
     chosen: dict[str, Any]
+    placement: dict[str, Any] = {}  # see hwrx.placement.record
 
 
 class Pair:
-    """The agents of a testbed, two for each sender. A context manager; all are gone when it is left."""
+    """The agents of a testbed, two for each sender. A context manager; all are gone when it is left.
 
-    def __init__(self, testbed: Testbed) -> None:
+    `wish` says which CPUs they run on; what it asks for and cannot be is a UsageError on entering.
+    """
+
+    def __init__(self, testbed: Testbed, wish: Wish = OWN_CPUS) -> None:
         self._testbed = testbed
+        self._wish = wish
+        self._surveys: dict[Role, Survey] = {}
         self._stack = contextlib.ExitStack()
         self._pairs: list[dict[Role, Peer]] = []  # one for each sender; more than one as soon as a trial wants them
 
@@ -86,7 +98,7 @@ class Pair:
 
     def __enter__(self) -> Pair:
         try:
-            self._enlarge(1)
+            self._begin()
         except BaseException:
             self._stack.close()
             raise
@@ -106,7 +118,16 @@ class Pair:
         """
         self._stack.close()
         self._pairs = []
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start the first sender's agents, and ask them what there is to run on."""
         self._enlarge(1)
+        places = self._testbed.places
+        self._surveys = {
+            role: peer.ask(LookAround(here=places[role]), Surveyed).survey for role, peer in self.peers.items()
+        }
+        placement.check_wish(self._wish, self._surveys)
 
     def _enlarge(self, senders: int) -> None:
         while len(self._pairs) < senders:
@@ -134,17 +155,18 @@ class Pair:
         `look` is called with both agents while they still have the trial's arrays, `before` when they are connected.
         Of several senders it is called with the first one's. `stamps`: see Prepare.
         """
+        cpus = placement.choose(self._wish, self._surveys, setting)
         self._enlarge(setting.senders)
         places = self._testbed.places
         prepared: dict[Role, Prepared] = {}
         try:
-            for sender, peers in enumerate(self._pairs[: setting.senders]):
+            for sender, (peers, cpu) in enumerate(zip(self._pairs, cpus, strict=False)):
                 for role, other in ENDS:
                     message = Prepare(
                         trial=number,
                         role=role,
                         setting=setting,
-                        here=places[role],
+                        here=msgspec.structs.replace(places[role], cpu=cpu[role]),
                         there=places[other],
                         repeat=repeat,
                         sender=sender,
@@ -232,6 +254,7 @@ class Pair:
             client=client,
             server=server,
             chosen={"client": client.chosen, "server": server.chosen},
+            placement=placement.record(self._wish, self._surveys, [_placed(peers, done) for peers in pairs]),
         )
 
     def _release(self, senders: int) -> None:
@@ -240,6 +263,17 @@ class Pair:
             peer.send(Release())
         for peer in self._everybody(senders):
             peer.settle(Released, ANSWER_WITHIN)
+
+
+def _placed(peers: Mapping[Role, Peer], done: Mapping[Peer, Done]) -> dict[Role, Placed]:
+    """Return where both ends of a sender ran."""
+    found: dict[Role, Placed] = {}
+    for role, peer in peers.items():
+        placed = done[peer].placed
+        if placed is None:
+            raise PeerError(f"peer {peer.name} does not say which CPU it ran on")
+        found[role] = placed
+    return found
 
 
 def _times(setting: Setting, observer: Peer, client: Peer) -> tuple[Int64s, Int64s, Int64s, Int64s]:
@@ -328,6 +362,7 @@ def execute(
     testbed: Testbed,
     writer: Writer,
     *,
+    wish: Wish = OWN_CPUS,
     trial_limit: float = 120.0,
     progress: Callable[[int, int, str], None] = lambda done, total, label: None,
     twin: Callable[[Pair, Trial, Measured, Writer], None] = lambda pair, trial, measured, writer: None,
@@ -340,7 +375,7 @@ def execute(
     what is to be measured beside it (tracing).
     """
     outcome = Outcome()
-    with Pair(testbed) as pair:
+    with Pair(testbed, wish) as pair:
         for index, trial in enumerate(trials):
             progress(index, len(trials), trial.label)
             with _named(trial, writer):
@@ -397,6 +432,7 @@ def write(trial: Trial, measured: Measured, writer: Writer, outcome: Outcome) ->
         service_ns=measured.service_ns,
         extra={
             "chosen": measured.chosen,
+            "placement": measured.placement,
             "cpu_ns": {"client": measured.client.cpu_ns, "server": measured.server.cpu_ns},
             "resident": {"client": measured.client.resident, "server": measured.server.resident},
         },

@@ -48,6 +48,10 @@ def nic() -> str:
     return "" if any(devices) else "there is no verbs NIC"
 
 
+def two_cpus() -> str:
+    return "" if len(os.sched_getaffinity(0)) > 1 else "there is one CPU only"
+
+
 def queues() -> str:
     from hwrx import topology
 
@@ -87,6 +91,7 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
     "verbs": verbs,
     "nic": nic,
     "queues": queues,
+    "two CPUs": two_cpus,
     "pyverbs": pyverbs,
     "guest": guest,
 }

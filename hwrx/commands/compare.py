@@ -25,6 +25,7 @@ from hwrx import capacity, precision, run, store, testbed, tune
 from hwrx import experiment as experiments
 from hwrx.errors import HwrxError, UsageError
 from hwrx.experiment import Experiment, Plan
+from hwrx.placement import OWN_CPUS
 from hwrx.run import Outcome
 from hwrx.testbed import Wanted
 from hwrx.trace import traced
@@ -45,6 +46,21 @@ class Many(click.ParamType[Any]):
             return [self.kind(part) for part in value.split(",") if part]
         except ValueError:
             self.fail(f"{value!r} is no list of whole numbers, such as 64,1400", param, ctx)
+
+
+class Cpus(click.ParamType[Any]):
+    """The CPUs of both ends, or the word "any"."""
+
+    name = "CLIENT[,SERVER]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """One or two numbers, or "any"."""
+        if not isinstance(value, str) or value == "any":
+            return value
+        parts = value.split(",")
+        if len(parts) > 2 or not all(part.isascii() and part.isdecimal() for part in parts):
+            self.fail(f"{value!r} is not CLIENT or CLIENT,SERVER, such as 2,3, and not the word any", param, ctx)
+        return [int(part) for part in parts]
 
 
 def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,6 +92,8 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--kernel", help="Kernel of the guest, for example 6.12."),
         click.option("--wire-mtu", type=int, help="MTU of the veth pair of netns and pair [1500]."),
         click.option("--seed", type=int, help="Seed of the order of trials."),
+        click.option("--cpu", type=Cpus(), help="CPUs of the ends [of their own]; any: let the scheduler choose."),
+        click.option("--numa", type=click.IntRange(0), metavar="NODE", help="NUMA node from which CPUs are taken."),
         click.option("--trace/--no-trace", default=None, help="Stamp every stage of every message (needs root)."),
     ]
     for option in reversed(options):
@@ -176,6 +194,10 @@ def measure(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None
         elif manifest["emulated"]:
             findings = [finding for finding in findings if finding.name == "other load"]
         manifest["warnings"] = [str(finding) for finding in findings]
+        wish = experiments.wish_of(layout.experiment)
+        if wish != OWN_CPUS:
+            with run.Pair(bed, wish):  # what cannot be is said before there is a run
+                pass
         layout = capacity.calibrated(layout, bed, say=display.stage)
         if resume is None:
             writer = store.Writer.create(runs, layout, manifest)
@@ -185,9 +207,9 @@ def measure(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None
             for skip in layout.skipped:
                 writer.log(f"left out: {skip.label}: {skip.reason}")
             with traced.twins(layout.experiment, bed, writer) as twin:
-                outcome = run.execute(layout.trials, bed, writer, progress=display.trial, twin=twin)
+                outcome = run.execute(layout.trials, bed, writer, wish=wish, progress=display.trial, twin=twin)
                 for block in precision.blocks(layout, writer):
-                    more = run.execute(block, bed, writer, progress=display.trial, twin=twin)
+                    more = run.execute(block, bed, writer, wish=wish, progress=display.trial, twin=twin)
                     outcome.measured += more.measured
                     outcome.failed += more.failed
         return outcome, writer.path

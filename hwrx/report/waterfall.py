@@ -103,9 +103,7 @@ def _journeys(run: Run) -> list[Journey]:
     return found
 
 
-def _journey(
-    path: str, size: int, number: npt.NDArray[Any], ns: npt.NDArray[Any], actor: npt.NDArray[Any]
-) -> Journey:
+def _journey(path: str, size: int, number: npt.NDArray[Any], ns: npt.NDArray[Any], actor: npt.NDArray[Any]) -> Journey:
     messages = int((number == stages.BY_NAME["posted"].number).sum())
     steps = []
     for stage in stages.chain(path):

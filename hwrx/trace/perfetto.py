@@ -70,9 +70,7 @@ def export(run: Run, path: pathlib.Path, messages: int = MOST) -> int:
     return written
 
 
-def _message(
-    number: Any, actor: Any, at: Any, cpu: Any, about: dict[str, Any], flow: int
-) -> Iterator[dict[str, Any]]:
+def _message(number: Any, actor: Any, at: Any, cpu: Any, about: dict[str, Any], flow: int) -> Iterator[dict[str, Any]]:
     """Yield the slices of one message, and the arrow through them."""
     # user space knows no CPU: its stamps stand where the kernel met the thread next, or last
     known = np.flatnonzero(~np.isnan(cpu.astype(float)))

@@ -130,9 +130,7 @@ def stage_numbers(table: pa.Table) -> npt.NDArray[np.int16]:
     return np.asarray(today[names.indices.to_numpy()], dtype=np.int16)
 
 
-def _actors(
-    timelines: Timelines, chosen: npt.NDArray[np.int64], column: npt.NDArray[np.intp]
-) -> pa.DictionaryArray:
+def _actors(timelines: Timelines, chosen: npt.NDArray[np.int64], column: npt.NDArray[np.intp]) -> pa.DictionaryArray:
     """Return who worked at each stamp. `chosen`: which event each is from, below 0 none; `column`: its stage."""
     words = list(dict.fromkeys((*ACTORS, *(stage.actor for stage in timelines.stages))))
     own = np.array([words.index(stage.actor) for stage in timelines.stages], dtype=np.int8)[column]

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from hwrx import run, stages
 from hwrx.errors import HwrxError, MachineError, PeerError
-from hwrx.experiment import Experiment, Trial
+from hwrx.experiment import Experiment, Trial, wish_of
 from hwrx.messages import (
     Array,
     Chunk,
@@ -37,6 +37,7 @@ from hwrx.messages import (
     Tracing,
 )
 from hwrx.peers import Peer
+from hwrx.placement import Wish
 from hwrx.run import Measured, Pair
 from hwrx.stages import Stage
 from hwrx.stages.model import ENDPOINT
@@ -213,12 +214,13 @@ class Twins:
     Where tracing is impossible the run goes on without it, and says so in its log and manifest.
     """
 
-    def __init__(self, tracer: RunTracer, testbed: Any, writer: Writer, *, put_off: bool) -> None:
+    def __init__(self, tracer: RunTracer, testbed: Any, writer: Writer, *, put_off: bool, wish: Wish) -> None:
         self._tracer = tracer
         self._testbed = testbed
         self._writer = writer
         self._waiting: list[tuple[Trial, npt.NDArray[np.int64]]] = []
         self._put_off = put_off
+        self._wish = wish
         self._given_up = False
 
     def after(self, pair: Pair, trial: Trial, measured: Measured, writer: Writer) -> None:
@@ -238,7 +240,7 @@ class Twins:
             return
         with self._attached():
             if not self._given_up:
-                with Pair(self._testbed) as pair:
+                with Pair(self._testbed, self._wish) as pair:
                     for index, (trial, off) in enumerate(self._waiting):
                         if index and trial.repeat != self._waiting[index - 1][0].repeat:
                             pair.renew()
@@ -286,7 +288,7 @@ def twins(experiment: Experiment, testbed: Any, writer: Writer) -> Iterator[Call
         if tracer is None:
             yield lambda pair, trial, measured, writer: None
             return
-        kept = Twins(tracer, testbed, writer, put_off=isinstance(testbed, GuestBed))
+        kept = Twins(tracer, testbed, writer, put_off=isinstance(testbed, GuestBed), wish=wish_of(experiment))
         yield kept.after
         kept.rest()
 

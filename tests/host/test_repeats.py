@@ -1,18 +1,24 @@
-"""Repeats: every one has processes of its own, and nothing of one repeat runs beside a trial of the next."""
+"""Repeats: every one has processes of its own, and nothing of one repeat runs beside a trial of the next; and where
+the ends of a trial run."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hwrx import experiment, run, store
+from hwrx import experiment, placement, run, store
 from hwrx.errors import TrialError
 from hwrx.experiment import Plan, Trial
-from hwrx.messages import Place, Role
+from hwrx.messages import Place, Role, Setting
 from hwrx.peers import Peer, ProcessChannel
+from hwrx.placement import Wish
 from hwrx.run import Measured, Outcome, Pair
 from hwrx.store import Writer
 from hwrx.testbed import Bed
@@ -87,3 +93,81 @@ def test_an_agent_that_died_between_two_trials_ends_its_repeat_only_if_it_has_tr
     plan = layout(repeats=1)
     with store.Writer.create(tmp_path, plan, {}) as writer, pytest.raises(TrialError, match=r"trial 1 .* broke off"):
         run.execute(plan.trials, Counted(), writer, twin=kill)
+
+
+def compare(runs: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-P", "-m", "hwrx", "compare", "--paths", "udp", "--topology", "netns", *words]
+    argv += ["--messages", "50", "--repeats", "1", "--runs", str(runs)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+
+
+def placements(root: Path) -> list[dict[str, Any]]:
+    return [line["extra"]["placement"] for line in store.journal(root / "latest")]
+
+
+def test_the_ends_run_on_cpus_of_their_own_which_are_recorded(tmp_path: Path, needs: Callable[..., None]) -> None:
+    needs("two CPUs")
+    done = compare(tmp_path)
+    assert done.returncode == 0, done.stderr
+    (seen,) = placements(tmp_path)
+    assert seen["by"] == "hwrx"
+    assert seen["shared"] != "cpu"
+    assert seen["client"]["pinned"]
+    assert seen["server"]["pinned"]
+
+
+def test_the_user_chooses_the_cpus(tmp_path: Path, needs: Callable[..., None]) -> None:
+    needs("two CPUs")
+    first, *_, last = sorted(os.sched_getaffinity(0))
+    for given, cpus in ((f"{first},{last}", (first, last)), (f"{last},{last}", (last, last))):
+        assert compare(tmp_path / given, "--cpu", given).returncode == 0
+        (seen,) = placements(tmp_path / given)
+        assert (seen["client"]["cpu"], seen["server"]["cpu"]) == cpus
+        assert seen["by"] == "the user"
+    assert seen["shared"] == "cpu"
+    assert compare(tmp_path / "any", "--cpu", "any").returncode == 0
+    assert placements(tmp_path / "any")[0]["by"] == "the scheduler"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--cpu", "4711"], "has no CPU 4711"),
+        (["--numa", "77"], "no CPU of node 77"),
+        (["--cpu", "0,0", "--wait", "poll"], "both ends are to share CPU 0"),
+        (["--cpu", "1-2"], "is not CLIENT or CLIENT,SERVER"),
+        (["--cpu", "-1"], "is not CLIENT or CLIENT,SERVER"),
+        (["--cpu", "1,2,3"], "is not CLIENT or CLIENT,SERVER"),
+    ],
+)
+def test_a_cpu_that_cannot_be_gets_words_and_makes_no_run(tmp_path: Path, words: list[str], said: str) -> None:
+    done = compare(tmp_path, *words)
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "latest").exists()
+
+
+def test_pollers_that_the_machine_cannot_keep_apart_are_a_failed_trial_with_the_remedy(tmp_path: Path) -> None:
+    plan = layout(paths=["udp"], waits=["poll"], repeats=1)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})  # as taskset does; agents inherit it
+    try:
+        outcome, _ = carried_out(tmp_path, plan, Counted())
+    finally:
+        os.sched_setaffinity(0, before)
+    assert outcome.measured == 0
+    assert f"share CPU {max(before)}" in outcome.failed[0]
+    assert "--cpu CLIENT,SERVER" in store.journal(tmp_path / "latest")[0]["error"]
+
+
+def test_an_agent_on_one_cpu_of_many_runs_there_when_told(tmp_path: Path) -> None:
+    bed = Counted()
+    cpus = sorted(os.sched_getaffinity(0))
+    with Pair(bed, Wish(cpu=(cpus[0], cpus[-1]))) as pair:
+        setting = Setting(path="udp", messages=100)
+        assert pair.measure(0, setting, 60.0).placement["client"]["cpu"] == cpus[0]
+    with Pair(bed, Wish(cpu="any")) as pair:
+        pair.measure(0, setting, 60.0)
+        free = Path(f"/proc/{pid_of(pair.peers['client'])}/status").read_text()
+    assert f"Cpus_allowed_list:\t{placement.show_cpus(cpus)}\n" in free
