@@ -58,6 +58,20 @@ def choose(
     """Return the accelerator to use; with `auto` the answer comes from the cache where the machine is the same."""
     if wanted != "auto":
         return Accelerator(wanted, "asked for")
+    found = remembered()
+    if found is None:
+        progress("kernel", "finding out whether hardware virtualisation boots a kernel here")
+        found = probe(which)
+        memory = _memory()
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        draft = memory.with_name(f".{memory.name}.{os.getpid()}")
+        draft.write_bytes(msgspec.json.encode(_Memory(_machine(), found)))
+        draft.rename(memory)
+    return found
+
+
+def remembered() -> Accelerator | None:
+    """Return the accelerator to use if that is known without booting anything."""
     device = Path("/dev/kvm")
     if not device.exists():
         return Accelerator("tcg", "there is no /dev/kvm")
@@ -65,21 +79,20 @@ def choose(
         return Accelerator(
             "tcg", "/dev/kvm may not be opened by this user: sudo usermod -aG kvm $USER, and log in again"
         )
-    # what the answer depends on: the host's kernel, the processor (a machine may have moved), QEMU
-    machine = f"{platform.release()} {platform.version()} {_processor()} qemu {qemu_version()}"
-    memory = cache_folder() / "accelerator.json"
     try:
-        known = msgspec.json.decode(memory.read_bytes(), type=_Memory)
-        if known.machine == machine:
-            return known.found
+        known = msgspec.json.decode(_memory().read_bytes(), type=_Memory)
     except (OSError, msgspec.DecodeError):
-        progress("kernel", "finding out whether hardware virtualisation boots a kernel here")
-    found = probe(which)
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    draft = memory.with_name(f".{memory.name}.{os.getpid()}")
-    draft.write_bytes(msgspec.json.encode(_Memory(machine, found)))
-    draft.rename(memory)
-    return found
+        return None
+    return known.found if known.machine == _machine() else None
+
+
+def _memory() -> Path:
+    return cache_folder() / "accelerator.json"
+
+
+def _machine() -> str:
+    """What the answer depends on: the host's kernel, the processor (a machine may have moved), QEMU."""
+    return f"{platform.release()} {platform.version()} {_processor()} qemu {qemu_version()}"
 
 
 def probe(which: Kernel, limit: float = LIMIT) -> Accelerator:

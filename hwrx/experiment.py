@@ -23,11 +23,12 @@ from msgspec import Meta, Struct
 from hwrx import checked
 from hwrx import paths as delivery
 from hwrx.errors import UsageError
-from hwrx.messages import MessageSize, Pattern, Setting, Wait
+from hwrx.messages import MessageSize, Pattern, Priced, Setting, Wait
 from hwrx.placement import POLLING, Wish
 
 Topology = Literal["here", "netns", "pair", "wire", "nic", "queues", "hosts"]
-Clock = Literal["wall", "icount"]
+# auto: icount in a guest that is emulated, wall elsewhere; decided before the plan (hwrx.testbed.settle_clock)
+Clock = Literal["wall", "icount", "auto"]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, '.', '_', '-'")]
 Overrides = dict[str, Any]  # fields of Setting, checked one by one so that an error can name them
 
@@ -52,7 +53,7 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     topology: Topology = "netns"
     clock: Clock = "wall"
     kernel: str | None = None  # of the guest; None: the lab's own
-    wire_mtu: Annotated[int, Meta(ge=1280, le=65535)] | None = None  # of the veth pair; None: 1500
+    wire_mtu: Annotated[int, Meta(ge=1280, le=65535)] | None = None  # of the wire's two ends; None: 1500
     # CPU of the client and of the server: see hwrx.placement, which chooses those that are not given
     cpu: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=2)] | Literal["any"] = ()
     numa: Annotated[int, Meta(ge=0)] | None = None  # node from which hwrx takes CPUs
@@ -161,14 +162,27 @@ def from_options(*, name: str = "compare", source: str = "the options", **option
 
 
 def override(experiment: Experiment, *, source: str = "the options", **options: Any) -> Experiment:
-    """Return the experiment with the options that are not None put over it."""
+    """Return the experiment with the options that are not None put over it: over its sweep and overrides, too."""
     content = {**_content(experiment), "name": experiment.name}
     own = {key: value for key, value in options.items() if value is not None and key not in SETTING_FIELDS}
     setting = {key: value for key, value in options.items() if value is not None and key in SETTING_FIELDS}
     content.update({key: list(value) if isinstance(value, tuple) else value for key, value in own.items()})
     if setting:
-        content["setting"] = {**content.get("setting", {}), **setting}
+        content = {**_without(content, setting), "setting": {**experiment.setting, **setting}}
     return build(content, source=source)
+
+
+def _without(content: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Take keys of a setting out of whatever wins over `[setting]`."""
+
+    def pruned(table: dict[str, Any]) -> dict[str, Any]:
+        inner = {key: pruned(value) if isinstance(value, dict) else value for key, value in table.items()}
+        return {key: value for key, value in inner.items() if key not in keys and value != {}}
+
+    over: dict[str, Any] = {
+        name: pruned(content[name]) for name in ("sweep", "pattern", "size", "path") if name in content
+    }
+    return {**content, **over}
 
 
 def build(content: Mapping[str, Any], *, source: str) -> Experiment:
@@ -268,6 +282,11 @@ def plan(experiment: Experiment, check: Callable[[Setting], None] = delivery.che
     return Plan(experiment=experiment, settings=able, trials=order, skipped=skipped)
 
 
+def prices(layout: Plan) -> list[Priced]:
+    """Return how copies are priced in a plan's trials, each once, as they come: a guest is booted for each."""
+    return list(dict.fromkeys(trial.setting.copies_priced for trial in layout.trials))
+
+
 def uncalibrated(layout: Plan) -> list[Setting]:
     """Return a setting to measure each capacity with that `load` needs and the experiment does not know yet.
 
@@ -305,6 +324,7 @@ _GUESS = {
     "pair": (350e-6, 10e-9, 0.3, 40.0, "an emulated guest"),
     "wire": (800e-6, 20e-9, 0.5, 60.0, "two emulated guests"),
     "nic": (350e-6, 10e-9, 0.5, 40.0, "an emulated guest"),
+    "queues": (350e-6, 10e-9, 0.3, 40.0, "an emulated guest"),
 }
 _BYTES_A_SAMPLE = 5.0  # measured over runs of round trips around 300 µs: 3.5 to 5, zstd over deltas
 
@@ -501,6 +521,16 @@ def _check_together(source: str, experiment: Experiment) -> None:
         raise UsageError(
             f"{source}: netem: it spoils a wire that hwrx makes, and the topology '{experiment.topology}' has none",
             remedy='topology = "pair" or "netns"',
+        )
+    if "copies_priced" in given and experiment.clock == "wall":
+        raise UsageError(
+            f"{source}: copies_priced: it says what a copy costs in counted instructions, and the clock is 'wall'",
+            remedy='clock = "icount" or "auto", or leave copies_priced out',
+        )
+    if "copies_priced" in experiment.sweep and (experiment.load or experiment.until):
+        raise UsageError(
+            f"{source}: sweep.copies_priced: each price has a guest of its own; load and until are found out in one",
+            remedy="give one price in [setting]",
         )
     if experiment.trace and "senders" in given:
         raise UsageError(f"{source}: trace: it follows the messages of one sender", remedy="leave 'senders' out")

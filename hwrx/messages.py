@@ -35,6 +35,10 @@ Ended = Literal["complete", "finished", "limit", "error"]
 # An end's stamps, by message: of every path, and of the paths of whole frames where they were asked for
 Array = Literal["intended", "posted", "delivered", "seen", "parsed", "looked_up"]
 
+# What one iteration of `rep movs` and `rep stos`, and with it a copied byte, costs a guest that counts instructions:
+# an instruction a byte, or, on a processor without the flags ERMS and FSRM, an instruction a word of 8 bytes
+Priced = Literal["byte", "word"]
+
 Count = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
 MessageSize = Annotated[int, Meta(ge=8, le=1 << 30)]
@@ -72,6 +76,7 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     crowd_on: Literal["spread", "chain"] = "spread"  # evenly over the table's slots, or all before the server's own
     # batch: who is woken never interrupts who runs, so that on one CPU the ends take turns alike in every trial
     schedule: Literal["normal", "batch"] = "normal"  # an experiment that counts instructions: batch
+    copies_priced: Priced = "byte"  # by the guest's processor, if it counts instructions
     hook: str = "none"  # of hwrx.hooks: put on the way in of both ends
     senders: Annotated[int, Meta(ge=1, le=64)] = 1  # so many connections, each with both its ends, at the same time
     netem: Annotated[str, Meta(pattern=NETEM)] = ""  # what is done to the wire, in both directions: see hwrx.impair

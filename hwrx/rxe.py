@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from hwrx import system
 from hwrx.errors import MachineError, UsageError
-from hwrx.topology import VERBS, add_rxe, load_rxe, remove_rxe
+from hwrx.topology import VERBS, add_rxe, load_rxe, remove_rxe, wait_for_gid
 
 NETDEVS = Path("/sys/class/net")
 
@@ -28,6 +30,24 @@ def on_netdev(netdev: str) -> str | None:
             if (device / "parent").exists() and netdev_of(device.name) == netdev:
                 return device.name
     return None
+
+
+def users(device: str) -> list[str]:
+    """Return the programs that have queue pairs on a verbs device, each as `NAME (process PID)`, without repetition."""
+    shown = system.run("rdma", "-json", "resource", "show", "qp", "link", f"{device}/1")
+    # the kernel's own queue pairs (GSI) have no process
+    found = [entry for entry in json.loads(shown or "[]") if "pid" in entry]
+    return sorted({f"{entry.get('comm', '?')} (process {entry['pid']})" for entry in found})
+
+
+def restore(device: str, netdev: str, addresses: Iterable[str]) -> None:
+    """Put an rxe device that went with its netdev back on it; return when it has the GIDs of the IPv4 addresses."""
+    if not (VERBS / device).exists():
+        load_rxe()
+        add_rxe(device, netdev)
+    for address in addresses:
+        if ":" not in address:
+            wait_for_gid(device, address)
 
 
 def up(netdev: str, name: str | None = None) -> str:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 from msgspec import Struct
 
-from hwrx import topology
+from hwrx import paths, topology
 from hwrx.errors import MachineError, UsageError
 from hwrx.experiment import Experiment
-from hwrx.messages import Describe, Described, Place, Role
+from hwrx.messages import Describe, Described, Place, Priced, Role, Setting
 from hwrx.peers import Peer, agent_command
 from hwrx.run import Testbed
 
@@ -40,6 +41,11 @@ class Wanted(Struct, frozen=True, kw_only=True):
     def explicit(self) -> bool:
         """Whether the user named the two ends, so that no topology is to be made."""
         return bool(self.devices or self.peer or self.peer_device or self.peer_address)
+
+    @property
+    def remote(self) -> bool:
+        """Whether the server may run on another kernel than the client."""
+        return self.peer is not None and self.peer != "local" and not self.peer.startswith("netns:")
 
 
 class Bed:
@@ -90,6 +96,10 @@ class GuestBed:
         """As Bed.start_tracer, in the guest."""
         return Peer.greet(self._guest.agent("client"), "tracer"), []
 
+    def describe(self) -> dict[str, Any]:
+        """Return what is to be known of the guest itself."""
+        return self._guest.describe()
+
     def manifest(self) -> dict[str, Any]:
         """See run.Testbed: the guest's machine, asked of an agent in it, and the host's around it."""
         from hwrx import machine
@@ -105,31 +115,149 @@ class GuestBed:
         }
 
 
+# --- what can be had where -----------------------------------------------------------------------------------------
+
+
+def settle_clock(experiment: Experiment, wanted: Wanted, say: Say = lambda stage, text: None) -> Experiment:
+    """Return the experiment with its clock decided: `auto` counts instructions unless time means something.
+
+    Time means something on devices and kernels of real machines, and in a guest that hardware executes.
+    """
+    if experiment.clock != "auto":
+        return experiment
+    clock: Literal["wall", "icount"] = "wall"
+    if in_guest(experiment, wanted):
+        from hwrx import accelerator, kernel
+
+        found = accelerator.remembered() or accelerator.choose(kernel.find(experiment.kernel, say), say)
+        clock = "icount" if found.emulated else "wall"
+    return msgspec.structs.replace(experiment, clock=clock)
+
+
+def check(experiment: Experiment, wanted: Wanted) -> None:
+    """Refuse what would be ignored: a figure is by the clock, kernel and wire that its run names.
+
+    :raises UsageError: if the experiment or the command line asks for something that this testbed does not have.
+    """
+    if wanted.explicit and experiment.topology != "hosts":
+        raise UsageError(
+            f"the two ends are named (--device, --peer), so that the topology '{experiment.topology}' is not put up",
+            remedy="leave out either",
+        )
+    if not wanted.explicit and experiment.topology in ("hosts", "wire"):
+        raise UsageError(
+            f"the topology '{experiment.topology}' needs its two ends named",
+            remedy="--device CLIENT,SERVER, or --peer ssh:HOST with --peer-device or --peer-address",
+        )
+    where = _kind(experiment, wanted)
+    if where != "a guest":
+        _need_no_guest(experiment, wanted, where)
+    if experiment.wire_mtu is not None and (wanted.explicit or experiment.topology not in MTU_TOPOLOGIES):
+        raise UsageError(
+            f"wire_mtu is for a wire that hwrx puts up ({', '.join(MTU_TOPOLOGIES)}); {where} has none",
+            remedy="leave wire_mtu out, or set the MTU yourself: ip link set NETDEV mtu BYTES",
+        )
+    if experiment.trace and wanted.remote:
+        raise UsageError(
+            "a message's stages are stamped by one kernel, and the two ends are on two machines",
+            remedy="leave out --trace, or compare here",
+        )
+    if wanted.peer_address is not None and wanted.peer in (None, "local") and (wanted.peer_device or wanted.devices):
+        raise UsageError(
+            f"both ends' devices are of this machine, so that --peer-address {wanted.peer_address} has no meaning",
+            remedy="leave it out, or name the peer: --peer ssh:HOST",
+        )
+
+
+MTU_TOPOLOGIES = ("netns", "pair", "nic")
+
+
+def _need_no_guest(experiment: Experiment, wanted: Wanted, where: str) -> None:
+    """UsageError if the experiment asks for what only a guest has."""
+    guests = "a topology in a guest: --topology netns, pair or nic, without --here, --device and --peer"
+    if experiment.clock == "icount":
+        raise UsageError(f"the clock icount counts a guest's instructions, and {where} is none", remedy=guests)
+    if experiment.kernel is not None:
+        raise UsageError(
+            f"the kernel '{experiment.kernel}' is for a guest, and {where} runs this machine's", remedy=guests
+        )
+    if wanted.log is not None:
+        raise UsageError(f"--log takes what a guest prints, and {where} is none", remedy="leave out --log")
+
+
+def _kind(experiment: Experiment, wanted: Wanted) -> str:
+    """Name what the run takes place on, for sentences."""
+    if wanted.explicit:
+        return "what --device and --peer name"
+    if experiment.topology == "here":
+        return "the loopback device"
+    return "a guest" if in_guest(experiment, wanted) else "this machine"
+
+
+def in_guest(experiment: Experiment, wanted: Wanted) -> bool:
+    """Whether a virtual machine is booted: for rxe or NICs, for another kernel, or to count instructions."""
+    if wanted.explicit or wanted.here or experiment.topology == "here":
+        return False
+    found = topology.find(experiment.topology)
+    return found.where == "guest" or experiment.kernel is not None or experiment.clock == "icount"
+
+
+def checker(experiment: Experiment, wanted: Wanted) -> Callable[[Setting], None]:
+    """Return what `experiment.plan` asks of each setting: whether its path, and this testbed, can do it."""
+
+    def check_setting(setting: Setting) -> None:
+        paths.check(setting)
+        if wanted.explicit and setting.path in ("nic-ring", "nic-pio"):
+            raise UsageError(
+                f"{setting.path} drives the NICs of the topology `nic`, not what --device and --peer name",
+                remedy="hwrx lab run with topology `nic`",
+            )
+        blind = setting.path == "rdma-write" and setting.pattern != "stream"
+        if blind and experiment.clock == "icount" and experiment.topology == "nic":
+            raise UsageError(
+                "its receiver learns of a message by looking at memory alone; on the one CPU of a guest that counts"
+                " instructions it would fill the time that the NIC holds its interrupt back (128 µs) with looks, and"
+                " they would be the figure",
+                remedy="rdma-write-imm, which wakes its receiver; the stream has rdma-write's own cost",
+            )
+
+    return check_setting
+
+
+# --- putting it up -------------------------------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
-def opened(experiment: Experiment, wanted: Wanted, say: Say = lambda stage, text: None) -> Iterator[Testbed]:
+def opened(
+    experiment: Experiment, wanted: Wanted, say: Say = lambda stage, text: None, *, copies_priced: Priced = "byte"
+) -> Iterator[Testbed]:
     """Put up what the experiment needs and yield it.
 
-    `say` is told the stage and what is being done. Raises MachineError where this machine lacks something, GuestError
-    where a guest does not come up.
+    :param say: told the stage and what is being done.
+    :param copies_priced: of a guest that counts instructions: see `hwrx.vm.Guest`.
+    :raises UsageError: see `check`.
+    :raises MachineError: if this machine lacks something.
+    :raises GuestError: if a guest does not come up.
     """
+    check(experiment, wanted)
     if wanted.explicit:
         yield explicit(wanted)
     elif experiment.topology == "here":
         about = {"wire": "the loopback device"}
         yield Bed({"client": Place(), "server": Place()}, {"client": "local", "server": "local"}, about)
-    elif wanted.here or not in_guest(experiment):
-        if experiment.clock == "icount":
-            raise UsageError("the clock icount counts a guest's instructions", remedy="leave out --here")
+    elif not in_guest(experiment, wanted):
         say("topology", experiment.topology)
         with topology.build(experiment.topology, **_options(experiment)) as made:
-            yield Bed(made.places, made.peers, {"wire": "a veth pair"})
+            yield Bed(made.places, made.peers, {"wire": topology.find(experiment.topology).sentence})
     else:
         from hwrx import vm
 
+        assert experiment.clock != "auto"  # settled before the plan
         with vm.Guest(
             experiment.topology,
             kernel=experiment.kernel,
             clock=experiment.clock,
+            copies_priced=copies_priced,
             options=_options(experiment),
             log=wanted.log,
             progress=say,
@@ -138,22 +266,8 @@ def opened(experiment: Experiment, wanted: Wanted, say: Say = lambda stage, text
 
 
 def _options(experiment: Experiment) -> dict[str, Any]:
-    """Return what the experiment says of the wire; UsageError where there is none whose MTU could be set."""
-    if experiment.wire_mtu is None:
-        return {}
-    if experiment.topology not in ("netns", "pair"):
-        raise UsageError(
-            f"wire_mtu is for the veth pair of netns and pair; {experiment.topology} has none",
-            remedy="leave wire_mtu out",
-        )
-    return {"mtu": experiment.wire_mtu}
-
-
-def in_guest(experiment: Experiment) -> bool:
-    """Whether the experiment wants a virtual machine: for rxe or NICs, for another kernel, or to count instructions."""
-    found = topology.TOPOLOGIES.get(experiment.topology)
-    needs_one = found is not None and found.where == "guest"
-    return needs_one or experiment.kernel is not None or experiment.clock == "icount"
+    """Return what the experiment says of the wire."""
+    return {} if experiment.wire_mtu is None else {"mtu": experiment.wire_mtu}
 
 
 def explicit(wanted: Wanted) -> Bed:

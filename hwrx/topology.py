@@ -2,8 +2,8 @@
 
 `netns` is two network namespaces with a veth pair between them, for the socket paths. `pair` is a veth pair in the
 initial namespace with an rxe device on each end, for verbs and sockets alike: rxe owns UDP port 4791 of the initial
-namespace only, so both its ends must be there. `nic` is two Intel 82574L on one Ethernet segment, given to a guest;
-`queues` two virtio NICs, of which one has several receive queues.
+namespace only, so both its ends must be there. `nic` is two Intel 82574L on one Ethernet segment, given to a guest,
+with an rxe device on each if the kernel has rxe; `queues` two virtio NICs, of which one has several receive queues.
 """
 
 from __future__ import annotations
@@ -39,11 +39,14 @@ DEVICES: dict[Role, str] = {"client": "rxe0", "server": "rxe1"}
 # rxe takes the largest MTU of {256 … 4096} that leaves room for its headers: 1500 gives 1024, 4200 gives 4096.
 LARGE_MTU = 4200
 SMALLEST_MTU, LARGEST_MTU = 1280, 65535  # of a veth that carries IPv6
+# Linux' e1000e takes frames of 9234 bytes on an 82574L (max_hw_frame_size), 18 of which are Ethernet's
+LARGEST_NIC_MTU = 9216
 RXE_MODULE = "rdma_rxe"
 # of `nic`: each end has an 82574L, and beside it an NE2000 (for nic-pio) on a segment of its own
 NICS: dict[Role, str] = {"client": "hwnic0", "server": "hwnic1"}
 NIC_ADDRESSES: dict[Role, str] = {"client": "198.18.78.1", "server": "198.18.78.2"}
 NIC_HARDWARE: dict[Role, str] = {"client": "02:68:77:72:78:10", "server": "02:68:77:72:78:11"}
+NIC_DEVICES: dict[Role, str] = {"client": "rxenic0", "server": "rxenic1"}
 PIO_NICS: dict[Role, str] = {"client": "hwpio0", "server": "hwpio1"}
 NIC_HUB, PIO_HUB = 1, 2  # QEMU's hubs: the segment of the 82574L, and that of the NE2000s
 NIC_MODULES = ("e1000e", "ne2k-pci")
@@ -109,22 +112,44 @@ def pair(*, mtu: int = 1500) -> Iterator[Made]:
         _configure({})
         for end in ENDS:
             add_rxe(DEVICES[end], LINKS[end])
-        _wait_until(
-            lambda: None not in [gid_index(DEVICES[end], ADDRESSES[end]) for end in ENDS], "the rxe devices' GIDs"
-        )
+        for end in ENDS:
+            wait_for_gid(DEVICES[end], ADDRESSES[end])
         yield _here("pair")
 
 
 @contextlib.contextmanager
-def nic() -> Iterator[Made]:
+def nic(*, mtu: int = 1500) -> Iterator[Made]:
     """The two 82574L of a guest, found by their MAC addresses, named and configured; the NE2000s are named only.
 
-    Both are in this namespace: a NIC that hwrx drove comes back to the initial one.
+    Both are in this namespace: a NIC that hwrx drove comes back to the initial one. On each stands an rxe device, so
+    that verbs cross the same wire as sockets; a kernel without rxe gets the NICs alone.
+
+    :param mtu: of both 82574L, in bytes; above 1500 their frames are jumbo frames.
     """
     system.need_root("configuring NICs")
+    if not SMALLEST_MTU <= mtu <= LARGEST_NIC_MTU:
+        raise UsageError(f"an 82574L cannot have an MTU of {mtu}", remedy=f"{SMALLEST_MTU} to {LARGEST_NIC_MTU}")
     system.run("modprobe", "-a", *NIC_MODULES)
-    with _two_nics("the guest's NICs", NICS, NIC_ADDRESSES, (NIC_HARDWARE, NICS), (PIO_HARDWARE, PIO_NICS)):
+    pairs = ((NIC_HARDWARE, NICS), (PIO_HARDWARE, PIO_NICS))
+    with _two_nics("the guest's NICs", NICS, NIC_ADDRESSES, *pairs, mtu=mtu), _rxe_on_nics():
         yield _here("nic")
+
+
+@contextlib.contextmanager
+def _rxe_on_nics() -> Iterator[None]:
+    """An rxe device on each 82574L; none on a kernel that has no rxe (cloud kernels)."""
+    try:
+        load_rxe()
+    except MachineError:
+        yield
+        return
+    with Undo("rxe devices on the guest's NICs") as undo:
+        for end in ENDS:
+            undo.plan("rdma", "link", "delete", NIC_DEVICES[end])
+            add_rxe(NIC_DEVICES[end], NICS[end])
+        for end in ENDS:
+            wait_for_gid(NIC_DEVICES[end], NIC_ADDRESSES[end])
+        yield
 
 
 @contextlib.contextmanager
@@ -142,8 +167,9 @@ def _two_nics(
     used: Mapping[Role, str],
     addresses: Mapping[Role, str],
     *named: tuple[Mapping[Role, str], Mapping[Role, str]],
+    mtu: int = 1500,
 ) -> Iterator[None]:
-    """Name a guest's NICs, each pair of `named` by its MAC addresses, and give those that are `used` addresses."""
+    """Name a guest's NICs, each pair of `named` by its MAC addresses; give those that are `used` addresses and MTU."""
     with Undo(what) as undo:
         lines = []
         for hardware, names in named:
@@ -160,6 +186,7 @@ def _two_nics(
             undo.plan("ip", "address", "flush", "dev", used[end])
             undo.plan("ip", "link", "set", used[end], "down")
             lines += [
+                f"link set {used[end]} mtu {mtu}",
                 f"address replace {addresses[end]}/24 dev {used[end]}",
                 f"link set {used[end]} up",
                 f"neighbour replace {addresses[other]} lladdr {hardware[other]} dev {used[end]} nud permanent",
@@ -261,12 +288,12 @@ TOPOLOGIES: dict[str, Topology] = {
         Topology(
             "nic",
             "guest",
-            "two Intel 82574L on one Ethernet segment, behind an IOMMU, in one namespace",
+            "two Intel 82574L on one Ethernet segment, each with a SoftRoCE device, behind an IOMMU, in one namespace",
             nic,
             hardware=_nic_hardware(),
             # passthrough: what the kernel's own drivers do is not translated, as where there is no IOMMU
             append=("intel_iommu=on", "iommu=pt"),
-            modules=NIC_MODULES,
+            modules=(*NIC_MODULES, RXE_MODULE),
         ),
         Topology(
             "queues",
@@ -324,7 +351,8 @@ def _here(name: str) -> Made:
         if name == "pair":
             places[end] = msgspec.structs.replace(places[end], verbs=DEVICES[end])
         elif name == "nic":
-            places[end] = msgspec.structs.replace(places[end], pio=PIO_NICS[end])
+            verbs = NIC_DEVICES[end] if (VERBS / NIC_DEVICES[end]).exists() else None
+            places[end] = msgspec.structs.replace(places[end], pio=PIO_NICS[end], verbs=verbs)
     return Made(places, dict.fromkeys(ENDS, "local"))
 
 
@@ -404,6 +432,11 @@ def gid_index(device: str, address: str, port: int = 1) -> int | None:
             if gid == wanted and (table / "gid_attrs/types" / str(index)).read_text().strip() == "RoCE v2":
                 return index
     return None
+
+
+def wait_for_gid(device: str, address: str) -> None:
+    """Return as soon as a verbs device has the GID of an IPv4 address; MachineError if it does not get one."""
+    _wait_until(lambda: gid_index(device, address) is not None, f"the GID of {address} on {device}")
 
 
 def _wait_until(ready: Callable[[], bool], what: str) -> None:

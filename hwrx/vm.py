@@ -28,7 +28,7 @@ from hwrx import guest as inside
 from hwrx import topology as topologies
 from hwrx.errors import GuestError, UsageError
 from hwrx.kernel import Progress
-from hwrx.messages import Place, Role
+from hwrx.messages import Place, Priced, Role
 from hwrx.port import Pipe, Port
 
 Clock = Literal["wall", "icount"]
@@ -48,7 +48,9 @@ class Guest:
     `beside` are topologies whose hardware it has, too: what runs in it puts them up. `kernel`: see `hwrx.kernel.find`.
     `append` goes to the kernel's command line, `qemu` to QEMU. `writable` are folders that the guest may write to;
     everything else that it writes is lost. `options` go to the topology (`mtu`). `log` is a file that gets all that the
-    guest prints. `descriptors` are open files that QEMU inherits; they stay the caller's.
+    guest prints. `descriptors` are open files that QEMU inherits; they stay the caller's. `copies_priced`: with the
+    clock `icount`, whether kernel and C library find a processor on which `rep movsb` copies (an instruction a byte),
+    or one without ERMS and FSRM, on which they copy by words.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Guest:
         beside: Sequence[str] = (),
         kernel: str | None = None,
         clock: Clock = "wall",
+        copies_priced: Priced = "byte",
         cpus: int = 2,
         memory: str = "2G",
         accelerator: Literal["auto", "kvm", "tcg"] = "auto",
@@ -74,9 +77,12 @@ class Guest:
         all_found = [found, *(topologies.find(name) for name in beside)]
         if clock == "icount" and accelerator == "kvm":
             raise UsageError("the clock `icount` counts emulated instructions: it cannot go with KVM")
+        if clock == "wall" and copies_priced != "byte":
+            raise UsageError("what a copy costs is priced where instructions are counted: it needs the clock `icount`")
         self.topology = topology
         self.beside = tuple(beside)
         self.clock = clock
+        self.copies_priced = copies_priced
         self.cpus = 1 if clock == "icount" else cpus
         self.memory = memory
         self.places: dict[Role, Place] = {}
@@ -242,6 +248,7 @@ class Guest:
             "emulated": with_what.emulated,
             "qemu": accelerator.qemu_version(),
             "clock": self.clock,
+            "copies_priced": self.copies_priced,
             "cpus": self.cpus,
             "memory": self.memory,
             "topology": self.topology,
@@ -318,7 +325,8 @@ class Guest:
             system.tool(accelerator.QEMU), "-name", "hwrx", "-machine", "q35", "-nodefaults", "-no-user-config",
             "-no-reboot", "-display", "none", "-serial", "stdio", "-m", self.memory, "-smp", str(self.cpus),
         ]  # fmt: skip
-        command += ["-accel", "kvm", "-cpu", "host"] if with_what.name == "kvm" else ["-accel", "tcg", "-cpu", "max"]
+        cpu = "max" if self.copies_priced == "byte" else "max,-erms,-fsrm"
+        command += ["-accel", "kvm", "-cpu", "host"] if with_what.name == "kvm" else ["-accel", "tcg", "-cpu", cpu]
         if self.clock == "icount":
             # one virtual nanosecond is one instruction; an idle guest jumps to its next timer
             command += ["-icount", "shift=0,sleep=off"]

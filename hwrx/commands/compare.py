@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,8 +26,8 @@ from rich.progress import (
 from hwrx import capacity, precision, run, store, testbed, tune
 from hwrx import experiment as experiments
 from hwrx.errors import HwrxError, UsageError
-from hwrx.experiment import Experiment, Plan
-from hwrx.placement import OWN_CPUS
+from hwrx.experiment import Experiment, Plan, Trial
+from hwrx.placement import OWN_CPUS, Wish
 from hwrx.run import Outcome
 from hwrx.testbed import Wanted
 from hwrx.trace import traced
@@ -88,9 +90,16 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--gid-index", type=int, help="verbs: which GID, instead of the one that hwrx chooses."),
         click.option("--huge-pages/--no-huge-pages", default=None, help="Buffers in huge pages."),
         click.option("--limit", type=float, help="Seconds without any message that end a trial."),
-        click.option("--clock", type=click.Choice(["wall", "icount"]), help="icount: guest instructions."),
+        click.option(
+            "--clock",
+            type=click.Choice(["wall", "icount", "auto"]),
+            help="icount: guest instructions; auto: those where the guest is emulated.",
+        ),
+        click.option(
+            "--copies-priced", type=click.Choice(["byte", "word"]), help="icount: an instruction a copied byte or word."
+        ),
         click.option("--kernel", help="Kernel of the guest, for example 6.12."),
-        click.option("--wire-mtu", type=int, help="MTU of the veth pair of netns and pair [1500]."),
+        click.option("--wire-mtu", type=int, help="MTU of the wire of netns, pair and nic [1500]."),
         click.option("--seed", type=int, help="Seed of the order of trials."),
         click.option("--cpu", type=Cpus(), help="CPUs of the ends [of their own]; any: let the scheduler choose."),
         click.option("--numa", type=click.IntRange(0), metavar="NODE", help="NUMA node from which CPUs are taken."),
@@ -110,6 +119,7 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--peer", help="Where the other end runs: local, netns:NAME, ssh:HOST, or a command with {agent}.")
 @click.option("--peer-device", help="Verbs device at the peer.")
 @click.option("--peer-address", help="IP address of the peer, for sockets.")
+@click.option("--log", type=click.Path(path_type=Path), help="File that gets all that a guest prints.")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Where run directories go.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that did not end.")
 @click.option("--dry-run", is_flag=True, help="Say what would be run, how long and how much disk it takes.")
@@ -122,6 +132,7 @@ def compare(
     peer: str | None,
     peer_device: str | None,
     peer_address: str | None,
+    log: Path | None,
     runs: Path,
     resume: Path | None,
     dry_run: bool,
@@ -140,7 +151,7 @@ def compare(
       hwrx compare --paths rdma-send --device mlx5_0 --peer ssh:other --peer-device mlx5_0
     """
     wanted = Wanted(
-        here=here, devices=tuple(device or ()), peer=peer, peer_device=peer_device, peer_address=peer_address
+        here=here, devices=tuple(device or ()), peer=peer, peer_device=peer_device, peer_address=peer_address, log=log
     )
     if resume is not None:
         if file is not None or any(value is not None for value in options.values()):
@@ -163,7 +174,10 @@ def run_and_report(
     experiment: Experiment, wanted: Wanted, *, runs: Path, dry_run: bool, as_json: bool, resume: Path | None = None
 ) -> None:
     """Plan, run with a progress display, and end with the table and the path of the report."""
-    layout = experiments.plan(experiment)
+    with Display() as display:
+        experiment = testbed.settle_clock(experiment, wanted, display.stage)
+    testbed.check(experiment, wanted)
+    layout = experiments.plan(experiment, testbed.checker(experiment, wanted))
     experiments.check_budget(layout)
     if dry_run:
         print_plan(layout, as_json)
@@ -182,37 +196,64 @@ def measure(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None
 
     `resume` is a run of the same experiment that did not end: what it lacks is run, and written into it.
     """
-    with Display() as display, testbed.opened(layout.experiment, wanted, display.stage) as bed:
-        display.stage("manifest", "what this machine is")
-        manifest = {**bed.manifest(), "command": sys.argv}
-        manifest["asked"] = msgspec.to_builtins(msgspec.structs.replace(wanted, log=None))
+    writer: store.Writer | None = None
+    total = Outcome()
+    wish = experiments.wish_of(layout.experiment)
+    with Display() as display, contextlib.ExitStack() as kept:
+        for price in experiments.prices(layout):
+            with testbed.opened(layout.experiment, wanted, display.stage, copies_priced=price) as bed:
+                if writer is None:
+                    manifest = _manifest(bed, layout, wanted, display)
+                    if wish != OWN_CPUS:
+                        with run.Pair(bed, wish):  # what cannot be is said before there is a run
+                            pass
+                    layout = capacity.calibrated(layout, bed, say=display.stage)
+                    if resume is None:
+                        writer = store.Writer.create(runs, layout, manifest)
+                    else:
+                        writer, layout = store.Writer.resume(resume, manifest)
+                    kept.enter_context(writer)
+                    for skip in layout.skipped:
+                        writer.log(f"left out: {skip.label}: {skip.reason}")
+                elif isinstance(bed, testbed.GuestBed):
+                    writer.note(**{f"guest, copies priced by the {price}": bed.describe()})
+                trials = [trial for trial in layout.trials if trial.setting.copies_priced == price]
+                _execute(trials, layout, bed, writer, display, total, wish)
+        assert writer is not None  # a plan has a trial
+        return total, writer.path
+
+
+def _execute(
+    trials: Sequence[Trial],
+    layout: Plan,
+    bed: run.Testbed,
+    writer: store.Writer,
+    display: Display,
+    total: Outcome,
+    wish: Wish,
+) -> None:
+    """Run the trials of one testbed, and as many repeats more as `until` asks for; add to `total` how they went."""
+    with traced.twins(layout.experiment, bed, writer) as twin:
+        for block in itertools.chain([trials], precision.blocks(layout, writer)):
+            outcome = run.execute(block, bed, writer, wish=wish, progress=display.trial, twin=twin)
+            total.measured += outcome.measured
+            total.failed += outcome.failed
+
+
+def _manifest(bed: run.Testbed, layout: Plan, wanted: Wanted, display: Display) -> dict[str, Any]:
+    """Describe the machine, what was asked for, and what is known to disturb the figures."""
+    display.stage("manifest", "what this machine is")
+    manifest = {**bed.manifest(), "command": sys.argv}
+    manifest["asked"] = msgspec.to_builtins(msgspec.structs.replace(wanted, log=None))
+    netdevs = {place.netdev for place in bed.places.values() if place.netdev}
+    findings = [*tune.findings(), *tune.merging(manifest["machine"], netdevs)]
+    if layout.experiment.clock == "icount":
+        findings = []  # counted instructions are the same whatever else the machine does
+    elif manifest["emulated"]:
         # where the processor is emulated no setting of the host means anything, but what else runs there does
-        netdevs = {place.netdev for place in bed.places.values() if place.netdev}
-        findings = [*tune.findings(), *tune.merging(manifest["machine"], netdevs)]
-        if layout.experiment.clock == "icount":
-            findings = []  # counted instructions are the same whatever else the machine does
-        elif manifest["emulated"]:
-            findings = [finding for finding in findings if finding.name == "other load"]
-        manifest["warnings"] = [str(finding) for finding in findings]
-        wish = experiments.wish_of(layout.experiment)
-        if wish != OWN_CPUS:
-            with run.Pair(bed, wish):  # what cannot be is said before there is a run
-                pass
-        layout = capacity.calibrated(layout, bed, say=display.stage)
-        if resume is None:
-            writer = store.Writer.create(runs, layout, manifest)
-        else:
-            writer, layout = store.Writer.resume(resume, manifest)
-        with writer:
-            for skip in layout.skipped:
-                writer.log(f"left out: {skip.label}: {skip.reason}")
-            with traced.twins(layout.experiment, bed, writer) as twin:
-                outcome = run.execute(layout.trials, bed, writer, wish=wish, progress=display.trial, twin=twin)
-                for block in precision.blocks(layout, writer):
-                    more = run.execute(block, bed, writer, wish=wish, progress=display.trial, twin=twin)
-                    outcome.measured += more.measured
-                    outcome.failed += more.failed
-        return outcome, writer.path
+        findings = [finding for finding in findings if finding.name == "other load"]
+    manifest["warnings"] = [str(finding) for finding in findings]
+    return manifest
 
 
 def report(directory: Path, *, as_json: bool) -> None:

@@ -1,7 +1,7 @@
 """NICs on the PCI bus: finding them, taking them from the kernel's driver, and giving them back.
 
-What a NIC was before it was taken (driver, name, addresses, up or down) is kept in `/run/hwrx/nic`, so that it can be
-given back by another process too, after this one was killed.
+What a NIC was before it was taken (driver, name, addresses, up or down, the rxe device on it) is kept in
+`/run/hwrx/nic`, so that it can be given back by another process too, after this one was killed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from cython_ext.mmio import Bar
+from hwrx import rxe
 from hwrx.errors import MachineError, UsageError
 from hwrx.nic import registers
 
@@ -76,6 +77,7 @@ class Kept(Struct, kw_only=True):
     neighbours: dict[str, str] = {}  # address and MAC of the permanent ones
     mtu: int = 1500
     carrier: bool = False
+    rxe: str | None = None  # SoftRoCE device on the network device: it goes with it
 
 
 def inspect(address: str) -> Nic:
@@ -153,6 +155,9 @@ def uses(nic: Nic, own: Collection[str] = ()) -> list[str]:
         reasons.append(f"{connections} open connection{'s use' if connections > 1 else ' uses'} its address")
     if (Path("/sys/class/net") / nic.netdev / "master").exists():
         reasons.append("it belongs to a bridge or bond")
+    device = rxe.on_netdev(nic.netdev)
+    if device is not None and (users := rxe.users(device)):
+        reasons.append(f"the verbs device {device} on it has queue pairs of {', '.join(users)}")
     return reasons
 
 
@@ -336,6 +341,8 @@ def _restore(nic: Nic, kept: Kept) -> Nic:
     if kept.up and kept.carrier:
         carrier = Path("/sys/class/net") / kept.netdev / "carrier"
         _until(lambda: carrier.read_text().strip() == "1", time.monotonic() + _PATIENCE)
+    if kept.rxe is not None:
+        rxe.restore(kept.rxe, kept.netdev, [address.split("/")[0] for address in kept.addresses])
     return inspect(nic.address)
 
 
@@ -351,6 +358,7 @@ def _keep(nic: Nic) -> None:
         kept.up = bool(int((netdev / "flags").read_text(), 16) & 1)  # IFF_UP
         kept.carrier = kept.up and (netdev / "carrier").read_text().strip() == "1"
         kept.mtu = int((netdev / "mtu").read_text())
+        kept.rxe = rxe.on_netdev(nic.netdev)
         tables = _tables(nic.netdev)
         kept.addresses = _addresses(tables)
         kept.neighbours = {

@@ -1,0 +1,121 @@
+"""Verbs, sockets and hwrx's own driver on the same two NICs, in turn, in the same agents."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from guest_ends import Ends, ip
+
+from hwrx import run, rxe, topology
+from hwrx.errors import HwrxError, MachineError
+from hwrx.messages import Pattern, Setting
+from hwrx.nic import pci
+from hwrx.testbed import Bed
+
+LIMIT = 120.0
+MESSAGES = 60
+KERNEL = ("e1000e", "e1000e")
+
+
+@pytest.fixture(scope="module")
+def segment() -> Iterator[topology.Made]:
+    with topology.build("nic") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def trials(segment: topology.Made) -> Iterator[run.Pair]:
+    with run.Pair(Bed(segment.places, segment.peers, {})) as ready:
+        yield ready
+
+
+def drivers() -> tuple[str | None, ...]:
+    return tuple(nic.driver for nic in pci.nics() if nic.model == "82574L")
+
+
+def setting(path: str, pattern: Pattern, size: int = 64) -> Setting:
+    wait = "poll" if (path, pattern) == ("rdma-write", "pingpong") else "event"
+    return Setting(path=path, pattern=pattern, size=size, wait=wait, messages=MESSAGES, warmup=10, check_every=1)
+
+
+def packets(end: str) -> int:
+    return int(Path(f"/sys/class/net/{end}/statistics/tx_packets").read_text())
+
+
+def test_the_places_name_a_verbs_device_on_each_nic(segment: topology.Made) -> None:
+    for end in topology.ENDS:
+        device = segment.places[end].verbs
+        assert device == topology.NIC_DEVICES[end]
+        assert rxe.netdev_of(device) == topology.NICS[end] == segment.places[end].netdev
+
+
+@pytest.mark.parametrize("pattern", ["pingpong", "stream"])
+@pytest.mark.parametrize("path", ["udp", "tcp", "rdma-send", "rdma-write", "rdma-write-imm"])
+def test_every_kernel_path_crosses_the_nics(trials: run.Pair, path: str, pattern: Pattern) -> None:
+    before = {end: packets(topology.NICS[end]) for end in topology.ENDS}
+    measured = trials.measure(1, setting(path, pattern, 1400), LIMIT)
+    tally = measured.tally
+    assert (tally["delivered"], tally["lost"], tally["corrupt"]) == (tally["expected"], 0, 0)
+    # an MTU of 1500 leaves rxe 1,024 bytes a packet, so that 1,400 bytes are two; a stream of TCP's may share packets
+    least = {"udp": 1, "tcp": 1}.get(path, 2) * MESSAGES * (1 if (path, pattern) != ("tcp", "stream") else 1400 / 1448)
+    assert packets(topology.NICS["client"]) - before["client"] >= least
+    assert packets(topology.NICS["server"]) > before["server"]
+    assert drivers() == KERNEL
+
+
+def test_verbs_run_as_before_after_our_driver_had_the_nics(trials: run.Pair) -> None:
+    for number, path in enumerate(("rdma-send", "nic-ring", "rdma-send", "nic-ring", "rdma-write-imm", "udp"), 10):
+        measured = trials.measure(number, setting(path, "pingpong"), LIMIT)
+        assert measured.tally["delivered"] == measured.tally["expected"], path
+        assert drivers() == KERNEL
+        for end in topology.ENDS:
+            assert rxe.on_netdev(topology.NICS[end]) == topology.NIC_DEVICES[end]
+            assert topology.gid_index(topology.NIC_DEVICES[end], topology.NIC_ADDRESSES[end]) is not None
+
+
+def test_a_nic_whose_verbs_device_is_in_use_is_not_taken(segment: topology.Made) -> None:
+    ends = Ends(segment.places)
+    try:
+        ends.connect(ends.prepare(setting("rdma-send", "pingpong")))
+        nic = pci.find(topology.NICS["server"])
+        with pytest.raises(MachineError, match=rf"{topology.NIC_DEVICES['server']} on it has queue pairs of .*process"):
+            pci.take(nic, "vfio-pci", own=(topology.NIC_ADDRESSES["server"],))
+        assert drivers() == KERNEL
+    finally:
+        ends.release()
+        ends.close()
+    assert pci.uses(nic, (topology.NIC_ADDRESSES["server"],)) == []
+
+
+def test_a_verbs_device_that_cannot_come_back_is_named(segment: topology.Made) -> None:
+    """Its name is given to another while the NIC is ours; as soon as that is gone, giving back mends it."""
+    end = "server"
+    nic = pci.find(topology.NICS[end])
+    device = topology.NIC_DEVICES[end]
+    pci.take(nic, "vfio-pci", own=(topology.NIC_ADDRESSES[end],))
+    ip("link", "add", "hwrxt0", "type", "veth", "peer", "name", "hwrxt1")
+    try:
+        ip("link", "set", "hwrxt0", "up")
+        topology.add_rxe(device, "hwrxt0")
+        with pytest.raises(HwrxError, match=f"{topology.NICS[end]} is back, but .*{device}"):
+            pci.give_back(nic.address)
+        topology.remove_rxe(device)
+    finally:
+        subprocess.run(["ip", "link", "delete", "hwrxt0"], check=False, capture_output=True)
+        pci.give_back(nic.address)
+    assert rxe.on_netdev(topology.NICS[end]) == device
+
+
+def test_a_jumbo_frame_carries_4096_bytes_of_rxe() -> None:
+    with topology.build("nic", mtu=4200) as made, run.Pair(Bed(made.places, made.peers, {})) as pair:
+        for number, path in enumerate(("udp", "rdma-send"), 30):
+            before = packets(topology.NICS["client"])
+            measured = pair.measure(number, setting(path, "stream", 4000), LIMIT)
+            assert measured.tally["delivered"] == measured.tally["expected"]
+            sent = packets(topology.NICS["client"]) - before
+            assert sent < 1.5 * measured.tally["expected"]
+            assert np.all(measured.sequence == np.arange(MESSAGES))

@@ -1,0 +1,186 @@
+"""What a testbed does not have is refused, so that no run is labelled with what did not hold."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import pytest
+
+from hwrx import accelerator, experiment, testbed
+from hwrx.accelerator import Accelerator
+from hwrx.errors import UsageError
+from hwrx.experiment import Experiment
+from hwrx.messages import Setting
+from hwrx.testbed import Wanted
+from hwrx.vm import Guest
+
+DEVICES = ("mlx5_0", "mlx5_1")
+SSH = Wanted(peer="ssh:other", peer_address="192.0.2.7")
+
+
+def asked(**options: Any) -> Experiment:
+    return experiment.from_options(**{"paths": ["udp"], "topology": "netns"} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted", "words"),
+    [
+        ({"clock": "icount", "topology": "here"}, Wanted(), "icount counts a guest's instructions, and the loopback"),
+        ({"clock": "icount", "topology": "hosts"}, SSH, "icount counts .* what --device and --peer name is none"),
+        ({"clock": "icount", "topology": "hosts"}, Wanted(devices=DEVICES), "icount counts a guest's instructions"),
+        ({"clock": "icount"}, Wanted(here=True), "icount counts a guest's instructions, and this machine is none"),
+        ({"clock": "icount", "topology": "pair"}, Wanted(here=True), "icount counts a guest's instructions"),
+        ({"kernel": "6.12", "topology": "here"}, Wanted(), "kernel '6.12' is for a guest"),
+        ({"kernel": "6.12", "topology": "hosts"}, SSH, "kernel '6.12' is for a guest"),
+        ({"kernel": "6.12", "topology": "hosts"}, Wanted(devices=DEVICES), "kernel '6.12' is for a guest"),
+        ({"kernel": "6.12", "topology": "pair"}, Wanted(here=True), "kernel '6.12' is for a guest"),
+        ({"wire_mtu": 4200, "topology": "here"}, Wanted(), "wire_mtu is for a wire that hwrx puts up"),
+        ({"wire_mtu": 4200, "topology": "queues"}, Wanted(), "wire_mtu is for a wire that hwrx puts up"),
+        ({"wire_mtu": 4200, "topology": "hosts"}, SSH, "wire_mtu is for a wire that hwrx puts up"),
+        ({"wire_mtu": 4200, "topology": "hosts"}, Wanted(devices=DEVICES), "wire_mtu is for a wire"),
+        ({}, Wanted(log=pathlib.Path("console.txt")), "--log takes what a guest prints, and this machine is none"),
+        ({"topology": "here"}, Wanted(log=pathlib.Path("console.txt")), "--log takes what a guest prints"),
+        ({}, SSH, "the topology 'netns' is not put up"),
+        ({"topology": "pair"}, Wanted(devices=DEVICES), "the topology 'pair' is not put up"),
+        ({"topology": "hosts"}, Wanted(), "'hosts' needs its two ends named"),
+        ({"topology": "wire"}, Wanted(), "'wire' needs its two ends named"),
+        ({"topology": "hosts", "trace": True}, SSH, "the two ends are on two machines"),
+        (
+            {"topology": "hosts"},
+            Wanted(devices=DEVICES, peer_address="192.0.2.7"),
+            "--peer-address 192.0.2.7 has no meaning",
+        ),
+    ],
+)
+def test_what_would_be_ignored_is_refused(options: dict[str, Any], wanted: Wanted, words: str) -> None:
+    refused = asked(**options)
+    with pytest.raises(UsageError, match=words) as caught:
+        testbed.check(refused, wanted)
+    assert caught.value.remedy
+    with pytest.raises(UsageError, match=words), testbed.opened(refused, wanted):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"topology": "here"}, Wanted()),
+        ({"wire_mtu": 4200}, Wanted()),
+        ({"wire_mtu": 4200, "topology": "nic", "clock": "icount", "kernel": "6.12"}, Wanted()),
+        ({"topology": "pair", "wire_mtu": 4200}, Wanted(here=True)),
+        ({"topology": "pair"}, Wanted(log=pathlib.Path("console.txt"))),
+        ({"topology": "hosts", "trace": True}, Wanted(devices=DEVICES)),
+        ({"topology": "hosts"}, SSH),
+        ({"topology": "hosts", "trace": True}, Wanted(peer="netns:blue", peer_address="192.0.2.7")),
+    ],
+)
+def test_what_a_testbed_has_is_taken(options: dict[str, Any], wanted: Wanted) -> None:
+    testbed.check(asked(**options), wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted", "kvm", "clock"),
+    [
+        ({"topology": "nic"}, Wanted(), "tcg", "icount"),
+        ({"topology": "nic"}, Wanted(), "kvm", "wall"),
+        ({"topology": "hosts"}, Wanted(devices=DEVICES), "tcg", "wall"),
+        ({"topology": "pair"}, Wanted(here=True), "tcg", "wall"),
+        ({"topology": "here"}, Wanted(), "tcg", "wall"),
+        ({"topology": "netns"}, Wanted(), "tcg", "wall"),
+        ({"topology": "netns", "kernel": "6.12"}, Wanted(), "tcg", "icount"),
+    ],
+)
+def test_the_clock_is_by_what_executes_the_ends(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], wanted: Wanted, kvm: Any, clock: str
+) -> None:
+    # what this machine's /dev/kvm can do is the one thing that a test cannot choose
+    monkeypatch.setattr(accelerator, "remembered", lambda: Accelerator(kvm, "said by the test"))
+    settled = testbed.settle_clock(asked(clock="auto", **options), wanted)
+    assert settled.clock == clock
+    testbed.check(settled, wanted)
+    assert testbed.settle_clock(settled, wanted) is settled
+
+
+def test_a_writes_receiver_that_would_fill_the_wait_with_looks_is_left_out_with_the_reason() -> None:
+    counted = asked(
+        paths=["rdma-write", "rdma-write-imm"], topology="nic", clock="icount", patterns=["pingpong", "stream"]
+    )
+    layout = experiment.plan(counted, testbed.checker(counted, Wanted()))
+    assert [skip.label for skip in layout.skipped] == ["rdma-write 64 B pingpong event"]
+    assert "looking at memory alone" in layout.skipped[0].reason
+    assert {(s.path, s.pattern) for s in layout.settings} == {
+        ("rdma-write", "stream"),
+        ("rdma-write-imm", "pingpong"),
+        ("rdma-write-imm", "stream"),
+    }
+    timed = asked(paths=["rdma-write"], topology="nic", waits=["poll"])
+    assert not experiment.plan(timed, testbed.checker(timed, Wanted())).skipped
+
+
+def test_our_driver_is_left_out_where_the_users_devices_are_compared() -> None:
+    named = asked(paths=["udp", "nic-ring"], topology="hosts")
+    layout = experiment.plan(named, testbed.checker(named, Wanted(devices=DEVICES)))
+    assert [skip.label for skip in layout.skipped] == ["nic-ring 64 B pingpong event"]
+
+
+# --- what a copied byte costs --------------------------------------------------------------------------------------
+
+
+def test_both_prices_of_a_copy_are_two_guests_in_one_run() -> None:
+    both = asked(topology="nic", clock="icount", sweep={"copies_priced": ["byte", "word"]})
+    layout = experiment.plan(both)
+    assert experiment.prices(layout) in (["byte", "word"], ["word", "byte"])
+    assert {trial.setting.copies_priced for trial in layout.trials} == {"byte", "word"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"clock": "wall"}, "copies_priced: .* the clock is 'wall'"),
+        ({"clock": "icount", "load": [0.5], "patterns": ["paced"]}, "each price has a guest of its own"),
+        ({"clock": "icount", "until": {"width": 0.05}}, "each price has a guest of its own"),
+    ],
+)
+def test_a_price_that_cannot_be_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        asked(topology="nic", sweep={"copies_priced": ["byte", "word"]}, **options)
+
+
+def test_a_guest_that_does_not_count_has_no_price() -> None:
+    with pytest.raises(UsageError, match="clock `icount`"):
+        Guest(copies_priced="word")
+
+
+# --- options win ---------------------------------------------------------------------------------------------------
+
+
+def test_an_option_wins_over_whatever_the_file_says() -> None:
+    file = experiment.build(
+        {
+            "name": "file",
+            "clock": "icount",
+            "topology": "nic",
+            "paths": ["udp", "tcp"],
+            "sizes": [64, 1400],
+            "patterns": ["pingpong", "stream"],
+            "setting": {"messages": 1000, "warmup": 5},
+            "pattern": {"stream": {"messages": 2000, "window": 8}},
+            "size": {"1400": {"messages": 3}},
+            "path": {"tcp": {"messages": 4, "stream": {"messages": 5, "window": 2}}},
+            "sweep": {"copies_priced": ["byte", "word"], "messages": [6, 7]},
+        },
+        source="file",
+    )
+    settings = experiment.plan(experiment.override(file, messages=10, copies_priced="word")).settings
+    assert {setting.messages for setting in settings} == {10}
+    assert {setting.copies_priced for setting in settings} == {"word"}
+    assert {(s.path, s.window) for s in settings if s.pattern == "stream"} == {("udp", 8), ("tcp", 2)}
+    assert {setting.warmup for setting in settings} == {5}
+    assert len(settings) == 8
+
+
+def test_settings_of_every_shipped_topology_have_an_estimate() -> None:
+    for name in ("here", "netns", "pair", "wire", "nic", "queues", "hosts"):
+        assert experiment.estimate(experiment.plan(asked(topology=name))).seconds > 0
+    assert Setting(path="udp").copies_priced == "byte"
