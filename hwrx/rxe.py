@@ -34,7 +34,7 @@ def on_netdev(netdev: str) -> str | None:
 
 def users(device: str) -> list[str]:
     """Return the programs that have queue pairs on a verbs device, each as `NAME (process PID)`, without repetition."""
-    shown = system.run("rdma", "-json", "resource", "show", "qp", "link", f"{device}/1")
+    shown = system.run("rdma", "-j", "resource", "show", "qp", "link", f"{device}/1")
     # the kernel's own queue pairs (GSI) have no process
     found = [entry for entry in json.loads(shown or "[]") if "pid" in entry]
     return sorted({f"{entry.get('comm', '?')} (process {entry['pid']})" for entry in found})

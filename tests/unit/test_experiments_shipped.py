@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pathlib
 
+import msgspec
 import pytest
 
-from hwrx import experiment
+from hwrx import experiment, testbed
+from hwrx.testbed import Wanted
 
-SHIPPED = sorted((pathlib.Path(__file__).parents[2] / "lab" / "experiments").glob("*.toml"))
+FOLDER = pathlib.Path(__file__).parents[2] / "lab" / "experiments"
+SHIPPED = sorted(FOLDER.glob("*.toml"))
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
@@ -21,9 +24,34 @@ def test_shipped_experiment_is_whole(file: pathlib.Path) -> None:
     assert experiment.loads(experiment.dumps(layout.experiment), source="again") == layout.experiment
 
 
-def test_first_experiment_is_short_and_has_a_p99() -> None:
-    layout = experiment.plan(experiment.load(SHIPPED[0].parent / "first.toml"), lambda setting: None)
+def test_first_experiment_counts_every_path_over_the_same_nics() -> None:
+    read = experiment.load(FOLDER / "first.toml")
+    assert (read.topology, read.clock, read.trace) == ("nic", "auto", True)
+    counted = msgspec.structs.replace(read, clock="icount")
+    layout = experiment.plan(counted, testbed.checker(counted, Wanted()))
+    assert {s.path for s in layout.settings} == {
+        "udp", "tcp", "rdma-send", "rdma-write", "rdma-write-imm", "nic-ring"
+    }  # fmt: skip
+    for setting in layout.settings:
+        assert setting.wait == "event"
+        assert setting.size in (64, 1400, 4096)
+    # what cannot be had is said, not left away
+    assert {skip.label.split(" event")[0].split(" poll")[0] for skip in layout.skipped} == {
+        *(f"rdma-write {size} B pingpong" for size in (64, 1400, 4096)),
+        *(f"nic-ring 4096 B {pattern}" for pattern in ("pingpong", "stream")),
+    }
+    assert all(skip.reason for skip in layout.skipped)
+
+
+def test_the_experiment_in_wall_clock_time_is_short_and_has_a_p99() -> None:
+    layout = experiment.plan(experiment.load(FOLDER / "verbs-sockets.toml"), lambda setting: None)
     assert len(layout.trials) < 110
     assert all(trial.setting.messages >= 1000 for trial in layout.trials)
     assert {t.setting.wait for t in layout.trials if t.setting.path == "rdma-write"} == {"poll", "event"}
     assert experiment.estimate(layout).seconds < 180
+
+
+def test_what_instructions_say_of_copies_is_asked_at_both_prices() -> None:
+    for name in ("first", "copy-cost"):
+        layout = experiment.plan(experiment.load(FOLDER / f"{name}.toml"), lambda setting: None)
+        assert sorted(experiment.prices(layout)) == ["byte", "word"], name
