@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +24,7 @@ from hwrx.commands.compare import described, experiment_options, run_and_report
 from hwrx.errors import UsageError
 from hwrx.kernel import Progress
 from hwrx.port import Pipe
-from hwrx.testbed import Wanted
+from hwrx.testbed import MTU_TOPOLOGIES, Wanted
 from hwrx.vm import Guest
 
 
@@ -45,7 +46,7 @@ def run(file: Path, runs: Path, log: Path | None, dry_run: bool, as_json: bool, 
     \b
     Examples:
       hwrx lab run lab/experiments/first.toml
-      hwrx lab run lab/experiments/first.toml --clock icount --kernel 6.12
+      hwrx lab run lab/experiments/stages.toml --kernel 6.12
     """
     experiment = described(file, options)
     run_and_report(experiment, Wanted(log=log), runs=runs, dry_run=dry_run, as_json=as_json)
@@ -60,7 +61,7 @@ def run(file: Path, runs: Path, log: Path | None, dry_run: bool, as_json: bool, 
 @click.option("--cpus", type=click.IntRange(1, 64), default=2, help="CPUs of the guest.")
 @click.option("--memory", default="2G", help="Memory of the guest.")
 @click.option("--accelerator", type=click.Choice(["auto", "kvm", "tcg"]), default="auto")
-@click.option("--mtu", type=int, help="MTU of the wire: 1500 gives verbs 1024, 4200 gives 4096.")
+@click.option("--mtu", type=int, help="MTU of the wire (netns, pair, nic): 1500 gives verbs 1024, 4200 gives 4096.")
 @click.option("--append", multiple=True, help="More words for the guest's kernel command line.")
 @click.option("--qemu", multiple=True, help="More words for QEMU, for example '-device e1000e'.")
 @click.option(
@@ -94,9 +95,12 @@ def shell(
       hwrx lab shell netns -- iperf3 --client 198.18.77.2
     """
     more = {"mtu": mtu} if mtu else {}
+    if mtu and name not in MTU_TOPOLOGIES:
+        raise UsageError(f"--mtu is for the wire of {', '.join(MTU_TOPOLOGIES)}", remedy="leave it out")
     if in_guest is None:
         in_guest = topology.find(name).where == "guest"
     if not in_guest:
+        _refuse_ignored()
         sys.exit(_on_host(name, command, more))
     with _progress() as progress:
         guest = Guest(
@@ -112,6 +116,19 @@ def shell(
         stack.enter_context(guest)
     with stack:
         sys.exit(_command_in(guest, command) if command else _shell_in(guest))
+
+
+def _refuse_ignored() -> None:
+    """UsageError if an option was given that only a guest could heed."""
+    context = click.get_current_context()
+    heeded = ("name", "command", "in_guest", "mtu")
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if given and parameter.name not in heeded:
+            raise UsageError(
+                f"{parameter.opts[0]} is for a guest, and this topology is put up on this machine",
+                remedy="add --guest, or leave it out",
+            )
 
 
 def _on_host(name: str, command: tuple[str, ...], options: dict[str, Any]) -> int:

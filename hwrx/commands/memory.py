@@ -60,6 +60,11 @@ def memory(
         raise UsageError("at least one page has to be measured")
     # the clock is the guest's, and there its name is all that is wanted
     if guest or kernel or (clock == "icount" and os.environ.get("HWRX_IN_GUEST") != "1"):
+        if device or nic:
+            raise UsageError(
+                f"{'--device' if device else '--nic'} is of this machine, and the guest has its own",
+                remedy="leave it out, or measure here: without --guest, --kernel and --clock icount",
+            )
         found = in_guest(kernel, clock, pages, _quiet if as_json else _aloud)
     else:
         say = (lambda text: None) if as_json else (lambda text: _aloud("memory", text))

@@ -9,6 +9,7 @@ import pytest
 
 from hwrx import accelerator, experiment, testbed
 from hwrx.accelerator import Accelerator
+from hwrx.cli import main
 from hwrx.errors import UsageError
 from hwrx.experiment import Experiment
 from hwrx.messages import Setting
@@ -184,3 +185,29 @@ def test_settings_of_every_shipped_topology_have_an_estimate() -> None:
     for name in ("here", "netns", "pair", "wire", "nic", "queues", "hosts"):
         assert experiment.estimate(experiment.plan(asked(topology=name))).seconds > 0
     assert Setting(path="udp").copies_priced == "byte"
+
+
+# --- the commands --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lab", "shell", "netns", "--clock", "icount", "--", "true"], "--clock is for a guest"),
+        (["lab", "shell", "pair", "--host", "--kernel", "6.12", "--", "true"], "--kernel is for a guest"),
+        (["lab", "shell", "netns", "--cpus", "2", "--", "true"], "--cpus is for a guest"),
+        (["lab", "shell", "queues", "--mtu", "4200", "--", "true"], "--mtu is for the wire of netns, pair, nic"),
+        (["memory", "--guest", "--device", "rxe0"], "--device is of this machine"),
+        (["memory", "--kernel", "6.12", "--nic", "eth1"], "--nic is of this machine"),
+        (["compare", "--paths", "udp", "--topology", "here", "--clock", "icount", "--dry-run"], "icount counts"),
+        (["compare", "--paths", "udp", "--topology", "netns", "--peer", "ssh:x", "--dry-run"], "is not put up"),
+        (["walk", "udp", "--here", "--kernel", "6.12"], "kernel '6.12' is for a guest"),
+    ],
+)
+def test_a_command_refuses_what_it_would_not_heed(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert "remedy: " in printed
