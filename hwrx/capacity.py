@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from hwrx import arrivals, run, stats
+from hwrx import arrivals, paths, run, stats
 from hwrx import experiment as experiments
 from hwrx.errors import TrialError
 
@@ -30,12 +30,13 @@ def calibrated(
     layout: experiments.Plan,
     testbed: Testbed,
     *,
+    check: Callable[[Setting], None] = paths.check,
     trial_limit: float = 120.0,
     say: Callable[[str, str], None] = lambda stage, text: None,
 ) -> experiments.Plan:
     """Measure the capacities that the plan's experiment does not know, and return the plan with the rates they give.
 
-    TrialError where one cannot be measured.
+    `check` is the one that the plan was made with. TrialError where a capacity cannot be measured.
     """
     settings = experiments.uncalibrated(layout)
     if not settings:
@@ -51,7 +52,7 @@ def calibrated(
             say("capacity", f"{number + 1} of {len(settings)}: {key}")
             found[key] = float(f"{find(setting, measure):.3g}")
     experiment = msgspec.structs.replace(layout.experiment, capacity={**layout.experiment.capacity, **found})
-    return experiments.plan(experiment)
+    return experiments.plan(experiment, check)
 
 
 def find(setting: Setting, measure: Callable[[Setting], Measured]) -> float:

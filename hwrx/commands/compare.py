@@ -207,7 +207,8 @@ def measure(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None
                     if wish != OWN_CPUS:
                         with run.Pair(bed, wish):  # what cannot be is said before there is a run
                             pass
-                    layout = capacity.calibrated(layout, bed, say=display.stage)
+                    check = testbed.checker(layout.experiment, wanted)
+                    layout = capacity.calibrated(layout, bed, check=check, say=display.stage)
                     if resume is None:
                         writer = store.Writer.create(runs, layout, manifest)
                     else:

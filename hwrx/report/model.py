@@ -147,6 +147,8 @@ def swept_words(key: str, value: Any) -> str:
         return ""
     if key == "senders":
         return f"{value} sender{'s' * (value != 1)}"
+    if key == "copies_priced":
+        return f"copies by the {value}"
     return str(value) if isinstance(value, str) else f"{key} {value}"
 
 

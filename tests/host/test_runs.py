@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 
 import hwrx
+from hwrx import capacity, experiment
+from hwrx.errors import UsageError
+from hwrx.messages import Place, Setting
+from hwrx.testbed import Bed
 
 COMPARE = [sys.executable, "-m", "hwrx", "compare"]
 SMALL = ["--paths", "udp,tcp", "--topology", "netns", "--messages", "200", "--seed", "5"]
@@ -101,3 +105,19 @@ def test_load_is_a_share_of_a_capacity_that_was_measured(tmp_path: Path) -> None
     assert {row.load for row in rows} == {0.1, 0.5}
     # at half the load a busy machine may already fall behind, and then there is no ratio
     assert all(row.ratio is not None for row in rows if row.path == "tcp" and row.load == 0.1)
+
+
+def test_what_the_plan_left_out_stays_out_when_the_rates_are_known() -> None:
+    def no_tcp(setting: Setting) -> None:
+        if setting.path == "tcp":
+            raise UsageError("not on this wire")
+
+    asked = experiment.from_options(
+        paths=["udp", "tcp"], topology="here", patterns=["paced"], load=[0.5], messages=400, repeats=1, seed=1
+    )
+    layout = experiment.plan(asked, no_tcp)
+    bed = Bed({"client": Place(), "server": Place()}, {"client": "local", "server": "local"}, {})
+    known = capacity.calibrated(layout, bed, check=no_tcp)
+    assert [trial.setting.path for trial in known.trials] == ["udp"]
+    assert [skip.reason for skip in known.skipped] == ["not on this wire"]
+    assert set(known.experiment.capacity) == {"udp 64 B event"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import subprocess
 
 import msgspec
 import pytest
@@ -55,3 +56,27 @@ def test_what_instructions_say_of_copies_is_asked_at_both_prices() -> None:
     for name in ("first", "copy-cost"):
         layout = experiment.plan(experiment.load(FOLDER / f"{name}.toml"), lambda setting: None)
         assert sorted(experiment.prices(layout)) == ["byte", "word"], name
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        ([], "first"),
+        (["--device", "mlx5_0,mlx5_1"], "first"),
+        (["--clock", "icount"], "first"),
+        (["--clock", "wall"], "verbs-sockets"),
+        (["--clock=wall", "--repeats", "1"], "verbs-sockets"),
+        (["--here"], "verbs-sockets"),
+    ],
+)
+def test_lab_run_chooses_the_experiment_by_its_options(tmp_path: pathlib.Path, words: list[str], file: str) -> None:
+    """The script itself, with a set-up that does nothing and a command that says what it was told."""
+    lab, bin_ = tmp_path / "lab", tmp_path / ".venv/bin"
+    lab.mkdir()
+    bin_.mkdir(parents=True)
+    (lab / "run").write_text((FOLDER.parent / "run").read_text())
+    (lab / "setup.sh").write_text(f'root="{tmp_path}"\nsetup() {{ cd "$root"; }}\n')
+    (bin_ / "hwrx").write_text('#!/bin/sh\necho "$@"\n')
+    (bin_ / "hwrx").chmod(0o755)
+    done = subprocess.run(["bash", str(lab / "run"), *words], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["compare", f"lab/experiments/{file}.toml", *words]
