@@ -42,7 +42,7 @@ def users(device: str) -> list[str]:
 
 def restore(device: str, netdev: str, addresses: Iterable[str]) -> None:
     """Put an rxe device that went with its netdev back on it; return when it has the GIDs of the IPv4 addresses."""
-    if not (VERBS / device).exists():
+    if on_netdev(netdev) is None:
         load_rxe()
         add_rxe(device, netdev)
     for address in addresses:

@@ -336,13 +336,13 @@ def _restore(nic: Nic, kept: Kept) -> Nic:
         commands.append(f"neighbour replace {address} lladdr {mac} {device} nud permanent")
     try:
         _ip(commands)
+        if kept.up and kept.carrier:
+            carrier = Path("/sys/class/net") / kept.netdev / "carrier"
+            _until(lambda: carrier.read_text().strip() == "1", time.monotonic() + _PATIENCE)
+        if kept.rxe is not None:
+            rxe.restore(kept.rxe, kept.netdev, [address.split("/")[0] for address in kept.addresses])
     except MachineError as error:
         raise MachineError(f"{kept.netdev} is back, but not as it was: {error}") from error
-    if kept.up and kept.carrier:
-        carrier = Path("/sys/class/net") / kept.netdev / "carrier"
-        _until(lambda: carrier.read_text().strip() == "1", time.monotonic() + _PATIENCE)
-    if kept.rxe is not None:
-        rxe.restore(kept.rxe, kept.netdev, [address.split("/")[0] for address in kept.addresses])
     return inspect(nic.address)
 
 
