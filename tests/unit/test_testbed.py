@@ -162,13 +162,13 @@ def test_an_option_wins_over_whatever_the_file_says() -> None:
             "name": "file",
             "clock": "icount",
             "topology": "nic",
-            "paths": ["udp", "tcp"],
+            "paths": ["udp", "rdma-send"],
             "sizes": [64, 1400],
             "patterns": ["pingpong", "stream"],
             "setting": {"messages": 1000, "warmup": 5},
             "pattern": {"stream": {"messages": 2000, "window": 8}},
             "size": {"1400": {"messages": 3}},
-            "path": {"tcp": {"messages": 4, "stream": {"messages": 5, "window": 2}}},
+            "path": {"rdma-send": {"messages": 4, "stream": {"messages": 5, "window": 2}}},
             "sweep": {"copies_priced": ["byte", "word"], "messages": [6, 7]},
         },
         source="file",
@@ -176,7 +176,7 @@ def test_an_option_wins_over_whatever_the_file_says() -> None:
     settings = experiment.plan(experiment.override(file, messages=10, copies_priced="word")).settings
     assert {setting.messages for setting in settings} == {10}
     assert {setting.copies_priced for setting in settings} == {"word"}
-    assert {(s.path, s.window) for s in settings if s.pattern == "stream"} == {("udp", 8), ("tcp", 2)}
+    assert {(s.path, s.window) for s in settings if s.pattern == "stream"} == {("udp", 8), ("rdma-send", 2)}
     assert {setting.warmup for setting in settings} == {5}
     assert len(settings) == 8
 
