@@ -9,7 +9,6 @@ Each setting is put together from, in this order, the later one winning: `[setti
 from __future__ import annotations
 
 import itertools
-import json
 import pathlib
 import random
 import secrets
@@ -20,9 +19,10 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 from msgspec import Meta, Struct
 
-from hwrx import checked
+from hwrx import checked, toml_text
 from hwrx import paths as delivery
 from hwrx.errors import UsageError
+from hwrx.estimate import GUESS
 from hwrx.messages import MessageSize, Pattern, Priced, Setting, Wait
 from hwrx.placement import POLLING, Wish
 
@@ -99,16 +99,6 @@ class Plan(Struct, frozen=True, kw_only=True):
     settings: list[Setting]  # each once, in the file's order
     trials: list[Trial]
     skipped: list[Skipped]
-
-
-class Estimate(Struct, frozen=True, kw_only=True):
-    """What a run will take: `seconds` of time and `disk` bytes, both guessed from `basis`."""
-
-    trials: int
-    samples: int
-    seconds: float
-    disk: int
-    basis: str
 
 
 # --- from a file, from options -------------------------------------------------------------------------------------
@@ -237,7 +227,7 @@ def build(content: Mapping[str, Any], *, source: str) -> Experiment:
 def dumps(experiment: Experiment) -> str:
     """Return the experiment as TOML that `loads` reads back to the same."""
     printable = "".join(c if c.isprintable() or c == "\n" else " " for c in experiment.question)
-    return "".join(f"# {line}\n" for line in printable.split("\n")) + _toml(_content(experiment))
+    return "".join(f"# {line}\n" for line in printable.split("\n")) + toml_text.dumps(_content(experiment))
 
 
 def with_seed(experiment: Experiment) -> Experiment:
@@ -315,58 +305,6 @@ def trials(experiment: Experiment, check: Callable[[Setting], None] = delivery.c
     return plan(experiment, check).trials
 
 
-# Guesses for --dry-run only: seconds for one message one way at 64 B, for a byte more, for setting a trial up and
-# fetching its samples, and for getting the machines up. Emulated guests after the lab's first runs.
-_GUESS = {
-    "here": (15e-6, 0.5e-9, 0.1, 1.0, "this machine"),
-    "netns": (20e-6, 0.5e-9, 0.1, 1.0, "this machine's namespaces"),
-    "hosts": (10e-6, 0.3e-9, 0.3, 2.0, "two hosts"),
-    "pair": (350e-6, 10e-9, 0.3, 40.0, "an emulated guest"),
-    "wire": (800e-6, 20e-9, 0.5, 60.0, "two emulated guests"),
-    "nic": (350e-6, 10e-9, 0.5, 40.0, "an emulated guest"),
-    "queues": (350e-6, 10e-9, 0.3, 40.0, "an emulated guest"),
-}
-_BYTES_A_SAMPLE = 5.0  # measured over runs of round trips around 300 µs: 3.5 to 5, zstd over deltas
-
-
-def estimate(layout: Plan) -> Estimate:
-    """Guess how long the plan runs and how much disk it fills; no promise, so the basis is part of the answer."""
-    one_way, a_byte, overhead, start, where = _GUESS[layout.experiment.topology]
-    seconds = start
-    samples = 0
-    for trial in layout.trials:
-        setting = trial.setting
-        messages = setting.warmup + setting.messages + setting.cooldown
-        each = one_way + a_byte * setting.size
-        if setting.pattern == "pingpong":
-            each *= 2
-        elif setting.pattern == "paced" and setting.rate:
-            each = max(each / 2, 1 / setting.rate)
-        else:
-            each /= 2
-        seconds += (overhead + messages * each) * setting.senders
-        samples += setting.messages * setting.senders
-    return Estimate(
-        trials=len(layout.trials),
-        samples=samples,
-        seconds=seconds,
-        disk=int(samples * _BYTES_A_SAMPLE) + 4096 * len(layout.trials) + 100_000,
-        basis=f"{where}, about {one_way * 1e6:.0f} µs one way and {overhead:g} s to set a trial up",
-    )
-
-
-def check_budget(layout: Plan) -> None:
-    """UsageError where the plan would take longer than the experiment's budget."""
-    budget = layout.experiment.budget
-    guess = estimate(layout)
-    if budget is not None and guess.seconds > budget:
-        raise UsageError(
-            f"experiment '{layout.experiment.name}' would take about {guess.seconds:.0f} s ({guess.trials} trials on "
-            f"{guess.basis}), its budget is {budget:g} s",
-            remedy="raise 'budget', or lower 'repeats', 'setting.messages' or the number of settings",
-        )
-
-
 # --- inside --------------------------------------------------------------------------------------------------------
 
 
@@ -396,7 +334,7 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
             }
             setting = msgspec.convert(fields, Setting)
             if share is not None:
-                rate = experiment.capacity.get(capacity_key(setting), 1 / _GUESS[experiment.topology][0])
+                rate = experiment.capacity.get(capacity_key(setting), 1 / GUESS[experiment.topology][0])
                 setting = msgspec.structs.replace(setting, rate=share * rate)
             if setting not in seen:  # two combinations that an override makes one
                 seen.add(setting)
@@ -544,25 +482,3 @@ def _check_until(source: str, table: Mapping[str, Any]) -> None:
         checked.convert(source, f"until.{key}", value, fields[key])
     if "width" not in table:
         raise UsageError(f"{source}: the key 'until.width' is missing", remedy=checked.allowed(fields["width"]))
-
-
-def _toml(table: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> str:
-    """Write plain data as TOML: values first, then sub-tables, as the format demands."""
-    lines = [f"{_key(key)} = {_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
-    text = "\n".join(lines) + "\n" if lines else ""
-    for key, value in table.items():
-        if isinstance(value, dict):
-            inner = (*prefix, key)
-            text += f"\n[{'.'.join(map(_key, inner))}]\n" + _toml(value, inner)
-    return text
-
-
-def _key(key: str) -> str:
-    return key if key and all(c.isascii() and (c.isalnum() or c in "-_") for c in key) else _value(key)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value, value))}]"
-    # JSON's strings, numbers and booleans are TOML's, but for DEL, which TOML wants escaped
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -23,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from hwrx import capacity, precision, run, store, testbed, tune
+from hwrx import capacity, estimate, precision, run, store, testbed, tune
 from hwrx import experiment as experiments
 from hwrx.errors import HwrxError, UsageError
 from hwrx.experiment import Experiment, Plan, Trial
@@ -178,7 +178,7 @@ def run_and_report(
         experiment = testbed.settle_clock(experiment, wanted, display.stage)
     testbed.check(experiment, wanted)
     layout = experiments.plan(experiment, testbed.checker(experiment, wanted))
-    experiments.check_budget(layout)
+    estimate.check_budget(layout)
     if dry_run:
         print_plan(layout, as_json)
         return
@@ -316,7 +316,7 @@ class Display:
 
 def print_plan(layout: Plan, as_json: bool) -> None:
     """Say what a run of the plan would be."""
-    guess = experiments.estimate(layout)
+    guess = estimate.estimate(layout)
     if as_json:
         plan = {
             "estimate": msgspec.to_builtins(guess),

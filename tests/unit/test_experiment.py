@@ -8,7 +8,7 @@ import pathlib
 import msgspec
 import pytest
 
-from hwrx import experiment
+from hwrx import estimate, experiment
 from hwrx.errors import UsageError
 from hwrx.messages import Setting
 
@@ -233,8 +233,8 @@ def test_options_go_over_a_file() -> None:
 
 
 def test_estimate_grows_with_the_work_and_names_its_basis() -> None:
-    small = experiment.estimate(experiment.plan(parse(TEXT), nothing_refused))
-    large = experiment.estimate(experiment.plan(experiment.override(parse(TEXT), repeats=8), nothing_refused))
+    small = estimate.estimate(experiment.plan(parse(TEXT), nothing_refused))
+    large = estimate.estimate(experiment.plan(experiment.override(parse(TEXT), repeats=8), nothing_refused))
     assert large.trials == 2 * small.trials
     assert large.samples == 2 * small.samples
     assert large.seconds > small.seconds
@@ -245,5 +245,5 @@ def test_estimate_grows_with_the_work_and_names_its_basis() -> None:
 def test_a_plan_beyond_its_budget_is_refused_in_words() -> None:
     tight = experiment.override(parse(TEXT), budget=2.0)
     with pytest.raises(UsageError, match=r"would take about \d+ s \(48 trials .* budget is 2 s.*\n.*raise 'budget'"):
-        experiment.check_budget(experiment.plan(tight, nothing_refused))
-    experiment.check_budget(experiment.plan(experiment.override(parse(TEXT), budget=1e6), nothing_refused))
+        estimate.check_budget(experiment.plan(tight, nothing_refused))
+    estimate.check_budget(experiment.plan(experiment.override(parse(TEXT), budget=1e6), nothing_refused))

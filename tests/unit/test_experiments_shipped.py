@@ -8,7 +8,7 @@ import subprocess
 import msgspec
 import pytest
 
-from hwrx import experiment, testbed
+from hwrx import estimate, experiment, testbed
 from hwrx.testbed import Wanted
 
 FOLDER = pathlib.Path(__file__).parents[2] / "lab" / "experiments"
@@ -49,7 +49,7 @@ def test_the_experiment_in_wall_clock_time_is_short_and_has_a_p99() -> None:
     assert len(layout.trials) < 110
     assert all(trial.setting.messages >= 1000 for trial in layout.trials)
     assert {t.setting.wait for t in layout.trials if t.setting.path == "rdma-write"} == {"poll", "event"}
-    assert experiment.estimate(layout).seconds < 180
+    assert estimate.estimate(layout).seconds < 180
 
 
 def test_what_instructions_say_of_copies_is_asked_at_both_prices() -> None:

@@ -12,7 +12,7 @@ import pytest
 import scipy.signal
 
 import hwrx
-from hwrx import experiment, store
+from hwrx import estimate, store
 from hwrx.cli import main
 from hwrx.report import html, tables
 from hwrx.report.model import Summary
@@ -52,7 +52,7 @@ def test_a_dry_run_counts_what_would_be_run_and_writes_nothing(
 
 def test_the_disk_that_is_promised_is_about_what_a_run_takes(tmp_path: pathlib.Path) -> None:
     options = {"paths": ["udp", "tcp"], "messages": 20_000, "repeats": 3, "patterns": ["pingpong"]}
-    promised = experiment.estimate(made_runs.layout(**options)).disk
+    promised = estimate.estimate(made_runs.layout(**options)).disk
     made = made_runs.make(tmp_path, **options)
     taken = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
     assert 0.33 < taken / promised < 3

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hwrx import accelerator, experiment, testbed
+from hwrx import accelerator, estimate, experiment, testbed
 from hwrx.accelerator import Accelerator
 from hwrx.cli import main
 from hwrx.errors import UsageError
@@ -183,7 +183,7 @@ def test_an_option_wins_over_whatever_the_file_says() -> None:
 
 def test_settings_of_every_shipped_topology_have_an_estimate() -> None:
     for name in ("here", "netns", "pair", "wire", "nic", "queues", "hosts"):
-        assert experiment.estimate(experiment.plan(asked(topology=name))).seconds > 0
+        assert estimate.estimate(experiment.plan(asked(topology=name))).seconds > 0
     assert Setting(path="udp").copies_priced == "byte"
 
 

@@ -1,0 +1,29 @@
+"""Plain data as TOML, as the standard library can read it but not write it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def dumps(table: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> str:
+    """Write plain data as TOML: values first, then sub-tables, as the format demands."""
+    lines = [f"{_key(key)} = {_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    text = "\n".join(lines) + "\n" if lines else ""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            inner = (*prefix, key)
+            text += f"\n[{'.'.join(map(_key, inner))}]\n" + dumps(value, inner)
+    return text
+
+
+def _key(key: str) -> str:
+    return key if key and all(c.isascii() and (c.isalnum() or c in "-_") for c in key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    # JSON's strings, numbers and booleans are TOML's, but for DEL, which TOML wants escaped
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
