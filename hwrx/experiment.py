@@ -38,7 +38,10 @@ OWN_LISTS = ("sizes", "patterns", "waits")  # that a path may have instead of th
 
 
 class Until(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Repeat until the 95 % interval of a quantile (of a stream's rate) is no wider than ±`width` in every row."""
+    """Repeat until the interval of a quantile (of a stream's rate) is no wider than ±`width` in every row.
+
+    Intervals are then made so that they hold the truth in at least 95 of 100 runs, although the runs end when they do.
+    """
 
     width: Annotated[float, Meta(gt=0, lt=1)]  # relative: 0.05 is ±5 %
     quantile: Annotated[float, Meta(gt=0, lt=1)] = 0.5

@@ -5,16 +5,18 @@ Rules, all of them:
 * Quantiles are Hyndman and Fan's type 8 (approximately median-unbiased whatever the distribution; The American
   Statistician 50(4), 1996), here and in every table and picture.
 * A quantile with fewer than ten samples beyond it is withheld. No sample is ever dropped as an outlier.
-* The figure of a setting is the geometric mean over its trials of each trial's figure. Its interval comes from a
-  hierarchical bootstrap on the logarithm: trials are drawn with replacement, then within each drawn trial the quantile
-  of a resample. The second level needs no resample: the k-th of n draws from a sample is the sample's quantile at a
-  Beta(k, n+1-k) distributed place. n is the *effective* sample size, so that autocorrelated samples count for less.
-* With the three to ten repeats that a run has, percentiles of such draws are too narrow (with three trials they cannot
-  leave the range of three numbers, which misses the truth one time in four). So the draws give the standard error,
-  corrected for the finite number of trials and for the within-trial spread that both levels hold, and Student's t with
-  one degree less than trials gives its multiple (Hesterberg, The American Statistician 69(4), 2015). lab/bench/coverage
-  shows how often the intervals hold the truth.
-* Ratios pair the trials of one repeat block with each other, so that what slows a whole block cancels.
+* The figure of a setting is the geometric mean over its trials of each trial's figure, and its interval is Student's,
+  on the logarithm, from the spread of the trials' figures alone: what varies within a trial varies them too, however
+  alike neighbouring samples are, and need not be counted again. Nothing that all trials have in common is in it.
+* One trial says nothing of what differs between trials: it has no interval.
+* No interval is narrower than the step of the clock: a difference of two readings is right to one step.
+* If the trials' figures fall into groups, no interval can be had from so few of them: it is withheld (`split`).
+* Whoever looks again and again, and stops once an interval is narrow, stops too early too often. Intervals of
+  such experiments (`until`) are made at 98 %, so that they hold the truth in at least 95 of 100 cases.
+* Ratios pair the trials of one repeat block with each other, so that what slows a whole block cancels. Independent
+  groups are compared with Welch's degrees of freedom.
+
+lab/bench/coverage shows how often all of these hold the truth, also where the rules' assumptions do not.
 """
 
 from __future__ import annotations
@@ -27,28 +29,38 @@ import numpy.typing as npt
 from msgspec import Struct
 from scipy import special
 
+from hwrx import modes
+from hwrx.modes import State
+
 Floats = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
 
 NAMED = (0.5, 0.9, 0.99, 0.999)  # the quantiles of every table
 BEYOND = 10
 LEVEL = 0.95
-DRAWS = 2000
+SEQUENTIAL = 0.98  # level of a t interval that holds 95 % of the time after looking at each repeat from the third on
+LEAST_TRIALS = 3  # before an interval may be called narrow
 _ESS_WINDOW = 1 << 17  # samples from which autocorrelation is measured; a trial's first so many
 
-# Where a trial's quantile function is kept: evenly up to p90, then evenly in the logarithm of what lies beyond.
+# Where a trial's quantile function is kept: evenly from p1 to p90, evenly in the logarithm of what lies beyond either.
 GRID: Floats = np.unique(
-    np.round(np.concatenate([np.linspace(0.002, 0.9, 450), 1 - np.logspace(-1, -7, 301), NAMED]), 12)
+    np.round(
+        np.concatenate([np.logspace(-7, -2, 251), np.linspace(0.01, 0.9, 446), 1 - np.logspace(-1, -7, 301), NAMED]), 12
+    )
 )
 
 
 class Estimate(Struct, frozen=True, kw_only=True):
-    """A figure with its 95 % interval across `trials`; `low` and `high` are nan where one cannot be had."""
+    """A figure with its 95 % interval across `trials`; `low` and `high` are nan if one cannot be had.
+
+    `split`: that is because the trials' figures fall into groups.
+    """
 
     value: float
     low: float
     high: float
     trials: int
+    split: bool = False
 
     @property
     def width(self) -> float:
@@ -75,14 +87,16 @@ class Digest(Struct, frozen=True, kw_only=True):
     effective: dict[float, float]  # NAMED -> effective sample size for that quantile
     autocorrelation: float  # of neighbours
     warmup: Warmup
+    step: float = 1.0  # resolution of the clock that took the samples, in the unit of `quantiles`
 
     def quantile(self, p: float) -> float:
-        """The quantile at `p`, exact where GRID holds it (NAMED, and the deciles), else interpolated."""
-        return float(np.interp(p, GRID, self.quantiles))
+        """The quantile at `p`, exact if GRID holds it (NAMED, and the deciles), else between its neighbours there.
 
-    def effective_at(self, p: float) -> float:
-        """The effective sample size for the quantile at `p`: that of the nearest NAMED one."""
-        return self.effective[min(self.effective, key=lambda named: abs(named - p))]
+        Raises ValueError if `p` lies beyond the ends of GRID.
+        """
+        if not GRID[0] <= p <= GRID[-1]:
+            raise ValueError(f"no quantile at {p}: a digest holds them from {GRID[0]} to {GRID[-1]}")
+        return float(np.interp(p, GRID, self.quantiles))
 
 
 # --- one trial -----------------------------------------------------------------------------------------------------
@@ -129,7 +143,46 @@ def digest(ns: Int64s) -> Digest:
         effective=effective,
         autocorrelation=float(neighbours[1]) if len(neighbours) > 1 else 0.0,
         warmup=warmup,
+        step=clock_step(ns),
     )
+
+
+def clock_step(ordered: npt.NDArray[np.integer]) -> float:
+    """The resolution of the clock that took sorted samples, in their unit: 1 unless all are multiples of a longer step.
+
+    A step that is no whole number of units, and so rounded now up and now down, is found too.
+    """
+    found = np.unique(ordered[:: max(1, len(ordered) >> 14)]).astype(float)
+    found = found[found > 2]
+    gaps = np.diff(found, prepend=0.0)
+    gaps = gaps[gaps > 2]
+    if not len(found) or not len(gaps):
+        return 1.0
+    step = float(gaps.min())
+    for several in (gaps, found):  # the more steps, the better they tell one
+        step = float(several.sum() / np.maximum(np.round(several / step), 1).sum())
+    times = np.round(found / step)
+    rest = np.abs(found - times * step)
+    return step if step >= 8 and (rest <= 2 + 2e-3 * step * np.sqrt(np.maximum(times, 0))).all() else 1.0
+
+
+def find_states(ns: npt.NDArray[np.integer], *, exact: bool) -> list[State]:
+    """Find the states that the messages of a trial were in: the ways in which they went, each with times of its own.
+
+    :param ns: times of one trial in the order in which they were taken; if `exact`, those of several may be joined
+    :param exact: whether times repeat to the digit (guest instructions)
+    :return: the states, shortest times first, in the unit of `ns`; a single one if there are no several beyond chance.
+        See hwrx.modes for the method and its sources
+    :raises ValueError: without samples
+    """
+    if not len(ns):
+        raise ValueError("no samples")
+    if exact and (found := modes.exact_states(ns)):
+        return found
+    if len(ns) > _ESS_WINDOW:  # eight stretches of it, evenly spread
+        stretch = _ESS_WINDOW // 8
+        ns = np.concatenate([ns[start : start + stretch] for start in np.linspace(0, len(ns) - stretch, 8).astype(int)])
+    return modes.density_states(ns, clock_step(np.sort(ns)), effective_share)
 
 
 def autocorrelation(series: npt.ArrayLike) -> Floats:
@@ -194,56 +247,69 @@ def find_warmup(ns: Int64s) -> Warmup:
 # --- across trials -------------------------------------------------------------------------------------------------
 
 
-def quantile_across(trials: Sequence[Digest], p: float) -> Estimate | None:
-    """Estimate the quantile at `p` of a setting from its trials; None where it is withheld."""
+def quantile_across(trials: Sequence[Digest], p: float, level: float = LEVEL) -> Estimate | None:
+    """Estimate the quantile at `p` of a setting from its trials; None if it is withheld, or not above 0 in each."""
     if not trials or not all(shown(trial.count, p) for trial in trials):
         return None
-    return _estimate(*_log_quantiles(trials, p))
+    logs = _log_quantiles(trials, p)
+    return None if logs is None else _estimate(logs, level, _step_of(trials, p))
 
 
-def across(values: Sequence[float]) -> Estimate:
-    """Estimate a positive figure (messages a second) that each trial has one value of."""
-    logs = np.log(np.asarray(values, float))
-    return _estimate(logs, None)
+def across(values: Sequence[float], level: float = LEVEL, step: float = 0.0) -> Estimate:
+    """Estimate a positive figure (messages a second) that each trial has one value of, known to a relative `step`."""
+    return _estimate(np.log(np.asarray(values, float)), level, step)
 
 
-def mean_across(values: Sequence[float]) -> Estimate:
-    """Estimate a figure that may be of either sign (a slope) from one value a trial: mean and Student's interval."""
+def mean_across(values: Sequence[float], level: float = LEVEL, step: float = 0.0) -> Estimate:
+    """Estimate a figure that may be of either sign (a slope) from one value a trial, known to an absolute `step`."""
     x = np.asarray(values, float)
     centre = float(x.mean())
-    error = math.nan if len(x) == 1 else student(len(x) - 1) * _standard_error(x, None)
-    return Estimate(value=centre, low=centre - error, high=centre + error, trials=len(x))
+    split = len(x) > 1 and modes.fall_into_groups(x, max(modes.LEAST_APART * abs(centre), 3 * step))
+    error = math.nan if split else max(_half_width(x, level), step)
+    return Estimate(value=centre, low=centre - error, high=centre + error, trials=len(x), split=split)
 
 
-def quantile_ratio(a: Sequence[Digest], b: Sequence[Digest], p: float, *, paired: bool) -> Estimate | None:
+def quantile_ratio(
+    a: Sequence[Digest], b: Sequence[Digest], p: float, *, paired: bool, level: float = LEVEL
+) -> Estimate | None:
     """Estimate the ratio a/b of the quantiles at `p`.
 
-    `paired`: the i-th trials of both belong to one repeat block. None where a quantile is withheld.
+    `paired`: the i-th trials of both belong to one repeat block. None if a quantile is withheld.
     """
     if not a or not b or not all(shown(trial.count, p) for trial in (*a, *b)):
         return None
-    (log_a, within_a), (log_b, within_b) = _log_quantiles(a, p), _log_quantiles(b, p)
-    if paired:
-        return _estimate(log_a - log_b, np.hypot(within_a, within_b))
-    return _welch(log_a, log_b, within_a, within_b)
+    log_a, log_b = _log_quantiles(a, p), _log_quantiles(b, p)
+    if log_a is None or log_b is None:
+        return None
+    step = _step_of(a, p) + _step_of(b, p)
+    return _estimate(log_a - log_b, level, step) if paired else _welch(log_a, log_b, level, step)
 
 
-def ratio_across(a: Sequence[float], b: Sequence[float], *, paired: bool) -> Estimate:
-    """Estimate the ratio a/b of figures that each trial has one value of."""
+def ratio_across(
+    a: Sequence[float], b: Sequence[float], *, paired: bool, level: float = LEVEL, step: float = 0.0
+) -> Estimate:
+    """Estimate the ratio a/b of figures that each trial has one value of; it is known to a relative `step`."""
     log_a, log_b = np.log(np.asarray(a, float)), np.log(np.asarray(b, float))
-    return _estimate(log_a - log_b, None) if paired else _welch(log_a, log_b, None, None)
+    return _estimate(log_a - log_b, level, step) if paired else _welch(log_a, log_b, level, step)
 
 
-def shift(a: Sequence[Digest], b: Sequence[Digest], *, paired: bool) -> list[tuple[float, Estimate]]:
+def shift(
+    a: Sequence[Digest], b: Sequence[Digest], *, paired: bool, level: float = LEVEL
+) -> list[tuple[float, Estimate]]:
     """The shift function: the ratio a/b at each decile, and how the tail (p99) moved; withheld ones are left out."""
     places = (*(k / 10 for k in range(1, 10)), 0.99)
-    found = ((p, quantile_ratio(a, b, p, paired=paired)) for p in places)
+    found = ((p, quantile_ratio(a, b, p, paired=paired, level=level)) for p in places)
     return [(p, ratio) for p, ratio in found if ratio is not None]
 
 
 def converged(estimate: Estimate | None, width: float) -> bool:
-    """Whether the interval is no wider than ±`width` (0.05: ±5 %)."""
-    return estimate is not None and not math.isnan(estimate.low) and estimate.width <= width
+    """Whether the interval of at least three trials is no wider than ±`width` (0.05: ±5 %)."""
+    return (
+        estimate is not None
+        and estimate.trials >= LEAST_TRIALS
+        and not math.isnan(estimate.low)
+        and estimate.width <= width
+    )
 
 
 def student(freedom: float, level: float = LEVEL) -> float:
@@ -251,67 +317,87 @@ def student(freedom: float, level: float = LEVEL) -> float:
     return float(special.stdtrit(freedom, (1 + level) / 2))
 
 
+def join_states(trials: Sequence[Sequence[State]]) -> list[State]:
+    """The states of a setting from those of each of its trials; one alone unless most trials have as many."""
+    counts = [len(states) for states in trials]
+    number = max(sorted(set(counts)), key=counts.count, default=0)
+    alike = [states for states in trials if len(states) == number]
+    if not alike or 2 * len(alike) <= len(trials):
+        number, alike = 1, [_one_state(states) for states in trials]
+    return [
+        State(
+            share=float(np.mean([states[place].share for states in alike])),
+            value=float(np.exp(np.mean(np.log([max(states[place].value, 1e-9) for states in alike])))),
+            low=min(states[place].low for states in alike),
+            high=max(states[place].high for states in alike),
+        )
+        for place in range(number if alike else 0)
+    ]
+
+
+def trial_groups(values: Sequence[float], step: float = 0.0) -> list[State]:
+    """The groups that the positive figures of trials fall into, the lowest first; empty if they do not.
+
+    `step`: how well the figures are known, relative to them.
+    """
+    logs = np.log(np.asarray(values, float))
+    cuts = modes.group_cuts(logs, _apart(step))
+    return modes.between(values, [math.exp(cut) for cut in cuts]) if cuts else []
+
+
 # --- inside --------------------------------------------------------------------------------------------------------
 
 
-def _log_quantiles(trials: Sequence[Digest], p: float) -> tuple[Floats, Floats]:
-    """The logarithm of each trial's quantile, and the standard error that it has within its trial."""
-    logs = np.log(np.maximum([trial.quantile(p) for trial in trials], 1e-3))
-    return logs, np.array([_within(trial, p) for trial in trials])
+def _one_state(states: Sequence[State]) -> list[State]:
+    value = max(states, key=lambda state: state.share).value
+    return [State(share=1.0, value=value, low=states[0].low, high=states[-1].high)]
 
 
-def _within(trial: Digest, p: float) -> float:
-    """Standard error of the logarithm of a trial's quantile under resampling; see the second rule of the module.
-
-    Not drawn: the Beta's own quantiles, evenly spaced, give the same spread without noise.
-    """
-    count = max(trial.effective_at(p), 2.0)
-    even = (np.arange(64) + 0.5) / 64
-    places = special.betaincinv(p * (count + 1), (1 - p) * (count + 1), even)
-    return float(np.log(np.maximum(np.interp(places, GRID, trial.quantiles), 1e-3)).std())
+def _log_quantiles(trials: Sequence[Digest], p: float) -> Floats | None:
+    """The logarithm of each trial's quantile; None if one has none, for it is not above 0."""
+    found = np.array([trial.quantile(p) for trial in trials])
+    return np.log(found) if (found > 0).all() else None
 
 
-def _standard_error(logs: Floats, within: Floats | None) -> float:
-    """Standard error of the mean of `logs` by the hierarchical bootstrap: trials, then within.
-
-    Trials differ by what is between them and by their own sampling error, and the second level adds the latter again:
-    so the deviations of the first level are drawn in by its share, and stretched by n/(n-1), which makes the variance
-    of the draws the unbiased one.
-    """
-    count = len(logs)
-    observed = float(logs.var(ddof=1))
-    if within is None or observed == 0:
-        return math.sqrt(observed / count)
-    inside = min(float((within**2).mean()), observed)
-    between = math.sqrt((observed - inside) / observed * count / (count - 1))
-    draw = np.random.default_rng(0)  # the same draws each time: a report can be made again identically
-    chosen = draw.integers(0, count, (DRAWS, count))
-    scale = math.sqrt(inside / max(float((within**2).mean()), 1e-300))
-    noise = draw.standard_normal((DRAWS, count)) * within[chosen] * scale
-    means = ((logs[chosen] - logs.mean()) * between + noise).mean(axis=1)
-    return float(means.std())
+def _step_of(trials: Sequence[Digest], p: float) -> float:
+    """The step of the clock relative to the quantile at `p`, of the trial that it is the largest for."""
+    return max(trial.step / trial.quantile(p) for trial in trials)
 
 
-def _estimate(logs: Floats, within: Floats | None) -> Estimate:
-    centre, count = float(logs.mean()), len(logs)
-    if count == 1:
-        # one trial knows nothing of what differs between trials: its own error is all there is
-        error = float(within[0]) * student(math.inf) if within is not None else math.nan
-    else:
-        error = student(count - 1) * _standard_error(logs, within)
-    return Estimate(value=math.exp(centre), low=math.exp(centre - error), high=math.exp(centre + error), trials=count)
+def _apart(step: float) -> float:
+    """How far apart on the logarithm groups of trials must be: not by rounding, and so that somebody minds."""
+    return max(math.log1p(modes.LEAST_APART), 3 * step)
 
 
-def _welch(log_a: Floats, log_b: Floats, within_a: Floats | None, within_b: Floats | None) -> Estimate:
+def _half_width(x: Floats, level: float) -> float:
+    """Half of Student's interval of the mean, nan of a single value."""
+    if len(x) == 1:
+        return math.nan
+    return student(len(x) - 1, level) * math.sqrt(float(x.var(ddof=1)) / len(x))
+
+
+def _interval(centre: float, error: float, step: float, trials: int, *, split: bool) -> Estimate:
+    """From the logarithm and the half-width there; `step` is relative to the value, and at least what it reaches."""
+    error = math.nan if split else error
+    low, high = math.exp(centre - error), math.exp(centre + error)
+    if not math.isnan(error):
+        value = math.exp(centre)
+        low, high = min(low, value * max(0.0, 1 - step)), max(high, value * (1 + step))
+    return Estimate(value=math.exp(centre), low=low, high=high, trials=trials, split=split)
+
+
+def _estimate(logs: Floats, level: float, step: float) -> Estimate:
+    split = modes.fall_into_groups(logs, _apart(step))
+    return _interval(float(logs.mean()), _half_width(logs, level), step, len(logs), split=split)
+
+
+def _welch(log_a: Floats, log_b: Floats, level: float, step: float) -> Estimate:
     """The ratio of two independent groups of trials, with Welch's degrees of freedom."""
-    centre = float(log_a.mean() - log_b.mean())
     count = min(len(log_a), len(log_b))
-    if count == 1:
-        known = within_a is not None and within_b is not None
-        error = student(math.inf) * math.hypot(within_a[0], within_b[0]) if known else math.nan  # type: ignore[index]
-    else:
-        a = _standard_error(log_a, within_a) ** 2
-        b = _standard_error(log_b, within_b) ** 2
+    error = math.nan
+    if count > 1:
+        a, b = (float(logs.var(ddof=1)) / len(logs) for logs in (log_a, log_b))
         spread = a**2 / (len(log_a) - 1) + b**2 / (len(log_b) - 1)
-        error = student((a + b) ** 2 / spread) * math.sqrt(a + b) if spread else 0.0
-    return Estimate(value=math.exp(centre), low=math.exp(centre - error), high=math.exp(centre + error), trials=count)
+        error = student((a + b) ** 2 / spread, level) * math.sqrt(a + b) if spread else 0.0
+    split = any(modes.fall_into_groups(logs, _apart(step)) for logs in (log_a, log_b))
+    return _interval(float(log_a.mean() - log_b.mean()), error, step, count, split=split)

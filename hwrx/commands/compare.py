@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from hwrx import capacity, estimate, precision, run, store, testbed, tune
+from hwrx import capacity, estimate, precision, run, store, strict_json, testbed, tune
 from hwrx import experiment as experiments
 from hwrx.errors import HwrxError, UsageError
 from hwrx.experiment import Experiment, Plan, Trial
@@ -323,7 +322,7 @@ def print_plan(layout: Plan, as_json: bool) -> None:
             "trials": [trial.label for trial in layout.trials],
             "skipped": [msgspec.to_builtins(skip) for skip in layout.skipped],
         }
-        click.echo(json.dumps(plan, indent=2))
+        click.echo(strict_json.to_json(plan, indent=2))
         return
     click.echo(
         f"{layout.experiment.name}: {guess.trials} trials, {guess.samples} messages, about {guess.seconds:.0f} s and "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import click
 import msgspec
 
+from hwrx import strict_json
 from hwrx.nic import Access, E1000e, pci
 from hwrx.nic import open as open_nic
 
@@ -44,7 +44,7 @@ def list_(as_json: bool) -> None:
             {**msgspec.to_builtins(one), "model": one.model, "supported": one.supported, "uses": uses}
             for one, uses in found
         ]
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(strict_json.to_json(rows, indent=2))
         return
     from rich.console import Console  # slow to import, and of no use to the other commands
     from rich.table import Table

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
 import click
 
 from hwrx import stages as catalogue
+from hwrx import strict_json
 from hwrx.errors import MachineError, UsageError
 
 
@@ -31,7 +31,7 @@ def stages(path: str | None, as_json: bool, no_probe: bool) -> None:
     states, problem = ({}, "") if no_probe else _ask(path)
     rows = [_row(stage, states) for stage in chosen]
     if as_json:
-        click.echo(json.dumps({"path": path, "problem": problem, "stages": rows}, indent=2, ensure_ascii=False))
+        click.echo(strict_json.to_json({"path": path, "problem": problem, "stages": rows}, indent=2))
         return
     _print(rows, path, problem, asked=not no_probe and not problem)
 

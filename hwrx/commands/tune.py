@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 import msgspec
 
+from hwrx import strict_json
 from hwrx.errors import UsageError
 
 
@@ -33,7 +32,7 @@ def tune(show: bool, apply_: bool, restore: bool, as_json: bool) -> None:
         return
     found = settings.findings()
     if as_json:
-        click.echo(json.dumps(msgspec.to_builtins(found), indent=1))
+        click.echo(strict_json.to_json(msgspec.to_builtins(found), indent=1))
         return
     for finding in found:
         click.echo(f"{finding.name}: {finding.state}\n  {finding.effect}\n  {finding.remedy}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 import msgspec
 
 from hwrx import experiment as experiments
-from hwrx import paths, testbed
+from hwrx import paths, strict_json, testbed
 from hwrx.errors import UsageError
 from hwrx.run import Pair
 
@@ -72,7 +71,7 @@ def walk(
             setting = msgspec.structs.replace(settings[name], wait="poll" if name == "rdma-write" else wait)
             journeys.append(follow(tracer, pair, setting))
     if as_json:
-        click.echo(json.dumps([journey.as_json() for journey in journeys], indent=2, ensure_ascii=False))
+        click.echo(strict_json.to_json([journey.as_json() for journey in journeys], indent=2))
     else:
         _print(journeys)
     picture = picture or (None if as_json else Path("walk.svg"))

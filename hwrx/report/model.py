@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from hwrx.stats import Digest, Estimate, Floats
+from hwrx.modes import State
+from hwrx.stats import LEVEL, Digest, Estimate, Floats
 
 BASELINE = "udp"
 SERIES = 120  # parts that a trial is shown in over time
@@ -60,6 +61,10 @@ class Row(Struct, kw_only=True):
     warmup: int = 0  # samples of a transient that remained; the worst trial's
     settled: bool = True
     converged: bool | None = None  # None: the experiment asked for no width of the interval
+    setting: dict[str, Any] = {}  # all of it
+    level: float = LEVEL  # at which its intervals are made: higher if the experiment looked again and again
+    states: list[State] = []  # that its messages were in, µs; of streams none
+    groups: list[State] = []  # that its trials fall into (by p50, µs; of streams by messages a second), if they do
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -114,6 +119,12 @@ class Cost(Struct, frozen=True, kw_only=True):
     sizes: list[int]
     byte: Estimate
     message: Estimate
+    misfit: list[float]  # at each size, by how much p50 lies off the line, relative to the line: the median repeat
+
+    @property
+    def worst(self) -> tuple[int, float]:
+        """The size that lies furthest off the line, and by how much."""
+        return max(zip(self.sizes, self.misfit, strict=True), key=lambda pair: abs(pair[1]))
 
 
 class Summary(Struct, kw_only=True):

@@ -43,13 +43,15 @@ def _compare(row: Row, base: Row) -> None:
         return
     a, b = ([of.digests[of.repeats.index(repeat)] for repeat in common] for of in (row, base))
     if row.pattern != "stream":
-        row.ratio = stats.quantile_ratio(a, b, 0.5, paired=True)
-        row.shift = stats.shift(a, b, paired=True)
+        row.ratio = stats.quantile_ratio(a, b, 0.5, paired=True, level=row.level)
+        row.shift = stats.shift(a, b, paired=True, level=row.level)
     elif all(digest.total for digest in (*a, *b)):
-        row.ratio = stats.ratio_across([x.count / x.total for x in a], [x.count / x.total for x in b], paired=True)
+        row.ratio = stats.ratio_across(
+            [x.count / x.total for x in a], [x.count / x.total for x in b], paired=True, level=row.level
+        )
     if row.busy and base.busy:
         pair = [[of.busy[of.repeats.index(repeat)] for repeat in common] for of in (row, base)]
-        row.cost_ratio = stats.ratio_across(*pair, paired=True)
+        row.cost_ratio = stats.ratio_across(*pair, paired=True, level=row.level)
 
 
 def judge(run: Run, rows: list[Row]) -> None:
@@ -63,7 +65,8 @@ def costs_of(rows: list[Row]) -> list[Cost]:
     """Fit p50 of a ping-pong against size, by least squares, where a path was measured at four sizes or more.
 
     In each repeat alone: so the interval is that of the slope across repeats. A half round trip crosses the path once,
-    a full one (READ) carries the payload once too.
+    a full one (READ) carries the payload once too. How far each size lies off the line is said beside it: a path that
+    cuts messages into packets is no line.
     """
     groups: dict[tuple[Any, ...], list[Row]] = collections.defaultdict(list)
     for row in rows:
@@ -75,20 +78,26 @@ def costs_of(rows: list[Row]) -> list[Cost]:
         if len(of) < 4 or not common or any(row.quantiles["p50"] is None for row in of):
             continue
         sizes = np.array([row.size for row in of], float)
-        lines = []
+        lines, misfits = [], []
         for repeat in sorted(common):
             medians = np.array([row.digests[row.repeats.index(repeat)].quantile(0.5) for row in of])
             # relative errors are alike at all sizes, so each point weighs by its inverse
-            lines.append(np.polyfit(sizes, medians, 1, w=1 / medians))
-        slopes, starts = np.array(lines).T
+            slope, start = np.polyfit(sizes, medians, 1, w=1 / medians)
+            lines.append((float(slope), float(start)))
+            misfits.append(medians / (start + slope * sizes) - 1)
+        slopes, starts = zip(*lines, strict=True)
+        steps = [digest.step for row in of for digest in row.digests]
         costs.append(
             Cost(
                 line=line,
                 row=of[0].label,
                 wait=of[0].wait,
                 sizes=[row.size for row in of],
-                byte=stats.mean_across([float(slope * 1e3) for slope in slopes]),
-                message=stats.mean_across([float(start) for start in starts]),
+                byte=stats.mean_across(
+                    [slope * 1e3 for slope in slopes], of[0].level, 1e3 * max(steps) / float(np.ptp(sizes))
+                ),
+                message=stats.mean_across(starts, of[0].level, max(steps)),
+                misfit=[float(off) for off in np.median(misfits, axis=0)],
             )
         )
     return costs

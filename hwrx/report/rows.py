@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,8 +16,9 @@ from hwrx import arrivals, stats
 from hwrx import paths as delivery
 from hwrx.experiment import LISTED, SETTING_FIELDS, capacity_key
 from hwrx.messages import Setting
+from hwrx.modes import State
 from hwrx.report.model import SERIES, Row, name_of, scaled
-from hwrx.stats import Digest, Estimate, Floats
+from hwrx.stats import Digest, Floats
 
 if TYPE_CHECKING:
     from hwrx.runs import Run
@@ -35,6 +37,8 @@ class Taken(Struct, kw_only=True):
     service: Digest | None = None
     rate: float | None = None
     kept: float | None = None
+    states: list[State] = []  # ns as timed, of a wall clock
+    times: npt.NDArray[np.int64] | None = None  # the same as they are, if they repeat to the digit
 
 
 def rows_of(run: Run, name: str) -> list[Row]:
@@ -75,12 +79,14 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
     known = delivery.PATHS.get(path)
     half = pattern == "pingpong" and not (known is not None and known.full_rtt)
     in_order = sorted(trials, key=lambda trial: int(trial["repeat"]))
-    taken = [found for trial in in_order if (found := _taken(run, trial, 0.5 if half else 1.0)) is not None]
+    factor = 0.5 if half else 1.0
+    taken = [found for trial in in_order if (found := _taken(run, trial, factor)) is not None]
     digests = [of.digest for of in taken]
     service = [of.service for of in taken if of.service is not None]
     rates = [of.rate for of in taken if of.rate is not None]
     kept = [of.kept for of in taken if of.kept is not None]
-    answered = stats.across(rates) if rates else None
+    level = stats.LEVEL if run.experiment.until is None else stats.SEQUENTIAL
+    answered = stats.across(rates, level, max(_rate_step(of.digest, pattern) for of in taken)) if rates else None
     delivered = sum(trial["samples"] for trial in trials if trial["status"] == "ok")
     cpu = sum(value for trial in trials for field, value in trial.items() if field.startswith("cpu_ns_") and value)
     return Row(
@@ -90,6 +96,10 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         pattern=pattern,
         wait=wait,
         swept=swept,
+        setting=msgspec.to_builtins(_setting(trials[0])),
+        level=level,
+        states=_states(taken, factor),
+        groups=_groups(digests, rates, pattern),
         measures=_measures(pattern, half),
         digests=digests,
         service=service,
@@ -99,8 +109,8 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         series=[of.series for of in taken],
         failed=sum(trial["status"] != "ok" for trial in trials),
         samples=sum(found.count for found in digests),
-        quantiles={name_of(p): _positive(stats.quantile_across(digests, p)) for p in stats.NAMED},
-        service_quantiles={name_of(p): stats.quantile_across(service, p) for p in stats.NAMED} if service else {},
+        quantiles={name_of(p): stats.quantile_across(digests, p, level) for p in stats.NAMED},
+        service_quantiles={name_of(p): stats.quantile_across(service, p, level) for p in stats.NAMED if service},
         messages_per_s=answered,
         bytes_per_s=None if answered is None else scaled(answered, size),
         rate=trials[0].get("rate"),
@@ -134,6 +144,13 @@ def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
         offered = stats.answered(due, np.zeros_like(due))
         kept = rate / offered if rate and offered else None
     series = _series(ns) * (factor / 1e3)
+    states: list[State] = []
+    times = None
+    if pattern != "stream":  # how long after its neighbour a message of a stream comes is no way that it went
+        if run.manifest["clock"] == "icount":
+            times = ns.copy()
+        else:
+            states = stats.find_states(ns, exact=False)
     found = stats.digest(ns)
     if pattern == "stream" and found.total > 0:
         rate = found.count / found.total * 1e9
@@ -147,18 +164,27 @@ def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
         service=service,
         rate=rate,
         kept=kept,
+        states=states,
+        times=times,
     )
+
+
+def _states(taken: Sequence[Taken], factor: float) -> list[State]:
+    """The states of a row's messages: of exact times those of all trials together, else what most trials agree on."""
+    exact = [of.times for of in taken if of.times is not None]
+    found = stats.find_states(np.concatenate(exact), exact=True) if exact else []
+    found = found or stats.join_states([of.states for of in taken])
+    return [_state_in_us(state, factor / 1e3) for state in found]
+
+
+def _state_in_us(state: State, factor: float) -> State:
+    return State(share=state.share, value=state.value * factor, low=state.low * factor, high=state.high * factor)
 
 
 def _series(ns: npt.NDArray[np.int64]) -> Floats:
     """Cut a trial into at most SERIES parts in the order of time: their medians and their largest, 2 x parts."""
     parts = np.array_split(ns, min(SERIES, len(ns)))
     return np.array([[float(np.median(part)) for part in parts], [float(part.max()) for part in parts]])
-
-
-def _positive(estimate: Estimate | None) -> Estimate | None:
-    """Of a batch all messages but one are delivered at the same time: a gap of 0 has no logarithm to average."""
-    return estimate if estimate is not None and estimate.value >= 1e-3 else None
 
 
 def _measures(pattern: str, half: bool) -> str:
@@ -170,8 +196,27 @@ def _measures(pattern: str, half: bool) -> str:
 def _in_us(found: Digest, factor: float) -> Digest:
     """From nanoseconds of what was timed to microseconds of what is shown. `total` and counts stay."""
     return msgspec.structs.replace(
-        found, mean=found.mean * factor / 1e3, quantiles=np.asarray(found.quantiles * (factor / 1e3))
+        found,
+        mean=found.mean * factor / 1e3,
+        quantiles=np.asarray(found.quantiles * (factor / 1e3)),
+        step=found.step * factor / 1e3,
     )
+
+
+def _groups(digests: Sequence[Digest], rates: Sequence[float], pattern: str) -> list[State]:
+    """The groups that the trials' medians (a stream's rates) fall into, if they do."""
+    if pattern == "stream":
+        return stats.trial_groups(rates)
+    if not digests or not all(stats.shown(of.count, 0.5) and of.quantile(0.5) > 0 for of in digests):
+        return []
+    medians = [of.quantile(0.5) for of in digests]
+    return stats.trial_groups(medians, max(of.step / median for of, median in zip(digests, medians, strict=True)))
+
+
+def _rate_step(found: Digest, pattern: str) -> float:
+    """How well a trial's rate is known by its clock, relative to it: a span, or a mean, is right to a step."""
+    whole = found.mean if pattern == "pingpong" else found.mean * found.count
+    return found.step / whole if whole > 0 else 0.0
 
 
 def _sum(trials: list[dict[str, Any]]) -> dict[str, int]:

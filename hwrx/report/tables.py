@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from typing import Any, Literal
 
 from msgspec import Struct
 
-from hwrx import __version__
+from hwrx import __version__, strict_json
 from hwrx.report import text, waterfall
 from hwrx.report.model import Row, Summary, name_of
 from hwrx.report.words import size_words
@@ -111,12 +110,15 @@ def _costs(summary: Summary) -> Table:
         ("sizes", "t"),
         ("a byte [ns]", ""),
         ("a message [µs]", ""),
+        ("furthest off the line", ""),
     ]
     rows = []
     for cost in summary.costs:
         sizes = f"{size_words(cost.sizes[0])} to {size_words(cost.sizes[-1])}"
         cells: list[Cell] = [(cost.row, ""), (cost.wait, ""), (sizes, "")]
-        rows.append((False, [*cells, text.signed(cost.byte), text.signed(cost.message)]))
+        size, off = cost.worst
+        cells += [text.signed(cost.byte), text.signed(cost.message), (f"{100 * off:+.0f} %", size_words(size))]
+        rows.append((False, cells))
     return Table("cost", "What a byte costs", text.cost_caption(summary), columns, rows)
 
 
@@ -195,6 +197,7 @@ def to_json(summary: Summary) -> str:
                 "sizes": cost.sizes,
                 **_spread("byte_ns", cost.byte),
                 **_spread("message_us", cost.message),
+                "off_the_line": cost.misfit,
             }
             for cost in summary.costs
         ],
@@ -203,7 +206,7 @@ def to_json(summary: Summary) -> str:
             {key: value for key, value in _record(row, summary).items() if key != "measured_on"} for row in summary.rows
         ],
     }
-    return json.dumps(content, indent=1, ensure_ascii=False)
+    return strict_json.to_json(content, indent=1)
 
 
 def _record(row: Row, summary: Summary) -> dict[str, Any]:

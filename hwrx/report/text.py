@@ -20,9 +20,12 @@ RXE = (
     "interface and its packets cost here; they do not tell how fast RDMA hardware is."
 )
 HOW = (
-    "Figures are geometric means over the repeats, with 95 % intervals across repeats; within one repeat the settings "
-    "ran in random order. Quantiles are of type 8 of Hyndman and Fan. "
-    f"{WITHHELD} stands where fewer than {BEYOND} samples lie beyond the quantile, or no interval can be had."
+    "Figures are geometric means over the repeats. Intervals are Student's at 95 %, on the logarithm of each repeat's "
+    "figure, and no narrower than the clock's step; they hold what varied between the repeats of this run, and nothing "
+    "that all of them had in common, as two runs have not: hwrx diff takes several runs a side. Within one repeat the "
+    "settings ran in random order. Quantiles are of type 8 of Hyndman and Fan. "
+    f"{WITHHELD} stands where fewer than {BEYOND} samples lie beyond the quantile; an interval is withheld of one "
+    "repeat, and of repeats that fall into groups."
 )
 LATENCY = "Half a round trip of a ping-pong, µs (timed as a round trip by one clock, and halved)"
 LATENCY_FULL = "rdma-read: the FULL round trip, since a READ fetches and comes back"
@@ -35,9 +38,17 @@ PACED = "Open loop at a given rate: response time from the intended send and, in
 GROWS = "more was offered than was answered, so that the response time grows with the trial's length"
 
 
+UNTIL = (
+    "Repeats went on until the intervals were as narrow as the experiment asked. Whoever looks after each repeat stops "
+    "too early too often, so these intervals were made at 98 %; they hold the truth in 95 of 100 such runs, or more."
+)
+
+
 def about(summary: Summary) -> list[str]:
     """Paragraphs to stand under the tables: how the figures were made, and what they are not."""
     paragraphs = [HOW]
+    if any(run.experiment.until is not None for run in summary.runs):
+        paragraphs.append(UNTIL)
     if any(software_rdma(run) for run in summary.runs):
         paragraphs.insert(0, RXE)
     return paragraphs

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import collections
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hwrx.modes import State
     from hwrx.report.model import Row
     from hwrx.runs import Run
     from hwrx.stats import Estimate
@@ -112,7 +114,20 @@ def _article(words: str) -> str:
 
 def ratio_interval(ratio: Estimate) -> str:
     """95 % interval in words, or why there is none."""
+    if ratio.split:
+        return "repeats fall into groups, no interval"
     return "one trial, no interval" if math.isnan(ratio.low) else f"95 % interval {ratio.low:.2f}–{ratio.high:.2f}"
+
+
+def states_words(states: Sequence[State]) -> str:
+    """The shares and the figures of states, times in µs: "59 % 11.8255 µs, 41 % 13.0575 µs"."""
+    return ", ".join(f"{100 * state.share:.2g} % {state.value:.6g} µs" for state in states)
+
+
+def _groups_words(row: Row) -> str:
+    trials = len(row.digests)
+    unit = "a second" if row.pattern == "stream" else "µs"
+    return ", ".join(f"{round(group.share * trials)} × {group.value:,.4g} {unit}" for group in row.groups)
 
 
 def time_words(us: float) -> str:
@@ -173,12 +188,21 @@ def of_rows(rows: list[Row]) -> list[str]:
         elif trial and row.warmup > max(50, 0.05 * trial):
             words = "samples that are still warm-up stand at a trial's beginning; raise 'warmup'"
             found[words].append((row.warmup, f"{name} {row.warmup:,}"))
+        if row.groups:
+            words = "the repeats fall into groups, so that their mean is the figure of none, and no interval can be had"
+            found[words].append((len(row.groups), f"{name} ({_groups_words(row)})"))
+        if len(row.states) > 1:
+            words = "messages went in several ways, each with times of its own, and the median is of the more frequent"
+            found[words].append((1 - max(state.share for state in row.states), f"{name} ({states_words(row.states)})"))
+        if len(row.digests) == 1:
+            words = "one repeat says nothing of what differs between repeats, and has no interval; raise 'repeats'"
+            found[words].append((1.0, name))
         if row.converged is False:
             words = "DID NOT CONVERGE: the 95 % interval is wider than the experiment asked; raise 'budget' or "
             found[words + "'until.repeats'"].append((1.0, name))
         if row.effective < 0.1 and row.pattern != "stream":
-            words = "neighbouring samples are alike, so that they say as much as fewer independent ones would (the "
-            words += "intervals take that into account)"
+            words = "neighbouring samples are alike, so that they say as much as fewer independent ones would (each "
+            words += "repeat's figure moves by more, which is what the intervals are made from)"
             found[words].append((1 - row.effective, f"{name} {row.effective * trial:,.0f} of {trial:,}"))
     lines = []
     for words, of in found.items():

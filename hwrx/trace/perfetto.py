@@ -6,14 +6,13 @@ it stands on the track of the CPU and actor that the stage ran on. Times are mic
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwrx import stages
+from hwrx import stages, strict_json
 from hwrx.errors import UsageError
 from hwrx.trace.actors import ACTORS as OBSERVED
 from hwrx.trace.actors import actor_column
@@ -62,10 +61,10 @@ def export(run: Run, path: pathlib.Path, messages: int = MOST) -> int:
             }
             for event in _message(values["stage"][rows], actor[rows], values["at_ns"][rows], cpu[rows], about, written):
                 seen.add((event["pid"], ACTORS[event["tid"]]))
-                file.write(("" if first else ",\n") + json.dumps(event))
+                file.write(("" if first else ",\n") + strict_json.to_json(event))
                 first = False
         for event in _names(seen):
-            file.write(",\n" + json.dumps(event))
+            file.write(",\n" + strict_json.to_json(event))
         file.write("\n]}\n")
     return written
 

@@ -134,43 +134,83 @@ def test_pairing_cancels_what_a_whole_block_has_in_common() -> None:
 
 
 @pytest.mark.parametrize("repeats", [3, 10, 40])
-def test_the_bootstrap_has_the_variance_of_the_trials(repeats: int) -> None:
-    """Both levels together must not count the spread within trials twice, nor forget the trials' finite number."""
+def test_an_interval_of_quantiles_is_students_on_the_trials_logarithms(repeats: int) -> None:
     trials = digests(repeats, 2000, 7, effect=0.0)
     logs = np.log([trial.quantile(0.5) for trial in trials])
     estimate = stats.quantile_across(trials, 0.5)
     assert estimate is not None
-    expected = scipy.stats.sem(logs) * scipy.stats.t.ppf(0.975, repeats - 1)
-    assert math.log(estimate.high / estimate.value) == pytest.approx(expected, rel=0.08)
+    low, high = scipy.stats.t.interval(0.95, repeats - 1, logs.mean(), scipy.stats.sem(logs))
+    assert (estimate.low, estimate.high) == pytest.approx((math.exp(low), math.exp(high)))
 
 
-def test_the_second_level_is_the_spread_of_resampled_quantiles() -> None:
-    """Against drawing the resamples, which the Beta place saves."""
-    ns = nanoseconds(np.random.default_rng(3).lognormal(0, 0.5, 4000))
-    digest = stats.digest(ns.copy())
-    draw = np.random.default_rng(4)
-    resampled = [math.log(np.quantile(draw.choice(ns, len(ns)), 0.9)) for _ in range(1500)]
-    assert stats._within(digest, 0.9) == pytest.approx(np.std(resampled), rel=0.1)
-
-
-def test_one_trial_alone_has_its_own_error_only() -> None:
+def test_one_trial_has_no_interval() -> None:
     estimate = stats.quantile_across(digests(1, 10_000, 1), 0.5)
     assert estimate is not None
-    # sqrt(p(1-p)/n) / (density * quantile) of the exponential at its median
-    expected = 1.96 * math.sqrt(0.25 / 10_000) / (0.5 * math.log(2))
-    assert math.log(estimate.high / estimate.value) == pytest.approx(expected, rel=0.1)
+    assert math.isnan(estimate.low)
+    assert math.isnan(estimate.high)
+    assert not estimate.split
     assert math.isnan(stats.across([5.0]).low)
+    ratio = stats.quantile_ratio(digests(1, 1000, 1), digests(3, 1000, 2), 0.5, paired=False)
+    assert ratio is not None
+    assert math.isnan(ratio.low)
 
 
-def test_autocorrelated_samples_widen_the_interval_of_one_trial() -> None:
-    draw = np.random.default_rng(1)
-    noise = draw.normal(size=50_000)
-    slow = scipy.signal.lfilter([1], [1, -0.95], noise)
-    independent = stats.quantile_across([stats.digest(nanoseconds(np.exp(noise * slow.std())))], 0.5)
-    together = stats.quantile_across([stats.digest(nanoseconds(np.exp(slow)))], 0.5)
-    assert independent is not None
-    assert together is not None
-    assert together.width > 3 * independent.width
+def test_no_interval_is_narrower_than_the_step_of_the_clock() -> None:
+    """All trials have one and the same median, which says nothing of what lies between two ticks."""
+    ticks = [np.repeat([9_000, 10_000, 11_000], [300, 500, 200]) for _ in range(4)]
+    trials = [stats.digest(ns) for ns in ticks]
+    assert {trial.step for trial in trials} == {1000.0}
+    estimate = stats.quantile_across(trials, 0.5)
+    assert estimate is not None
+    assert (estimate.low, estimate.high) == pytest.approx((9_000, 11_000))
+    for paired in (True, False):
+        ratio = stats.quantile_ratio(trials, trials, 0.5, paired=paired)
+        assert ratio is not None
+        assert (ratio.low, ratio.high) == pytest.approx((0.8, 1.2))
+    rate = stats.across([100.0] * 3, step=0.01)
+    assert (rate.low, rate.high) == pytest.approx((99, 101))
+    slope = stats.mean_across([2.0] * 3, step=0.5)
+    assert (slope.low, slope.high) == (1.5, 2.5)
+
+
+def test_a_quantile_of_zero_has_no_logarithm_and_is_withheld() -> None:
+    gaps = [np.repeat([0, 5_000], [900, 100]) for _ in range(3)]
+    trials = [stats.digest(ns) for ns in gaps]
+    assert stats.quantile_across(trials, 0.5) is None
+    assert stats.quantile_ratio(trials, digests(3, 1000, 1), 0.5, paired=True) is None
+
+
+def test_low_quantiles_are_their_own_and_beyond_the_grid_refused() -> None:
+    ns = nanoseconds(np.random.default_rng(1).lognormal(0, 1, 200_000))
+    digest = stats.digest(ns.copy())
+    for p in (0.0001, 0.001, 0.01):
+        assert digest.quantile(p) == pytest.approx(np.quantile(ns, p, method="median_unbiased"), rel=1e-9)
+    assert digest.quantile(0.0001) < digest.quantile(0.0005) < digest.quantile(0.002)
+    for p in (1e-9, 1 - 1e-9):
+        with pytest.raises(ValueError, match="no quantile at"):
+            digest.quantile(p)
+
+
+def test_stopping_at_a_narrow_interval_keeps_the_truth_in_95_of_100() -> None:
+    """Looking after each repeat from the third on; intervals at 95 % would hold it in some 91."""
+    draw = np.random.default_rng(9)
+    hits = dict.fromkeys((stats.LEVEL, stats.SEQUENTIAL), 0)
+    for _ in range(1500):
+        values = np.exp(draw.normal(0, 0.1, 100))
+        for level in hits:
+            estimate = next(
+                found
+                for count in range(3, 101)
+                if stats.converged(found := stats.across(values[:count], level), 0.05) or count == 100
+            )
+            hits[level] += estimate.low <= 1 <= estimate.high
+    assert hits[stats.SEQUENTIAL] >= 0.945 * 1500
+    assert hits[stats.LEVEL] < 0.94 * 1500
+
+
+def test_two_repeats_are_never_converged() -> None:
+    assert not stats.converged(stats.across([1.0, 1.0]), 0.5)
+    assert stats.converged(stats.across([1.0, 1.0, 1.0]), 0.5)
 
 
 def test_shift_shows_where_a_distribution_moved() -> None:
