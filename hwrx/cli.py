@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "report": ("hwrx.commands.report", "report", "table, HTML and figures of a run"),
     "artifact": ("hwrx.commands.artifact", "artifact", "pack a run for somebody who is to repeat it"),
     "rerun": ("hwrx.commands.artifact", "rerun", "run a run's experiment again, and hold the two together"),
-    "diff": ("hwrx.commands.report", "diff", "what changed between two runs"),
+    "diff": ("hwrx.commands.diff", "diff", "what changed from some runs to others, beyond chance"),
     "devices": ("hwrx.commands.machine", "devices", "verbs devices, their ports, GIDs and limits"),
     "doctor": ("hwrx.commands.machine", "doctor", "what this machine can do, and how to mend what it cannot"),
     "tune": ("hwrx.commands.tune", "tune", "what spoils a measurement here: switch it off, and on again"),

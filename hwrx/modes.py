@@ -54,6 +54,7 @@ class State(Struct, frozen=True, kw_only=True):
     value: float
     low: float
     high: float
+    exact: bool = False
 
 
 def exact_states(ns: npt.NDArray[np.integer]) -> list[State]:
@@ -73,7 +74,9 @@ def exact_states(ns: npt.NDArray[np.integer]) -> list[State]:
     for group, share in zip(groups, shares, strict=True):
         of = counts[np.searchsorted(values, group)]
         often = group[of >= LEAST_SHARE * of.sum()]
-        states.append(State(share=float(share), value=float(often[0]), low=float(group[0]), high=float(group[-1])))
+        states.append(
+            State(share=float(share), value=float(often[0]), low=float(group[0]), high=float(group[-1]), exact=True)
+        )
     return states
 
 

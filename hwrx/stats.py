@@ -13,8 +13,8 @@ Rules, all of them:
 * If the trials' figures fall into groups, no interval can be had from so few of them: it is withheld (`split`).
 * Whoever looks again and again, and stops once an interval is narrow, stops too early too often. Intervals of
   such experiments (`until`) are made at 98 %, so that they hold the truth in at least 95 of 100 cases.
-* Ratios pair the trials of one repeat block with each other, so that what slows a whole block cancels. Independent
-  groups are compared with Welch's degrees of freedom.
+* Ratios pair the trials of one repeat block with each other, so that what slows a whole block cancels.
+* Runs are compared as runs: one figure a run, Welch's test on the logarithms, and Holm's correction for many figures.
 
 lab/bench/coverage shows how often all of these hold the truth, also where the rules' assumptions do not.
 """
@@ -66,6 +66,13 @@ class Estimate(Struct, frozen=True, kw_only=True):
     def width(self) -> float:
         """Half the interval relative to the value: 0.05 is ±5 %."""
         return (self.high - self.low) / (2 * self.value) if self.value else math.nan
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """The ratio of two independent groups of figures, and how often chance alone makes one that far from 1 (p)."""
+
+    ratio: Estimate
+    chance: float
 
 
 class Warmup(Struct, frozen=True):
@@ -269,36 +276,69 @@ def mean_across(values: Sequence[float], level: float = LEVEL, step: float = 0.0
     return Estimate(value=centre, low=centre - error, high=centre + error, trials=len(x), split=split)
 
 
-def quantile_ratio(
-    a: Sequence[Digest], b: Sequence[Digest], p: float, *, paired: bool, level: float = LEVEL
-) -> Estimate | None:
-    """Estimate the ratio a/b of the quantiles at `p`.
+def quantile_ratio(a: Sequence[Digest], b: Sequence[Digest], p: float, level: float = LEVEL) -> Estimate | None:
+    """Estimate the ratio a/b of the quantiles at `p`; the i-th trials of both belong to one repeat block.
 
-    `paired`: the i-th trials of both belong to one repeat block. None if a quantile is withheld.
+    None if a quantile is withheld.
     """
     if not a or not b or not all(shown(trial.count, p) for trial in (*a, *b)):
         return None
     log_a, log_b = _log_quantiles(a, p), _log_quantiles(b, p)
     if log_a is None or log_b is None:
         return None
-    step = _step_of(a, p) + _step_of(b, p)
-    return _estimate(log_a - log_b, level, step) if paired else _welch(log_a, log_b, level, step)
+    return _estimate(log_a - log_b, level, _step_of(a, p) + _step_of(b, p))
 
 
-def ratio_across(
-    a: Sequence[float], b: Sequence[float], *, paired: bool, level: float = LEVEL, step: float = 0.0
-) -> Estimate:
-    """Estimate the ratio a/b of figures that each trial has one value of; it is known to a relative `step`."""
-    log_a, log_b = np.log(np.asarray(a, float)), np.log(np.asarray(b, float))
-    return _estimate(log_a - log_b, level, step) if paired else _welch(log_a, log_b, level, step)
+def ratio_across(a: Sequence[float], b: Sequence[float], level: float = LEVEL, step: float = 0.0) -> Estimate:
+    """Estimate the ratio a/b of positive figures that each trial has one value of, paired by their repeat block.
+
+    The ratio is known to a relative `step`.
+    """
+    return _estimate(np.log(np.asarray(a, float)) - np.log(np.asarray(b, float)), level, step)
 
 
-def shift(
-    a: Sequence[Digest], b: Sequence[Digest], *, paired: bool, level: float = LEVEL
-) -> list[tuple[float, Estimate]]:
-    """The shift function: the ratio a/b at each decile, and how the tail (p99) moved; withheld ones are left out."""
+def compare_groups(before: Sequence[float], after: Sequence[float], step: float = 0.0) -> Comparison:
+    """Hold positive figures of independent units (runs) against those of others: by how much did they change?
+
+    Welch's t test on the logarithms. Of a single unit on one side it is asked whether it belongs to the others: the
+    spread is theirs, and counts for it too. Of one unit on either side nothing can be said.
+
+    :param before, after: a figure a unit
+    :param step: how well the figures are known, relative to them; no interval is narrower
+    """
+    log_a, log_b = np.log(np.asarray(after, float)), np.log(np.asarray(before, float))
+    shift_by = float(log_a.mean() - log_b.mean())
+    variance, freedom = _variance_of_difference(log_a, log_b)
+    error, chance = math.nan, math.nan
+    if freedom:
+        error = student(freedom) * math.sqrt(variance)
+        chance = 1.0
+        if abs(shift_by) > math.log1p(step):
+            chance = 2 * float(special.stdtr(freedom, -abs(shift_by) / math.sqrt(variance))) if variance else 0.0
+    ratio = _interval(shift_by, error, step, min(len(log_a), len(log_b)), split=False)
+    return Comparison(ratio=ratio, chance=chance)
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """What p values are worth when they are the smallest of many (Holm, Scand. J. Statistics 6(2), 1979).
+
+    Whoever takes those of at most 0.05 for changes is wrong about any of them in at most 5 of 100 families.
+    """
+    adjusted = [1.0] * len(chances)
+    highest = 0.0
+    for place, index in enumerate(sorted(range(len(chances)), key=lambda index: chances[index])):
+        highest = max(highest, min(1.0, (len(chances) - place) * chances[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def shift(a: Sequence[Digest], b: Sequence[Digest], level: float = LEVEL) -> list[tuple[float, Estimate]]:
+    """The shift function of trials paired by their repeat block: the ratio a/b at each decile and at p99.
+
+    Withheld ones are left out.
+    """
     places = (*(k / 10 for k in range(1, 10)), 0.99)
-    found = ((p, quantile_ratio(a, b, p, paired=paired, level=level)) for p in places)
+    found = ((p, quantile_ratio(a, b, p, level)) for p in places)
     return [(p, ratio) for p, ratio in found if ratio is not None]
 
 
@@ -391,13 +431,13 @@ def _estimate(logs: Floats, level: float, step: float) -> Estimate:
     return _interval(float(logs.mean()), _half_width(logs, level), step, len(logs), split=split)
 
 
-def _welch(log_a: Floats, log_b: Floats, level: float, step: float) -> Estimate:
-    """The ratio of two independent groups of trials, with Welch's degrees of freedom."""
-    count = min(len(log_a), len(log_b))
-    error = math.nan
-    if count > 1:
-        a, b = (float(logs.var(ddof=1)) / len(logs) for logs in (log_a, log_b))
-        spread = a**2 / (len(log_a) - 1) + b**2 / (len(log_b) - 1)
-        error = student((a + b) ** 2 / spread, level) * math.sqrt(a + b) if spread else 0.0
-    split = any(modes.fall_into_groups(logs, _apart(step)) for logs in (log_a, log_b))
-    return _interval(float(log_a.mean() - log_b.mean()), error, step, count, split=split)
+def _variance_of_difference(log_a: Floats, log_b: Floats) -> tuple[float, float]:
+    """Of the means of two independent groups, and its degrees of freedom (Welch's); (nan, 0) if none can be had."""
+    if len(log_a) == len(log_b) == 1:
+        return math.nan, 0.0
+    if min(len(log_a), len(log_b)) == 1:
+        many = max(log_a, log_b, key=len)
+        return float(many.var(ddof=1)) * (1 + 1 / len(many)), len(many) - 1.0
+    a, b = (float(logs.var(ddof=1)) / len(logs) for logs in (log_a, log_b))
+    spread = a**2 / (len(log_a) - 1) + b**2 / (len(log_b) - 1)
+    return a + b, (a + b) ** 2 / spread if spread else len(log_a) + len(log_b) - 2.0

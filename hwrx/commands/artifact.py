@@ -38,7 +38,7 @@ def rerun(run: pathlib.Path, runs: pathlib.Path, dry_run: bool) -> None:
 
     import hwrx
     from hwrx.commands.compare import run_and_report
-    from hwrx.report import diff
+    from hwrx.report import diff, diff_text
     from hwrx.testbed import Wanted
 
     before = hwrx.load(run)
@@ -46,4 +46,4 @@ def rerun(run: pathlib.Path, runs: pathlib.Path, dry_run: bool) -> None:
     run_and_report(before.experiment, wanted, runs=runs, dry_run=dry_run, as_json=False)
     if not dry_run:
         click.echo()
-        diff.show(diff.compare(before, hwrx.load(runs / "latest"), anyway=True))
+        diff_text.show(diff.compare([before], [hwrx.load(runs / "latest")], anyway=True))

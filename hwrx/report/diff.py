@@ -1,216 +1,125 @@
-"""Two runs held against each other: what changed around them, and what changed in the figures beyond chance."""
+"""Runs held against runs: what changed around them, and what changed in the figures beyond chance.
+
+A run is the unit. Its repeats share a boot, a placement and an hour, and differ by less than two runs do; so figures of
+several runs a side are compared (Welch's t test on the logarithms), and their repeats only if there is one run on
+either side, which is said. Guest instructions are compared to the digit, state by state.
+"""
 
 from __future__ import annotations
 
-import io
-import json
-from typing import IO, TYPE_CHECKING, Any, Literal
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-from msgspec import Struct, to_builtins
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from msgspec import Struct, structs, to_builtins
 
-from hwrx import stats
+from hwrx import stats, strict_json
 from hwrx.errors import UsageError
-from hwrx.report import text
-from hwrx.report.model import Row, name_of
+from hwrx.report.diff_exact import exact_changes
+from hwrx.report.model import Change, Row, name_of
 from hwrx.report.summary import kernel_of
 from hwrx.report.words import size_words
 
 if TYPE_CHECKING:
     from hwrx.runs import Run
-    from hwrx.stats import Estimate
 
 # what differs between any two runs, and says nothing
-VOLATILE = ("started", "ended", "process", "seed", "reason", "resumed", "command", "clock_cost_ns", "question")
+VOLATILE = ("started", "ended", "process", "seed", "reason", "resumed", "command", "clock_cost_ns", "question",
+            "capacity")  # fmt: skip
+LENGTHS = ("messages", "warmup", "cooldown", "limit", "patience")  # of a trial, no part of what its messages do
+CHANCE = 0.05
 
-
-class Change(Struct, frozen=True, kw_only=True):
-    """One figure in both runs. `ratio` is the second over the first; `worse` is meant from the user's side."""
-
-    row: str
-    figure: str
-    before: float
-    after: float
-    ratio: Estimate
-    told_apart: bool
-    worse: bool
-
-    @property
-    def percent(self) -> float:
-        """By how much it changed, in percent of the first."""
-        return 100 * (self.ratio.value - 1)
+Side = Sequence[Row]  # a setting's rows in the runs of one side
 
 
 class Diff(Struct, frozen=True, kw_only=True):
-    """What changed from run `a` to run `b`."""
+    """What changed from the runs `a` to the runs `b`.
 
-    a: str
-    b: str
+    `sampled`: whether there are several runs on a side, so that it is known how much two runs differ anyway.
+    """
+
+    a: list[str]
+    b: list[str]
     labels: tuple[str, str]
+    sampled: bool
     environment: list[tuple[str, str, str]]
     changes: list[Change]
     only: list[tuple[Literal["a", "b"], str]]
+    notes: list[str]
+    lost: list[str]  # of damaged runs
 
-    def failures(self, over: float) -> list[Change]:
-        """Figures that are worse by more than `over` (0.05: 5 %), where that is not chance."""
+    @property
+    def judged(self) -> list[Change]:
+        """The changes that chance has a part in: all but those of exact figures."""
+        return [change for change in self.changes if not change.exact]
+
+    @property
+    def expected_by_chance(self) -> float:
+        """How many of the judged figures would seem changed at 5 % each if none had changed."""
+        return CHANCE * len(self.judged)
+
+    def failures(self, over: float, *, single: bool = False) -> list[Change]:
+        """Figures that are worse by more than `over` (0.05: 5 %), beyond chance in all of them together.
+
+        With one run on either side only exact figures count, unless `single` says that repeats will do.
+        """
         return [
             change
             for change in self.changes
-            if change.worse and change.told_apart and abs(change.ratio.value - 1) > over
+            if change.worse
+            and abs(change.ratio.value - 1) > over
+            and change.told_apart
+            and (change.exact or (change.holm <= CHANCE and (self.sampled or single)))
         ]
 
 
-def compare(a: Run, b: Run, *, anyway: bool = False) -> Diff:
-    """Hold two runs against each other.
+def compare(before: Sequence[Run], after: Sequence[Run], *, anyway: bool = False) -> Diff:
+    """Hold runs against runs.
 
-    UsageError where they cannot be: an emulated machine against a real one, virtual against wall-clock time, two
-    kernels; `anyway` overrides.
+    :param before, after: one run or more a side
+    :param anyway: compare also what cannot be compared otherwise
+    :raises UsageError: if the runs cannot be compared: an emulated machine and a real one, virtual and wall-clock time,
+        two kernels or topologies, traced and untraced; or if they have no setting in common
     """
-    reasons = _incomparable(a, b)
+    reasons = _incomparable(before, after)
     if reasons and not anyway:
         raise UsageError(
-            f"{a.path.name} and {b.path.name} cannot be compared: {'; '.join(reasons)}",
+            f"{_names(before)} and {_names(after)} cannot be compared: {'; '.join(reasons)}",
             remedy="--anyway compares them nevertheless; the ratios then mix what changed with what you changed",
         )
-    before, after = a.summary(), b.summary()
-    keyed = {_key(row): row for row in after.rows if row.digests}
+    sides = [_by_setting([run.summary().rows for run in side], anyway) for side in (before, after)]
+    sampled = len(before) > 1 or len(after) > 1
     changes: list[Change] = []
-    only: list[tuple[Literal["a", "b"], str]] = []
-    for row in before.rows:
-        if not row.digests:
-            continue
-        other = keyed.pop(_key(row), None)
-        if other is None:
-            only.append(("a", _name(row)))
-        else:
-            changes += _changes(row, other)
-    only += [("b", _name(row)) for row in keyed.values()]
+    for key, rows in sides[0].items():
+        if key in sides[1]:
+            changes += _changes(rows, sides[1][key], exact=_counts(before) and _counts(after))
+    only = _only(sides[0], sides[1])
     if not changes:
-        raise UsageError(f"{a.path.name} and {b.path.name} have no setting in common: there is nothing to compare")
-    return Diff(
-        a=a.path.name,
-        b=b.path.name,
-        labels=(before.label, after.label),
-        environment=_environment(a, b),
-        changes=changes,
-        only=only,
-    )
-
-
-def show(diff: Diff, file: IO[str] | None = None, width: int | None = None) -> None:
-    """Print what changed; figures that chance may explain are counted only."""
-    console = Console(file=file, width=width, highlight=False)
-    if width is None and not console.is_terminal:
-        console = Console(file=file, width=80, highlight=False)
-    console.print(Text(f"{diff.a}: {diff.labels[0]}"))
-    console.print(Text(f"{diff.b}: {diff.labels[1]}"))
-    if diff.environment:
-        table = Table(title="environment", title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for column in ("", diff.a, diff.b):
-            table.add_column(column, overflow="fold")
-        for line in diff.environment:
-            table.add_row(*map(Text, line))
-        console.print()
-        console.print(table)
-    else:
-        console.print(Text("\nthe environment is the same"))
-    told = [change for change in diff.changes if change.told_apart]
-    console.print()
-    if told:
-        table = Table(title="figures", title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for column, side in (("setting", "left"), ("figure", "left"), ("before", "right"), ("after", "right")):
-            table.add_column(column, justify=side, overflow="fold")  # type: ignore[arg-type]
-        table.add_column("change (95 %)", justify="right", no_wrap=True)
-        for change in sorted(told, key=lambda change: -abs(change.percent)):
-            low, high = 100 * (change.ratio.low - 1), 100 * (change.ratio.high - 1)
-            table.add_row(
-                Text(change.row),
-                change.figure,
-                text.number(change.before),
-                text.number(change.after),
-                Text(f"{change.percent:+.1f} % ({low:+.1f} to {high:+.1f})", style="red" if change.worse else "green"),
-            )
-        console.print(table)
-    count = len(diff.changes)
-    console.print(
-        Text(
-            f"{len(told)} of {count} figures changed beyond their 95 % intervals; of {count} that did not change about "
-            f"{count / 20:.1f} would seem to"
+        words = "; ".join(f"{name} only in {'the first' if side == 'a' else 'the second'}" for side, name in only[:4])
+        raise UsageError(
+            f"{_names(before)} and {_names(after)} have no setting in common: {words or 'nothing was measured'}",
+            remedy="--anyway leaves the length of the trials out of account",
         )
+    judged = [change for change in changes if not change.exact]
+    adjusted = iter(stats.holm([1.0 if math.isnan(change.chance) else change.chance for change in judged]))
+    return Diff(
+        a=[run.path.name for run in before],
+        b=[run.path.name for run in after],
+        labels=(_label(before), _label(after)),
+        sampled=sampled,
+        environment=_environment(before, after),
+        changes=[change if change.exact else structs.replace(change, holm=next(adjusted)) for change in changes],
+        only=only,
+        notes=_notes(before, after, judged=bool(judged)),
+        lost=[f"{run.path.name}: {loss}" for run in (*before, *after) for loss in getattr(run, "damage", ())],
     )
-    for side, row in diff.only:
-        console.print(Text(f"only in {diff.a if side == 'a' else diff.b}: {row}"))
-
-
-def to_text(diff: Diff) -> str:
-    """Return what `show` prints."""
-    buffer = io.StringIO()
-    show(diff, buffer, 80)
-    return buffer.getvalue()
 
 
 def to_json(diff: Diff) -> str:
-    """Return everything, for programs."""
+    """Return everything, for programs. What there is no figure for is null."""
     changes = [{**to_builtins(change), "percent": change.percent} for change in diff.changes]
-    return json.dumps({**to_builtins(diff), "changes": changes}, indent=1, ensure_ascii=False)
-
-
-# --- inside --------------------------------------------------------------------------------------------------------
-
-
-def _incomparable(a: Run, b: Run) -> list[str]:
-    reasons = []
-    if a.emulated != b.emulated:
-        emulated, real = (a, b) if a.emulated else (b, a)
-        reasons.append(f"{emulated.path.name} was measured on an emulated machine, {real.path.name} on a real one")
-    if a.manifest["clock"] != b.manifest["clock"]:
-        reasons.append(f"one counts {a.manifest['clock']} time, the other {b.manifest['clock']} time")
-    if kernel_of(a) != kernel_of(b):
-        reasons.append(f"their kernels differ ({kernel_of(a) or 'unknown'}, {kernel_of(b) or 'unknown'})")
-    return reasons
-
-
-def _key(row: Row) -> tuple[Any, ...]:
-    return row.path, row.size, row.pattern, row.wait, tuple(sorted(row.swept.items()))
-
-
-def _name(row: Row) -> str:
-    return f"{row.label} {size_words(row.size)} {row.pattern} {row.wait}"
-
-
-def _changes(a: Row, b: Row) -> list[Change]:
-    if a.pattern == "stream":
-        rates = [[digest.count / digest.total * 1e9 for digest in row.digests if digest.total] for row in (a, b)]
-        if not all(rates):
-            return []
-        ratio = stats.ratio_across(rates[1], rates[0], paired=False)
-        before, after = stats.across(rates[0]).value, stats.across(rates[1]).value
-        return [_change(a, "messages/s", before, after, ratio, worse=ratio.value < 1)]
-    changes = []
-    for p in stats.NAMED:
-        ratio_of = stats.quantile_ratio(b.digests, a.digests, p, paired=False)
-        before_of, after_of = a.quantiles[name_of(p)], b.quantiles[name_of(p)]
-        if ratio_of is not None and before_of is not None and after_of is not None:
-            figure = f"{name_of(p)} µs"
-            changes.append(_change(a, figure, before_of.value, after_of.value, ratio_of, worse=ratio_of.value > 1))
-    return changes
-
-
-def _change(row: Row, figure: str, before: float, after: float, ratio: Estimate, *, worse: bool) -> Change:
-    told = ratio.low > 1 or ratio.high < 1
-    return Change(row=_name(row), figure=figure, before=before, after=after, ratio=ratio, told_apart=told, worse=worse)
-
-
-def _environment(a: Run, b: Run) -> list[tuple[str, str, str]]:
-    before, after = (dict(flat({**run.manifest, "experiment": to_builtins(run.experiment)})) for run in (a, b))
-    keys = list(dict.fromkeys((*before, *after)))
-    return [
-        (key, before.get(key, "–"), after.get(key, "–"))
-        for key in keys
-        if before.get(key) != after.get(key) and not set(key.split(".")) & set(VOLATILE)
-    ]
+    content = {**to_builtins(diff), "expected_by_chance": diff.expected_by_chance, "changes": changes}
+    return strict_json.to_json(content, indent=1)
 
 
 def flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -222,3 +131,183 @@ def flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
             return [(prefix, " ".join(map(str, tree)))] if tree else []
         return [line for place, value in enumerate(tree) for line in flat(value, f"{prefix}.{place}")]
     return [] if tree is None or tree == "" else [(prefix, str(tree))]
+
+
+# --- which rows belong together ------------------------------------------------------------------------------------
+
+
+def _by_setting(runs: Sequence[Sequence[Row]], anyway: bool) -> dict[tuple[Any, ...], list[Row]]:
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for rows in runs:
+        for row in rows:
+            if row.digests:
+                found.setdefault(_key(row, anyway), []).append(row)
+    return found
+
+
+def _key(row: Row, anyway: bool) -> tuple[Any, ...]:
+    """Everything that tells two rows apart: the whole setting, and the load where that is what the rate comes from."""
+    left_out = {*(LENGTHS if anyway else ()), *(("rate",) if row.load is not None else ())}
+    return row.load, *((field, str(value)) for field, value in sorted(row.setting.items()) if field not in left_out)
+
+
+def _only(a: dict[tuple[Any, ...], list[Row]], b: dict[tuple[Any, ...], list[Row]]) -> list[tuple[Any, str]]:
+    """What one side alone has, and how what is nearest on the other side differs."""
+    found = []
+    for side, mine, others in (("a", a, b), ("b", b, a)):
+        spare = [rows[0] for key, rows in others.items() if key not in mine]
+        for key, rows in mine.items():
+            if key not in others:
+                kin = [row for row in spare if (row.path, row.pattern, row.size) == _kind(rows[0])]
+                found.append((side, name_of_row(rows[0]) + (_difference(rows[0], kin[0]) if kin else "")))
+    return found
+
+
+def _kind(row: Row) -> tuple[str, str, int]:
+    return row.path, row.pattern, row.size
+
+
+def _difference(mine: Row, other: Row) -> str:
+    fields = [
+        f"{field} {mine.setting.get(field)} against {value}"
+        for field, value in other.setting.items()
+        if mine.setting.get(field) != value
+    ]
+    if mine.load != other.load:
+        fields.append(f"load {mine.load} against {other.load}")
+    return f" ({', '.join(fields)} there)" if fields else ""
+
+
+def name_of_row(row: Row) -> str:
+    """A row's name among all of a run."""
+    return f"{row.label} {size_words(row.size)} {row.pattern} {row.wait}"
+
+
+# --- figures -------------------------------------------------------------------------------------------------------
+
+
+def _changes(before: Side, after: Side, *, exact: bool) -> list[Change]:
+    if exact and (found := exact_changes(before, after, name_of_row(before[0]))) is not None:
+        return found
+    changes = []
+    rated = before[0].pattern == "stream" or any(row.saturated for row in (*before, *after))
+    if rated:
+        change = _change(before, after, "messages/s", lambda row: row.rates, more_is_better=True)
+        return [change] if change else []
+    for p in stats.NAMED:
+        change = _change(before, after, f"{name_of(p)} µs", lambda row, p=p: _quantiles(row, p))  # type: ignore[misc]
+        if change:
+            changes.append(change)
+    return changes
+
+
+def _quantiles(row: Row, p: float) -> list[float]:
+    """The quantile at `p` of each trial; none if it is withheld in the row."""
+    if row.quantiles[name_of(p)] is None:
+        return []
+    return [digest.quantile(p) for digest in row.digests]
+
+
+def _change(
+    before: Side, after: Side, figure: str, values: Callable[[Row], list[float]], *, more_is_better: bool = False
+) -> Change | None:
+    trials = [[values(row) for row in side] for side in (before, after)]
+    if not all(trial for side in trials for trial in side):
+        return None
+    runs = [[math.exp(sum(map(math.log, trial)) / len(trial)) for trial in side] for side in trials]
+    # one run on either side: its repeats are all there is
+    units = runs if max(map(len, runs)) > 1 else [side[0] for side in trials]
+    step = 0.0 if more_is_better else 2 * max(_step(row) for row in (*before, *after))
+    found = stats.compare_groups(units[0], units[1], step)
+    before_value, after_value = (stats.across(side).value for side in runs)
+    slower = found.ratio.value < 1 if more_is_better else found.ratio.value > 1
+    return Change(
+        row=name_of_row(before[0]),
+        figure=figure,
+        before=before_value,
+        after=after_value,
+        ratio=found.ratio,
+        chance=found.chance,
+        told_apart=found.chance <= CHANCE and not found.ratio.low <= 1 <= found.ratio.high,
+        worse=slower,
+        grouped=any(stats.trial_groups(side, step) for side in units),
+    )
+
+
+def _step(row: Row) -> float:
+    """The step of the clock relative to the fastest trial's median."""
+    return max((digest.step / max(digest.quantile(0.5), digest.step) for digest in row.digests), default=0.0)
+
+
+# --- around the figures --------------------------------------------------------------------------------------------
+
+
+def _names(runs: Sequence[Run]) -> str:
+    return runs[0].path.name if len(runs) == 1 else f"{runs[0].path.name} and {len(runs) - 1} more"
+
+
+def _label(runs: Sequence[Run]) -> str:
+    return "; ".join(dict.fromkeys(run.summary().label for run in runs))
+
+
+def _counts(runs: Sequence[Run]) -> bool:
+    return all(run.manifest["clock"] == "icount" for run in runs)
+
+
+def _incomparable(before: Sequence[Run], after: Sequence[Run]) -> list[str]:
+    """Why runs must not be held against each other, of either side or within one."""
+    runs = [*before, *after]
+    first = runs[0]
+    reasons = {}
+    for run in runs[1:]:
+        if run.emulated != first.emulated:
+            emulated, real = (first, run) if first.emulated else (run, first)
+            reasons["machine"] = (
+                f"{emulated.path.name} was measured on an emulated machine, {real.path.name} on a real one"
+            )
+        if run.manifest["clock"] != first.manifest["clock"]:
+            reasons["clock"] = f"one counts {first.manifest['clock']} time, the other {run.manifest['clock']} time"
+        if kernel_of(run) != kernel_of(first):
+            kernels = f"{kernel_of(first) or 'unknown'}, {kernel_of(run) or 'unknown'}"
+            reasons["kernel"] = f"their kernels differ ({kernels})"
+        if run.manifest["topology"] != first.manifest["topology"]:
+            reasons["topology"] = f"their topologies differ ({first.manifest['topology']}, {run.manifest['topology']})"
+        if run.experiment.trace != first.experiment.trace:
+            reasons["trace"] = "one was traced, the other was not, and tracing takes time"
+    return list(reasons.values())
+
+
+def _notes(before: Sequence[Run], after: Sequence[Run], *, judged: bool) -> list[str]:
+    notes = []
+    if judged and len(before) == len(after) == 1:
+        notes.append(
+            "one run on either side: how much two runs differ anyway was not sampled, and is more than their repeats "
+            "differ; nothing here is a verdict. Give several a side: hwrx diff A1 A2 A3 -- B1 B2 B3"
+        )
+    elif judged and min(len(before), len(after)) == 1:
+        notes.append("one side is a single run: it is asked whether it belongs to the others, whose spread counts")
+    if judged and len(before) + len(after) > 2:
+        began = [[run.manifest["started"] for run in side] for side in (before, after)]
+        if max(began[0]) < min(began[1]) or max(began[1]) < min(began[0]):
+            notes.append("all runs of one side were made before the other's: what drifts with time counts as a change")
+    status = [f"{run.path.name} is {run.status}" for run in (*before, *after) if run.status != "complete"]
+    return notes + status
+
+
+def _environment(before: Sequence[Run], after: Sequence[Run]) -> list[tuple[str, str, str]]:
+    """What no run of one side has in common with a run of the other."""
+    sides = []
+    for runs in (before, after):
+        found: dict[str, list[str]] = {}
+        for run in runs:
+            about = dict(flat({**run.manifest, "experiment": to_builtins(run.experiment)}))
+            for key, value in about.items():
+                if value not in found.setdefault(key, []):
+                    found[key].append(value)
+        sides.append(found)
+    keys = list(dict.fromkeys((*sides[0], *sides[1])))
+    return [
+        (key, " / ".join(sides[0].get(key, ["–"])), " / ".join(sides[1].get(key, ["–"])))
+        for key in keys
+        if not set(sides[0].get(key, ["–"])) & set(sides[1].get(key, ["–"])) and not set(key.split(".")) & set(VOLATILE)
+    ]

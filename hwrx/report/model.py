@@ -33,6 +33,7 @@ class Row(Struct, kw_only=True):
     swept: dict[str, Any]
     measures: str
     digests: list[Digest]
+    rates: list[float]  # messages a second of each trial that has such a figure
     service: list[Digest]
     repeats: list[int]
     trials: list[int]
@@ -105,6 +106,32 @@ class Row(Struct, kw_only=True):
         """Messages that never came, of those that were expected."""
         expected = self.tally.get("expected") or self.tally.get("posted") or 0
         return self.tally.get("lost", 0) / expected if expected else 0.0
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """One figure of both sides of a diff. `ratio` is the second over the first; `worse` is meant from the user's side.
+
+    `chance`: how often two sides that do not differ are that far apart (p); `holm`: the same allowing for all figures
+    of the diff. `exact` figures repeat to the digit: neither has a meaning for them. `grouped`: the figures of one side
+    fall into groups, of which the means are compared.
+    """
+
+    row: str
+    figure: str
+    before: float
+    after: float
+    ratio: Estimate
+    told_apart: bool
+    worse: bool
+    chance: float = math.nan
+    holm: float = math.nan
+    exact: bool = False
+    grouped: bool = False
+
+    @property
+    def percent(self) -> float:
+        """By how much it changed, in percent of the first."""
+        return 100 * (self.ratio.value - 1)
 
 
 class Cost(Struct, frozen=True, kw_only=True):

@@ -43,15 +43,13 @@ def _compare(row: Row, base: Row) -> None:
         return
     a, b = ([of.digests[of.repeats.index(repeat)] for repeat in common] for of in (row, base))
     if row.pattern != "stream":
-        row.ratio = stats.quantile_ratio(a, b, 0.5, paired=True, level=row.level)
-        row.shift = stats.shift(a, b, paired=True, level=row.level)
+        row.ratio = stats.quantile_ratio(a, b, 0.5, row.level)
+        row.shift = stats.shift(a, b, row.level)
     elif all(digest.total for digest in (*a, *b)):
-        row.ratio = stats.ratio_across(
-            [x.count / x.total for x in a], [x.count / x.total for x in b], paired=True, level=row.level
-        )
+        row.ratio = stats.ratio_across([x.count / x.total for x in a], [x.count / x.total for x in b], level=row.level)
     if row.busy and base.busy:
         pair = [[of.busy[of.repeats.index(repeat)] for repeat in common] for of in (row, base)]
-        row.cost_ratio = stats.ratio_across(*pair, paired=True, level=row.level)
+        row.cost_ratio = stats.ratio_across(pair[0], pair[1], row.level)
 
 
 def judge(run: Run, rows: list[Row]) -> None:

@@ -102,6 +102,7 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         groups=_groups(digests, rates, pattern),
         measures=_measures(pattern, half),
         digests=digests,
+        rates=rates,
         service=service,
         repeats=[of.repeat for of in taken],
         trials=[of.trial for of in taken],
@@ -178,7 +179,7 @@ def _states(taken: Sequence[Taken], factor: float) -> list[State]:
 
 
 def _state_in_us(state: State, factor: float) -> State:
-    return State(share=state.share, value=state.value * factor, low=state.low * factor, high=state.high * factor)
+    return msgspec.structs.replace(state, value=state.value * factor, low=state.low * factor, high=state.high * factor)
 
 
 def _series(ns: npt.NDArray[np.int64]) -> Floats:

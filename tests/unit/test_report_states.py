@@ -114,7 +114,5 @@ def test_intervals_of_a_run_that_looked_again_and_again_are_wider_and_it_says_wh
     assert wide is not None
     widths = [math.log(estimate.high / estimate.value) for estimate in (narrow, wide)]
     assert widths[1] / widths[0] == pytest.approx(6.965 / 4.303, rel=1e-3)
-        math.log(narrow.high / narrow.value) * 6.965 / 4.303, rel=1e-3
-    )
     assert text.UNTIL in text.about(looked)
     assert text.UNTIL not in text.about(plain)
