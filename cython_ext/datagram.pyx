@@ -35,7 +35,7 @@ from cython_ext.stamps cimport StageStamps, keep
 from cython_ext.transport cimport FINISHED, Delivery, Ops, Transport
 
 from cython_ext.packet import VERDICT_NAMES, mac_bytes, udp_template
-from cython_ext.udp import truesize
+from cython_ext.udp import buffer_for, datagrams_held
 from hwrx.errors import PathError
 
 cdef enum:
@@ -359,7 +359,7 @@ cdef class DatagramTransport(Transport):
             "port": self.port,
             "mac": self.link.mac,
             "receive_frames": self.window,
-            "receive_buffer": self.window * truesize(self.size),
+            "receive_buffer": buffer_for(self.window, self.size),
         }
 
     def connect(self, remote):
@@ -373,7 +373,7 @@ cdef class DatagramTransport(Transport):
         try:
             address, port = str(ipaddress.IPv4Address(remote["address"])), int(remote["port"])
             holds = int(remote["receive_frames"]) if "receive_frames" in remote else (
-                int(remote["receive_buffer"]) // truesize(self.size))
+                datagrams_held(int(remote["receive_buffer"]), self.size))
         except (KeyError, ValueError, TypeError) as error:
             raise PathError(f"the other end's address cannot be used: {remote}: {error}") from error
         mac = remote.get("mac") or self.resolve(address)

@@ -27,7 +27,7 @@ from cython_ext.verbs_ring cimport (
     ring_room,
     submit,
 )
-from cython_ext.verbs_wait cimport arm, stop_tick, wait_cq, wait_cq_until
+from cython_ext.verbs_wait cimport stop_tick, wait_cq, wait_cq_until
 
 from cython_ext.verbs_path import ACCESS_READ, ACCESS_WRITE, ring_slots
 
@@ -193,7 +193,7 @@ cdef int read_receive_until(void *me, Delivery *out, uint32_t most, int64_t dead
 cdef int read_release(void *me, uint32_t count) noexcept nogil:
     cdef State *st = <State *> me
     st.completed += count
-    return arm(&st.sends) if st.eager else 0
+    return 0
 
 
 cdef int read_finish(void *me) noexcept nogil:

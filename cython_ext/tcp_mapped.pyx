@@ -175,7 +175,10 @@ cdef class MappedTcpTransport(TcpTransport):
             raise ValueError(f"a message that is mapped has whole pages of {PAGE} bytes, not {self.state.size} bytes")
         self.ops.receive = receive
         self.ops.receive_until = receive_until
-        self.ops.release = release
+        if self.zero != NULL:
+            self.zero.path_release = release  # it is called by the zero-copy sender's own
+        else:
+            self.ops.release = release
 
     def connect(self, remote):
         """As TcpTransport; then lay aside the address space that pages are mapped into."""

@@ -40,7 +40,7 @@ from cython_ext.verbs_ring cimport (
     ring_room,
     submit,
 )
-from cython_ext.verbs_wait cimport arm, wait_cq, wait_cq_until
+from cython_ext.verbs_wait cimport wait_cq, wait_cq_until
 
 from cython_ext.rc import receive_slots
 from cython_ext.verbs_queue import QKEY
@@ -214,7 +214,7 @@ cdef int ud_release(void *me, uint32_t count) noexcept nogil:
     if u.credits and u.upto >= u.told + (st.window + 1) // 2:
         u.told = u.upto
         return say(u, MAGIC_CREDIT, u.upto)
-    return arm(&st.receives) if st.eager else 0
+    return 0
 
 
 cdef int ud_post(void *me, uint32_t count) noexcept nogil:

@@ -37,6 +37,12 @@ from cython_ext.waiting cimport BLOCK, LOOKS, SPIN, be_patient, readable_by, rea
 from cython_ext.socket_transport import sending_slots
 
 PAGE = mmap.PAGESIZE
+PACKET_MEMORY = 2816   # bytes of memory that a received packet lies in, at most, up to an MTU of 1500
+ONE_PACKET = 1472      # bytes of a datagram that comes in one packet
+FRAGMENT = 1256        # bytes of a fragment where the MTU is 1280, the least that IPv6 allows
+UDP_HEADER = 8
+SO_MEMINFO = 55        # asm-generic/socket.h; nine 32-bit numbers, of which the last is SK_MEMINFO_DROPS
+DROPS = slice(32, 36)
 
 cdef enum:
     LINE = 64                     # bytes of a cache line
@@ -385,6 +391,17 @@ cdef class UdpTransport(SocketTransport):
         free(self.state.outgoing)
         free(self.vectors)
 
+    def counts(self):
+        """As every socket transport; and `socket_drops`: datagrams that came and were thrown away at our socket.
+
+        They found no room in its buffer, or were damaged; whatever else is lost was lost on the path.
+        """
+        counted = SocketTransport.counts(self)
+        if self.sock.fileno() >= 0:
+            memory = self.sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36)
+            counted["socket_drops"] = int.from_bytes(memory[DROPS], "little")
+        return counted
+
     @property
     def slides(self) -> int:
         """How often the sender of a stream gave up waiting for a credit."""
@@ -400,7 +417,7 @@ cdef class UdpTransport(SocketTransport):
 
     cdef int narrow(self, size_t buffer) except -1:
         """Have no more on the way than a socket buffer of that size holds; the smaller of both ends' counts."""
-        self.window = min(self.window, max(1, buffer // truesize(self.size, self.whole_pages)))
+        self.window = min(self.window, datagrams_held(buffer, self.size, self.whole_pages))
         self.state.credit.window = self.window
         self.notes["window"] = self.window
         return 0
@@ -409,8 +426,25 @@ cdef class UdpTransport(SocketTransport):
 def truesize(size: int, zerocopy: bool = False) -> int:
     """Bytes of SO_RCVBUF that a datagram of `size` bytes takes up, at most (net/core/skbuff.c, SKB_TRUESIZE).
 
-    Above the MTU it arrives as fragments of 1480 bytes, each in a buffer of 2304. With MSG_ZEROCOPY every page that it
-    lies in counts whole.
+    Counted is the memory that a packet lies in: 832 bytes to 2304 on a veth, and with a NIC's driver a whole receive
+    buffer (2752 bytes on e1000e) however short the packet. A longer datagram comes in fragments, the shortest of an MTU
+    of 1280, or in one piece, for which memory is taken in powers of two. With MSG_ZEROCOPY every page that it lies in
+    counts whole.
     """
-    pages = (size + 2 * PAGE - 2) // PAGE * PAGE if zerocopy else 0
-    return 1280 + max(size * 8 // 5, pages)
+    fragments = 1 if size <= ONE_PACKET else -(-(size + UDP_HEADER) // FRAGMENT)
+    pages = (size + 2 * PAGE - 2) // PAGE * PAGE + 1280 if zerocopy else 0
+    return max(fragments * PACKET_MEMORY, pages)
+
+
+def datagrams_held(buffer: int, size: int, zerocopy: bool = False) -> int:
+    """How many datagrams of `size` bytes a socket with an SO_RCVBUF of `buffer` bytes holds for certain; 1 at least.
+
+    Three quarters of it are counted on: what a reader has taken is given back late, up to a quarter of the buffer
+    at a time (net/ipv4/udp.c, udp_rmem_release).
+    """
+    return max(1, (buffer - buffer // 4) // truesize(size, zerocopy))
+
+
+def buffer_for(datagrams: int, size: int) -> int:
+    """The smallest SO_RCVBUF that holds so many datagrams: what an end that has no socket tells one that asks."""
+    return -(-datagrams * truesize(size) * 4 // 3)

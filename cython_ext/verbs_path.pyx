@@ -28,7 +28,7 @@ from cython_ext.verbs_device cimport Context, ProtectionDomain
 from cython_ext.verbs_event cimport look_for_events, start_watch
 from cython_ext.verbs_queue cimport CompletionChannel, CompletionQueue, MemoryRegion, QueuePair
 from cython_ext.verbs_ring cimport BATCH, State, queue_release
-from cython_ext.verbs_wait cimport acknowledge, arm, stop_tick
+from cython_ext.verbs_wait cimport acknowledge, stop_tick
 
 from cython_ext.verbs_device import verbs_error
 
@@ -140,7 +140,6 @@ cdef class VerbsTransport(Transport):
         st.total = setting.warmup + setting.messages + setting.cooldown
         st.trial = self.prepare.trial
         st.limit_ns = round(setting.limit * 1e9)
-        st.eager = self.prepare.role == "client" and setting.pattern != "stream"
 
     def _pin(self, shape):
         """One buffer for both rings, and a memory region over each."""
@@ -258,8 +257,6 @@ cdef class VerbsTransport(Transport):
         self.st.remote_slots = there.slots
         self.st.remote_stride = there.stride
         self._connect(there)
-        if self.st.eager:
-            self._check(arm(&self.st.sends if self.completes_by_send else &self.st.receives), "ibv_req_notify_cq")
 
     def _connect(self, there):
         cdef int reads_out = min(there.reads, self.context.limits["max_qp_init_rd_atom"], READS)

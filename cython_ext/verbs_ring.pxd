@@ -17,7 +17,6 @@ cdef struct State:
     Side receives
     Tick tick
     Watch watch                     # of the device's asynchronous events
-    bint eager                      # ask for the next event when buffers are given back, before the timed region
     bint yields                     # WRITE: offer the CPU to others between looks at memory
     bint goes_on                    # WRITE: a receiver that was overtaken takes what still stands
     uint64_t overtaken              # messages that it passed over

@@ -22,7 +22,7 @@ from cython_ext.infiniband_verbs cimport (
 )
 from cython_ext.transport cimport WC_STATUS, Delivery
 from cython_ext.verbs_event cimport look_for_events
-from cython_ext.verbs_wait cimport arm, stop_tick, wait_cq, wait_cq_until
+from cython_ext.verbs_wait cimport stop_tick, wait_cq, wait_cq_until
 
 
 cdef char *ring_outgoing(void *me, uint32_t k) noexcept nogil:
@@ -187,9 +187,7 @@ cdef int queue_release(void *me, uint32_t count) noexcept nogil:
     last.next = NULL
     error = ibv_post_recv(st.qp, first, &bad)
     last.next = following
-    if error:
-        return -error if error > 0 else error
-    return arm(&st.receives) if st.eager else 0
+    return -error if error > 0 else error
 
 
 # --- completions with error ----------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 """Waiting for completions with as few system calls as verbs allow.
 
 Polling reads mapped memory. Waiting by event goes: look; ask for an event (one system call); look again, because a
-completion may have come in between; sleep in a plain blocking read of the channel (one system call). Nothing else is
+completion may have come in between; sleep in a plain blocking read of the channel (one system call). An end asks when
+it begins to wait, so a client's question lies in its round trip, as it does with perftest's tools. Nothing else is
 called: no poll(2) with a time limit before the read. What bounds the sleep is a timer that sends this thread a signal
 every PATIENCE_NS; its handler does nothing, but the read ends with EINTR.
 """

@@ -35,6 +35,7 @@ cdef struct ZeroCopy:
     int64_t limit_ns          # nothing taken by the other end for so long is an error
     uint64_t *posted          # the path's count of messages
     int (*path_room)(void *me) noexcept nogil
+    int (*path_release)(void *me, uint32_t count) noexcept nogil
     int (*path_finish)(void *me) noexcept nogil
 
 

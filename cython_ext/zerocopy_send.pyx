@@ -2,8 +2,9 @@
 """Sending with MSG_ZEROCOPY: the operations that take the place of a socket path's own.
 
 Messages are built in the path's pinned slots, used in turn. A slot is built in again only when the kernel has said that
-it is done with it; that wait is part of `room`, so outside of a ping-pong's timed region, and no part of a claim that
-nothing was copied: what the kernel copied after all it says in the same notifications.
+it is done with it. What it has said is read when a received message is given back: of a ping-pong's client that is
+after its time was taken, of its server after the answer has left. A sender that receives nothing, or finds too few
+slots free, reads in `room`. What the kernel copied after all it says in the same notifications.
 """
 
 from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ETIMEDOUT
@@ -17,11 +18,17 @@ from cython_ext.waiting cimport SPIN, Waiter
 from cython_ext.zerocopy cimport CALLS, Call, ZeroCopy, harvest, wait_notified
 
 
+cdef inline bint is_blocked(const ZeroCopy *z) noexcept nogil:
+    return z.held[z.next] != 0 or z.open >= CALLS // 2
+
+
 cdef int wait_for_slot(ZeroCopy *z, int fd, int64_t patience_ns) noexcept nogil:
     """Until the next slot is free: 1; 0 when patience ended; or -errno."""
     cdef int64_t since = 0
-    cdef int status = harvest(z, fd)
-    while status == 0 and (z.held[z.next] or z.open >= CALLS // 2):
+    cdef int status = 0
+    if is_blocked(z):
+        status = harvest(z, fd)
+    while status == 0 and is_blocked(z):
         if since == 0:
             since = now()
         elif now() - since >= patience_ns:
@@ -46,19 +53,30 @@ cdef char *outgoing(void *me, uint32_t k) noexcept nogil:
     return z.base + ((z.next + k) % z.slots) * z.stride
 
 
+cdef inline int free_slots(const ZeroCopy *z, int most) noexcept nogil:
+    cdef int count = 0
+    while count < most and z.held[(z.next + <uint32_t> count) % z.slots] == 0:
+        count += 1
+    return count
+
+
 cdef int room(void *me) noexcept nogil:
     """As many messages as the path has room for, and free slots one behind the other."""
     cdef Waiter *w = <Waiter *> me
     cdef ZeroCopy *z = w.zero
-    cdef int most = z.path_room(me)
-    cdef int count = 1, status
+    cdef int most = min(z.path_room(me), <int> z.slots)
+    cdef int count, status
     if most <= 0:
         return most
     status = wait_for_slot(z, w.fd, w.patience_ns)
     if status <= 0:
         return status
-    while count < most and <uint32_t> count < z.slots and z.held[(z.next + <uint32_t> count) % z.slots] == 0:
-        count += 1
+    count = free_slots(z, most)
+    if count < most:
+        status = harvest(z, w.fd)
+        if status < 0:
+            return status
+        count = free_slots(z, most)
     return count
 
 
@@ -106,6 +124,13 @@ cdef int post(void *me, uint32_t count) noexcept nogil:
     return <int> count
 
 
+cdef int release(void *me, uint32_t count) noexcept nogil:
+    """As the path; and a look at what the kernel has done with."""
+    cdef Waiter *w = <Waiter *> me
+    cdef int status = w.zero.path_release(me, count)
+    return status if status < 0 else harvest(w.zero, w.fd)
+
+
 cdef int finish(void *me) noexcept nogil:
     """As the path, and then until the kernel has done with every buffer, or nothing was said for a while."""
     cdef Waiter *w = <Waiter *> me
@@ -126,8 +151,10 @@ cdef int finish(void *me) noexcept nogil:
 cdef void install(ZeroCopy *z, Ops *ops) noexcept:
     """Put these operations in front of the path's own, which `ops` holds."""
     z.path_room = ops.room
+    z.path_release = ops.release
     z.path_finish = ops.finish
     ops.outgoing = outgoing
     ops.room = room
     ops.post = post
+    ops.release = release
     ops.finish = finish
