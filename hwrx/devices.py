@@ -105,7 +105,7 @@ def names() -> list[str]:
 
 
 def place_of(device: Device, gid_index: int | None = None) -> Place:
-    """Return where a verbs device lives: its netdev and the address of its best GID, so sockets share its wire."""
+    """Return where a verbs device lives: netdev and address of its best GID, so that sockets share its wire."""
     for port in device.ports:
         if port.state == "ACTIVE":
             return _place(device, port, gid_index)
@@ -126,10 +126,11 @@ def _place(device: Device, port: Port, gid_index: int | None = None) -> Place:
             f"port {port.number} of {device.name} has no GID" + (f" {gid_index}" if gid_index is not None else ""),
             remedy=f"give {port.netdev or 'its netdev'} an IP address, and look at: hwrx devices",
         )
-    address = gids[0].address
-    if ipaddress.ip_address(address).is_link_local and port.netdev:
-        address = f"{address}%{port.netdev}"
-    return Place(address=address, netdev=port.netdev, verbs=device.name, port=port.number)
+    # of a port with VLANs each GID has a netdev of its own: what sockets send by another is not the same wire
+    address, netdev = gids[0].address, gids[0].netdev or port.netdev
+    if ipaddress.ip_address(address).is_link_local and netdev:
+        address = f"{address}%{netdev}"
+    return Place(address=address, netdev=netdev, verbs=device.name, port=port.number)
 
 
 def hardware_ends() -> tuple[Place, Place]:

@@ -7,6 +7,7 @@ machine, or a second machine behind ssh. Leaving the context takes down whatever
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,12 +36,13 @@ class Wanted(Struct, frozen=True, kw_only=True):
     peer: str | None = None
     peer_device: str | None = None
     peer_address: str | None = None
+    address: str | None = None  # the client's own; None: the one from which the peer's is reached
     log: Path | None = None  # file that takes the guest's console
 
     @property
     def explicit(self) -> bool:
         """Whether the user named the two ends, so that no topology is to be made."""
-        return bool(self.devices or self.peer or self.peer_device or self.peer_address)
+        return bool(self.devices or self.peer or self.peer_device or self.peer_address or self.address)
 
     @property
     def remote(self) -> bool:
@@ -241,7 +243,7 @@ def opened(
     """
     check(experiment, wanted)
     if wanted.explicit:
-        yield explicit(wanted)
+        yield explicit(wanted, experiment.setting.get("gid_index"))
     elif experiment.topology == "here":
         about = {"wire": "the loopback device"}
         yield Bed({"client": Place(), "server": Place()}, {"client": "local", "server": "local"}, about)
@@ -270,8 +272,11 @@ def _options(experiment: Experiment) -> dict[str, Any]:
     return {} if experiment.wire_mtu is None else {"mtu": experiment.wire_mtu}
 
 
-def explicit(wanted: Wanted) -> Bed:
-    """Return the ends that the user named: verbs devices of this machine, or one here and one at the peer."""
+def explicit(wanted: Wanted, gid_index: int | None = None) -> Bed:
+    """Return the ends that the user named: verbs devices of this machine, or one here and one at the peer.
+
+    `gid_index`: the entry of the devices' GID tables that the user chose; sockets then share its wire.
+    """
     peer = wanted.peer or "local"
     agent_command(peer)  # refuses what is no peer before anything is started
     if len(wanted.devices) > 2 or (len(wanted.devices) == 2 and wanted.peer_device):
@@ -283,16 +288,58 @@ def explicit(wanted: Wanted) -> Bed:
             "both ends on one device measure nothing of the network (rxe even hands packets over without any)",
             remedy="give two: --device CLIENT,SERVER, or --peer ssh:HOST --peer-device DEV",
         )
-    client = _place(here) if here else Place()
+    client = _place(here, gid_index) if here else _without_device(wanted, peer, there)
+    if here and wanted.address:
+        raise UsageError(
+            f"the client's address is that of a GID of {here}, so that --address {wanted.address} has no meaning",
+            remedy="leave out --address; --gid-index chooses another GID (hwrx devices lists them)",
+        )
     if peer == "local" and there:
-        server = _place(there)
+        server = _place(there, gid_index)
     else:
         server = Place(address=wanted.peer_address or Place().address, verbs=there)
     about = {"wire": f"{here or 'sockets'} to {peer} {there or ''}".strip()}
     return Bed({"client": client, "server": server}, {"client": "local", "server": peer}, about)
 
 
-def _place(device: str) -> Place:
+def _without_device(wanted: Wanted, peer: str, there: str | None) -> Place:
+    """Return where the client of sockets alone lives: at the address from which it reaches the peer's."""
+    if wanted.peer_address is None:
+        if wanted.address or not (there or peer == "local"):
+            raise UsageError(
+                f"the address that the server at {peer} is reached by is not given",
+                remedy="--peer-address ADDRESS, or verbs devices at both ends: --device DEV --peer-device DEV",
+            )
+        return Place()
+    return Place(address=wanted.address or own_address(wanted.peer_address))
+
+
+def own_address(peer_address: str) -> str:
+    """Return this machine's address from which it reaches another one, as the kernel routes it. Nothing is sent.
+
+    :raises UsageError: if that is not an IP address, or no route leads there.
+    """
+    try:
+        (family, kind, _, _, target), *_ = socket.getaddrinfo(
+            peer_address, 9, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
+        )
+        with socket.socket(family, kind) as asking:
+            asking.connect(target)
+            address, _, *scope = asking.getsockname()
+            zone = f"%{socket.if_indextoname(scope[1])}" if scope and scope[1] else ""
+            return f"{address}{zone}"
+    except socket.gaierror:
+        raise UsageError(
+            f"--peer-address: {peer_address!r} is not an IP address", remedy="for example 192.0.2.7 or fe80::7%eth0"
+        ) from None
+    except OSError as error:
+        raise UsageError(
+            f"--peer-address: no route leads from here to {peer_address}: {error.strerror}",
+            remedy="ip route get ADDRESS shows it; --address ADDRESS names the client's own",
+        ) from None
+
+
+def _place(device: str, gid_index: int | None = None) -> Place:
     """Return where a verbs device of this machine lives: its netdev and that one's address."""
     from hwrx import devices
 
@@ -302,4 +349,4 @@ def _place(device: str) -> Place:
             f"there is no verbs device '{device}'",
             remedy=f"choose of: {', '.join(found)}" if found else "hwrx doctor says what is missing; `hwrx devices`",
         )
-    return devices.place_of(found[device])
+    return devices.place_of(found[device], gid_index)

@@ -118,6 +118,7 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--peer", help="Where the other end runs: local, netns:NAME, ssh:HOST, or a command with {agent}.")
 @click.option("--peer-device", help="Verbs device at the peer.")
 @click.option("--peer-address", help="IP address of the peer, for sockets.")
+@click.option("--address", help="The client's own IP address, for sockets [the one that leads to the peer's].")
 @click.option("--log", type=click.Path(path_type=Path), help="File that gets all that a guest prints.")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Where run directories go.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that did not end.")
@@ -131,6 +132,7 @@ def compare(
     peer: str | None,
     peer_device: str | None,
     peer_address: str | None,
+    address: str | None,
     log: Path | None,
     runs: Path,
     resume: Path | None,
@@ -148,9 +150,16 @@ def compare(
       hwrx compare --paths udp,tcp --size 64,1400 --topology netns
       hwrx compare lab/experiments/first.toml --device mlx5_0,mlx5_1
       hwrx compare --paths rdma-send --device mlx5_0 --peer ssh:other --peer-device mlx5_0
+      hwrx compare --paths udp --peer ssh:other --peer-address 192.0.2.7 --cpu 2,2
     """
     wanted = Wanted(
-        here=here, devices=tuple(device or ()), peer=peer, peer_device=peer_device, peer_address=peer_address, log=log
+        here=here,
+        devices=tuple(device or ()),
+        peer=peer,
+        peer_device=peer_device,
+        peer_address=peer_address,
+        address=address,
+        log=log,
     )
     if resume is not None:
         if file is not None or any(value is not None for value in options.values()):

@@ -176,15 +176,13 @@ def agree(here: End, there: End) -> int:
     return min(here.mtu, there.mtu)
 
 
-def netdev_of(device: str) -> str:
-    """The netdev under a verbs device, as its first GID names it; empty where none does."""
-    for entry in sorted(Path(f"/sys/class/infiniband/{device}/ports/1/gid_attrs/ndevs").glob("*")):
-        try:
-            if name := entry.read_text().strip():
-                return name
-        except OSError:  # an empty entry of the table reads as EINVAL
-            continue
-    return ""
+def netdevs_of(device: str) -> set[str]:
+    """Return the netdevs that the GIDs of a verbs device belong to: its ports', and VLANs on them."""
+    found = set()
+    for entry in Path(f"/sys/class/infiniband/{device}/ports").glob("*/gid_attrs/ndevs/*"):
+        with contextlib.suppress(OSError):  # an empty entry of the table reads as EINVAL
+            found.add(entry.read_text().strip())
+    return found - {""}
 
 
 def choose_device(place: Place, names: Sequence[str]) -> str:
@@ -200,7 +198,7 @@ def choose_device(place: Place, names: Sequence[str]) -> str:
         return place.verbs
     if place.netdev is not None:
         for name in names:
-            if netdev_of(name) == place.netdev:
+            if place.netdev in netdevs_of(name):
                 return name
         raise MachineError(
             f"no verbs device stands on {place.netdev}; there are {', '.join(names)}",

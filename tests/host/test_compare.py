@@ -192,6 +192,9 @@ def test_a_million_messages_stay_under_200_mb(tmp_path: Path) -> None:
         (["--paths", "rdma-send", "--device", "nosuch0"], 2, "both ends on one device"),
         (["--paths", "udp", "--clock", "icount", "--here", "--topology", "netns"], 2, "icount"),
         (["--paths", "udp", "--peer", "pigeon:coop"], 2, "is no peer"),
+        (["--paths", "udp", "--peer", "ssh:nobody"], 2, "--peer-address ADDRESS"),
+        (["--paths", "udp", "--address", "127.0.0.2"], 2, "--peer-address ADDRESS"),
+        (["--paths", "udp", "--peer", "ssh:nobody", "--peer-address", "coop"], 2, "is not an IP address"),
     ],
 )
 def test_bad_input_gets_words(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
@@ -208,3 +211,44 @@ def test_a_dry_run_says_what_would_be_and_does_nothing(tmp_path: Path) -> None:
     assert "trials" in done.stdout
     assert "left out: udp 70000 B" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def neighbour() -> Iterator[str]:
+    """A namespace at the other end of a veth pair of this one: 198.18.90.1 and .3 here, .2 there."""
+    name, here = f"hwrx-test-{os.getpid()}", f"hwt{os.getpid()}"
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    ip("netns", "add", name)
+    try:
+        ip("link", "add", here, "type", "veth", "peer", "name", "there", "netns", name)
+        for address in ("198.18.90.1/24", "198.18.90.3/24"):
+            ip("address", "add", address, "dev", here)
+        ip("link", "set", here, "up")
+        ip("-n", name, "address", "add", "198.18.90.2/24", "dev", "there")
+        ip("-n", name, "link", "set", "there", "up")
+        yield name
+    finally:
+        # a namespace takes its devices with it, but later
+        subprocess.run(["ip", "link", "delete", here], capture_output=True, check=False)
+        ip("netns", "delete", name)
+
+
+@pytest.mark.parametrize("own", [None, "198.18.90.3"])
+def test_the_client_of_a_peer_without_devices_has_an_address_that_leads_there(
+    tmp_path: Path, neighbour: str, own: str | None
+) -> None:
+    words = ["--paths", "udp,tcp", "--peer", f"netns:{neighbour}", "--peer-address", "198.18.90.2"]
+    words += ["--address", own] if own else []
+    done = compare(tmp_path, *words, "--messages", "500", "--repeats", "1")
+    assert done.returncode == 0, done.stderr
+    run = hwrx.load(tmp_path / "latest")
+    assert {row["status"] for row in run.rows} == {"ok"}
+    assert run.manifest["asked"]["address"] == own
+    shown = subprocess.run(["ip", "-n", neighbour, "-s", "-j", "link", "show", "there"], capture_output=True, text=True)
+    packets = json.loads(shown.stdout)[0]["stats64"]
+    assert min(packets["rx"]["packets"], packets["tx"]["packets"]) > 2 * 500
+    used = subprocess.run(["ip", "-n", neighbour, "neighbour"], capture_output=True, text=True, check=True).stdout
+    assert (own or "198.18.90.1") in used
