@@ -227,7 +227,9 @@ def measure(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None
                 elif isinstance(bed, testbed.GuestBed):
                     writer.note(**{f"guest, copies priced by the {price}": bed.describe()})
                 trials = [trial for trial in layout.trials if trial.setting.copies_priced == price]
-                _execute(trials, layout, bed, writer, display, total, wish)
+                # of two prices one is traced: the stages and the bytes that each copies are the same in both guests
+                traces = price == experiments.prices(layout)[0]
+                _execute(trials, layout, bed, writer, display, total, wish, traces=traces)
         assert writer is not None  # a plan has a trial
         return total, writer.path
 
@@ -240,9 +242,12 @@ def _execute(
     display: Display,
     total: Outcome,
     wish: Wish,
+    *,
+    traces: bool,
 ) -> None:
     """Run the trials of one testbed, and as many repeats more as `until` asks for; add to `total` how they went."""
-    with traced.twins(layout.experiment, bed, writer) as twin:
+    experiment = layout.experiment if traces else msgspec.structs.replace(layout.experiment, trace=False)
+    with traced.twins(experiment, bed, writer) as twin:
         for block in itertools.chain([trials], precision.blocks(layout, writer)):
             outcome = run.execute(block, bed, writer, wish=wish, progress=display.trial, twin=twin)
             total.measured += outcome.measured

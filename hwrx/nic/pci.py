@@ -134,17 +134,17 @@ def find(name: str) -> Nic:
 # --- may it be taken? ----------------------------------------------------------------------------------------------
 
 
-def uses(nic: Nic, own: Collection[str] = ()) -> list[str]:
-    """Why this NIC should not be taken, in words: default route, addresses, connections, a bond or bridge over it.
+def uses(nic: Nic, own: Collection[str] = (), tables: Mapping[str, list[dict[str, Any]]] | None = None) -> list[str]:
+    """Why this NIC should not be taken, in words: default route, addresses, connections, whatever stands on it.
 
-    `own` are addresses that the caller put there, and that do not count.
+    `own` are addresses that the caller put there, and that do not count. `tables`: what `ip` has shown of it already.
     """
     if nic.driver in USER_DRIVERS or nic.driver is None:
         return []
     if nic.netdev is None:
         return ["its network device is in another network namespace"]
     reasons = []
-    tables = _tables(nic.netdev)
+    tables = tables or _tables(nic.netdev)
     if any(route.get("dst") == "default" for route in tables["route"]):
         reasons.append("it carries the default route")
     addresses = [address for address in _addresses(tables) if address.split("/")[0] not in own]
@@ -162,14 +162,13 @@ def uses(nic: Nic, own: Collection[str] = ()) -> list[str]:
 
 
 def _tables(netdev: str) -> dict[str, list[dict[str, Any]]]:
-    """What `ip` shows of a network device: `route`, `addr`, `neighbour`, of both families."""
-    found: dict[str, list[dict[str, Any]]] = {"route": [], "addr": [], "neighbour": []}
-    for family in ("-4", "-6"):
-        # a line of JSON for each
-        answers = _ip([f"{what} show dev {netdev}" for what in found], "-json", family).splitlines()
-        for what, answer in zip(found, answers, strict=True):
-            found[what] += [entry for entry in json.loads(answer) if entry]
-    return found
+    """What `ip` shows of a network device: `route`, `addr`, `neighbour`, of both families, from one process."""
+    # of all tables, or `ip route` would show IPv4 alone
+    commands = {"route": "route show table all", "addr": "addr show", "neighbour": "neighbour show"}
+    answers = _ip([f"{words} dev {netdev}" for words in commands.values()], "-json").splitlines()  # a line for each
+    return {
+        what: [entry for entry in json.loads(answer) if entry] for what, answer in zip(commands, answers, strict=True)
+    }
 
 
 def _ip(commands: Sequence[str], *options: str) -> str:
@@ -214,7 +213,8 @@ def take(nic: Nic, driver: str, *, force: bool = False, own: Collection[str] = (
     """
     if nic.driver == driver:
         return nic
-    reasons = uses(nic, own)
+    tables = _tables(nic.netdev) if nic.netdev is not None else None
+    reasons = uses(nic, own, tables)
     if reasons and not force:
         raise MachineError(
             f"{nic.netdev or nic.address} is in use: {'; '.join(reasons)}",
@@ -222,7 +222,7 @@ def take(nic: Nic, driver: str, *, force: bool = False, own: Collection[str] = (
         )
     _modprobe(driver)
     if nic.driver not in USER_DRIVERS:
-        _keep(nic)
+        _keep(nic, tables)
     try:
         _rebind(nic.address, nic.driver, driver)
     except BaseException:
@@ -351,15 +351,14 @@ def _until(condition: Callable[[], bool], deadline: float) -> None:
         time.sleep(0.02)
 
 
-def _keep(nic: Nic) -> None:
+def _keep(nic: Nic, tables: Mapping[str, list[dict[str, Any]]] | None) -> None:
     kept = Kept(driver=nic.driver, netdev=nic.netdev, mac=nic.mac)
-    if nic.netdev is not None:
+    if nic.netdev is not None and tables is not None:
         netdev = Path("/sys/class/net") / nic.netdev
         kept.up = bool(int((netdev / "flags").read_text(), 16) & 1)  # IFF_UP
         kept.carrier = kept.up and (netdev / "carrier").read_text().strip() == "1"
         kept.mtu = int((netdev / "mtu").read_text())
         kept.rxe = rxe.on_netdev(nic.netdev)
-        tables = _tables(nic.netdev)
         kept.addresses = _addresses(tables)
         kept.neighbours = {
             entry["dst"]: entry["lladdr"]

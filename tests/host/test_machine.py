@@ -130,3 +130,27 @@ def test_kernels_are_listed_also_where_there_are_none(tmp_path: Path) -> None:
     done = hwrx("lab", "kernels", XDG_CACHE_HOME=str(tmp_path))
     assert done.returncode == 0
     assert "no kernel is cached" in done.stdout
+
+
+def test_what_stands_on_a_device_is_seen_in_both_families(tmp_path: Path) -> None:
+    """Of a real `ip`, in a namespace of its own: default routes, addresses and permanent neighbours."""
+    script = """
+        ip link add fa type veth peer name fb && ip link set fa up && ip link set fb up
+        ip address add 192.0.2.1/24 dev fa && ip address add 2001:2::1/64 dev fa nodad
+        for family in -4 -6; do [ $family = -4 ] && via=192.0.2.2 || via=2001:2::2
+            ip $family neighbour add $via lladdr 02:00:00:00:00:01 dev fa nud permanent
+            [ "$1" = $family ] && ip $family route add default via $via dev fa; done
+        exec "$2" -c 'import json; from hwrx.nic import pci; t = pci._tables("fa"); print(json.dumps([
+            [r["dst"] for r in t["route"] if r["dst"] == "default"], pci._addresses(t),
+            sorted(n["dst"] for n in t["neighbour"] if "PERMANENT" in n["state"])]))'
+    """
+    for family in ("-4", "-6"):
+        done = subprocess.run(
+            ["unshare", "--net", "sh", "-c", script, "sh", family, sys.executable], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == [
+            ["default"],
+            ["192.0.2.1/24", "2001:2::1/64"],
+            ["192.0.2.2", "2001:2::2"],
+        ]

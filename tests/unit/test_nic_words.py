@@ -153,15 +153,12 @@ def test_a_nic_that_is_not_there_is_named_with_those_that_are(bus, name):
 
 def test_what_speaks_against_taking_a_nic(bus, monkeypatch):
     bus("0000:00:04.0", netdev="eth7")
-    answers = {
-        "-4": [
-            [{"dst": "default"}],
-            [{"addr_info": [{"local": "192.0.2.1", "prefixlen": 24, "scope": "global"}]}],
-            [],
-        ],
-        "-6": [[], [{"addr_info": [{"local": "fe80::1", "prefixlen": 64, "scope": "link"}]}], []],
-    }
-    shown = lambda commands, *options: "\n".join(map(json.dumps, answers[options[-1]]))  # noqa: E731
+    addresses = [
+        {"local": "192.0.2.1", "prefixlen": 24, "scope": "global"},
+        {"local": "fe80::1", "prefixlen": 64, "scope": "link"},
+    ]
+    answers = {"route": [{"dst": "default"}], "addr": [{"addr_info": addresses}], "neighbour": []}
+    shown = lambda commands, *options: "\n".join(json.dumps(answers[words.split()[0]]) for words in commands)  # noqa: E731
     monkeypatch.setattr(pci, "_ip", shown)
     monkeypatch.setattr(pci, "_connections", lambda addresses: 3 if "192.0.2.1" in addresses else 0)
     one = pci.find("eth7")
@@ -172,7 +169,7 @@ def test_what_speaks_against_taking_a_nic(bus, monkeypatch):
     ]
     with pytest.raises(MachineError, match=r"eth7 is in use: it carries the default route; it has the address"):
         pci.take(one, "vfio-pci")
-    answers["-4"][0] = []
+    answers["route"] = []
     assert pci.uses(one, own=["192.0.2.1"]) == []
 
 
