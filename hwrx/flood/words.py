@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hwrx.flood import account
 from hwrx.flood.counting import IRQ_MOST, POLL_MOST, RUN_MOST
 from hwrx.flood.model import Flood, Spec
-from hwrx.report.tables import Cell, Table
+from hwrx.report.cells import Cell, Table
 
 MS = 1e6
 # /proc/stat's words for what our actors add up to

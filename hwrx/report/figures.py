@@ -10,6 +10,7 @@ import io
 import logging
 import pathlib
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,8 +22,8 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from hwrx.errors import UsageError
 from hwrx.report import style, sweeps, text, waterfall
-from hwrx.report.model import Row, Summary
-from hwrx.report.style import COLUMN, GRID_INK, INK, STYLE, Look
+from hwrx.report.model import Row, Summary, scaled
+from hwrx.report.style import COLUMN, GRID_INK, INK, PAPER, STYLE, Look
 from hwrx.report.words import size_words
 from hwrx.stats import BEYOND, GRID, NAMED
 
@@ -56,9 +57,14 @@ def draw(summary: Summary, name: str, width: float = COLUMN) -> Figure:
     with rc_context(STYLE):
         figure = Figure(layout="constrained")
         FigureCanvasAgg(figure)
-        function(summary, figure, width)
-        figure.supxlabel(summary.label, fontsize=5.5, color=INK, wrap=True)
+        note = function(summary, figure, width) or ""
+        figure.supxlabel(_wrapped(". ".join(filter(None, [summary.label, note])), width), fontsize=5.5, color=INK)
     return figure
+
+
+def _wrapped(words: str, width: float) -> str:
+    """Lines as long as a figure is wide; at this size of type an inch holds some 24 letters."""
+    return "\n".join(textwrap.wrap(words, int(24 * width)))
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
@@ -83,7 +89,7 @@ def inline(figure: Figure, name: str) -> str:
     """Return a figure as an <svg> element whose ink follows the page's colours, with ids of its own."""
     svg = render(figure, "svg").decode()
     svg = svg[svg.index("<svg") :]
-    svg = svg.replace(INK, "currentColor").replace(GRID_INK, "var(--rule)")
+    svg = svg.replace(INK, "currentColor").replace(GRID_INK, "var(--rule)").replace(PAPER, "var(--paper)")
     svg = re.sub(r'id="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
@@ -95,14 +101,11 @@ def inline(figure: Figure, name: str) -> str:
 # --- the figures ---------------------------------------------------------------------------------------------------
 
 
-def _cdf(summary: Summary, figure: Figure, width: float) -> None:
+def _cdf(summary: Summary, figure: Figure, width: float) -> str:
     """Share of messages slower than a time, on a logarithmic axis, so that the tail is as readable as the middle."""
     pattern: Literal["pingpong", "paced"] = "pingpong" if summary.of("pingpong") else "paced"
-    sizes = style.spread(summary.sizes(pattern), 3)
-    stacked = width < 5
-    shape = (len(sizes), 1) if stacked else (1, len(sizes))
-    figure.set_size_inches(width, 0.5 + 1.35 * len(sizes) if stacked else 0.9 + width / 3.2)
-    axes = figure.subplots(*shape, sharey=True, sharex=stacked, squeeze=False).ravel()
+    sizes, note = style.some_sizes(summary, pattern, 3)
+    axes = style.panels(figure, width, len(sizes), sharey=True, tall=1.6)
     for ax, size in zip(axes, sizes, strict=True):
         for row in style.few(style.of_size(summary, pattern, size)):
             _tail(ax, row, style.look(summary, row), style.name(summary, row))
@@ -113,10 +116,12 @@ def _cdf(summary: Summary, figure: Figure, width: float) -> None:
         style.plain_log(ax, "x")
         ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
         ax.yaxis.set_minor_locator(NullLocator())
-    # `measures` differs only for READ, which the legend marks
-    axes[-1 if stacked else len(axes) // 2].set_xlabel(f"{style.measure(summary, pattern)} [µs]")
-    axes[len(axes) // 2 if stacked else 0].set_ylabel("share of messages slower")
-    style.legend(figure, list(axes))
+        # `measures` differs only for READ, which the legend marks
+        ax.set_xlabel(f"{style.measure(summary, pattern)} [µs]")
+        if style.stacked(width) or ax is axes[0]:
+            ax.set_ylabel("messages slower")
+    style.legend(figure, axes)
+    return note
 
 
 def _tail(ax: Axes, row: Row, look: Look, name: str) -> None:
@@ -142,85 +147,133 @@ def _latency(summary: Summary, figure: Figure, width: float) -> None:
     ax = figure.subplots()
     for look, rows in _series(summary, "pingpong"):
         colour, marker, line = look
-        for quantile, fill, label in (("p50", colour, style.name(summary, rows[0])), ("p99", "white", None)):
+        for quantile, fill, label in (("p50", colour, style.name(summary, rows[0])), ("p99", PAPER, None)):
             points = [(row.size, row.quantiles[quantile]) for row in rows]
             look_of = {"color": colour, "marker": marker, "linestyle": line, "markerfacecolor": fill, "label": label}
             if label is None:
-                look_of |= {"linewidth": 0.6, "alpha": 0.9}
+                look_of |= {"linewidth": 0.6}
             style.with_bars(ax, points, look_of, bars=quantile == "p50")
+        style.with_dots(ax, [(row.size, style.trial_figures(row, 0.5)) for row in rows], colour)
     style.size_axis(ax, summary.sizes("pingpong"))
     ax.set_yscale("log")
+    shown = [row.quantiles[name] for row in summary.of("pingpong") for name in ("p50", "p99")]
+    style.clipped(ax, "y", *style.span(shown))
     style.plain_log(ax, "y")
     ax.set_ylabel(f"{style.measure(summary, 'pingpong')} [µs]")
-    ax.set_title("filled: p50 with 95 % interval, open: p99", loc="right", pad=2, fontsize=6)
+    ax.set_title("filled: p50 with 95 % interval, dots: p50 of each trial, open: p99", loc="right", pad=2, fontsize=5.5)
     style.legend(figure, [ax])
 
 
 def _throughput(summary: Summary, figure: Figure, width: float) -> None:
     """Messages and bytes a second against message size."""
-    stacked = width < 5
-    figure.set_size_inches(width, 3.9 if stacked else 2.9)
-    axes = figure.subplots(*((2, 1) if stacked else (1, 2)), sharex=True, squeeze=False).ravel()
+    axes = style.panels(figure, width, 2, tall=1.75)
     for look, rows in _series(summary, "stream"):
         colour, marker, line = look
         look_of = {"color": colour, "marker": marker, "linestyle": line, "label": style.name(summary, rows[0])}
         style.with_bars(axes[0], [(row.size, row.messages_per_s) for row in rows], look_of)
         style.with_bars(axes[1], [(row.size, row.bytes_per_s) for row in rows], look_of, 1e-6)
-    for ax, words in zip(axes, ("messages/s", "MB/s"), strict=True):
+    rates = [row.messages_per_s for row in summary.of("stream")]
+    bytes_ = [row.bytes_per_s and scaled(row.bytes_per_s, 1e-6) for row in summary.of("stream")]
+    for ax, words, shown in zip(axes, ("messages/s", "MB/s"), (rates, bytes_), strict=True):
         ax.set_yscale("log")
+        style.clipped(ax, "y", *style.span(shown))
         style.plain_log(ax, "y")
         ax.set_ylabel(f"delivered [{words}]")
         style.size_axis(ax, summary.sizes("stream"))
-    if stacked:
-        axes[0].set_xlabel("")
-    style.legend(figure, list(axes))
+    style.legend(figure, axes)
 
 
-def _ratios(summary: Summary, figure: Figure, width: float) -> None:
+def _ratios(summary: Summary, figure: Figure, width: float) -> str:
     """Each path's p50 as a multiple of the baseline's, with its interval."""
-    sizes = summary.sizes("pingpong")
-    lines = [row for row in summary.of("pingpong") if row.ratio is not None]
+    sizes, note = style.some_sizes(summary, "pingpong", 6)
+    lines = [row for row in summary.of("pingpong") if row.ratio is not None and row.size in sizes]
     labels = list(dict.fromkeys(style.name(summary, row) for row in lines))
-    figure.set_size_inches(width, 0.8 + 0.17 * len(labels) * max(1, len(sizes)) ** 0.5 + 0.12 * len(lines))
+    figure.set_size_inches(width, 0.9 + 0.17 * len(lines) + 0.08 * len(labels))
     ax = figure.subplots()
-    places = []
-    for place, row in enumerate(sorted(lines, key=lambda row: (labels.index(style.name(summary, row)), row.size))):
+    places: list[tuple[float, str]] = []
+    for row in sorted(lines, key=lambda row: (labels.index(style.name(summary, row)), row.size)):
         assert row.ratio is not None
         colour, marker, _ = style.look(summary, row)
         low, high = row.ratio.value - row.ratio.low, row.ratio.high - row.ratio.value
         bars = None if np.isnan(low) else [[low], [high]]
-        ax.errorbar(row.ratio.value, -place, xerr=bars, color=colour, marker=marker, capsize=1.5, linestyle="none")
-        places.append((-place, f"{style.name(summary, row)}, {size_words(row.size)}"))
+        place = -len(places) - 0.5 * labels.index(style.name(summary, row))
+        ax.errorbar(row.ratio.value, place, xerr=bars, color=colour, marker=marker, capsize=1.5, linestyle="none")
+        places.append((place, f"{style.name(summary, row)}, {size_words(row.size)}"))
     ax.axvline(1, color=INK, linewidth=0.8)
     ax.set_yticks([place for place, _ in places], [label for _, label in places])
-    ax.set_xlabel(f"p50, multiple of {summary.baseline}'s, with 95 % interval")
-    ax.set_xlim(left=min(0.9, ax.get_xlim()[0]))
+    ax.set_xscale("log")
+    low, high = style.span([row.ratio for row in lines])
+    style.clipped(ax, "x", min(low, 0.95), max(high, 1.05))
+    style.plain_log(ax, "x")
+    ax.set_xlabel(
+        f"p50, multiple of {summary.baseline}'s, with 95 % interval\n(an arrow: it goes on beyond the border)"
+    )
     ax.grid(axis="y", visible=False)
+    return note
 
 
-def _shift(summary: Summary, figure: Figure, width: float) -> None:
+def _shift(summary: Summary, figure: Figure, width: float) -> str:
     """Every decile, and p99, as a multiple of the baseline's: a line that is not level moved the shape, too."""
-    size = _shifted(summary)[0].size
-    figure.set_size_inches(width, max(2.3, width * 0.45))
-    ax = figure.subplots()
-    for row in style.few([row for row in _shifted(summary) if row.size == size]):
-        colour, marker, line = style.look(summary, row)
-        places = range(len(row.shift))
-        points = [(float(place), estimate) for place, (_, estimate) in zip(places, row.shift, strict=True)]
-        look_of = {"color": colour, "marker": marker, "linestyle": line, "label": style.name(summary, row)}
-        style.with_bars(ax, points, look_of)
-    longest = max((row.shift for row in _shifted(summary) if row.size == size), key=len)
-    ax.set_xticks(range(len(longest)), [f"p{100 * p:.0f}" for p, _ in longest])
-    ax.axhline(1, color=INK, linewidth=0.8)
-    every = [estimate.value for row in _shifted(summary) if row.size == size for _, estimate in row.shift]
-    ax.set_ylim(min(0.9, 0.9 * min(every)), 1.25 * max(every))
-    ax.set_xlabel(f"quantile, at {size_words(size)}")
-    ax.set_ylabel(f"multiple of {summary.baseline}'s")
-    style.legend(figure, [ax])
+    rows = _shifted(summary)
+    sizes, note = style.some_sizes(summary, "pingpong", 3)
+    sizes = [size for size in sizes if any(row.size == size for row in rows)]
+    axes = style.panels(figure, width, len(sizes), sharey=True, tall=1.5)
+    limits = style.span([estimate for row in rows for _, estimate in row.shift if row.size in sizes])
+    for ax, size in zip(axes, sizes, strict=True):
+        of_size = style.few([row for row in rows if row.size == size])
+        longest = max((row.shift for row in of_size), key=len)
+        for number, row in enumerate(of_size):
+            colour, marker, line = style.look(summary, row)
+            # beside each other, so that no bar hides another
+            aside = (number - (len(of_size) - 1) / 2) * 0.6 / len(of_size)
+            points = [(place + aside, estimate) for place, (_, estimate) in enumerate(row.shift)]
+            look_of = {"color": colour, "marker": marker, "linestyle": line, "label": style.name(summary, row)}
+            style.with_bars(ax, points, look_of)
+        # a panel of three has room for every second label
+        step = 1 if len(sizes) == 1 or style.stacked(width) else 2
+        ax.set_xticks(range(len(longest)), [
+            f"p{100 * p:.0f}" if place % step == 0 or place == len(longest) - 1 else ""
+            for place, (p, _) in enumerate(longest)
+        ])  # fmt: skip
+        ax.axhline(1, color=INK, linewidth=0.8)
+        ax.set_yscale("log")
+        style.clipped(ax, "y", min(limits[0], 0.95), max(limits[1], 1.05))
+        style.plain_log(ax, "y")
+        ax.set_title(size_words(size), loc="right", pad=2)
+        ax.set_xlabel("quantile")
+        if style.stacked(width) or ax is axes[0]:
+            ax.set_ylabel(f"multiple of {summary.baseline}'s")
+    style.legend(figure, axes)
+    return note
 
 
 def _shifted(summary: Summary) -> list[Row]:
     return [] if summary.swept(summary.rows) else [row for row in summary.of("pingpong") if len(row.shift) > 1]
+
+
+def _over_time(summary: Summary, figure: Figure, width: float) -> str:
+    """Every trial from its first to its last message: drift, steps and stalls, which no quantile shows."""
+    pattern = next(name for name in ("pingpong", "paced", "stream") if summary.of(name))
+    sizes, note = style.some_sizes(summary, pattern, 3)
+    axes = style.panels(figure, width, len(sizes), sharey=True, tall=1.6)
+    for ax, size in zip(axes, sizes, strict=True):
+        for row in style.few(style.of_size(summary, pattern, size)):
+            colour, _, line = style.look(summary, row)
+            for trial, (medians, largest) in enumerate(row.series):
+                share = (np.arange(len(medians)) + 0.5) / len(medians) * 100
+                label = style.name(summary, row) if not trial else None
+                ax.plot(share, np.maximum(medians, 1e-3), color=colour, linestyle=line, linewidth=0.6, label=label)
+                ax.plot(share, np.maximum(largest, 1e-3), color=colour, linestyle="none", marker=".", markersize=1.3,
+                        markeredgewidth=0)  # fmt: skip
+        ax.set_yscale("log")
+        ax.set_xlim(0, 100)
+        style.plain_log(ax, "y")
+        ax.set_title(size_words(size), loc="right", pad=2)
+        ax.set_xlabel("messages of the trial [%]")
+        if style.stacked(width) or ax is axes[0]:
+            ax.set_ylabel("µs")
+    style.legend(figure, axes)
+    return note
 
 
 def _cost(summary: Summary, figure: Figure, width: float) -> None:
@@ -255,7 +308,7 @@ def _several(pattern: str) -> Callable[[Summary], bool]:
     return lambda summary: len(summary.sizes(pattern)) > 1
 
 
-FIGURES: dict[str, tuple[Callable[[Summary, Figure, float], None], str, Callable[[Summary], bool]]] = {
+FIGURES: dict[str, tuple[Callable[[Summary, Figure, float], str | None], str, Callable[[Summary], bool]]] = {
     "cdf": (
         _cdf,
         "Distribution of latency: the share of messages that took longer; lines are means over the repeats, shades "
@@ -275,6 +328,12 @@ FIGURES: dict[str, tuple[Callable[[Summary, Figure, float], None], str, Callable
         "Shift of the distribution: each decile and p99 relative to the baseline, with 95 % intervals",
         lambda s: bool(_shifted(s)),
     ),
+    "time": (
+        _over_time,
+        "Every trial over time, in the order of its messages: lines are the medians of its 120 parts, one line a "
+        "trial, dots the longest of each part",
+        lambda s: any(row.series for row in s.rows),
+    ),
     "throughput": (_throughput, "Throughput against message size", _several("stream")),
     "cost": (_cost, "Cost of a byte: the slope of time over message size", lambda s: bool(s.costs)),
     "load": (sweeps.load, "Latency under load", lambda s: len({row.rate for row in s.of("paced")} - {None}) > 1),
@@ -283,7 +342,9 @@ FIGURES: dict[str, tuple[Callable[[Summary, Figure, float], None], str, Callable
     "conditions": (sweeps.conditions, "Latency and throughput under each condition", sweeps.has(str)),
     "waterfall": (
         waterfall.draw,
-        "Where the time goes: mean time since the stage before, in packet order, by who works; from traced trials",
+        "Where the time goes: the mean time from each stage to the next, in packet order, by who works; a segment is "
+        "named by the stage that ends it, and holds all since the one before it (after a sleeper's sched_switch also "
+        "the rest of its waking); from traced trials, from client to server",
         waterfall.has,
     ),
 }

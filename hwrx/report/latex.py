@@ -9,8 +9,9 @@ import subprocess
 import tempfile
 
 from hwrx.errors import MachineError
+from hwrx.report.cells import Cell, Table
 from hwrx.report.model import Summary
-from hwrx.report.tables import Cell, Table, tables
+from hwrx.report.tables import tables
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import ErrorbarContainer
+from matplotlib.markers import CARETDOWNBASE, CARETLEFTBASE, CARETRIGHTBASE, CARETUPBASE
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from hwrx.report.model import Row, Summary
+from hwrx.report.model import Row, Summary, name_of
 from hwrx.report.words import size_words
 from hwrx.stats import Estimate
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 COLUMN = 3.5  # inches: one column of a two-column paper
 INK, GRID_INK = "#1b1c1d", "#d4d5d6"
+PAPER = "#ffffff"  # what stands for the background: open markers are filled with it, segments parted by it
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with Matplotlib: the same on every machine
@@ -52,19 +56,31 @@ STYLE: Any = {
     "path.simplify_threshold": 0.2,
 }
 
+T = TypeVar("T")
 Look = tuple[str, str, Any]
+# Each colour has a contrast of 3:1 at least to the page both light and dark; INK follows the page.
 LOOKS: dict[str, Look] = {
-    "udp": ("#0072B2", "o", "-"),
-    "tcp": ("#56B4E9", "s", (0, (5, 1.5))),
-    "rdma-send": ("#D55E00", "^", (0, (3, 1, 1, 1))),
-    "rdma-write": ("#E69F00", "D", (0, (1, 1))),
-    "rdma-write-imm": ("#B8860B", "v", (0, (6, 1, 1, 1, 1, 1))),
-    "rdma-read": ("#CC79A7", "P", (0, (2, 2))),
-    "rdma-ud": ("#7A3E9D", "X", (0, (4, 3))),
-    "packet-ring": ("#009E73", "<", (0, (8, 2))),
-    "xdp": ("#4D8B31", ">", (0, (3, 3))),
-    "nic-ring": ("#000000", "*", "-"),
-    "nic-pio": ("#777777", "h", (0, (1, 2))),
+    "udp": ("#1b75c4", "o", "-"),
+    "tcp": ("#0e96a3", "s", (0, (5, 1.5))),
+    "rdma-send": ("#d55e00", "^", (0, (3, 1, 1, 1))),
+    "rdma-write": ("#b98200", "D", (0, (1, 1))),
+    "rdma-write-imm": ("#a0622f", "v", (0, (6, 1, 1, 1, 1, 1))),
+    "rdma-read": ("#cf5fa0", "P", (0, (2, 2))),
+    "rdma-ud": ("#8e63c7", "X", (0, (4, 3))),
+    "packet-ring": ("#0f9468", "<", (0, (8, 2))),
+    "xdp": ("#6f8f1c", ">", (0, (3, 3))),
+    "nic-ring": (INK, "*", "-"),
+    "nic-pio": ("#7d8288", "h", (0, (1, 2))),
+}
+OTHER: Look = ("#7d8288", "o", "-")  # a path of another version
+ACTORS = {
+    "user thread": "#1b75c4",
+    "kernel": "#4b93d3",
+    "softirq": "#c48700",
+    "kernel worker": "#d55e00",
+    "hard IRQ": "#cf5fa0",
+    "device": "#7d8288",
+    "not observed": "#7d8288",
 }
 MARKERS = "osD^vP<>X*h"
 LINES = 8  # of a panel: more cannot be told apart
@@ -96,13 +112,35 @@ def name(summary: Summary, row: Row) -> str:
 
 def look(summary: Summary, row: Row) -> Look:
     """A path's own look; among several waits, sweeps or runs of one path each has another marker and line."""
-    colour, marker, line = LOOKS.get(row.path, ("#555555", "o", "-"))
+    colour, marker, line = LOOKS.get(row.path, OTHER)
     kin = list(dict.fromkeys(other.line for other in summary.of(row.pattern) if other.path == row.path))
     place = kin.index(row.line)
     if place:
         marker = MARKERS[(MARKERS.index(marker) + 5 * place) % len(MARKERS)]
         line = (0, (1 + 2 * place, 1, 1, 1))
     return colour, marker, line
+
+
+def some_sizes(summary: Summary, pattern: str, most: int) -> tuple[list[int], str]:
+    """At most so many of a pattern's sizes, and what a reader must be told where those are not all."""
+    sizes = summary.sizes(pattern)
+    shown = spread(sizes, most)
+    note = f"Shown: {', '.join(map(size_words, shown))} of {len(sizes)} sizes" if len(shown) < len(sizes) else ""
+    return shown, note
+
+
+def stacked(width: float) -> bool:
+    """Whether a figure is so narrow that its panels stand one above the other."""
+    return width < 5
+
+
+def panels(figure: Figure, width: float, count: int, *, tall: float, sharey: bool = False) -> list[Axes]:
+    """So many panels, beside each other or above, each `tall` inches where they are stacked."""
+    if stacked(width):
+        figure.set_size_inches(width, 0.55 + tall * count)
+        return list(figure.subplots(count, 1, squeeze=False).ravel())
+    figure.set_size_inches(width, 3.1 if count > 1 else 3.6)
+    return list(figure.subplots(1, count, sharey=sharey, squeeze=False).ravel())
 
 
 def with_bars(
@@ -127,6 +165,51 @@ def with_bars(
         ax.errorbar(places, values, yerr=reach, elinewidth=0.7, capsize=1.5, **style)
     else:
         ax.plot(places, values, **style)
+
+
+def with_dots(ax: Axes, points: Sequence[tuple[float, Sequence[float]]], colour: str) -> None:
+    """The figures of single trials, small beside their mean: what an interval is made from."""
+    places = [x for x, values in points for _ in values]
+    ax.plot(places, [value for _, values in points for value in values], linestyle="none", marker=".", markersize=2.6,
+            markeredgewidth=0, color=colour, alpha=0.75, zorder=1.5)  # fmt: skip
+
+
+def trial_figures(row: Row, p: float) -> list[float]:
+    """The quantile of each trial of a row, where the row shows it."""
+    return [digest.quantile(p) for digest in row.digests] if row.quantiles.get(name_of(p)) else []
+
+
+def clipped(ax: Axes, which: Literal["x", "y"], low: float, high: float) -> None:
+    """Limit an axis, and mark with an arrow on its border each interval bar that goes on beyond it."""
+    (ax.set_xlim if which == "x" else ax.set_ylim)(low, high)
+    for container in ax.containers:
+        if not isinstance(container, ErrorbarContainer):
+            continue
+        for bars in container.lines[2]:
+            colour = bars.get_color()[0]
+            for segment in bars.get_segments():
+                (x0, y0), (x1, y1) = segment
+                place, ends = (y0, sorted((x0, x1))) if which == "x" else (x0, sorted((y0, y1)))
+                if np.isnan(ends).any() or ends[0] > high or ends[1] < low:
+                    continue
+                for outside, at, marker in ((ends[0] < low, low, 0), (ends[1] > high, high, 1)):
+                    if outside:
+                        arrow = ((CARETLEFTBASE, CARETRIGHTBASE) if which == "x" else (CARETDOWNBASE, CARETUPBASE))[
+                            marker
+                        ]
+                        ax.plot(*((at, place) if which == "x" else (place, at)), marker=arrow, color=colour,
+                                markersize=4.5, linestyle="none", clip_on=False, zorder=4)  # fmt: skip
+
+
+def span(estimates: Sequence[Estimate | None], most: float = 1.9) -> tuple[float, float]:
+    """What a logarithmic axis should show: all values, and their intervals as far as `most` times beyond."""
+    known = [estimate for estimate in estimates if estimate is not None]
+    values = [estimate.value for estimate in known]
+    low, high = min(values) / most, max(values) * most
+    ends = [end for estimate in known for end in (estimate.low, estimate.high) if not np.isnan(end)]
+    low, high = max(low, min([*values, *ends])), min(high, max([*values, *ends]))
+    room = (high / low) ** 0.06 * 1.02
+    return low / room, high * room
 
 
 def size_axis(ax: Axes, sizes: Sequence[int]) -> None:
@@ -176,22 +259,23 @@ def few(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if (row.load or row.rate, str(row.swept)) in chosen][: 2 * LINES]
 
 
-def spread(values: Sequence[int], most: int) -> list[int]:
+def spread(values: Sequence[T], most: int) -> list[T]:
     """At most so many of the values: first, last and evenly between."""
     if len(values) <= most:
         return list(values)
     return [values[round(place)] for place in np.linspace(0, len(values) - 1, most)]
 
 
-def legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend above all axes, each name once."""
-    found: dict[str, Any] = {}
+def legend(figure: Figure, axes: Sequence[Axes], more: Mapping[str, Any] = {}) -> None:
+    """One legend above all axes, each name once, in as many columns as the figure's width has room for."""
+    found: dict[str, Any] = dict(more)
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
         for handle, label in zip(handles, labels, strict=True):
             found.setdefault(label, handle)
-    if found:
-        wide = figure.get_size_inches()[0] >= 5
-        longest = max(map(len, found))
-        columns = max(1, min(len(found), int((16 if wide else 8.5) * 8 / (longest + 6))))
-        figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=columns, handlelength=3)
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    for columns in range(len(found), 0, -1):
+        made = figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=columns, handlelength=2.6)
+        if columns == 1 or made.get_window_extent(renderer).width <= 0.98 * figure.bbox.width:
+            return
+        made.remove()

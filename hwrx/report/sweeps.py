@@ -10,30 +10,39 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from hwrx.report import style
 from hwrx.report.model import Row, Summary, swept_words
-from hwrx.report.style import LOOKS
+from hwrx.report.style import LOOKS, OTHER, PAPER
 from hwrx.report.words import size_words
 from hwrx.stats import Estimate
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def load(summary: Summary, figure: Figure, width: float) -> None:
+def load(summary: Summary, figure: Figure, width: float) -> str:
     """Response time against what was answered, with the time from the actual send that a closed loop would report."""
-    figure.set_size_inches(width, max(2.7, width * 0.56))
-    ax = figure.subplots()
     rows = [row for row in summary.of("paced") if row.rate and row.messages_per_s]
-    size = min(row.size for row in rows)
+    sizes, note = style.some_sizes(summary, "paced", 3)
+    sizes = [size for size in sizes if any(row.size == size for row in rows)]
+    axes = style.panels(figure, width, len(sizes), tall=2.0)
+    for ax, size in zip(axes, sizes, strict=True):
+        _load_panel(summary, ax, [row for row in rows if row.size == size])
+        ax.set_title(f"{size_words(size)}; filled: p50, open: p99, dotted: p50 from actual send", loc="right", pad=2,
+                     fontsize=6 if len(sizes) == 1 or style.stacked(width) else 4.8)  # fmt: skip
+    style.legend(figure, axes)
+    return note
+
+
+def _load_panel(summary: Summary, ax: Axes, rows: list[Row]) -> None:
     curves: dict[str, list[Row]] = {}
     for row in rows:
-        if row.size == size:
-            curves.setdefault(row.curve + f" {row.wait}" * style.several_waits(summary, "paced"), []).append(row)
+        curves.setdefault(row.curve + f" {row.wait}" * style.several_waits(summary, "paced"), []).append(row)
     for name, own in curves.items():
         own.sort(key=lambda row: row.rate or 0.0)
-        colour, marker, line = LOOKS.get(own[0].path, ("#555555", "o", "-"))
+        colour, marker, line = LOOKS.get(own[0].path, OTHER)
         for source, quantile, fill, label in (
             ("quantiles", "p50", colour, name),
-            ("quantiles", "p99", "white", None),
+            ("quantiles", "p99", PAPER, None),
             ("service_quantiles", "p50", "none", None),
         ):
             points = [(row.messages_per_s.value if row.messages_per_s else 0.0, getattr(row, source).get(quantile))
@@ -44,38 +53,44 @@ def load(summary: Summary, figure: Figure, width: float) -> None:
             elif quantile == "p99":
                 look_of |= {"linewidth": 0.6}
             style.with_bars(ax, points, look_of, bars=quantile == "p50" and source == "quantiles")
+        dots = [(row.messages_per_s.value, style.trial_figures(row, 0.5)) for row in own if row.messages_per_s]
+        style.with_dots(ax, dots, colour)
     ax.set_yscale("log")
-    style.fit_values(ax, [row.quantiles[name] for row in rows for name in ("p50", "p99") if row.size == size])
+    style.clipped(ax, "y", *style.span([row.quantiles[name] for row in rows for name in ("p50", "p99")]))
     style.plain_log(ax, "y")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.short(value)))
     ax.set_xlim(left=0)
     ax.set_xlabel("answered [messages/s]")
     ax.set_ylabel("response time [µs]")
-    ax.set_title(f"{size_words(size)}; filled: p50, open: p99, dotted: p50 from actual send", loc="right", pad=2,
-                 fontsize=6)  # fmt: skip
-    style.legend(figure, [ax])
 
 
-def waits(summary: Summary, figure: Figure, width: float) -> None:
-    """p50 and p99 of each manner of waiting, at the smallest size."""
-    size = summary.sizes("pingpong")[0]
-    rows = [row for row in style.of_size(summary, "pingpong", size) if row.quantiles["p50"]]
-    figure.set_size_inches(width, 0.8 + 0.2 * len(rows))
-    ax = figure.subplots()
-    for place, row in enumerate(rows):
-        colour, marker, _ = style.look(summary, row)
-        for quantile, fill in (("p99", "white"), ("p50", colour)):
-            found = row.quantiles[quantile]
-            if found is not None:
-                bars = None if np.isnan(found.low) else [[found.value - found.low], [found.high - found.value]]
-                ax.errorbar(
-                    found.value, -place, xerr=bars, color=colour, marker=marker, markerfacecolor=fill, capsize=1.5
-                )
-    ax.set_yticks([-place for place in range(len(rows))], [f"{row.label}, {row.wait}" for row in rows])
-    ax.set_xscale("log")
-    style.plain_log(ax, "x")
-    ax.set_xlabel(f"{style.measure(summary, 'pingpong')} at {size_words(size)} [µs]; filled: p50, open: p99")
-    ax.grid(axis="y", visible=False)
+def waits(summary: Summary, figure: Figure, width: float) -> str:
+    """p50 and p99 of each manner of waiting, a panel for each size."""
+    sizes, note = style.some_sizes(summary, "pingpong", 3)
+    of_sizes = [[row for row in style.of_size(summary, "pingpong", size) if row.quantiles["p50"]] for size in sizes]
+    of_sizes = [rows for rows in of_sizes if rows]
+    figure.set_size_inches(width, 0.5 + sum(0.5 + 0.18 * len(rows) for rows in of_sizes))
+    axes = figure.subplots(len(of_sizes), 1, squeeze=False, gridspec_kw={"height_ratios": list(map(len, of_sizes))})
+    for ax, rows in zip(axes.ravel(), of_sizes, strict=True):
+        for place, row in enumerate(rows):
+            colour, marker, _ = style.look(summary, row)
+            for quantile, fill in (("p99", PAPER), ("p50", colour)):
+                found = row.quantiles[quantile]
+                if found is not None:
+                    bars = None if np.isnan(found.low) else [[found.value - found.low], [found.high - found.value]]
+                    ax.errorbar(
+                        found.value, -place, xerr=bars, color=colour, marker=marker, markerfacecolor=fill, capsize=1.5
+                    )
+        ax.set_yticks([-place for place in range(len(rows))], [f"{row.label}, {row.wait}" for row in rows])
+        ax.set_ylim(-len(rows) + 0.4, 0.6)
+        ax.set_xscale("log")
+        style.clipped(ax, "x", *style.span([row.quantiles[name] for row in rows for name in ("p50", "p99")]))
+        style.plain_log(ax, "x")
+        ax.set_xlabel(
+            f"{style.measure(summary, 'pingpong')} at {size_words(rows[0].size)} [µs]; filled: p50, open: p99"
+        )
+        ax.grid(axis="y", visible=False)
+    return note
 
 
 def swept_field(summary: Summary, kind: type) -> str:
@@ -88,14 +103,11 @@ def swept_field(summary: Summary, kind: type) -> str:
     return ""
 
 
-def numbers(summary: Summary, figure: Figure, width: float) -> None:
-    """Latency and throughput at the smallest size over a field that was swept through numbers."""
+def numbers(summary: Summary, figure: Figure, width: float) -> str:
+    """Latency and throughput over a field that was swept through numbers, a panel for each pattern and size."""
     key = swept_field(summary, int | float)  # type: ignore[arg-type]
-    panels = _panels(summary, key)
-    stacked = width < 5
-    count = len(panels)
-    figure.set_size_inches(width, 0.7 + 1.75 * count if stacked else 2.9)
-    axes = figure.subplots(*((count, 1) if stacked else (1, count)), sharex=True, squeeze=False).ravel()
+    panels, note = _panels(summary, key)
+    axes = style.panels(figure, width, len(panels), tall=1.85)
     for ax, (pattern, rows) in zip(axes, panels, strict=True):
         for name, own in _lines(summary, rows, key).items():
             colour, marker, line = _look_of(summary, own[0], key)
@@ -105,77 +117,90 @@ def numbers(summary: Summary, figure: Figure, width: float) -> None:
                 style.with_bars(ax, [(x, row.messages_per_s) for x, row in points], look_of)
                 continue
             style.with_bars(ax, [(x, row.quantiles["p50"]) for x, row in points], look_of)
-            tail = look_of | {"markerfacecolor": "white", "label": None, "linewidth": 0.6}
+            tail = look_of | {"markerfacecolor": PAPER, "label": None, "linewidth": 0.6}
             style.with_bars(ax, [(x, row.quantiles["p99"]) for x, row in points], tail, bars=False)
-        values = sorted({float(row.swept[key]) for row in rows})
-        if values[0] > 0:
-            ax.set_xscale("log", base=2)
-        else:  # nothing is a value too, and stands a step below the smallest
-            ax.set_xscale("symlog", base=2, linthresh=next((value for value in values if value > 0), 1.0))
-        ax.xaxis.set_major_locator(FixedLocator(values))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.short(value)))
-        ax.xaxis.set_minor_locator(NullLocator())
+            style.with_dots(ax, [(x, style.trial_figures(row, 0.5)) for x, row in points], colour)
+        _swept_axis(ax, sorted({float(row.swept[key]) for row in rows}))
         ax.set_yscale("log")
-        style.fit_values(ax, [estimate for row in rows for estimate in _shown(row)])
+        style.clipped(ax, "y", *style.span([estimate for row in rows for estimate in _shown(row)]))
         style.plain_log(ax, "y")
         ax.set_ylabel(_axis_words(summary, pattern))
-        if pattern != "stream":
-            ax.set_title(f"{size_words(rows[0].size)}; filled: p50, open: p99", loc="right", pad=2, fontsize=6)
-        if ax is axes[-1] or not stacked:
-            ax.set_xlabel(key.replace("_", " "))
-    style.legend(figure, list(axes))
+        words = "" if pattern == "stream" else "; filled: p50, open: p99"
+        ax.set_title(f"{size_words(rows[0].size)}{words}", loc="right", pad=2, fontsize=6)
+        ax.set_xlabel(key.replace("_", " "))
+    style.legend(figure, axes)
+    return note
 
 
-def conditions(summary: Summary, figure: Figure, width: float) -> None:
+def _swept_axis(ax: Axes, values: list[float]) -> None:
+    """The swept numbers on a logarithmic axis, as many of them named as there is room for."""
+    base = 10 if values[-1] / max(values[0], 1) > 4096 else 2
+    if values[0] > 0:
+        ax.set_xscale("log", base=base)
+    else:  # nothing is a value too, and stands a step below the smallest
+        ax.set_xscale("symlog", base=base, linthresh=next((value for value in values if value > 0), 1.0))
+    ax.xaxis.set_major_locator(FixedLocator(style.spread(values, 7)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.short(value)))
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def conditions(summary: Summary, figure: Figure, width: float) -> str:
     """The same, row by row, over a field that was swept through words, such as what netem does to the wire."""
     key = swept_field(summary, str)
-    panels = _panels(summary, key)
+    panels, note = _panels(summary, key)
     run = next(run for run in summary.runs if key in run.experiment.sweep)
     order = [value for value in run.experiment.sweep[key] if any(row.swept.get(key) == value for row in summary.rows)]
     lines = list(dict.fromkeys(_line(summary, row, key) for _, rows in panels for row in rows))
-    stacked = width < 5
+    stacked = style.stacked(width)
     count = len(panels)
     tall = 0.7 + 0.085 * len(order) * (len(lines) + 1)
     figure.set_size_inches(width, count * tall if stacked else tall + 0.3)
     axes = figure.subplots(*((count, 1) if stacked else (1, count)), sharey=not stacked, squeeze=False).ravel()
     for ax, (pattern, rows) in zip(axes, panels, strict=True):
         for row in rows:
-            colour, marker, _ = _look_of(summary, row, key)
             name = _line(summary, row, key)
             place = -order.index(row.swept[key]) + (0.5 - (lines.index(name) + 1) / (len(lines) + 1)) * 0.9
-            shown = [(row.messages_per_s, colour)] if pattern == "stream" else []
-            shown = shown or [(row.quantiles["p99"], "white"), (row.quantiles["p50"], colour)]
-            for estimate, fill in shown:
-                if estimate is None:
-                    continue
-                reach = [[estimate.value - max(estimate.low, 0.0)], [estimate.high - estimate.value]]
-                ax.errorbar(
-                    estimate.value,
-                    place,
-                    xerr=None if np.isnan(estimate.low) else reach,
-                    color=colour,
-                    marker=marker,
-                    markerfacecolor=fill,
-                    linestyle="none",
-                    elinewidth=0.7,
-                    capsize=1.5,
-                    label=name if fill == colour else None,
-                )
-            known = [estimate.value for estimate, _ in shown if estimate is not None]
-            if row.lost_share and known:
-                words = f"{100 * row.lost_share:.2g} % lost"
-                ax.annotate(words, (max(known), place), (4, 0), "data", "offset points", va="center", fontsize=5)
+            _condition(ax, row, place, _look_of(summary, row, key), name)
         ax.set_yticks([-place for place in range(len(order))], [str(value) or "none" for value in order])
         ax.set_ylim(-len(order) + 0.5, 0.5)
         for place in range(1, len(order)):
             ax.axhline(0.5 - place, color=style.GRID_INK, linewidth=0.5)
         ax.grid(axis="y", visible=False)
         ax.set_xscale("log")
-        values = [estimate.value for row in rows for estimate in _shown(row) if estimate is not None]
-        ax.set_xlim(0.6 * min(values), 3 * max(values))
+        low, high = style.span([estimate for row in rows for estimate in _shown(row)])
+        style.clipped(ax, "x", low, high * (1.7 if any(row.lost_share for row in rows) else 1))
         style.plain_log(ax, "x")
-        ax.set_xlabel(_axis_words(summary, pattern) + ("" if pattern == "stream" else "; filled: p50, open: p99"))
+        words = "" if pattern == "stream" else "; filled: p50, open: p99"
+        ax.set_xlabel(f"{_axis_words(summary, pattern)}, {size_words(rows[0].size)}{words}")
     style.legend(figure, list(axes))
+    return note
+
+
+def _condition(ax: Axes, row: Row, place: float, look: style.Look, name: str) -> None:
+    """One row's figures under one condition, and what was lost."""
+    colour, marker, _ = look
+    shown = [(row.messages_per_s, colour)] if row.pattern == "stream" else []
+    shown = shown or [(row.quantiles["p99"], PAPER), (row.quantiles["p50"], colour)]
+    for estimate, fill in shown:
+        if estimate is None:
+            continue
+        reach = [[estimate.value - max(estimate.low, 0.0)], [estimate.high - estimate.value]]
+        ax.errorbar(
+            estimate.value,
+            place,
+            xerr=None if np.isnan(estimate.low) else reach,
+            color=colour,
+            marker=marker,
+            markerfacecolor=fill,
+            linestyle="none",
+            elinewidth=0.7,
+            capsize=1.5,
+            label=name if fill == colour else None,
+        )
+    known = [estimate.value for estimate, _ in shown if estimate is not None]
+    if row.lost_share and known:
+        words = f"{100 * row.lost_share:.2g} % lost"
+        ax.annotate(words, (max(known), place), (4, 0), "data", "offset points", va="center", fontsize=5)
 
 
 def has(kind: type) -> Callable[[Summary], bool]:
@@ -185,7 +210,7 @@ def has(kind: type) -> Callable[[Summary], bool]:
         key = swept_field(summary, kind)
         # words beside numbers tell the lines over the numbers apart
         other = kind is str and swept_field(summary, int | float)  # type: ignore[arg-type]
-        return bool(key and not other and _panels(summary, key))
+        return bool(key and not other and _panels(summary, key)[0])
 
     return any_rows
 
@@ -193,16 +218,21 @@ def has(kind: type) -> Callable[[Summary], bool]:
 # --- inside --------------------------------------------------------------------------------------------------------
 
 
-def _panels(summary: Summary, key: str) -> list[tuple[str, list[Row]]]:
-    """The patterns that have rows of the swept field, each with those of its smallest size that hold a figure."""
-    found = []
+def _panels(summary: Summary, key: str) -> tuple[list[tuple[str, list[Row]]], str]:
+    """The patterns and sizes that have rows of the swept field, each with those that hold a figure; and which are not.
+
+    Of more sizes than two, the smallest and the largest.
+    """
+    found, notes = [], []
     for pattern in ("pingpong", "stream"):
-        sizes = summary.sizes(pattern)
-        rows = [row for row in style.of_size(summary, pattern, sizes[0]) if key in row.swept] if sizes else []
-        rows = [row for row in rows if any(estimate is not None for estimate in _shown(row))]
-        if len({row.swept[key] for row in rows}) > 1:
-            found.append((pattern, rows))
-    return found
+        sizes, note = style.some_sizes(summary, pattern, 2)
+        notes.append(note)
+        for size in sizes:
+            rows = [row for row in style.of_size(summary, pattern, size) if key in row.swept]
+            rows = [row for row in rows if any(estimate is not None for estimate in _shown(row))]
+            if len({row.swept[key] for row in rows}) > 1:
+                found.append((pattern, rows))
+    return found, next(filter(None, notes), "")
 
 
 def _shown(row: Row) -> list[Estimate | None]:
@@ -229,7 +259,7 @@ def _lines(summary: Summary, rows: list[Row], key: str) -> dict[str, list[Row]]:
 
 def _look_of(summary: Summary, row: Row, key: str) -> style.Look:
     """A path's own look, with another marker for each further manner of waiting or run."""
-    colour, marker, line = LOOKS.get(row.path, ("#555555", "o", "-"))
+    colour, marker, line = LOOKS.get(row.path, OTHER)
     kin = list(dict.fromkeys(_line(summary, other, key) for other in summary.rows if other.path == row.path))
     place = kin.index(_line(summary, row, key))
     if place:

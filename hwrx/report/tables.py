@@ -5,28 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-from typing import Any, Literal
-
-from msgspec import Struct
+from typing import Any
 
 from hwrx import __version__, strict_json
-from hwrx.report import text, waterfall
+from hwrx.report import ledgers, text, waterfall
+from hwrx.report.cells import Cell, Kind, Table, estimate, grouped, heads, ratio
 from hwrx.report.model import Row, Summary, name_of
 from hwrx.report.words import size_words
 from hwrx.stats import NAMED, Estimate
-
-Kind = Literal["", "t"]  # a number, aligned right; text
-Cell = tuple[str, str]  # what it says, and in small beside it how sure that is
-
-
-class Table(Struct):
-    """A table: `rows` are cells, each row with whether a group of rows begins with it."""
-
-    name: str
-    title: str
-    caption: str
-    columns: list[tuple[str, Kind]]
-    rows: list[tuple[bool, list[Cell]]]
 
 
 def tables(summary: Summary) -> list[Table]:
@@ -41,66 +27,72 @@ def tables(summary: Summary) -> list[Table]:
     if summary.costs:
         found.append(_costs(summary))
     found.append(_quality(summary))
-    return found + waterfall.tables(summary)
+    return found + waterfall.tables(summary) + ledgers.tables(summary)
 
 
 def _latency(summary: Summary) -> Table:
-    columns = _first_columns(summary, summary.of("pingpong"))
-    columns += [(f"{name_of(p)} [µs]", "") for p in NAMED]
+    rows = summary.of("pingpong")
+    columns, head = heads(rows)
+    shown = _shown_quantiles(rows)
+    columns += [(f"{name} [µs]", "") for name in shown]
     columns += [(f"p50 × {summary.baseline}", ""), ("round trips/s", "")]
-    rows = []
-    for first, row in grouped(summary.of("pingpong")):
-        cells: list[Cell] = [*_head(summary, row, first)]
-        cells += [_estimate(row.quantiles[name_of(p)]) for p in NAMED]
-        cells += [_ratio(row, summary.baseline), (text.value(row.messages_per_s), "")]
-        rows.append((first, cells))
-    return Table("latency", "Latency", text.latency_caption(summary), columns, rows)
+    cells = [
+        (
+            first,
+            [
+                *head(row),
+                *(estimate(row.quantiles[name]) for name in shown),
+                ratio(row, summary.baseline),
+                (text.value(row.messages_per_s), ""),
+            ],
+        )
+        for first, row in grouped(rows)
+    ]
+    return Table("latency", "Latency", text.latency_caption(summary, rows), columns, cells, 2)
+
+
+def _shown_quantiles(rows: list[Row]) -> list[str]:
+    """p50, and of the others those that any row has samples enough for."""
+    names = [name_of(p) for p in NAMED]
+    return [name for name in names if name == "p50" or any(row.quantiles[name] for row in rows)]
 
 
 def _rates(summary: Summary) -> Table:
-    columns = [
-        *_first_columns(summary, summary.of("stream")),
-        ("messages/s", ""),
-        ("bytes/s", ""),
-        (f"rate × {summary.baseline}", ""),
-        ("lost", ""),
-    ]
-    rows = []
-    for first, row in grouped(summary.of("stream")):
+    rows = summary.of("stream")
+    columns, head = heads(rows)
+    columns += [("messages/s", ""), ("bytes/s", ""), (f"rate × {summary.baseline}", ""), ("lost", "")]
+    cells = []
+    for first, row in grouped(rows):
         lost = f"{100 * row.lost_share:.2g} %" if row.lost_share else "0"
         rate = (text.bytes_a_second(row.bytes_per_s), "")
-        cells = [
-            *_head(summary, row, first),
-            _estimate(row.messages_per_s),
-            rate,
-            _ratio(row, summary.baseline),
-            (lost, ""),
-        ]
-        rows.append((first, cells))
-    return Table("throughput", "Throughput", text.rate_caption(summary), columns, rows)
+        cells.append(
+            (first, [*head(row), estimate(row.messages_per_s), rate, ratio(row, summary.baseline), (lost, "")])
+        )
+    return Table("throughput", "Throughput", text.rate_caption(summary, rows), columns, cells, 2)
 
 
 def _paced(summary: Summary) -> Table:
-    columns = _first_columns(summary, summary.of("paced"))
-    shares = any(row.load is not None for row in summary.of("paced"))
+    rows = summary.of("paced")
+    columns, head = heads(rows, offered=False)
+    shares = any(row.load is not None for row in rows)
+    shown = _shown_quantiles(rows)
     columns += [("load", "")] if shares else []
     columns += [("offered [1/s]", ""), ("answered [1/s]", "")]
-    columns += [(f"{name_of(p)} [µs]", "") for p in NAMED]
+    columns += [(f"{name} [µs]", "") for name in shown]
     columns += [(f"p50 × {summary.baseline}", "")]
-    rows = []
-    for first, row in grouped(summary.of("paced")):
-        offered = text.WITHHELD if row.rate is None else text.number(row.rate)
+    found = []
+    for first, row in grouped(rows):
         cells: list[Cell] = [
-            *_head(summary, row, first),
+            *head(row),
             *([(text.share(row.load), "")] if shares else []),
-            (offered, ""),
+            (text.offered(row.rate), ""),
         ]
         cells.append((text.value(row.messages_per_s), text.SATURATED if row.saturated else ""))
-        for p in NAMED:
-            service = row.service_quantiles.get(name_of(p))
-            cells.append((text.value(row.quantiles[name_of(p)]), f"({text.value(service)})" if service else ""))
-        rows.append((first, [*cells, _ratio(row, summary.baseline)]))
-    return Table("load", "Open loop", text.paced_caption(summary), columns, rows)
+        for name in shown:
+            service = row.service_quantiles.get(name)
+            cells.append((text.value(row.quantiles[name]), f"({text.value(service)})" if service else ""))
+        found.append((first, [*cells, ratio(row, summary.baseline)]))
+    return Table("load", "Open loop", text.paced_caption(summary, rows), columns, found, 2)
 
 
 def _costs(summary: Summary) -> Table:
@@ -119,27 +111,14 @@ def _costs(summary: Summary) -> Table:
         size, off = cost.worst
         cells += [text.signed(cost.byte), text.signed(cost.message), (f"{100 * off:+.0f} %", size_words(size))]
         rows.append((False, cells))
-    return Table("cost", "What a byte costs", text.cost_caption(summary), columns, rows)
+    return Table("cost", "What a byte costs", text.cost_caption(summary), columns, rows, 1)
 
 
 def _quality(summary: Summary) -> Table:
     """How good the measurement is: what every row's figures stand on."""
-    columns: list[tuple[str, Kind]] = [
-        ("pattern", "t"),
-        ("size", ""),
-        ("path", "t"),
-        ("wait", "t"),
-        ("trials", ""),
-        ("samples", ""),
-        ("effective", ""),
-        ("warm-up", ""),
-        ("lost", ""),
-        ("sent again", ""),
-        ("twice", ""),
-        ("reordered", ""),
-        ("corrupt", ""),
-        ("CPU [µs]", ""),
-    ]
+    columns, head = heads(summary.rows)
+    columns += [(name, "") for name in ("trials", "samples", "effective", "warm-up")]
+    columns += [(name, "") for name in ("lost", "sent again", "twice", "reordered", "corrupt", "CPU [µs]")]
     asked = any(row.converged is not None for row in summary.rows)
     if asked:
         columns.append(("converged", "t"))
@@ -148,7 +127,7 @@ def _quality(summary: Summary) -> Table:
         new = not place or row.pattern != summary.rows[place - 1].pattern
         trials = f"{len(row.digests)}" + (f" + {row.failed} failed" if row.failed else "")
         warmup = "did not settle" if not row.settled else f"{row.warmup:,}"
-        cells: list[Cell] = [(row.pattern if new else "", ""), *_alone(row), (trials, "")]
+        cells: list[Cell] = [*head(row), (trials, "")]
         cells.append((f"{row.samples:,}", ""))
         cells += [("–" if math.isnan(row.effective) else f"{100 * row.effective:.0f} %", ""), (warmup, "")]
         cells += [
@@ -164,7 +143,7 @@ def _quality(summary: Summary) -> Table:
         "initial transient that was left (by MSER-5), what became of messages, and processor time of both endpoints' "
         f"threads for a message. {summary.label}."
     )
-    return Table("quality", "Quality of the measurement", caption, columns, rows)
+    return Table("quality", "Quality of the measurement", caption, columns, rows, 2)
 
 
 # --- CSV and JSON --------------------------------------------------------------------------------------------------
@@ -225,15 +204,15 @@ def _record(row: Row, summary: Summary) -> dict[str, Any]:
         "failed": row.failed,
         "samples": row.samples,
     }
-    for name, estimate in row.quantiles.items():
-        record |= _spread(f"{name}_us", estimate)
-    for name, estimate in row.service_quantiles.items():
-        record |= _spread(f"service_{name}_us", estimate)
+    for name, found in row.quantiles.items():
+        record |= _spread(f"{name}_us", found)
+    for name, found in row.service_quantiles.items():
+        record |= _spread(f"service_{name}_us", found)
     record |= _spread("messages_per_s", row.messages_per_s)
     record |= _spread("bytes_per_s", row.bytes_per_s)
     record |= _spread(f"ratio_to_{summary.baseline}", row.ratio)
-    for p, estimate in row.shift:
-        record |= _spread(f"shift_p{100 * p:g}", estimate)
+    for p, found in row.shift:
+        record |= _spread(f"shift_p{100 * p:g}", found)
     record |= row.tally
     record |= {
         "cpu_us_per_message": row.cpu_us,
@@ -256,46 +235,3 @@ def _spread(name: str, estimate: Estimate | None) -> dict[str, float | None]:
         f"{name}_low": estimate.low if known else None,
         f"{name}_high": estimate.high if known else None,
     }
-
-
-# --- cells ---------------------------------------------------------------------------------------------------------
-
-
-def _first_columns(summary: Summary, rows: list[Row]) -> list[tuple[str, Kind]]:
-    swept: list[tuple[str, Kind]] = [(key.replace("_", " "), "t") for key in summary.swept(rows)]
-    return [("size", ""), *swept, ("path", "t"), ("wait", "t")]
-
-
-def _head(summary: Summary, row: Row, first: bool) -> list[Cell]:
-    """The cells under `_first_columns`."""
-    keys = summary.swept(summary.of(row.pattern))
-    swept: list[Cell] = [(swept_cell(row.swept.get(key)) if first else "", "") for key in keys]
-    return [(size_words(row.size) if first else "", ""), *swept, (row.name + _mark(row), ""), (row.wait, "")]
-
-
-def _alone(row: Row) -> list[Cell]:
-    return [(size_words(row.size), ""), (row.label + _mark(row), ""), (row.wait, "")]
-
-
-def _mark(row: Row) -> str:
-    return " (full round trip)" if row.measures == "FULL round trip" else ""
-
-
-def swept_cell(value: object) -> str:
-    """A swept field's value in a column of its own; nothing has a word, for an empty cell means the one above."""
-    return "none" if value is None or value == "" else str(value)
-
-
-def _estimate(estimate: Estimate | None) -> Cell:
-    return text.value(estimate), text.plus_minus(estimate)
-
-
-def _ratio(row: Row, baseline: str) -> Cell:
-    value, _, interval = text.ratio(row, baseline).partition(" ")
-    return value, interval
-
-
-def grouped(rows: list[Row]) -> list[tuple[bool, Row]]:
-    """Rows, each with whether it is the first of its size and of what was swept."""
-    groups = [(row.size, {key: value for key, value in row.swept.items() if key != "rate"}) for row in rows]
-    return [(not place or groups[place - 1] != groups[place], row) for place, row in enumerate(rows)]

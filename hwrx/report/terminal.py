@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwrx.report import tables, text
+from hwrx.report import text
+from hwrx.report.cells import Table as Cells
+from hwrx.report.cells import grouped, swept_cell
 from hwrx.report.model import Row, Summary, name_of
-from hwrx.report.tables import grouped, swept_cell
 from hwrx.report.words import size_words
 from hwrx.stats import NAMED
 
@@ -53,7 +54,7 @@ def wide() -> Console:
     return Console(highlight=False, width=None if Console().is_terminal else 160)
 
 
-def plain(table: tables.Table) -> Table:
+def plain(table: Cells) -> Table:
     """A table of the report, as it is."""
     shown = _table(f"{table.title}: {table.caption}")
     for name, kind in table.columns:
@@ -76,7 +77,7 @@ def _table(caption: str) -> Table:
 
 
 def _latency(summary: Summary) -> Table:
-    table = _table(text.latency_caption(summary))
+    table = _table(text.latency_caption(summary, summary.of("pingpong")))
     _first_columns(table, summary, "pingpong")
     rows = summary.of("pingpong")
     # 80 columns do not hold what is swept beside quantiles that all rows withhold
@@ -98,7 +99,7 @@ def _latency(summary: Summary) -> Table:
 
 
 def _rates(summary: Summary) -> Table:
-    table = _table(text.rate_caption(summary))
+    table = _table(text.rate_caption(summary, summary.of("stream")))
     _first_columns(table, summary, "stream")
     table.add_column("messages/s", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -122,7 +123,7 @@ def _rates(summary: Summary) -> Table:
 
 
 def _paced(summary: Summary) -> Table:
-    table = _table(text.paced_caption(summary))
+    table = _table(text.paced_caption(summary, summary.of("paced")))
     _first_columns(table, summary, "paced")
     shares = any(row.load is not None for row in summary.of("paced"))
     if shares:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from hwrx.paths import PATHS
 from hwrx.report.model import Row, Summary
 from hwrx.report.summary import software_rdma
-from hwrx.stats import BEYOND, Estimate
+from hwrx.report.words import size_words
+from hwrx.stats import BEYOND, LEVEL, Estimate
 
 WITHHELD = "–"
+KILO = 1e3
+PREFIXES = (("G", 1e9), ("M", 1e6), ("k", KILO))
 SATURATED = "†"
 
 RXE = (
@@ -30,6 +34,7 @@ HOW = (
 LATENCY = "Half a round trip of a ping-pong, µs (timed as a round trip by one clock, and halved)"
 LATENCY_FULL = "rdma-read: the FULL round trip, since a READ fetches and comes back"
 RATE = "Stream in one direction: messages and bytes delivered a second"
+TRACED = "Tracing lengthens every stage that it stamps; how much in all stands in the table of what tracing cost."
 COST = (
     "The line through the median half round trip against message size, fitted in each repeat: what a byte more and a "
     "message as such cost one way. Bytes are copied, checksummed and cut into packets; the slope holds all of it"
@@ -54,17 +59,37 @@ def about(summary: Summary) -> list[str]:
     return paragraphs
 
 
-def latency_caption(summary: Summary) -> str:
+def basis(rows: Sequence[Row]) -> str:
+    """What a table's figures stand on: sizes, repeats and samples of a trial, and what its intervals are."""
+    sizes = sorted({row.size for row in rows})
+    repeats = [len(row.digests) for row in rows]
+    samples = [digest.count for row in rows for digest in row.digests]
+    said = [size_words(sizes[0]) if len(sizes) == 1 else f"{size_words(sizes[0])} to {size_words(sizes[-1])}"]
+    said.append(f"{_span(repeats)} repeat{'s' * (repeats != [1] * len(repeats))} of {_span(samples)} samples")
+    said.append(
+        "no intervals, for they are across repeats"
+        if max(repeats) == 1
+        else f"{LEVEL:.0%} intervals".replace("%", " %") + " across repeats"
+    )
+    return "; ".join(said)
+
+
+def _span(counts: Sequence[int]) -> str:
+    low, high = min(counts, default=0), max(counts, default=0)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def latency_caption(summary: Summary, rows: Sequence[Row]) -> str:
     """The caption of the latency table: what was timed, and on what."""
-    full = [row for row in summary.of("pingpong") if row.measures == "FULL round trip"]
-    return f"{LATENCY}{'; ' + LATENCY_FULL if full else ''}. {summary.label}."
+    full = [row for row in rows if row.measures == "FULL round trip"]
+    return f"{LATENCY}{'; ' + LATENCY_FULL if full else ''}; {basis(rows)}. {summary.label}."
 
 
-def rate_caption(summary: Summary) -> str:
+def rate_caption(summary: Summary, rows: Sequence[Row]) -> str:
     """The caption of the throughput table."""
-    blind = dict.fromkeys(row.path for row in summary.of("stream") if _seen_by_sender(row.path))
+    blind = dict.fromkeys(row.path for row in rows if _seen_by_sender(row.path))
     note = f"; of {' and '.join(blind)} as completions at the end that posted them" if blind else ""
-    return f"{RATE}{note}. {summary.label}."
+    return f"{RATE}{note}; {basis(rows)}. {summary.label}."
 
 
 def _seen_by_sender(path: str) -> bool:
@@ -83,11 +108,16 @@ def signed(estimate: Estimate) -> tuple[str, str]:
     return number(estimate.value), interval
 
 
-def paced_caption(summary: Summary) -> str:
+def paced_caption(summary: Summary, rows: Sequence[Row]) -> str:
     """The caption of the load table."""
-    note = f"; {SATURATED}: {GROWS}" if any(row.saturated for row in summary.of("paced")) else ""
+    note = f"; {SATURATED}: {GROWS}" if any(row.saturated for row in rows) else ""
     random = any(run.experiment.setting.get("arrivals") == "poisson" for run in summary.runs)
-    return f"{PACED}{'; Poisson arrivals' if random else ''}{note}. {summary.label}."
+    return f"{PACED}{'; Poisson arrivals' if random else ''}{note}; {basis(rows)}. {summary.label}."
+
+
+def offered(rate: float | None) -> str:
+    """The rate of an open loop."""
+    return WITHHELD if rate is None else number(rate)
 
 
 def share(value: float | None) -> str:
@@ -95,14 +125,33 @@ def share(value: float | None) -> str:
     return WITHHELD if value is None else f"{100 * value:.3g} %"
 
 
-def number(value: float) -> str:
-    """Three digits, without exponent: 0.123, 4.56, 78.9, 123, 4,567."""
+def number(value: float, like: float | None = None) -> str:
+    """Three digits, without exponent: 0.123, 4.56, 78.9, 123, 4,560, 78,900; from 100,000 on with a prefix: 1.92M.
+
+    `like`: the figure beside which it stands, whose prefix it takes.
+    """
     if math.isnan(value):
         return WITHHELD
     if value == 0:
         return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{min(digits, 6)}f}"
+    scale = abs(value if like is None or math.isnan(like) or not like else like)
+    prefix, factor = next(
+        ((name, of) for name, of in PREFIXES if _rounded(scale) >= 100 * KILO and scale >= of), ("", 1.0)
+    )
+    scaled = value / factor
+    digits = min(6, max(0, 2 - _magnitude(scaled)))
+    if _magnitude(scaled) > 2:  # what lies before the point is cut to three digits, too
+        scaled = _rounded(scaled)
+    return f"{scaled:,.{digits}f}{prefix}"
+
+
+def _magnitude(value: float) -> int:
+    """The exponent of ten of a number once it is rounded to three digits."""
+    return int(f"{value:.2e}".partition("e")[2])
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.2e}")
 
 
 def value(estimate: Estimate | None) -> str:
@@ -116,19 +165,22 @@ def compact_value(estimate: Estimate | None) -> str:
 
 
 def plus_minus(estimate: Estimate | None) -> str:
-    """Half the interval in percent of the value, ±2.1 %; a wide one, which is lopsided, by its ends: 85.1–320."""
+    """Half the interval in percent of the value, ±2.1 %; a wide one, which is lopsided, by its ends: 85.1–320.
+
+    The ends have the value's own prefix.
+    """
     if estimate is None or math.isnan(estimate.width):
         return ""
     if estimate.width >= 0.2:
-        return f"{compact(estimate.low)}–{compact(estimate.high)}"
+        return f"{number(estimate.low, estimate.value)}–{number(estimate.high, estimate.value)}"
     percent = 100 * estimate.width
     return f"±{percent:.0f} %" if percent >= 9.95 else f"±{percent:.1f} %"
 
 
 def compact(value: float) -> str:
     """Three digits and a prefix: 12.3k, 1.92M."""
-    for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= factor:
+    for prefix, factor in PREFIXES:
+        if _rounded(value) >= factor:
             return f"{number(value / factor)}{prefix}"
     return number(value)
 
@@ -151,7 +203,7 @@ def bytes_a_second(estimate: Estimate | None) -> str:
     """With a decimal prefix, as links are sold: 1.23 MB/s."""
     if estimate is None:
         return WITHHELD
-    for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if estimate.value >= factor:
+    for prefix, factor in PREFIXES:
+        if _rounded(estimate.value) >= factor:
             return f"{number(estimate.value / factor)} {prefix}B/s"
     return f"{number(estimate.value)} B/s"

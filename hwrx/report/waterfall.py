@@ -1,176 +1,91 @@
-"""Of traced runs: where the time goes, stage by stage, and how often the payload is copied.
-
-Reads `stages`, `copies` and `tracing` of the run directories. Intervals of all repeats and both directions of a path
-and size are taken together. Means add up to the mean one-way time, by construction; medians need not.
-"""
+"""Of traced runs: where the time goes, stage by stage, as tables and as the picture."""
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
-from msgspec import Struct
 
 from hwrx import stages
-from hwrx.report import text
-from hwrx.report.model import Summary
+from hwrx.report import style, text
+from hwrx.report.cells import Cell, Kind, Table, heads
+from hwrx.report.journeys import UNKNOWN, Journey, Step, journeys
+from hwrx.report.model import Row, Summary, swept_words
 from hwrx.report.words import size_words
-from hwrx.stats import BEYOND
-from hwrx.trace import copies
-from hwrx.trace.actors import actor_column, shares_in_words
-from hwrx.trace.tables import stage_numbers
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from hwrx.report.tables import Cell, Kind, Table
-    from hwrx.runs import Run
-
-ACTORS = {
-    "user thread": "#0072B2",
-    "kernel": "#56B4E9",
-    "softirq": "#E69F00",
-    "kernel worker": "#D55E00",
-    "hard IRQ": "#CC79A7",
-    "device": "#777777",
-    "not observed": "#999999",
-}
-HATCHES = {
-    "kernel": "",
-    "softirq": "////",
-    "kernel worker": "\\\\\\\\",
-    "hard IRQ": "xxxx",
-}  # the colours are alike in grey
+# the hatches tell apart what is alike in grey
+HATCHES = {"kernel": "", "softirq": "////", "kernel worker": "\\\\\\\\", "hard IRQ": "xxxx"}
 INSIDE = 0.05  # of the longest bar: narrower segments carry no name
 LETTER = 0.045  # inches, of a name's letters on average
-
-
-class Step(Struct, frozen=True):
-    """One stage of one path and size: nanoseconds since the stage before."""
-
-    stage: stages.Stage
-    actor: str  # who worked there, as observed; the most frequent
-    actors: str  # all of them in words, with shares if there are several
-    count: int
-    mean: float  # over all messages, also those that skipped the stage
-    p50: float  # over those that passed it
-    p99: float  # NaN with fewer than ten samples beyond it
-
-
-class Journey(Struct, frozen=True):
-    """All stages of one path and size. `messages`: timelines that were complete."""
-
-    path: str
-    size: int
-    messages: int
-    steps: list[Step]
-
-    @property
-    def whole(self) -> float:
-        """The mean one-way time, nanoseconds."""
-        return sum(step.mean for step in self.steps)
+MANY = 4  # tables of one kind: of more, a page shows each when it is asked to
+TELLS = 0.02  # of its median: a stage that varies by less over a sweep is not told of there
+VARYING = 6  # stages of a sweep's table: those that vary most
+WAYS = {"there": "from client to server", "back": "from server to client"}
 
 
 def has(summary: Summary) -> bool:
     """Whether any run was traced."""
-    return any(journeys(run) for run in summary.runs)
-
-
-def journeys(run: Run) -> list[Journey]:
-    """Return every path and size that the run traced, in the order of size, then of the experiment's paths."""
-    return _journeys(run)
-
-
-@functools.lru_cache(maxsize=4)
-def _journeys(run: Run) -> list[Journey]:
-    table = run.table("stages")
-    if table is None or not table.num_rows:
-        return []
-    path = np.asarray(table["path"].cast("string").to_pylist(), dtype=object)
-    size = table["size"].to_numpy()
-    number = stage_numbers(table)
-    ns = table["ns"].to_numpy()
-    actor = actor_column(table)
-    order = {name: place for place, name in enumerate(run.experiment.paths)}
-    found = []
-    for which in sorted({*zip(path.tolist(), size.tolist(), strict=True)}, key=lambda w: (w[1], order.get(w[0], 99))):
-        mine = (path == which[0]) & (size == which[1])
-        found.append(_journey(which[0], int(which[1]), number[mine], ns[mine], actor[mine]))
-    return found
-
-
-def _journey(path: str, size: int, number: npt.NDArray[Any], ns: npt.NDArray[Any], actor: npt.NDArray[Any]) -> Journey:
-    messages = int((number == stages.BY_NAME["posted"].number).sum())
-    steps = []
-    for stage in stages.chain(path):
-        values = ns[number == stage.number]
-        if len(values):
-            tail = float(np.quantile(values, 0.99)) if len(values) * 0.01 >= BEYOND else float("nan")
-            names, counts = np.unique(actor[number == stage.number], return_counts=True)
-            most = str(names[np.argmax(counts)])
-            words = shares_in_words(dict(zip(map(str, names), counts.tolist(), strict=True)))
-            mean = float(values.sum()) / messages
-            steps.append(Step(stage, most, words, len(values), mean, float(np.median(values)), tail))
-    return Journey(path, size, messages, steps)
+    return bool(journeys(summary))
 
 
 # --- the tables ----------------------------------------------------------------------------------------------------
 
 
 def tables(summary: Summary) -> list[Table]:
-    """The waterfall of each size, copies per byte, and what tracing cost."""
-    found = []
-    for run in summary.runs:
-        by_size: dict[int, list[Journey]] = {}
-        for journey in journeys(run):
-            by_size.setdefault(journey.size, []).append(journey)
-        unit, factor = _unit(run)
-        found += [_stages(size, several, unit, factor) for size, several in by_size.items()]
-        found += [table for table in (_copies(run), _tracing(run)) if table is not None]
-    return found
+    """What a sweep changes on the way; and the waterfall of each setting, paths side by side, each way by itself."""
+    traced = journeys(summary)
+    groups: dict[tuple[Any, ...], list[Journey]] = {}
+    for journey in traced:
+        row = journey.row
+        swept = tuple(sorted((key, value) for key, value in row.swept.items()))
+        groups.setdefault((row.run, row.pattern, row.size, row.load, swept, journey.direction), []).append(journey)
+    found = _over_sweeps(summary, traced)
+    waterfalls = [_stages(summary, several, place) for place, several in enumerate(groups.values(), 1)]
+    for table in waterfalls:
+        table.folded = len(waterfalls) > MANY
+    return found + waterfalls
 
 
-def _unit(run: Run) -> tuple[str, float]:
-    """Of a guest that counts instructions, a nanosecond is one."""
-    return ("instructions", 1.0) if run.manifest.get("clock") == "icount" else ("µs", 1e-3)
-
-
-def _stages(size: int, several: Sequence[Journey], unit: str, factor: float) -> Table:
-    from hwrx.report.tables import Table
-
-    columns: list[tuple[str, Kind]] = [("stage", "t"), ("actor", "t")]
+def _stages(summary: Summary, several: Sequence[Journey], place: int) -> Table:
+    """Every stage of the journeys that one setting's paths make in one direction."""
+    unit, factor = several[0].unit
+    columns: list[tuple[str, Kind]] = [("up to", "t"), ("actor", "t")]
     for journey in several:
-        columns += [(f"{journey.path} p50 [{unit}]", ""), ("p99", ""), ("mean", ""), ("share", "")]
+        columns += [(f"{_name(summary, journey.row)} p50 [{unit}]", ""), ("p99", ""), ("mean", ""), ("share", "")]
     rows: list[tuple[bool, list[Cell]]] = []
     side = ""
-    for stage in stages.STAGES:
-        steps = [next((s for s in journey.steps if s.stage.number == stage.number), None) for journey in several]
+    for stage in (*stages.STAGES, UNKNOWN):
+        steps = [journey.step(stage.name) for journey in several]
         if not any(steps):
             continue
-        cells: list[Cell] = [(stage.name, ""), (_actors(steps, several), "")]
+        cells: list[Cell] = [(stage.name, ""), (_actors(summary, steps, several), "")]
         for step, journey in zip(steps, several, strict=True):
             cells += _cells(step, journey, factor)
         rows.append((stage.side != side, cells))
         side = stage.side
     total: list[Cell] = [("one way", ""), ("", "")]
     for journey in several:
-        total += [("", ""), ("", ""), (text.number(journey.whole * factor), ""), ("100 %", "")]
+        total += [("", ""), ("", ""), (_amount(journey.whole, journey), ""), ("100 %", "")]
     rows.append((True, total))
+    setting = _setting_words(several[0])
     caption = (
-        f"Time since the stage before, messages of {size_words(size)}, traced twins of the trials "
-        f"({', '.join(f'{j.path}: {j.messages:,} timelines' for j in several)}). Means are over all messages and add "
-        "up to the mean one-way time; medians are over the messages that passed the stage, and need not add up."
+        f"Time from each stage to the next, by the stage that ends it; {setting}; traced twins of the trials "
+        f"({', '.join(f'{_name(summary, j.row)}: {j.messages:,} timelines' for j in several)}). Means are over all "
+        "messages and add up to the mean one-way time; medians are over the messages that passed the stage, and need "
+        f"not add up. {text.TRACED} {summary.label}."
     )
-    return Table(f"stages-{size}", f"Where the time goes, {size_words(size)}", caption, columns, rows)
+    return Table(f"stages-{place}", f"Where the time goes: {setting}", caption, columns, rows, keys=1)
 
 
-def _actors(steps: Sequence[Step | None], several: Sequence[Journey]) -> str:
+def _actors(summary: Summary, steps: Sequence[Step | None], several: Sequence[Journey]) -> str:
     """Who worked at a stage: said once if all paths agree."""
-    found = {journey.path: step.actors for step, journey in zip(steps, several, strict=True) if step is not None}
+    pairs = zip(steps, several, strict=True)
+    found = {_name(summary, journey.row): step.actors for step, journey in pairs if step is not None}
     if len(set(found.values())) == 1:
         return next(iter(found.values()))
     return "; ".join(f"{path}: {actors}" for path, actors in found.items())
@@ -179,154 +94,152 @@ def _actors(steps: Sequence[Step | None], several: Sequence[Journey]) -> str:
 def _cells(step: Step | None, journey: Journey, factor: float) -> list[Cell]:
     if step is None:
         return [("", "")] * 4
-    tail = "–" if np.isnan(step.p99) else text.number(step.p99 * factor)
+    tail = text.WITHHELD if np.isnan(step.p99) else _amount(step.p99, journey)
     passed = "" if step.count == journey.messages else f"{100 * step.count / journey.messages:.0f} % pass"
-    share = f"{100 * step.mean / journey.whole:.1f} %" if journey.whole else "–"
-    return [(text.number(step.p50 * factor), passed), (tail, ""), (text.number(step.mean * factor), ""), (share, "")]
+    share = f"{100 * step.mean / journey.whole:.1f} %" if journey.whole else text.WITHHELD
+    return [(_amount(step.p50, journey), passed), (tail, ""), (_amount(step.mean, journey), ""), (share, "")]
 
 
-def _copies(run: Run) -> Table | None:
-    from hwrx.report.tables import Table
+def _amount(ns: float, journey: Journey) -> str:
+    """An interval in the run's unit: instructions are counted, so they stand in full."""
+    unit, factor = journey.unit
+    return f"{ns:,.0f}" if unit == "instructions" else text.number(ns * factor)
 
-    table, tracing = run.table("copies"), run.table("tracing")
-    if table is None or tracing is None or not table.num_rows:
-        return None
-    delivered: dict[tuple[str, int], dict[int, int]] = {}
-    for row in tracing.select(["trial", "path", "size", "delivered_bytes"]).to_pylist():
-        delivered.setdefault((row["path"], row["size"]), {})[row["trial"]] = row["delivered_bytes"]
-    added: dict[tuple[str, int], dict[tuple[str, str, str, str], int]] = {}
-    remarks: dict[tuple[Any, ...], str] = {}
-    for row in table.to_pylist():
-        kinds = added.setdefault((row["path"], row["size"]), {})
-        key = (row["side"], row["kind"], row["stage"], row["actor"])
-        kinds[key] = kinds.get(key, 0) + row["bytes"]
-        # what a stage does stands in the catalogue; what is no stage, or only sometimes one, needs its word here
-        if row["stage"] not in stages.BY_NAME or row["kind"] == "mapped":
-            remarks[row["path"], row["size"], *key] = row["words"]
+
+def _over_sweeps(summary: Summary, traced: Sequence[Journey]) -> list[Table]:
+    """A table for each path, size and way that was traced under several conditions: the stages that they change."""
+    groups: dict[tuple[Any, ...], list[Journey]] = {}
+    for journey in traced:
+        row = journey.row
+        groups.setdefault((row.run, row.pattern, row.path, row.size, row.wait, journey.direction), []).append(journey)
+    return [
+        _over_sweep(summary, several, place)
+        for place, several in enumerate((several for several in groups.values() if len(several) > 1), 1)
+    ]
+
+
+def _over_sweep(summary: Summary, several: Sequence[Journey], place: int) -> Table:
+    unit, _ = several[0].unit
+    names = [stage.name for stage in stages.chain(several[0].row.path)]
+    spread = {name: _spread([journey.step(name) for journey in several]) for name in names}
+    most = sorted((name for name in names if spread[name] > 0), key=lambda name: -spread[name])[:VARYING]
+    shown = [name for name in names if name in most]
+    columns, head = heads([journey.row for journey in several])
+    columns += [(f"{_before(several, name)} → {name} [{unit}]", "") for name in shown]
+    columns.append((f"one way, mean [{unit}]", ""))
     rows: list[tuple[bool, list[Cell]]] = []
-    for which in sorted(added, key=lambda w: (w[1], list(run.experiment.paths).index(w[0]))):
-        whole = sum(delivered.get(which, {}).values())
-        first = True
-        for (side, kind, stage, actor), count in sorted(added[which].items(), reverse=True):
-            per_byte = f"{count / whole:{'+.4f' if kind == 'balance' else '.3f'}}" if whole else "–"
-            remark = remarks.get((*which, side, kind, stage, actor), "")
-            head: list[Cell] = [(size_words(which[1]), ""), (which[0], "")] if first else [("", ""), ("", "")]
-            cells: list[Cell] = [(side, ""), (kind, ""), (stage, ""), (actor, ""), (per_byte, ""), (remark, "")]
-            rows.append((first, [*head, *cells]))
-            first = False
-    columns: list[tuple[str, Kind]] = [
-        ("size", ""), ("path", "t"), ("side", "t"), ("what", "t"), ("stage", "t"), ("by", "t"), ("times per byte", ""),
-        ("", "t"),
-    ]  # fmt: skip
+    for journey in several:
+        cells = head(journey.row)
+        for name in shown:
+            step = journey.step(name)
+            cells.append((text.WITHHELD if step is None else _amount(step.p50, journey), ""))
+        rows.append((False, [*cells, (_amount(journey.whole, journey), "")]))
+    row = several[0].row
+    what = f"{row.name} {size_words(row.size)} {row.pattern}, {WAYS[several[0].direction]}"
+    rest = "no other stage varies by more" if len(shown) < VARYING else "the stages that vary most"
     caption = (
-        "Bytes of payload that the CPU copied, only read (passed) or left in place (mapped), over the bytes delivered, "
-        "both directions of the traced trials together. rxe's copies are the CPU standing in for the HCA's DMA engine: "
-        "a real HCA makes none. A balance is what was counted less what the sizes demand." + _slopes(run)
+        f"{what}: the median interval between two stages under each condition, of the stages whose median it moves by "
+        f"{100 * TELLS:.0f} % or more ({rest}), and the mean one-way time. {text.TRACED} {summary.label}."
     )
-    return Table("copies", "Copies per byte", caption, columns, rows)
+    return Table(f"sweep-stages-{place}", f"What the conditions change on the way: {what}", caption, columns, rows, 2)
 
 
-def _slopes(run: Run) -> str:
-    """The second estimate: what a byte costs, from the medians of the untraced trials over size."""
-    medians: dict[str, dict[int, float]] = {}
-    for row, samples in run.each_trial():
-        if row["pattern"] == "pingpong" and row["status"] == "ok":
-            medians.setdefault(row["path"], {}).setdefault(row["size"], float(np.median(samples.ns)) / 2)
-    unit = "instructions" if run.manifest.get("clock") == "icount" else "ns"
-    words = []
-    for path, by_size in medians.items():
-        fitted = copies.slope(list(by_size), list(by_size.values()))
-        if fitted is not None and len(by_size) > 2:
-            words.append(f"{path} {fitted.ns_per_byte:.2g} {unit}/B")
-    return f" Slope of half a round trip over size, an estimate of its own: {', '.join(words)}." if words else ""
+def _spread(steps: Sequence[Step | None]) -> float:
+    """By how much a stage's medians differ, in ns; 0 where that is nothing beside them."""
+    medians = [step.p50 for step in steps if step is not None]
+    reach = max(medians, default=0.0) - min(medians, default=0.0)
+    return reach if medians and reach > TELLS * max(float(np.median(medians)), 1.0) else 0.0
 
 
-def _tracing(run: Run) -> Table | None:
-    from hwrx.report.tables import Table
-
-    table = run.table("tracing")
-    if table is None or not table.num_rows:
-        return None
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for row in table.to_pylist():
-        groups.setdefault((row["path"], row["size"]), []).append(row)
-    unit, factor = _unit(run)
-    rows: list[tuple[bool, list[Cell]]] = []
-    for which in sorted(groups, key=lambda w: (w[1], list(run.experiment.paths).index(w[0]))):
-        mine = groups[which]
-        messages, complete = sum(r["messages"] for r in mine), sum(r["complete"] for r in mine)
-        missing: dict[str, int] = {}
-        for row in mine:
-            for stage, count in json.loads(row["missing"]).items():
-                missing[stage] = missing.get(stage, 0) + count
-        worst = max(missing, key=lambda stage: missing[stage]) if missing else ""
-        share = f"{100 * complete / messages:.2f} %" if messages else "–"
-        cells: list[Cell] = [(size_words(which[1]), ""), (which[0], ""), (share, worst), (f"{messages:,}", "")]
-        cells.append((f"{sum(r['lost'] for r in {r['trial']: r for r in mine}.values()):,}", ""))
-        for name in ("mean", "p50", "p99"):  # runs of format 1 have no mean
-            pairs = [(r.get(f"{name}_off_ns"), r.get(f"{name}_on_ns")) for r in mine if r["direction"] == "there"]
-            cells.append(_change([(off, on) for off, on in pairs if off and on], factor))
-        rows.append((True, cells))
-    columns: list[tuple[str, Kind]] = [
-        ("size", ""), ("path", "t"), ("complete", ""), ("timelines", ""), ("events lost", ""),
-        (f"mean off → on [{unit}]", ""), (f"p50 off → on [{unit}]", ""), (f"p99 off → on [{unit}]", ""),
-    ]  # fmt: skip
-    caption = (
-        "Each trial was run twice, without and with tracing; the figures of all other tables are those without. A "
-        "timeline is complete when every stage that each message passes was stamped, in order; beside it the stage "
-        "missing most."
-    )
-    return Table("tracing", "What tracing cost, and how complete it is", caption, columns, rows)
+def _before(several: Sequence[Journey], name: str) -> str:
+    """The stage before, as most of the journeys have it."""
+    before = []
+    for journey in several:
+        steps = [step.stage.name for step in journey.steps]
+        if name in steps and (place := steps.index(name)):
+            before.append(steps[place - 1])
+    return max(dict.fromkeys(before), key=before.count, default="")
 
 
-def _change(pairs: Sequence[tuple[float, float]], factor: float) -> Cell:
-    if not pairs:
-        return ("–", "")
-    off, on = (float(np.exp(np.mean(np.log([pair[k] for pair in pairs])))) for k in (0, 1))
-    return (f"{text.number(off * factor)} → {text.number(on * factor)}", f"{100 * (on / off - 1):+.0f} %")
+def _setting_words(journey: Journey) -> str:
+    """All that the journeys of one table have in common."""
+    row = journey.row
+    load = f"at {100 * row.load:.3g} % load" if row.load is not None else ""
+    swept = [swept_words(key, value) for key, value in row.swept.items()]
+    words = [row.run, size_words(row.size), row.pattern, load, *swept, WAYS[journey.direction]]
+    return ", ".join(filter(None, words))
+
+
+def _name(summary: Summary, row: Row) -> str:
+    """A row's name among those of its setting."""
+    waits = {other.wait for other in summary.of(row.pattern) if other.path == row.path}
+    return row.path + (f" {row.wait}" if len(waits) > 1 else "")
 
 
 # --- the figure ----------------------------------------------------------------------------------------------------
 
 
 def draw(summary: Summary, figure: Figure, width: float) -> None:
-    """One bar a path for the smallest size traced: mean intervals in packet order, coloured by who works."""
-    run = next(run for run in summary.runs if journeys(run))
-    size = min(journey.size for journey in journeys(run))
-    several = [journey for journey in journeys(run) if journey.size == size]
-    unit, factor = _unit(run)
-    figure.set_size_inches(width, 1.1 + 0.62 * len(several))
-    ax = figure.subplots()
-    longest = max(journey.whole for journey in several)
+    """One bar a row, a panel for each size: mean intervals in packet order, coloured by who works."""
+    several = shown(summary)
+    sizes = list(dict.fromkeys(journey.row.size for journey in several))
+    by_size = [[journey for journey in several if journey.row.size == size] for size in sizes]
+    figure.set_size_inches(width, 0.7 + sum(0.42 + 0.5 * len(of) for of in by_size))
+    axes = figure.subplots(
+        len(sizes), 1, squeeze=False, gridspec_kw={"height_ratios": [len(of) + 0.6 for of in by_size]}
+    )
     seen: dict[str, Any] = {}
+    for ax, of in zip(axes.ravel(), by_size, strict=True):
+        _bars(ax, of, width, seen)
+        ax.set_xlabel(f"mean one-way time, {size_words(of[0].row.size)} {of[0].row.pattern} [{of[0].unit[0]}]")
+    style.legend(figure, list(axes.ravel()), seen)
+
+
+def shown(summary: Summary) -> list[Journey]:
+    """The journeys that the picture has room for: of the first pattern that was traced, on the way there."""
+    traced = [journey for journey in journeys(summary) if journey.direction == "there"]
+    patterns = [journey.row.pattern for journey in traced]
+    pattern = "pingpong" if "pingpong" in patterns else patterns[0]
+    traced = [journey for journey in traced if journey.row.pattern == pattern]
+    keys = {row.key for row in style.few([journey.row for journey in traced])}
+    return [journey for journey in traced if journey.row.key in keys]
+
+
+def _bars(ax: Axes, several: Sequence[Journey], width: float, seen: dict[str, Any]) -> None:
+    longest = max(journey.whole for journey in several)
     for place, journey in enumerate(several):
+        _, factor = journey.unit
         at = 0.0
         for step in journey.steps:
             actor = step.actor
-            look: dict[str, Any] = {
-                "color": ACTORS[actor],
-                "hatch": HATCHES.get(actor, ""),
-                "edgecolor": "white",
-                "lw": 0.4,
-            }
-            bar = ax.barh(-place, step.mean * factor, left=at * factor, height=0.5, **look)
+            bar = ax.barh(
+                -place,
+                step.mean * factor,
+                left=at * factor,
+                height=0.5,
+                color=style.ACTORS.get(actor, style.OTHER[0]),
+                hatch=HATCHES.get(actor, ""),
+                edgecolor=style.PAPER,
+                linewidth=0.4,
+            )
             seen.setdefault(actor, bar)
             at += step.mean
         for middle, name in _named(journey, longest, longest / (width - 1.0)):
             ax.text(middle * factor, -place + 0.28, name, fontsize=5, ha="center", va="bottom")
-    ax.set_yticks([-place for place in range(len(several))], [journey.path for journey in several])
+    labels = [" ".join([journey.row.curve, journey.row.wait]) for journey in several]
+    if len({journey.row.wait for journey in several}) == 1:
+        labels = [journey.row.curve for journey in several]
+    ax.set_yticks([-place for place in range(len(several))], labels)
     ax.set_ylim(-len(several) + 0.5, 0.75)
-    ax.set_xlabel(f"mean one-way time, {size_words(size)} [{unit}]")
     ax.grid(axis="y", visible=False)
-    figure.legend(list(seen.values()), list(seen), loc="outside upper center", ncols=min(4, len(seen)))
 
 
 def _named(journey: Journey, longest: float, an_inch: float) -> list[tuple[float, str]]:
-    """The stages of a bar that have room for their names, each with its middle; the longest are served first."""
+    """The segments of a bar that have room for the name of the stage that ends them; the longest are served first."""
     found: list[tuple[float, str]] = []
     at, steps = 0.0, []
     for step in journey.steps:
-        steps.append((step.mean, at + step.mean / 2, step.stage.name))
+        steps.append((step.mean, at + step.mean / 2, f"→ {step.stage.name}"))
         at += step.mean
     for mean, middle, name in sorted(steps, reverse=True):
         reach = (len(name) + 1) / 2 * LETTER * an_inch

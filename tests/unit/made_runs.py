@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from hwrx import experiment, store
 from hwrx.messages import Setting
+from hwrx.trace import tables
 
 MANIFEST: dict[str, Any] = {
     "emulated": True,
@@ -63,4 +66,70 @@ def make(root: pathlib.Path, seed: int = 0, manifest: dict[str, Any] | None = No
     with store.Writer.create(root, plan, MANIFEST if manifest is None else manifest) as writer:
         for trial in plan.trials:
             add(writer, trial, seed)
+    return writer.path
+
+
+# --- traced -------------------------------------------------------------------------------------------------------
+
+STAMPED = ("posted", "sys_enter send", "udp_rcv", "udp_queue_rcv_one_skb", "copied to the user", "delivered")
+Interval = Callable[[Setting, str, str], int]  # of a setting, a direction and a stage: ns since the stage before
+
+
+def trace(writer: store.Writer, trial: experiment.Trial, interval: Interval, copies: Callable[[Setting], int]) -> None:
+    """Write what a traced twin of a trial would bring: 20 messages each way, copied so many times by the receiver."""
+    setting = trial.setting
+    known = {"trial": trial.number, "path": setting.path, "size": setting.size, "pattern": setting.pattern}
+    ways = ("there",) if setting.pattern == "stream" else ("there", "back")
+    stamps = [
+        {
+            **known,
+            "direction": way,
+            "sequence": number,
+            "name": name,
+            "actor": "softirq",
+            "ns": interval(setting, way, name) * bool(place),
+        }
+        for way in ways
+        for number in range(20)
+        for place, name in enumerate(STAMPED)
+    ]
+    writer.add_table("stages", _table(stamps, tables.STAGES))
+    bytes_ = 20 * setting.size
+    handled = [("sender", "ip_generic_getfrag", 1), ("receiver", "copied to the user", copies(setting))]
+    copied = [
+        {**known, "stage": stage, "side": side, "kind": "copied", "bytes": times * bytes_, "per_byte": float(times)}
+        for side, stage, times in handled
+    ]
+    writer.add_table("copies", _table(copied, tables.COPIES))
+    cost = {"p50_off_ns": 1000.0, "p50_on_ns": 2270.0, "delivered_bytes": bytes_}
+    cost |= {"sender_copies": 1.0, "receiver_copies": float(copies(setting))}
+    cost |= {"sender_passes": 0.0, "receiver_passes": 0.0}
+    rows = [{**known, **cost, "direction": way, "messages": 20, "complete": 20, "missing": "{}"} for way in ways]
+    writer.add_table("tracing", _table(rows, tables.TRACING))
+
+
+def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """The rows, with nothing of note in the columns that they leave out."""
+
+    def nothing(field: pa.Field) -> Any:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        return None if field.nullable else "" if pa.types.is_string(kind) else 0
+
+    full = [{field.name: row.get(field.name, nothing(field)) for field in schema} for row in rows]
+    return pa.Table.from_pylist(full, schema=schema)
+
+
+def make_traced(
+    root: pathlib.Path,
+    interval: Interval,
+    copies: Callable[[Setting], int] = lambda setting: 1,
+    manifest: dict[str, Any] | None = None,
+    **options: Any,
+) -> pathlib.Path:
+    """Write a whole made-up run of udp with its traced twins and return its directory."""
+    plan = layout(**{"paths": ["udp"], "messages": 60, "warmup": 5, **options})
+    with store.Writer.create(root, plan, MANIFEST if manifest is None else manifest) as writer:
+        for trial in plan.trials:
+            add(writer, trial)
+            trace(writer, trial, interval, copies)
     return writer.path

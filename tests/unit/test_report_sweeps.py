@@ -83,7 +83,7 @@ def test_the_curve_of_load_stands_over_what_was_answered(tmp_path: pathlib.Path)
     assert places[:3] == pytest.approx([10_000, 25_000, 40_000], rel=0.05)
     assert places[3] == pytest.approx(50_000, rel=0.05)
     low, high = ax.get_ylim()
-    assert low < 25 < high < 2 * max(row.quantiles["p99"].value for row in summary.rows)  # type: ignore[union-attr]
+    assert low < 25 < high < 2.5 * max(row.quantiles["p99"].value for row in summary.rows)  # type: ignore[union-attr]
     # a curve of eight lines a panel at most
     assert len({line.get_label() for line in figures.draw(summary, "cdf").axes[0].lines}) <= 8
 
@@ -100,14 +100,14 @@ def swept(root: pathlib.Path, **sweep: list[Any]) -> Summary:
 
 def test_conditions_come_in_the_experiments_order_with_a_column_of_their_own(spoiled: Summary) -> None:
     latency = tables.tables(spoiled)[0]
-    assert [name for name, _ in latency.columns][:4] == ["size", "netem", "path", "wait"]
-    assert [(first, cells[1][0], cells[2][0]) for first, cells in latency.rows] == [
-        (True, "none", "udp"),
-        (False, "", "rdma-send"),
-        (True, "loss 1%", "udp"),
-        (False, "", "rdma-send"),
-        (True, "delay 1ms reorder 5%", "udp"),
-        (False, "", "rdma-send"),
+    assert [name for name, _ in latency.columns][:4] == ["size", "path", "wait", "netem"]
+    assert [(first, cells[1][0], cells[3][0]) for first, cells in latency.rows] == [
+        (True, "udp", "none"),
+        (False, "rdma-send", "none"),
+        (True, "udp", "loss 1%"),
+        (False, "rdma-send", "loss 1%"),
+        (True, "udp", "delay 1ms reorder 5%"),
+        (False, "rdma-send", "delay 1ms reorder 5%"),
     ]
     assert spoiled.rows[2].label == "udp loss 1%"
     buffer = io.StringIO()

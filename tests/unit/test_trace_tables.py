@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from hwrx import stages
 from hwrx.errors import UsageError
 from hwrx.experiment import Trial
 from hwrx.messages import Setting, Traced
-from hwrx.report import waterfall
-from hwrx.report.model import Summary
+from hwrx.report import ledgers, style
+from hwrx.report.journeys import UNKNOWN, Step, _intervals, _journey
 from hwrx.trace import copies, join, perfetto, walk
 from hwrx.trace.actors import ACTORS, actor_column
 from hwrx.trace.tables import STAGES, stage_rows, tracing_row
@@ -51,6 +52,13 @@ class FakeRun:
         return self._tables.get(name)
 
 
+def steps_of(table: pa.Table) -> list[Step]:
+    """What the report makes of a run's stamps."""
+    run: Any = FakeRun({"stages": table})
+    row: Any = SimpleNamespace(path="udp")
+    return _journey(run, row, "there", *_intervals.__wrapped__(run)[TRIAL.number, "there"]).steps
+
+
 def test_a_row_for_every_stamp() -> None:
     found = timelines()
     table = stage_rows(TRIAL, "there", found)
@@ -70,15 +78,6 @@ def test_no_complete_message_makes_no_rows() -> None:
     assert stage_rows(TRIAL, "there", found).num_rows == 0
 
 
-def test_the_waterfalls_means_add_up() -> None:
-    found = timelines()
-    run: Any = FakeRun({"stages": stage_rows(TRIAL, "there", found)})
-    (journey,) = waterfall.journeys(run)
-    assert journey.messages == 40
-    assert journey.whole == pytest.approx(float(found.one_way().mean()))
-    assert all(np.isnan(step.p99) for step in journey.steps), "forty messages give no p99"
-
-
 def test_what_tracing_costs_a_stream_is_its_mean_time_a_message(tmp_path: Path) -> None:
     """Its messages come many a call, so most have no time at all between them and the one before."""
     stream = Trial(number=0, repeat=0, setting=Setting(path="udp", pattern="stream", messages=40, window=8), label="s")
@@ -89,15 +88,7 @@ def test_what_tracing_costs_a_stream_is_its_mean_time_a_message(tmp_path: Path) 
     (kept,) = row.to_pylist()
     assert kept["mean_on_ns"] / kept["mean_off_ns"] == pytest.approx(1.5)
     assert kept["p50_off_ns"] is None
-    run: Any = FakeRun({"stages": stage_rows(stream, "there", found), "tracing": row})
-    shown = waterfall.tables(Summary(runs=[run], rows=[], baseline="udp", label="", answer="", warnings=[], skipped=[]))
-    (cells,) = [cells for table in shown if table.name == "tracing" for _, cells in table.rows]
-    assert "+50 %" in [words for _, words in cells]
-
-
-def test_a_run_without_timelines_has_no_waterfall() -> None:
-    run: Any = FakeRun({})
-    assert waterfall.journeys(run) == []
+    assert ledgers._change([(kept["mean_off_ns"], kept["mean_on_ns"])], 1.0)[1] == "+50 %"
 
 
 def test_perfettos_file_has_a_track_for_each_cpu_and_actor(tmp_path: Path) -> None:
@@ -161,18 +152,14 @@ def test_by_whom_a_stage_was_done_is_what_its_stamps_observed() -> None:
     assert rows["posted"] == rows["delivered"] == "user thread"
     journey = walk.journey_of(found, SETTING, {})
     assert {step.stage: step.actor for step in journey.steps} == rows
-    run: Any = FakeRun({"stages": table})
-    (shown,) = waterfall.journeys(run)
-    assert {step.stage.name: step.actor for step in shown.steps} == rows
+    assert {step.stage.name: step.actor for step in steps_of(table)} == rows
 
 
 def test_a_stage_done_by_several_says_how_often_by_each() -> None:
     found = timelines()
     mine = found.events["stage"] == stages.BY_NAME["ip_rcv"].number
     found.events["context"][np.flatnonzero(mine)[:10]] = ACTORS.index("user thread")
-    run: Any = FakeRun({"stages": stage_rows(TRIAL, "there", found)})
-    (shown,) = waterfall.journeys(run)
-    (step,) = [step for step in shown.steps if step.stage.name == "ip_rcv"]
+    (step,) = [step for step in steps_of(stage_rows(TRIAL, "there", found)) if step.stage.name == "ip_rcv"]
     assert (step.actor, step.actors) == ("softirq", "softirq 75 %, user thread 25 %")
 
 
@@ -190,22 +177,22 @@ def test_a_run_that_observed_no_actors_keeps_what_it_was_printed_with() -> None:
 
 def test_every_actor_has_a_colour_and_a_track() -> None:
     actors = {stage.actor for stage in stages.STAGES if stage.chain} | set(ACTORS)
-    assert actors <= set(waterfall.ACTORS)
+    assert actors <= set(style.ACTORS)
     assert actors <= set(perfetto.ACTORS)
     assert actors <= set(walk.COLOURS)
 
 
 def test_a_stage_added_to_the_catalogue_changes_nothing_of_a_stored_run(monkeypatch: pytest.MonkeyPatch) -> None:
     table = stage_rows(TRIAL, "there", timelines())
-    (before,) = waterfall._journeys.__wrapped__(FakeRun({"stages": table}))
+    before = steps_of(table)
     longer = [stages.STAGES[0], dataclasses.replace(stages.STAGES[1], name="new here"), *stages.STAGES[1:]]
     moved = [dataclasses.replace(stage, number=place) for place, stage in enumerate(longer, 1)]
     monkeypatch.setattr(stages, "STAGES", moved)
     monkeypatch.setattr(stages, "BY_NAME", {stage.name: stage for stage in moved})
-    (after,) = waterfall._journeys.__wrapped__(FakeRun({"stages": table}))
-    named = [[(step.stage.name, step.mean) for step in journey.steps] for journey in (before, after)]
+    after = steps_of(table)
+    named = [[(step.stage.name, step.mean) for step in steps] for steps in (before, after)]
     assert named[0] == named[1]
-    assert before.steps[-1].stage.number != after.steps[-1].stage.number
+    assert before[-1].stage.number != after[-1].stage.number
 
 
 def test_a_stage_that_the_catalogue_has_lost_is_left_out(tmp_path: Path) -> None:
@@ -215,6 +202,7 @@ def test_a_stage_that_the_catalogue_has_lost_is_left_out(tmp_path: Path) -> None
     table = table.set_column(table.schema.get_field_index("name"), "name", renamed)
     run: Any = FakeRun({"stages": table})
     assert "ip_rcv" in names
-    assert "gone" not in [step.stage.name for step in waterfall._journeys.__wrapped__(run)[0].steps]
+    assert {"gone", "ip_rcv"}.isdisjoint(step.stage.name for step in steps_of(table))
+    assert UNKNOWN.name in [step.stage.name for step in steps_of(table)], "its time would be missing from the sum"
     assert perfetto.export(run, tmp_path / "x.json") == 40
     assert "ip_rcv" not in (tmp_path / "x.json").read_text()

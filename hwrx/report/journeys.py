@@ -1,0 +1,129 @@
+"""Of traced runs: every message's stages, as rows of the report.
+
+Reads the table `stages` of run directories. What was traced stands under the row of the report whose trial it is the
+twin of, each direction by itself: so nothing is taken together that was measured under another setting, nor the way to
+a crowded server with the way back. Means add up to the mean one-way time, by construction; medians need not.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from hwrx import stages
+from hwrx.report.model import Row, Summary
+from hwrx.stats import BEYOND
+from hwrx.trace.actors import actor_column, shares_in_words
+from hwrx.trace.tables import stage_numbers
+
+if TYPE_CHECKING:
+    from hwrx.runs import Run
+
+
+class Step(Struct, frozen=True):
+    """One stage of a journey: nanoseconds since the stage before."""
+
+    stage: stages.Stage
+    actor: str  # who worked there, as observed; the most frequent
+    actors: str  # all of them in words, with shares if there are several
+    count: int
+    mean: float  # over all messages, also those that skipped the stage
+    p50: float  # over those that passed it
+    p99: float  # NaN with fewer than ten samples beyond it
+
+
+class Journey(Struct, frozen=True, kw_only=True):
+    """All stages of a row's messages in one direction. `messages`: timelines that were complete."""
+
+    run: Any
+    row: Row
+    direction: str  # there: from client to server; back
+    messages: int
+    steps: list[Step]
+
+    @property
+    def whole(self) -> float:
+        """The mean one-way time, nanoseconds."""
+        return sum(step.mean for step in self.steps)
+
+    @property
+    def unit(self) -> tuple[str, float]:
+        """Unit and factor: of a guest that counts instructions, a nanosecond is one."""
+        return ("instructions", 1.0) if self.run.manifest.get("clock") == "icount" else ("µs", 1e-3)
+
+    def step(self, name: str) -> Step | None:
+        """The step that ends at a stage; None where no message passed it."""
+        return next((step for step in self.steps if step.stage.name == name), None)
+
+
+def journeys(summary: Summary) -> list[Journey]:
+    """Return every traced row's journey, in the order of the rows, the way there before the way back."""
+    found = []
+    for run in summary.runs:
+        by_trial = _intervals(run)
+        if not by_trial:
+            continue
+        for row in of_run(summary, run):
+            for direction in ("there", "back"):
+                parts = [by_trial[trial, direction] for trial in row.trials if (trial, direction) in by_trial]
+                if parts:
+                    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+                    found.append(_journey(run, row, direction, *columns))
+    return found
+
+
+def of_run(summary: Summary, run: Run) -> list[Row]:
+    """The rows of one of the summary's runs."""
+    return [row for row in summary.rows if row.run in ("", run.path.name)]
+
+
+Intervals = tuple[npt.NDArray[np.int16], npt.NDArray[np.int64], npt.NDArray[Any]]
+# what a run of another version stamped, whose catalogue had stages that today's has not
+UNKNOWN = stages.Stage(
+    "(not in the catalogue)", "a stage of another version of hwrx", "receiver", "kernel", frozenset()
+)
+
+
+@functools.lru_cache(maxsize=4)
+def _intervals(run: Run) -> dict[tuple[int, str], Intervals]:
+    """By trial and direction: stages' numbers, beside each the nanoseconds since the one before, and who worked."""
+    table = run.table("stages")
+    if table is None or not table.num_rows:
+        return {}
+    trial = table["trial"].to_numpy()
+    direction = np.asarray(table["direction"].cast("string").to_pylist(), dtype=object)
+    number, ns, actor = stage_numbers(table), table["ns"].to_numpy(), actor_column(table)
+    found = {}
+    for which in np.unique(trial):
+        of_trial = trial == which
+        for way in ("there", "back"):
+            mine = of_trial & (direction == way)
+            if mine.any():
+                found[int(which), way] = (number[mine], ns[mine], actor[mine])
+    return found
+
+
+def _journey(
+    run: Run,
+    row: Row,
+    direction: str,
+    number: npt.NDArray[np.int16],
+    ns: npt.NDArray[np.int64],
+    actor: npt.NDArray[Any],
+) -> Journey:
+    messages = int((number == stages.BY_NAME["posted"].number).sum())
+    steps = []
+    for stage in (*stages.chain(row.path), UNKNOWN):
+        values = ns[number == stage.number]
+        if len(values):
+            tail = float(np.quantile(values, 0.99)) if len(values) * 0.01 >= BEYOND else float("nan")
+            names, counts = np.unique(actor[number == stage.number], return_counts=True)
+            most = str(names[np.argmax(counts)])
+            words = shares_in_words(dict(zip(map(str, names), counts.tolist(), strict=True)))
+            mean = float(values.sum()) / messages
+            steps.append(Step(stage, most, words, len(values), mean, float(np.median(values)), tail))
+    return Journey(run=run, row=row, direction=direction, messages=messages, steps=steps)
