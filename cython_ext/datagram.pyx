@@ -345,7 +345,15 @@ cdef class DatagramTransport(Transport):
         self.table = PortTable()
         s.ports = &self.table.ports
         s.owner = self.table.add(port, local=address)
-        self.notes = {"verify": verify, "look_up": look_up, "checksum_sent": checksum, **(notes or {})}
+        self.notes = {
+            "verify": verify, "look_up": look_up, "checksum_sent": checksum,
+            # on paths of sockets the kernel may leave both to the device
+            "checksum_sent_by": "hwrx" if checksum else "nobody",
+            "checksum_verified_by": "hwrx" if verify == "all" else "nobody",
+            **(notes or {}),
+        }
+        if verify == "all" and link.checksum_mask:
+            self.notes["checksum_verified_by"] = "the kernel or the device where they vouch for it, else hwrx"
         # modulo, pull: no; lossy: yes; blind: no
         self.ops = Ops(s, outgoing, room, post, receive, receive_until, release, finish, 0, False, True, False)
 

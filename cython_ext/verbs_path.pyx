@@ -275,6 +275,9 @@ cdef class VerbsTransport(Transport):
             "wait": "event" if self.recv_channel is not None or self.send_channel is not None else "poll",
             "signal_every": st.signal_every, "receive_buffers": st.slots,
             "inline": self.size if st.flags & IBV_SEND_INLINE else 0, "inline_limit": self.qp.max_inline,
+            # of RoCE the ICRC, which rxe computes on a CPU; the checksum of its UDP is 0
+            "checksum_sent_by": "rxe" if self.context.is_rxe else "device",
+            "checksum_verified_by": "rxe" if self.context.is_rxe else "device",
             "page_size": self.buffer.page_size, "send_address": hex(<uintptr_t> st.out),
             "receive_address": hex(<uintptr_t> st.landing),
         }

@@ -6,10 +6,14 @@ is chosen here stands in the manifest of a run by way of `Transport.chosen`.
 
 from __future__ import annotations
 
+import array
+import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import socket
+import struct
 from typing import TYPE_CHECKING, Any
 
 from hwrx import hooks
@@ -33,6 +37,9 @@ BUSY_POLL = 50
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
 SO_BUSY_POLL = 46
+# linux/sockios.h, linux/ethtool.h
+SIOCETHTOOL = 0x8946
+ETHTOOL_GRXCSUM, ETHTOOL_GTXCSUM = 0x14, 0x16
 
 # poll and event are every path's words
 MANNERS = {"poll": "spin", "event": "block"}
@@ -115,6 +122,7 @@ def _open_socket(setting: Setting, here: Place) -> tuple[Crowded, dict[str, Any]
         "wait": manner(setting),
         "family": "IPv6" if family == socket.AF_INET6 else "IPv4",
         "device": here.netdev,
+        **checksummed_by(here.netdev or "lo"),
     }
     sock = Crowded(family, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
     try:
@@ -142,6 +150,23 @@ def _open_socket(setting: Setting, here: Place) -> tuple[Crowded, dict[str, Any]
         sock.close()
         raise
     return sock, notes
+
+
+def checksummed_by(netdev: str) -> dict[str, str]:
+    """Tell who sums what a socket sends and receives: `device` if the kernel leaves it to that, else `kernel`.
+
+    Between the ends of a veth pair, or on `lo`, what is left to the device is summed by nobody. Paths that build frames
+    themselves sum them on their own CPU, which a comparison has to know. Empty if the device does not tell.
+    """
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for name, command in (("checksum_sent_by", ETHTOOL_GTXCSUM), ("checksum_verified_by", ETHTOOL_GRXCSUM)):
+            value = array.array("I", [command, 0])
+            request = struct.pack("16sP16x", os.fsencode(netdev)[:15], value.buffer_info()[0])
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(asking, SIOCETHTOOL, request)
+                found[name] = "device" if value[1] else "kernel"
+    return found
 
 
 def _address(here: Place) -> tuple[socket.AddressFamily, Any]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 
-from hwrx import experiment, run, store, testbed
+from hwrx import experiment, run, store, testbed, topology
+from hwrx.paths import sockets
 from hwrx.store import Writer
 
 
@@ -34,6 +37,30 @@ def test_each_request_is_answered_by_its_own_server(
     # what both servers answered would come to each client twice
     assert (trial["duplicated"], trial["stale"], trial["corrupt"]) == (0, 0, 0)
     assert trial["nobody's"] == 0
+
+
+def test_who_sums_is_told_of_sockets_and_of_rings() -> None:
+    """A loopback device leaves checksums out, and says that it offloads them."""
+    assert sockets.checksummed_by("lo") == {"checksum_sent_by": "device", "checksum_verified_by": "device"}
+    assert sockets.checksummed_by("no-such-device") == {}
+
+
+def test_a_device_that_does_not_offload_leaves_summing_to_the_kernel(needs: Callable[..., None]) -> None:
+    needs("root", "namespaces", "ethtool")
+    with topology.netns() as made:
+        link = ["ip", "netns", "exec", made.peers["client"].removeprefix("netns:")]
+        netdev = str(made.places["client"].netdev)
+        ask = "from hwrx.paths.sockets import checksummed_by; import sys; print(checksummed_by(sys.argv[1]))"
+
+        def told() -> str:
+            done = subprocess.run(
+                [*link, sys.executable, "-c", ask, netdev], capture_output=True, text=True, check=True
+            )
+            return done.stdout
+
+        assert "'checksum_sent_by': 'device'" in told()
+        subprocess.run([*link, "ethtool", "-K", netdev, "tx", "off"], check=True, capture_output=True)
+        assert "'checksum_sent_by': 'kernel'" in told()
 
 
 def test_what_the_connection_decided_is_recorded(needs: Callable[..., None], tmp_path: pathlib.Path) -> None:
