@@ -2,6 +2,8 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from cython_ext.meter cimport Meter
+
 
 cdef enum:
     MOST = 256             # deliveries taken by one receive
@@ -44,4 +46,5 @@ cdef class Trial:
     cdef readonly object posted
     cdef readonly object delivered
     cdef object seen_bits
+    cdef readonly Meter meter      # of this end's processor time
     cdef object due

@@ -1,12 +1,16 @@
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cython_ext.meter import Meter
+
 class Trial:
     intended: npt.NDArray[np.int64]
     posted: npt.NDArray[np.int64]
     delivered: npt.NDArray[np.int64]
+    meter: Meter
     def __init__(
         self,
         *,
@@ -19,6 +23,7 @@ class Trial:
         check_every: int = 0,
         due: npt.NDArray[np.int64] | None = None,
         limit_ns: int = 10_000_000_000,
+        counters: Iterable[str] = (),
     ) -> None: ...
     def counts(self) -> dict[str, int]: ...
 

@@ -5,6 +5,7 @@ import numpy as np
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from cython_ext.meter cimport Meter
 from cython_ext.payload cimport SMALLEST
 
 
@@ -18,11 +19,13 @@ cdef class Trial:
     cooldown is to be sent, ascending. `limit_ns` is how long nothing may move.
 
     `intended`, `posted`, `delivered`: int64 arrays of `messages` CLOCK_MONOTONIC nanoseconds, 0 where it was not.
-    They belong to the trial and stay valid as long as anybody holds them.
+    They belong to the trial and stay valid as long as anybody holds them. `meter` has the processor time of the
+    measured messages, and what the files `counters` said where they begin and end (see Meter).
     """
 
     def __init__(self, *, uint64_t messages, uint32_t size, uint64_t warmup=0, uint64_t cooldown=0, uint32_t trial=0,
-                 uint32_t batch=1, uint32_t check_every=0, due=None, int64_t limit_ns=10_000_000_000):
+                 uint32_t batch=1, uint32_t check_every=0, due=None, int64_t limit_ns=10_000_000_000,
+                 counters=()):
         if messages < 1:
             raise ValueError("a trial has at least one message")
         if size < SMALLEST:
@@ -36,6 +39,7 @@ cdef class Trial:
         self.plan.check_every = check_every
         self.plan.limit_ns = limit_ns
         self.total = warmup + messages + cooldown
+        self.meter = Meter(warmup, messages, counters)
         self.intended = touched(messages, np.int64)
         self.posted = touched(messages, np.int64)
         self.delivered = touched(messages, np.int64)

@@ -20,7 +20,7 @@ import msgspec
 
 from cython_ext import loop
 from cython_ext.trial import Trial
-from hwrx import __version__, arrivals, impair, paths, placement
+from hwrx import __version__, arrivals, cputime, impair, paths, placement
 from hwrx.errors import HwrxError, PeerError
 from hwrx.messages import (
     Array,
@@ -138,6 +138,7 @@ class Agent:
             check_every=setting.check_every,
             due=arrivals.schedule(setting, prepare.repeat) if sends_on_time else None,
             limit_ns=round(setting.limit * 1e9),
+            counters=cputime.counters(prepare.alone),
         )
         if prepare.stamps:
             self._endpoint.stamp_stages(setting.warmup, setting.messages)
@@ -164,12 +165,12 @@ class Agent:
             raise PeerError("asked to start before anything was prepared")
         before = endpoint.resent()
         with _scheduled(prepare.setting.schedule):
-            status, cpu = loop.run(trial, endpoint, prepare.setting.pattern, prepare.role)
+            status = loop.run(trial, endpoint, prepare.setting.pattern, prepare.role)
         done = Done(
             tally={**endpoint.counts(), **trial.counts()},  # what is said of messages wins
             ended=loop.ENDED.get(status, "error"),
             resent=endpoint.resent() - before,
-            cpu_ns=cpu,
+            cpu=cputime.used(trial.meter, prepare.alone),
             resident=peak_resident(),
             chosen=endpoint.chosen(),
             placed=placement.observe(prepare.here),

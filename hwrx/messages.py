@@ -149,6 +149,7 @@ class Prepare(Struct, tag="prepare", frozen=True):
     repeat: Natural = 0  # which arrivals an open loop draws
     sender: Natural = 0  # which of the trial's senders, or its other end
     stamps: bool = False  # paths of whole frames: stamp the stages inside of the endpoint, too
+    alone: bool = False  # nobody else uses the machine: its counters are the trial's (see hwrx.cputime)
 
 
 class Connect(Struct, tag="connect", frozen=True):
@@ -249,7 +250,7 @@ class Done(Struct, tag="done", frozen=True):
     ended: Ended
     error: str = ""
     resent: int = 0  # packets that the path's own recovery sent again, as far as it tells
-    cpu_ns: dict[str, int] = {}  # user, system of the thread, between first and last message
+    cpu: dict[str, int] = {}  # ns over the measured messages, as hwrx.cputime.used gives them
     resident: int = 0  # bytes, peak
     chosen: dict[str, Any] = {}  # as in Prepared, with what only the connection decided: the window, the agreed MTU, …
     placed: Placed | None = None  # where the loop ran

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from hwrx import paths, placement
+from hwrx import cputime, placement
 from hwrx.errors import HwrxError, PeerError, SilenceError, TrialError
 from hwrx.messages import (
     SAMPLES_A_CHUNK,
@@ -57,6 +57,7 @@ class Testbed(Protocol):
     """Two places with something between them, and a way to start an agent at each."""
 
     places: Mapping[Role, Place]
+    alone: bool  # nobody else uses the machine that both ends are on
 
     def start(self, role: Role) -> Peer:
         """Start the agent of one end."""
@@ -76,6 +77,8 @@ class Measured(Struct, frozen=True):
     server: Done
     chosen: dict[str, Any]
     placement: dict[str, Any] = {}  # see hwrx.placement.record
+    cpu: dict[str, Any] = {}  # time by actor, and why an actor is missing: see hwrx.cputime.account
+    cpu_missing: dict[str, str] = {}
 
 
 class Pair:
@@ -171,6 +174,7 @@ class Pair:
                         repeat=repeat,
                         sender=sender,
                         stamps=stamps,
+                        alone=self._testbed.alone and role == cputime.observer(setting),
                     )
                     prepared[role] = peers[role].ask(message, Prepared)
                 for role, other in ENDS[::-1]:
@@ -236,7 +240,7 @@ class Pair:
 
     def _collect(self, setting: Setting, done: dict[Peer, Done]) -> Measured:
         """Fetch what all senders' messages met, in the order of their delivery where there are several."""
-        seen_by: Role = paths.find(setting.path).stream_seen_by if setting.pattern == "stream" else "client"
+        seen_by = cputime.observer(setting)
         pairs = self._pairs[: setting.senders]
         arrays = [_times(setting, peers[seen_by], peers["client"]) for peers in pairs]
         sequence, delivered, ns = (np.concatenate(columns) for columns in list(zip(*arrays, strict=True))[:3])
@@ -246,6 +250,7 @@ class Pair:
             sequence, delivered, ns = sequence[order], delivered[order], ns[order]
             service = service[order] if service is not None else None
         client, server = (together([done[peers[role]] for peers in pairs]) for role in ("client", "server"))
+        by_actor, missing = cputime.account(setting, client, server, self._testbed.alone)
         return Measured(
             sequence=sequence.astype(np.uint32),
             ns=np.diff(delivered, prepend=delivered[:1]) if setting.pattern == "stream" else ns,
@@ -255,6 +260,8 @@ class Pair:
             server=server,
             chosen={"client": client.chosen, "server": server.chosen},
             placement=placement.record(self._wish, self._surveys, [_placed(peers, done) for peers in pairs]),
+            cpu=by_actor,
+            cpu_missing=missing,
         )
 
     def _release(self, senders: int) -> None:
@@ -302,7 +309,7 @@ def together(done: Sequence[Done]) -> Done:
         ended=worst.ended,
         error=worst.error,
         resent=sum(one.resent for one in done),
-        cpu_ns=added([one.cpu_ns for one in done]),
+        cpu=cputime.together([one.cpu for one in done]),
         resident=max(one.resident for one in done),
         chosen=done[0].chosen,
     )
@@ -433,7 +440,8 @@ def write(trial: Trial, measured: Measured, writer: Writer, outcome: Outcome) ->
         extra={
             "chosen": measured.chosen,
             "placement": measured.placement,
-            "cpu_ns": {"client": measured.client.cpu_ns, "server": measured.server.cpu_ns},
+            "cpu": measured.cpu,
+            "cpu_missing": measured.cpu_missing,
             "resident": {"client": measured.client.resident, "server": measured.server.resident},
         },
     )

@@ -53,6 +53,8 @@ class Wanted(Struct, frozen=True, kw_only=True):
 class Bed:
     """Two places, reached by the peers' names."""
 
+    alone = False
+
     def __init__(self, places: Mapping[Role, Place], peers: Mapping[Role, str], about: dict[str, Any]) -> None:
         self.places = places
         self._peers = peers
@@ -85,6 +87,8 @@ class Bed:
 
 class GuestBed:
     """The topology inside a guest; its agents are processes there."""
+
+    alone = True
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest

@@ -48,7 +48,7 @@ class Side(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        status, _ = loop.run(self.trial, self._transport, self._setting.pattern, self._role)
+        status = loop.run(self.trial, self._transport, self._setting.pattern, self._role)
         self.verdict = loop.ENDED.get(status) or self._transport.explain(status)
 
     @property

@@ -17,6 +17,7 @@ from hwrx import paths as delivery
 from hwrx.experiment import LISTED, SETTING_FIELDS, capacity_key
 from hwrx.messages import Setting
 from hwrx.modes import State
+from hwrx.report import processor
 from hwrx.report.model import SERIES, Row, name_of, scaled
 from hwrx.stats import Digest, Floats
 
@@ -87,8 +88,11 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
     kept = [of.kept for of in taken if of.kept is not None]
     level = stats.LEVEL if run.experiment.until is None else stats.SEQUENTIAL
     answered = stats.across(rates, level, max(_rate_step(of.digest, pattern) for of in taken)) if rates else None
-    delivered = sum(trial["samples"] for trial in trials if trial["status"] == "ok")
-    cpu = sum(value for trial in trials for field, value in trial.items() if field.startswith("cpu_ns_") and value)
+    by_trial = {trial["trial"]: trial for trial in trials}
+    counted = run.manifest["clock"] == "icount"
+    ways = 2 if pattern == "paced" or half else 1  # messages of a round trip; of a full one the answer is the message
+    cpu = [processor.by_actor(by_trial[of.trial], ways) for of in taken]
+    busy = processor.busy(cpu) if counted else []
     return Row(
         run=name,
         path=path,
@@ -106,7 +110,7 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         service=service,
         repeats=[of.repeat for of in taken],
         trials=[of.trial for of in taken],
-        busy=[],
+        busy=busy,
         series=[of.series for of in taken],
         failed=sum(trial["status"] != "ok" for trial in trials),
         samples=sum(found.count for found in digests),
@@ -118,7 +122,10 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         load=load,
         kept=float(np.median(kept)) if kept else math.nan,
         tally=_sum(trials),
-        cpu_us=cpu / delivered / 1e3 if cpu and delivered else None,
+        cost=stats.across(busy, level) if busy else None,
+        cpu=processor.across_trials(cpu, 1.0 if counted else 1e-3, level),
+        cpu_missing=processor.missing(trials),
+        counted=counted,
         resident=max((v for t in trials for f, v in t.items() if f.startswith("resident") and v), default=0),
         effective=min((found.effective[0.5] / found.count for found in digests), default=math.nan),
         warmup=max((found.warmup.samples for found in digests), default=0),

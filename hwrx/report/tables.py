@@ -118,7 +118,7 @@ def _quality(summary: Summary) -> Table:
     """How good the measurement is: what every row's figures stand on."""
     columns, head = heads(summary.rows)
     columns += [(name, "") for name in ("trials", "samples", "effective", "warm-up")]
-    columns += [(name, "") for name in ("lost", "sent again", "twice", "reordered", "corrupt", "CPU [µs]")]
+    columns += [(name, "") for name in ("lost", "sent again", "twice", "reordered", "corrupt")]
     asked = any(row.converged is not None for row in summary.rows)
     if asked:
         columns.append(("converged", "t"))
@@ -133,15 +133,13 @@ def _quality(summary: Summary) -> Table:
         cells += [
             (f"{row.tally.get(name, 0):,}", "") for name in ("lost", "resent", "duplicated", "reordered", "corrupt")
         ]
-        cells.append((text.WITHHELD if row.cpu_us is None else text.number(row.cpu_us), ""))
         if asked:
             words = {True: "yes", False: "did not converge", None: text.WITHHELD}
             cells.append((words[row.converged], ""))
         rows.append((new, cells))
     caption = (
         "What the figures stand on: trials and samples, the share of samples that count as independent, samples of an "
-        "initial transient that was left (by MSER-5), what became of messages, and processor time of both endpoints' "
-        f"threads for a message. {summary.label}."
+        f"initial transient that was left (by MSER-5), and what became of messages. {summary.label}."
     )
     return Table("quality", "Quality of the measurement", caption, columns, rows, 2)
 
@@ -213,9 +211,11 @@ def _record(row: Row, summary: Summary) -> dict[str, Any]:
     record |= _spread(f"ratio_to_{summary.baseline}", row.ratio)
     for p, found in row.shift:
         record |= _spread(f"shift_p{100 * p:g}", found)
+    unit = "instructions" if row.counted else "us"
+    for actor, time in row.cpu.items():
+        record |= _spread(f"cpu_{actor}_{unit}_per_message", time)
     record |= row.tally
     record |= {
-        "cpu_us_per_message": row.cpu_us,
         "resident_bytes": row.resident,
         "effective_share": None if math.isnan(row.effective) else row.effective,
         "warmup_left": row.warmup,

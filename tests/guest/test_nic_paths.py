@@ -79,7 +79,7 @@ class End(threading.Thread):
                 check_every=1,
                 limit_ns=20_000_000_000,
             )
-            status, _ = loop.run(trial, end, setting.pattern, self.prepare.role)
+            status = loop.run(trial, end, setting.pattern, self.prepare.role)
             self.ended = loop.ENDED.get(status) or end.explain(status)
             self.counts = trial.counts()
             self.link_counts = end.link.statistics() if isinstance(end, DatagramTransport) else {}

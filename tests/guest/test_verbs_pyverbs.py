@@ -192,7 +192,7 @@ class Meeting:
         self.thread.start()
 
     def _run(self) -> None:
-        self.status, _ = loop.run(self.trial, self.ours, self.pattern, self.role)
+        self.status = loop.run(self.trial, self.ours, self.pattern, self.role)
 
     def end(self) -> dict[str, int]:
         """Our loop's tally, once it is complete."""

@@ -452,5 +452,5 @@ def test_a_closed_endpoint_is_closed_for_good(path: str) -> None:
     transport.close()
     transport.close()
     for pattern in ("pingpong", "stream"):
-        status, _ = loop.run(trial_of(setting), transport, pattern, "server")
+        status = loop.run(trial_of(setting), transport, pattern, "server")
         assert "EBADF" in transport.explain(status)

@@ -53,7 +53,15 @@ def add(writer: store.Writer, trial: experiment.Trial, seed: int = 0, spread: fl
         ns=ns,
         service_ns=service,
         extra={
-            "cpu_ns": {"client": {"user": 1000, "system": 5000}, "server": {"user": 1000, "system": 4000}},
+            "cpu": {
+                "thread": 11_000 * count,
+                "worker": 1000 * count,
+                "other": 500 * count,
+                "idle": 2000 * count,
+                "busy": 12_500 * count,
+                "client": {"thread": 6000 * count},
+            },
+            "cpu_missing": {"softirq": "the kernel charges them to whoever they interrupt"},
             "resident": {"client": 30 << 20, "server": 31 << 20},
             "chosen": {"client": {"mtu": 1024}, "server": {}},
         },

@@ -109,11 +109,11 @@ def run_both(both, pattern, *, messages=300, size=64, **more):
     status = {}
 
     def server():
-        status["server"] = loop.run(trials[1], both[1], pattern, "server")[0]
+        status["server"] = loop.run(trials[1], both[1], pattern, "server")
 
     thread = threading.Thread(target=server)
     thread.start()
-    status["client"] = loop.run(trials[0], both[0], pattern, "client")[0]
+    status["client"] = loop.run(trials[0], both[0], pattern, "client")
     thread.join(60)
     assert not thread.is_alive()
     return trials, {role: loop.ENDED.get(code, code) for role, code in status.items()}
@@ -214,7 +214,7 @@ def test_the_end_of_the_other_side_is_told():
         trial = Trial(messages=10, size=64, trial=TRIAL, limit_ns=500_000_000)
         run_both([one, two], "pingpong", messages=10)
         # the client said that nothing more comes; the server hears it at its next look
-        status, _ = loop.run(trial, two, "pingpong", "server")
+        status = loop.run(trial, two, "pingpong", "server")
         assert loop.ENDED[status] == "finished"
 
 
@@ -312,7 +312,7 @@ def test_a_closed_endpoint_answers_with_an_error_and_not_with_a_crash():
     with ends() as ((one, _), _):
         one.close()
         trial = Trial(messages=10, size=64, trial=TRIAL, limit_ns=50_000_000)
-        status, _ = loop.run(trial, one, "pingpong", "client")
+        status = loop.run(trial, one, "pingpong", "client")
         assert "EBADF" in one.explain(status)
         with pytest.raises(OSError):
             one.link.receive()

@@ -40,7 +40,7 @@ def test_a_complete_run_reads_back(tmp_path: pathlib.Path) -> None:
     trial = made_runs.layout(patterns=["pingpong", "stream"]).trials[0]
     assert row["label"] == trial.label
     assert (row["path"], row["size"], row["messages"]) == (trial.setting.path, trial.setting.size, 1200)
-    assert (row["delivered"], row["cpu_ns_client_system"], row["resident_server"]) == (1200, 5000, 31 << 20)
+    assert (row["delivered"], row["cpu_client_thread"], row["resident_server"]) == (1200, 7_200_000, 31 << 20)
     assert json.loads(row["chosen"])["client"] == {"mtu": 1024}
     block = float(np.random.default_rng([0, 1000]).normal(0, 0.02))
     expected = made_runs.times(trial.setting, np.random.default_rng([0, 0]), block)

@@ -43,7 +43,7 @@ def reckon(found: Directions, setting: Setting, available: dict[str, str]) -> Me
         "copies_receiver": _or_none(found.ledger.receiver),
         "kernel_stages": None,
         "kernel_share": None,
-        "system_ns": sum(end.cpu_ns.get("system", 0) for end in (found.measured.client, found.measured.server))
+        "system_ns": sum(end.cpu.get("system", 0) for end in (found.measured.client, found.measured.server))
         / max(1, 2 * setting.messages),
     }
     steps: list[Step] = []

@@ -1,0 +1,31 @@
+"""The processor time of one end of a trial, from its first measured message to its last."""
+
+from libc.stdint cimport int64_t, uint64_t
+
+
+cdef struct Reading:
+    int64_t at          # CLOCK_MONOTONIC
+    int64_t thread      # CLOCK_THREAD_CPUTIME_ID
+    int64_t user        # of getrusage(2): the thread's time as the kernel divides it
+    int64_t system
+    uint64_t done       # messages that this end was through with
+
+
+cdef class Meter:
+    cdef uint64_t due   # the next reading is taken as soon as so many messages are done
+    cdef uint64_t ends
+    cdef int readings
+    cdef Reading first, last
+    cdef int files
+    cdef int *descriptors
+    cdef char *before   # what the files said, `room` bytes each
+    cdef char *after
+    cdef int *lengths   # of `before`, then of `after`
+    cdef readonly tuple paths
+
+    cdef void take(self, uint64_t done) noexcept nogil
+
+    cdef inline void mark(self, uint64_t done) noexcept nogil:
+        """Called when `done` messages are behind this end, outside of any timed interval."""
+        if done >= self.due:
+            self.take(done)

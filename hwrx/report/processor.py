@@ -1,0 +1,40 @@
+"""Processor time of a row's messages, from what hwrx.cputime put into the run's table of trials."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from hwrx import stats
+from hwrx.cputime import ACTORS
+from hwrx.stats import Estimate
+
+
+def by_actor(trial: dict[str, Any], ways: int) -> dict[str, float]:
+    """A trial's processor time in ns for a message that came, by actor; empty if the run does not say.
+
+    `ways`: how many messages a sample stands for, two if it is a round trip.
+    """
+    messages = ways * int(trial["samples"])
+    found = {actor: trial.get(f"cpu_{actor}") for actor in ACTORS}
+    return {actor: float(ns) / messages for actor, ns in found.items() if ns is not None and messages}
+
+
+def busy(trials: Sequence[dict[str, float]]) -> list[float]:
+    """What of each trial was not idle; nothing unless all trials tell."""
+    return [found["busy"] for found in trials] if all("busy" in found for found in trials) else []
+
+
+def missing(trials: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Why actors have no time, in the words of the last trial that says."""
+    said: dict[str, str] = {}
+    for trial in trials:
+        said |= json.loads(trial.get("cpu_missing") or "{}")
+    return said
+
+
+def across_trials(trials: Sequence[dict[str, float]], factor: float, level: float) -> dict[str, Estimate]:
+    """Estimate each actor's time that all trials tell, `factor` times as large."""
+    actors = [actor for actor in ACTORS if trials and all(actor in found for found in trials)]
+    return {actor: stats.mean_across([factor * found[actor] for found in trials], level) for actor in actors}

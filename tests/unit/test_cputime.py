@@ -1,0 +1,103 @@
+"""Processor time by actor: both ends put together, and what is not known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hwrx import cputime
+from hwrx.messages import Done, Setting
+
+TIMERS = """Timer List Version: v0.9
+cpu: 0
+  .idle_calls     : 469
+  .idle_sleeptime : 1000500 nsecs
+  .iowait_sleeptime: 20 nsecs
+"""
+
+
+def end(**used: int) -> Done:
+    given = {"messages": 1000, "elapsed": 9_000_000, "thread": 4_000_000, "user": 0, "system": 0, "tick": 4_000_000}
+    return Done(tally={}, ended="complete", cpu={**given, **used})
+
+
+def account(client: Done, server: Done, *, alone: bool = True, **setting: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    return cputime.account(Setting(**{"path": "udp", "messages": 1000, **setting}), client, server, alone)
+
+
+def test_a_machine_of_one_cpu_is_busy_where_it_is_not_idle() -> None:
+    found, missing = account(end(idle=500_000, worker=100_000), end(thread=4_100_000))
+    assert (found["thread"], found["worker"], found["idle"]) == (8_100_000, 100_000, 500_000)
+    assert found["busy"] == 8_500_000
+    assert found["busy"] == found["thread"] + found["worker"] + found["other"]
+    assert set(missing) == {"user", "system", "softirq", "interrupt"}
+    assert all("--trace" in reason for reason in missing.values())
+
+
+def test_the_machine_is_counted_once() -> None:
+    """By the end that sees the messages arrive, whatever the other says of it."""
+    found, _ = account(end(idle=500_000, worker=0), end(idle=700_000, worker=9))
+    assert (found["idle"], found["worker"]) == (500_000, 0)
+    found, _ = account(end(idle=500_000, worker=0), end(idle=700_000, worker=9), pattern="stream")
+    assert (found["idle"], found["worker"]) == (700_000, 9)
+
+
+def test_all_is_brought_to_the_measured_messages() -> None:
+    """A receiver of batches was read where it had five messages more, or less."""
+    found, _ = account(end(messages=995), end(messages=1005, idle=0, worker=2010, elapsed=10_050_000), pattern="stream")
+    assert found["thread"] == round(4_000_000 / 0.995) + round(4_000_000 / 1.005)
+    assert (found["worker"], found["busy"]) == (2000, 10_000_000)
+
+
+def test_where_others_use_the_machine_only_the_threads_are_known() -> None:
+    found, missing = account(end(), end(), alone=False)
+    assert found["thread"] == 8_000_000
+    assert not {"worker", "idle", "busy", "other"} & set(found)
+    assert "others use this machine" in missing["busy"]
+
+
+def test_several_cpus_and_several_senders_have_no_busy() -> None:
+    found, missing = account(end(worker=7), end())
+    assert found["worker"] == 7
+    assert "several CPUs" in missing["busy"]
+    _, missing = account(end(worker=7, idle=3), end(), senders=2)
+    assert "several senders" in missing["busy"]
+
+
+def test_user_and_system_are_divided_if_the_kernel_looked_often_enough() -> None:
+    often = {"thread": 800_000_000, "user": 200_000_000, "system": 600_000_000}
+    found, missing = account(end(**often), end(**often), alone=False)
+    assert (found["user"], found["system"]) == (400_000_000, 1_200_000_000)
+    assert "user" not in missing
+    found, missing = account(end(user=4_000_000), end(system=4_000_000), alone=False)
+    assert "user" not in found
+    assert "2 of those" in missing["user"]
+
+
+def test_an_end_that_did_not_see_the_last_message_makes_the_time_unknown() -> None:
+    nothing = Done(tally={}, ended="finished")
+    found, missing = account(end(), nothing)
+    assert found == {}
+    assert "server" in missing["thread"]
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern"), [("rdma-read", "pingpong"), ("rdma-read", "stream"), ("rdma-write", "stream")]
+)
+def test_an_end_whose_memory_alone_takes_part_uses_nothing(path: str, pattern: str) -> None:
+    found, missing = account(end(), Done(tally={}, ended="complete"), alone=False, path=path, pattern=pattern)
+    assert found["thread"] == 4_000_000
+    assert "thread" not in missing
+
+
+def test_idle_time_is_what_the_kernel_calls_so() -> None:
+    assert cputime.idle(TIMERS) == [1_000_520]
+    assert cputime.idle(TIMERS + TIMERS) == [1_000_520, 1_000_520]
+    assert cputime.idle("") == []
+
+
+def test_several_senders_add_up() -> None:
+    added = cputime.together([end().cpu, end(thread=1).cpu])
+    assert added["thread"] == 4_000_001
+    assert cputime.together([end().cpu, {}]) == {}
