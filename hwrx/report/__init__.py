@@ -22,7 +22,8 @@ def write(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if "table" in formats:
-            terminal.show(summary)
+            page = directory / "report.html"
+            terminal.show(summary, page=page if "html" in formats else None)
         if "html" in formats:
             written.append(directory / "report.html")
             html.write(summary, written[-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from hwrx.report import figures, text
+from hwrx.report import answer, figures, text
 from hwrx.report.diff import flat
 from hwrx.report.model import Summary
 from hwrx.report.page import page
@@ -23,6 +23,7 @@ def render(summary: Summary) -> str:
         title=" and ".join(dict.fromkeys(run.name for run in runs)),
         questions=[_question(text) for text in dict.fromkeys(run.manifest.get("question") for run in runs) if text],
         summary=summary,
+        answers=[(found, answer.as_table(summary, found)) for found in answer.answers(summary)],
         tables=tables(summary),
         main=MAIN,
         about=text.about(summary),

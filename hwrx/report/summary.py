@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def summarise(runs: Sequence[Run]) -> Summary:
     """Digest the runs, one trial in memory at a time."""
+    from hwrx.report import answer  # which is made from a whole summary
+
     rows: list[Row] = []
     for run in runs:
         rows += rows_of(run, run.path.name if len(runs) > 1 else "")
@@ -37,7 +39,7 @@ def summarise(runs: Sequence[Run]) -> Summary:
         judge(run, [row for row in rows if row.run in ("", run.path.name)])
     warnings = [warning for run in runs for warning in words.of_run(run)]
     warnings += words.of_rows(rows)
-    return Summary(
+    summary = Summary(
         runs=list(runs),
         rows=rows,
         baseline=baseline,
@@ -47,6 +49,9 @@ def summarise(runs: Sequence[Run]) -> Summary:
         costs=costs_of(rows),
         skipped=[(skip["label"], skip["reason"]) for run in runs for skip in run.manifest.get("skipped", [])],
     )
+    if answer.compares(summary) and summary.of("pingpong"):
+        summary.answer = answer.sentence(summary)
+    return summary
 
 
 def _by_experiment(runs: Sequence[Run], rows: list[Row]) -> Iterable[Row]:

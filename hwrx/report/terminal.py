@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import shutil
+import textwrap
 from typing import IO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwrx.report import text
+from hwrx.report import answer, text
 from hwrx.report.cells import Table as Cells
 from hwrx.report.cells import grouped, swept_cell
 from hwrx.report.model import Row, Summary, name_of
@@ -20,23 +22,27 @@ from hwrx.stats import NAMED
 NARROWEST = 80
 
 
-def show(summary: Summary, file: IO[str] | None = None, width: int | None = None) -> None:
-    """Print the answer, the tables and the warnings to `file` (standard output)."""
+def show(
+    summary: Summary, file: IO[str] | None = None, width: int | None = None, page: pathlib.Path | None = None
+) -> None:
+    """Print the answer, the tables and the warnings to `file` (standard output). `page`: where the report is."""
     console = Console(file=file, width=width, highlight=False, soft_wrap=False)
     if not console.is_terminal and width is None:
         columns = shutil.get_terminal_size((NARROWEST, 24)).columns if os.environ.get("COLUMNS") else NARROWEST
         console = Console(file=file, width=columns, highlight=False)
-    console.print(Text(summary.answer, style="bold"))
-    if summary.of("pingpong"):
-        console.print()
-        console.print(_latency(summary))
-    if summary.of("stream"):
-        console.print()
-        console.print(_rates(summary))
-    if summary.of("paced"):
-        console.print()
-        console.print(_paced(summary))
-    if summary.skipped:
+    found = answer.answers(summary)
+    for each in found:
+        _show_answer(console, each)
+    if not found:
+        console.print(Text(summary.answer, style="bold"))
+    if page is not None:
+        console.print(Text(f"report: {page}"), soft_wrap=True)
+    # of counted instructions the answer has all; their virtual times hold waiting as well, and stand in the report
+    for pattern, table in (("pingpong", _latency), ("stream", _rates), ("paced", _paced)):
+        if summary.of(pattern) and not any(each.counted for each in found if each.pattern == pattern):
+            console.print()
+            console.print(table(summary))
+    if summary.skipped and not found:
         console.print()
         for label, reason in summary.skipped:
             console.print(Text(f"skipped: {label}: {reason}"))
@@ -47,6 +53,18 @@ def show(summary: Summary, file: IO[str] | None = None, width: int | None = None
     console.print()
     for paragraph in text.about(summary):
         console.print(Text(paragraph, style="dim"))
+
+
+def _show_answer(console: Console, found: answer.Answer) -> None:
+    """What was measured, the table, and a line each of what is not so; first of all, if nothing can be told."""
+    if found.nothing:
+        console.print(Text(found.nothing, style="bold"))
+    console.print(Text(found.about, style="" if found.nothing else "bold"))
+    for line in found.lines():
+        console.print(Text(line), soft_wrap=True)
+    for note in found.notes:
+        for number, line in enumerate(textwrap.wrap(note, console.width - 2)):
+            console.print(Text(("" if not number else "  ") + line))
 
 
 def wide() -> Console:
@@ -80,8 +98,7 @@ def _latency(summary: Summary) -> Table:
     table = _table(text.latency_caption(summary, summary.of("pingpong")))
     _first_columns(table, summary, "pingpong")
     rows = summary.of("pingpong")
-    # 80 columns do not hold what is swept beside quantiles that all rows withhold
-    tails = [p for p in NAMED[1:] if not summary.swept(rows) or any(row.quantiles[name_of(p)] for row in rows)]
+    tails = [p for p in NAMED[1:] if any(row.quantiles[name_of(p)] for row in rows)]
     for p in (NAMED[0], *tails):
         table.add_column(name_of(p), justify="right", no_wrap=True)
         if p == NAMED[0]:
@@ -113,7 +130,7 @@ def _rates(summary: Summary) -> Table:
     for first, row in grouped(summary.of("stream")):
         table.add_row(
             *_head(summary, row, first),
-            text.WITHHELD if row.messages_per_s is None else text.compact(row.messages_per_s.value),
+            text.value(row.messages_per_s),
             text.plus_minus(row.messages_per_s),
             *([] if crowded else [text.bytes_a_second(row.bytes_per_s)]),
             *([f"{100 * row.lost_share:.2g} %" if row.lost_share else "0"] if lossy else []),

@@ -291,8 +291,10 @@ def twins(experiment: Experiment, testbed: Any, writer: Writer) -> Iterator[Call
         kept = Twins(tracer, testbed, writer, put_off=isinstance(testbed, GuestBed), wish=wish_of(experiment))
         # what is counted repeats to the digit: one twin of a setting shows all that more of them would
         once = experiment.clock == "icount"
-        yield lambda pair, trial, measured, writer: (
-            None if once and trial.repeat else kept.after(pair, trial, measured, writer)
+        yield (
+            lambda pair, trial, measured, writer: (
+                None if once and trial.repeat else kept.after(pair, trial, measured, writer)
+            )
         )
         kept.rest()
 
