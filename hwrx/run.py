@@ -398,6 +398,8 @@ def execute(
                     outcome.failed.append(f"{trial.label}: {error}")
                     continue
             write(trial, measured, writer, outcome)
+            if "placement" not in writer.manifest:  # of the first trial; each has its own in the journal
+                writer.note(placement=measured.placement)
             twin(pair, trial, measured, writer)
         progress(len(trials), len(trials), "")
     return outcome

@@ -22,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from hwrx import capacity, estimate, precision, run, store, strict_json, testbed, tune
+from hwrx import capacity, estimate, precision, renewal, run, store, strict_json, testbed, tune
 from hwrx import experiment as experiments
 from hwrx.errors import HwrxError, UsageError
 from hwrx.experiment import Experiment, Plan, Trial
@@ -259,6 +259,13 @@ def _manifest(bed: run.Testbed, layout: Plan, wanted: Wanted, display: Display) 
     display.stage("manifest", "what this machine is")
     manifest = {**bed.manifest(), "command": sys.argv}
     manifest["asked"] = msgspec.to_builtins(msgspec.structs.replace(wanted, log=None))
+    manifest["renewal"] = msgspec.to_builtins(
+        renewal.find_renewal(
+            guest=isinstance(bed, testbed.GuestBed),
+            bound=layout.experiment.cpu != "any",
+            topology=str(manifest.get("topology", layout.experiment.topology)),
+        )
+    )
     netdevs = {place.netdev for place in bed.places.values() if place.netdev}
     findings = [*tune.findings(), *tune.merging(manifest["machine"], netdevs)]
     if layout.experiment.clock == "icount":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from hwrx import placement, renewal
 from hwrx.paths import PATHS
 from hwrx.report.model import Row, Summary
 from hwrx.report.summary import software_rdma
@@ -54,9 +55,20 @@ def about(summary: Summary) -> list[str]:
     paragraphs = [HOW]
     if any(run.experiment.until is not None for run in summary.runs):
         paragraphs.append(UNTIL)
+    paragraphs += _conditions(summary)
     if any(software_rdma(run) for run in summary.runs):
         paragraphs.insert(0, RXE)
     return paragraphs
+
+
+def _conditions(summary: Summary) -> list[str]:
+    """Say where the ends ran, and what the repeats had in common; each sentence once, however many runs there are."""
+    said: dict[str, None] = {}
+    for run in summary.runs:
+        where = run.manifest.get("placement")
+        said[placement.describe(where) if where else ""] = None
+        said[renewal.describe(run.manifest)] = None
+    return [sentence for sentence in said if sentence]
 
 
 def basis(rows: Sequence[Row]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import hwrx
 from hwrx import experiment, placement, run, store
 from hwrx.errors import TrialError
 from hwrx.experiment import Plan, Trial
@@ -114,6 +115,11 @@ def test_the_ends_run_on_cpus_of_their_own_which_are_recorded(tmp_path: Path, ne
     assert seen["shared"] != "cpu"
     assert seen["client"]["pinned"]
     assert seen["server"]["pinned"]
+    manifest = hwrx.load(tmp_path / "latest").manifest
+    assert manifest["placement"] == seen
+    assert "the layout of their memory" in manifest["renewal"]["renewed"]
+    page = (tmp_path / "latest" / "report.html").read_text()
+    assert "all repeats of the run shared the boot of the machine" in page
 
 
 def test_the_user_chooses_the_cpus(tmp_path: Path, needs: Callable[..., None]) -> None:
