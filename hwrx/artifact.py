@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import importlib.metadata
 import io
-import os
 import pathlib
 import re
 import subprocess
@@ -14,7 +13,7 @@ import tarfile
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from hwrx import __version__
+from hwrx import __version__, disk
 from hwrx.errors import StoreError
 from hwrx.report.summary import find
 
@@ -69,11 +68,15 @@ def pack(run: Run, target: pathlib.Path | None = None) -> pathlib.Path:
         raise StoreError(f"{target} exists", remedy="name another file with --out")
     source, commit, warning = _source(run)
     summary = run.summary()
-    files: dict[str, bytes] = {
-        f"run/{file.relative_to(run.path)}": file.read_bytes()
-        for file in sorted(run.path.rglob("*"))
-        if file.is_file() and not file.name.startswith(".")
-    }
+    try:
+        files: dict[str, bytes] = {
+            f"run/{file.relative_to(run.path)}": file.read_bytes()
+            for file in sorted(run.path.rglob("*"))
+            if file.is_file() and not file.is_symlink() and not file.name.startswith(".")
+        }
+    except OSError as error:
+        raise StoreError(f"{run.path} cannot be read: {disk.reason(error)}") from error
+    warning += "".join(f"\nThe run is damaged: {loss}\n" for loss in run.damage)
     files["requirements.txt"] = requirements().encode()
     files["rerun.sh"] = _RERUN.replace("@VERSION@", __version__).encode()
     files["README.txt"] = _README.format(
@@ -152,5 +155,4 @@ def _write(target: pathlib.Path, name: str, files: dict[str, bytes], when: float
         fresh.replace(target)
     except OSError as error:
         fresh.unlink(missing_ok=True)
-        words = os.strerror(error.errno).lower() if error.errno else str(error)
-        raise StoreError(f"cannot write {target}: {words}") from error
+        raise StoreError(f"cannot write {target}: {disk.reason(error)}") from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import os
 import pathlib
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 from hwrx.errors import StoreError
 
@@ -20,7 +21,7 @@ def replacing(target: pathlib.Path) -> Iterator[BinaryIO]:
     """Write a file that appears under its name only when it is whole and on the disk."""
     fresh = target.with_name(f".{target.name}.part")
     try:
-        with fresh.open("wb") as file:
+        with fresh.open("w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -47,6 +48,80 @@ def append(path: pathlib.Path, content: bytes) -> None:
         except OSError:
             file.truncate(before)
             raise
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Hold a folder for one writer; StoreError if another has it.
+
+    The lock is the folder's own (flock), so it needs no file, ends with the process however that ends, and stays when
+    the folder is renamed. File systems that have no such locks let everybody in.
+    """
+    with guarded(folder):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy(folder) from None
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def busy(folder: pathlib.Path, pid: int | None = None) -> StoreError:
+    """Say that a run has a writer."""
+    who = "another process" if pid is None else f"process {pid}"
+    return StoreError(f"run {folder} is still being written by {who}", remedy="wait for it, or stop it")
+
+
+def this_process() -> dict[str, Any]:
+    """Return what tells this process from all others, also after a boot or when its number came again."""
+    return {"pid": os.getpid(), "boot": _boot(), "began": _began(os.getpid())}
+
+
+def still_runs(process: Mapping[str, Any]) -> bool:
+    """Whether the process that `this_process` told of still runs; of another machine's nothing is known: False."""
+    pid = process.get("pid")
+    if not isinstance(pid, int) or not process.get("boot") or process["boot"] != _boot():
+        return False
+    return _began(pid) == process.get("began")
+
+
+def _boot() -> str:
+    with contextlib.suppress(OSError):
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _began(pid: int) -> int | None:
+    """When a process began, in clock ticks since the boot; None if there is none, or it has ended."""
+    try:
+        words = pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(words[19]) if words[0] not in "ZX" else None
+
+
+def check_place(root: pathlib.Path, need: int) -> None:
+    """StoreError if runs cannot be written below `root`, or `need` bytes are more than there is room for."""
+    with guarded(root):
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".probe.{os.getpid()}"
+        try:
+            replace(probe, b"\0" * 4096)
+        finally:
+            probe.unlink(missing_ok=True)
+        room = os.statvfs(root)
+    free = room.f_bavail * room.f_frsize
+    if free < need:
+        raise StoreError(
+            f"cannot write the run in {root}: it will take about {need / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free",
+            remedy="make room, or choose another place with --runs",
+        )
 
 
 @contextlib.contextmanager

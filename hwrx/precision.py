@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from hwrx import experiment as experiments
 from hwrx import stats
-from hwrx.store import journal
 
 if TYPE_CHECKING:
     from hwrx.report.model import Row, Summary
@@ -28,7 +27,7 @@ def blocks(layout: experiments.Plan, writer: Writer) -> Iterator[list[experiment
     if until is None:
         return
     began = time.monotonic()
-    repeats = max([layout.experiment.repeats, *(line["repeat"] + 1 for line in journal(writer.path))])
+    repeats = max([layout.experiment.repeats, *(line["repeat"] + 1 for line in writer.lines())])
     slowest = 0.0
     while wide := unconverged(writer):
         if repeats >= until.repeats:

@@ -2,50 +2,79 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
-import os
 import pathlib
-import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from msgspec import Struct
 
+from hwrx import disk, journal, seal, store
 from hwrx import experiment as experiments
-from hwrx import store
-from hwrx.errors import StoreError
+from hwrx.contents import Contents, run_key
+from hwrx.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from hwrx.report.model import Summary
 
-MANIFEST_KEYS = ("format", "status", "name", "topology", "clock", "started")
+MANIFEST_KEYS = ("format", "status", "name", "topology", "clock", "started", "process", "skipped", "trials_planned")
 
 
 class TrialSamples(Struct, frozen=True):
-    """The samples of one trial, in the order in which they were recorded. `service_ns` is of paced trials alone."""
+    """The samples of one trial, in the order in which they were recorded.
+
+    `ns`: what it means is in hwrx.store. `service_ns` is of paced trials alone. `late`: which came after the path's
+    patience had ended.
+    """
 
     trial: int
     sequence: npt.NDArray[np.uint32]
     ns: npt.NDArray[np.int64]
     service_ns: npt.NDArray[np.int64] | None
+    late: npt.NDArray[np.bool_]
+
+
+class Manifest(Struct, frozen=True):
+    """What a manifest must have, whatever else it has."""
+
+    format: int
+    status: store.Status
+    name: str
+    topology: str
+    clock: str
+    started: str
+    process: dict[str, Any]
+    skipped: list[experiments.Skipped]
+    trials_planned: int | None
+    reason: str = ""
+    question: str = ""
+    seed: int | None = None
+    warnings: list[str] = []
+    command: list[str] = []
+    asked: dict[str, Any] = {}
+    tracing: dict[str, Any] = {}
+    resumed: list[dict[str, Any]] = []
 
 
 class Run:
     """A run directory opened for reading. Get one with `hwrx.load(path)`.
 
-    Nothing but the manifest and the list of trials is read before it is asked for.
+    All that is in its files has been checked; what is read is as it was written.
     """
 
     def __init__(self, path: pathlib.Path, manifest: dict[str, Any]) -> None:
         self.path = path
-        self.manifest = manifest
+        self._whole = manifest
+        # what the store keeps for itself says nothing about what was measured
+        self.manifest = {key: value for key, value in manifest.items() if key != "store"}
 
     def __repr__(self) -> str:
         return f"<hwrx run {self.path.name}: {self.status}, {len(self.rows)} trials>"
@@ -59,7 +88,7 @@ class Run:
     def status(self) -> store.Status:
         """complete, interrupted, partial, or running. A run whose process is gone without ending it is partial."""
         status: store.Status = self.manifest["status"]
-        if status == "running" and not _alive(self.manifest.get("process", {})):
+        if status == "running" and not disk.still_runs(self.manifest["process"]):
             return "partial"
         return status
 
@@ -79,48 +108,58 @@ class Run:
         return any(value in ("tcg", "none", "software") for value in accelerators)
 
     @functools.cached_property
+    def contents(self) -> Contents:
+        """The directory's files, checked."""
+        return Contents(self.path, self._whole)
+
+    @property
+    def damage(self) -> list[str]:
+        """What of the run is not as it was written, a sentence each; empty if all is."""
+        return self.contents.damage
+
+    @functools.cached_property
     def experiment(self) -> experiments.Experiment:
         """The experiment as it was run."""
-        return experiments.load(self.path / "experiment.toml")
+        file = self.path / "experiment.toml"
+        try:
+            if self._whole["format"] > 1:
+                return experiments.loads(self._whole["store"]["experiment"], source=str(file), name=file.stem)
+            return experiments.load(file)
+        except UsageError as error:
+            raise StoreError(f"{self.path} is damaged: {error}") from None
 
-    @functools.cached_property
+    @property
     def journal(self) -> list[dict[str, Any]]:
         """The trials as they were recorded, nested."""
-        return store.journal(self.path)
+        return self.contents.journal.lines
 
-    @functools.cached_property
+    @property
     def trials(self) -> pa.Table:
-        """One row a trial."""
-        merged = self.path / "trials.parquet"
-        if not merged.exists() or (self.path / "parts").exists():
-            return store.trials_table(self.journal)
-        return store.open_parquet(merged).read()
+        """One row a trial, as it was recorded."""
+        return self.contents.trials
 
-    @functools.cached_property
+    @property
     def rows(self) -> list[dict[str, Any]]:
-        """`trials` as dictionaries."""
-        rows: list[dict[str, Any]] = self.trials.to_pylist()
-        return rows
+        """`trials` as dictionaries. A trial whose samples are lost has the status "damaged" and no samples."""
+        return self.contents.rows
 
     @property
     def samples(self) -> pa.Table:
         """All samples as one Arrow table, about 30 bytes a message; `trial_samples` reads one trial alone."""
-        tables = [file.read_row_group(group) for groups in self._groups.values() for file, group in groups]
+        tables = [_with_late(table) for table in self.contents.read("samples")]
         return pa.concat_tables(tables).unify_dictionaries() if tables else store.SAMPLES.empty_table()
 
     def trial_samples(self, trial: int) -> TrialSamples:
         """Read the samples of one trial."""
-        groups = self._groups.get(trial, [])
-        columns = ["sequence", "ns"]
+        columns = ["sequence", "ns", "late"]
         if any(row["trial"] == trial and row["pattern"] == "paced" for row in self.rows):
             columns.append("service_ns")
-        try:
-            tables = [file.read_row_group(group, columns=columns) for file, group in groups]
-        except (pa.ArrowInvalid, OSError) as error:
-            raise StoreError(f"{self.path}: the samples of trial {trial} are damaged: {error}") from error
+        if trial in self.contents.lost:
+            raise StoreError(f"{self.path}: the samples of trial {trial} are damaged or missing")
+        tables = [_with_late(table) for table in self.contents.read("samples", trial, columns)]
         if not tables:
             empty = np.empty(0, np.int64)
-            return TrialSamples(trial, np.empty(0, np.uint32), empty, None)
+            return TrialSamples(trial, np.empty(0, np.uint32), empty, None, np.empty(0, np.bool_))
         table = pa.concat_tables(tables)
         service = table["service_ns"] if "service_ns" in columns else None
         return TrialSamples(
@@ -128,6 +167,7 @@ class Run:
             table["sequence"].to_numpy(),
             table["ns"].to_numpy(),
             None if service is None or service.null_count else service.to_numpy(),
+            table["late"].to_numpy(),
         )
 
     def each_trial(self) -> Iterator[tuple[dict[str, Any], TrialSamples]]:
@@ -137,11 +177,25 @@ class Run:
                 yield row, self.trial_samples(row["trial"])
 
     def table(self, name: str) -> pa.Table | None:
-        """Return another table of the run (`stages`, `copies`, `drops`), None where it has none of that name."""
-        merged = self.path / f"{name}.parquet"
-        files = [merged] if merged.exists() else []
-        files += sorted((self.path / "parts").glob(f"{name}-*.parquet"))
-        return pa.concat_tables([store.open_parquet(file).read() for file in files]) if files else None
+        """Return another table of the run (`stages`, `copies`, `drops`), None if it has none of that name."""
+        tables = self.contents.read(name)
+        try:
+            return pa.concat_tables(tables) if tables else None
+        except pa.ArrowException as error:
+            raise seal.damaged(self.path / f"{name}.parquet", error) from None
+
+    def document(self, name: str) -> dict[str, Any]:
+        """Return a JSON document of the run; StoreError if it is missing or not as it was written."""
+        file = self.path / name
+        try:
+            text = file.read_bytes()
+            key = run_key(self._whole, name)
+            found = json.loads(text) if key is None else seal.opened_document(text, key)
+        except (OSError, ValueError, RecursionError) as error:
+            raise seal.damaged(file, error) from None
+        if not isinstance(found, dict):
+            raise seal.damaged(file, "it is not what this run wrote there")
+        return dict(found)
 
     def summary(self) -> Summary:
         """Figures of merit of every path and setting, with intervals: what all reports are made from."""
@@ -155,24 +209,12 @@ class Run:
 
         return draw(self.summary(), name)
 
-    @functools.cached_property
-    def _groups(self) -> dict[int, list[tuple[pq.ParquetFile, int]]]:
-        """Where each trial's samples are: file and row group, merged or not yet."""
-        merged = self.path / "samples.parquet"
-        files = [merged] if merged.exists() else []
-        files += sorted((self.path / "parts").glob("samples-*.parquet"))
-        for path in files:
-            names = store.open_parquet(path).schema_arrow.names
-            if missing := [name for name in ("trial", "sequence", "ns") if name not in names]:
-                raise StoreError(f"{path} lacks the columns {', '.join(missing)}")
-        found: dict[int, list[tuple[pq.ParquetFile, int]]] = {}
-        for file, group in store.kept_groups(files, {row["trial"] for row in self.rows}):
-            found.setdefault(store.group_trial(file, group), []).append((file, group))
-        return found
-
 
 def load(path: pathlib.Path | str) -> Run:
-    """Open a run directory; StoreError says what is wrong with one that cannot be read."""
+    """Open a run directory and check its files.
+
+    StoreError says what is wrong with one that cannot be read. What is damaged of one that can be is in `damage`.
+    """
     directory = pathlib.Path(path)
     if not directory.exists():
         hint = "" if directory.name != "latest" else " (no run has been made here)"
@@ -180,15 +222,29 @@ def load(path: pathlib.Path | str) -> Run:
             f"there is no run {directory}{hint}", remedy="hwrx compare makes one; runs/latest is the newest"
         )
     directory = directory.resolve()
-    file = directory / "manifest.json"
+    run = Run(directory, _manifest(directory))
+    if not (directory / journal.FILE).exists() and not (directory / "trials.parquet").exists():
+        raise StoreError(f"{directory} is damaged: it has neither trials.parquet nor {journal.FILE}")
+    _ = run.contents
+    return run
+
+
+def _manifest(directory: pathlib.Path) -> dict[str, Any]:
+    file = directory / store.MANIFEST
     try:
-        manifest = json.loads(file.read_bytes())
+        text = file.read_bytes()
+        manifest = json.loads(text)
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{directory} is not a run directory: it has no manifest.json") from None
-    except (ValueError, OSError) as error:
-        raise StoreError(f"{file} is damaged: {error}") from None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
+    except (ValueError, OSError, RecursionError) as error:
+        raise seal.damaged(file, error) from None
+    if not isinstance(manifest, dict) or type(manifest.get("format")) is not int or manifest["format"] < 1:
         raise StoreError(f"{file} is not the manifest of a run")
+    if seal.is_sealed(text) or manifest["format"] == store.FORMAT:
+        sealed = seal.opened_document(text, store.MANIFEST)
+        if sealed is None:
+            raise seal.damaged(file, "it is not what was written")
+        manifest = sealed
     if manifest["format"] > store.FORMAT:
         raise StoreError(
             f"{directory} was written by a newer hwrx ({manifest.get('hwrx', '?')}, format {manifest['format']}; "
@@ -197,28 +253,19 @@ def load(path: pathlib.Path | str) -> Run:
         )
     if missing := [key for key in MANIFEST_KEYS if key not in manifest]:
         raise StoreError(f"{file} is damaged: it lacks {', '.join(missing)}")
-    run = Run(directory, manifest)
-    if not (directory / "trials.jsonl").exists() and not (directory / "trials.parquet").exists():
-        raise StoreError(f"{directory} is damaged: it has neither trials.parquet nor trials.jsonl")
-    wanted = ("trial", "repeat", "label", "status", "samples", "path", "pattern", "size", "wait")
-    if run.rows and (missing := [key for key in wanted if key not in run.rows[0]]):
-        raise StoreError(f"{directory}: trials.parquet lacks the columns {', '.join(missing)}")
-    if lost := [row["label"] for row in run.rows if row["samples"] and row["trial"] not in run._groups]:
-        raise StoreError(f"{directory} is damaged: the samples of {len(lost)} trials are missing (first: {lost[0]})")
-    return run
-
-
-def _alive(process: dict[str, Any]) -> bool:
-    """Whether the writer still runs; of another host's process nothing is known, and it is taken as gone."""
-    if process.get("host") != socket.gethostname() or not isinstance(process.get("pid"), int):
-        return False
     try:
-        os.kill(process["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        msgspec.convert(manifest, Manifest)
+        datetime.datetime.fromisoformat(manifest["started"])
+    except ValueError as error:
+        raise seal.damaged(file, error) from None
+    return dict(manifest)
+
+
+def _with_late(table: pa.Table) -> pa.Table:
+    """Format 1 has no column `late`: a late answer had no sample."""
+    if "late" in table.column_names:
+        return table
+    return table.append_column("late", pa.array(np.zeros(table.num_rows, np.bool_)))
 
 
 def _find(tree: Any, key: str) -> Any:

@@ -10,21 +10,31 @@
       log.txt
     runs/latest -> the newest of them
 
+Columns, units and meanings are in `hwrx.schema`, and in the metadata of the Parquet files.
+
+What is written carries its checksum (`hwrx.seal`), begun with the run's own number: manifest and journal line by line,
+Parquet files row group by row group, with page checksums inside and a copy of the footer. The manifest's `store` has
+that number, the experiment again, the tables that the run ended with, and length and checksum of its log. What is not
+as it was written is never read (`hwrx.contents`): a damaged part costs that part, and is named.
+
 What `ns` of a sample means depends on the trial's pattern:
     pingpong  the full round trip, as measured (reports halve it, except where the path is a round trip by nature)
     stream    time since the previous delivery; 0 for a trial's first row, which is no gap and is left out of statistics
     paced     response time, from the *intended* send to the answer; `service_ns` is the same from the actual send
+
+Format 2 is the one with checksums. In format 1, which can still be read, `stages` has the places that its stages had in
+the catalogue of then (`stage`) beside their names, and `late` is missing: a late answer had no sample.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
 import pathlib
 import shutil
-import socket
+import uuid
+import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
@@ -32,32 +42,22 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from hwrx import __version__, disk
+from hwrx import __version__, disk, journal, schema, seal
 from hwrx import experiment as experiments
+from hwrx.contents import Contents, run_key
 from hwrx.errors import StoreError, UsageError
+from hwrx.schema import SAMPLES as SAMPLES
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from hwrx.runs import Run
 
-FORMAT = 1
+FORMAT = 2
+MANIFEST = "manifest.json"
 Status = Literal["running", "complete", "partial", "interrupted"]
 
-SAMPLES = pa.schema(
-    [
-        pa.field("trial", pa.int32(), nullable=False),
-        pa.field("path", pa.dictionary(pa.int8(), pa.string()), nullable=False),
-        pa.field("size", pa.int32(), nullable=False),
-        pa.field("pattern", pa.dictionary(pa.int8(), pa.string()), nullable=False),
-        pa.field("sequence", pa.uint32(), nullable=False),
-        pa.field("ns", pa.int64(), nullable=False),
-        pa.field("service_ns", pa.int64()),
-    ]
-)
-ROWS_A_GROUP = 1 << 20
 _RESERVE = 1 << 16  # bytes set aside so that a full disk still takes the last manifest
 
 
@@ -73,6 +73,7 @@ class Writer:
         self.recorded = 0
         self._parts = 0
         self._finished = False
+        self._lock = contextlib.ExitStack()
 
     @classmethod
     def create(
@@ -88,6 +89,8 @@ class Writer:
         """
         layout = plan if isinstance(plan, experiments.Plan) else None
         experiment = experiments.with_seed(layout.experiment if layout else cast("experiments.Experiment", plan))
+        text = experiments.dumps(experiment)
+        experiments.loads(text, source="the experiment")  # what could not be read again is not measured
         now = _now()
         own = {
             "format": FORMAT,
@@ -96,12 +99,13 @@ class Writer:
             "hwrx": __version__,
             "started": now.isoformat(),
             "ended": None,
-            "process": {"pid": os.getpid(), "host": socket.gethostname()},
+            "process": disk.this_process(),
             "name": experiment.name,
             "question": experiment.question,
             "seed": experiment.seed,
             "trials_planned": len(layout.trials) if layout else None,
             "skipped": msgspec.to_builtins(layout.skipped) if layout else [],
+            "store": {"id": uuid.uuid4().hex, "experiment": text},
         }
         # what the testbed says that it put up counts more than what was asked for (--device makes it "hosts")
         asked = {"topology": experiment.topology, "clock": experiment.clock}
@@ -114,17 +118,20 @@ class Writer:
             hidden.mkdir()
             writer = cls(hidden, {**own, **asked, **manifest})
             try:
+                writer._lock.enter_context(disk.locked(hidden))
                 (hidden / "parts").mkdir()
                 (hidden / ".reserve").write_bytes(b"\0" * _RESERVE)
                 writer._write_manifest()
-                disk.replace(hidden / "experiment.toml", experiments.dumps(experiment).encode())
-                (hidden / "trials.jsonl").touch()
+                disk.replace(hidden / "experiment.toml", text.encode())
+                (hidden / journal.FILE).touch()
                 (hidden / "log.txt").touch()
                 writer.path = _settle(hidden, root / f"{now:%Y%m%dT%H%M%SZ}-{experiment.name}")
             except BaseException:
+                writer._lock.close()
                 shutil.rmtree(hidden, ignore_errors=True)
                 raise
-            _point(root / "latest", writer.path.name)
+            if problem := _point(root / "latest", writer.path.name):
+                writer.log(problem)
         return writer
 
     @classmethod
@@ -136,15 +143,25 @@ class Writer:
         """
         from hwrx import runs
 
-        run = runs.load(path)
-        if run.status == "complete":
-            raise StoreError(f"run {run.path} is complete: there is nothing to resume")
-        if run.status == "running":
-            raise StoreError(
-                f"run {run.path} is still being written by process {run.manifest['process']['pid']}",
-                remedy="wait for it, or stop it",
-            )
+        _check_resumable(run := runs.load(path))
+        with contextlib.ExitStack() as lock:
+            lock.enter_context(disk.locked(run.path))
+            _check_resumable(run := runs.load(run.path))  # it may have gone on meanwhile
+            writer = cls(run.path, {**run.manifest, "store": dict(run.contents.store)})
+            writer._lock = lock.pop_all()
+        try:
+            with disk.guarded(run.path):
+                return writer, writer._go_on(run, manifest)
+        except BaseException:
+            writer._lock.close()
+            raise
+
+    def _go_on(self, run: Run, manifest: Mapping[str, Any]) -> experiments.Plan:
+        """Make the directory ready for what is still to run; return the plan of that."""
         kept = {row["trial"] for row in run.rows if row["status"] == "ok"}
+        # what only trials.parquet has runs again: it will be written anew from the journal
+        lines = [line for line in run.contents.journal.lines if line["trial"] in kept]
+        kept = {line["trial"] for line in lines}
         labels = {row["trial"]: row["label"] for row in run.rows}
         left_out = {skip["label"] for skip in run.manifest["skipped"]}
         plan = experiments.plan(run.experiment, _refuse(left_out, run.experiment))
@@ -152,23 +169,25 @@ class Writer:
         wrong = [t.label for t in plan.trials if t.number in labels and labels[t.number] != t.label]
         if wrong:
             raise StoreError(f"run {run.path}: its trials are not those of its experiment.toml (first: {wrong[0]})")
-        writer = cls(run.path, dict(run.manifest))
-        with disk.guarded(run.path):
-            (run.path / "parts").mkdir(exist_ok=True)
-            journal = [json.dumps(line) for line in run.journal if line["status"] == "ok"]
-            disk.replace(run.path / "trials.jsonl", "".join(f"{line}\n" for line in journal).encode())
-            (run.path / ".reserve").write_bytes(b"\0" * _RESERVE)
-            writer.recorded = len(journal)
-            writer._parts = max((int(part.stem[-6:]) for part in (run.path / "parts").glob("*.parquet")), default=0)
-            changed = {k: v for k, v in manifest.items() if k in run.manifest and run.manifest[k] != v}
-            writer.manifest["status"] = "running"
-            writer.manifest["trials_planned"] = len(plan.trials)
-            writer.manifest["process"] = {"pid": os.getpid(), "host": socket.gethostname()}
-            writer.manifest.setdefault("resumed", []).append({"at": _now().isoformat(), "changed": changed})
-            writer._write_manifest()
+        (self.path / "parts").mkdir(exist_ok=True)
+        key = run_key(self.manifest, journal.FILE) or ""
+        disk.replace(self.path / journal.FILE, b"".join(seal.sealed_line(line, key) + b"\n" for line in lines))
+        (self.path / ".reserve").write_bytes(b"\0" * _RESERVE)
+        self.recorded = len(lines)
+        self._parts = run.contents.last_part()
+        changed = {k: v for k, v in manifest.items() if k in run.manifest and run.manifest[k] != v}
+        self.manifest["status"] = "running"
+        self.manifest["trials_planned"] = len(plan.trials)
+        self.manifest["process"] = disk.this_process()
+        self.manifest["resumed"] = [
+            *self.manifest.get("resumed", []),
+            {"at": _now().isoformat(), "changed": changed, "damage": run.damage},
+        ]
+        self._write_manifest()
         left = [trial for trial in plan.trials if trial.number not in kept]
-        writer.log(f"resumed: {len(kept)} trials are there, {len(left)} to go")
-        return writer, msgspec.structs.replace(plan, trials=left)
+        self.log("".join(f"damaged: {words}\n" for words in run.damage))
+        self.log(f"resumed: {len(kept)} trials are there, {len(left)} to go")
+        return msgspec.structs.replace(plan, trials=left)
 
     def add_trial(
         self,
@@ -180,16 +199,19 @@ class Writer:
         sequence: npt.NDArray[np.uint32] | None = None,
         ns: npt.NDArray[np.int64] | None = None,
         service_ns: npt.NDArray[np.int64] | None = None,
+        late: npt.NDArray[np.bool_] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         """Record a trial that ended: its samples first, then its line in the journal.
 
-        `status` is "ok" or "failed"; a failed trial may have samples. The arrays are as long as each other.
+        `status` is "ok" or "failed"; a failed trial may have samples. The arrays are as long as each other; `late` None
+        says that no answer was late.
         """
         count = 0 if ns is None else len(ns)
+        part = self._parts + 1
         with disk.guarded(self.path):
             if count:
-                self._add_part("samples", _samples(trial, sequence, ns, service_ns))
+                self._add_part("samples", _samples(trial, sequence, ns, service_ns, late), trial.number)
             line = {
                 "trial": trial.number,
                 "repeat": trial.repeat,
@@ -199,10 +221,12 @@ class Writer:
                 "error": error,
                 "ended": _now().isoformat(),
                 "samples": count,
+                "part": part,
                 "tally": dict(tally or {}),
                 "extra": msgspec.to_builtins(dict(extra or {})),
             }
-            disk.append(self.path / "trials.jsonl", json.dumps(line).encode() + b"\n")
+            key = run_key(self.manifest, journal.FILE) or ""
+            disk.append(self.path / journal.FILE, seal.sealed_line(line, key) + b"\n")
         self.recorded += 1
 
     def add_table(self, name: str, table: pa.Table) -> None:
@@ -210,8 +234,14 @@ class Writer:
         if name in ("samples", "trials") or not name.isidentifier():
             raise ValueError(f"'{name}' is no name for an extra table")
         if table.num_rows:
+            trials = set(table["trial"].to_pylist()) if "trial" in table.column_names else set()
             with disk.guarded(self.path):
-                self._add_part(name, table)
+                self._add_part(name, table, trials.pop() if len(trials) == 1 else None)
+
+    def add_document(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON document of the run, with its checksum, in the place of the one before."""
+        with disk.guarded(self.path):
+            disk.replace(self.path / name, seal.sealed_document(content, run_key(self.manifest, name) or ""))
 
     def expect(self, trials: int) -> None:
         """Say how many trials the run is to have, where that was not known when it began."""
@@ -242,7 +272,7 @@ class Writer:
         if status == "complete" and planned is not None and self.recorded < planned:
             status, reason = "partial", reason or f"{self.recorded} of {planned} trials were run"
         self.manifest.update(status=status, reason=reason, ended=_now().isoformat())
-        with disk.guarded(self.path):
+        with self._lock, disk.guarded(self.path):
             try:
                 self._merge()
             except (OSError, StoreError) as error:
@@ -251,6 +281,9 @@ class Writer:
                 raise
             finally:
                 (self.path / ".reserve").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    log = (self.path / "log.txt").read_bytes()
+                    self.manifest["store"]["log"] = {"bytes": len(log), "crc32": zlib.crc32(log)}
                 self._write_manifest()
             shutil.rmtree(self.path / "parts", ignore_errors=True)
 
@@ -267,101 +300,41 @@ class Writer:
         with contextlib.suppress(StoreError):  # the error that is on its way says more
             self.finish(status, _sentence(error))
 
+    def lines(self) -> list[dict[str, Any]]:
+        """The journal of the trials so far."""
+        return journal.read_journal(self.path, run_key(self.manifest, journal.FILE)).lines
+
     # --- inside ----------------------------------------------------------------------------------------------------
 
-    def _add_part(self, name: str, table: pa.Table) -> None:
-        self._parts += 1
-        target = self.path / "parts" / f"{name}-{self._parts:06d}.parquet"
-        with disk.replacing(target) as file:
-            pq.write_table(table, file, **_encoding(table.schema))
+    def _add_part(self, name: str, table: pa.Table, trial: int | None) -> None:
+        number = self._parts + 1
+        stem = f"{name}-{number:06d}"
+        key = run_key(self.manifest, stem) or ""
+        with disk.replacing(self.path / "parts" / f"{stem}.parquet") as file:
+            described = schema.described(name, table.schema)
+            seal.write_parquet(file, described, [(number, trial, table.cast(described))], key)
+        self._parts = number
 
     def _merge(self) -> None:
-        names = {part.name.rpartition("-")[0] for part in (self.path / "parts").glob("*.parquet")}
-        known = {line["trial"] for line in journal(self.path)}
-        for name in sorted(names | {"samples"}):
-            target = self.path / f"{name}.parquet"
-            parts = sorted((self.path / "parts").glob(f"{name}-*.parquet"))
-            before = [target] if target.exists() else []
-            schema = SAMPLES if name == "samples" else pq.read_schema(parts[0])
-            with disk.replacing(target) as file, pq.ParquetWriter(file, schema, **_encoding(schema)) as merged:
-                for source, group in kept_groups([*before, *parts], known if name == "samples" else None):
-                    merged.write_table(source.read_row_group(group).cast(schema))
+        found = Contents(self.path, self.manifest)
+        for words in found.damage:
+            self.log(f"damaged: {words}")
+        tables = {name: kept for name, kept in found.tables.items() if kept or name == "samples"}
+        for name, kept in tables.items():
+            first = kept[0][0].schema if kept else SAMPLES
+            described = schema.described(name, first)
+            one_by_one = ((group.part, group.trial, reader.read(group).cast(described)) for reader, group in kept)
+            with disk.replacing(self.path / f"{name}.parquet") as file:
+                seal.write_parquet(file, described, one_by_one, run_key(self.manifest, name) or "")
+        trials = journal.trials_table(found.journal.lines)
+        described = schema.described("trials", trials.schema)
         with disk.replacing(self.path / "trials.parquet") as file:
-            pq.write_table(trials_table(journal(self.path)), file, compression="zstd")
+            key = run_key(self.manifest, "trials") or ""
+            seal.write_parquet(file, described, [(0, None, trials.cast(described))], key)
+        self.manifest["store"]["tables"] = sorted([*tables, "trials"])
 
     def _write_manifest(self) -> None:
-        text = json.dumps(self.manifest, indent=1, ensure_ascii=False, default=str)
-        disk.replace(self.path / "manifest.json", text.encode() + b"\n")
-
-
-# --- what reader and writer share ----------------------------------------------------------------------------------
-
-
-def journal(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Read a run's journal. A last line without its end was being written when the run was killed, and is left out.
-
-    Where a trial stands there twice (a failed one that ran again), the later line counts.
-    """
-    lines: dict[int, dict[str, Any]] = {}
-    with (path / "trials.jsonl").open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                entry = json.loads(line)
-                lines[entry["trial"]] = entry
-            except (ValueError, KeyError, TypeError) as error:
-                raise StoreError(f"{path}/trials.jsonl is damaged in line {number}: {error}") from None
-    return list(lines.values())
-
-
-def trials_table(lines: list[dict[str, Any]]) -> pa.Table:
-    """One row a trial: setting and counts as columns, and of `extra` what is numbers all through; else JSON text."""
-    rows = []
-    for line in lines:
-        row = {key: line[key] for key in ("trial", "repeat", "label", "status", "error", "ended", "samples")}
-        row.update(line["setting"])
-        row.update(line["tally"])
-        for key, value in line["extra"].items():
-            row.update(_flat(key, value))
-        rows.append(row)
-    columns: dict[str, list[Any]] = {key: [] for row in rows for key in row}
-    for key in columns:
-        columns[key] = [row.get(key) for row in rows]
-    return pa.table(columns) if rows else pa.table({"trial": pa.array([], pa.int64())})
-
-
-def kept_groups(files: list[pathlib.Path], known: set[int] | None) -> list[tuple[pq.ParquetFile, int]]:
-    """Return the row groups that count, as file and number, in the order of the files.
-
-    Left out are samples of a trial that the journal does not `know` (the run was killed between the two), and those of
-    a trial that stands again in a later file (it failed, and ran again). None: every group counts.
-    """
-    groups: list[tuple[pq.ParquetFile, int, int]] = []
-    last: dict[int, pq.ParquetFile] = {}
-    for path in files:
-        file = open_parquet(path)
-        for group in range(file.num_row_groups):
-            trial = group_trial(file, group) if known is not None else -1
-            groups.append((file, group, trial))
-            last[trial] = file
-    return [(f, group) for f, group, trial in groups if known is None or (trial in known and last[trial] is f)]
-
-
-def open_parquet(path: pathlib.Path) -> pq.ParquetFile:
-    """Open a table of a run; StoreError where it is damaged."""
-    try:
-        return pq.ParquetFile(path, memory_map=True)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(f"{path} is damaged: {error}", remedy="take the run from a copy, or run it again") from None
-
-
-def group_trial(file: pq.ParquetFile, group: int) -> int:
-    """Return the one trial whose samples are in a row group."""
-    statistics = file.metadata.row_group(group).column(0).statistics
-    if statistics is None or not statistics.has_min_max or statistics.min != statistics.max:
-        raise StoreError("samples.parquet: a row group that is not of one trial: not written by hwrx")
-    return int(statistics.min)
+        disk.replace(self.path / MANIFEST, seal.sealed_document(self.manifest, MANIFEST))
 
 
 def load(path: pathlib.Path | str) -> Run:
@@ -379,11 +352,14 @@ def _samples(
     sequence: npt.NDArray[np.uint32] | None,
     ns: npt.NDArray[np.int64] | None,
     service_ns: npt.NDArray[np.int64] | None,
+    late: npt.NDArray[np.bool_] | None,
 ) -> pa.Table:
     if sequence is None or ns is None or len(sequence) != len(ns):
         raise ValueError("sequence and ns must be as long as each other")
     if service_ns is not None and len(service_ns) != len(ns):
         raise ValueError("service_ns must be as long as ns")
+    if late is not None and len(late) != len(ns):
+        raise ValueError("late must be as long as ns")
     count = len(ns)
     zeros = pa.array(np.zeros(count, np.int8))
     columns = [
@@ -394,37 +370,21 @@ def _samples(
         pa.array(sequence, pa.uint32()),
         pa.array(ns, pa.int64()),
         pa.nulls(count, pa.int64()) if service_ns is None else pa.array(service_ns, pa.int64()),
+        pa.array(np.zeros(count, np.bool_) if late is None else late, pa.bool_()),
     ]
     return pa.Table.from_arrays(columns, schema=SAMPLES)
 
 
-def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """Parquet options: integers that change are stored as differences (2.3 bytes a row where plain takes 2.8)."""
-    changing = [
-        field.name
-        for field in schema
-        if pa.types.is_integer(field.type) and (field.name in ("sequence", "at") or field.name.endswith("ns"))
-    ]
-    named = [field.name for field in schema if field.name not in changing]
-    return {
-        "compression": "zstd",
-        "use_dictionary": named,
-        "column_encoding": dict.fromkeys(changing, "DELTA_BINARY_PACKED"),
-    } | ({} if named else {"use_dictionary": False})
-
-
-def _flat(key: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, bool | int | float | str) or value is None:
-        return {key: value}
-    if key != "chosen" and isinstance(value, dict) and _numbers(value):  # what a path chose has no fixed columns
-        return {name: number for inner, item in value.items() for name, number in _flat(f"{key}_{inner}", item).items()}
-    return {key: json.dumps(value, ensure_ascii=False)}
-
-
-def _numbers(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(_numbers(item) for item in value.values())
-    return isinstance(value, int | float)
+def _check_resumable(run: Run) -> None:
+    if run.manifest["format"] < FORMAT:
+        raise StoreError(
+            f"run {run.path} was begun by hwrx {run.manifest.get('hwrx', '?')}, whose format can be read only",
+            remedy=f"run it anew: hwrx compare {run.path / 'experiment.toml'}",
+        )
+    if run.status == "complete" and not run.contents.lost:
+        raise StoreError(f"run {run.path} is complete: there is nothing to resume")
+    if run.status == "running":
+        raise disk.busy(run.path, run.manifest["process"]["pid"])
 
 
 def _refuse(labels: set[str], experiment: experiments.Experiment) -> Any:
@@ -444,14 +404,18 @@ def _settle(hidden: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
     raise StoreError(f"{target}: a thousand runs of this name began in this second")
 
 
-def _point(link: pathlib.Path, name: str) -> None:
-    """Let `latest` point to the run, in one step. Something else of that name stays."""
+def _point(link: pathlib.Path, name: str) -> str:
+    """Let `latest` point to the run, in one step; return why it does not. Something else of that name stays."""
     if link.exists() and not link.is_symlink():
-        return
+        return f"{link.name} is something else, and stays: it does not point to this run"
     fresh = link.with_name(f".latest.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(name)
-    fresh.replace(link)
+    try:
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(name)
+        fresh.replace(link)
+    except OSError as error:  # of file systems without links it is EPERM, EOPNOTSUPP, ENOSYS
+        return f"{link.name} does not point to this run: no symbolic link can be made here ({disk.reason(error)})"
+    return ""
 
 
 def _sentence(error: BaseException) -> str:

@@ -43,7 +43,7 @@ def rerun(run: pathlib.Path, runs: pathlib.Path, dry_run: bool) -> None:
 
     before = hwrx.load(run)
     wanted = msgspec.convert(before.manifest.get("asked", {}), Wanted)
-    run_and_report(before.experiment, wanted, runs=runs, dry_run=dry_run, as_json=False)
-    if not dry_run:
+    after = run_and_report(before.experiment, wanted, runs=runs, dry_run=dry_run, as_json=False)
+    if after is not None:
         click.echo()
-        diff_text.show(diff.compare([before], [hwrx.load(runs / "latest")], anyway=True))
+        diff_text.show(diff.compare([before], [hwrx.load(after)], anyway=True))

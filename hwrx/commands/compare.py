@@ -22,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from hwrx import capacity, estimate, precision, renewal, run, store, strict_json, testbed, tune
+from hwrx import capacity, disk, estimate, precision, renewal, run, store, strict_json, testbed, tune
 from hwrx import experiment as experiments
 from hwrx.errors import HwrxError, UsageError
 from hwrx.experiment import Experiment, Plan, Trial
@@ -180,8 +180,11 @@ def described(file: Path | None, options: dict[str, Any]) -> Experiment:
 
 def run_and_report(
     experiment: Experiment, wanted: Wanted, *, runs: Path, dry_run: bool, as_json: bool, resume: Path | None = None
-) -> None:
-    """Plan, run with a progress display, and end with the table and the path of the report."""
+) -> Path | None:
+    """Plan, run with a progress display, and end with the table and the path of the report.
+
+    Return the run's directory; None after a dry run.
+    """
     with Display() as display:
         experiment = testbed.settle_clock(experiment, wanted, display.stage)
     testbed.check(experiment, wanted)
@@ -189,7 +192,8 @@ def run_and_report(
     estimate.check_budget(layout)
     if dry_run:
         print_plan(layout, as_json)
-        return
+        return None
+    disk.check_place(runs if resume is None else resume, estimate.estimate(layout).disk)
     outcome, directory = measure(layout, wanted, runs, resume)
     report(directory, as_json=as_json)
     if outcome.failed:
@@ -197,6 +201,7 @@ def run_and_report(
             f"{len(outcome.failed)} of {len(layout.trials)} trials failed, the first: {outcome.failed[0]}",
             remedy=f"each failure stands in {directory / 'log.txt'}",
         )
+    return directory
 
 
 def measure(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None) -> tuple[Outcome, Path]:
@@ -221,6 +226,8 @@ def measure(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None
                         writer = store.Writer.create(runs, layout, manifest)
                     else:
                         writer, layout = store.Writer.resume(resume, manifest)
+                        for words in writer.manifest["resumed"][-1]["damage"]:
+                            display.stage("damaged", words)
                     kept.enter_context(writer)
                     for skip in layout.skipped:
                         writer.log(f"left out: {skip.label}: {skip.reason}")
@@ -328,7 +335,7 @@ class Display:
     def trial(self, done: int, total: int, label: str) -> None:
         """Say which trial runs."""
         self._progress.update(self._task, description=label or "done", completed=done, total=total)
-        tenth = done * 10 // total
+        tenth = done * 10 // max(total, 1)  # a run that was stopped between its last trial and its end has none left
         if not self._console.is_terminal and tenth != self._told:
             self._told = tenth
             self._console.print(f"trial {done} of {total} {label}".rstrip(), highlight=False, soft_wrap=True)

@@ -169,7 +169,7 @@ def run(
             for number, each in enumerate(floods):
                 keep.add(writer, number, each.flood, each.sent, each.taken)
                 found.append(each.flood)
-                keep.finish(writer.path, found)
+                keep.finish(writer, found)
     return writer.path, found
 
 

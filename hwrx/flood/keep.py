@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from msgspec import Struct
 
-from hwrx import disk, store
+from hwrx import runs, store
 from hwrx.errors import StoreError
 from hwrx.experiment import Experiment, Plan, Topology, Trial
 from hwrx.flood import account, words
@@ -113,19 +113,18 @@ def _timeline(number: int, flood: Flood) -> pa.Table:
     })  # fmt: skip
 
 
-def finish(path: pathlib.Path, floods: Sequence[Flood]) -> None:
+def finish(writer: store.Writer, floods: Sequence[Flood]) -> None:
     """Write FILE, from which the report is made."""
-    with disk.guarded(path):
-        disk.replace(path / FILE, msgspec.json.format(msgspec.json.encode(Kept(list(floods))), indent=1))
+    writer.add_document(FILE, msgspec.to_builtins(Kept(list(floods))))
 
 
 def load(path: pathlib.Path) -> list[Flood]:
     """Read a run's floods; StoreError says what is wrong."""
-    try:
-        return msgspec.json.decode((path / FILE).read_bytes(), type=Kept).floods
-    except FileNotFoundError:
+    if not (path / FILE).exists():
         raise StoreError(
             f"{path} holds no flood", remedy="give a path (udp, tcp, …) to make one, or a run directory that has one"
-        ) from None
-    except (msgspec.MsgspecError, OSError) as error:
+        )
+    try:
+        return msgspec.convert(runs.load(path).document(FILE), Kept, str_keys=True).floods
+    except msgspec.MsgspecError as error:
         raise StoreError(f"{path / FILE} is damaged: {error}") from None

@@ -88,6 +88,8 @@ def label(run: Run) -> str:
     said.append(f"topology {run.manifest['topology']}")
     if run.status != "complete":
         said.append(f"{run.status.upper()} run")
+    if run.damage:
+        said.append("DAMAGED run")
     return ", ".join(said)
 
 

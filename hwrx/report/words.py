@@ -152,7 +152,8 @@ def of_run(run: Run) -> list[str]:
     warnings = []
     if run.status != "complete":
         warnings.append(f"run {run.path.name} is {run.status}: {run.reason}; figures stand on what was measured")
-    failed = [trial for trial in run.rows if trial["status"] != "ok"]
+    warnings += [f"run {run.path.name} is damaged: {loss}" for loss in run.damage]
+    failed = [trial for trial in run.rows if trial["status"] == "failed"]
     for trial in failed[:5]:
         error = str(trial["error"]).splitlines()[0] if trial["error"] else "no reason was given"
         warnings.append(f"trial {trial['trial']} ({trial['label']}) failed: {error}")

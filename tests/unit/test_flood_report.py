@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert (crossed.sent == times).all()
             assert (crossed.taken == taken).all()
             keep.add(writer, number, flood, crossed.sent, crossed.taken)
-            keep.finish(writer.path, KEPT[: number + 1])
+            keep.finish(writer, KEPT[: number + 1])
     page.write(writer.path, KEPT)
     return writer.path
 
@@ -133,9 +134,12 @@ def test_a_datagram_that_a_broken_queue_pair_had_is_lost_with_it() -> None:
     assert result._datagrams(Balance(100, 60, rows, [], 5, []), "").unexplained == 5
 
 
-def test_what_is_no_run_of_floods_is_told_in_words(tmp_path: Path) -> None:
+def test_what_is_no_run_of_floods_is_told_in_words(run: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds no flood"):
         keep.load(tmp_path)
-    (tmp_path / keep.FILE).write_text("{")
-    with pytest.raises(StoreError, match="is damaged"):
-        keep.load(tmp_path)
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    text = (copy / keep.FILE).read_text()
+    (copy / keep.FILE).write_text(text.replace('"delivered": 60', '"delivered": 61', 1))
+    with pytest.raises(StoreError, match=r"floods.json is damaged"):
+        keep.load(copy)

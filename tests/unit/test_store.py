@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import made_runs
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import hwrx
-from hwrx import experiment, store
-from hwrx.errors import StoreError
+from hwrx import disk, experiment, schema, seal, store
+from hwrx.errors import StoreError, UsageError
 
 
 def test_a_complete_run_reads_back(tmp_path: pathlib.Path) -> None:
@@ -40,6 +43,7 @@ def test_a_complete_run_reads_back(tmp_path: pathlib.Path) -> None:
     trial = made_runs.layout(patterns=["pingpong", "stream"]).trials[0]
     assert row["label"] == trial.label
     assert (row["path"], row["size"], row["messages"]) == (trial.setting.path, trial.setting.size, 1200)
+    assert row["part"] == 1
     assert (row["delivered"], row["cpu_client_thread"], row["resident_server"]) == (1200, 7_200_000, 31 << 20)
     assert json.loads(row["chosen"])["client"] == {"mtu": 1024}
     block = float(np.random.default_rng([0, 1000]).normal(0, 0.02))
@@ -286,75 +290,6 @@ def test_extra_tables_are_merged_too(tmp_path: pathlib.Path) -> None:
     assert run.table("copies") is None
 
 
-def damaged(tmp_path: pathlib.Path) -> pathlib.Path:
-    return made_runs.make(tmp_path, repeats=1)
-
-
-def test_damage_is_named(tmp_path: pathlib.Path) -> None:
-    path = damaged(tmp_path / "a")
-    samples = path / "samples.parquet"
-    samples.write_bytes(samples.read_bytes()[:-20])
-    with pytest.raises(StoreError, match=r"samples.parquet is damaged"):
-        hwrx.load(path)
-
-    path = damaged(tmp_path / "b")
-    (path / "samples.parquet").unlink()
-    with pytest.raises(StoreError, match=r"samples of 4 trials are missing \(first: "):
-        hwrx.load(path)
-
-    path = damaged(tmp_path / "c")
-    (path / "manifest.json").write_text("{")
-    with pytest.raises(StoreError, match=r"manifest.json is damaged"):
-        hwrx.load(path)
-    (path / "manifest.json").write_text('{"format": 1}')
-    with pytest.raises(StoreError, match=r"lacks status, name"):
-        hwrx.load(path)
-    (path / "manifest.json").write_text("[]")
-    with pytest.raises(StoreError, match=r"not the manifest of a run"):
-        hwrx.load(path)
-
-    path = damaged(tmp_path / "d")
-    (path / "trials.parquet").unlink()
-    (path / "trials.jsonl").unlink()
-    with pytest.raises(StoreError, match=r"neither trials.parquet nor"):
-        hwrx.load(path)
-
-    path = damaged(tmp_path / "e")
-    pq.write_table(pq.read_table(path / "samples.parquet").drop_columns(["ns"]), path / "samples.parquet")
-    with pytest.raises(StoreError, match=r"lacks the columns ns"):
-        hwrx.load(path)
-
-    path = damaged(tmp_path / "f")
-    pq.write_table(pq.read_table(path / "trials.parquet").drop_columns(["size"]), path / "trials.parquet")
-    with pytest.raises(StoreError, match=r"lacks the columns size"):
-        hwrx.load(path)
-
-    path = damaged(tmp_path / "g")
-    (path / "trials.parquet").unlink()
-    journal = path / "trials.jsonl"
-    journal.write_text("nonsense\n" + journal.read_text())
-    with pytest.raises(StoreError, match=r"trials.jsonl is damaged in line 1"):
-        _ = hwrx.load(path)
-
-
-def test_flipped_bytes_in_the_samples_are_found_or_named(tmp_path: pathlib.Path) -> None:
-    path = damaged(tmp_path)
-    samples = path / "samples.parquet"
-    content = bytearray(samples.read_bytes())
-    content[40:400] = b"\xa5" * 360
-    samples.write_bytes(content)
-    with pytest.raises(StoreError, match="samples of trial 0 are damaged"):
-        hwrx.load(path).trial_samples(0)
-
-
-def test_a_run_of_a_newer_hwrx_is_refused(tmp_path: pathlib.Path) -> None:
-    path = damaged(tmp_path)
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**manifest, "format": 2, "hwrx": "9.9"}))
-    with pytest.raises(StoreError, match=r"written by a newer hwrx \(9\.9, format 2; this one reads up to 1\)"):
-        hwrx.load(path)
-
-
 def test_what_is_no_run_is_said(tmp_path: pathlib.Path) -> None:
     with pytest.raises(StoreError, match=r"no run .*latest \(no run has been made here\)"):
         hwrx.load(tmp_path / "latest")
@@ -373,3 +308,151 @@ def test_log_lines_carry_the_time(tmp_path: pathlib.Path) -> None:
         writer.log("one\ntwo")
     lines = (writer.path / "log.txt").read_text().splitlines()
     assert [line.split()[1] for line in lines] == ["one", "two"]
+
+
+def stopped(root: pathlib.Path, trials: int = 3) -> pathlib.Path:
+    """A run that was stopped after some trials."""
+    plan = made_runs.layout()
+    with pytest.raises(KeyboardInterrupt), store.Writer.create(root, plan, {}) as writer:
+        for trial in plan.trials[:trials]:
+            made_runs.add(writer, trial)
+        raise KeyboardInterrupt
+    return writer.path
+
+
+def test_a_run_has_one_writer(tmp_path: pathlib.Path) -> None:
+    path = stopped(tmp_path)
+    one, left = store.Writer.resume(path)
+    with pytest.raises(StoreError, match="still being written by"):
+        store.Writer.resume(path)
+    with disk.locked(path.parent):  # the lock is the run's own
+        pass
+    with one:
+        for trial in left.trials[:2]:
+            made_runs.add(one, trial)
+    two, left = store.Writer.resume(path)
+    assert len(left.trials) == 7
+    two.finish("partial")
+
+
+def test_a_lock_that_somebody_else_holds_is_in_the_way_whatever_the_manifest_says(tmp_path: pathlib.Path) -> None:
+    path = stopped(tmp_path)
+    hold = f"import fcntl, os; fcntl.flock(os.open({str(path)!r}, 0), 2); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(StoreError, match="still being written by another process"):
+            store.Writer.resume(path)
+        other.communicate(b"\n")
+    again, _ = store.Writer.resume(path)
+    again.finish("partial")
+
+
+def test_a_process_number_that_came_again_is_no_writer(tmp_path: pathlib.Path) -> None:
+    plan = made_runs.layout()
+    writer = store.Writer.create(tmp_path, plan, {})
+    assert hwrx.load(writer.path).status == "running"
+    mine = writer.manifest["process"]
+    for other in ({**mine, "began": mine["began"] - 1}, {**mine, "boot": "another"}, {"pid": mine["pid"], "host": "x"}):
+        writer.note(process=other)
+        assert hwrx.load(writer.path).status == "partial"
+    writer.finish("partial")
+
+
+def test_a_run_that_was_killed_after_its_last_trial_can_end(tmp_path: pathlib.Path) -> None:
+    from hwrx.commands.compare import Display
+
+    plan = made_runs.layout()
+    killed = store.Writer.create(tmp_path, plan, {})
+    for trial in plan.trials:
+        made_runs.add(killed, trial)
+    path = shutil.copytree(killed.path, tmp_path / "copy")
+    manifest = {**killed.manifest, "process": {"pid": 1, "boot": "before", "began": 1}}
+    (path / store.MANIFEST).write_bytes(seal.sealed_document(manifest, store.MANIFEST))
+    again, left = store.Writer.resume(path)
+    assert left.trials == []
+    with again, Display() as display:
+        display.trial(0, 0, "")
+    assert hwrx.load(path).status == "complete"
+    assert hwrx.load(path).samples.num_rows == 12 * 1200
+    killed.finish("partial")
+
+
+def test_parts_that_are_merged_already_do_not_count_twice(tmp_path: pathlib.Path) -> None:
+    plan = made_runs.layout()
+    with store.Writer.create(tmp_path, plan, {}) as writer:
+        for trial in plan.trials:
+            made_runs.add(writer, trial)
+            for way in ("there", "back"):
+                writer.add_table("copies", pa.table({"trial": [trial.number], "way": [way]}))
+        parts = shutil.copytree(writer.path / "parts", tmp_path / "parts")
+    shutil.copytree(parts, writer.path / "parts")  # as if it had been killed before they were removed
+    run = hwrx.load(writer.path)
+    assert run.samples.num_rows == 12 * 1200
+    copies = run.table("copies")
+    assert copies is not None
+    assert copies["way"].to_pylist() == ["there", "back"] * 12
+    assert run.damage == []
+
+
+def test_late_answers_are_samples_that_say_so(tmp_path: pathlib.Path) -> None:
+    plan = made_runs.layout(repeats=1)
+    numbers, ns, late = np.arange(3, dtype=np.uint32), np.array([5, 6, 700]), np.array([False, False, True])
+    with store.Writer.create(tmp_path, plan, {}) as writer:
+        writer.add_trial(plan.trials[0], status="ok", sequence=numbers, ns=ns, late=late)
+        made_runs.add(writer, plan.trials[1])
+        with pytest.raises(ValueError, match="late"):
+            writer.add_trial(plan.trials[2], status="ok", sequence=numbers, ns=ns, late=late[:1])
+    run = hwrx.load(writer.path)
+    assert run.trial_samples(0).late.tolist() == [False, False, True]
+    assert not run.trial_samples(1).late.any()
+
+
+def test_units_and_meanings_are_in_the_files(tmp_path: pathlib.Path) -> None:
+    path = made_runs.make(tmp_path, repeats=1)
+    for name in ("samples", "trials"):
+        found = pq.read_schema(path / f"{name}.parquet")
+        for field in found:
+            unit, meaning = schema.column(name, field.name)
+            assert (field.metadata or {}).get(b"unit", b"").decode() == unit, field.name
+            assert meaning or field.name not in store.SAMPLES.names, field.name
+    assert pq.read_schema(path / "samples.parquet").field("ns").metadata[b"unit"] == b"ns"
+    assert pq.read_schema(path / "trials.parquet").field("resident_client").metadata[b"unit"] == b"bytes"
+
+
+def test_what_could_not_be_read_again_is_not_begun(tmp_path: pathlib.Path) -> None:
+    asked = experiment.from_options(paths=["udp"], name="made")
+    endless = msgspec.structs.replace(asked, budget=float("inf"))
+    with pytest.raises(UsageError):
+        store.Writer.create(tmp_path, endless, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_links_costs_latest_alone(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: pathlib.Path, target: str) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(pathlib.Path, "symlink_to", refuse)  # no such file system can be mounted everywhere
+    path = made_runs.make(tmp_path, repeats=1)
+    assert hwrx.load(path).status == "complete"
+    assert "latest does not point to this run: no symbolic link can be made here" in (path / "log.txt").read_text()
+
+
+def test_room_is_looked_for_before_anything_is_measured(tmp_path: pathlib.Path) -> None:
+    disk.check_place(tmp_path / "new" / "runs", 4096)
+    assert list((tmp_path / "new" / "runs").iterdir()) == []
+    with pytest.raises(StoreError, match=r"it will take about 1000000000000.0 MB, and [0-9.]+ MB are free"):
+        disk.check_place(tmp_path, 10**18)
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot write the run in"):
+        disk.check_place(tmp_path / "file", 0)
+
+
+def test_an_older_run_is_read_and_not_gone_on_with(tmp_path: pathlib.Path) -> None:
+    old = shutil.copytree(pathlib.Path(__file__).parents[1] / "data" / "format-1", tmp_path / "old")
+    manifest = json.loads((old / "manifest.json").read_text())
+    (old / "manifest.json").write_text(json.dumps({**manifest, "status": "partial"}))
+    with pytest.raises(StoreError, match=r"whose format can be read only\n.*hwrx compare .*experiment.toml"):
+        store.Writer.resume(old)

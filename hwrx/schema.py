@@ -1,0 +1,149 @@
+"""What stands in the tables of a run: each column's unit and meaning, which are in the Parquet files too.
+
+In a file they are the metadata `unit` and `meaning` of each field (`pyarrow.parquet.read_schema(file)` shows them).
+`hwrx report RUN --schema` prints them.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pyarrow as pa
+
+TEXT = pa.dictionary(pa.int8(), pa.string())
+
+SAMPLES = pa.schema(
+    [
+        pa.field("trial", pa.int32(), nullable=False),
+        pa.field("path", TEXT, nullable=False),
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("pattern", TEXT, nullable=False),
+        pa.field("sequence", pa.uint32(), nullable=False),
+        pa.field("ns", pa.int64(), nullable=False),
+        pa.field("service_ns", pa.int64()),
+        pa.field("late", pa.bool_(), nullable=False),
+    ]
+)
+
+TABLES = {
+    "samples": "one row a message that was measured, one or more row groups a trial",
+    "trials": "one row a trial: its setting, what was counted, what was chosen",
+    "stages": "traced runs: one row a stage that a sampled message passed",
+    "copies": "traced runs: one row a trial and place where payload bytes were copied or read",
+    "tracing": "traced runs: one row a trial and direction: how complete its timelines are, and what tracing cost",
+    "arrivals": "floods: one row a message",
+    "timeline": "floods: one row a bin of time and series",
+}
+
+# unit and meaning, the same in whatever table a column stands; what means something else in one is "table.column"
+COLUMNS: dict[str, tuple[str, str]] = {
+    "trial": ("", "number of the trial, from 0 in the order of the run"),
+    "repeat": ("", "which repeat of its setting the trial is, from 0"),
+    "label": ("", "the trial's setting in words"),
+    "status": ("", "ok, or failed"),
+    "error": ("", "why a trial failed"),
+    "ended": ("", "when the trial was recorded (ISO 8601, UTC)"),
+    "samples": ("messages", "rows that the trial has in samples.parquet"),
+    "part": ("", "number of the trial's first part: what has a lower one is of an earlier try"),
+    "path": ("", "delivery path"),
+    "pattern": ("", "pingpong, stream or paced"),
+    "size": ("bytes", "payload of a message"),
+    "sequence": ("", "number of the message; the first one that is measured comes after the warm-up"),
+    "ns": (
+        "ns",
+        "pingpong: the full round trip; stream: since the delivery before, 0 for a trial's first; "
+        "paced: from the intended send to the answer",
+    ),
+    "service_ns": ("ns", "paced: from the actual send to the answer; otherwise null"),
+    "late": ("", "whether the answer came after the path's patience had ended"),
+    "messages": ("messages", "that the trial measures, after `warmup` and before `cooldown`"),
+    "tracing.messages": ("messages", "that were sampled"),
+    "warmup": ("messages", "sent before the first that is measured"),
+    "cooldown": ("messages", "sent after the last that is measured"),
+    "wait": ("", "how a receiver waits"),
+    "window": ("messages", "most that may be outstanding"),
+    "batch": ("messages", "most in one post or receive"),
+    "rate": ("messages/s", "paced: at which messages are due"),
+    "signal_every": ("messages", "verbs: one signalled send in so many"),
+    "inline": ("bytes", "verbs: up to which a send is inline; null: as far as the device allows"),
+    "check_every": ("messages", "each so many-th is compared in full; 0: headers alone"),
+    "socket_buffer": ("bytes", "SO_SNDBUF, SO_RCVBUF; null: the kernel's default"),
+    "mtu": ("bytes", "verbs: path MTU that was asked for"),
+    "receives": ("requests", "verbs: receive requests that are kept posted; null: as the pattern needs"),
+    "completions": ("entries", "verbs: size of the completion queue; null: as many as it can need"),
+    "crowd": ("sockets", "bound at the server beside the one that is measured"),
+    "senders": ("connections", "at the same time"),
+    "limit": ("s", "nothing received for so long ends the trial"),
+    "patience": ("s", "after which an answer is late"),
+    "posted": ("messages", "sent, warm-up and cool-down among them"),
+    "expected": ("messages", "that the observing end was to receive"),
+    "delivered": ("messages", "that it received"),
+    "bytes": ("bytes", "payload delivered"),
+    "stages.bytes": ("bytes", "that the stage handled"),
+    "copies.bytes": ("bytes", "copied or read there"),
+    "lost": ("messages", "expected, and not delivered"),
+    "tracing.lost": ("events", "for want of room in the ring"),
+    "duplicated": ("messages", "that came again"),
+    "reordered": ("messages", "that came after a later one"),
+    "corrupt": ("messages", "whose payload was not what was sent"),
+    "stale": ("messages", "of an earlier trial"),
+    "wrong_size": ("messages", "of another size than was sent"),
+    "checked": ("messages", "compared in full"),
+    "resent": ("packets", "that the path's own recovery sent again"),
+    "chosen": ("", "JSON: what each end chose, after connecting (MTU, inline limit, socket buffers, …)"),
+    "direction": ("", "there: client to server; back"),
+    "name": ("", "of the stage: what it is known by"),
+    "at_ns": ("ns", "CLOCK_MONOTONIC"),
+    "stages.ns": ("ns", "since the stage before; a message's add up to its one-way time"),
+    "cpu": ("", "number of the CPU; null: a stamp of user space"),
+    "tid": ("", "thread"),
+    "stage": ("", "where the bytes were copied or read, by name"),
+    "side": ("", "sender or receiver"),
+    "actor": ("", "by whom"),
+    "kind": ("", "copied, passed (read alone), DMA, mapped, balance"),
+    "times": ("calls", "how often"),
+    "per_byte": ("bytes/byte", "for each byte delivered"),
+    "words": ("", "what is done there"),
+    "complete": ("messages", "whose timeline has every stage"),
+    "missing": ("", "JSON: first missing stage to messages"),
+    "disordered": ("", "JSON: stage to messages whose stamps were not in order"),
+    "missed": ("", "JSON: program to calls for which it was not run"),
+    "delivered_bytes": ("bytes", "payload delivered while it was traced"),
+    "sender_copies": ("bytes/byte", "copied by the sender for each byte delivered; null: nothing counted it"),
+    "receiver_copies": ("bytes/byte", "copied by the receiver for each byte delivered; null: nothing counted it"),
+    "flood": ("", "number of the flood"),
+    "socket": ("", "number of the socket that the message was sent to"),
+    "sent_ns": ("ns", "when the message was sent, since the flood began"),
+    "taken_ns": ("ns", "when the reader took it; null: it never did"),
+    "series": ("", "what is counted"),
+    "from_ns": ("ns", "beginning of the bin"),
+    "value": ("", "in this bin"),
+}
+PATTERNS: tuple[tuple[str, str, str], ...] = (
+    (r"cpu_ns", "ns", "processor time of one end's thread"),
+    (r"cpu_", "ns", "processor time over the measured messages, by end and actor (icount: instructions)"),
+    (r"resident", "bytes", "peak resident memory of one end"),
+    (r"p\d+_(off|on)_ns$", "ns", "a quantile with tracing off and on"),
+    (r".*_ns$", "ns", ""),
+)
+
+
+def column(table: str, name: str) -> tuple[str, str]:
+    """Return the unit and the meaning of a column; empty words if nothing is known of it."""
+    for key in (f"{table}.{name}", name):
+        if key in COLUMNS:
+            return COLUMNS[key]
+    for pattern, unit, meaning in PATTERNS:
+        if re.match(pattern, name):
+            return unit, meaning
+    return "", ""
+
+
+def described(table: str, schema: pa.Schema) -> pa.Schema:
+    """Return the schema of a table with unit and meaning of each column in its metadata."""
+    fields = []
+    for field in schema:
+        unit, meaning = column(table, field.name)
+        about = {key: words for key, words in (("unit", unit), ("meaning", meaning)) if words}
+        fields.append(field.with_metadata(about or None))
+    return pa.schema(fields, metadata={"table": TABLES.get(table, table)})
