@@ -230,7 +230,9 @@ def _valley(ordered: Floats, least: float) -> float | None:
     grid = np.linspace(first - 3 * width, last + 3 * width, 512)
     density = np.exp(-0.5 * ((grid[:, None] - ordered) / width) ** 2).sum(axis=1)
     left, right = np.maximum.accumulate(density), np.maximum.accumulate(density[::-1])[::-1]
-    relative = density / np.minimum(left, right)
+    slopes = np.minimum(left, right)
+    # far out, where the density is nothing on one side, there is no valley
+    relative = np.divide(density, slopes, out=np.ones_like(density), where=slopes > 0)
     share = np.searchsorted(ordered, grid) / count
     relative[(share < least) | (share > 1 - least)] = 1.0
     deepest = int(relative.argmin())

@@ -10,6 +10,7 @@
       log.txt
     runs/latest -> the newest of them
 
+A trial has the fields of its setting that its path reads; what both ends chose, once they were connected, is `chosen`.
 Columns, units and meanings are in `hwrx.schema`, and in the metadata of the Parquet files.
 
 What is written carries its checksum (`hwrx.seal`), begun with the run's own number: manifest and journal line by line,
@@ -43,7 +44,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from hwrx import __version__, disk, journal, schema, seal
+from hwrx import __version__, disk, journal, paths, schema, seal
 from hwrx import experiment as experiments
 from hwrx.contents import Contents, run_key
 from hwrx.errors import StoreError, UsageError
@@ -216,7 +217,7 @@ class Writer:
                 "trial": trial.number,
                 "repeat": trial.repeat,
                 "label": trial.label,
-                "setting": msgspec.to_builtins(trial.setting),
+                "setting": msgspec.to_builtins(paths.settings_read(trial.setting)),
                 "status": status,
                 "error": error,
                 "ended": _now().isoformat(),

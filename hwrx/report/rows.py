@@ -57,7 +57,8 @@ def rows_of(run: Run, name: str) -> list[Row]:
 
 
 def _setting(trial: dict[str, Any]) -> Setting:
-    return msgspec.convert({key: trial[key] for key in SETTING_FIELDS if key in trial}, Setting)
+    # a field that the trial's path does not read is not recorded, and tells nothing apart
+    return msgspec.convert({key: trial[key] for key in SETTING_FIELDS if trial.get(key) is not None}, Setting)
 
 
 def _load(run: Run, trial: dict[str, Any]) -> float | None:

@@ -456,3 +456,13 @@ def test_an_older_run_is_read_and_not_gone_on_with(tmp_path: pathlib.Path) -> No
     (old / "manifest.json").write_text(json.dumps({**manifest, "status": "partial"}))
     with pytest.raises(StoreError, match=r"whose format can be read only\n.*hwrx compare .*experiment.toml"):
         store.Writer.resume(old)
+
+
+def test_a_trial_has_the_fields_that_its_path_reads(tmp_path: pathlib.Path) -> None:
+    run = hwrx.load(made_runs.make(tmp_path, repeats=1, sizes=[64]))
+    by_path = {line["setting"]["path"]: line["setting"] for line in run.journal}
+    assert "signal_every" in by_path["rdma-send"]
+    assert "signal_every" not in by_path["udp"]
+    assert "socket_buffer" in by_path["udp"]
+    assert "socket_buffer" not in by_path["rdma-send"]
+    assert {row.path: row.setting["signal_every"] for row in run.summary().rows} == {"udp": 16, "rdma-send": 16}
