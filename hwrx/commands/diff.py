@@ -46,7 +46,7 @@ class Sided(click.Command):
 @click.command(cls=Sided)
 @click.argument("runs", nargs=-1, metavar="A… [--] B…")
 @click.option("--fail-over", type=Share(), help="Exit with 1 if a figure is worse by more than this, beyond chance.")
-@click.option("--single", is_flag=True, help="Let --fail-over judge one run a side by its repeats.")
+@click.option("--single", is_flag=True, help="Judge one run on either side by its repeats.")
 @click.option("--anyway", is_flag=True, help="Compare even two kernels, or trials of other lengths.")
 @click.option("--save-baseline", metavar="NAME", help="Remember the runs by a name, and compare nothing.")
 @click.option("--baselines", "list_baselines", is_flag=True, help="List the names, and their runs.")
@@ -90,7 +90,7 @@ def diff(
             click.echo(f"{file}: {save_baseline} stands for {len(runs)} run{'s' * (len(runs) != 1)} from now on")
             return
         before, after = (_load(side) for side in _sides(runs))
-        found = differences.compare(before, after, anyway=anyway)
+        found = differences.compare(before, after, anyway=anyway, single=single)
     except StoreError as error:  # 1 is kept for what is worse
         raise UsageError(str(error)) from error
     if as_json:
@@ -99,15 +99,13 @@ def diff(
         diff_text.show(found)
     if fail_over is None:
         return
-    worse = found.failures(fail_over, single=single)
+    worse = found.failures(fail_over)
     for change in worse:
         click.echo(f"worse: {change.row} {change.figure}: {change.percent:+.1f} %", err=True)
     if worse:
         raise click.exceptions.Exit(1)
-    if found.failures(fail_over, single=True):
-        click.echo(
-            "not judged: one run on either side (--single judges it by its repeats, with many false alarms)", err=True
-        )
+    if not found.sampled and not single and found.judged:
+        click.echo("not judged: one run on either side (--single: by its repeats, with many false alarms)", err=True)
 
 
 def _sides(words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -35,7 +35,8 @@ Side = Sequence[Row]  # a setting's rows in the runs of one side
 class Diff(Struct, frozen=True, kw_only=True):
     """What changed from the runs `a` to the runs `b`.
 
-    `sampled`: whether there are several runs on a side, so that it is known how much two runs differ anyway.
+    `sampled`: whether there are several runs on a side, so that it is known how much two runs differ anyway. If not,
+    no figure is told apart unless `single` said that repeats will do: `chance` then is by them.
     """
 
     a: list[str]
@@ -58,25 +59,23 @@ class Diff(Struct, frozen=True, kw_only=True):
         """How many of the judged figures would seem changed at 5 % each if none had changed."""
         return CHANCE * len(self.judged)
 
-    def failures(self, over: float, *, single: bool = False) -> list[Change]:
-        """Figures that are worse by more than `over` (0.05: 5 %), beyond chance in all of them together.
-
-        With one run on either side only exact figures count, unless `single` says that repeats will do.
-        """
+    def failures(self, over: float) -> list[Change]:
+        """Figures that are worse by more than `over` (0.05: 5 %), beyond chance in all of them together."""
         return [
             change
             for change in self.changes
             if change.worse
             and abs(change.ratio.value - 1) > over
             and change.told_apart
-            and (change.exact or (change.holm <= CHANCE and (self.sampled or single)))
+            and (change.exact or change.holm <= CHANCE)
         ]
 
 
-def compare(before: Sequence[Run], after: Sequence[Run], *, anyway: bool = False) -> Diff:
+def compare(before: Sequence[Run], after: Sequence[Run], *, anyway: bool = False, single: bool = False) -> Diff:
     """Hold runs against runs.
 
     :param before, after: one run or more a side
+    :param single: judge one run on either side by their repeats, which differ by less than runs do
     :param anyway: compare also what cannot be compared otherwise
     :raises UsageError: if the runs cannot be compared: an emulated machine and a real one, virtual and wall-clock time,
         two kernels or topologies, traced and untraced; or if they have no setting in common
@@ -101,14 +100,20 @@ def compare(before: Sequence[Run], after: Sequence[Run], *, anyway: bool = False
             remedy="--anyway leaves the length of the trials out of account",
         )
     judged = [change for change in changes if not change.exact]
-    adjusted = iter(stats.holm([1.0 if math.isnan(change.chance) else change.chance for change in judged]))
+    adjusted = stats.holm([1.0 if math.isnan(change.chance) else change.chance for change in judged])
+    firm = dict(zip(map(id, judged), adjusted, strict=True))
     return Diff(
         a=[run.path.name for run in before],
         b=[run.path.name for run in after],
         labels=(_label(before), _label(after)),
         sampled=sampled,
         environment=_environment(before, after),
-        changes=[change if change.exact else structs.replace(change, holm=next(adjusted)) for change in changes],
+        changes=[
+            change
+            if change.exact
+            else structs.replace(change, holm=firm[id(change)], told_apart=change.told_apart and (sampled or single))
+            for change in changes
+        ],
         only=only,
         notes=_notes(before, after, judged=bool(judged)),
         lost=[f"{run.path.name}: {loss}" for run in (*before, *after) for loss in getattr(run, "damage", ())],

@@ -29,9 +29,10 @@ def show(diff: Diff, file: IO[str] | None = None, width: int | None = None) -> N
         console.print(Text(f"lost: {lost}", style="yellow"))
     _environment(diff, console)
     console.print()
-    told = [change for change in diff.changes if change.told_apart]
-    if told:
-        console.print(_figures(diff, told))
+    if told := [change for change in diff.changes if change.told_apart]:
+        console.print(_figures("figures", told))
+    elif doubtful := _doubtful(diff):
+        console.print(_figures("figures that differ by more than their repeats do", doubtful))
     for sentence in verdict(diff):
         console.print(Text(sentence))
     for side, row in diff.only:
@@ -54,7 +55,12 @@ def verdict(diff: Diff) -> list[str]:
     if exact:
         moved = sum(change.told_apart for change in exact)
         said.append(f"{len(exact) - moved} of {len(exact)} exact figures are equal to the digit, {moved} are not")
-    if judged:
+    if doubtful := _doubtful(diff):
+        said.append(
+            f"{len(doubtful)} of {len(judged)} figures differ by more than the repeats of one run; by how much two "
+            "runs differ anyway was not sampled, and none is taken for a change"
+        )
+    elif judged:
         told = sum(change.told_apart for change in judged)
         firm = sum(change.told_apart and change.holm <= CHANCE for change in judged)
         unit = "runs" if diff.sampled else "the repeats of one run each"
@@ -83,8 +89,13 @@ def _environment(diff: Diff, console: Console) -> None:
     console.print(table)
 
 
-def _figures(diff: Diff, told: list[Change]) -> Table:
-    table = Table(title="figures", title_justify="left", title_style="bold", box=None, pad_edge=False)
+def _doubtful(diff: Diff) -> list[Change]:
+    """What the repeats of one run on either side would tell apart, if they were runs."""
+    return [change for change in diff.judged if change.chance <= CHANCE and not change.told_apart and not diff.sampled]
+
+
+def _figures(title: str, told: list[Change]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column, side in (("setting", "left"), ("figure", "left"), ("before", "right"), ("after", "right")):
         table.add_column(column, justify=side, overflow="fold")  # type: ignore[arg-type]
     table.add_column("change (95 %)", justify="right", no_wrap=True)
