@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from msgspec import Struct
 
-from hwrx import disk, journal, seal, store
+from hwrx import disk, journal, schema, seal, store
 from hwrx import experiment as experiments
 from hwrx.contents import Contents, run_key
 from hwrx.errors import StoreError, UsageError
@@ -183,6 +183,12 @@ class Run:
             return pa.concat_tables(tables) if tables else None
         except pa.ArrowException as error:
             raise seal.damaged(self.path / f"{name}.parquet", error) from None
+
+    def columns(self) -> list[schema.Column]:
+        """Return every column of the run's tables: type, unit, meaning."""
+        kept = {name: tables[0][0].schema for name, tables in self.contents.tables.items() if tables}
+        kept["trials"] = self.trials.schema
+        return [column for name in sorted(kept) for column in schema.columns(name, kept[name])]
 
     def document(self, name: str) -> dict[str, Any]:
         """Return a JSON document of the run; StoreError if it is missing or not as it was written."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 import pyarrow as pa
+from msgspec import Struct
 
 TEXT = pa.dictionary(pa.int8(), pa.string())
 
@@ -75,6 +76,17 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "senders": ("connections", "at the same time"),
     "limit": ("s", "nothing received for so long ends the trial"),
     "patience": ("s", "after which an answer is late"),
+    "arrivals": ("", "paced: whether messages are due evenly or at random (poisson)"),
+    "zerocopy_send": ("", "whether sockets send with MSG_ZEROCOPY"),
+    "zerocopy_receive": ("", "tcp: whether pages are mapped (TCP_ZEROCOPY_RECEIVE) instead of copied"),
+    "gid_index": ("", "verbs: which GID was asked for; null: the one that hwrx chooses"),
+    "huge_pages": ("", "whether buffers are in huge pages"),
+    "crowd_on": ("", "spread: over the table's slots; chain: all before the server's own"),
+    "schedule": ("", "normal, or batch: who is woken never interrupts who runs"),
+    "copies_priced": ("", "by what the guest's processor counts a copy: byte or word"),
+    "hook": ("", "what is put on the way in of both ends"),
+    "netem": ("", "what is done to the wire, in both directions"),
+    "placement": ("", "JSON: on which CPUs the ends ran, and where the device's interrupts went"),
     "posted": ("messages", "sent, warm-up and cool-down among them"),
     "expected": ("messages", "that the observing end was to receive"),
     "delivered": ("messages", "that it received"),
@@ -111,6 +123,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "delivered_bytes": ("bytes", "payload delivered while it was traced"),
     "sender_copies": ("bytes/byte", "copied by the sender for each byte delivered; null: nothing counted it"),
     "receiver_copies": ("bytes/byte", "copied by the receiver for each byte delivered; null: nothing counted it"),
+    "sender_passes": ("bytes/byte", "read over by the sender for each byte delivered; null: nothing counted it"),
+    "receiver_passes": ("bytes/byte", "read over by the receiver for each byte delivered; null: nothing counted it"),
     "flood": ("", "number of the flood"),
     "socket": ("", "number of the socket that the message was sent to"),
     "sent_ns": ("ns", "when the message was sent, since the flood began"),
@@ -123,7 +137,7 @@ PATTERNS: tuple[tuple[str, str, str], ...] = (
     (r"cpu_ns", "ns", "processor time of one end's thread"),
     (r"cpu_", "ns", "processor time over the measured messages, by end and actor (icount: instructions)"),
     (r"resident", "bytes", "peak resident memory of one end"),
-    (r"p\d+_(off|on)_ns$", "ns", "a quantile with tracing off and on"),
+    (r"(p\d+|mean)_(off|on)_ns$", "ns", "a quantile or the mean with tracing off and on"),
     (r".*_ns$", "ns", ""),
 )
 
@@ -137,6 +151,25 @@ def column(table: str, name: str) -> tuple[str, str]:
         if re.match(pattern, name):
             return unit, meaning
     return "", ""
+
+
+class Column(Struct, frozen=True):
+    """One column of a table."""
+
+    table: str
+    name: str
+    type: str
+    unit: str
+    meaning: str
+
+
+def columns(table: str, schema: pa.Schema) -> list[Column]:
+    """Return what is to be known of each column of a table."""
+    return [Column(table, field.name, _type(field.type), *column(table, field.name)) for field in schema]
+
+
+def _type(kind: pa.DataType) -> str:
+    return str(kind.value_type) if pa.types.is_dictionary(kind) else str(kind)
 
 
 def described(table: str, schema: pa.Schema) -> pa.Schema:

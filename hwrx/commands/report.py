@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+from typing import TYPE_CHECKING
 
 import click
 
 from hwrx.errors import UsageError
+
+if TYPE_CHECKING:
+    from hwrx.schema import Column
 
 FORMATS = ("table", "html", "pdf", "svg", "latex", "csv", "json")
 
@@ -22,9 +26,15 @@ FORMATS = ("table", "html", "pdf", "svg", "latex", "csv", "json")
 )
 @click.option("--out", type=click.Path(path_type=pathlib.Path, file_okay=False), help="Where to write [the first run].")
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON, and write nothing.")
+@click.option("--schema", is_flag=True, help="Say what stands in the tables of the run: columns, units, meanings.")
 @click.option("--check-latex", is_flag=True, help="Compile the LaTeX tables after writing them.")
 def report(
-    runs: tuple[pathlib.Path, ...], formats: tuple[str, ...], out: pathlib.Path | None, as_json: bool, check_latex: bool
+    runs: tuple[pathlib.Path, ...],
+    formats: tuple[str, ...],
+    out: pathlib.Path | None,
+    as_json: bool,
+    schema: bool,
+    check_latex: bool,
 ) -> None:
     """Print and write the report of one run, or of several in one.
 
@@ -33,12 +43,17 @@ def report(
       hwrx report runs/latest
       hwrx report runs/latest --to pdf --to latex --out paper/figures
       hwrx report runs/A runs/B --json
+      hwrx report runs/latest --schema
     """
     import hwrx
     from hwrx.report import tables
     from hwrx.report.summary import summarise
 
     loaded = [hwrx.load(run) for run in runs]
+    if schema:
+        for run in loaded:
+            print_columns(run.columns(), as_json=as_json)
+        return
     if floods := [run for run in loaded if run.manifest.get("kind") == "flood"]:
         if len(loaded) > 1 or formats or out:
             raise UsageError("a run of floods has a report of its own, all of it", remedy=f"hwrx flood {runs[0]}")
@@ -55,3 +70,22 @@ def report(
 
     for path in write(summary, formats or ("table", "html"), out or summary.runs[0].path, check_latex=check_latex):
         click.echo(path)
+
+
+def print_columns(columns: list[Column], *, as_json: bool) -> None:
+    """Print the columns of a run's tables, as a table or as JSON."""
+    import msgspec
+    from rich.table import Table
+    from rich.text import Text
+
+    from hwrx.report import terminal
+
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(columns), indent=2).decode())
+        return
+    shown = Table(box=None, pad_edge=False)
+    for name in ("table", "column", "type", "unit", "meaning"):
+        shown.add_column(name, overflow="fold")
+    for column in columns:
+        shown.add_row(*map(Text, (column.table, column.name, column.type, column.unit, column.meaning)))
+    terminal.wide().print(shown)

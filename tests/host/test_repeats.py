@@ -103,7 +103,7 @@ def compare(runs: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def placements(root: Path) -> list[dict[str, Any]]:
-    return [line["extra"]["placement"] for line in store.journal(root / "latest")]
+    return [line["extra"]["placement"] for line in hwrx.load(root / "latest").journal]
 
 
 def test_the_ends_run_on_cpus_of_their_own_which_are_recorded(tmp_path: Path, needs: Callable[..., None]) -> None:
@@ -164,7 +164,7 @@ def test_pollers_that_the_machine_cannot_keep_apart_are_a_failed_trial_with_the_
         os.sched_setaffinity(0, before)
     assert outcome.measured == 0
     assert f"share CPU {max(before)}" in outcome.failed[0]
-    assert "--cpu CLIENT,SERVER" in store.journal(tmp_path / "latest")[0]["error"]
+    assert "--cpu CLIENT,SERVER" in hwrx.load(tmp_path / "latest").journal[0]["error"]
 
 
 def test_an_agent_on_one_cpu_of_many_runs_there_when_told(tmp_path: Path) -> None:

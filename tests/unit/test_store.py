@@ -21,7 +21,9 @@ import pytest
 
 import hwrx
 from hwrx import disk, experiment, schema, seal, store
+from hwrx.cli import main
 from hwrx.errors import StoreError, UsageError
+from hwrx.trace import tables
 
 
 def test_a_complete_run_reads_back(tmp_path: pathlib.Path) -> None:
@@ -466,3 +468,31 @@ def test_a_trial_has_the_fields_that_its_path_reads(tmp_path: pathlib.Path) -> N
     assert "socket_buffer" in by_path["udp"]
     assert "socket_buffer" not in by_path["rdma-send"]
     assert {row.path: row.setting["signal_every"] for row in run.summary().rows} == {"udp": 16, "rdma-send": 16}
+
+
+def test_the_schema_is_printed_and_every_column_has_a_meaning(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = made_runs.make(tmp_path, repeats=1, sizes=[64])
+    assert main(["report", str(path), "--schema", "--json"]) == 0
+    columns = json.loads(capsys.readouterr().out)
+    by_name = {(column["table"], column["name"]): column for column in columns}
+    assert by_name["samples", "ns"]["unit"] == "ns"
+    assert by_name["samples", "path"]["type"] == "string"
+    assert by_name["trials", "size"] == {
+        "table": "trials", "name": "size", "type": "int64", "unit": "bytes", "meaning": "payload of a message"
+    }  # fmt: skip
+    assert [name for (table, name), column in by_name.items() if not column["meaning"]] == []
+    assert main(["report", str(path), "--schema"]) == 0
+    assert "payload of a message" in capsys.readouterr().out
+
+
+def test_every_field_of_a_setting_and_every_column_of_a_traced_run_has_a_meaning() -> None:
+    for table, names in {
+        "trials": list(experiment.SETTING_FIELDS),
+        "samples": store.SAMPLES.names,
+        "stages": tables.STAGES.names,
+        "copies": tables.COPIES.names,
+        "tracing": tables.TRACING.names,
+    }.items():
+        assert [name for name in names if not schema.column(table, name)[1]] == [], table
