@@ -3,6 +3,11 @@
 from libc.stdint cimport int64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+cdef enum:
+    # Of a spinning receiver, on any path, between two readings of the clock: a reading costs as much as ten looks at
+    # memory, and 16 looks are over within a microsecond or, if they are system calls, a few.
+    LOOKS = 16
+
 
 cdef inline int64_t now() noexcept nogil:
     """Nanoseconds of CLOCK_MONOTONIC; a vDSO call, no system call where the clocksource allows it."""

@@ -39,7 +39,6 @@ from cython_ext.udp import buffer_for, datagrams_held
 from hwrx.errors import PathError
 
 cdef enum:
-    SLIDE_NS = 200000000          # a credit that has not come after so long is lost
     ARP = 0x0806
     ARP_SIZE = 42
     ARP_REQUEST = 1
@@ -218,7 +217,7 @@ cdef int wait_credit(DatagramState *s) noexcept nogil:
         if status == 0:
             if now() - s.credit.heard > s.credit.limit_ns:
                 return -ETIMEDOUT
-            if now() - since > max(<int64_t> SLIDE_NS, s.credit.patience_ns):
+            if now() - since > s.credit.patience_ns:
                 slide(&s.credit)
     return 1
 
@@ -355,7 +354,7 @@ cdef class DatagramTransport(Transport):
         if verify == "all" and link.checksum_mask:
             self.notes["checksum_verified_by"] = "the kernel or the device where they vouch for it, else hwrx"
         # modulo, pull: no; lossy: yes; blind: no
-        self.ops = Ops(s, outgoing, room, post, receive, receive_until, release, finish, 0, False, True, False)
+        self.ops = Ops(s, outgoing, room, post, receive, receive_until, release, finish, 0, False, True, NULL, False)
 
     def describe(self):
         """Return address, port and mac to send to, and how much of a stream can wait here.

@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from cython_ext.clock cimport now
+from cython_ext.clock cimport LOOKS, now
 from cython_ext.dma cimport DmaRegion
 from cython_ext.interrupt cimport Interrupt, alarm_unmask, alarm_wait
 from cython_ext.link cimport Frame
@@ -141,9 +141,11 @@ cdef int rx_wait(Rx *rx, int64_t deadline) noexcept nogil:
     """
     cdef int64_t until
     cdef int status
+    cdef uint32_t looks = 0
     if rx.alarm == NULL:
         while not rx_ready(rx):
-            if now() >= deadline:
+            looks += 1
+            if looks % LOOKS == 0 and now() >= deadline:
                 return 0
         return 1
     while True:

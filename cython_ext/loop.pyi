@@ -3,6 +3,6 @@ from typing import Literal
 from cython_ext.transport import Transport
 from cython_ext.trial import Trial
 
-ENDED: dict[int, Literal["complete", "limit", "finished"]]
+ENDED: dict[int, Literal["complete", "limit", "finished", "nothing"]]
 
 def run(trial: Trial, transport: Transport, pattern: str, role: str) -> int: ...

@@ -4,8 +4,14 @@
 A path is a table of C functions (transport.pxd). Between the first and the last message of a trial these loops hold no
 GIL, touch no Python object and allocate nothing: the arrays of a `Trial` are made, and their pages touched, beforehand.
 
+Between two stamps lies the path's own work and nothing of ours. Whatever a message or its check needs besides is done
+while nothing is under way: by the client after its stamp and before it reads the clock for the next send; by the server
+for a message that is not timed (`check_exchange`), because in a ping-pong it never knows a moment that is in nobody's
+interval. What the server does for every message (a look at header and trailer, a few counters) it does whether messages
+are checked or not.
+
 Each loop returns COMPLETE, FINISHED (the other end said that no more comes), LIMIT (nothing moved for its limit) or
-an error of the path.
+an error of the path; `run` makes NOTHING of the first three if not one message came.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -13,20 +19,28 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from cython_ext.clock cimport now
 from cython_ext.payload cimport (
     GOOD,
+    MAGIC,
+    MAGIC_CHECK,
     OTHER_TRIAL,
     SMALLEST,
+    build_check,
     fill,
     glance,
+    magic_of,
+    seal,
     sequence_of,
     stamp,
+    stamp_send_time,
     verify,
 )
+from cython_ext.sys_prctl cimport PR_GET_TIMERSLACK, PR_SET_TIMERSLACK, prctl
 from cython_ext.transport cimport FINISHED, Delivery, Ops, Transport
-from cython_ext.trial cimport MOST, Plan, Trial
+from cython_ext.trial cimport LATE_SEND_NS, MOST, Plan, Trial
 
 cdef enum:
     COMPLETE = 1
     LIMIT = 2
+    NOTHING = 3  # of all that was sent, nothing came
     NO_SEQUENCE = -1
     FULL_NS = 1_000_000  # that an open loop with a full window waits for an answer before it looks for room again
 
@@ -34,17 +48,12 @@ cdef enum:
 # --- pieces of every loop ------------------------------------------------------------------------------------------
 
 cdef inline bint is_checked(const Plan *plan, uint64_t sequence) noexcept nogil:
-    return plan.check_every != 0 and sequence % plan.check_every == 0
+    """Whether this message of a stream or an open loop is checked in full. The two comparisons come in any case."""
+    return (sequence < plan.exempt_from or sequence >= plan.exempt_to) and sequence % plan.check_every == 0
 
 
 cdef inline bint wants_full(Trial t, const Delivery *d) noexcept nogil:
     return d.size >= SMALLEST and is_checked(&t.plan, sequence_of(d.data, d.size))
-
-
-cdef inline bint is_checked_in_stream(const Plan *plan, uint64_t sequence) noexcept nogil:
-    if plan.check_every <= 1:
-        return plan.check_every == 1
-    return (sequence < plan.warmup or sequence >= plan.warmup + plan.messages) and sequence % plan.check_every == 0
 
 
 cdef inline void record(Trial t, int64_t *array, uint64_t sequence, int64_t at) noexcept nogil:
@@ -52,21 +61,46 @@ cdef inline void record(Trial t, int64_t *array, uint64_t sequence, int64_t at) 
         array[sequence - t.plan.warmup] = at
 
 
-cdef int64_t recognise(Trial t, const Ops *ops, const Delivery *d, int64_t hint, bint in_full) noexcept nogil:
-    """Whose message is this? Its sequence number, or NO_SEQUENCE where it is not of the trial; all are counted.
+cdef inline void record_answer(Trial t, uint64_t sequence, int64_t at) noexcept nogil:
+    """The client's part: the answer to a message came, whether it was given up meanwhile or not."""
+    t.tally.late += at - t.sent_at[sequence] > t.plan.patience_ns
+    record(t, t.delivered_at, sequence, at)
 
-    `hint` is the sequence number asked for where the payload cannot carry it (READ: buffers filled beforehand).
+
+cdef int64_t accept(Trial t, uint64_t sequence, uint32_t size) noexcept nogil:
+    """Count a good message: its sequence number, or NO_SEQUENCE if it is not one of the trial, or came before."""
+    cdef uint8_t bit
+    if sequence >= t.total:
+        t.tally.corrupt += 1
+        return NO_SEQUENCE
+    bit = <uint8_t> (1 << (sequence & 7))
+    if t.seen[sequence >> 3] & bit:
+        t.tally.duplicated += 1
+        return NO_SEQUENCE
+    t.seen[sequence >> 3] |= bit
+    t.tally.delivered += 1
+    t.tally.bytes += size
+    if sequence < t.highest:
+        t.tally.reordered += 1
+    else:
+        t.highest = sequence + 1
+    return <int64_t> sequence
+
+
+cdef int64_t recognise(Trial t, const Ops *ops, const Delivery *d, int64_t hint, bint in_full) noexcept nogil:
+    """Whose message is this? Its sequence number, or NO_SEQUENCE if it is not of the trial; all are counted.
+
+    `hint` is the sequence number asked for if the payload cannot carry it (READ: buffers filled beforehand).
     """
     cdef const Plan *plan = &t.plan
     cdef uint64_t sequence
     cdef int verdict
-    cdef uint8_t bit
     if d.size != plan.size:
         t.tally.wrong_size += 1
         return NO_SEQUENCE
-    verdict = verify(d.data, d.size, plan.trial) if in_full else glance(d.data, d.size, plan.trial)
+    verdict = verify(MAGIC, d.data, d.size, plan.trial) if in_full else glance(d.data, d.size, plan.trial)
     if verdict != GOOD:
-        if verdict == OTHER_TRIAL:
+        if verdict == OTHER_TRIAL or magic_of(d.data) == MAGIC_CHECK:
             t.tally.stale += 1
         else:
             t.tally.corrupt += 1
@@ -77,23 +111,8 @@ cdef int64_t recognise(Trial t, const Ops *ops, const Delivery *d, int64_t hint,
             t.tally.corrupt += 1
             return NO_SEQUENCE
         sequence = <uint64_t> hint
-    if sequence >= t.total:
-        t.tally.corrupt += 1
-        return NO_SEQUENCE
-    if in_full:
-        t.tally.checked += 1
-    bit = <uint8_t> (1 << (sequence & 7))
-    if t.seen[sequence >> 3] & bit:
-        t.tally.duplicated += 1
-        return NO_SEQUENCE
-    t.seen[sequence >> 3] |= bit
-    t.tally.delivered += 1
-    t.tally.bytes += d.size
-    if sequence < t.highest:
-        t.tally.reordered += 1
-    else:
-        t.highest = sequence + 1
-    return <int64_t> sequence
+    t.tally.checked += in_full and sequence < t.total
+    return accept(t, sequence, d.size)
 
 
 cdef inline int wait_room(Trial t, const Ops *ops) noexcept nogil:
@@ -110,99 +129,242 @@ cdef inline int wait_room(Trial t, const Ops *ops) noexcept nogil:
     return room
 
 
-cdef inline int post_one(Trial t, const Ops *ops, char *message, uint64_t sequence, int64_t at) noexcept nogil:
-    stamp(message, t.plan.size, sequence, t.plan.trial, at)
-    t.tally.posted += 1
-    return ops.post(ops.me, 1)
+cdef inline int next_buffer(Trial t, const Ops *ops, char **message) noexcept nogil:
+    """A free buffer for the next message: COMPLETE; LIMIT if none came free in time; or an error."""
+    cdef int status = wait_room(t, ops)
+    if status <= 0:
+        return status if status < 0 else LIMIT
+    message[0] = ops.outgoing(ops.me, 0)
+    return COMPLETE
 
 
 # --- ping-pong -----------------------------------------------------------------------------------------------------
 
-cdef int pingpong_client(Trial t, const Ops *ops) noexcept nogil:
-    cdef uint64_t sequence
-    cdef int64_t before, after, got, alive = now()
-    cdef char *message
-    cdef Delivery d
-    cdef bint in_full
-    cdef int status
-    for sequence in range(t.total):
-        # outside of the timed region: a free buffer, and its pattern where this message is checked in full
-        status = wait_room(t, ops)
-        if status <= 0:
-            return status if status < 0 else LIMIT
-        message = ops.outgoing(ops.me, 0)
-        in_full = is_checked(&t.plan, sequence)
-        if in_full and not ops.pull:
-            fill(message, t.plan.size, sequence)
+cdef inline bint is_check(Trial t, const Delivery *d) noexcept nogil:
+    return d.size == t.plan.size and magic_of(d.data) == MAGIC_CHECK
 
-        before = now()
-        status = post_one(t, ops, message, sequence, before)
+
+cdef inline void count_check(Trial t, const Delivery *d) noexcept nogil:
+    cdef int verdict = verify(MAGIC_CHECK, d.data, d.size, t.plan.trial)
+    if verdict == GOOD:
+        t.tally.checked += 1
+    elif verdict == OTHER_TRIAL:
+        t.tally.stale += 1
+    else:
+        t.tally.corrupt += 1
+
+
+cdef int check_exchange(Trial t, const Ops *ops, uint64_t sequence) noexcept nogil:
+    """A message that is not timed, filled and verified to the last byte by either end, before that of `sequence`.
+
+    COMPLETE also if a lossy path has lost it, or its answer: a message more or less to be checked.
+    """
+    cdef char *message = NULL
+    cdef Delivery d
+    cdef int64_t before, after, got
+    cdef bint found = False
+    cdef int status = next_buffer(t, ops, &message)
+    if status != COMPLETE:
+        return status
+    build_check(message, t.plan.size, sequence, t.plan.trial, 0)
+    before = now()
+    status = ops.post(ops.me, 1)
+    if status < 0:
+        return status
+    while not found:
+        status = ops.receive_until(ops.me, &d, 1, before + t.plan.patience_ns) if ops.lossy else (
+            ops.receive(ops.me, &d, 1)
+        )
+        after = now()
         if status < 0:
             return status
-        while True:
-            status = ops.receive(ops.me, &d, 1)
-            after = now()
-            if status == 1:
-                alive = after
-                # a late or repeated answer to another message has that message's pattern, if any
-                got = recognise(t, ops, &d, <int64_t> sequence, in_full if ops.pull else wants_full(t, &d))
-                status = ops.release(ops.me, 1)
-                if status < 0:
-                    return status
-                if got == <int64_t> sequence:
-                    record(t, t.intended_at, sequence, before)
-                    record(t, t.posted_at, sequence, before)
-                    record(t, t.delivered_at, sequence, after)
-                    break
-                # an answer to an earlier message came late, twice or damaged: counted; keep waiting for this one's
-            elif status < 0:
+        if status == 1:
+            found = is_check(t, &d) and sequence_of(d.data, d.size) == sequence_of(message, t.plan.size)
+            if found:
+                count_check(t, &d)
+            elif d.size >= SMALLEST and magic_of(d.data) == MAGIC and sequence_of(d.data, d.size) >= sequence:
+                t.tally.stale += 1  # of what was not sent yet
+            else:
+                got = recognise(t, ops, &d, NO_SEQUENCE, False)
+                if got >= 0:
+                    record_answer(t, <uint64_t> got, after)
+            status = ops.release(ops.me, 1)
+            if status < 0:
                 return status
-            elif after - alive > t.plan.limit_ns:
-                return LIMIT
-            elif ops.lossy:
-                break
-        t.meter.mark(sequence + 1)
+        elif ops.lossy and after - before >= t.plan.patience_ns:
+            t.tally.unchecked += 1
+            return COMPLETE
+        elif after - before > t.plan.limit_ns:
+            return LIMIT
     return COMPLETE
 
 
-cdef int pingpong_server(Trial t, const Ops *ops) noexcept nogil:
-    """Answer each message with one of the same sequence number; the answer goes out before the message is examined."""
-    cdef int64_t at, got, alive = 0
-    cdef uint64_t sequence
-    cdef char *message
+cdef int await_answer(Trial t, const Ops *ops, uint64_t sequence, int64_t before, bint in_full) noexcept nogil:
+    """COMPLETE if the answer to message `sequence`, sent at `before`, came; LIMIT if not in time; or an error.
+
+    Answers to messages that were given up come here, too: late, but with their times.
+    """
     cdef Delivery d
+    cdef int64_t after, got
+    cdef bint again = False  # something came, or patience ended early: what is left of it is waited for by the clock
+    cdef int status
+    while True:
+        if again and ops.lossy:
+            status = ops.receive_until(ops.me, &d, 1, before + t.plan.patience_ns)
+        else:
+            status = ops.receive(ops.me, &d, 1)
+        after = now()
+        if status == 1:
+            t.sent_at[sequence] = before
+            got = recognise(t, ops, &d, <int64_t> sequence, in_full)
+            if got >= 0:
+                record_answer(t, <uint64_t> got, after)
+            status = ops.release(ops.me, 1)
+            if status < 0:
+                return status
+            if got == <int64_t> sequence:
+                record(t, t.intended_at, sequence, before)
+                return COMPLETE
+        elif status < 0:
+            return status
+        if after - before >= (t.plan.patience_ns if ops.lossy else t.plan.limit_ns):
+            t.sent_at[sequence] = before
+            record(t, t.intended_at, sequence, before)
+            return LIMIT
+        again = True
+
+
+cdef int pingpong_client(Trial t, const Ops *ops) noexcept nogil:
+    cdef uint64_t sequence, next_check = 0 if t.plan.check_every else <uint64_t> -1
+    cdef int64_t before, alive = now()
+    cdef char *message = NULL
     cdef bint in_full
+    cdef int status
+    for sequence in range(t.total):
+        # outside of the timed region: a check, a free buffer, all of the message but its send time
+        in_full = False
+        if sequence == next_check:
+            next_check += t.plan.check_every
+            in_full = ops.pull
+            if not ops.pull:
+                status = check_exchange(t, ops, sequence)
+                if status != COMPLETE:
+                    return status
+        status = next_buffer(t, ops, &message)
+        if status != COMPLETE:
+            return status
+        stamp(message, t.plan.size, sequence, t.plan.trial, 0)
+        t.tally.posted += 1
+
+        before = now()
+        stamp_send_time(message, t.plan.size, before)
+        status = ops.post(ops.me, 1)
+        if status < 0:
+            return status
+        status = await_answer(t, ops, sequence, before, in_full)
+        if status < 0:
+            return status
+        if status == COMPLETE:
+            alive = before
+        elif not ops.lossy or before - alive > t.plan.limit_ns:
+            return LIMIT
+        t.meter.mark(sequence + 1)
+    return collect_late(t, ops) if ops.lossy and t.tally.delivered < t.total else COMPLETE
+
+
+cdef int collect_late(Trial t, const Ops *ops) noexcept nogil:
+    """All is sent, and the last one was given up or came: answers to those before may take one more patience."""
+    cdef int64_t after, got, deadline = now() + t.plan.patience_ns
+    cdef Delivery d
+    cdef int status
+    while t.tally.delivered < t.total:
+        status = ops.receive_until(ops.me, &d, 1, deadline)
+        after = now()
+        if status < 0:
+            return status
+        if status == 0:
+            if after >= deadline:
+                break
+            continue
+        got = recognise(t, ops, &d, NO_SEQUENCE, False)
+        if got >= 0:
+            record_answer(t, <uint64_t> got, after)
+        status = ops.release(ops.me, 1)
+        if status < 0:
+            return status
+    return COMPLETE
+
+
+cdef int answer_check(Trial t, const Ops *ops, const Delivery *d) noexcept nogil:
+    """The server's part of `check_exchange`: verify, fill, answer; the client times nothing meanwhile."""
+    cdef char *message = NULL
+    cdef int status
+    count_check(t, d)
+    status = next_buffer(t, ops, &message)
+    if status != COMPLETE:
+        return status
+    build_check(message, t.plan.size, sequence_of(d.data, d.size), t.plan.trial, 0)
+    return ops.post(ops.me, 1)
+
+
+cdef int answer(Trial t, const Ops *ops, const Delivery *d, int64_t at, bint paced) noexcept nogil:
+    """Answer a good message with one of the same sequence number; it goes out before anything is counted.
+
+    An open loop knows no exchange that is not timed: what is checked of it is checked here.
+    """
+    cdef uint64_t sequence = sequence_of(d.data, d.size)
+    cdef bint in_full = paced and is_checked(&t.plan, sequence)
+    cdef char *message = NULL
+    cdef int64_t got
+    # not earlier: a window of one has room only when the last answer is acknowledged, and to wait for that
+    # before the next message would take the CPU from those who bring the acknowledgement
+    cdef int status = next_buffer(t, ops, &message)
+    if status != COMPLETE:
+        return status
+    if in_full:
+        fill(message, t.plan.size, sequence)
+    stamp(message, t.plan.size, sequence, t.plan.trial, at)
+    if in_full:
+        seal(message, t.plan.size, sequence)
+    status = ops.post(ops.me, 1)
+    if status < 0:
+        return status
+    t.tally.posted += 1
+    got = recognise(t, ops, d, NO_SEQUENCE, True) if in_full else accept(t, sequence, d.size)
+    if got >= 0 and at:
+        record(t, t.delivered_at, <uint64_t> got, at)
+    return COMPLETE
+
+
+cdef int answering_server(Trial t, const Ops *ops, bint paced) noexcept nogil:
+    """Answer each message of a ping-pong or an open loop."""
+    cdef int64_t at = 0, quiet = 0
+    cdef Delivery d
     cdef int status
     while t.tally.delivered < t.total:
         status = ops.receive(ops.me, &d, 1)
-        at = now()
         if status == 0:
+            if t.stopped and ops.lossy:
+                return FINISHED
             # the client's first message may take its time: the controller watches over that, not this loop
-            if alive and at - alive > t.plan.limit_ns:
+            if quiet == 0:
+                quiet = now()
+            elif t.tally.delivered and now() - quiet > t.plan.limit_ns:
                 return LIMIT
             continue
         if status < 0:
             return status
-        alive = at
-        if d.size != t.plan.size or glance(d.data, d.size, t.plan.trial) != GOOD:
-            recognise(t, ops, &d, NO_SEQUENCE, False)
+        quiet = 0
+        if t.plan.stamped:
+            at = now()
+        if d.size == t.plan.size and glance(d.data, d.size, t.plan.trial) == GOOD:
+            status = answer(t, ops, &d, at, paced)
+        elif is_check(t, &d):
+            status = answer_check(t, ops, &d)
         else:
-            sequence = sequence_of(d.data, d.size)
-            in_full = is_checked(&t.plan, sequence)
-            # not earlier: a window of one has room only when the last answer is acknowledged, and to wait for that
-            # before the next message would take the CPU from those who bring the acknowledgement
-            status = wait_room(t, ops)
-            if status <= 0:
-                return status if status < 0 else LIMIT
-            message = ops.outgoing(ops.me, 0)
-            if in_full:
-                fill(message, t.plan.size, sequence)
-            status = post_one(t, ops, message, sequence, at)
-            if status < 0:
-                return status
-            got = recognise(t, ops, &d, NO_SEQUENCE, in_full)
-            if got >= 0:
-                record(t, t.delivered_at, <uint64_t> got, at)
+            recognise(t, ops, &d, NO_SEQUENCE, False)
+        if status < 0 or status == LIMIT:
+            return status
         status = ops.release(ops.me, 1)
         if status < 0:
             return status
@@ -232,6 +394,7 @@ cdef int stream_client(Trial t, const Ops *ops, uint32_t window) noexcept nogil:
     cdef char *message
     cdef int room, status
     cdef uint32_t k, count
+    cdef bint in_full
     while sent < t.total:
         room = wait_room(t, ops)
         if room <= 0:
@@ -241,11 +404,14 @@ cdef int stream_client(Trial t, const Ops *ops, uint32_t window) noexcept nogil:
         count = <uint32_t> min(<uint64_t> room, t.plan.batch, t.total - sent)
         for k in range(count):
             message = ops.outgoing(ops.me, k)
-            if is_checked_in_stream(&t.plan, sent + k):
+            in_full = is_checked(&t.plan, sent + k)
+            if in_full:
                 fill(message, t.plan.size, sent + k)
             at = now()
             stamp(message, t.plan.size, sent + k, t.plan.trial, at)
-            record(t, t.posted_at, sent + k, at)
+            if in_full:
+                seal(message, t.plan.size, sent + k)
+            t.sent_at[sent + k] = at
         status = ops.post(ops.me, count)
         if status < 0:
             return status
@@ -261,15 +427,19 @@ cdef int stream_client(Trial t, const Ops *ops, uint32_t window) noexcept nogil:
 
 
 cdef int stream_server(Trial t, const Ops *ops) noexcept nogil:
-    """Take what comes, a batch at a time. The messages of one batch were delivered by one call, so share its time."""
+    """Take what comes, a batch at a time. Messages that one call of the path brought share the time of its return.
+
+    A path whose calls bring more than it hands out at a time says when that was (`brought_at`).
+    """
     cdef Delivery[MOST] batch
     cdef int64_t at, got, alive = 0
     cdef int status, k
-    cdef uint64_t sequence
     while t.tally.delivered < t.total:
         status = ops.receive(ops.me, batch, t.plan.batch)
-        at = now()
+        at = now() if ops.brought_at == NULL or status <= 0 else ops.brought_at[0]
         if status == 0:
+            if t.stopped and ops.lossy:
+                return FINISHED
             if alive and at - alive > t.plan.limit_ns:
                 return LIMIT
             continue
@@ -277,8 +447,7 @@ cdef int stream_server(Trial t, const Ops *ops) noexcept nogil:
             return status
         alive = at
         for k in range(status):
-            sequence = sequence_of(batch[k].data, batch[k].size) if batch[k].size >= SMALLEST else 0
-            got = recognise(t, ops, &batch[k], NO_SEQUENCE, is_checked_in_stream(&t.plan, sequence))
+            got = recognise(t, ops, &batch[k], NO_SEQUENCE, wants_full(t, &batch[k]))
             if got >= 0:
                 record(t, t.delivered_at, <uint64_t> got, at)
         status = ops.release(ops.me, <uint32_t> status)
@@ -304,7 +473,7 @@ cdef int stream_pull(Trial t, const Ops *ops) noexcept nogil:
             if count:
                 for k in range(count):
                     ops.outgoing(ops.me, <uint32_t> k)
-                    record(t, t.posted_at, asked + k, now())
+                    t.sent_at[asked + k] = now()
                 status = ops.post(ops.me, count)
                 if status < 0:
                     return status
@@ -320,7 +489,7 @@ cdef int stream_pull(Trial t, const Ops *ops) noexcept nogil:
             continue
         alive = at
         for k in range(status):
-            got = recognise(t, ops, &batch[k], <int64_t> answered, is_checked_in_stream(&t.plan, answered))
+            got = recognise(t, ops, &batch[k], <int64_t> answered, is_checked(&t.plan, answered))
             if got >= 0:
                 record(t, t.delivered_at, <uint64_t> got, at)
             answered += 1
@@ -333,6 +502,47 @@ cdef int stream_pull(Trial t, const Ops *ops) noexcept nogil:
 
 # --- paced ---------------------------------------------------------------------------------------------------------
 
+cdef int post_paced(Trial t, const Ops *ops, uint64_t sequence, int64_t due, bint waited) noexcept nogil:
+    """Send the next message of an open loop, for which there is room: 1 or an error."""
+    cdef char *message = ops.outgoing(ops.me, 0)
+    cdef bint in_full = not ops.pull and is_checked(&t.plan, sequence)
+    cdef int64_t at
+    cdef int status
+    if in_full:
+        fill(message, t.plan.size, sequence)
+    at = now()
+    stamp(message, t.plan.size, sequence, t.plan.trial, at)
+    if in_full:
+        seal(message, t.plan.size, sequence)
+    t.tally.posted += 1
+    status = ops.post(ops.me, 1)
+    if status < 0:
+        return status
+    t.tally.window_full += waited
+    t.tally.sent_late += not waited and at - due > LATE_SEND_NS
+    record(t, t.intended_at, sequence, due)
+    t.sent_at[sequence] = at
+    return 1
+
+
+cdef int take_answers(
+    Trial t, const Ops *ops, Delivery *batch, int count, uint64_t *answered, int64_t at
+) noexcept nogil:
+    """Record the answers that one call has brought, and give their buffers back: 0 or an error."""
+    cdef int64_t got
+    cdef int k
+    for k in range(count):
+        if ops.pull:
+            got = recognise(t, ops, &batch[k], <int64_t> answered[0], is_checked(&t.plan, answered[0]))
+            answered[0] += 1  # completions come in order, whatever is in them
+        else:
+            got = recognise(t, ops, &batch[k], NO_SEQUENCE, wants_full(t, &batch[k]))
+            answered[0] = t.tally.delivered
+        if got >= 0:
+            record_answer(t, <uint64_t> got, at)
+    return ops.release(ops.me, <uint32_t> count)
+
+
 cdef int paced_client(Trial t, const Ops *ops) noexcept nogil:
     """Open loop: each message has a time at which it is to be sent, whatever became of those before it.
 
@@ -342,10 +552,11 @@ cdef int paced_client(Trial t, const Ops *ops) noexcept nogil:
     cdef Delivery[MOST] batch
     cdef uint64_t sent = 0, answered = 0
     cdef int64_t start = now()
-    cdef int64_t at, got, deadline, due = start + t.due_at[0], alive = start
-    cdef int status, k
-    cdef bint full
-    cdef char *message
+    cdef int64_t at, deadline, due = start + t.due_at[0], alive = start
+    # after the last send: what a lossy path has not brought by then is lost; those that come in the last part are late
+    cdef int64_t wait = min(2 * t.plan.patience_ns, t.plan.limit_ns) if ops.lossy else t.plan.limit_ns
+    cdef int status
+    cdef bint full, waited = False
     while answered < t.total:
         at = now()
         full = False
@@ -354,19 +565,20 @@ cdef int paced_client(Trial t, const Ops *ops) noexcept nogil:
             if status < 0:
                 return status
             full = status == 0
-            if not full:
-                message = ops.outgoing(ops.me, 0)
-                if is_checked(&t.plan, sent) and not ops.pull:
-                    fill(message, t.plan.size, sent)
-                at = now()
-                status = post_one(t, ops, message, sent, at)
+            if full:
+                # full for the limit, and no answer either: it will not get better
+                if at - alive > t.plan.limit_ns:
+                    return LIMIT
+                waited = True
+            else:
+                status = post_paced(t, ops, sent, due, waited)
                 if status < 0:
                     return status
-                record(t, t.intended_at, sent, due)
-                record(t, t.posted_at, sent, at)
+                alive = at
+                waited = False
                 sent += 1
                 due = start + t.due_at[sent - (sent == t.total)]
-        deadline = due if sent < t.total else max(alive, due) + t.plan.limit_ns
+        deadline = due if sent < t.total else max(alive, due) + wait
         if full:  # to look for room again and again would take the CPU from those who make it
             deadline = at + FULL_NS
         status = ops.receive_until(ops.me, batch, t.plan.batch, deadline)
@@ -379,16 +591,7 @@ cdef int paced_client(Trial t, const Ops *ops) noexcept nogil:
                 return COMPLETE if ops.lossy else LIMIT
             continue
         alive = at
-        for k in range(status):
-            if ops.pull:
-                got = recognise(t, ops, &batch[k], <int64_t> answered, is_checked(&t.plan, answered))
-                answered += 1  # completions come in order, whatever is in them
-            else:
-                got = recognise(t, ops, &batch[k], NO_SEQUENCE, wants_full(t, &batch[k]))
-                answered = t.tally.delivered
-            if got >= 0:
-                record(t, t.delivered_at, <uint64_t> got, at)
-        status = ops.release(ops.me, <uint32_t> status)
+        status = take_answers(t, ops, batch, status, &answered, at)
         if status < 0:
             return status
         t.meter.mark(answered if ops.pull else t.highest)
@@ -397,7 +600,7 @@ cdef int paced_client(Trial t, const Ops *ops) noexcept nogil:
 
 # --- for Python ----------------------------------------------------------------------------------------------------
 
-ENDED = {COMPLETE: "complete", LIMIT: "limit", FINISHED: "finished"}
+ENDED = {COMPLETE: "complete", LIMIT: "limit", FINISHED: "finished", NOTHING: "nothing"}
 
 
 def run(Trial trial not None, Transport transport not None, str pattern, str role):
@@ -418,7 +621,11 @@ def run(Trial trial not None, Transport transport not None, str pattern, str rol
     cdef bint client = role == "client"
     cdef int what = ("pingpong", "stream", "paced").index(pattern)
     cdef int status, ending
+    cdef int slack
     with nogil:
+        # an ordinary thread's timers may fire up to 50 µs late, and an open loop would measure that, on any path
+        slack = prctl(PR_GET_TIMERSLACK)
+        prctl(PR_SET_TIMERSLACK, <unsigned long> 1)
         if client:
             trial.meter.mark(0)  # with no warm-up the first message is measured; a server waits for it yet
         if not client and ops.pull:
@@ -431,7 +638,7 @@ def run(Trial trial not None, Transport transport not None, str pattern, str rol
             else:
                 status = stream_client(trial, ops, transport.window)
         elif not client:
-            status = pingpong_server(trial, ops)  # the server of paced answers like that of a ping-pong
+            status = answering_server(trial, ops, what == 2)
         elif what == 0:
             status = pingpong_client(trial, ops)
         else:
@@ -440,4 +647,9 @@ def run(Trial trial not None, Transport transport not None, str pattern, str rol
             ending = ops.finish(ops.me)
             if ending < 0 and ending != FINISHED:
                 status = ending
+        # the end that sees what became of the messages: of a stream the one that receives
+        if status in (COMPLETE, LIMIT, FINISHED) and client != (what == 1) and ops.lossy and (
+                trial.tally.delivered == 0):
+            status = NOTHING
+        prctl(PR_SET_TIMERSLACK, <unsigned long> slack)
     return status

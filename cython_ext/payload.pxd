@@ -5,11 +5,14 @@
     4       8      sequence  12 (in 8 to 11 bytes only its low 32 bits)
     12      4      trial     16
     16      8      send_ns   32
-    24      -      pattern   33 (from offset 16 where 17 <= size < 32)
+    24      7      seal      32
+    24      -      pattern   33 (behind the seal; from offset 16 if 17 <= size < 32; from 8 in 9 to 11 bytes, from 12 in
+                             13 to 15)
     last    1      trailer   17
 
 All little-endian. The trailer depends on the sequence number and stands in every message, so that a reader who polls
-memory (RDMA WRITE) sees the last byte arrive. The pattern stands only in messages that will be checked in full.
+memory (RDMA WRITE) sees the last byte arrive. Pattern and seal stand only in messages that will be checked in full. The
+seal depends on the send time, which the receiver cannot know: it is what makes a damaged one show.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -19,11 +22,13 @@ cdef enum:
     MAGIC = 0x78727768        # "hwrx"
     MAGIC_FINISH = 0x46727768  # "hwrF": the sender has nothing more (paths that can lose)
     MAGIC_CREDIT = 0x43727768  # "hwrC": the receiver has taken so many (datagram streams)
+    MAGIC_CHECK = 0x4B727768   # "hwrK": a message between two timed ones, to be checked in full (ping-pong)
     SMALLEST = 8
     AT_SEQUENCE = 4
     AT_TRIAL = 12
     AT_SEND_NS = 16
     AT_PATTERN = 24
+    SEAL = 7                  # bytes
 
 cdef enum:
     GOOD = 0
@@ -54,6 +59,12 @@ cdef inline void stamp(char *message, uint32_t size, uint64_t sequence, uint32_t
         message[size - 1] = <char> trailer(sequence)
 
 
+cdef inline void stamp_send_time(char *message, uint32_t size, int64_t send_ns) noexcept nogil:
+    """Of a message that is stamped already, only the send time: all that is left to do once the clock is read."""
+    if size >= 32:
+        memcpy(message + AT_SEND_NS, &send_ns, 8)
+
+
 cdef inline uint32_t magic_of(const char *message) noexcept nogil:
     cdef uint32_t magic
     memcpy(&magic, message, 4)
@@ -73,9 +84,8 @@ cdef inline uint32_t trial_of(const char *message) noexcept nogil:
     return trial
 
 
-cdef inline int glance(const char *message, uint32_t size, uint32_t trial) noexcept nogil:
-    """Header and trailer only: GOOD, BAD_MAGIC, OTHER_TRIAL or BAD_TRAILER. What every message gets, checked or not."""
-    if magic_of(message) != MAGIC:
+cdef inline int glance_as(uint32_t magic, const char *message, uint32_t size, uint32_t trial) noexcept nogil:
+    if magic_of(message) != magic:
         return BAD_MAGIC
     if size >= 16 and trial_of(message) != trial:
         return OTHER_TRIAL
@@ -84,5 +94,12 @@ cdef inline int glance(const char *message, uint32_t size, uint32_t trial) noexc
     return GOOD
 
 
+cdef inline int glance(const char *message, uint32_t size, uint32_t trial) noexcept nogil:
+    """Header and trailer only: GOOD, BAD_MAGIC, OTHER_TRIAL or BAD_TRAILER. What every message gets, checked or not."""
+    return glance_as(MAGIC, message, size, trial)
+
+
 cdef void fill(char *message, uint32_t size, uint64_t sequence) noexcept nogil
-cdef int verify(const char *message, uint32_t size, uint32_t trial) noexcept nogil
+cdef void seal(char *message, uint32_t size, uint64_t sequence) noexcept nogil
+cdef void build_check(char *message, uint32_t size, uint64_t sequence, uint32_t trial, int64_t send_ns) noexcept nogil
+cdef int verify(uint32_t magic, const char *message, uint32_t size, uint32_t trial) noexcept nogil

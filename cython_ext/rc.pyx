@@ -12,7 +12,7 @@ from cython_ext.infiniband_verbs cimport (
     IBV_WR_SEND,
     ibv_send_wr,
 )
-from cython_ext.payload cimport fill, stamp
+from cython_ext.payload cimport fill, seal, stamp
 from cython_ext.transport cimport WC_STATUS, Delivery
 from cython_ext.verbs_path cimport VerbsTransport
 from cython_ext.verbs_ring cimport (
@@ -227,6 +227,7 @@ cdef class RcReadTransport(VerbsTransport):
                 at = st.landing + <size_t> slot * st.landing_stride
                 fill(at, st.size, slot)
                 stamp(at, st.size, slot, st.trial, 0)
+                seal(at, st.size, slot)
         self.ops.me = st
         self.ops.outgoing = ring_outgoing
         self.ops.room = read_room

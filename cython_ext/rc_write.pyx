@@ -18,9 +18,9 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 from posix.time cimport nanosleep, timespec
 
-from cython_ext.clock cimport now
+from cython_ext.clock cimport LOOKS, now
 from cython_ext.infiniband_verbs cimport IBV_WR_RDMA_WRITE, ibv_send_wr
-from cython_ext.payload cimport AT_SEQUENCE, MAGIC, magic_of, sequence_of, trailer, trial_of
+from cython_ext.payload cimport AT_SEQUENCE, MAGIC, MAGIC_CHECK, magic_of, sequence_of, trailer, trial_of
 from cython_ext.transport cimport FINISHED, WC_STATUS, Delivery
 from cython_ext.verbs_path cimport VerbsTransport
 from cython_ext.verbs_ring cimport (
@@ -32,7 +32,7 @@ from cython_ext.verbs_ring cimport (
     ring_room,
     submit,
 )
-from cython_ext.verbs_wait cimport PATIENCE_NS
+from cython_ext.verbs_wait cimport TICK_NS
 
 from cython_ext.verbs_path import ACCESS_WRITE, ring_slots
 
@@ -56,8 +56,6 @@ cdef extern from *:
     unsigned long long hwrx_load_word(const void *at) nogil
 
 cdef enum:
-    RARELY = 255            # looks between two readings of the clock, as a mask
-    OFTEN = 7
     LOOKS_A_YIELD = 31      # waiting by event: looks between two offers of the CPU to others, as a mask
     NAP_NS = 10_000_000     # the end is noticed so much later, and only that
 
@@ -70,14 +68,21 @@ cdef inline char *slot_of(State *st, uint64_t sequence) noexcept nogil:
     return st.landing + <size_t> (sequence & (st.slots - 1)) * st.landing_stride
 
 
+cdef inline bint is_next(const State *st, uint32_t magic) noexcept nogil:
+    # a check comes once, and has the number of the message that comes after it
+    return magic == MAGIC or (magic == MAGIC_CHECK and not st.checked)
+
+
 cdef inline bint stands(const State *st, const char *at, uint64_t sequence) noexcept nogil:
-    """Whether the message of that sequence number stands here, whole."""
+    """Whether the message of that sequence number, or the one that is to be checked before it, stands here, whole."""
+    cdef uint64_t word
     if st.size >= 17:
         if hwrx_load_byte(at + st.size - 1) != trailer(sequence):
             return False
         # the message that was here before may have had the same trailer: the header tells them apart
-        return magic_of(at) == MAGIC and memcmp(at + AT_SEQUENCE, &sequence, 8) == 0
-    if hwrx_load_word(at) != (<uint64_t> (<uint32_t> sequence) << 32 | <uint64_t> <uint32_t> MAGIC):
+        return is_next(st, magic_of(at)) and memcmp(at + AT_SEQUENCE, &sequence, 8) == 0
+    word = hwrx_load_word(at)
+    if word >> 32 != <uint32_t> sequence or not is_next(st, <uint32_t> word):
         return False
     # 9 to 16 bytes have no trailer, but all of their fields are known beforehand
     if st.size >= 12 and sequence_of(at, st.size) != sequence:
@@ -85,15 +90,22 @@ cdef inline bint stands(const State *st, const char *at, uint64_t sequence) noex
     return st.size < 16 or trial_of(at) == st.trial
 
 
+cdef inline uint64_t expected(const State *st) noexcept nogil:
+    """The sequence number of the next message, or of the one that a check stands before."""
+    return st.taken - st.checks
+
+
 cdef inline int deliver(State *st, Delivery *out, uint32_t most) noexcept nogil:
     cdef uint32_t n = 0
     cdef char *at
     while n < most:
         at = slot_of(st, st.taken)
-        if not stands(st, at, st.taken):
+        if not stands(st, at, expected(st)):
             break
         out[n].data = at
         out[n].size = st.size
+        st.checked = magic_of(at) == MAGIC_CHECK
+        st.checks += st.checked
         st.taken += 1
         n += 1
     return <int> n
@@ -107,7 +119,7 @@ cdef inline uint64_t ahead(State *st) noexcept nogil:
         return 0
     sequence = sequence_of(at, st.size)
     # whole rounds later, or it is half of one message and half of another
-    return sequence if sequence > st.taken and (sequence - st.taken) & (st.slots - 1) == 0 else 0
+    return sequence if sequence > st.taken and (sequence - st.taken) & (st.slots - 1) == 0 and not st.checks else 0
 
 
 cdef int look_around(State *st) noexcept nogil:
@@ -124,12 +136,12 @@ cdef void catch_up(State *st) noexcept nogil:
         st.taken = newest - st.slots + 1
 
 
-cdef int watch(State *st, Delivery *out, uint32_t most, int64_t deadline, uint32_t mask) noexcept nogil:
+cdef int watch(State *st, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
     cdef const char *at = slot_of(st, st.taken)
     cdef uint32_t looks = 0
-    while not stands(st, at, st.taken):
+    while not stands(st, at, expected(st)):
         looks += 1
-        if looks & mask == 0:
+        if looks % LOOKS == 0:
             if st.goes_on:
                 catch_up(st)
                 at = slot_of(st, st.taken)
@@ -145,20 +157,20 @@ cdef int write_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
     cdef State *st = <State *> me
     if st.has_failed:
         return WC_STATUS - <int> st.failed.status
-    return watch(st, out, most, now() + PATIENCE_NS, RARELY)
+    return watch(st, out, most, now() + TICK_NS)
 
 
 cdef int write_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
     cdef State *st = <State *> me
     if st.has_failed:
         return WC_STATUS - <int> st.failed.status
-    return watch(st, out, most, deadline, OFTEN)
+    return watch(st, out, most, deadline)
 
 
 cdef int blind_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
     """Sleep, look, sleep, until the last message stands; then hand out what is left of the stream, oldest first."""
     cdef State *st = <State *> me
-    cdef int64_t deadline = now() + PATIENCE_NS
+    cdef int64_t deadline = now() + TICK_NS
     cdef timespec nap
     if st.taken == st.total:
         return FINISHED

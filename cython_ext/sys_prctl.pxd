@@ -3,5 +3,6 @@
 
 cdef extern from "sys/prctl.h" nogil:
     enum: PR_SET_TIMERSLACK
+    enum: PR_GET_TIMERSLACK
 
     int prctl(int option, ...)

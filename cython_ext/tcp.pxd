@@ -23,6 +23,8 @@ cdef struct TcpState:
     size_t undelivered    # of these, not delivered yet; less than a message is a tail that goes on in place
     uint64_t posted
     uint64_t delivered
+    bint bulk             # one call may bring many messages, which are handed out in several lots
+    int64_t brought_at    # then: when the last call that brought something returned
     # tcp_mapped.pyx: messages are received by mapping the pages that they arrived in
     char *mapping         # where a message's pages are mapped, `size` bytes of address space; NULL: not so
     bint gathering        # part of this message could not be mapped: it is put together in `rx`

@@ -11,7 +11,7 @@ from libc.errno cimport EAGAIN, EBADF, EINTR, ENOBUFS, ETIMEDOUT
 from libc.errno cimport errno as c_errno
 from libc.stdint cimport int64_t, uint32_t
 
-from cython_ext.clock cimport now
+from cython_ext.clock cimport LOOKS, now
 from cython_ext.socket_transport cimport SocketTransport
 from cython_ext.sys_socket cimport (
     MSG_DONTWAIT,
@@ -23,7 +23,7 @@ from cython_ext.sys_socket cimport (
     shutdown,
 )
 from cython_ext.transport cimport FINISHED, Delivery
-from cython_ext.waiting cimport BLOCK, LOOKS, SPIN, be_patient, readable_by, readable_patiently
+from cython_ext.waiting cimport BLOCK, SPIN, be_patient, readable_by, readable_patiently
 
 from cython_ext.socket_transport import sending_slots
 from hwrx.errors import PathError
@@ -45,6 +45,8 @@ cdef inline int take(TcpState *s, int flags) noexcept nogil:
         space = min(s.ring - s.head, s.ring - s.filled)
     got = recv(s.wait.fd, s.rx + s.head, space, flags)
     if got > 0:
+        if s.bulk:
+            s.brought_at = now()
         s.head += <size_t> got
         if s.head == s.ring:
             s.head = 0
@@ -268,6 +270,9 @@ cdef class TcpTransport(SocketTransport):
         self.ops.receive_until = receive_until
         self.ops.release = release
         self.ops.finish = finish
+        if pattern == "stream":
+            s.bulk = True
+            self.ops.brought_at = &s.brought_at
         if zerocopy:
             self.send_zerocopy(size, built, &s.posted, s.limit_ns)
 

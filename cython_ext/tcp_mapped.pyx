@@ -18,7 +18,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
 
-from cython_ext.clock cimport now
+from cython_ext.clock cimport LOOKS, now
 from cython_ext.linux_tcp cimport TCP_ZEROCOPY_RECEIVE, tcp_zerocopy_receive
 from cython_ext.sys_socket cimport (
     IPPROTO_TCP,
@@ -29,7 +29,7 @@ from cython_ext.sys_socket cimport (
 )
 from cython_ext.tcp cimport TcpState, TcpTransport
 from cython_ext.transport cimport FINISHED, Delivery
-from cython_ext.waiting cimport LOOKS, SPIN, readable_by, readable_patiently
+from cython_ext.waiting cimport SPIN, readable_by, readable_patiently
 
 from hwrx.errors import PathError
 
@@ -179,6 +179,7 @@ cdef class MappedTcpTransport(TcpTransport):
             self.zero.path_release = release  # it is called by the zero-copy sender's own
         else:
             self.ops.release = release
+        self.ops.brought_at = NULL  # one message at a time
 
     def connect(self, remote):
         """As TcpTransport; then lay aside the address space that pages are mapped into."""

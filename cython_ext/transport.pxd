@@ -44,6 +44,9 @@ cdef struct Ops:
     bint pull
     # Messages may get lost on the way, so a missing one is counted and the loop goes on.
     bint lossy
+    # When the receiving call returned that brought what `receive` has just handed out; NULL: a call brings no more than
+    # that, so it was just now.
+    const int64_t *brought_at
     # The receiver of a stream sees nothing until the end (WRITE without immediate): the sender stamps completions.
     bint blind
 

@@ -13,10 +13,13 @@ cdef class Trial:
     """What one end is to do, and what it saw.
 
     `warmup`, `messages`, `cooldown` count messages; only the middle ones are recorded, all are accounted for. `size` is
-    bytes. `check_every`: 0 looks at header and trailer of each; 1 verifies every byte; n does so of each n-th (in a
-    stream only outside of the measured messages, where filling a message would be part of what is measured).
+    bytes. Of every message header and trailer are looked at; `check_every` says how many more are verified to the last
+    byte. In a ping-pong a message of its own, which is not timed, goes before each n-th and is filled and verified by
+    either end while nothing else is under way. Other patterns have no such gap: of their warm-up and cool-down each
+    n-th message is verified, or of all messages each (n = 1), and then filling and verifying is part of every figure.
     `due`, of the client of `paced`: int64 nanoseconds from the loop's start at which each of the warmup + messages +
-    cooldown is to be sent, ascending. `limit_ns` is how long nothing may move.
+    cooldown is to be sent, ascending. `limit_ns` is how long nothing may move, `patience_ns` how long the client waits
+    for the answer to a message that may be lost. `stamped`: the server of a ping-pong records its deliveries, too.
 
     `intended`, `posted`, `delivered`: int64 arrays of `messages` CLOCK_MONOTONIC nanoseconds, 0 where it was not.
     They belong to the trial and stay valid as long as anybody holds them. `meter` has the processor time of the
@@ -25,7 +28,7 @@ cdef class Trial:
 
     def __init__(self, *, uint64_t messages, uint32_t size, uint64_t warmup=0, uint64_t cooldown=0, uint32_t trial=0,
                  uint32_t batch=1, uint32_t check_every=0, due=None, int64_t limit_ns=10_000_000_000,
-                 counters=()):
+                 int64_t patience_ns=500_000_000, bint stamped=True, counters=()):
         if messages < 1:
             raise ValueError("a trial has at least one message")
         if size < SMALLEST:
@@ -38,10 +41,17 @@ cdef class Trial:
         self.plan.batch = max(1, min(batch, MOST))
         self.plan.check_every = check_every
         self.plan.limit_ns = limit_ns
+        self.plan.patience_ns = min(patience_ns, limit_ns)
+        self.plan.stamped = stamped
+        # a range in any case, so that the loops do the same work whatever is checked
+        if check_every != 1:
+            self.plan.exempt_from = warmup if check_every else 0
+            self.plan.exempt_to = warmup + messages if check_every else <uint64_t> -1
         self.total = warmup + messages + cooldown
         self.meter = Meter(warmup, messages, counters)
         self.intended = touched(messages, np.int64)
-        self.posted = touched(messages, np.int64)
+        self.sent = touched(self.total, np.int64)
+        self.posted = self.sent[warmup:warmup + messages]
         self.delivered = touched(messages, np.int64)
         self.seen_bits = touched((self.total + 7) // 8, np.uint8)
         cdef int64_t[::1] stamps
@@ -53,15 +63,15 @@ cdef class Trial:
             self.due_at = &stamps[0]
         stamps = self.intended
         self.intended_at = &stamps[0]
-        stamps = self.posted
-        self.posted_at = &stamps[0]
+        stamps = self.sent
+        self.sent_at = &stamps[0]
         stamps = self.delivered
         self.delivered_at = &stamps[0]
         cdef uint8_t[::1] bits = self.seen_bits
         self.seen = &bits[0]
 
     def counts(self) -> dict:
-        """The tally: posted, delivered, bytes, lost, duplicated, reordered, corrupt, stale, wrong_size, checked.
+        """The tally, by name (see Tally).
 
         `expected` is how many messages the trial has, warm-up and cool-down included; `lost` those of them that were
         not delivered, which is meaningful on the side that receives.
@@ -71,7 +81,16 @@ cdef class Trial:
             "expected": self.total, "posted": t.posted, "delivered": t.delivered, "bytes": t.bytes,
             "lost": self.total - t.delivered, "duplicated": t.duplicated, "reordered": t.reordered,
             "corrupt": t.corrupt, "stale": t.stale, "wrong_size": t.wrong_size, "checked": t.checked,
+            "unchecked": t.unchecked, "late": t.late, "sent_late": t.sent_late, "window_full": t.window_full,
         }
+
+    def progress(self) -> int:
+        """For another thread, while the loop runs: a number that grows with every message sent or delivered."""
+        return self.tally.posted + self.tally.delivered + self.tally.checked
+
+    def stop(self):
+        """For another thread: the other end has ended; do not wait for what a path may have lost."""
+        self.stopped = True
 
 
 def touched(size_t count, kind):

@@ -52,8 +52,6 @@ cdef enum:
     GRH = 40                    # bytes; InfiniBand specification 8.3
     CONTROL = 16                # bytes of a credit or an end: magic, count, trial
     ASIDES = 8                  # of these under way at a time
-    PATIENCES = 4               # waits without anything before a message is taken for lost
-    SLIDE_NS = 200_000_000      # a credit that has not come after so long is lost
     FINISH_TRIES = 20
     FINISH_NS = 20_000_000      # how long one of them waits for its answer
 
@@ -175,15 +173,17 @@ cdef int finished(UdState *u) noexcept nogil:
 cdef int ud_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
     cdef UdState *u = <UdState *> me
     cdef State *st = u.st
-    cdef int n, waits = 0
+    cdef int64_t since = 0
+    cdef int n
     if st.has_failed:
         return WC_STATUS - <int> st.failed.status
     if u.finishing:
         return ud_receive_until(me, out, most, 0)
-    while waits < PATIENCES:
+    while since == 0 or now() - since < st.patience_ns:
         n = wait_cq(&st.receives, &st.tick, st.wc, <int> min(most, <uint32_t> BATCH))
         if n == 0:
-            waits += 1
+            if since == 0:
+                since = now()
             n = look_for_errors(st)
         elif n > 0:
             n = sort_out(u, out, n)
@@ -228,7 +228,7 @@ cdef char *ud_outgoing(void *me, uint32_t k) noexcept nogil:
 cdef int await_credit(UdState *u) noexcept nogil:
     """1 when there is one, or when it must be taken for lost; 0 when patience is over; or an error."""
     cdef State *st = u.st
-    cdef int64_t give_up = now() + SLIDE_NS
+    cdef int64_t give_up = now() + st.patience_ns
     cdef int n
     while u.st.posted - u.credited >= st.window:
         n = wait_cq(&st.receives, &st.tick, st.wc, BATCH)
@@ -367,6 +367,10 @@ cdef class UdSendTransport(VerbsTransport):
     def slides(self) -> int:
         """How often the sender of a stream gave up waiting for a credit."""
         return self.u.slides
+
+    def counts(self):
+        """As every verbs transport; and `slides`."""
+        return {**VerbsTransport.counts(self), "slides": self.u.slides}
 
     def _close_path(self):
         if self.qp is not None:

@@ -15,7 +15,7 @@ from libc.errno cimport errno as c_errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from cython_ext.clock cimport now
+from cython_ext.clock cimport LOOKS, now
 from cython_ext.credit cimport FINISH_TRIES, FINISHES, Control, a_control, allowed, due, heed, notice, slide
 from cython_ext.payload cimport MAGIC_CREDIT, MAGIC_FINISH
 from cython_ext.socket_transport cimport SocketTransport
@@ -32,7 +32,7 @@ from cython_ext.sys_socket cimport (
     sendmmsg,
 )
 from cython_ext.transport cimport FINISHED, Delivery
-from cython_ext.waiting cimport BLOCK, LOOKS, SPIN, be_patient, readable_by, readable_patiently
+from cython_ext.waiting cimport BLOCK, SPIN, be_patient, readable_by, readable_patiently
 
 from cython_ext.socket_transport import sending_slots
 
@@ -406,6 +406,10 @@ cdef class UdpTransport(SocketTransport):
     def slides(self) -> int:
         """How often the sender of a stream gave up waiting for a credit."""
         return self.state.credit.slides
+
+    def counts(self):
+        """As every socket transport; and `slides`."""
+        return {**SocketTransport.counts(self), "slides": self.state.credit.slides}
 
     def connect(self, remote):
         """Connect to what the other end described: from now on the kernel drops datagrams of anybody else.

@@ -23,7 +23,7 @@ from cython_ext.infiniband_verbs cimport (
     ibv_get_async_event,
 )
 from cython_ext.transport cimport EVENT_STATUS
-from cython_ext.verbs_wait cimport PATIENCE_NS
+from cython_ext.verbs_wait cimport TICK_NS
 
 
 cdef extern from *:
@@ -73,7 +73,7 @@ cdef int look_for_events(Watch *watch) noexcept nogil:
     cdef int64_t since = now()
     if watch.context == NULL:
         return 0
-    if watch.struck < 0 and since - watch.looked >= PATIENCE_NS:
+    if watch.struck < 0 and since - watch.looked >= TICK_NS:
         watch.looked = since
         while watch.struck < 0 and hwrx_readable_now(watch.context.async_fd):
             if ibv_get_async_event(watch.context, &event) != 0:

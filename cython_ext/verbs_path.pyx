@@ -137,7 +137,8 @@ cdef class VerbsTransport(Transport):
         st.head = shape.head
         st.landing_stride = aligned(length + st.head)
         st.slots = shape.slots
-        st.total = setting.warmup + setting.messages + setting.cooldown
+        st.total = setting.posted
+        st.patience_ns = round(min(setting.patience, setting.limit) * 1e9)
         st.trial = self.prepare.trial
         st.limit_ns = round(setting.limit * 1e9)
 

@@ -21,8 +21,9 @@ cdef struct State:
     bint goes_on                    # WRITE: a receiver that was overtaken takes what still stands
     uint64_t overtaken              # messages that it passed over
     int64_t limit_ns
+    int64_t patience_ns             # UD: without anything before a message is taken for lost
     uint32_t trial
-    uint64_t total                  # messages of the trial: the last one is signalled
+    uint64_t total                  # messages to be posted: the last one is signalled
 
     # Sending: a ring of `window` buffers, each with its work request; they are linked in a circle.
     char *out
@@ -54,6 +55,8 @@ cdef struct State:
     uint32_t take_slot              # of the next message
     uint32_t free_slot              # of the oldest message not given back
     uint64_t taken
+    uint64_t checks                 # WRITE: of these, messages that were only to be checked
+    bint checked                    # WRITE: the last one was
     ibv_recv_wr *recv_wr
     ibv_sge *recv_sge
 

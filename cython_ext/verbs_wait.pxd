@@ -6,7 +6,7 @@ from cython_ext.infiniband_verbs cimport ibv_comp_channel, ibv_cq, ibv_wc
 
 cdef enum:
     # How long one wait lasts when nothing happens; then the loop looks whether its own limit is over.
-    PATIENCE_NS = 50_000_000
+    TICK_NS = 50_000_000
 
 
 cdef struct Tick:

@@ -5,13 +5,13 @@ Polling reads mapped memory. Waiting by event goes: look; ask for an event (one 
 completion may have come in between; sleep in a plain blocking read of the channel (one system call). An end asks when
 it begins to wait, so a client's question lies in its round trip, as it does with perftest's tools. Nothing else is
 called: no poll(2) with a time limit before the read. What bounds the sleep is a timer that sends this thread a signal
-every PATIENCE_NS; its handler does nothing, but the read ends with EINTR.
+every TICK_NS; its handler does nothing, but the read ends with EINTR.
 """
 
 from libc.errno cimport EINTR, EIO, errno
 from libc.stdint cimport int64_t
 
-from cython_ext.clock cimport now
+from cython_ext.clock cimport LOOKS, now
 from cython_ext.infiniband_verbs cimport (
     ibv_ack_cq_events,
     ibv_cq,
@@ -27,7 +27,6 @@ cdef extern from *:
     #include <pthread.h>
     #include <signal.h>
     #include <string.h>
-    #include <sys/prctl.h>
     #include <time.h>
     #include <unistd.h>
 
@@ -60,40 +59,27 @@ cdef extern from *:
         return timer_settime(*timer, 0, &spec, NULL);
     }
 
-    /* Readable, or `ns` nanoseconds over. The default slack of 50 us would be part of every paced latency. */
+    /* Readable, or `ns` nanoseconds over. */
     static int hwrx_readable(int fd, long long ns)
     {
         struct pollfd one = {fd, POLLIN, 0};
         struct timespec left = {ns / 1000000000, ns % 1000000000};
         return ppoll(&one, 1, &left, NULL);
     }
-
-    static void hwrx_no_slack(void)
-    {
-        static __thread int done;
-        if (!done) {
-            prctl(PR_SET_TIMERSLACK, 1UL, 0UL, 0UL, 0UL);
-            done = 1;
-        }
-    }
     """
     ctypedef void *timer_t
     int hwrx_start_timer(timer_t *timer, long period_ns) nogil
     int hwrx_readable(int fd, long long ns) nogil
-    void hwrx_no_slack() nogil
     int timer_delete(timer_t timer) nogil
     unsigned long pthread_self() nogil
 
 cdef enum:
-    # polls between two readings of the clock, as masks: rare where only patience ends, often where a send is due
-    RARELY = 255
-    OFTEN = 7
     EVENTS_AN_ACK = 512
 
 
 cdef int start_tick(Tick *tick) noexcept nogil:
     stop_tick(tick)
-    if hwrx_start_timer(<timer_t *> &tick.timer, PATIENCE_NS) != 0:
+    if hwrx_start_timer(<timer_t *> &tick.timer, TICK_NS) != 0:
         return -errno
     tick.owner = pthread_self()
     tick.running = True
@@ -137,7 +123,7 @@ cdef inline int take_event(Side *side) noexcept nogil:
     return 0
 
 
-cdef int spin(Side *side, ibv_wc *wc, int most, int64_t deadline, unsigned int mask) noexcept nogil:
+cdef int spin(Side *side, ibv_wc *wc, int most, int64_t deadline) noexcept nogil:
     cdef unsigned int spins = 0
     cdef int n
     while True:
@@ -145,18 +131,18 @@ cdef int spin(Side *side, ibv_wc *wc, int most, int64_t deadline, unsigned int m
         if n != 0:
             return n if n > 0 else -EIO
         spins += 1
-        if spins & mask == 0 and now() >= deadline:
+        if spins % LOOKS == 0 and now() >= deadline:
             return 0
 
 
 cdef int wait_cq(Side *side, Tick *tick, ibv_wc *wc, int most) noexcept nogil:
-    """Wait as the side was told to, for PATIENCE_NS at most."""
+    """Wait as the side was told to, for TICK_NS at most."""
     cdef int status
     cdef int n = ibv_poll_cq(side.cq, most, wc)
     if n != 0:
         return n if n > 0 else -EIO
     if side.channel == NULL:
-        return spin(side, wc, most, now() + PATIENCE_NS, RARELY)
+        return spin(side, wc, most, now() + TICK_NS)
     if not tick.running or tick.owner != pthread_self():
         status = start_tick(tick)
         if status < 0:
@@ -186,10 +172,9 @@ cdef int wait_cq_until(Side *side, ibv_wc *wc, int most, int64_t deadline) noexc
     if n != 0:
         return n if n > 0 else -EIO
     if side.channel == NULL:
-        return spin(side, wc, most, deadline, OFTEN)
+        return spin(side, wc, most, deadline)
     if deadline <= now():
         return 0
-    hwrx_no_slack()
     while True:
         status = arm(side)
         if status < 0:

@@ -15,7 +15,6 @@ from cython_ext.beat cimport Beat, start_beat
 from cython_ext.clock cimport now
 from cython_ext.sys_epoll cimport epoll_event, epoll_pwait2
 from cython_ext.sys_poll cimport POLLIN, pollfd, ppoll
-from cython_ext.sys_prctl cimport PR_SET_TIMERSLACK, prctl
 from cython_ext.sys_select cimport FD_SET, FD_ZERO, fd_set, pselect
 from cython_ext.zerocopy cimport ZeroCopy, harvest
 
@@ -25,16 +24,12 @@ cdef enum:
     SELECT = 2
     SPIN = 3
 
-cdef enum:
-    LOOKS = 16  # of a spinning receiver between two looks at the clock
-
 
 cdef struct Waiter:
     int fd                # -1 once closed: every call then fails with EBADF
     int epoll             # watches fd; -1 in other manners
     int manner
     int64_t patience_ns   # how long one call of `receive` waits at least; half as long again at most
-    bint exact            # the thread that runs the loop has its timers fire when they should
     ZeroCopy *zero        # NULL unless sent buffers are the kernel's until the error queue says otherwise
     Beat beat             # BLOCK: interrupts the thread that runs the loop, twice a patience
 
@@ -107,15 +102,8 @@ cdef inline int readable_patiently(Waiter *w) noexcept nogil:
 
 
 cdef inline int readable_by(Waiter *w, int64_t timeout_ns) noexcept nogil:
-    """As `readable`, with a time limit that holds to the microsecond.
-
-    An ordinary thread's timers may fire up to 50 µs late (PR_SET_TIMERSLACK); an open loop would measure that.
-    """
-    cdef int status
-    if not w.exact:
-        prctl(PR_SET_TIMERSLACK, 1)
-        w.exact = True
-    status = readable(w, timeout_ns)
+    """As `readable`, with a time limit that holds to the microsecond (the loops see to the thread's timer slack)."""
+    cdef int status = readable(w, timeout_ns)
     if status == 1 and w.zero != NULL:
         # or the error queue alone would end every wait
         status = harvest(w.zero, w.fd)

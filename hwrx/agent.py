@@ -36,7 +36,9 @@ from hwrx.messages import (
     FromAgent,
     Hello,
     Inspect,
+    Look,
     LookAround,
+    Moved,
     Prepare,
     Prepared,
     Quit,
@@ -44,6 +46,7 @@ from hwrx.messages import (
     Release,
     Released,
     Start,
+    Stop,
     Surveyed,
     ToAgent,
     TraceBegin,
@@ -118,6 +121,8 @@ class Agent:
                 return self._tracer.answer(message)
             case Quit():
                 raise SystemExit(0)
+            case Look() | Stop():
+                raise PeerError(f"{type(message).__name__} is for the thread that reads the pipe")
 
     def _open(self, prepare: Prepare) -> Prepared:
         self.close()
@@ -136,9 +141,11 @@ class Agent:
             trial=prepare.trial,
             batch=setting.batch,
             check_every=setting.check_every,
-            due=arrivals.schedule(setting, prepare.repeat) if sends_on_time else None,
+            due=arrivals.schedule(setting, prepare.repeat, prepare.seed) if sends_on_time else None,
             limit_ns=round(setting.limit * 1e9),
             counters=cputime.counters(prepare.alone),
+            patience_ns=round(setting.patience * 1e9),
+            stamped=prepare.stamped or prepare.stamps,
         )
         if prepare.stamps:
             self._endpoint.stamp_stages(setting.warmup, setting.messages)
@@ -174,6 +181,7 @@ class Agent:
             resident=peak_resident(),
             chosen=endpoint.chosen(),
             placed=placement.observe(prepare.here),
+            boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         )
         return done if status in loop.ENDED else msgspec.structs.replace(done, error=endpoint.explain(status))
 
@@ -181,6 +189,17 @@ class Agent:
         """For another thread: end the loop that runs, where it can be; what the endpoint holds is then given back."""
         endpoint = self._endpoint
         return endpoint is not None and bool(endpoint.interrupt())
+
+    def progress(self) -> int:
+        """For another thread: how far the loop has come that runs, or ran last."""
+        trial = self._trial
+        return trial.progress() if trial is not None else 0
+
+    def stop(self) -> None:
+        """For another thread: the loop that runs need not wait for what may be lost."""
+        trial = self._trial
+        if trial is not None:
+            trial.stop()
 
     def stop_tracing(self) -> None:
         """Detach what TraceOpen attached; harmless when nothing is."""
@@ -247,16 +266,17 @@ def serve(read_fd: int, write_fd: int) -> None:
     agent = Agent()
     inbox: queue.SimpleQueue[ToAgent | PeerError | None] = queue.SimpleQueue()
     busy = threading.Event()
-    threading.Thread(target=_read, args=(read_fd, inbox, busy, agent), daemon=True, name="control").start()
+    pipe = Pipe(write_fd)
+    threading.Thread(target=_read, args=(read_fd, inbox, busy, agent, pipe), daemon=True, name="control").start()
     try:
         while (item := inbox.get()) is not None:
             if isinstance(item, PeerError):
-                _write(write_fd, frame(Failed(kind="PeerError", message=str(item))))
+                pipe.write(Failed(kind="PeerError", message=str(item)))
                 return
             busy.set()
             reply = agent.answer(item)
             busy.clear()
-            _write(write_fd, frame(reply))
+            pipe.write(reply)
     except (SystemExit, BrokenPipeError):
         return
     finally:
@@ -264,7 +284,9 @@ def serve(read_fd: int, write_fd: int) -> None:
         agent.stop_tracing()
 
 
-def _read(fd: int, inbox: queue.SimpleQueue[ToAgent | PeerError | None], busy: threading.Event, agent: Agent) -> None:
+def _read(
+    fd: int, inbox: queue.SimpleQueue[ToAgent | PeerError | None], busy: threading.Event, agent: Agent, pipe: Pipe
+) -> None:
     frames = Frames("to agent")
     while True:
         try:
@@ -279,16 +301,30 @@ def _read(fd: int, inbox: queue.SimpleQueue[ToAgent | PeerError | None], busy: t
             return
         try:
             for message in frames.feed(data):
-                inbox.put(message)
+                if isinstance(message, Look):
+                    pipe.write(Moved(agent.progress()))
+                elif isinstance(message, Stop):
+                    agent.stop()
+                else:
+                    inbox.put(message)
         except PeerError as error:
             inbox.put(error)
             return
 
 
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+class Pipe:
+    """The way back to the controller, for both threads: whole frames, one after the other."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lock = threading.Lock()
+
+    def write(self, message: FromAgent) -> None:
+        """Send a message; BrokenPipeError if nobody reads any more."""
+        view = memoryview(frame(message))
+        with self._lock:
+            while view:
+                view = view[os.write(self._fd, view) :]
 
 
 def main() -> None:

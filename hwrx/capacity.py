@@ -31,7 +31,6 @@ def calibrated(
     testbed: Testbed,
     *,
     check: Callable[[Setting], None] = paths.check,
-    trial_limit: float = 120.0,
     say: Callable[[str, str], None] = lambda stage, text: None,
 ) -> experiments.Plan:
     """Measure the capacities that the plan's experiment does not know, and return the plan with the rates they give.
@@ -45,7 +44,7 @@ def calibrated(
     with run.Pair(testbed, experiments.wish_of(layout.experiment)) as pair:
 
         def measure(setting: Setting) -> Measured:
-            return pair.measure(0, setting, trial_limit)
+            return pair.measure(0, setting)
 
         for number, setting in enumerate(settings):
             key = experiments.capacity_key(setting)
@@ -108,7 +107,7 @@ def find(setting: Setting, measure: Callable[[Setting], Measured]) -> float:
 
 def rates(measured: Measured, setting: Setting) -> tuple[float, float]:
     """Messages due and messages answered a second; the latter 0 where more than a few were not answered at all."""
-    due = arrivals.intended(setting, 0, measured.sequence)
+    due = arrivals.intended(setting, 0, 0, measured.sequence)
     answered = stats.answered(due, measured.ns)
     offered = stats.answered(due, np.zeros_like(due))  # random arrivals are not exactly at the rate
     complete = len(measured.ns) >= ANSWERED * setting.messages

@@ -30,7 +30,8 @@ Wait = Literal["poll", "event", "block", "epoll", "select", "busy-poll", "spin"]
 NETEM = r"^((loss|delay|duplicate|reorder|corrupt) [0-9.]+(%|us|ms|s)( [0-9.]+(%|us|ms|s))*( (?!$)|$))*$"
 
 # complete: all came; finished: the other end said that no more comes; limit: nothing moved for too long
-Ended = Literal["complete", "finished", "limit", "error"]
+# nothing: it ended, and not one message had come
+Ended = Literal["complete", "finished", "limit", "nothing", "error"]
 
 # An end's stamps, by message: of every path, and of the paths of whole frames where they were asked for
 Array = Literal["intended", "posted", "delivered", "seen", "parsed", "looked_up"]
@@ -63,7 +64,7 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     arrivals: Literal["even", "poisson"] = "even"  # paced only: see hwrx.arrivals
     signal_every: Count = 16
     inline: Natural | None = None  # bytes; None: as far as the device allows
-    check_every: Natural = 64  # 0: header and trailer; 1: all; n: each n-th in full
+    check_every: Natural = 64  # 0: header and trailer; n: see cython_ext.trial.Trial
     socket_buffer: Natural | None = None  # SO_SNDBUF, SO_RCVBUF; None: the kernel's default
     zerocopy_send: bool = False  # udp, tcp: MSG_ZEROCOPY
     zerocopy_receive: bool = False  # tcp: TCP_ZEROCOPY_RECEIVE, which maps pages; size in whole pages
@@ -81,6 +82,18 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     senders: Annotated[int, Meta(ge=1, le=64)] = 1  # so many connections, each with both its ends, at the same time
     netem: Annotated[str, Meta(pattern=NETEM)] = ""  # what is done to the wire, in both directions: see hwrx.impair
     limit: Annotated[float, Meta(gt=0)] = 10.0  # nothing received for so long ends the trial
+    patience: Annotated[float, Meta(gt=0)] = 0.5  # that a client has with a message that may be lost; then it is late
+
+    @property
+    def total(self) -> int:
+        """Messages of a trial, warm-up and cool-down included."""
+        return self.warmup + self.messages + self.cooldown
+
+    @property
+    def posted(self) -> int:
+        """Messages that either end posts: the same, and those of a ping-pong that are only to be checked."""
+        checks = self.check_every if self.pattern == "pingpong" and self.path != "rdma-read" else 0
+        return self.total + (-(-self.total // checks) if checks else 0)
 
 
 class Place(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -146,10 +159,12 @@ class Prepare(Struct, tag="prepare", frozen=True):
     setting: Setting
     here: Place
     there: Place
-    repeat: Natural = 0  # which arrivals an open loop draws
+    repeat: Natural = 0
     sender: Natural = 0  # which of the trial's senders, or its other end
     stamps: bool = False  # paths of whole frames: stamp the stages inside of the endpoint, too
     alone: bool = False  # nobody else uses the machine: its counters are the trial's (see hwrx.cputime)
+    stamped: bool = False  # the server of a ping-pong reads the clock, too, when a message has come
+    seed: Natural = 0  # of the experiment: with `repeat`, which arrivals an open loop draws
 
 
 class Connect(Struct, tag="connect", frozen=True):
@@ -160,6 +175,14 @@ class Connect(Struct, tag="connect", frozen=True):
 
 class Start(Struct, tag="start", frozen=True):
     """Run the trial's loop. Answered by Done when it ends."""
+
+
+class Look(Struct, tag="look", frozen=True):
+    """Say how far the loop that runs has come. Answered by Moved, at once, before or after that loop's Done."""
+
+
+class Stop(Struct, tag="stop", frozen=True):
+    """The other end's loop has ended: what a path may have lost is not to be waited for. Not answered."""
 
 
 class Fetch(Struct, tag="fetch", frozen=True):
@@ -254,6 +277,13 @@ class Done(Struct, tag="done", frozen=True):
     resident: int = 0  # bytes, peak
     chosen: dict[str, Any] = {}  # as in Prepared, with what only the connection decided: the window, the agreed MTU, …
     placed: Placed | None = None  # where the loop ran
+    boot: str = ""  # of the kernel beneath: ends that agree share one clock
+
+
+class Moved(Struct, tag="moved", frozen=True):
+    """How far a loop has come: a number that grows with every message."""
+
+    count: int
 
 
 class Chunk(Struct, tag="chunk", frozen=True):
@@ -295,8 +325,24 @@ class Failed(Struct, tag="failed", frozen=True):
 
 
 ToTracer = TraceOpen | TraceBegin | TraceEnd | FetchEvents | TraceClose
-ToAgent = Hello | LookAround | Prepare | Connect | Start | Fetch | Inspect | Release | Describe | ToTracer | Quit
-FromAgent = Hello | Surveyed | Prepared | Ready | Released | Done | Chunk | Described | Tracing | Traced | Failed
+ToAgent = (
+    Hello
+    | LookAround
+    | Prepare
+    | Connect
+    | Start
+    | Look
+    | Stop
+    | Fetch
+    | Inspect
+    | Release
+    | Describe
+    | ToTracer
+    | Quit
+)
+FromAgent = (
+    Hello | Surveyed | Prepared | Ready | Released | Done | Moved | Chunk | Described | Tracing | Traced | Failed
+)
 
 _encode = msgspec.json.Encoder().encode
 _decode_to_agent = msgspec.json.Decoder(ToAgent).decode

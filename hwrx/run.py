@@ -7,17 +7,17 @@ falls silent ends the run: what was measured before stays, marked partial, and t
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from hwrx import cputime, placement
-from hwrx.errors import HwrxError, PeerError, SilenceError, TrialError
+from hwrx import cputime, endings, placement
+from hwrx.endings import ENDS, LeftAloneError, ending
+from hwrx.errors import HwrxError, PeerError, TrialError
 from hwrx.messages import (
     SAMPLES_A_CHUNK,
     Array,
@@ -39,7 +39,7 @@ from hwrx.messages import (
     Survey,
     Surveyed,
 )
-from hwrx.peers import ANSWER_WITHIN, Peer, wait, wait_first
+from hwrx.peers import ANSWER_WITHIN, Peer, wait
 from hwrx.placement import OWN_CPUS, Wish
 
 if TYPE_CHECKING:
@@ -47,10 +47,6 @@ if TYPE_CHECKING:
     from hwrx.store import Writer
 
 Int64s = npt.NDArray[np.int64]
-# Between the end of one endpoint's loop and that of the other lie a few messages in flight; an emulated CPU is slow.
-GRACE = 5.0
-# each end and its other; the server first, so that it listens when the client calls
-ENDS: tuple[tuple[Role, Role], ...] = (("server", "client"), ("client", "server"))
 
 
 class Testbed(Protocol):
@@ -79,6 +75,9 @@ class Measured(Struct, frozen=True):
     placement: dict[str, Any] = {}  # see hwrx.placement.record
     cpu: dict[str, Any] = {}  # time by actor, and why an actor is missing: see hwrx.cputime.account
     cpu_missing: dict[str, str] = {}
+    late: npt.NDArray[np.bool_] | None = None  # answers that came after the client's patience; None of a stream
+    steady: tuple[int, int] | None = None  # stream: ns from the first recorded delivery between which its rate is taken
+    offered: tuple[int, int] | None = None  # paced: messages that were sent, and ns from the first to the last of them
 
 
 class Pair:
@@ -146,17 +145,18 @@ class Pair:
         self,
         number: int,
         setting: Setting,
-        limit: float,
         look: Callable[[Mapping[Role, Peer]], None] = lambda peers: None,
         before: Callable[[Mapping[Role, Peer]], None] = lambda peers: None,
         *,
         repeat: int = 0,
+        seed: int = 0,
         stamps: bool = False,
+        stamped: bool = False,
     ) -> Measured:
-        """Run one trial. `limit` seconds bound its loops; the error of either end is raised as soon as it is known.
+        """Run one trial, for as long as its messages move; the error of either end is raised as soon as it is known.
 
         `look` is called with both agents while they still have the trial's arrays, `before` when they are connected.
-        Of several senders it is called with the first one's. `stamps`: see Prepare.
+        Of several senders it is called with the first one's. `repeat`, `seed`, `stamps`, `stamped`: see Prepare.
         """
         cpus = placement.choose(self._wish, self._surveys, setting)
         self._enlarge(setting.senders)
@@ -173,8 +173,10 @@ class Pair:
                         there=places[other],
                         repeat=repeat,
                         sender=sender,
+                        seed=seed,
                         stamps=stamps,
                         alone=self._testbed.alone and role == cputime.observer(setting),
+                        stamped=stamped,
                     )
                     prepared[role] = peers[role].ask(message, Prepared)
                 for role, other in ENDS[::-1]:
@@ -184,7 +186,7 @@ class Pair:
             for role, _ in ENDS:
                 for peers in self._pairs[: setting.senders]:
                     peers[role].send(Start())
-            done = self._all_done(setting.senders, limit, setting.limit)
+            done = self._all_done(setting)
             measured = self._collect(setting, done)
             look(self.peers)
         except PeerError:
@@ -197,38 +199,13 @@ class Pair:
         self._release(setting.senders)
         return measured
 
-    def _all_done(self, senders: int, limit: float, quiet: float) -> dict[Peer, Done]:
-        """Wait for all loops to end. One that goes on after its other end has failed is ended with its agent."""
-        done: dict[Peer, Done] = {}
-        deadline = time.monotonic() + limit
-        while missing := [peer for peer in self._everybody(senders) if peer not in done]:
-            patience = deadline - time.monotonic()
-            left = self._left_alone(senders, done)
-            for _, other in left:
-                well = done[other].ended in ("complete", "finished")
-                patience = min(patience, quiet + GRACE if well else GRACE)
-            try:
-                peer, reply = wait_first(missing, Done, patience)
-            except SilenceError:
-                if not left:
-                    raise
-                silent, first = left[0]
-                self._replace(silent)
-                raise TrialError(
-                    f"{first.name} {_ending(done[first])}, and {silent.name} waited in vain for more; "
-                    "its agent was started anew"
-                ) from None
-            done[peer] = reply
-        return done
-
-    def _left_alone(self, senders: int, done: Mapping[Peer, Done]) -> list[tuple[Peer, Peer]]:
-        """Those whose other end has ended, each with that end."""
-        return [
-            (peers[role], peers[other])
-            for peers in self._pairs[:senders]
-            for role, other in ENDS
-            if peers[role] not in done and peers[other] in done
-        ]
+    def _all_done(self, setting: Setting) -> dict[Peer, Done]:
+        """Wait for all loops to end. One that goes on after its other end has ended is ended with its agent."""
+        try:
+            return endings.all_done(self._pairs[: setting.senders], setting)
+        except LeftAloneError as left:
+            self._replace(left.silent)
+            raise
 
     def _replace(self, peer: Peer) -> None:
         """Put a new agent into the place of one that cannot be talked to."""
@@ -242,19 +219,19 @@ class Pair:
         """Fetch what all senders' messages met, in the order of their delivery where there are several."""
         seen_by = cputime.observer(setting)
         pairs = self._pairs[: setting.senders]
-        arrays = [_times(setting, peers[seen_by], peers["client"]) for peers in pairs]
-        sequence, delivered, ns = (np.concatenate(columns) for columns in list(zip(*arrays, strict=True))[:3])
-        service = np.concatenate([service for *_, service in arrays]) if setting.pattern == "paced" else None
-        if setting.pattern == "stream" or setting.senders > 1:
-            order = np.argsort(delivered, kind="stable")
-            sequence, delivered, ns = sequence[order], delivered[order], ns[order]
-            service = service[order] if service is not None else None
+        ends = [_times(setting, peers[seen_by], peers["client"]) for peers in pairs]
+        stream, paced = setting.pattern == "stream", setting.pattern == "paced"
+        times = _joined(ends) if stream or len(ends) > 1 else ends[0]
         client, server = (together([done[peers[role]] for peers in pairs]) for role in ("client", "server"))
         by_actor, missing = cputime.account(setting, client, server, self._testbed.alone)
+        one_clock = client.boot == server.boot != ""
         return Measured(
-            sequence=sequence.astype(np.uint32),
-            ns=np.diff(delivered, prepend=delivered[:1]) if setting.pattern == "stream" else ns,
-            service_ns=service,
+            sequence=times.sequence.astype(np.uint32),
+            ns=np.diff(times.delivered, prepend=times.delivered[:1]) if stream else times.delivered - times.intended,
+            service_ns=times.delivered - times.sent if paced else None,
+            late=None if stream else times.delivered - times.sent > round(setting.patience * 1e9),
+            steady=steady(times.delivered, times.posted if one_clock else None) if stream else None,
+            offered=(len(times.posted), int(np.ptp(times.posted))) if paced and len(times.posted) else None,
             tally={**merged(client.tally, server.tally, seen_by), "resent": client.resent + server.resent},
             client=client,
             server=server,
@@ -283,19 +260,53 @@ def _placed(peers: Mapping[Role, Peer], done: Mapping[Peer, Done]) -> dict[Role,
     return found
 
 
-def _times(setting: Setting, observer: Peer, client: Peer) -> tuple[Int64s, Int64s, Int64s, Int64s]:
-    """Of the messages that came: sequence number, delivery, time from the intended and from the actual send.
+class _Times(Struct, frozen=True):
+    """Of the recorded messages that came, in order: number, and ns when each was due, sent, delivered.
 
-    Zeros stand for the times of a stream, whose ends may have two clocks, and for the last but in an open loop.
+    `posted` is when all were sent, those that were lost, too.
     """
+
+    sequence: npt.NDArray[np.intp]
+    intended: Int64s
+    sent: Int64s
+    delivered: Int64s
+    posted: Int64s
+
+
+def _times(setting: Setting, observer: Peer, client: Peer) -> _Times:
+    """Fetch the times of one sender's messages."""
     delivered = fetch(observer, "delivered", setting.messages)
+    posted = fetch(client, "posted", setting.messages)
     got = np.flatnonzero(delivered)
-    ns = service = np.zeros(len(got), np.int64)
-    if setting.pattern != "stream":
-        ns = (delivered - fetch(client, "intended", setting.messages))[got]
-    if setting.pattern == "paced":
-        service = (delivered - fetch(client, "posted", setting.messages))[got]
-    return got, delivered[got], ns, service
+    intended = fetch(client, "intended", setting.messages) if setting.pattern == "paced" else posted
+    return _Times(got, intended[got], posted[got], delivered[got], posted[posted > 0])
+
+
+def _joined(times: Sequence[_Times]) -> _Times:
+    """Join several senders' messages in the order of their delivery."""
+    joined = [np.concatenate(columns) for columns in zip(*(structs.astuple(one) for one in times), strict=True)]
+    order = np.argsort(joined[3], kind="stable")
+    sequence, intended, sent, delivered = (column[order] for column in joined[:4])
+    return _Times(sequence, intended, sent, delivered, np.sort(joined[4]))
+
+
+def steady(delivered: Int64s, posted: Int64s | None) -> tuple[int, int]:
+    """Between which times of a stream its rate may be taken: neither while buffers fill nor while they drain.
+
+    `delivered` and `posted` are ns, ascending; `posted` is None if the ends have two clocks. Buffers hold no more than
+    were ever under way at once: when as many have been delivered, those that follow find them full; and they drain when
+    the last one has been sent. Returned are ns from the first delivery; both 0 if there is no such interval.
+    """
+    if not len(delivered):
+        return 0, 0
+    first, last = int(delivered[0]), int(delivered[-1])
+    if posted is None or not len(posted):
+        return 0, last - first
+    under_way = np.arange(1, len(posted) + 1) - np.searchsorted(delivered, posted)
+    full = int(under_way.max())
+    begin = int(delivered[full]) if full < len(delivered) else last
+    end = min(int(posted[-1]), last)
+    return (begin - first, end - first) if begin < end else (0, 0)
 
 
 def together(done: Sequence[Done]) -> Done:
@@ -304,6 +315,7 @@ def together(done: Sequence[Done]) -> Done:
     What was chosen is the first one's.
     """
     worst = next((one for one in done if one.ended not in ("complete", "finished")), done[0])
+    boots = {one.boot for one in done}
     return Done(
         tally=added([one.tally for one in done]),
         ended=worst.ended,
@@ -312,6 +324,7 @@ def together(done: Sequence[Done]) -> Done:
         cpu=cputime.together([one.cpu for one in done]),
         resident=max(one.resident for one in done),
         chosen=done[0].chosen,
+        boot=boots.pop() if len(boots) == 1 else "",
     )
 
 
@@ -346,17 +359,6 @@ def merged(client: Mapping[str, int], server: Mapping[str, int], seen_by: Role) 
     return tally
 
 
-def _ending(done: Done) -> str:
-    """Say how a loop ended."""
-    words = {
-        "complete": "got all it expected",
-        "finished": "was told that no more comes",
-        "limit": "saw nothing move for the time limit",
-        "error": f"failed: {done.error}",
-    }
-    return words[done.ended]
-
-
 class Outcome(Struct):
     """How a run went: trials that were measured, and what became of the others."""
 
@@ -370,7 +372,6 @@ def execute(
     writer: Writer,
     *,
     wish: Wish = OWN_CPUS,
-    trial_limit: float = 120.0,
     progress: Callable[[int, int, str], None] = lambda done, total, label: None,
     twin: Callable[[Pair, Trial, Measured, Writer], None] = lambda pair, trial, measured, writer: None,
 ) -> Outcome:
@@ -382,6 +383,7 @@ def execute(
     what is to be measured beside it (tracing).
     """
     outcome = Outcome()
+    seed = int(writer.manifest.get("seed") or 0)
     with Pair(testbed, wish) as pair:
         for index, trial in enumerate(trials):
             progress(index, len(trials), trial.label)
@@ -389,7 +391,7 @@ def execute(
                 if index and trial.repeat != trials[index - 1].repeat:
                     pair.renew()
                 try:
-                    measured = pair.measure(trial.number, trial.setting, trial_limit, repeat=trial.repeat)
+                    measured = pair.measure(trial.number, trial.setting, repeat=trial.repeat, seed=seed)
                 except PeerError:
                     raise
                 except HwrxError as error:
@@ -418,10 +420,20 @@ def _named(trial: Trial, writer: Writer) -> Iterator[None]:
         ) from error
 
 
+def observed(measured: Measured) -> dict[str, Any]:
+    """Return what a trial's figures need besides its samples: the `steady` part of a stream, what was `offered`."""
+    found: dict[str, Any] = {}
+    if measured.steady is not None:
+        found["steady"] = {"from_ns": measured.steady[0], "to_ns": measured.steady[1]}
+    if measured.offered is not None:
+        found["offered"] = {"messages": measured.offered[0], "ns": measured.offered[1]}
+    return found
+
+
 def write(trial: Trial, measured: Measured, writer: Writer, outcome: Outcome) -> None:
     """Store what a trial brought. One whose loop did not come to its end is a failed trial with samples."""
     problems = [
-        f"{role} {_ending(done)}"
+        f"{role} {ending(done)}"
         for role, done in (("client", measured.client), ("server", measured.server))
         if done.ended not in ("complete", "finished")
     ]
@@ -440,6 +452,7 @@ def write(trial: Trial, measured: Measured, writer: Writer, outcome: Outcome) ->
         ns=measured.ns,
         service_ns=measured.service_ns,
         extra={
+            **observed(measured),
             "chosen": measured.chosen,
             "placement": measured.placement,
             "cpu": measured.cpu,

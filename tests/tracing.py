@@ -22,7 +22,7 @@ MAGIC = 0x78727768  # of a message (cython_ext/payload.pxd)
 
 def trace(tracer: RunTracer, pair: Pair, number: int, setting: Setting) -> Directions:
     """A traced trial in which every measured message has a timeline."""
-    return tracer.trace(pair, number, setting, 500.0, timelines=setting.messages)
+    return tracer.trace(pair, number, setting, timelines=setting.messages)
 
 
 def check(timelines: Timelines, messages: int) -> None:

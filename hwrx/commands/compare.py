@@ -79,7 +79,7 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--batch", type=int, help="Most messages in one post or receive."),
         click.option("--signal-every", type=int, help="verbs: one signalled send in so many."),
         click.option("--inline", type=int, help="verbs: send inline up to so many bytes."),
-        click.option("--check-every", type=int, help="0: headers only; 1: every byte; N: each N-th message in full."),
+        click.option("--check-every", type=int, help="Check each N-th message to its last byte; 0: headers only."),
         click.option("--socket-buffer", type=int, help="SO_SNDBUF and SO_RCVBUF in bytes."),
         click.option("--zerocopy-send/--no-zerocopy-send", default=None, help="udp, tcp: send with MSG_ZEROCOPY."),
         click.option(

@@ -15,12 +15,12 @@ from msgspec import Struct
 
 from hwrx import hooks, netns, paths, system, topology
 from hwrx.drops.books import Books
+from hwrx.endings import ENDS
 from hwrx.errors import HwrxError, MachineError, PathError, UsageError
 from hwrx.flood import counting, result
 from hwrx.flood.account import Int64s
 from hwrx.flood.model import PATHS, VERBS, Flood, Spec
 from hwrx.messages import Pattern, Place, Prepare, Role, Setting
-from hwrx.run import ENDS
 
 Say = Callable[[str], None]
 QUIET_NS = 300_000_000  # without a message for so long, none is on its way any more

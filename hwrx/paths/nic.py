@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from hwrx.messages import Prepare, Setting
 
 LARGEST = 1472  # 1500 bytes of an Ethernet frame less IPv4's header and UDP's
-PATIENCE = 0.1  # seconds that one call waits for a message: how soon a loss is noticed
 RING = 1024  # descriptors
 PIO_WIDTH: Literal[1, 2, 4] = 2  # bytes of a port access; the NE2000's own bus had 16 lines
 BLOCK_MS = 1  # of a packet ring: the kernel hands over a block after so long, full or not
@@ -61,7 +60,7 @@ def open_endpoint(prepare: Prepare) -> DatagramTransport:
             batch=1 if setting.pattern == "pingpong" else setting.batch,
             stream=setting.pattern == "stream",
             trial=prepare.trial,
-            patience=min(PATIENCE, setting.limit),
+            patience=min(setting.patience, setting.limit),
             limit=setting.limit,
             notes=notes,
         )

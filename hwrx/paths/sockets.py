@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 # 65,535 bytes of an IPv4 packet less its header and UDP's: the smaller of both families'
 LARGEST_DATAGRAM = 65507
-# Seconds that one call waits for a message: how soon a loss is noticed. A machine under load takes a thread off its CPU
-# for a tenth of a second now and then, which is no loss.
-PATIENCE = 0.5
 PAGE = mmap.PAGESIZE
 TIMESTAMPS = 12  # bytes of TCP's time stamp option, which Linux sends with every segment
 # Microseconds that a busy-polling receive looks at the device's queue before it sleeps
@@ -92,7 +89,7 @@ def open_endpoint(prepare: Prepare) -> SocketTransport:
         "window": setting.window,
         "batch": batch,
         "manner": manner(setting),
-        "patience": min(PATIENCE, setting.limit),
+        "patience": min(setting.patience, setting.limit),
         "limit": setting.limit,
         "huge": setting.huge_pages,
         "zerocopy": setting.zerocopy_send,

@@ -47,6 +47,7 @@ class Row(Struct, kw_only=True):
     service_quantiles: dict[str, Estimate | None]
     messages_per_s: Estimate | None
     bytes_per_s: Estimate | None
+    withheld: dict[str, str] = {}  # figures that cannot be had, each with the reason
     rate: float | None = None  # paced: messages a second that were meant to be sent
     load: float | None = None  # the same as a share of what the path can do, where the experiment asks for shares
     kept: float = math.nan  # paced: answers a second over messages a second that were due; the median trial

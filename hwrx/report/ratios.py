@@ -45,8 +45,9 @@ def _compare(row: Row, base: Row) -> None:
     if row.pattern != "stream":
         row.ratio = stats.quantile_ratio(a, b, 0.5, row.level)
         row.shift = stats.shift(a, b, row.level)
-    elif all(digest.total for digest in (*a, *b)):
-        row.ratio = stats.ratio_across([x.count / x.total for x in a], [x.count / x.total for x in b], level=row.level)
+    elif not row.withheld and not base.withheld:
+        ours, theirs = ([of.rates[of.repeats.index(repeat)] for repeat in common] for of in (row, base))
+        row.ratio = stats.ratio_across(ours, theirs, level=row.level)
     if row.busy and base.busy:
         pair = [[of.busy[of.repeats.index(repeat)] for repeat in common] for of in (row, base)]
         row.cost_ratio = stats.ratio_across(pair[0], pair[1], row.level)

@@ -37,6 +37,7 @@ class Taken(Struct, kw_only=True):
     series: Floats
     service: Digest | None = None
     rate: float | None = None
+    withheld: str = ""  # why there is no rate
     kept: float | None = None
     states: list[State] = []  # ns as timed, of a wall clock
     times: npt.NDArray[np.int64] | None = None  # the same as they are, if they repeat to the digit
@@ -85,7 +86,9 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
     taken = [found for trial in in_order if (found := _taken(run, trial, factor)) is not None]
     digests = [of.digest for of in taken]
     service = [of.service for of in taken if of.service is not None]
-    rates = [of.rate for of in taken if of.rate is not None]
+    # of a stream all trials or none: a mean over those that happened to be long enough would say something else
+    reason = next((of.withheld for of in taken if of.withheld), "")
+    rates = [of.rate for of in taken if of.rate is not None] if not reason else []
     kept = [of.kept for of in taken if of.kept is not None]
     level = stats.LEVEL if run.experiment.until is None else stats.SEQUENTIAL
     answered = stats.across(rates, level, max(_rate_step(of.digest, pattern) for of in taken)) if rates else None
@@ -119,6 +122,7 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         service_quantiles={name_of(p): stats.quantile_across(service, p, level) for p in stats.NAMED if service},
         messages_per_s=answered,
         bytes_per_s=None if answered is None else scaled(answered, size),
+        withheld={"messages/s": reason} if reason else {},
         rate=trials[0].get("rate"),
         load=load,
         kept=float(np.median(kept)) if kept else math.nan,
@@ -145,12 +149,26 @@ def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
     if not len(ns):
         return None
     rate = kept = service = None
+    withheld = ""
     if samples.service_ns is not None:
         service = _in_us(stats.digest(samples.service_ns), 1.0)
-    if pattern == "paced":  # before the digest sorts the times
-        due = arrivals.intended(_setting(trial), int(trial["repeat"]), samples.sequence)
+    # before the digest sorts the times
+    if pattern == "stream":
+        of_stream = _steady_rate(run, trial, samples.ns)
+        if isinstance(of_stream, stats.Rate):
+            rate = of_stream.value
+        else:
+            withheld = of_stream.reason
+    elif pattern == "paced":
+        # a run that does not say what was offered is one that did not draw arrivals from its seed either
+        sent = trial.get("offered_messages")
+        seed = run.experiment.seed if sent is not None else None
+        due = arrivals.intended(_setting(trial), int(trial["repeat"]), seed, samples.sequence)
         rate = stats.answered(due, ns)
-        offered = stats.answered(due, np.zeros_like(due))
+        if sent is None:
+            offered = stats.answered(due, np.zeros_like(due))
+        else:
+            offered = (sent - 1) / trial["offered_ns"] * 1e9 if sent > 1 and trial["offered_ns"] else None
         kept = rate / offered if rate and offered else None
     series = _series(ns) * (factor / 1e3)
     states: list[State] = []
@@ -161,9 +179,7 @@ def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
         else:
             states = stats.find_states(ns, exact=False)
     found = stats.digest(ns)
-    if pattern == "stream" and found.total > 0:
-        rate = found.count / found.total * 1e9
-    elif pattern == "pingpong" and found.mean > 0:
+    if pattern == "pingpong" and found.mean > 0:
         rate = 1e9 / found.mean * (trial.get("senders") or 1)
     return Taken(
         repeat=int(trial["repeat"]),
@@ -172,6 +188,7 @@ def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
         series=series,
         service=service,
         rate=rate,
+        withheld=withheld,
         kept=kept,
         states=states,
         times=times,
@@ -188,6 +205,19 @@ def _states(taken: Sequence[Taken], factor: float) -> list[State]:
 
 def _state_in_us(state: State, factor: float) -> State:
     return msgspec.structs.replace(state, value=state.value * factor, low=state.low * factor, high=state.high * factor)
+
+
+def _steady_rate(run: Run, trial: dict[str, Any], gaps: npt.NDArray[np.int64]) -> stats.Rate | stats.Withheld:
+    """The rate of a stream from the times between its deliveries; of old runs without knowing when it was steady."""
+    least = stats.STEADY_INSTRUCTIONS if run.manifest["clock"] == "icount" else stats.STEADY_NS
+    begin, end = trial.get("steady_from_ns"), trial.get("steady_to_ns")
+    if begin is not None and begin == end:
+        return stats.Withheld(
+            f"the buffers held all {len(gaps):,} messages at once: raise 'messages', at least tenfold"
+        )
+    if trial.get("check_every") == 1:
+        return stats.Withheld("every message was filled and verified: a rate needs check_every = 0 or above 1")
+    return stats.steady_rate(np.cumsum(gaps), begin=begin, end=end, least_ns=least)
 
 
 def _series(ns: npt.NDArray[np.int64]) -> Floats:
@@ -230,6 +260,6 @@ def _rate_step(found: Digest, pattern: str) -> float:
 
 def _sum(trials: list[dict[str, Any]]) -> dict[str, int]:
     names = ("posted", "expected", "delivered", "bytes", "lost", "duplicated", "reordered", "corrupt", "stale",
-             "wrong_size", "checked",
+             "wrong_size", "checked", "unchecked", "late", "slides", "sent_late", "window_full",
              "resent")  # fmt: skip
     return {name: sum(int(trial.get(name) or 0) for trial in trials) for name in names}

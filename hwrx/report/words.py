@@ -78,7 +78,8 @@ def _against(row: Row, base: Row) -> str:
 def _rate_sentence(rows: list[Row], baseline: str) -> str:
     rated = [row for row in rows if row.messages_per_s is not None]
     if not rated:
-        return "No stream delivered two messages."
+        reason = next((row.withheld["messages/s"] for row in rows if "messages/s" in row.withheld), "")
+        return f"No stream has a rate: {reason}." if reason else "No stream delivered two messages."
     best = max(rated, key=lambda row: row.messages_per_s.value if row.messages_per_s else 0.0)
     assert best.messages_per_s is not None
     against = f", {best.ratio.value:.2f} times {baseline}'s ({ratio_interval(best.ratio)})" if best.ratio else ""
@@ -189,6 +190,8 @@ def of_rows(rows: list[Row]) -> list[str]:
         elif trial and row.warmup > max(50, 0.05 * trial):
             words = "samples that are still warm-up stand at a trial's beginning; raise 'warmup'"
             found[words].append((row.warmup, f"{name} {row.warmup:,}"))
+        for figure, reason in row.withheld.items():
+            found[f"{figure} withheld: {reason}"].append((1.0, name))
         if row.groups:
             words = "the repeats fall into groups, so that their mean is the figure of none, and no interval can be had"
             found[words].append((len(row.groups), f"{name} ({_groups_words(row)})"))
@@ -215,6 +218,10 @@ def of_rows(rows: list[Row]) -> list[str]:
 
 _FAULTS = {
     "lost": "were lost",
+    "late": "were answered after the client's patience, and are among the samples with their times",
+    "slides": "would not have waited but for a credit of our own flow control that got lost (one wait each)",
+    "sent_late": "were sent more than 100 µs behind their time though there was room: the sender itself was late",
+    "unchecked": "that were only to be checked were lost",
     "duplicated": "came twice",
     "reordered": "came out of order",
     "corrupt": "were CORRUPT",

@@ -90,7 +90,7 @@ def walk(tracer: RunTracer, pair: Pair, setting: Setting) -> Journey:
                 key: str(value) for key, value in chosen.items() if key.endswith(("_address", "_physical"))
             }
 
-    found = tracer.trace(pair, 1, setting, 300.0, timelines=setting.messages, inspect=inspect)
+    found = tracer.trace(pair, 1, setting, timelines=setting.messages, inspect=inspect)
     timelines = found.timelines["there"]
     if not timelines.complete.any():
         raise TrialError(

@@ -189,7 +189,7 @@ class Ground:
         """µs: the median half round trip, or the time a message of the stream takes."""
         self._trial += 1
         with run.Pair(self.bed) as pair:
-            measured = pair.measure(self._trial, contest.setting, LIMIT)
+            measured = pair.measure(self._trial, contest.setting)
         for end in (measured.client, measured.server):
             if end.ended not in ("complete", "finished"):
                 raise HwrxError(f"ours ended with {end.ended}: {end.error}")

@@ -33,7 +33,6 @@ from hwrx.testbed import Bed, GuestBed
 from hwrx.trace.traced import Directions, RunTracer
 from hwrx.vm import Guest
 
-LIMIT = 900.0  # seconds for one trial: an emulated machine takes its time
 PIECES = ("attach", "complete", "copies", "mapped", "cost")
 PLACES = ("host", "6.1", "6.12")
 COMPLETE, COPIES = (64, 1400), (64, 1400, 4096, 65536)  # bytes
@@ -158,7 +157,7 @@ def timelines_at(
             say(f"{one['path']} {one['size']:,} B, {one['count']:,} messages")
             try:
                 found = tracer.trace(
-                    pair, number, setting(one["path"], one["size"], one["count"]), LIMIT, timelines=one["count"]
+                    pair, number, setting(one["path"], one["size"], one["count"]), timelines=one["count"]
                 )
             except HwrxError as error:
                 yield {**one, "error": str(error).splitlines()[0]}
@@ -171,7 +170,7 @@ def mapped(place: Place, say: Say) -> Iterator[Row]:
     both = {"zerocopy_send": True, "zerocopy_receive": True}
     with place.whole_pages() as bed, Pair(bed) as pair, RunTracer(bed, ["tcp"]) as tracer:
         tracer.attach()
-        found = tracer.trace(pair, 1, setting("tcp", MIB, 60, **both), LIMIT, timelines=60)
+        found = tracer.trace(pair, 1, setting("tcp", MIB, 60, **both), timelines=60)
     yield from rows_of("mapped", "tcp", MIB, found)
 
 

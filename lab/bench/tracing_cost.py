@@ -41,13 +41,13 @@ def of_pingpong(bed: Bed, path: str, sample_every: int, pairs: int) -> Row:
     off, on, stamps = [], [], 0
     try:
         with Pair(bed) as pair:
-            off.append(float(np.median(pair.measure(1, one, LIMIT).ns)))
+            off.append(float(np.median(pair.measure(1, one).ns)))
             for number in range(pairs):
                 with attached(bed, [path], histograms=not sample_every) as ledger:
                     ledger.begin(sample_every=sample_every, size=64)
-                    on.append(float(np.median(pair.measure(2 * number + 2, one, LIMIT).ns)))
+                    on.append(float(np.median(pair.measure(2 * number + 2, one).ns)))
                     stamps = int(ledger.end().totals["count"].sum())
-                off.append(float(np.median(pair.measure(2 * number + 3, one, LIMIT).ns)))
+                off.append(float(np.median(pair.measure(2 * number + 3, one).ns)))
     finally:
         bed.places = places
     # against the mean of its neighbours: what drifts meanwhile goes out
@@ -115,7 +115,7 @@ def of_draining(bed: Bed) -> Row:
     with Pair(bed) as pair, attached(bed, ["udp"]) as ledger:
         ledger.begin(sample_every=1, size=64, trial=1)
         ledger._join()
-        pair.measure(1, Setting(path="udp", size=64, messages=8000, limit=LIMIT), LIMIT)
+        pair.measure(1, Setting(path="udp", size=64, messages=8000, limit=LIMIT))
         tracer = ledger._prober.tracer
         assert tracer is not None
         while True:

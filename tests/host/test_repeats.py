@@ -172,8 +172,8 @@ def test_an_agent_on_one_cpu_of_many_runs_there_when_told(tmp_path: Path) -> Non
     cpus = sorted(os.sched_getaffinity(0))
     with Pair(bed, Wish(cpu=(cpus[0], cpus[-1]))) as pair:
         setting = Setting(path="udp", messages=100)
-        assert pair.measure(0, setting, 60.0).placement["client"]["cpu"] == cpus[0]
+        assert pair.measure(0, setting).placement["client"]["cpu"] == cpus[0]
     with Pair(bed, Wish(cpu="any")) as pair:
-        pair.measure(0, setting, 60.0)
+        pair.measure(0, setting)
         free = Path(f"/proc/{pid_of(pair.peers['client'])}/status").read_text()
     assert f"Cpus_allowed_list:\t{placement.show_cpus(cpus)}\n" in free

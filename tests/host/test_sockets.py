@@ -302,7 +302,7 @@ def test_a_receiver_that_falls_silent_ends_the_stream() -> None:
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_a_pingpong_goes_on_after_a_loss(wait: Wait) -> None:
-    setting = Setting(path="udp", wait=wait, messages=20, warmup=0, cooldown=0, limit=30)
+    setting = Setting(path="udp", wait=wait, messages=20, warmup=0, cooldown=0, check_every=0, limit=30)
     dropped = {3, 11}
     with Raw("client", setting) as raw:
         while raw.side.is_alive():
@@ -318,7 +318,7 @@ def test_a_pingpong_goes_on_after_a_loss(wait: Wait) -> None:
 
 
 def test_answers_out_of_turn_are_told_from_the_right_one() -> None:
-    setting = Setting(path="udp", messages=20, warmup=0, cooldown=0, limit=30)
+    setting = Setting(path="udp", messages=20, warmup=0, cooldown=0, check_every=0, limit=30)
     with Raw("client", setting) as raw:
         for number in range(20):
             assert payload.sequence(raw.socket.recv(100)) == number

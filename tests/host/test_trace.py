@@ -146,7 +146,7 @@ def test_sampling_leaves_the_totals_whole(bed: Bed) -> None:
     setting = Setting(path="udp", size=64, messages=2000, wait="event")
     with Pair(bed) as pair, RunTracer(bed, ["udp"]) as tracer:
         tracer.attach()
-        found = tracer.trace(pair, 1, setting, 60.0, timelines=100)
+        found = tracer.trace(pair, 1, setting, timelines=100)
     assert len(found.timelines["there"].complete) == 100
     assert count(found, "net_dev_queue") >= 2 * setting.messages
 
@@ -156,7 +156,7 @@ def test_histograms_alone_count_every_message_and_time_some(bed: Bed) -> None:
     total = 2 * (setting.warmup + setting.messages + setting.cooldown)
     with Pair(bed) as pair, Ledger(["udp"], namespaces=sorted(namespaces(bed).values()), histograms=True) as ledger:
         ledger.begin(sample_every=0, size=64, trial=1)
-        pair.measure(1, setting, 60.0)
+        pair.measure(1, setting)
         recording = ledger.end()
     assert len(recording.events) == 0
     numbers = {stage.name: stage.number for stage in stages.STAGES}
@@ -198,7 +198,7 @@ def test_a_ring_that_is_too_small_loses_events_and_counts_them(bed: Bed) -> None
         # the drain is stopped: what does not fit is lost
         ledger.begin(sample_every=1, size=64, trial=1)
         ledger._join()
-        pair.measure(1, setting, 60.0)
+        pair.measure(1, setting)
         recording = ledger.end()
     assert recording.lost > 0
     assert len(recording.events) < 4096 // 48

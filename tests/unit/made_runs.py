@@ -28,7 +28,7 @@ def times(setting: Setting, draw: np.random.Generator, block: float = 0.0) -> np
     spread = typical * np.exp(draw.normal(0, 0.08, setting.messages))
     spread[draw.random(setting.messages) < 0.01] *= 4
     if setting.pattern == "stream":
-        spread *= 0.3
+        spread *= 20  # long enough for a rate
         spread[0] = 0
     return spread.astype(np.int64)
 

@@ -25,7 +25,7 @@ def path(service_ns: float, latency_ns: float, room: int = 10**9):  # type: igno
             ns = np.full(setting.messages, int(service_ns + latency_ns))
             return Measured(np.arange(setting.messages, dtype=np.uint32), ns, None, {}, done, done, {})
         assert setting.rate is not None
-        free, sequence, ns, due = 0.0, [], [], arrivals.schedule(setting, 0)
+        free, sequence, ns, due = 0.0, [], [], arrivals.schedule(setting, 0, 0)
         for k in range(setting.messages):
             sent = float(due[k])
             if free - sent > room * service_ns:

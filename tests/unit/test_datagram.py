@@ -92,14 +92,14 @@ def ends(**more):
     assert all(model.closed and not model.regions and not model.faults for model in models)
 
 
-def run_both(both, pattern, *, messages=300, size=64, **more):
+def run_both(both, pattern, *, messages=300, size=64, check_every=1, **more):
     trials = [
         Trial(
             messages=messages,
             size=size,
             trial=TRIAL,
             batch=8,
-            check_every=1,
+            check_every=check_every,
             limit_ns=30_000_000_000,
             due=2_000_000 * np.arange(1, messages + 1) if pattern == "paced" else None,
             **more,
@@ -175,7 +175,7 @@ def test_a_changed_bit_is_refused_by_the_checksum_and_counted():
 
     def change(side, frame):
         seen[0] += side == 0
-        return [frame[:50] + bytes([frame[50] ^ 4]) + frame[51:]] if side == 0 and seen[0] % 40 == 0 else [frame]
+        return [frame[:50] + bytes([frame[50] ^ 4]) + frame[51:]] if side == 0 and seen[0] % 41 == 0 else [frame]
 
     with ends(patience=0.2) as (both, wire):
         wire.change = change
@@ -189,7 +189,7 @@ def test_without_the_checksum_the_payloads_own_check_sees_it():
 
     def change(side, frame):
         seen[0] += side == 0
-        return [frame[:80] + bytes([frame[80] ^ 4]) + frame[81:]] if side == 0 and seen[0] % 40 == 0 else [frame]
+        return [frame[:80] + bytes([frame[80] ^ 4]) + frame[81:]] if side == 0 and seen[0] % 41 == 0 else [frame]
 
     with ends(verify="none", patience=0.2) as (both, wire):
         wire.change = change
@@ -323,7 +323,7 @@ def test_the_stages_inside_of_the_endpoint_are_stamped_in_order(size):
     with ends(size=size) as (both, _):
         for one in both:
             one.stamp_stages(20, 80)
-        (client, server), status = run_both(both, "pingpong", size=size, messages=80, warmup=20)
+        (client, server), status = run_both(both, "pingpong", size=size, messages=80, warmup=20, check_every=0)
         counts, stamps = both[1].counts(), both[1].stamps
         clean = {"posted": client.posted, "delivered": server.delivered}
     assert status["client"] == "complete"
@@ -339,7 +339,7 @@ def test_what_is_no_message_of_the_trial_leaves_no_stamp():
         both[1].stamp_stages(0, 10)
         foreign = udp_frame(udp_template(*MACS, *ADDRESSES, 7000, 7001), make(64, 12, TRIAL + 1))
         wire.change = lambda side, frame: [foreign, frame] if side == 0 else [frame]
-        (_, server), status = run_both(both, "pingpong", messages=20)
+        (_, server), status = run_both(both, "pingpong", messages=20, check_every=0)
         counts = both[1].counts()
         stamped = both[1].stamps.seen
     assert status["client"] == "complete"

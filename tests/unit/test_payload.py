@@ -12,6 +12,7 @@ from cython_ext import payload
 
 SIZES = st.integers(min_value=8, max_value=4096)
 SEQUENCES = st.integers(min_value=0, max_value=(1 << 64) - 1)
+SEND_TIMES = st.integers(min_value=0, max_value=(1 << 63) - 1)
 TRIALS = st.integers(min_value=0, max_value=(1 << 32) - 1)
 
 
@@ -23,13 +24,26 @@ def test_a_message_is_good_and_carries_its_number(size: int, sequence: int, tria
     assert payload.sequence(message) == (sequence if size >= 12 else sequence % (1 << 32))
 
 
-@given(st.integers(min_value=33, max_value=2048), SEQUENCES, st.data())
-def test_every_bit_is_guarded_but_those_of_the_send_time(size: int, sequence: int, data: st.DataObject) -> None:
-    message = bytearray(payload.make(size, sequence, 5, send_ns=123456789))
-    at = data.draw(st.integers(min_value=0, max_value=size - 1).filter(lambda at: not 16 <= at < 24))
-    message[at] ^= 1 << data.draw(st.integers(min_value=0, max_value=7))
+@given(st.integers(min_value=33, max_value=2048), SEQUENCES, SEND_TIMES, st.data())
+def test_every_bit_is_guarded(size: int, sequence: int, send_ns: int, data: st.DataObject) -> None:
+    message = bytearray(payload.make(size, sequence, 5, send_ns=send_ns))
+    message[data.draw(st.integers(min_value=0, max_value=size - 1))] ^= 1 << data.draw(
+        st.integers(min_value=0, max_value=7)
+    )
     # another number makes another pattern and, 254 times in 255, another trailer
     assert payload.check(message, 5) != "good"
+
+
+@pytest.mark.parametrize("size", [*range(9, 70), 1400])
+def test_every_byte_but_those_of_the_number_alone_is_guarded_in_messages_of_any_size(size: int) -> None:
+    """A message without pattern or trailer cannot tell one number from another: of 8, 12 and 16 bytes."""
+    sent = payload.make(size, 9, 5, send_ns=(1 << 62) + 12345)
+    for at in range(size):
+        for bit in (1, 0x80):
+            message = bytearray(sent)
+            message[at] ^= bit
+            if size not in (12, 16) or not 4 <= at < 12:
+                assert payload.check(message, 5) != "good", (at, bit)
 
 
 def test_the_layout_is_the_one_that_is_documented() -> None:
@@ -75,6 +89,7 @@ def test_what_cannot_hold_a_number_is_refused(size: int) -> None:
 
 
 @pytest.mark.parametrize(("size", "fields"), [(9, 8), (10, 8), (11, 8), (13, 12), (14, 12), (15, 12)])
-def test_bytes_that_belong_to_no_field_are_zero(size: int, fields: int) -> None:
-    for _ in range(100):  # memory that was somebody else's before
-        assert payload.make(size, 3)[fields:] == bytes(size - fields)
+def test_bytes_that_belong_to_no_field_carry_the_pattern(size: int, fields: int) -> None:
+    """And nothing of what the memory held before."""
+    assert {payload.make(size, 3)[fields:] for _ in range(100)} == {payload.make(size, 3)[fields:]}
+    assert payload.make(size, 3)[fields:] != payload.make(size, 4)[fields:]

@@ -32,7 +32,7 @@ def loaded(root: pathlib.Path) -> Summary:
     )  # fmt: skip
     with store.Writer.create(root, plan, made_runs.MANIFEST) as writer:
         for trial in plan.trials:
-            due = arrivals.schedule(trial.setting, trial.repeat)
+            due = arrivals.schedule(trial.setting, trial.repeat, 0)
             ends = np.maximum.accumulate(due - SERVICE * np.arange(len(due))) + SERVICE * np.arange(1, len(due) + 1)
             ns = (ends - due)[100:2100] + 5_000
             sequence = np.arange(2000, dtype=np.uint32)

@@ -29,7 +29,6 @@ from hwrx.run import Pair
 from hwrx.testbed import Bed, Wanted
 
 TRIAL = 5 << 20  # numbers of these trials: away from those of runs
-LIMIT = 300.0
 KINDS = {  # event -> what it counts
     "raw_syscalls/sys_enter": "system calls of the two ends",
     "irq/irq_handler_entry": "interrupts of devices",
@@ -121,14 +120,14 @@ def _fewest(pair: Pair, path: str, size: int, messages: int, wait: str, rounds: 
     def setting_of(many: int) -> Setting:
         return _setting(path=path, size=size, messages=many, wait=wait, warmup=20, cooldown=8)
 
-    pair.measure(TRIAL - 1, setting_of(FEW), LIMIT)  # what the first time costs is in neither of two
+    pair.measure(TRIAL - 1, setting_of(FEW))  # what the first time costs is in neither of two
     for number in range(rounds):
         counts = []
         for many in (FEW, FEW + messages):
             setting = setting_of(many)
             tracer = Ftrace([], list(KINDS))
             with tracer:
-                measured = pair.measure(TRIAL + 2 * number + (many > FEW), setting, LIMIT)
+                measured = pair.measure(TRIAL + 2 * number + (many > FEW), setting)
                 threads = _threads()
             counts.append(counted(tracer.calls, threads))
             delivered = measured.tally["delivered"]
@@ -176,12 +175,12 @@ def _least(pair: Pair, path: str, megabytes: int, rounds: int) -> tuple[float, i
             cooldown=4, check_every=1 << 30, limit=30.0,
         )  # fmt: skip
 
-    pair.measure(TRIAL - 1, setting_of(FEW), LIMIT)  # what the first time costs is in neither of two
+    pair.measure(TRIAL - 1, setting_of(FEW))  # what the first time costs is in neither of two
     for number in range(rounds):
         taken = []
         for count in (FEW, many):
             before = _working()
-            measured = pair.measure(TRIAL + 1000 + 2 * number + (count > FEW), setting_of(count), LIMIT)
+            measured = pair.measure(TRIAL + 1000 + 2 * number + (count > FEW), setting_of(count))
             taken.append(_working() - before)
         if measured.tally["delivered"] < many:
             raise TrialError(f"{path}: {measured.tally['delivered']} of {many} messages of {LARGE >> 20} MiB came")

@@ -13,7 +13,6 @@ from hwrx.trace.copies import Ledger
 from hwrx.trace.traced import Directions
 from hwrx.trace.walk import journey_of
 
-LIMIT = 120.0
 TRIAL = 1 << 20  # numbers of these trials: away from those of runs
 
 
@@ -29,7 +28,7 @@ def journey(
     choose(session, device)
     wait = "poll" if path == "rdma-write" else "event"
     setting = Setting(path=path, size=size, messages=messages, warmup=20, cooldown=8, wait=wait)  # type: ignore[arg-type]
-    found = session.tracer.trace(session.agents, TRIAL, setting, LIMIT, timelines=messages)
+    found = session.tracer.trace(session.agents, TRIAL, setting, timelines=messages)
     return reckon(found, setting, session.tracer.tracing.available if session.tracer.tracing else {})
 
 

@@ -16,7 +16,6 @@ from hwrx.lookup.table import Kind, Tables
 from hwrx.messages import Setting
 
 TRIAL = 1 << 21
-LIMIT = 300.0
 
 
 def slots(session: Session, sockets: int = 200) -> Measurement:
@@ -91,7 +90,7 @@ def crowd(session: Session, counts: list[int] = [0, 1000, 10000], messages: int 
                 path="udp", size=size, messages=messages, warmup=10, cooldown=4, crowd=count, crowd_on=where,  # type: ignore[arg-type]
                 wait="event", limit=60.0,
             )  # fmt: skip
-            measured = session.agents.measure(TRIAL + number, setting, LIMIT)
+            measured = session.agents.measure(TRIAL + number, setting)
             series[name].append((float(count + 1), median(measured.ns.tolist()) / 2))
     growth = {name: points[-1][1] / points[0][1] for name, points in series.items()}
     figures: dict[str, float | int | bool | str | None] = {

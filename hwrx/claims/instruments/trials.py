@@ -14,7 +14,6 @@ from hwrx.messages import Setting
 from hwrx.run import Measured
 
 TRIAL = 3 << 20  # numbers of these trials: away from those of runs
-LIMIT = 120.0
 
 
 def waits(
@@ -51,7 +50,7 @@ def _against(session: Session, trials: dict[str, dict[str, Any]]) -> Measurement
     for number, (name, words) in enumerate(trials.items()):
         # what there is not (a way, a path) gets words from the conversion or from the endpoint
         setting = msgspec.convert(words | {"warmup": 50, "cooldown": 8}, Setting)
-        measured: Measured = session.agents.measure(TRIAL + number, setting, LIMIT)
+        measured: Measured = session.agents.measure(TRIAL + number, setting)
         half = median(measured.ns.tolist()) / 2
         key = name.replace("-", "_")
         figures |= {
