@@ -268,7 +268,8 @@ def test_latex_escapes_what_tex_would_take_as_its_own(tmp_path: pathlib.Path) ->
     assert latex.escape("50 % of a_b & c\\d #1 {x} µs ×2 ±3 –") == (
         r"50 \% of a\_b \& c\textbackslash{}d \#1 \{x\} \textmu{}s $\times$2 $\pm$3 --"
     )
-    assert latex.escape("日") == "?"
+    assert latex.escape("off → on ≥ 3 · 2|1 …") == (r"off $\rightarrow$ on $\geq$ 3 $\cdot$ 2\textbar{}1 \ldots{}")
+    assert latex.escape("日 é") == "U+65E5 e", "what the fonts lack is told, not lost"
 
 
 def test_no_latex_is_said_in_words_and_the_tables_are_there(
