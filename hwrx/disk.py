@@ -13,8 +13,6 @@ from typing import Any, BinaryIO
 
 from hwrx.errors import StoreError
 
-_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM})
-
 
 @contextlib.contextmanager
 def replacing(target: pathlib.Path) -> Iterator[BinaryIO]:
@@ -132,10 +130,6 @@ def guarded(path: pathlib.Path) -> Iterator[None]:
     except StoreError:
         raise
     except OSError as error:
-        if error.errno not in _FAULTS and not isinstance(
-            error, FileNotFoundError | FileExistsError | NotADirectoryError
-        ):
-            raise
         remedy = "what was written before it stays readable"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             remedy = f"make room, or choose another place with --runs; {remedy}"

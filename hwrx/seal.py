@@ -57,7 +57,8 @@ def opened_line(line: bytes, key: str) -> dict[str, Any] | None:
 def sealed_document(content: dict[str, Any], key: str) -> bytes:
     """Return a JSON object for people to read, whose last line is its checksum. What is no JSON becomes text."""
     text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
-    return _sealed(text.removesuffix("\n}").encode(), b",\n ", b"\n}\n", key)
+    # what was no UTF-8 in a command line or a file's name is an escape of JSON
+    return _sealed(text.removesuffix("\n}").encode(errors="backslashreplace"), b",\n ", b"\n}\n", key)
 
 
 def opened_document(text: bytes, key: str) -> dict[str, Any] | None:
@@ -130,7 +131,13 @@ class Reader:
     @property
     def source(self) -> pathlib.Path | pa.BufferReader:
         """What Arrow is to read."""
-        return self.path if self._whole is None else pa.BufferReader(self._whole)
+        if self._whole is not None:
+            return pa.BufferReader(self._whole)
+        try:
+            str(self.path).encode()
+        except UnicodeEncodeError:  # Arrow takes names of files that are UTF-8 alone
+            return pa.BufferReader(self.path.read_bytes())
+        return self.path
 
     def read(self, group: Group, columns: list[str] | None = None) -> pa.Table:
         """Read one row group; StoreError if Arrow cannot."""

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import os
 import pathlib
 import shutil
@@ -257,8 +258,9 @@ class Writer:
     def log(self, text: str) -> None:
         """Append lines to log.txt, each with the time."""
         stamp = f"{_now():%H:%M:%S}"
+        lines = "".join(f"{stamp} {line}\n" for line in text.splitlines())
         with disk.guarded(self.path):
-            disk.append(self.path / "log.txt", "".join(f"{stamp} {line}\n" for line in text.splitlines()).encode())
+            disk.append(self.path / "log.txt", lines.encode(errors="backslashreplace"))
 
     def finish(self, status: Status = "complete", reason: str = "") -> None:
         """Merge the parts, write trials.parquet and the final manifest. A second call does nothing.
@@ -401,7 +403,11 @@ def _settle(hidden: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
     for number in range(1, 1000):
         name = target if number == 1 else target.with_name(f"{target.name}-{number}")
         if not name.exists():
-            return hidden.rename(name)
+            try:
+                return hidden.rename(name)
+            except OSError as error:  # another run took the name meanwhile
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
     raise StoreError(f"{target}: a thousand runs of this name began in this second")
 
 

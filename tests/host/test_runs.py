@@ -80,12 +80,16 @@ def test_repeats_are_added_until_the_interval_is_narrow(tmp_path: Path) -> None:
 def test_rerun_runs_the_same_trials_and_holds_the_figures_together(tmp_path: Path) -> None:
     first = [*COMPARE, *SMALL, "--repeats", "2", "--runs", str(tmp_path / "a")]
     subprocess.run(first, capture_output=True, timeout=300, check=True)
+    (tmp_path / "b" / "latest").mkdir(parents=True)  # what a run compares with is its own, whatever is latest
     again = [sys.executable, "-m", "hwrx", "rerun", str(tmp_path / "a" / "latest"), "--runs", str(tmp_path / "b")]
     done = subprocess.run(again, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    one, two = (hwrx.load(tmp_path / name / "latest") for name in "ab")
+    one = hwrx.load(tmp_path / "a" / "latest")
+    (two,) = (hwrx.load(path) for path in (tmp_path / "b").glob("*Z-*"))
     assert [row["label"] for row in one.rows] == [row["label"] for row in two.rows]
-    assert "figures changed beyond their 95 % intervals" in " ".join(done.stdout.split())
+    assert f"{one.path.name}: wall clock" in done.stdout
+    assert f"{two.path.name}: wall clock" in done.stdout
+    assert "latest is something else" in (two.path / "log.txt").read_text()
 
 
 def test_load_is_a_share_of_a_capacity_that_was_measured(tmp_path: Path) -> None:

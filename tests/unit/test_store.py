@@ -496,3 +496,31 @@ def test_every_field_of_a_setting_and_every_column_of_a_traced_run_has_a_meaning
         "tracing": tables.TRACING.names,
     }.items():
         assert [name for name in names if not schema.column(table, name)[1]] == [], table
+
+
+def test_names_that_are_no_text_are_kept_as_they_were(tmp_path: pathlib.Path) -> None:
+    strange = os.fsdecode(b"caf\xe9")
+    with store.Writer.create(tmp_path / strange, made_runs.layout(), {"command": ["hwrx", strange]}) as writer:
+        made_runs.add(writer, made_runs.layout().trials[0])
+        writer.log(f"left out: {strange}")
+    assert hwrx.load(writer.path).manifest["command"] == ["hwrx", strange]
+    assert hwrx.load(writer.path).damage == []
+
+
+def test_whatever_the_file_system_refuses_is_a_store_error(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(StoreError, match="file name too long"):
+        store.Writer.create(tmp_path / ("x" * 300), made_runs.layout(), {})
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(StoreError, match=r"cannot write the run in .*loop"):
+        store.Writer.create(tmp_path / "loop", made_runs.layout(), {})
+
+
+def test_runs_that_begin_in_one_second_have_names_of_their_own(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = made_runs.make(tmp_path, repeats=1)
+    hidden = tmp_path / ".hidden"
+    (hidden / "parts").mkdir(parents=True)
+    seen = pathlib.Path.exists
+    monkeypatch.setattr(pathlib.Path, "exists", lambda path: path != taken and seen(path))  # as if it came just then
+    assert store._settle(hidden, taken).name == f"{taken.name}-2"
