@@ -451,6 +451,7 @@ def write(trial: Trial, measured: Measured, writer: Writer, outcome: Outcome) ->
         sequence=measured.sequence,
         ns=measured.ns,
         service_ns=measured.service_ns,
+        late=measured.late,
         extra={
             **observed(measured),
             "chosen": measured.chosen,

@@ -23,6 +23,8 @@ import hwrx
 from hwrx import disk, experiment, schema, seal, store
 from hwrx.cli import main
 from hwrx.errors import StoreError, UsageError
+from hwrx.messages import Done
+from hwrx.run import Measured, Outcome, write
 from hwrx.trace import tables
 
 
@@ -524,3 +526,14 @@ def test_runs_that_begin_in_one_second_have_names_of_their_own(
     seen = pathlib.Path.exists
     monkeypatch.setattr(pathlib.Path, "exists", lambda path: path != taken and seen(path))  # as if it came just then
     assert store._settle(hidden, taken).name == f"{taken.name}-2"
+
+
+def test_which_answers_were_late_goes_from_the_trial_into_the_run(tmp_path: pathlib.Path) -> None:
+    plan = made_runs.layout(repeats=1)
+    done = Done(tally={}, ended="complete")
+    measured = Measured(
+        np.arange(2, dtype=np.uint32), np.array([5, 900]), None, {}, done, done, {}, late=np.array([False, True])
+    )
+    with store.Writer.create(tmp_path, plan, {}) as writer:
+        write(plan.trials[0], measured, writer, Outcome())
+    assert hwrx.load(writer.path).trial_samples(0).late.tolist() == [False, True]
