@@ -12,7 +12,6 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ import msgspec
 
 from cython_ext import loop
 from cython_ext.trial import Trial
-from hwrx import __version__, arrivals, cputime, impair, paths, placement
+from hwrx import __version__, arrivals, cputime, impair, paths, placement, scheduling
 from hwrx.errors import HwrxError, PeerError
 from hwrx.messages import (
     Array,
@@ -70,6 +69,7 @@ class Agent:
         self._trial: Trial | None = None
         self._tracer: Service | None = None
         self._started_on = os.sched_getaffinity(0)
+        self._switched_off: list[str] = []  # features of the scheduler, until the trial is released
         self._spoiled = True  # whether netem may be on our link: an agent before us may have been killed
 
     def answer(self, message: ToAgent) -> FromAgent:
@@ -127,6 +127,7 @@ class Agent:
     def _open(self, prepare: Prepare) -> Prepared:
         self.close()
         placement.pin_thread(prepare.here.cpu, self._started_on)
+        self._switched_off = scheduling.settle_features(prepare.setting.schedule)
         if self._spoiled:
             impair.mend(prepare.here.netdev)
             self._spoiled = False
@@ -171,7 +172,7 @@ class Agent:
         if prepare is None or trial is None:
             raise PeerError("asked to start before anything was prepared")
         before = endpoint.resent()
-        with _scheduled(prepare.setting.schedule):
+        with scheduling.scheduled(prepare.setting.schedule):
             status = loop.run(trial, endpoint, prepare.setting.pattern, prepare.role)
         done = Done(
             tally={**endpoint.counts(), **trial.counts()},  # what is said of messages wins
@@ -211,30 +212,13 @@ class Agent:
         """Tear down what is open; harmless when nothing is."""
         endpoint, self._endpoint, self._trial = self._endpoint, None, None
         prepare, self._prepare = self._prepare, None
+        scheduling.switch_features_on(self._switched_off)
+        self._switched_off = []
         if endpoint is not None:
             endpoint.close()
         if prepare is not None and prepare.setting.netem and self._spoiled:
             impair.mend(prepare.here.netdev)
             self._spoiled = False
-
-
-@contextlib.contextmanager
-def _scheduled(policy: str) -> Iterator[None]:
-    """Let this thread run under a scheduling policy of sched(7).
-
-    Under `normal` whoever is woken may interrupt whoever woke him, as their past shares of the CPU have it: a sender
-    then finds the answer without having gone to sleep, or does not, for a whole trial, and that is a thousand
-    instructions a message.
-    """
-    if policy == "normal":
-        yield
-        return
-    before = os.sched_getscheduler(0)
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    try:
-        yield
-    finally:
-        os.sched_setscheduler(0, before, os.sched_param(0))
 
 
 def peak_resident() -> int:

@@ -75,7 +75,7 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     huge_pages: bool = False
     crowd: Natural = 0  # udp: further sockets, bound at the server before the trial, that nobody talks to
     crowd_on: Literal["spread", "chain"] = "spread"  # evenly over the table's slots, or all before the server's own
-    # batch: who is woken never interrupts who runs, so that on one CPU the ends take turns alike in every trial
+    # batch: who is woken never interrupts who runs, so that on one CPU the ends take turns alike (hwrx.scheduling)
     schedule: Literal["normal", "batch"] = "normal"  # an experiment that counts instructions: batch
     copies_priced: Priced = "byte"  # by the guest's processor, if it counts instructions
     hook: str = "none"  # of hwrx.hooks: put on the way in of both ends
@@ -133,6 +133,7 @@ class Placed(Struct, frozen=True, kw_only=True):
     device: str = ""
     device_node: int | None = None
     irq_cpus: list[int] = []
+    features_off: list[str] = []  # of the scheduler: see hwrx.scheduling
 
 
 # --- controller to agent -------------------------------------------------------------------------------------------

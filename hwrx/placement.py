@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from hwrx import scheduling
 from hwrx.errors import PathError, TrialError, UsageError
 from hwrx.messages import Place, Placed, Role, Setting, Survey
 
@@ -200,6 +201,7 @@ def observe(place: Place, root: Path = Path("/")) -> Placed:
         device="" if device is None else device.name,
         device_node=_node_of(device),
         irq_cpus=find_irq_cpus(find_irqs(device), root),
+        features_off=scheduling.features_off(root / "sys/kernel/debug/sched/features"),
     )
 
 
@@ -349,6 +351,8 @@ def record(wish: Wish, surveys: Mapping[Role, Survey], placed: Sequence[Mapping[
         found["shared"] = "core"
     else:
         found["shared"] = "nothing"
+    if client.features_off:
+        found["features_off"] = client.features_off
     if len(placed) > 1:
         found["senders"] = [[pair["client"].ran_on, pair["server"].ran_on] for pair in placed]
     return found
@@ -373,7 +377,12 @@ def describe(placement: Mapping[str, Any]) -> str:
     beside = [role for role in ENDS if placement[role]["beside_irq"]]
     if beside:
         said += f"; the {' and the '.join(beside)} beside the interrupts of the device"
-    return f"{said} (chosen by {placement['by']})."
+    said = f"{said} (chosen by {placement['by']})."
+    if off := placement.get("features_off"):
+        said += (
+            f" The guest's scheduler took turns alike in every trial: {', '.join(off)} off, and the ends SCHED_BATCH."
+        )
+    return said
 
 
 # --- text ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 
-from hwrx import agent, hooks, paths
+from hwrx import hooks, paths, scheduling
 from hwrx.commands.hooks import costs
 from hwrx.errors import UsageError
 from hwrx.messages import Setting
@@ -52,10 +52,10 @@ def test_a_trial_of_the_experiment_is_scheduled_in_batch_and_nothing_after_it() 
     file = Path(__file__).parents[2] / "lab/experiments/hooks.toml"
     policy = tomllib.loads(file.read_text())["setting"]["schedule"]
     before = os.sched_getscheduler(0)
-    with agent._scheduled(policy):
+    with scheduling.scheduled(policy):
         assert os.sched_getscheduler(0) == os.SCHED_BATCH
     assert os.sched_getscheduler(0) == before
-    with agent._scheduled("normal"):
+    with scheduling.scheduled("normal"):
         assert os.sched_getscheduler(0) == before
 
 
