@@ -82,7 +82,7 @@ def test_what_tracing_costs_a_stream_is_its_mean_time_a_message(tmp_path: Path) 
     """Its messages come many a call, so most have no time at all between them and the one before."""
     stream = Trial(number=0, repeat=0, setting=Setting(path="udp", pattern="stream", messages=40, window=8), label="s")
     found = timelines()
-    off, on = (np.tile([0, 0, 0, each], 10) for each in (400, 600))
+    off, on = (np.tile([each, 0, 0, 0], 100) for each in (400, 600))
     ledger = copies.Ledger("udp", 40 * 64, (), 1.0, 1.0, balanced=True)
     row = tracing_row(stream, "there", found, Traced(0, 0, {}, b""), ledger, (off, on))
     (kept,) = row.to_pylist()
