@@ -173,15 +173,13 @@ def _costs(
             row = line.get((size, prices[0]))
             estimate = None if row is None else measure.figure(row)
             cells.append(text.WITHHELD if estimate is None else _amount(estimate.value, measure))
-        found.append((measure.unit, size_words(size), cells))
+        found.append((measure.unit, _size(size), cells))
     return found
 
 
 def _amount(value: float, measure: _Measure) -> str:
-    """Four digits of counted instructions, three of all else."""
-    if not measure.counted:
-        return text.number(value) if value < 1e5 else text.compact(value)
-    return f"{float(f'{value:.3e}'):,.0f}" if value < 1e6 else text.compact(value)
+    """Three digits; of counted instructions with a prefix from 1,000 on, for there are many columns."""
+    return text.compact(value) if measure.counted or value >= 1e5 else text.number(value)
 
 
 def _ratios(
@@ -202,7 +200,7 @@ def _ratios(
                 cells.append(ratio_words(measure.ratio(rows[0])) if rows else text.WITHHELD)
             else:
                 cells.append("|".join(_bare_ratio(measure.ratio(row)) for row in rows) or text.WITHHELD)
-        found.append((group, size_words(size), cells))
+        found.append((group, _size(size), cells))
     return found
 
 
@@ -259,14 +257,18 @@ def _handled(
             ]
             found.append((kind, [(kind, "", one)]))
         else:
-            found.append((kind, [(kind, size_words(size), cells) for size, cells in zip(sizes, by_size, strict=True)]))
+            found.append((kind, [(kind, _size(size), cells) for size, cells in zip(sizes, by_size, strict=True)]))
     return found
+
+
+def _size(size: int) -> str:
+    return size_words(size).replace(",", "")
 
 
 def _times(value: float | None) -> str:
     if value is None:
         return "?"
-    return f"{value:.0f}" if abs(value - round(value)) < 0.02 else f"{value:.2f}"
+    return f"{value:.0f}" if abs(value - round(value)) < 0.02 else f"{value:.1f}"
 
 
 def _fitting(
@@ -383,37 +385,46 @@ def _notes(
         if (ratio := measure.ratio(row)) is not None and not math.isnan(ratio.low) and not told(ratio)
     ]
     if unsure and len(unsure) < len(ratios):
-        some = ", ".join(_row_words(row) for row in unsure[:2]) + f" and {len(unsure) - 2} more" * (len(unsure) > 2)
-        notes.append(f"not told apart from {summary.baseline} (the 95 % interval holds 1): {some}.")
+        notes.append(f"not told apart from {summary.baseline} (the 95 % interval holds 1): {_some(unsure)}.")
     withheld = [row for row in rows if measure.figure(row) is None]
     if withheld:
-        notes.append(f"withheld: {', '.join(map(_row_words, withheld[:3]))}{_reason(withheld[0])}.")
+        notes.append(f"withheld: {_some(withheld)}{_reason(withheld[0])}.")
     states = [row for row in rows if len(row.states) > 1]
     if states:
-        notes.append(f"several states, each with times of its own: {', '.join(map(_row_words, states[:3]))}.")
+        notes.append(f"several states, each with times of its own: {_some(states)}.")
     lost = [row for row in rows if row.tally.get("lost")]
     if lost:
         counts = (f"{_row_words(row)} {row.tally['lost']:,}" for row in lost[:3])
         notes.append(f"lost: {', '.join(counts)}.")
     late = [row for row in rows if row.tally.get("late")]
     if late:
-        notes.append(f"late, and counted with their true times: {', '.join(map(_row_words, late[:3]))}.")
-    left = dict.fromkeys(reason for _, reason in summary.skipped)
-    notes += [f"left out: {', '.join(_labels(summary, reason))}: {reason}" for reason in left]
-    return notes
+        notes.append(f"late, and counted with their true times: {_some(late)}.")
+    return notes + _left_out(summary, rows[0].pattern)
 
 
-def _labels(summary: Summary, reason: str) -> list[str]:
-    paths = dict.fromkeys(label.split()[0] for label, why in summary.skipped if why == reason)
-    return list(paths)
+def _left_out(summary: Summary, pattern: str) -> list[str]:
+    """What of this pattern was left out; the reason's first clause, for the report has all of it."""
+    found: dict[str, dict[str, None]] = {}
+    for label, reason in summary.skipped:
+        if pattern in label:
+            found.setdefault(reason.partition(";")[0], {})[label.split()[0]] = None
+    return [f"left out: {', '.join(paths)}: {reason}" for reason, paths in found.items()]
 
 
 def _row_words(row: Row) -> str:
-    return f"{row.label} {row.wait} {size_words(row.size)}"
+    swept = [swept_words(key, value) for key, value in row.swept.items() if key != PRICE]
+    return " ".join(filter(None, [row.name, row.wait, *swept, size_words(row.size)]))
+
+
+def _some(rows: Sequence[Row], most: int = 3) -> str:
+    """The first of them, each once, and how many more there are."""
+    names = list(dict.fromkeys(map(_row_words, rows)))
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _reason(row: Row) -> str:
-    return f" ({reason})" if (reason := getattr(row, "withheld", "")) else " (too few messages)"
+    return f" ({'; '.join(row.withheld.values()) or 'too few messages'})"
 
 
 def nothing_told(summary: Summary, lines: dict[tuple[Any, ...], Line], measure: _Measure) -> str:

@@ -11,7 +11,13 @@ from hwrx.report.model import Summary
 from hwrx.report.page import page
 from hwrx.report.tables import tables
 
-MAIN = ("latency", "throughput", "load", "cost")  # tables that stand before the figures; the others follow them
+MAIN = (
+    "latency",
+    "throughput",
+    "load",
+    "cost",
+    "sweep-stages-1",
+)  # tables that stand before the figures; the others follow them
 WIDE, NARROW = 7.2, 3.5  # inches, of the figures on a desk and on a phone
 
 

@@ -115,6 +115,10 @@ def look(summary: Summary, row: Row) -> Look:
     colour, marker, line = LOOKS.get(row.path, OTHER)
     kin = list(dict.fromkeys(other.line for other in summary.of(row.pattern) if other.path == row.path))
     place = kin.index(row.line)
+    if place and all(other.path == row.path for other in summary.of(row.pattern)):
+        colour = list(LOOKS.values())[place % len(LOOKS)][
+            0
+        ]  # of one path alone the colours are free to tell its lines apart
     if place:
         marker = MARKERS[(MARKERS.index(marker) + 5 * place) % len(MARKERS)]
         line = (0, (1 + 2 * place, 1, 1, 1))

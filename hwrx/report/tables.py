@@ -26,6 +26,8 @@ def tables(summary: Summary) -> list[Table]:
         found.append(_paced(summary))
     if summary.costs:
         found.append(_costs(summary))
+    if any(row.cpu for row in summary.rows):
+        found.append(_processor(summary))
     found.append(_quality(summary))
     return found + waterfall.tables(summary) + ledgers.tables(summary)
 
@@ -114,11 +116,26 @@ def _costs(summary: Summary) -> Table:
     return Table("cost", "What a byte costs", text.cost_caption(summary), columns, rows, 1)
 
 
+def _processor(summary: Summary) -> Table:
+    """Whose time a message takes, at both ends together."""
+    rows = [row for row in summary.rows if row.cpu]
+    actors = list(dict.fromkeys(actor for row in rows for actor in row.cpu))
+    unit = "instructions" if rows[0].counted else "µs"
+    columns, head = heads(rows)
+    columns += [(f"{actor} [{unit}]", "") for actor in actors]
+    cells = [(first, [*head(row), *(estimate(row.cpu.get(actor)) for actor in actors)]) for first, row in grouped(rows)]
+    caption = (
+        f"Processor time of a message, of both ends and over exactly the measured messages, by who worked; busy is all "
+        f"that was not idle. {text.basis(rows)}. {summary.label}."
+    )
+    return Table("processor", "Processor time of a message", caption, columns, cells, 2)
+
+
 def _quality(summary: Summary) -> Table:
     """How good the measurement is: what every row's figures stand on."""
     columns, head = heads(summary.rows)
     columns += [(name, "") for name in ("trials", "samples", "effective", "warm-up")]
-    columns += [(name, "") for name in ("lost", "sent again", "twice", "reordered", "corrupt")]
+    columns += [(name, "") for name in ("lost", "late", "sent again", "twice", "reordered", "corrupt")]
     asked = any(row.converged is not None for row in summary.rows)
     if asked:
         columns.append(("converged", "t"))
@@ -131,7 +148,8 @@ def _quality(summary: Summary) -> Table:
         cells.append((f"{row.samples:,}", ""))
         cells += [("–" if math.isnan(row.effective) else f"{100 * row.effective:.0f} %", ""), (warmup, "")]
         cells += [
-            (f"{row.tally.get(name, 0):,}", "") for name in ("lost", "resent", "duplicated", "reordered", "corrupt")
+            (f"{row.tally.get(name, 0):,}", "")
+            for name in ("lost", "late", "resent", "duplicated", "reordered", "corrupt")
         ]
         if asked:
             words = {True: "yes", False: "did not converge", None: text.WITHHELD}
@@ -202,7 +220,8 @@ def _record(row: Row, summary: Summary) -> dict[str, Any]:
         "failed": row.failed,
         "samples": row.samples,
     }
-    for name, found in row.quantiles.items():
+    # the gaps of a stream are what batching makes them: only its rate is a figure of the path
+    for name, found in row.quantiles.items() if row.pattern != "stream" else ():
         record |= _spread(f"{name}_us", found)
     for name, found in row.service_quantiles.items():
         record |= _spread(f"service_{name}_us", found)
@@ -214,6 +233,7 @@ def _record(row: Row, summary: Summary) -> dict[str, Any]:
     unit = "instructions" if row.counted else "us"
     for actor, time in row.cpu.items():
         record |= _spread(f"cpu_{actor}_{unit}_per_message", time)
+    record |= {f"withheld_{figure}": reason for figure, reason in row.withheld.items()}
     record |= row.tally
     record |= {
         "resident_bytes": row.resident,

@@ -101,7 +101,9 @@ def rate_caption(summary: Summary, rows: Sequence[Row]) -> str:
     """The caption of the throughput table."""
     blind = dict.fromkeys(row.path for row in rows if _seen_by_sender(row.path))
     note = f"; of {' and '.join(blind)} as completions at the end that posted them" if blind else ""
-    return f"{RATE}{note}; {basis(rows)}. {summary.label}."
+    why = dict.fromkeys(reason for row in rows for reason in row.withheld.values())
+    withheld = f" Withheld: {'; '.join(list(why)[:3])}." if why else ""
+    return f"{RATE}{note}; {basis(rows)}.{withheld} {summary.label}."
 
 
 def _seen_by_sender(path: str) -> bool:

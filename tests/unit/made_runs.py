@@ -20,6 +20,7 @@ MANIFEST: dict[str, Any] = {
     "machine": {"kernel": "6.1.0-test", "cpu": "made up for a test", "accelerator": "tcg"},
 }
 SPEED = {"udp": 200_000, "tcp": 230_000, "rdma-send": 400_000, "rdma-write": 380_000, "rdma-read": 500_000}
+SPEED["rdma-write-imm"] = 390_000
 
 
 def times(setting: Setting, draw: np.random.Generator, block: float = 0.0) -> npt.NDArray[np.int64]:
