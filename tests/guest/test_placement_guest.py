@@ -49,7 +49,7 @@ def test_the_ends_run_apart_and_batch_lets_nobody_interrupt_for_its_trial_alone(
     with Pair(Bed(pair, dict.fromkeys(ROLES, "local"), {})) as ends:
         for policy, off in (("batch", ["WAKEUP_PREEMPTION"]), ("normal", [])):
             setting = Setting(path="udp", messages=50, schedule=policy)  # type: ignore[arg-type]
-            placement = ends.measure(0, setting, 60.0).placement
+            placement = ends.measure(0, setting).placement
             assert placement["shared"] == "nothing"
             assert placement["client"]["pinned"]
             assert [name for name in placement.get("features_off", []) if name != "DELAY_DEQUEUE"] == off
