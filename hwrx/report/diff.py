@@ -89,15 +89,19 @@ def compare(before: Sequence[Run], after: Sequence[Run], *, anyway: bool = False
     sides = [_by_setting([run.summary().rows for run in side], anyway) for side in (before, after)]
     sampled = len(before) > 1 or len(after) > 1
     changes: list[Change] = []
+    withheld = []
     for key, rows in sides[0].items():
         if key in sides[1]:
-            changes += _changes(rows, sides[1][key], exact=_counts(before) and _counts(after))
+            found = _changes(rows, sides[1][key], exact=_counts(before) and _counts(after))
+            changes += found
+            withheld += [] if found else [f"{name_of_row(rows[0])} has no figure in all runs: they are withheld"]
     only = _only(sides[0], sides[1])
     if not changes:
-        words = "; ".join(f"{name} only in {'the first' if side == 'a' else 'the second'}" for side, name in only[:4])
+        words = [f"{name} only in {'the first' if side == 'a' else 'the second'}" for side, name in only[:4]]
         raise UsageError(
-            f"{_names(before)} and {_names(after)} have no setting in common: {words or 'nothing was measured'}",
-            remedy="--anyway leaves the length of the trials out of account",
+            f"{_names(before)} and {_names(after)} have no {'figure' if withheld else 'setting'} in common: "
+            f"{'; '.join((withheld or words)[:4]) or 'nothing was measured'}",
+            remedy="hwrx report says why" if withheld else "--anyway leaves the length of the trials out of account",
         )
     judged = [change for change in changes if not change.exact]
     adjusted = stats.holm([1.0 if math.isnan(change.chance) else change.chance for change in judged])
@@ -115,8 +119,8 @@ def compare(before: Sequence[Run], after: Sequence[Run], *, anyway: bool = False
             for change in changes
         ],
         only=only,
-        notes=_notes(before, after, judged=bool(judged)),
-        lost=[f"{run.path.name}: {loss}" for run in (*before, *after) for loss in getattr(run, "damage", ())],
+        notes=[*_notes(before, after, judged=bool(judged)), *withheld],
+        lost=[f"{run.path.name}: {loss}" for run in (*before, *after) for loss in run.damage],
     )
 
 

@@ -320,6 +320,26 @@ def test_settings_of_one_run_alone_are_named_and_none_in_common_is_an_error(tmp_
         diff.compare([a], [c])
 
 
+def test_settings_without_a_figure_are_named(tmp_path: pathlib.Path) -> None:
+    few, many = (hwrx.load(made_runs.make(tmp_path, paths=["udp"], sizes=[64], messages=15)) for _ in range(2))
+    with pytest.raises(UsageError, match="no figure in common: udp 64 B pingpong event has no figure in all runs"):
+        diff.compare([few], [many])
+
+
+def test_a_damaged_part_is_named_and_the_rest_compared(tmp_path: pathlib.Path) -> None:
+    runs = [made_runs.make(tmp_path, seed=seed, paths=["udp"], sizes=[64, 128], repeats=4) for seed in (1, 2)]
+    samples = runs[1] / "samples.parquet"
+    content = bytearray(samples.read_bytes())
+    content[len(content) // 3] ^= 1
+    samples.write_bytes(content)
+    found = diff.compare(*([run] for run in load(runs)))
+    assert {change.row for change in found.changes} == {"udp 64 B pingpong event", "udp 128 B pingpong event"}
+    (lost,) = found.lost
+    assert lost.startswith(f"{runs[1].name}: ")
+    assert "lost: " in diff_text.to_text(found)
+    assert json.loads(diff.to_json(found))["lost"] == [lost]
+
+
 def test_one_repeat_a_side_cannot_be_judged_and_is_null_in_json(tmp_path: pathlib.Path) -> None:
     runs = [hwrx.load(made_runs.make(tmp_path, seed=seed, repeats=1)) for seed in (1, 2)]
     found = diff.compare(runs[:1], runs[1:])
