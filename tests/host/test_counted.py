@@ -1,0 +1,57 @@
+"""A run that counts instructions, at both prices of a copy: two guests, one run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import hwrx
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _needs(needs: Callable[..., None]) -> None:
+    needs("guest")
+
+
+EXPERIMENT = """# What does a copy cost at each price?
+paths = ["udp"]
+topology = "netns"
+clock = "icount"
+sizes = [16384]
+repeats = 2
+seed = 1
+[setting]
+messages = 40
+warmup = 10
+[sweep]
+copies_priced = ["byte", "word"]
+"""
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("counted")
+    (folder / "priced.toml").write_text(EXPERIMENT)
+    command = [sys.executable, "-m", "hwrx", "compare", str(folder / "priced.toml"), "--runs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "latest"
+
+
+def test_both_prices_stand_in_one_run_and_differ_by_the_copies(counted: Path) -> None:
+    run = hwrx.load(counted)
+    assert run.status == "complete"
+    assert len(run.rows) == 4
+    assert run.manifest["guest"]["copies_priced"] == "byte"
+    assert run.manifest["guest, copies priced by the word"]["copies_priced"] == "word"
+    rows = {row.swept["copies_priced"]: row for row in run.summary().rows}
+    medians = {price: row.quantiles["p50"] for price, row in rows.items()}
+    assert medians["byte"] is not None
+    assert medians["word"] is not None
+    # half a round trip copies 16,384 B in and as many out: by the byte 7/8 of an instruction more for each
+    saved = (medians["byte"].value - medians["word"].value) * 1000
+    assert 0.8 * 2 * 16384 * 7 / 8 < saved < 1.3 * 2 * 16384 * 7 / 8
