@@ -37,6 +37,22 @@ from cython_ext.sys_prctl cimport PR_GET_TIMERSLACK, PR_SET_TIMERSLACK, prctl
 from cython_ext.transport cimport FINISHED, Delivery, Ops, Transport
 from cython_ext.trial cimport LATE_SEND_NS, MOST, Plan, Trial
 
+cdef extern from *:
+    """
+    /* Two instructions an iteration and nothing else, whatever the compiler thinks of it. */
+    static inline void hwrx_rest(unsigned long iterations)
+    {
+    #if defined(__x86_64__)
+        if (iterations)
+            __asm__ volatile("1: dec %0; jnz 1b" : "+r"(iterations) : : "cc");
+    #else
+        while (iterations--)
+            __asm__ volatile("");
+    #endif
+    }
+    """
+    void hwrx_rest(unsigned long iterations) noexcept nogil
+
 cdef enum:
     COMPLETE = 1
     LIMIT = 2
@@ -234,7 +250,7 @@ cdef int await_answer(Trial t, const Ops *ops, uint64_t sequence, int64_t before
         again = True
 
 
-cdef int pingpong_client(Trial t, const Ops *ops) noexcept nogil:
+cdef int pingpong_client(Trial t, const Ops *ops, unsigned long rest) noexcept nogil:
     cdef uint64_t sequence, next_check = 0 if t.plan.check_every else <uint64_t> -1
     cdef int64_t before, alive = now()
     cdef char *message = NULL
@@ -250,6 +266,7 @@ cdef int pingpong_client(Trial t, const Ops *ops) noexcept nogil:
                 status = check_exchange(t, ops, sequence)
                 if status != COMPLETE:
                     return status
+        hwrx_rest(rest)
         status = next_buffer(t, ops, &message)
         if status != COMPLETE:
             return status
@@ -603,10 +620,11 @@ cdef int paced_client(Trial t, const Ops *ops) noexcept nogil:
 ENDED = {COMPLETE: "complete", LIMIT: "limit", FINISHED: "finished", NOTHING: "nothing"}
 
 
-def run(Trial trial not None, Transport transport not None, str pattern, str role):
+def run(Trial trial not None, Transport transport not None, str pattern, str role, unsigned long rest=0):
     """Run one end of a trial to its end.
 
-    `pattern` is pingpong, stream or paced; `role` client (sends first) or server. Both ends must be connected.
+    `pattern` is pingpong, stream or paced; `role` client (sends first) or server. Both ends must be connected. The
+    client of a ping-pong executes `rest` instructions before each message.
 
     Returns a status that `ENDED` names, or a negative one that `transport.explain` tells in words. Counts, stamps and
     processor time are in the trial whatever the status.
@@ -640,7 +658,7 @@ def run(Trial trial not None, Transport transport not None, str pattern, str rol
         elif not client:
             status = answering_server(trial, ops, what == 2)
         elif what == 0:
-            status = pingpong_client(trial, ops)
+            status = pingpong_client(trial, ops, rest // 2)
         else:
             status = paced_client(trial, ops)
         if status > 0:

@@ -173,12 +173,12 @@ class Agent:
             raise PeerError("asked to start before anything was prepared")
         before = endpoint.resent()
         with scheduling.scheduled(prepare.setting.schedule):
-            status = loop.run(trial, endpoint, prepare.setting.pattern, prepare.role)
+            status = loop.run(trial, endpoint, prepare.setting.pattern, prepare.role, prepare.setting.rest)
         done = Done(
             tally={**endpoint.counts(), **trial.counts()},  # what is said of messages wins
             ended=loop.ENDED.get(status, "error"),
             resent=endpoint.resent() - before,
-            cpu=cputime.used(trial.meter, prepare.alone),
+            cpu=cputime.used(trial.meter, prepare.alone, prepare.setting.rest if prepare.role == "client" else 0),
             resident=peak_resident(),
             chosen=endpoint.chosen(),
             placed=placement.observe(prepare.here),

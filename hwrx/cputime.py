@@ -41,15 +41,18 @@ def counters(alone: bool) -> list[str]:
     return [TIMERS, *_workers()] if alone else []
 
 
-def used(meter: Meter, alone: bool) -> dict[str, int]:
+def used(meter: Meter, alone: bool, rest: int = 0) -> dict[str, int]:
     """What one end used, in ns, as `Done.cpu`; empty unless both readings were taken.
 
     `messages` that lie between the readings, `elapsed`, `thread`, `user`, `system`, `tick`; of a machine that is the
-    trial's `alone` also `worker`, and `idle` if it has one CPU and the kernel tells.
+    trial's `alone` also `worker`, and `idle` if it has one CPU and the kernel tells. The
+    `rest` that the end took before each message, in instructions of a guest that counts them, is left out.
     """
     found = meter.found()
     if found is None:
         return {}
+    for clock in ("elapsed", "thread"):
+        found[clock] -= rest * found["messages"]
     if alone:
         said = meter.said()
         timers = said.pop(TIMERS, None)

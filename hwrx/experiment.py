@@ -34,6 +34,7 @@ Overrides = dict[str, Any]  # fields of Setting, checked one by one so that an e
 
 SETTING_FIELDS: dict[str, Any] = {field.name: field.type for field in msgspec.structs.fields(Setting)}
 LISTED = {"path": "paths", "pattern": "patterns", "size": "sizes", "wait": "waits"}
+COUNTED = ("copies_priced", "rest")  # of a setting: about counted instructions
 OWN_LISTS = ("sizes", "patterns", "waits")  # that a path may have instead of the experiment's
 
 
@@ -156,6 +157,8 @@ def from_options(*, name: str = "compare", source: str = "the options", **option
 
 def override(experiment: Experiment, *, source: str = "the options", **options: Any) -> Experiment:
     """Return the experiment with the options that are not None put over it: over its sweep and overrides, too."""
+    if options.get("clock") == "wall" and experiment.clock == "auto":
+        experiment = uncounted(experiment)
     content = {**_content(experiment), "name": experiment.name}
     own = {key: value for key, value in options.items() if value is not None and key not in SETTING_FIELDS}
     setting = {key: value for key, value in options.items() if value is not None and key in SETTING_FIELDS}
@@ -163,6 +166,13 @@ def override(experiment: Experiment, *, source: str = "the options", **options: 
     if setting:
         content = {**_without(content, setting), "setting": {**experiment.setting, **setting}}
     return build(content, source=source)
+
+
+def uncounted(experiment: Experiment) -> Experiment:
+    """Return the experiment by the wall clock, without what only a guest that counts instructions heeds."""
+    content = {**_content(experiment), "clock": "wall"}
+    setting = {key: value for key, value in experiment.setting.items() if key not in COUNTED}
+    return build({**_without(content, COUNTED), "setting": setting}, source=experiment.name)
 
 
 def _without(content: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
@@ -463,11 +473,12 @@ def _check_together(source: str, experiment: Experiment) -> None:
             f"{source}: netem: it spoils a wire that hwrx makes, and the topology '{experiment.topology}' has none",
             remedy='topology = "pair" or "netns"',
         )
-    if "copies_priced" in given and experiment.clock == "wall":
-        raise UsageError(
-            f"{source}: copies_priced: it says what a copy costs in counted instructions, and the clock is 'wall'",
-            remedy='clock = "icount" or "auto", or leave copies_priced out',
-        )
+    for key in COUNTED if experiment.clock == "wall" else ():
+        if key in given:
+            raise UsageError(
+                f"{source}: {key}: it is about counted instructions, and the clock is 'wall'",
+                remedy=f'clock = "icount" or "auto", or leave {key} out',
+            )
     if "copies_priced" in experiment.sweep and (experiment.load or experiment.until):
         raise UsageError(
             f"{source}: sweep.copies_priced: each price has a guest of its own; load and until are found out in one",

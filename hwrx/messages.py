@@ -77,6 +77,9 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     crowd_on: Literal["spread", "chain"] = "spread"  # evenly over the table's slots, or all before the server's own
     # batch: who is woken never interrupts who runs, so that on one CPU the ends take turns alike (hwrx.scheduling)
     schedule: Literal["normal", "batch"] = "normal"  # an experiment that counts instructions: batch
+    # ping-pong, where instructions are counted: so many are executed between an answer and the next message, and not
+    # counted. An emulated NIC that holds interrupts back then holds back none of a message's, in whatever phase it was
+    rest: Annotated[int, Meta(ge=0, le=100_000_000)] = 0
     copies_priced: Priced = "byte"  # by the guest's processor, if it counts instructions
     hook: str = "none"  # of hwrx.hooks: put on the way in of both ends
     senders: Annotated[int, Meta(ge=1, le=64)] = 1  # so many connections, each with both its ends, at the same time

@@ -10,11 +10,12 @@ import contextlib
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
 
+from hwrx import experiment as experiments
 from hwrx import paths, topology
 from hwrx.errors import MachineError, UsageError
 from hwrx.experiment import Experiment
@@ -131,13 +132,13 @@ def settle_clock(experiment: Experiment, wanted: Wanted, say: Say = lambda stage
     """
     if experiment.clock != "auto":
         return experiment
-    clock: Literal["wall", "icount"] = "wall"
     if in_guest(experiment, wanted):
         from hwrx import accelerator, kernel
 
         found = accelerator.remembered() or accelerator.choose(kernel.find(experiment.kernel, say), say)
-        clock = "icount" if found.emulated else "wall"
-    return msgspec.structs.replace(experiment, clock=clock)
+        if found.emulated:
+            return msgspec.structs.replace(experiment, clock="icount")
+    return experiments.uncounted(experiment)
 
 
 def check(experiment: Experiment, wanted: Wanted) -> None:

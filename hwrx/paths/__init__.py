@@ -27,7 +27,7 @@ DEFAULTS: dict[str, Any] = {
 }
 # Fields of a Setting that only some paths or patterns read. The loops, or the agents, read all others on every path.
 BY_PATTERN: dict[Pattern, frozenset[str]] = {
-    "pingpong": frozenset(),
+    "pingpong": frozenset({"rest"}),
     "stream": frozenset({"batch"}),
     "paced": frozenset({"batch", "rate", "arrivals"}),
 }

@@ -29,6 +29,7 @@ messages = 40
 warmup = 10
 [sweep]
 copies_priced = ["byte", "word"]
+rest = [0, 200000]
 """
 
 
@@ -45,13 +46,24 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_prices_stand_in_one_run_and_differ_by_the_copies(counted: Path) -> None:
     run = hwrx.load(counted)
     assert run.status == "complete"
-    assert len(run.rows) == 4
+    assert len(run.rows) == 8
     assert run.manifest["guest"]["copies_priced"] == "byte"
     assert run.manifest["guest, copies priced by the word"]["copies_priced"] == "word"
-    rows = {row.swept["copies_priced"]: row for row in run.summary().rows}
+    rows = {row.swept["copies_priced"]: row for row in run.summary().rows if row.swept["rest"] == 0}
     medians = {price: row.quantiles["p50"] for price, row in rows.items()}
     assert medians["byte"] is not None
     assert medians["word"] is not None
     # half a round trip copies 16,384 B in and as many out: by the byte 7/8 of an instruction more for each
     saved = (medians["byte"].value - medians["word"].value) * 1000
     assert 0.8 * 2 * 16384 * 7 / 8 < saved < 1.3 * 2 * 16384 * 7 / 8
+
+
+def test_a_rest_between_messages_is_in_no_figure(counted: Path) -> None:
+    rows = {(row.swept["copies_priced"], row.swept["rest"]): row for row in hwrx.load(counted).summary().rows}
+    for price in ("byte", "word"):
+        without, rested = rows[price, 0].cost, rows[price, 200000].cost
+        assert without is not None
+        assert rested is not None
+        # not equal: a server that was given the time goes to sleep where the other may find its message there already
+        assert abs(rested.value - without.value) < 0.1 * without.value
+        assert rested.value < 200000

@@ -101,3 +101,14 @@ def test_several_senders_add_up() -> None:
     added = cputime.together([end().cpu, end(thread=1).cpu])
     assert added["thread"] == 4_000_001
     assert cputime.together([end().cpu, {}]) == {}
+
+
+def test_a_rest_is_nobodys_time() -> None:
+    class Read:
+        """A meter that has been read twice."""
+
+        def found(self) -> dict[str, int]:
+            return {"messages": 10, "elapsed": 9000, "thread": 8000, "user": 0, "system": 0, "tick": 1}
+
+    rested = cputime.used(Read(), alone=False, rest=500)  # type: ignore[arg-type]
+    assert (rested["elapsed"], rested["thread"]) == (4000, 3000)

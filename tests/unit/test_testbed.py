@@ -211,3 +211,34 @@ def test_a_command_refuses_what_it_would_not_heed(
     printed = capsys.readouterr().err
     assert said in printed
     assert "remedy: " in printed
+
+
+# --- what is counted, and what is not ------------------------------------------------------------------------------
+
+
+def test_what_only_a_counting_guest_heeds_is_left_away_where_time_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {
+        "name": "both",
+        "topology": "nic",
+        "clock": "auto",
+        "paths": ["udp"],
+        "pattern": {"pingpong": {"rest": 1000, "messages": 5}},
+        "setting": {"copies_priced": "byte", "warmup": 3},
+        "sweep": {"copies_priced": ["byte", "word"]},
+    }
+    both = experiment.build(content, source="both")
+    monkeypatch.setattr(accelerator, "remembered", lambda: Accelerator("kvm", "said by the test"))
+    for timed in (testbed.settle_clock(both, Wanted()), experiment.override(both, clock="wall")):
+        assert timed.clock == "wall"
+        settings = experiment.plan(timed).settings
+        assert [(s.rest, s.copies_priced, s.messages, s.warmup) for s in settings] == [(0, "byte", 5, 3)]
+    monkeypatch.setattr(accelerator, "remembered", lambda: Accelerator("tcg", "said by the test"))
+    counted = experiment.plan(testbed.settle_clock(both, Wanted())).settings
+    assert [(s.rest, s.copies_priced) for s in counted] == [(1000, "byte"), (1000, "word")]
+
+
+def test_a_rest_is_refused_where_time_is_measured_and_where_nobody_takes_it() -> None:
+    with pytest.raises(UsageError, match="rest: it is about counted instructions, and the clock is 'wall'"):
+        asked(setting={"rest": 1000})
+    with pytest.raises(UsageError, match="udp does not read rest in stream, only in pingpong"):
+        experiment.plan(asked(topology="nic", clock="icount", patterns=["stream"], setting={"rest": 1000}))
