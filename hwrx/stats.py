@@ -378,10 +378,7 @@ def compare_groups(before: Sequence[float], after: Sequence[float], step: float 
 
 
 def holm(chances: Sequence[float]) -> list[float]:
-    """What p values are worth when they are the smallest of many (Holm, Scand. J. Statistics 6(2), 1979).
-
-    Whoever takes those of at most 0.05 for changes is wrong about any of them in at most 5 of 100 families.
-    """
+    """P values that allow for their number (Holm, Scand. J. Statistics 6(2), 1979): 0.05 is 5 of 100 families wrong."""
     adjusted = [1.0] * len(chances)
     highest = 0.0
     for place, index in enumerate(sorted(range(len(chances)), key=lambda index: chances[index])):

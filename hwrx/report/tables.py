@@ -7,6 +7,8 @@ import io
 import math
 from typing import Any
 
+import msgspec
+
 from hwrx import __version__, strict_json
 from hwrx.report import ledgers, text, waterfall
 from hwrx.report.cells import Cell, Kind, Table, estimate, grouped, heads, ratio
@@ -198,7 +200,12 @@ def to_json(summary: Summary) -> str:
         ],
         "skipped": [{"label": label, "reason": reason} for label, reason in summary.skipped],
         "rows": [
-            {key: value for key, value in _record(row, summary).items() if key != "measured_on"} for row in summary.rows
+            {
+                **{key: value for key, value in _record(row, summary).items() if key != "measured_on"},
+                "states": msgspec.to_builtins(row.states),
+                "groups_of_repeats": msgspec.to_builtins(row.groups),
+            }
+            for row in summary.rows
         ],
     }
     return strict_json.to_json(content, indent=1)

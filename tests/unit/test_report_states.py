@@ -50,6 +50,10 @@ def test_states_of_counted_instructions_have_the_exact_figure(
     summary = hwrx.load(made_runs.make(tmp_path, sizes=[64], clock="icount")).summary()
     assert [state.value for state in summary.rows[0].states] == pytest.approx([11.8255, 13.0575], rel=1e-12)
     assert any("11.8255 µs" in warning and "13.0575 µs" in warning for warning in summary.warnings)
+    written = json.loads(tables.to_json(summary))["rows"][0]
+    assert [state["exact"] for state in written["states"]] == [True, True]
+    assert sum(state["share"] for state in written["states"]) == pytest.approx(1)
+    assert written["groups_of_repeats"] == []
 
 
 def test_one_state_is_no_warning(tmp_path: pathlib.Path) -> None:
