@@ -61,6 +61,7 @@ cdef struct UdState:
     bint client
     bint credits                # a stream: its receiver grants them
     bint finishing              # the other end has said that nothing more comes
+    uint32_t window             # messages that may be outstanding: no more than the receiver has buffers for
     uint64_t credited           # sender: the receiver has come so far
     uint64_t upto               # receiver: one more than the sequence number last taken
     uint64_t told               # receiver: what the last credit said
@@ -211,7 +212,7 @@ cdef int ud_release(void *me, uint32_t count) noexcept nogil:
     error = ibv_post_recv(st.qp, first, &bad)
     if error:
         return -error if error > 0 else error
-    if u.credits and u.upto >= u.told + (st.window + 1) // 2:
+    if u.credits and u.upto >= u.told + (u.window + 1) // 2:
         u.told = u.upto
         return say(u, MAGIC_CREDIT, u.upto)
     return 0
@@ -230,7 +231,7 @@ cdef int await_credit(UdState *u) noexcept nogil:
     cdef State *st = u.st
     cdef int64_t give_up = now() + st.patience_ns
     cdef int n
-    while u.st.posted - u.credited >= st.window:
+    while u.st.posted - u.credited >= u.window:
         n = wait_cq(&st.receives, &st.tick, st.wc, BATCH)
         if n > 0:
             n = sort_out(u, NULL, n)
@@ -255,11 +256,11 @@ cdef int ud_room(void *me) noexcept nogil:
         n = sort_out(u, NULL, n)
         if n < 0:
             return n
-    if st.posted - u.credited >= st.window:
+    if st.posted - u.credited >= u.window:
         n = await_credit(u)
         if n <= 0:
             return n
-    return <int> min(<uint64_t> room, st.window - (st.posted - u.credited))
+    return <int> min(<uint64_t> room, u.window - (st.posted - u.credited))
 
 
 cdef int ud_finish(void *me) noexcept nogil:
@@ -352,6 +353,9 @@ cdef class UdSendTransport(VerbsTransport):
                 f"a UD datagram carries at most the smaller MTU of both ports, {self.path_mtu} bytes, not {self.size}",
                 remedy="a smaller --size",
             )
+        if self.u.credits:
+            # what finds no receive buffer is thrown away, and nobody is told; both ends narrow it alike
+            self.u.window = self.window = min(st.window, (there if self.u.client else self.end).slots)
         self.qp.connect(psn=self.end.psn)
         self.way = AddressHandle(self.pd, self.port, self.gid.number, bytes.fromhex(there.gid), there.lid)
         for i in range(st.window):

@@ -77,6 +77,16 @@ def test_datagrams_are_never_lost_to_a_slow_receiver(ends: Ends) -> None:
     assert outcome.done["server"].tally["lost"] == 0
 
 
+def test_a_window_of_datagrams_is_no_wider_than_the_receiver_has_buffers(ends: Ends) -> None:
+    outcome = ends.run(
+        Setting(
+            path="rdma-ud", pattern="stream", size=256, messages=1000, check_every=1, window=64, receives=4, limit=20.0
+        )
+    )
+    assert outcome.done["server"].tally["lost"] == 0
+    assert [outcome.done[role].chosen["window"] for role in ("client", "server")] == [4, 4]
+
+
 @pytest.mark.parametrize("receives", [2, 4, 16])
 def test_a_message_of_several_packets_never_overwrites_one_that_was_not_read(ends: Ends, receives: int) -> None:
     """A receiver that verifies each byte falls behind a sender with a whole window; its requests hold it up."""

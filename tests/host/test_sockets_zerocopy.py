@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from zerocopy import MIB, MTU, row, setting, sound
 import hwrx
 from hwrx import topology
 from hwrx.cli import cli
-from hwrx.messages import Wait
+from hwrx.messages import Place, Role, Wait
 from hwrx.run import Pair
 from hwrx.testbed import Bed
 from hwrx.trace.traced import RunTracer
@@ -98,3 +98,31 @@ def test_by_options_of_compare(tmp_path: Path) -> None:
     ((trial, _),) = hwrx.load(tmp_path / "latest").each_trial()
     assert trial["zerocopy_send"]
     assert trial["mapped_bytes"] > 0.9 * trial["zerocopy_bytes"]
+
+
+@pytest.mark.parametrize("path", ["udp", "tcp"])
+def test_notifications_are_read_behind_the_answer(needs: Callable[..., None], tmp_path: Path, path: str) -> None:
+    """Between a message that was received and the answer to it lies no look at the error queue, on either end."""
+    needs("strace")
+    files: dict[Role, Path] = {"client": tmp_path / "client", "server": tmp_path / "server"}
+    traced: dict[Role, str] = {
+        role: f"strace -f -e trace=recvfrom,recvmsg,sendto -o {file} {{agent}}" for role, file in files.items()
+    }
+    places: dict[Role, Place] = {"client": Place(), "server": Place()}
+    with Pair(Bed(places, traced, {})) as ends:
+        measured = ends.measure(1, setting(path, 8192, messages=20, zerocopy_send=True), 60)
+    sound(measured)
+    for role, file in files.items():
+        calls = [line for line in file.read_text().splitlines() if " = -1 " not in line]
+        kinds = [
+            "look" if "MSG_ERRQUEUE" in line else "send" if "MSG_ZEROCOPY" in line else "receive"
+            for line in calls
+            if "MSG_ERRQUEUE" in line or "MSG_ZEROCOPY" in line or "recvfrom(" in line
+        ]
+        assert kinds.count("look") > 10
+        first, then = ("receive", "send") if role == "server" else ("send", "receive")
+        inside = [
+            kinds[at : kinds.index(then, at)] for at, kind in enumerate(kinds) if kind == first and then in kinds[at:]
+        ]
+        assert len(inside) > 20
+        assert not any("look" in calls for calls in inside)
