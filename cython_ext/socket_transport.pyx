@@ -24,6 +24,7 @@ MANNERS = {"block": BLOCK, "busy-poll": BLOCK, "epoll": EPOLL, "select": SELECT,
 
 # asm-generic/socket.h; Python's socket module does not have it
 SO_ZEROCOPY = 60
+SO_INCOMING_NAPI_ID = 56
 
 UNREACHABLE = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
 
@@ -181,6 +182,9 @@ cdef class SocketTransport(Transport):
         if self.sock.fileno() >= 0:
             notes["send_buffer"] = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
             notes["receive_buffer"] = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            if "busy_poll" in notes and self.sock.getsockopt(socket.SOL_SOCKET, SO_INCOMING_NAPI_ID) == 0:
+                # lo and a plain veth have no queue of a driver: what was received so far came past none
+                notes["busy_poll"] += ", but nothing came from a device that can be polled: the receiver blocked"
         return notes
 
     def explain(self, int status):

@@ -181,6 +181,12 @@ cdef class VerbsTransport(Transport):
         )
         if inline and self.qp.max_inline >= inline:
             st.flags = IBV_SEND_INLINE
+        elif setting.inline is not None and self.size <= setting.inline and not shape.landing_out:
+            raise UsageError(
+                f"{self.context.name} port {self.port.number} takes no {self.size} bytes inline, as --inline"
+                f" {setting.inline} asks for messages of that size",
+                remedy=f"--inline {self.size - 1} or less, or leave it out: then the device's limit decides",
+            )
         st.qp = self.qp.ptr
         st.sends.cq = self.send_cq.ptr
         st.receives.cq = self.recv_cq.ptr

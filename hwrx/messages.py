@@ -42,6 +42,7 @@ Priced = Literal["byte", "word"]
 
 Count = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
+BufferSize = Annotated[int, Meta(ge=0, lt=1 << 30)]  # the kernel doubles it into an int
 MessageSize = Annotated[int, Meta(ge=8, le=1 << 30)]
 
 
@@ -65,7 +66,7 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     signal_every: Count = 16
     inline: Natural | None = None  # bytes; None: as far as the device allows
     check_every: Natural = 64  # 0: header and trailer; n: see cython_ext.trial.Trial
-    socket_buffer: Natural | None = None  # SO_SNDBUF, SO_RCVBUF; None: the kernel's default
+    socket_buffer: BufferSize | None = None  # SO_SNDBUF, SO_RCVBUF; None: the kernel's default
     zerocopy_send: bool = False  # udp, tcp: MSG_ZEROCOPY
     zerocopy_receive: bool = False  # tcp: TCP_ZEROCOPY_RECEIVE, which maps pages; size in whole pages
     mtu: Literal[256, 512, 1024, 2048, 4096] | None = None  # verbs path MTU; None: the smaller of both ports

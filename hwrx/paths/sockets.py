@@ -196,26 +196,36 @@ def _bind_to_device(sock: socket.socket, netdev: str) -> None:
 
 
 def _set_buffers(sock: socket.socket, size: int) -> None:
-    """Set SO_SNDBUF and SO_RCVBUF; beyond net.core.wmem_max and rmem_max where the privilege allows that.
+    """Set SO_SNDBUF and SO_RCVBUF; beyond net.core.wmem_max and rmem_max if the privilege allows that.
 
-    Without it the kernel cuts the size off in silence; `chosen` tells what it made of it (twice what it granted).
+    MachineError if the kernel grants less: it would cut the size off in silence. `chosen` tells what it made of it:
+    twice what was asked for, or its own least.
     """
-    for option, forced in ((socket.SO_SNDBUF, SO_SNDBUFFORCE), (socket.SO_RCVBUF, SO_RCVBUFFORCE)):
+    for option, forced, limit in (
+        (socket.SO_SNDBUF, SO_SNDBUFFORCE, "wmem_max"),
+        (socket.SO_RCVBUF, SO_RCVBUFFORCE, "rmem_max"),
+    ):
         try:
             sock.setsockopt(socket.SOL_SOCKET, forced, size)
         except PermissionError:
             sock.setsockopt(socket.SOL_SOCKET, option, size)
+        granted = sock.getsockopt(socket.SOL_SOCKET, option) // 2
+        if granted < size:
+            raise MachineError(
+                f"the kernel grants a socket buffer of {granted} bytes, not {size}",
+                remedy=f"run as root, or sysctl -w net.core.{limit}={size}, or a smaller socket_buffer",
+            )
 
 
 def _busy_poll(sock: socket.socket) -> str:
-    """Set SO_BUSY_POLL; what became of it, in words: a refusal is the trial's to report, not to fail for."""
+    """Set SO_BUSY_POLL; MachineError if it is refused: the receiver would block without polling, under another name."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, SO_BUSY_POLL, BUSY_POLL)
     except OSError as error:
-        return (
-            f"refused ({_name(error)}): the receiver blocks without polling;"
-            " needs CAP_NET_ADMIN, and a kernel with CONFIG_NET_RX_BUSY_POLL"
-        )
+        raise MachineError(
+            f"a socket cannot poll its device: SO_BUSY_POLL: {error.strerror} ({_name(error)})",
+            remedy="run as root, on a kernel with CONFIG_NET_RX_BUSY_POLL; or wait by block or poll",
+        ) from error
     return f"{BUSY_POLL} µs"
 
 

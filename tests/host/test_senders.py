@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import pathlib
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from two_sides import TRIAL, Side
 
 from hwrx import experiment, run, store, testbed, topology
-from hwrx.paths import sockets
+from hwrx.errors import MachineError
+from hwrx.messages import Place, Prepare, Setting
+from hwrx.paths import open_endpoint, sockets
 from hwrx.store import Writer
 
 
@@ -61,6 +67,54 @@ def test_a_device_that_does_not_offload_leaves_summing_to_the_kernel(needs: Call
         assert "'checksum_sent_by': 'device'" in told()
         subprocess.run([*link, "ethtool", "-K", netdev, "tx", "off"], check=True, capture_output=True)
         assert "'checksum_sent_by': 'kernel'" in told()
+
+
+REFUSED = """
+import sys
+from hwrx.errors import MachineError
+from hwrx.errors import MachineError
+from hwrx.messages import Place, Prepare, Setting
+from hwrx.paths import open_endpoint
+setting = Setting(path="udp", socket_buffer=1 << 29)
+try:
+    open_endpoint(Prepare(trial=1, role="client", setting=setting, here=Place(), there=Place()))
+except MachineError as error:
+    print(error)
+"""
+
+
+def test_a_buffer_that_the_kernel_would_cut_off_is_refused(needs: Callable[..., None]) -> None:
+    needs("root", "setpriv")
+    command = ["setpriv", "--bounding-set=-net_admin", sys.executable, "-c", REFUSED]
+    done = subprocess.run(command, stdout=-1, text=True, check=True)
+    assert "the kernel grants a socket buffer of" in done.stdout
+    assert "remedy: run as root" in done.stdout
+
+
+def test_a_socket_that_may_not_poll_its_device_is_refused() -> None:
+    """Linux 6.18 lets everybody; those before it want CAP_NET_ADMIN."""
+
+    class Forbidden(socket.socket):
+        def setsockopt(self, *asked: Any) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with Forbidden() as sock, pytest.raises(MachineError, match="SO_BUSY_POLL: Operation not permitted") as caught:
+        sockets._busy_poll(sock)
+    assert "wait by block or poll" in caught.value.remedy
+
+
+def test_a_poll_that_finds_no_queue_of_a_driver_is_told() -> None:
+    setting = Setting(path="udp", messages=20, warmup=0, cooldown=0, wait="busy-poll", limit=10.0)
+    place = Place()
+    with (
+        open_endpoint(Prepare(trial=TRIAL, role="client", setting=setting, here=place, there=place)) as client,
+        open_endpoint(Prepare(trial=TRIAL, role="server", setting=setting, here=place, there=place)) as server,
+    ):
+        client.connect(server.describe())
+        server.connect(client.describe())
+        for side in (Side(server, setting, "server"), Side(client, setting, "client")):
+            side.join(timeout=60)
+        assert "nothing came from a device that can be polled" in server.chosen()["busy_poll"]
 
 
 def test_what_the_connection_decided_is_recorded(needs: Callable[..., None], tmp_path: pathlib.Path) -> None:

@@ -102,7 +102,7 @@ def test_a_device_and_buffers_are_used_and_told(path: str) -> None:
         chosen = client.chosen()
     assert chosen["device"] == "lo"
     assert chosen["send_buffer"] == chosen["receive_buffer"] == 20_000_000  # the kernel doubles it, and says so
-    assert chosen["busy_poll"] == "50 µs"
+    assert chosen["busy_poll"].startswith("50 µs")
     assert chosen["family"] == "IPv4"
 
 
@@ -427,12 +427,9 @@ def test_a_datagram_has_a_largest_size() -> None:
     sockets.check(Setting(path="tcp", size=65508))
 
 
-def test_paced_without_a_rate_and_options_of_other_paths() -> None:
+def test_paced_without_a_rate() -> None:
     with pytest.raises(UsageError, match="rate"):
         sockets.check(Setting(path="udp", pattern="paced"))
-    for options in ({"inline": 8}, {"mtu": 1024}, {"gid_index": 1}):
-        with pytest.raises(UsageError, match="verbs"):
-            sockets.check(Setting(path="udp", **options))  # type: ignore[arg-type]
 
 
 def test_places_that_do_not_exist() -> None:
