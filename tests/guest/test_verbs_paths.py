@@ -98,7 +98,7 @@ def test_a_message_of_several_packets_never_overwrites_one_that_was_not_read(end
         done = ends.run(flood).done
         tally = done["server"].tally
         assert (tally["corrupt"], tally["duplicated"], tally["reordered"]) == (0, 0, 0)
-        # once in some twenty floods rxe itself refuses a packet, of SENDs too, while what was not ready is sent again
+        # once in some twenty floods rxe itself refuses a packet while what was not ready is sent again
         if "IBV_WC_REM_INV_REQ_ERR" not in done["client"].error:
             break
     assert {role: (end.ended, end.error) for role, end in done.items()} == {
