@@ -392,11 +392,11 @@ cdef class UdpTransport(SocketTransport):
         free(self.vectors)
 
     def counts(self):
-        """As every socket transport; and `socket_drops`: datagrams that came and were thrown away at our socket.
+        """As every socket transport; `slides`; and `socket_drops`: datagrams thrown away at our socket.
 
-        They found no room in its buffer, or were damaged; whatever else is lost was lost on the path.
+        They came, and found no room in its buffer or were damaged; whatever else is lost was lost on the path.
         """
-        counted = SocketTransport.counts(self)
+        counted = {**SocketTransport.counts(self), "slides": self.state.credit.slides}
         if self.sock.fileno() >= 0:
             memory = self.sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36)
             counted["socket_drops"] = int.from_bytes(memory[DROPS], "little")
@@ -406,10 +406,6 @@ cdef class UdpTransport(SocketTransport):
     def slides(self) -> int:
         """How often the sender of a stream gave up waiting for a credit."""
         return self.state.credit.slides
-
-    def counts(self):
-        """As every socket transport; and `slides`."""
-        return {**SocketTransport.counts(self), "slides": self.state.credit.slides}
 
     def connect(self, remote):
         """Connect to what the other end described: from now on the kernel drops datagrams of anybody else.

@@ -153,12 +153,11 @@ def test_no_two_ends_of_a_trial_have_the_same_port() -> None:
 
 def test_ends_that_met_different_things_are_added() -> None:
     ends = [
-        Done(tally={"lost": 1, "wrong port": 2}, ended="complete", cpu_ns={"user": 1}, chosen={"port": 1}),
-        Done(tally={"lost": 2, "bad checksum": 3}, ended="finished", cpu_ns={"system": 2}, chosen={"port": 2}),
+        Done(tally={"lost": 1, "wrong port": 2}, ended="complete", chosen={"port": 1}),
+        Done(tally={"lost": 2, "bad checksum": 3}, ended="finished", chosen={"port": 2}),
     ]
     one = together(ends)
     assert one.tally == {"lost": 3, "wrong port": 2, "bad checksum": 3}
-    assert one.cpu_ns == {"user": 1, "system": 2}
     assert one.chosen == {"port": 1}
 
 
