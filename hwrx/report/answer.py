@@ -64,7 +64,9 @@ def answers(summary: Summary) -> list[Answer]:
 
 def as_table(summary: Summary, found: Answer) -> Table:
     """The same as a table of the page."""
-    columns = [(" ".join(filter(None, head)), "t" if not place else "") for place, head in enumerate(found.heads)]
+    # a size stays in one line
+    heads = [" ".join(filter(None, (group, head.replace(" ", "\u00a0")))) for group, head in found.heads]
+    columns = [(head, "t" if not place else "") for place, head in enumerate(heads)]
     rows = [(False, [(cell, "") for cell in cells]) for cells in found.rows]
     title = "In short" if found.pattern == "pingpong" else "In short: a streamed message"
     return Table(f"answer-{found.pattern}", title, f"{found.about} {summary.label}.", columns, rows, 1)  # type: ignore[arg-type]
@@ -292,7 +294,7 @@ def _fitting(
 def _joined(of: list[tuple[str, str, list[str]]]) -> tuple[str, str, list[str]]:
     """Columns of several sizes as one, the values one behind the other."""
     cells = [" ".join(cells) for cells in zip(*(cells for _, _, cells in of), strict=True)]
-    return of[0][0], "each", cells
+    return of[0][0], "by size", cells
 
 
 def _laid_out(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> list[str]:
