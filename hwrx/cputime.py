@@ -30,7 +30,6 @@ ACTORS = ("thread", "user", "system", "softirq", "interrupt", "worker", "other",
 TIMERS = "/proc/timer_list"
 WORKERS = ("kworker/", "ksoftirqd/")
 FEWEST_TICKS = 100
-_TRACE = "--trace tells them apart"
 
 
 # --- in the agent --------------------------------------------------------------------------------------------------
@@ -120,10 +119,10 @@ def account(setting: Setting, client: Done, server: Done, alone: bool) -> tuple[
             found[actor] = sum(_scaled(round(end[actor] * share), end, setting) for end, share in shares)
     else:
         missing["user"] = missing["system"] = (
-            f"the kernel divides a thread's time by looking at its tick, and this trial had {ticks:.0f} of those; "
-            f"measure more messages, or {_TRACE}"
+            f"the kernel divides a thread's time by looking at its tick, and a trial had less than {FEWEST_TICKS} of "
+            "those; measure more messages"
         )
-    missing["softirq"] = missing["interrupt"] = f"the kernel charges them to whoever they interrupt; {_TRACE}"
+    missing["softirq"] = missing["interrupt"] = "the kernel charges them to whoever they interrupt; see `hwrx flood`"
     _machine(setting, ends, alone, found, missing)
     found |= {role: dict(end) for role, end in ends.items() if end}
     return found, missing
@@ -159,7 +158,7 @@ def _machine(
     """Add what is known of the machine as a whole."""
     end = ends[observer(setting)]
     if not alone:
-        reason = f"others use this machine, too; {_TRACE}"
+        reason = "others use this machine, too; measure in a guest"
     elif setting.senders > 1:
         reason = "several senders are measured from different messages on"
     else:

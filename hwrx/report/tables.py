@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from hwrx import __version__, strict_json
-from hwrx.report import ledgers, text, waterfall
+from hwrx.report import actors, ledgers, text, waterfall
 from hwrx.report.cells import Cell, Kind, Table, estimate, grouped, heads, ratio
 from hwrx.report.model import Row, Summary, name_of
 from hwrx.report.words import size_words
@@ -28,8 +28,7 @@ def tables(summary: Summary) -> list[Table]:
         found.append(_paced(summary))
     if summary.costs:
         found.append(_costs(summary))
-    if any(row.cpu for row in summary.rows):
-        found.append(_processor(summary))
+    found += actors.tables(summary)
     found.append(_quality(summary))
     return found + waterfall.tables(summary) + ledgers.tables(summary)
 
@@ -116,21 +115,6 @@ def _costs(summary: Summary) -> Table:
         cells += [text.signed(cost.byte), text.signed(cost.message), (f"{100 * off:+.0f} %", size_words(size))]
         rows.append((False, cells))
     return Table("cost", "What a byte costs", text.cost_caption(summary), columns, rows, 1)
-
-
-def _processor(summary: Summary) -> Table:
-    """Whose time a message takes, at both ends together."""
-    rows = [row for row in summary.rows if row.cpu]
-    actors = list(dict.fromkeys(actor for row in rows for actor in row.cpu))
-    unit = "instructions" if rows[0].counted else "µs"
-    columns, head = heads(rows)
-    columns += [(f"{actor} [{unit}]", "") for actor in actors]
-    cells = [(first, [*head(row), *(estimate(row.cpu.get(actor)) for actor in actors)]) for first, row in grouped(rows)]
-    caption = (
-        f"Processor time of a message, of both ends and over exactly the measured messages, by who worked; busy is all "
-        f"that was not idle. {text.basis(rows)}. {summary.label}."
-    )
-    return Table("processor", "Processor time of a message", caption, columns, cells, 2)
 
 
 def _quality(summary: Summary) -> Table:

@@ -116,7 +116,7 @@ def test_every_table_and_picture_says_that_the_guest_is_emulated(summary: Summar
     assert " ".join(buffer.getvalue().split()).count(EMULATED) == 2
     page = html.render(summary)
     captions = re.findall(r'<p class="caption"[^>]*>(.*?)</p>|<figcaption>(.*?)</figcaption>', page, re.DOTALL)
-    assert len(captions) == 3 + len(figures.names(summary))
+    assert len(captions) == 6 + len(figures.names(summary))  # two answers and four tables
     assert all(EMULATED in "".join(caption) for caption in captions)
     for name in figures.names(summary):
         drawn = figures.draw(summary, name)
