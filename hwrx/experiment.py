@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 from msgspec import Meta, Struct
 
-from hwrx import checked, toml_text
+from hwrx import checked, streams, toml_text
 from hwrx import paths as delivery
 from hwrx.errors import UsageError
 from hwrx.estimate import GUESS
@@ -337,6 +337,7 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
                 **dict(zip(names, values, strict=True)),
             }
             fields = {
+                **({"messages": streams.stream_length(experiment, size)} if pattern == "stream" else {}),
                 **{key: value for key, value in common.items() if _concerns(path, pattern, key)},
                 "path": path,
                 "pattern": pattern,

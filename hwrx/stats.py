@@ -75,21 +75,6 @@ class Comparison(Struct, frozen=True, kw_only=True):
     chance: float
 
 
-class Rate(Struct, frozen=True, kw_only=True):
-    """Messages a second of one stream: `messages` in `ns`, brought by `calls` receiving calls after the first one."""
-
-    value: float
-    messages: int
-    calls: int
-    ns: int
-
-
-class Withheld(Struct, frozen=True):
-    """A figure that cannot be had, and the reason with what would help."""
-
-    reason: str
-
-
 class Warmup(Struct, frozen=True):
     """How many of a trial's first samples belong to a phase of its own, and whether the trial settled at all."""
 
@@ -226,49 +211,6 @@ def effective_share(series: npt.ArrayLike) -> float:
     negative = np.flatnonzero(pairs <= 0)
     positive = pairs[: negative[0]] if len(negative) else pairs
     return float(min(1.0, 1 / max(2 * positive.sum() - 1, 1e-9))) if len(positive) else 1.0
-
-
-CALLS = 20  # receiving calls that a rate is taken over: the last one may be cut short, which is then 5 % at most
-STEADY_NS = 100_000_000  # that a rate is taken over, of a clock that other load and the scheduler are part of
-STEADY_INSTRUCTIONS = 2_000_000  # of a clock that counts instructions
-
-
-def steady_rate(
-    delivered: Int64s, *, begin: int | None = None, end: int | None = None, least_ns: int = STEADY_NS
-) -> Rate | Withheld:
-    """Return the rate of a stream, messages a second, over whole receiving calls while it was steady.
-
-    `delivered`: ns, ascending; the messages of one call share the time at which it returned. `begin` and `end` bound
-    the part in which the stream was steady (see `hwrx.run.steady`); None: it was from the first call on, or to the
-    last. The messages of the first call were under way before it began, so they do not count: what came after it is
-    divided by the time that it took. Withheld where calls or time are too few.
-    """
-    if not len(delivered):
-        return Withheld("no message was delivered")
-    inside = (delivered >= (delivered[0] if begin is None else begin)) & (
-        delivered <= (delivered[-1] if end is None else end)
-    )
-    at, messages = np.unique(delivered[inside], return_counts=True)
-    count = int(messages[1:].sum())
-    calls, span = max(len(at) - 1, 0), int(at[-1] - at[0]) if len(at) else 0
-    if calls >= CALLS and span >= least_ns:
-        return Rate(value=count / span * 1e9, messages=count, calls=calls, ns=span)
-    # what was not steady stays what it is, however many messages there are
-    idle = len(delivered) - count
-    factor = max(CALLS / calls if calls else 0.0, least_ns / span if span else 0.0)
-    wanted = idle + 1.25 * factor * count if count and span else 4.0 * len(delivered)
-    need = f"raise 'messages' to {_round_up(wanted):,} or more"
-    if not count:
-        return Withheld(f"all {len(delivered):,} messages were under way, or in one call, at once: {need}")
-    if calls < CALLS:
-        return Withheld(f"{calls} receiving calls brought what came while the stream was steady, {CALLS} must: {need}")
-    return Withheld(f"the stream was steady for {span / 1e6:.3g} ms, a rate needs {least_ns / 1e6:g}: {need}")
-
-
-def _round_up(count: float) -> int:
-    """Round up to one significant digit."""
-    unit = int(10 ** int(math.log10(count)))
-    return math.ceil(count / unit) * unit
 
 
 def answered(intended: Int64s, ns: Int64s) -> float | None:

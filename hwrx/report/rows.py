@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from hwrx import arrivals, stats
+from hwrx import arrivals, stats, streams
 from hwrx import paths as delivery
 from hwrx.experiment import LISTED, SETTING_FIELDS, capacity_key
 from hwrx.messages import Setting
@@ -155,7 +155,7 @@ def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
     # before the digest sorts the times
     if pattern == "stream":
         of_stream = _steady_rate(run, trial, samples.ns)
-        if isinstance(of_stream, stats.Rate):
+        if isinstance(of_stream, streams.Rate):
             rate = of_stream.value
         else:
             withheld = of_stream.reason
@@ -207,17 +207,17 @@ def _state_in_us(state: State, factor: float) -> State:
     return msgspec.structs.replace(state, value=state.value * factor, low=state.low * factor, high=state.high * factor)
 
 
-def _steady_rate(run: Run, trial: dict[str, Any], gaps: npt.NDArray[np.int64]) -> stats.Rate | stats.Withheld:
+def _steady_rate(run: Run, trial: dict[str, Any], gaps: npt.NDArray[np.int64]) -> streams.Rate | streams.Withheld:
     """The rate of a stream from the times between its deliveries; of old runs without knowing when it was steady."""
-    least = stats.STEADY_INSTRUCTIONS if run.manifest["clock"] == "icount" else stats.STEADY_NS
+    least = streams.STEADY_INSTRUCTIONS if run.manifest["clock"] == "icount" else streams.STEADY_NS
     begin, end = trial.get("steady_from_ns"), trial.get("steady_to_ns")
     if begin is not None and begin == end:
-        return stats.Withheld(
+        return streams.Withheld(
             f"the buffers held all {len(gaps):,} messages at once: raise 'messages', at least tenfold"
         )
     if trial.get("check_every") == 1:
-        return stats.Withheld("every message was filled and verified: a rate needs check_every = 0 or above 1")
-    return stats.steady_rate(np.cumsum(gaps), begin=begin, end=end, least_ns=least)
+        return streams.Withheld("every message was filled and verified: a rate needs check_every = 0 or above 1")
+    return streams.steady_rate(np.cumsum(gaps), begin=begin, end=end, least_ns=least)
 
 
 def _series(ns: npt.NDArray[np.int64]) -> Floats:

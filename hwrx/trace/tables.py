@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from hwrx import stages, stats
+from hwrx import stages, streams
 from hwrx.experiment import Trial
 from hwrx.messages import Traced
 from hwrx.trace import copies
@@ -205,8 +205,8 @@ def _mean(ns: npt.NDArray[np.int64], stream: bool) -> float | None:
     """Return the mean time a message: of a stream by its rate over whole receiving calls. None if there is none."""
     if not stream:
         return float(ns.mean()) if len(ns) else None
-    rate = stats.steady_rate(np.cumsum(ns), least_ns=0)
-    return 1e9 / rate.value if isinstance(rate, stats.Rate) else None
+    rate = streams.steady_rate(np.cumsum(ns), least_ns=0)
+    return 1e9 / rate.value if isinstance(rate, streams.Rate) else None
 
 
 def _quantile(ns: npt.NDArray[np.int64], p: float) -> float | None:

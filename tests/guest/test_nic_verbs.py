@@ -16,7 +16,6 @@ from hwrx.messages import Pattern, Role, Setting
 from hwrx.nic import pci
 from hwrx.testbed import Bed
 
-LIMIT = 120.0
 MESSAGES = 60
 KERNEL = ("e1000e", "e1000e")
 
@@ -51,7 +50,7 @@ def test_a_jumbo_frame_carries_4096_bytes_of_rxe() -> None:
     with topology.build("nic", mtu=4200) as made, run.Pair(Bed(made.places, made.peers, {})) as pair:
         for number, path in enumerate(("udp", "rdma-send"), 30):
             before = sent("client", "packets")
-            measured = pair.measure(number, setting(path, "stream", 4000), LIMIT)
+            measured = pair.measure(number, setting(path, "stream", 4000))
             assert measured.tally["delivered"] == measured.tally["expected"]
             assert sent("client", "packets") - before < 1.5 * measured.tally["expected"]
             assert np.all(measured.sequence == np.arange(MESSAGES))
@@ -68,7 +67,7 @@ def test_the_places_name_a_verbs_device_on_each_nic(segment: topology.Made) -> N
 @pytest.mark.parametrize("path", ["udp", "tcp", "rdma-send", "rdma-write", "rdma-write-imm"])
 def test_every_kernel_path_crosses_the_nics(trials: run.Pair, path: str, pattern: Pattern) -> None:
     before = {end: sent(end) for end in topology.ENDS}
-    measured = trials.measure(1, setting(path, pattern, 1400), LIMIT)
+    measured = trials.measure(1, setting(path, pattern, 1400))
     tally = measured.tally
     assert (tally["delivered"], tally["lost"], tally["corrupt"]) == (tally["expected"], 0, 0)
     assert sent("client") - before["client"] >= 1400 * MESSAGES
@@ -78,7 +77,7 @@ def test_every_kernel_path_crosses_the_nics(trials: run.Pair, path: str, pattern
 
 def test_verbs_run_as_before_after_our_driver_had_the_nics(trials: run.Pair) -> None:
     for number, path in enumerate(("rdma-send", "nic-ring", "rdma-send", "nic-ring", "rdma-write-imm", "udp"), 10):
-        measured = trials.measure(number, setting(path, "pingpong"), LIMIT)
+        measured = trials.measure(number, setting(path, "pingpong"))
         assert measured.tally["delivered"] == measured.tally["expected"], path
         assert drivers() == KERNEL
         for end in topology.ENDS:

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hwrx import stats
+from hwrx import streams
 from hwrx.run import steady
-from hwrx.stats import Rate, Withheld
+from hwrx.streams import Rate, Withheld
 
 MS = 1_000_000
 
@@ -21,7 +21,7 @@ def calls(count: int, each: int, apart: int) -> npt.NDArray[np.int64]:
 @pytest.mark.parametrize("each", [1, 16, 4096])
 @pytest.mark.parametrize("count", [101, 1001])
 def test_a_rate_is_the_same_whatever_a_call_brings(each: int, count: int) -> None:
-    rate = stats.steady_rate(calls(count, each, 1000 * each * 1000 // each))
+    rate = streams.steady_rate(calls(count, each, 1000 * each * 1000 // each))
     assert isinstance(rate, Rate)
     assert rate.value == pytest.approx(each * 1000, rel=1e-9)
     assert (rate.calls, rate.messages) == (count - 1, (count - 1) * each)
@@ -32,7 +32,7 @@ def test_the_first_call_is_where_the_time_begins_and_counts_for_nothing() -> Non
     delivered = calls(300, 10, MS)
     delivered[:10] = delivered[10] - MS
     more = np.concatenate([np.full(5000, delivered[0]), delivered])
-    rate = stats.steady_rate(more)
+    rate = streams.steady_rate(more)
     assert isinstance(rate, Rate)
     assert rate.value == pytest.approx(10_000, rel=1e-9)
 
@@ -47,7 +47,7 @@ def test_the_first_call_is_where_the_time_begins_and_counts_for_nothing() -> Non
     ],
 )
 def test_what_is_too_little_is_withheld_with_its_reason(delivered: npt.NDArray[np.int64], says: str) -> None:
-    found = stats.steady_rate(delivered)
+    found = streams.steady_rate(delivered)
     assert isinstance(found, Withheld)
     assert says in found.reason
     assert not len(delivered) or "raise 'messages' to" in found.reason
@@ -55,15 +55,15 @@ def test_what_is_too_little_is_withheld_with_its_reason(delivered: npt.NDArray[n
 
 def test_a_counted_clock_needs_less_of_it() -> None:
     delivered = calls(400, 16, MS // 100)
-    assert isinstance(stats.steady_rate(delivered, least_ns=stats.STEADY_INSTRUCTIONS), Rate)
+    assert isinstance(streams.steady_rate(delivered, least_ns=streams.STEADY_INSTRUCTIONS), Rate)
 
 
 def test_the_advice_is_enough() -> None:
     few = calls(40, 16, MS)
-    found = stats.steady_rate(few)
+    found = streams.steady_rate(few)
     assert isinstance(found, Withheld)
     wanted = int(found.reason.rpartition("to ")[2].removesuffix(" or more").replace(",", ""))
-    assert isinstance(stats.steady_rate(calls(wanted // 16, 16, MS)), Rate)
+    assert isinstance(streams.steady_rate(calls(wanted // 16, 16, MS)), Rate)
 
 
 def test_neither_filling_nor_draining_is_steady() -> None:
@@ -74,7 +74,7 @@ def test_neither_filling_nor_draining_is_steady() -> None:
     begin, end = steady(delivered, posted)
     assert begin >= 2_000_000 - 2000
     assert end <= posted[-1]
-    rate = stats.steady_rate(delivered - delivered[0], begin=begin, end=end, least_ns=MS)
+    rate = streams.steady_rate(delivered - delivered[0], begin=begin, end=end, least_ns=MS)
     assert isinstance(rate, Rate)
     assert rate.value == pytest.approx(500_000, rel=0.001)
 
@@ -86,3 +86,19 @@ def test_messages_that_were_all_under_way_at_once_have_no_steady_part() -> None:
 
 def test_ends_with_two_clocks_have_what_was_recorded() -> None:
     assert steady(np.arange(100, 400, 10), None) == (0, 290)
+
+
+def test_a_rate_that_moved_within_the_trial_is_withheld() -> None:
+    fast, slow = calls(500, 16, MS), calls(500, 16, 3 * MS)
+    found = streams.steady_rate(np.concatenate([fast, fast[-1] + slow]))
+    assert isinstance(found, Withheld)
+    assert "moved within the trial" in found.reason
+
+
+def test_a_rate_whose_calls_bring_what_has_gathered_is_steady() -> None:
+    """As TCP's do: more after a longer time. Over whole calls the rate is the same."""
+    apart = np.random.default_rng(3).integers(MS // 2, 2 * MS, 400)
+    delivered = np.repeat(np.cumsum(apart), apart // 1000)
+    rate = streams.steady_rate(delivered)
+    assert isinstance(rate, Rate)
+    assert rate.value == pytest.approx(1e6, rel=0.005)
