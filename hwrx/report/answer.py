@@ -149,6 +149,7 @@ class _Measure:
         self.counted = all(row.cost is not None for row in rows)
         self.icount = all(run.manifest["clock"] == "icount" for run in summary.runs)
         self.stream = pattern == "stream"
+        self._bases = [row for row in rows if row.path == summary.baseline]
 
     @property
     def unit(self) -> str:
@@ -158,11 +159,19 @@ class _Measure:
 
     def figure(self, row: Row) -> Estimate | None:
         if self.counted:
-            return row.cost
+            # of a stream that was never steady, much was done before or after the messages that were measured
+            return None if self.stream and row.withheld else row.cost
         return row.messages_per_s if self.stream else row.quantiles["p50"]
 
     def ratio(self, row: Row) -> Estimate | None:
-        return row.cost_ratio if self.counted else row.ratio
+        if self.counted:
+            return None if self.figure(row) is None or not self._based(row) else row.cost_ratio
+        return row.ratio
+
+    def _based(self, row: Row) -> bool:
+        """Whether the baseline has a figure under the same conditions."""
+        alike = [base for base in self._bases if (base.size, base.swept.get(PRICE)) == (row.size, row.swept.get(PRICE))]
+        return any(self.figure(base) is not None for base in alike)
 
 
 def _costs(

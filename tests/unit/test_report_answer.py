@@ -170,6 +170,20 @@ def test_a_withheld_rate_says_why_and_a_stream_has_no_quantiles(tmp_path: pathli
     assert "too short" in rates.caption
 
 
+def test_a_stream_that_was_never_steady_has_no_cost_either(tmp_path: pathlib.Path) -> None:
+    plain = made(tmp_path, paths=["udp", "tcp", "rdma-send"], sizes=[64], patterns=["stream"], repeats=2)
+    summary = counted(plain, {"udp": (10_000, 0), "tcp": (175, 0), "rdma-send": (20_000, 0)})
+    (tcp,) = [place for place, row in enumerate(summary.rows) if row.path == "tcp"]
+    rows = list(summary.rows)
+    rows[tcp] = msgspec.structs.replace(rows[tcp], withheld={"messages/s": "the buffers held all"})
+    (found,) = answer.answers(msgspec.structs.replace(summary, rows=rows))
+    assert found.rows == [["udp", "10.0k", "1"], ["tcp", "–", "–"], ["rdma-send", "20.0k", "2.000±.004"]]
+    assert "withheld: tcp event 64 B (the buffers held all)." in found.notes
+    rows[0] = msgspec.structs.replace(rows[0], withheld={"messages/s": "too short"})
+    (found,) = answer.answers(msgspec.structs.replace(summary, rows=rows))
+    assert found.heads == [("", "path"), ("instructions", "64 B")], "nothing to hold the others against"
+
+
 def test_processor_time_and_what_was_late_have_their_columns(plain: Summary) -> None:
     known = Estimate(value=4.5, low=4.4, high=4.6, trials=3)
     rows = [
