@@ -46,8 +46,8 @@ class Answer(Struct, kw_only=True):
     notes: list[str]
 
     def lines(self) -> list[str]:
-        """The table as text: two lines of heads, then a line a row."""
-        return _laid_out(self.heads, self.rows)
+        """The table as text: two lines of heads, then a line a row; none of a table that would hold no figure."""
+        return _laid_out(self.heads, self.rows) if self.rows else []
 
 
 def compares(summary: Summary) -> bool:
@@ -113,6 +113,8 @@ def _answer(summary: Summary, pattern: str) -> Answer:
     columns, dropped = _fitting(columns, _handled(summary, shown, sizes))
     heads = [(group, head) for group, head, _ in columns]
     rows = [list(cells) for cells in zip(*(cells for _, _, cells in columns), strict=True)]
+    if not any(measure.figure(row) for line in lines.values() for row in line.values()):
+        rows = []
     notes = _notes(summary, lines, shown, sizes, prices, measure)
     if dropped:
         notes.append(f"{' and '.join(dropped)}: in the report, for want of columns here.")

@@ -22,13 +22,14 @@ from hwrx.trace.traced import RunTracer
 
 PHYSICAL_UNKNOWN = "unknown (only root may see it)"
 COLOURS = {
-    "user thread": "#0072B2",
-    "kernel": "#56B4E9",
-    "softirq": "#E69F00",
-    "kernel worker": "#D55E00",
-    "hard IRQ": "#CC79A7",
-    "not observed": "#999999",
-    "device": "#777777",
+    # as in the report's figures: three to one at least against white
+    "user thread": "#1b75c4",
+    "kernel": "#4b93d3",
+    "softirq": "#c48700",
+    "kernel worker": "#d55e00",
+    "hard IRQ": "#cf5fa0",
+    "not observed": "#7d8288",
+    "device": "#7d8288",
 }
 INK = "#1b1c1d"
 ROW, HEAD, LINE, COLUMN = 17, 64, 13, 560  # of the picture, in SVG units

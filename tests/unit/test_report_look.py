@@ -13,6 +13,7 @@ import hwrx
 from hwrx.report import figures, html, style, text
 from hwrx.report.model import Summary
 from hwrx.stats import Estimate
+from hwrx.trace import walk
 
 PAGE = (pathlib.Path(html.__file__).parent / "templates" / "_style.html").read_text()
 
@@ -39,6 +40,7 @@ def pages() -> dict[str, tuple[str, str]]:
 def test_every_colour_has_a_contrast_of_three_to_one_at_least(mode: str) -> None:
     ink, paper = pages()[mode]
     found = {path: look[0] for path, look in style.LOOKS.items()} | style.ACTORS | {"other": style.OTHER[0]}
+    assert walk.COLOURS == style.ACTORS, "the walk and the waterfall name the same people"
     poor = {
         name: round(ratio, 2)
         for name, colour in found.items()
