@@ -5,8 +5,9 @@ the CPU have it. On one CPU a sender then finds the answer without having gone t
 trial, and that is a thousand instructions a message. Under SCHED_BATCH (`batch`) an end interrupts nobody.
 
 The kernel's own threads (ksoftirqd, the workers of rxe) are SCHED_OTHER, and interrupt an end by the same history; and
-from 6.12 on a thread that goes to sleep may stay queued by that history, too. In a guest of the lab `batch` therefore
-also switches off those features of the scheduler (kernel/sched/features.h). On any other machine they are not touched.
+later kernels place a thread that wakes, and leave one queued that goes to sleep, by that history, too. In a guest of
+the lab `batch` therefore also switches off those features of the scheduler (kernel/sched/features.h). On any other
+machine they are not touched.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 FEATURES = Path("/sys/kernel/debug/sched/features")
-# DELAY_DEQUEUE came with commit 152e11f6df29 (sched/fair: Implement delayed dequeue)
-BY_HISTORY = ("WAKEUP_PREEMPTION", "DELAY_DEQUEUE")
+# PLACE_LAG came with commit 86bfbb7ce4f6 (sched/fair: Add lag based placement), DELAY_DEQUEUE with 152e11f6df29
+# (sched/fair: Implement delayed dequeue)
+BY_HISTORY = ("WAKEUP_PREEMPTION", "DELAY_DEQUEUE", "PLACE_LAG")
 
 
 @contextlib.contextmanager

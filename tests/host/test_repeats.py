@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import hwrx
-from hwrx import experiment, placement, run, store
+from hwrx import experiment, placement, run, store, testbed
 from hwrx.errors import TrialError
 from hwrx.experiment import Plan, Trial
 from hwrx.messages import Place, Role, Setting
@@ -177,3 +178,20 @@ def test_an_agent_on_one_cpu_of_many_runs_there_when_told(tmp_path: Path) -> Non
         pair.measure(0, setting)
         free = Path(f"/proc/{pid_of(pair.peers['client'])}/status").read_text()
     assert f"Cpus_allowed_list:\t{placement.show_cpus(cpus)}\n" in free
+
+
+def test_counted_instructions_are_the_same_in_every_repeat(needs: Callable[..., None]) -> None:
+    needs("guest")
+    given = experiment.from_options(
+        paths=["udp"], topology="netns", clock="icount", repeats=3, messages=200, check_every=0, seed=1
+    )
+    medians = []
+    with testbed.opened(given, testbed.Wanted()) as bed, Pair(bed) as pair:
+        for trial in experiment.plan(given).trials:
+            if trial.number:
+                pair.renew()
+            measured = pair.measure(trial.number, trial.setting, repeat=trial.repeat)
+            medians.append(float(f"{np.median(measured.ns):.4g}"))
+    assert measured.placement["shared"] == "cpu"
+    assert "WAKEUP_PREEMPTION" in measured.placement["features_off"]
+    assert (max(medians) - min(medians)) / min(medians) < 2e-3

@@ -35,7 +35,11 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("inside")
 @pytest.mark.parametrize(
     ("words", "off"),
-    [(KERNEL_6_1, ["WAKEUP_PREEMPTION"]), (KERNEL_6_12, ["WAKEUP_PREEMPTION", "DELAY_DEQUEUE"]), ("START_DEBIT", [])],
+    [
+        (KERNEL_6_1, ["WAKEUP_PREEMPTION"]),
+        (KERNEL_6_12, list(scheduling.BY_HISTORY)),
+        ("START_DEBIT", []),
+    ],
 )
 def test_batch_switches_off_what_the_kernel_has_of_them_and_the_first_end_switches_it_on_again(
     words: str, off: list[str]
