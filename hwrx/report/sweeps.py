@@ -228,11 +228,15 @@ def _panels(summary: Summary, key: str) -> tuple[list[tuple[str, list[Row]]], st
         sizes, note = style.some_sizes(summary, pattern, 2)
         notes.append(note)
         for size in sizes:
-            rows = [row for row in style.of_size(summary, pattern, size) if key in row.swept]
+            # a path that does not read the field has no place on its axis
+            rows = [row for row in style.of_size(summary, pattern, size) if row.swept.get(key) is not None]
             rows = [row for row in rows if any(estimate is not None for estimate in _shown(row))]
             if len({row.swept[key] for row in rows}) > 1:
                 found.append((pattern, rows))
-    return found, next(filter(None, notes), "")
+    without = dict.fromkeys(row.path for row in summary.rows if key in row.swept and row.swept[key] is None)
+    if without:
+        notes.append(f"Not read by {', '.join(without)}: {key.replace('_', ' ')}")
+    return found, ". ".join(dict.fromkeys(filter(None, notes)))
 
 
 def _shown(row: Row) -> list[Estimate | None]:
