@@ -161,7 +161,11 @@ cdef inline bint is_check(Trial t, const Delivery *d) noexcept nogil:
 
 
 cdef inline void count_check(Trial t, const Delivery *d) noexcept nogil:
-    cdef int verdict = verify(MAGIC_CHECK, d.data, d.size, t.plan.trial)
+    cdef int verdict
+    t.meter.leave()
+    verdict = verify(MAGIC_CHECK, d.data, d.size, t.plan.trial)
+    t.meter.back()
+    t.meter.beside += t.meter.readings == 1
     if verdict == GOOD:
         t.tally.checked += 1
     elif verdict == OTHER_TRIAL:
@@ -182,7 +186,9 @@ cdef int check_exchange(Trial t, const Ops *ops, uint64_t sequence) noexcept nog
     cdef int status = next_buffer(t, ops, &message)
     if status != COMPLETE:
         return status
+    t.meter.leave()
     build_check(message, t.plan.size, sequence, t.plan.trial, 0)
+    t.meter.back()
     before = now()
     status = ops.post(ops.me, 1)
     if status < 0:
@@ -320,7 +326,9 @@ cdef int answer_check(Trial t, const Ops *ops, const Delivery *d) noexcept nogil
     status = next_buffer(t, ops, &message)
     if status != COMPLETE:
         return status
+    t.meter.leave()
     build_check(message, t.plan.size, sequence_of(d.data, d.size), t.plan.trial, 0)
+    t.meter.back()
     return ops.post(ops.me, 1)
 
 

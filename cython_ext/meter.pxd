@@ -16,6 +16,8 @@ cdef class Meter:
     cdef uint64_t ends
     cdef int readings
     cdef Reading first, last
+    cdef uint64_t beside      # further exchanges between the readings, of messages that are checked and not timed
+    cdef int64_t left_at, left_thread, away, away_thread
     cdef int files
     cdef int *descriptors
     cdef char *before   # what the files said, `room` bytes each
@@ -24,6 +26,8 @@ cdef class Meter:
     cdef readonly tuple paths
 
     cdef void take(self, uint64_t done) noexcept nogil
+    cdef void leave(self) noexcept nogil
+    cdef void back(self) noexcept nogil
 
     cdef inline void mark(self, uint64_t done) noexcept nogil:
         """Called when `done` messages are behind this end, outside of any timed interval."""

@@ -108,20 +108,32 @@ cdef class Meter:
             self.due = NEVER
         self.readings += 1
 
+    cdef void leave(self) noexcept nogil:
+        """What comes until `back` is work on the bytes of a checked message, and no part of the path's."""
+        self.left_at = read_clock(CLOCK_MONOTONIC)
+        self.left_thread = read_clock(CLOCK_THREAD_CPUTIME_ID)
+
+    cdef void back(self) noexcept nogil:
+        if self.readings == 1:
+            self.away_thread += read_clock(CLOCK_THREAD_CPUTIME_ID) - self.left_thread
+            self.away += read_clock(CLOCK_MONOTONIC) - self.left_at
+
     def found(self) -> dict | None:
         """What lies between the readings, in ns; None unless both were taken with messages between them.
 
-        `messages`, `elapsed` (by CLOCK_MONOTONIC), `thread` (exact), and `user` and `system` as getrusage(2)
-        divides it, by looking at every `tick`, which that many ns are between.
+        `messages`, those `beside` the measured ones among them that are checked and not timed; `elapsed` (by
+        CLOCK_MONOTONIC) and `thread` (exact) without what such a check does to bytes; and `user` and `system` as
+        getrusage(2) divides it, by looking at every `tick`, which that many ns are between.
         """
         if self.readings < 2 or self.last.done <= self.first.done:
             return None
         cdef timespec tick
         clock_getres(CLOCK_MONOTONIC_COARSE, &tick)
         return {
-            "messages": self.last.done - self.first.done,
-            "elapsed": self.last.at - self.first.at,
-            "thread": self.last.thread - self.first.thread,
+            "messages": self.last.done - self.first.done + self.beside,
+            "beside": self.beside,
+            "elapsed": self.last.at - self.first.at - self.away,
+            "thread": self.last.thread - self.first.thread - self.away_thread,
             "user": self.last.user - self.first.user,
             "system": self.last.system - self.first.system,
             "tick": tick.tv_nsec,

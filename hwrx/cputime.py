@@ -7,6 +7,7 @@ the kernel's worker threads (kworker, with rxe's queue, and ksoftirqd). If such 
 kernel calls so (interrupts excluded, the idle loop's own instructions included), `busy` the rest of what has passed,
 and `other` what of `busy` is neither thread nor worker: interrupts that found the CPU idle, and other tasks.
 
+An exchange that is checked and not timed counts as one message more, without the filling and verifying of its bytes.
 Figures are nanoseconds; where a guest counts instructions they are instructions, for that is its nanosecond. What is
 not known is missing with its reason. The split of `thread` into `user` and `system` comes from samples that the kernel
 takes at its tick (cputime_adjust of kernel/sched/cputime.c), so that it is given from a hundred samples on.
@@ -51,7 +52,7 @@ def used(meter: Meter, alone: bool, rest: int = 0) -> dict[str, int]:
     if found is None:
         return {}
     for clock in ("elapsed", "thread"):
-        found[clock] -= rest * found["messages"]
+        found[clock] -= rest * (found["messages"] - found["beside"])
     if alone:
         said = meter.said()
         timers = said.pop(TIMERS, None)

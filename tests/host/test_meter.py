@@ -33,7 +33,7 @@ def used(side: Side) -> dict[str, int]:
 
 @pytest.mark.parametrize("path", ["udp", "tcp"])
 def test_a_server_that_spins_before_the_first_message_does_not_count_that(path: str) -> None:
-    setting = Setting(path=path, messages=200, warmup=0, cooldown=0, wait="spin")
+    setting = Setting(path=path, messages=200, warmup=0, cooldown=0, wait="spin", check_every=0)
     with endpoint("client", setting) as client, endpoint("server", setting) as server:
         ours, theirs = client.describe(), server.describe()
         client.connect(theirs)
@@ -50,16 +50,30 @@ def test_a_server_that_spins_before_the_first_message_does_not_count_that(path: 
     assert used(late)["messages"] == 199  # from the first one that it was through with
 
 
-@pytest.mark.parametrize("path", ["udp", "tcp"])
-@pytest.mark.parametrize("pattern", ["pingpong", "stream"])
+# not a stream of tcp: one call takes thousands of its messages
+@pytest.mark.parametrize(("path", "pattern"), [("udp", "pingpong"), ("tcp", "pingpong"), ("udp", "stream")])
 def test_warm_up_and_cool_down_do_not_count(path: str, pattern: Pattern, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("two_sides.Side", Timed)
     setting = Setting(path=path, pattern=pattern, messages=1000, warmup=20_000, cooldown=5000, batch=1, window=8)
     for side in both(setting):
         assert isinstance(side, Timed)
         found = used(side)
-        assert abs(found["messages"] - setting.messages) <= 16  # tcp takes what one call has brought
+        assert abs(found["messages"] - setting.messages) <= 16  # every 64th is checked by one more
         assert found["thread"] < side.all_of_it / 5
+
+
+def test_an_exchange_that_is_checked_is_one_more_and_its_bytes_are_no_cost() -> None:
+    """Of 64 KiB, checked each: filling and verifying would be most of a message."""
+    cost = {}
+    for check_every in (0, 1):
+        setting = Setting(path="tcp", messages=300, warmup=50, cooldown=0, size=1 << 16, check_every=check_every)
+        for role, side in zip(("client", "server"), both(setting), strict=True):
+            found = used(side)
+            cost[role, check_every] = found["thread"] / found["messages"]
+            assert found["beside"] == found["messages"] - 300
+            assert abs(found["beside"] - 300 * check_every) <= 1
+    for role in ("client", "server"):
+        assert cost[role, 1] < 2 * cost[role, 0]
 
 
 def test_an_open_loop_counts_its_measured_messages() -> None:
@@ -70,7 +84,7 @@ def test_an_open_loop_counts_its_measured_messages() -> None:
 
 def test_what_a_thread_uses_is_all_counted() -> None:
     """The meter against the thread's clock, around a loop that has nothing but measured messages."""
-    setting = Setting(path="udp", messages=20_000, warmup=0, cooldown=0)
+    setting = Setting(path="udp", messages=20_000, warmup=0, cooldown=0, check_every=0)
     trial = trial_of(setting)
     with endpoint("client", setting) as client, endpoint("server", setting) as server:
         ours, theirs = client.describe(), server.describe()

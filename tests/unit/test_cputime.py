@@ -135,7 +135,7 @@ def test_a_rest_is_nobodys_time() -> None:
         """A meter that has been read twice."""
 
         def found(self) -> dict[str, int]:
-            return {"messages": 10, "elapsed": 9000, "thread": 8000, "user": 0, "system": 0, "tick": 1}
+            return {"messages": 10, "beside": 0, "elapsed": 9000, "thread": 8000, "user": 0, "system": 0, "tick": 1}
 
     rested = cputime.used(Read(), alone=False, rest=500)  # type: ignore[arg-type]
     assert (rested["elapsed"], rested["thread"]) == (4000, 3000)
