@@ -29,7 +29,7 @@ def large_packets() -> Iterator[None]:
 @pytest.mark.parametrize(("path", "size"), [("udp", 3000), ("tcp", 65536)])
 def test_the_copy_that_the_wire_forces_is_found(traced_pair: Pair, tracer: RunTracer, path: str, size: int) -> None:
     found = trace(tracer, traced_pair, 1, setting(path, size, zerocopy_send=True))
-    sound(found.measured)
+    sound(found.measured, checked=0)
     assert found.ledger.balanced
     assert row(found, "skb_zerocopy_iter").per_byte == pytest.approx(1.0)
     # what a probe counts and what the kernel's notifications say are the same bytes, but for TCP's retransmissions
@@ -42,7 +42,7 @@ def test_the_copy_that_the_wire_forces_is_found(traced_pair: Pair, tracer: RunTr
 
 def test_a_datagram_of_many_fragments_is_copied_at_once(traced_pair: Pair, tracer: RunTracer) -> None:
     found = trace(tracer, traced_pair, 2, setting("udp", 60_000, window=1, zerocopy_send=True))
-    sound(found.measured)
+    sound(found.measured, checked=0)
     assert row(found, "skb_zerocopy_iter").bytes == 0
     assert row(found, "ip_generic_getfrag").per_byte == pytest.approx(1.0)
     assert found.measured.tally["zerocopy_copied_bytes"] == found.measured.tally["zerocopy_bytes"]
@@ -50,7 +50,7 @@ def test_a_datagram_of_many_fragments_is_copied_at_once(traced_pair: Pair, trace
 
 def test_mapped_pages_are_not_copied(traced_pair: Pair, tracer: RunTracer) -> None:
     found = trace(tracer, traced_pair, 3, setting("tcp", MIB, zerocopy_send=True, zerocopy_receive=True))
-    sound(found.measured)
+    sound(found.measured, checked=0)
     assert found.ledger.balanced
     assert found.ledger.receiver < 0.1
     assert row(found, "tcp_zerocopy_receive").bytes == found.measured.tally["mapped_bytes"]
