@@ -334,7 +334,11 @@ FIGURES: dict[str, tuple[Callable[[Summary, Figure, float], str | None], str, Ca
         "trial, dots the longest of each part",
         lambda s: any(row.series for row in s.rows),
     ),
-    "throughput": (_throughput, "Throughput against message size", _several("stream")),
+    "throughput": (
+        _throughput,
+        "Throughput against message size",
+        lambda s: _several("stream")(s) and any(r.messages_per_s for r in s.of("stream")),
+    ),
     "cost": (_cost, "Cost of a byte: the slope of time over message size", lambda s: bool(s.costs)),
     "load": (sweeps.load, "Latency under load", lambda s: len({row.rate for row in s.of("paced")} - {None}) > 1),
     "waits": (sweeps.waits, "Manners of waiting", style.several_waits),

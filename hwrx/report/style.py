@@ -208,7 +208,7 @@ def clipped(ax: Axes, which: Literal["x", "y"], low: float, high: float) -> None
 def span(estimates: Sequence[Estimate | None], most: float = 1.9) -> tuple[float, float]:
     """What a logarithmic axis should show: all values, and their intervals as far as `most` times beyond."""
     known = [estimate for estimate in estimates if estimate is not None]
-    values = [estimate.value for estimate in known]
+    values = [estimate.value for estimate in known] or [1.0]  # all withheld: an axis without a figure
     low, high = min(values) / most, max(values) * most
     ends = [end for estimate in known for end in (estimate.low, estimate.high) if not np.isnan(end)]
     low, high = max(low, min([*values, *ends])), min(high, max([*values, *ends]))

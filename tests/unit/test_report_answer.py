@@ -13,7 +13,7 @@ import pytest
 
 import hwrx
 from hwrx.messages import Setting
-from hwrx.report import answer, html, tables, terminal
+from hwrx.report import answer, figures, html, tables, terminal
 from hwrx.report.model import Row, Summary
 from hwrx.stats import Estimate
 
@@ -151,7 +151,7 @@ def test_what_is_lost_late_or_left_out_is_a_line(plain: Summary) -> None:
 
 
 def test_a_withheld_rate_says_why_and_a_stream_has_no_quantiles(tmp_path: pathlib.Path) -> None:
-    summary = made(tmp_path, paths=["udp", "tcp"], sizes=[64], patterns=["stream"], repeats=2)
+    summary = made(tmp_path, paths=["udp", "tcp"], sizes=[64, 1024], patterns=["stream"], repeats=2)
     rows = [
         msgspec.structs.replace(
             row, messages_per_s=None, bytes_per_s=None, ratio=None, withheld={"messages/s": "too short"}
@@ -160,8 +160,10 @@ def test_a_withheld_rate_says_why_and_a_stream_has_no_quantiles(tmp_path: pathli
     ]
     withheld = msgspec.structs.replace(summary, rows=rows)
     (found,) = answer.answers(withheld)
-    assert "withheld: udp event 64 B, tcp event 64 B (too short)." in found.notes
+    assert "withheld: udp event 64 B, udp event 1 KiB, tcp event 64 B and 1 more (too short)." in found.notes
     assert found.lines() == [], "a table of dashes"
+    assert "throughput" not in figures.names(withheld)
+    assert html.render(withheld)
     parsed = json.loads(tables.to_json(withheld))
     assert {row["withheld_messages/s"] for row in parsed["rows"]} == {"too short"}
     # a gap between deliveries is what batching makes it: its quantiles are no figures of the path
