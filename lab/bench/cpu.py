@@ -1,6 +1,6 @@
 """hwrx's processor time a message against counts that know nothing of its loop.
 
-In a guest that counts instructions, over `pair`: the same trial with a short warm-up, and with one of 10,000 messages
+In a guest that counts instructions, over `pair`: the same trial with a short warm-up, and with one of 60,000 messages
 more. What the kernel says of the whole guest (/proc/timer_list: time passed less idle time, read by a process of its
 own before and after) then differs by those messages, agents, kernel and all. It is held against `busy` of the measured
 messages. A trial before them is thrown away: agents load what a path needs when they first open it.
@@ -37,7 +37,7 @@ from hwrx.testbed import Bed, GuestBed
 from hwrx.vm import Guest
 
 GOAL = 0.03
-MORE = 10_000
+MORE = 60_000
 GROUPS = Path("/sys/fs/cgroup/cpuacct")
 GUEST: tuple[tuple[str, Pattern], ...] = (
     ("udp", "pingpong"),
