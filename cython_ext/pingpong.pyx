@@ -1,0 +1,296 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The ping-pong, and the server of an open loop, which answers likewise; see loop.pyx.
+
+What is checked of a ping-pong to the last byte is an exchange of its own (`check_exchange`): a client knows moments in
+which nothing is timed, its server does not.
+"""
+
+from libc.stdint cimport int64_t, uint64_t
+
+from cython_ext.arrival cimport (
+    COMPLETE,
+    LIMIT,
+    NO_SEQUENCE,
+    accept,
+    is_checked,
+    next_buffer,
+    recognise,
+    record,
+    record_answer,
+)
+from cython_ext.clock cimport now
+from cython_ext.payload cimport (
+    GOOD,
+    MAGIC,
+    MAGIC_CHECK,
+    OTHER_TRIAL,
+    SMALLEST,
+    build_check,
+    fill,
+    glance,
+    magic_of,
+    seal,
+    sequence_of,
+    stamp,
+    stamp_send_time,
+    verify,
+)
+from cython_ext.transport cimport FINISHED, Delivery, Ops
+from cython_ext.trial cimport Trial
+
+cdef extern from *:
+    """
+    /* Two instructions an iteration and nothing else, whatever the compiler thinks of it. */
+    static inline void hwrx_rest(unsigned long iterations)
+    {
+    #if defined(__x86_64__)
+        if (iterations)
+            __asm__ volatile("1: dec %0; jnz 1b" : "+r"(iterations) : : "cc");
+    #else
+        while (iterations--)
+            __asm__ volatile("");
+    #endif
+    }
+    """
+    void hwrx_rest(unsigned long iterations) noexcept nogil
+
+
+cdef inline bint is_check(Trial t, const Delivery *d) noexcept nogil:
+    return d.size == t.plan.size and magic_of(d.data) == MAGIC_CHECK
+
+
+cdef inline void count_check(Trial t, const Delivery *d) noexcept nogil:
+    cdef int verdict
+    t.meter.leave()
+    verdict = verify(MAGIC_CHECK, d.data, d.size, t.plan.trial)
+    t.meter.back()
+    t.meter.beside += t.meter.readings == 1
+    if verdict == GOOD:
+        t.tally.checked += 1
+    elif verdict == OTHER_TRIAL:
+        t.tally.stale += 1
+    else:
+        t.tally.corrupt += 1
+
+
+cdef int check_exchange(Trial t, const Ops *ops, uint64_t sequence) noexcept nogil:
+    """A message that is not timed, filled and verified to the last byte by either end, before that of `sequence`.
+
+    COMPLETE also if a lossy path has lost it, or its answer: a message more or less to be checked.
+    """
+    cdef char *message = NULL
+    cdef Delivery d
+    cdef int64_t before, after, got
+    cdef bint found = False
+    cdef int status = next_buffer(t, ops, &message)
+    if status != COMPLETE:
+        return status
+    t.meter.leave()
+    build_check(message, t.plan.size, sequence, t.plan.trial, 0)
+    t.meter.back()
+    before = now()
+    status = ops.post(ops.me, 1)
+    if status < 0:
+        return status
+    while not found:
+        status = ops.receive_until(ops.me, &d, 1, before + t.plan.patience_ns) if ops.lossy else (
+            ops.receive(ops.me, &d, 1)
+        )
+        after = now()
+        if status < 0:
+            return status
+        if status == 1:
+            found = is_check(t, &d) and sequence_of(d.data, d.size) == sequence_of(message, t.plan.size)
+            if found:
+                count_check(t, &d)
+            elif d.size >= SMALLEST and magic_of(d.data) == MAGIC and sequence_of(d.data, d.size) >= sequence:
+                t.tally.stale += 1  # of what was not sent yet
+            else:
+                got = recognise(t, ops, &d, NO_SEQUENCE, False)
+                if got >= 0:
+                    record_answer(t, <uint64_t> got, after)
+            status = ops.release(ops.me, 1)
+            if status < 0:
+                return status
+        elif ops.lossy and after - before >= t.plan.patience_ns:
+            t.tally.unchecked += 1
+            return COMPLETE
+        elif after - before > t.plan.limit_ns:
+            return LIMIT
+    return COMPLETE
+
+
+cdef int await_answer(Trial t, const Ops *ops, uint64_t sequence, int64_t before, bint in_full) noexcept nogil:
+    """COMPLETE if the answer to message `sequence`, sent at `before`, came; LIMIT if not in time; or an error.
+
+    Answers to messages that were given up come here, too: late, but with their times.
+    """
+    cdef Delivery d
+    cdef int64_t after, got
+    cdef bint again = False  # something came, or patience ended early: what is left of it is waited for by the clock
+    cdef int status
+    while True:
+        if again and ops.lossy:
+            status = ops.receive_until(ops.me, &d, 1, before + t.plan.patience_ns)
+        else:
+            status = ops.receive(ops.me, &d, 1)
+        after = now()
+        if status == 1:
+            t.sent_at[sequence] = before
+            got = recognise(t, ops, &d, <int64_t> sequence, in_full)
+            if got >= 0:
+                record_answer(t, <uint64_t> got, after)
+            status = ops.release(ops.me, 1)
+            if status < 0:
+                return status
+            if got == <int64_t> sequence:
+                record(t, t.intended_at, sequence, before)
+                return COMPLETE
+        elif status < 0:
+            return status
+        if after - before >= (t.plan.patience_ns if ops.lossy else t.plan.limit_ns):
+            t.sent_at[sequence] = before
+            record(t, t.intended_at, sequence, before)
+            return LIMIT
+        again = True
+
+
+cdef int pingpong_client(Trial t, const Ops *ops, unsigned long rest) noexcept nogil:
+    cdef uint64_t sequence, next_check = 0 if t.plan.check_every else <uint64_t> -1
+    cdef int64_t before, alive = now()
+    cdef char *message = NULL
+    cdef bint in_full
+    cdef int status
+    for sequence in range(t.total):
+        # outside of the timed region: a check, a free buffer, all of the message but its send time
+        in_full = False
+        if sequence == next_check:
+            next_check += t.plan.check_every
+            in_full = ops.pull
+            if not ops.pull:
+                status = check_exchange(t, ops, sequence)
+                if status != COMPLETE:
+                    return status
+        hwrx_rest(rest)
+        status = next_buffer(t, ops, &message)
+        if status != COMPLETE:
+            return status
+        stamp(message, t.plan.size, sequence, t.plan.trial, 0)
+        t.tally.posted += 1
+
+        before = now()
+        stamp_send_time(message, t.plan.size, before)
+        status = ops.post(ops.me, 1)
+        if status < 0:
+            return status
+        status = await_answer(t, ops, sequence, before, in_full)
+        if status < 0:
+            return status
+        if status == COMPLETE:
+            alive = before
+        elif not ops.lossy or before - alive > t.plan.limit_ns:
+            return LIMIT
+        t.meter.mark(sequence + 1)
+    return collect_late(t, ops) if ops.lossy and t.tally.delivered < t.total else COMPLETE
+
+
+cdef int collect_late(Trial t, const Ops *ops) noexcept nogil:
+    """All is sent, and the last one was given up or came: answers to those before may take one more patience."""
+    cdef int64_t after, got, deadline = now() + t.plan.patience_ns
+    cdef Delivery d
+    cdef int status
+    while t.tally.delivered < t.total:
+        status = ops.receive_until(ops.me, &d, 1, deadline)
+        after = now()
+        if status < 0:
+            return status
+        if status == 0:
+            if after >= deadline:
+                break
+            continue
+        got = recognise(t, ops, &d, NO_SEQUENCE, False)
+        if got >= 0:
+            record_answer(t, <uint64_t> got, after)
+        status = ops.release(ops.me, 1)
+        if status < 0:
+            return status
+    return COMPLETE
+
+
+cdef int answer_check(Trial t, const Ops *ops, const Delivery *d) noexcept nogil:
+    """The server's part of `check_exchange`: verify, fill, answer; the client times nothing meanwhile."""
+    cdef char *message = NULL
+    cdef int status
+    count_check(t, d)
+    status = next_buffer(t, ops, &message)
+    if status != COMPLETE:
+        return status
+    t.meter.leave()
+    build_check(message, t.plan.size, sequence_of(d.data, d.size), t.plan.trial, 0)
+    t.meter.back()
+    return ops.post(ops.me, 1)
+
+
+cdef int answer(Trial t, const Ops *ops, const Delivery *d, int64_t at, bint paced) noexcept nogil:
+    """Answer a good message with one of the same sequence number; it goes out before anything is counted.
+
+    An open loop knows no exchange that is not timed: what is checked of it is checked here.
+    """
+    cdef uint64_t sequence = sequence_of(d.data, d.size)
+    cdef bint in_full = paced and is_checked(&t.plan, sequence)
+    cdef char *message = NULL
+    cdef int64_t got
+    # not earlier: a window of one has room only when the last answer is acknowledged, and to wait for that
+    # before the next message would take the CPU from those who bring the acknowledgement
+    cdef int status = next_buffer(t, ops, &message)
+    if status != COMPLETE:
+        return status
+    if in_full:
+        fill(message, t.plan.size, sequence)
+    stamp(message, t.plan.size, sequence, t.plan.trial, at)
+    if in_full:
+        seal(message, t.plan.size, sequence)
+    status = ops.post(ops.me, 1)
+    if status < 0:
+        return status
+    t.tally.posted += 1
+    got = recognise(t, ops, d, NO_SEQUENCE, True) if in_full else accept(t, sequence, d.size)
+    if got >= 0 and at:
+        record(t, t.delivered_at, <uint64_t> got, at)
+    return COMPLETE
+
+
+cdef int answering_server(Trial t, const Ops *ops, bint paced) noexcept nogil:
+    """Answer each message of a ping-pong or an open loop."""
+    cdef int64_t at = 0, quiet = 0
+    cdef Delivery d
+    cdef int status
+    while t.tally.delivered < t.total:
+        status = ops.receive(ops.me, &d, 1)
+        if status == 0:
+            if t.stopped and ops.lossy:
+                return FINISHED
+            # the client's first message may take its time: the controller watches over that, not this loop
+            if quiet == 0:
+                quiet = now()
+            elif t.tally.delivered and now() - quiet > t.plan.limit_ns:
+                return LIMIT
+            continue
+        if status < 0:
+            return status
+        quiet = 0
+        if t.plan.stamped:
+            at = now()
+        if d.size == t.plan.size and glance(d.data, d.size, t.plan.trial) == GOOD:
+            status = answer(t, ops, &d, at, paced)
+        elif is_check(t, &d):
+            status = answer_check(t, ops, &d)
+        else:
+            recognise(t, ops, &d, NO_SEQUENCE, False)
+        if status < 0 or status == LIMIT:
+            return status
+        status = ops.release(ops.me, 1)
+        if status < 0:
+            return status
+        t.meter.mark(t.highest)
+    return COMPLETE
