@@ -195,7 +195,8 @@ def test_processor_time_and_what_was_late_have_their_columns(plain: Summary) -> 
     ]
     made = tables.tables(msgspec.structs.replace(plain, rows=rows))
     cpu = next(table for table in made if table.name == "processor")
-    assert [name for name, _ in cpu.columns][-2:] == ["user [µs]", "busy [µs]"]
+    assert [name for name, _ in cpu.columns][-2:] == ["of it user", "busy"]
+    assert "In µs" in cpu.caption
     assert {cells[-1] for _, cells in cpu.rows} == {("4.50", "±2.2 %")}
     quality = next(table for table in made if table.name == "quality")
     place = [name for name, _ in quality.columns].index("late")
