@@ -37,4 +37,4 @@ def tables(summary: Summary) -> list[Table]:
 
 
 def _time(found: Estimate | None) -> Cell:
-    return (text.WITHHELD, "") if found is None else text.signed(found)
+    return (text.value(found), text.plus_minus(found))
