@@ -3,9 +3,11 @@
 An end's own thread is known to the nanosecond wherever hwrx runs: `thread`. Softirqs and interrupts that ran in its
 context are part of that, for the kernel charges them to whoever they interrupt. Whose else a CPU's time was is known if
 nobody else has a claim on the machine, which is so in a guest that hwrx started (`alone`): `worker` is then the time of
-the kernel's worker threads (kworker, with rxe's queue, and ksoftirqd). If such a guest has one CPU, `idle` is what the
-kernel calls so (interrupts excluded, the idle loop's own instructions included), `busy` the rest of what has passed,
-and `other` what of `busy` is neither thread nor worker: interrupts that found the CPU idle, and other tasks.
+the kernel's threads that work for messages (ksoftirqd, and the kworkers of no CPU in particular, which rxe's queue has),
+`housekeeping` that of the kworkers of one CPU, where drivers' watchdogs and the kernel's statistics run and no path's
+messages do. If such a guest has one CPU, `idle` is what the kernel calls so (interrupts excluded, the idle loop's own
+instructions included), `busy` the rest of what has passed less the housekeeping, and `other` what of `busy` is neither
+thread nor worker: interrupts that found the CPU idle, and other tasks.
 
 An exchange that is checked and not timed counts as one message more, without the filling and verifying of its bytes.
 Figures are nanoseconds; where a guest counts instructions they are instructions, for that is its nanosecond. What is
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from cython_ext.meter import Meter
 
 # in the order of a table: whose time it is
-ACTORS = ("thread", "user", "system", "softirq", "interrupt", "worker", "other", "idle", "busy")
+ACTORS = ("thread", "user", "system", "softirq", "interrupt", "worker", "other", "housekeeping", "idle", "busy")
 TIMERS = "/proc/timer_list"
 WORKERS = ("kworker/", "ksoftirqd/")
 FEWEST_TICKS = 100
@@ -45,7 +47,7 @@ def used(meter: Meter, alone: bool, rest: int = 0) -> dict[str, int]:
     """What one end used, in ns, as `Done.cpu`; empty unless both readings were taken.
 
     `messages` that lie between the readings, `elapsed`, `thread`, `user`, `system`, `tick`; of a machine that is the
-    trial's `alone` also `worker`, and `idle` if it has one CPU and the kernel tells. The
+    trial's `alone` also `worker`, `housekeeping`, and `idle` if it has one CPU and the kernel tells. The
     `rest` that the end took before each message, in instructions of a guest that counts them, is left out.
     """
     found = meter.found()
@@ -56,9 +58,11 @@ def used(meter: Meter, alone: bool, rest: int = 0) -> dict[str, int]:
     if alone:
         said = meter.said()
         timers = said.pop(TIMERS, None)
-        found["worker"] = sum(_run_time(after) - _run_time(before) for before, after in said.values())
+        ran = {path: _run_time(after) - _run_time(before) for path, (before, after) in said.items()}
         # those that were started meanwhile
-        found["worker"] += sum(_run_time(_read(path)) for path in _workers() if path not in meter.paths)
+        ran |= {path: _run_time(_read(path)) for path in _workers() if path not in meter.paths}
+        found["housekeeping"] = sum(ns for path, ns in ran.items() if _keeps_house(path))
+        found["worker"] = sum(ran.values()) - found["housekeeping"]
         if timers is not None:
             before, after = (idle(text.decode()) for text in timers)
             if len(before) == len(after) == 1:
@@ -79,6 +83,11 @@ def _workers() -> Iterator[str]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and _read(f"{folder}/comm").decode(errors="replace").startswith(WORKERS):
             yield f"{folder}/schedstat"
+
+
+def _keeps_house(schedstat: str) -> bool:
+    """Whether a worker is bound to one CPU: "kworker/0:1", where "kworker/u4:0" is bound to none."""
+    return re.match(rb"kworker/\d", _read(str(Path(schedstat).with_name("comm")))) is not None
 
 
 def _read(path: str) -> bytes:
@@ -164,14 +173,15 @@ def _machine(
         reason = "several senders are measured from different messages on"
     else:
         found["worker"] = _scaled(end["worker"], end, setting)
+        found["housekeeping"] = _scaled(end["housekeeping"], end, setting)
         if "idle" in end:
             found["idle"] = _scaled(end["idle"], end, setting)
-            found["busy"] = _scaled(end["elapsed"], end, setting) - found["idle"]
+            found["busy"] = _scaled(end["elapsed"], end, setting) - found["idle"] - found["housekeeping"]
             # the ends of a stream are measured a few messages apart
             found["other"] = max(0, found["busy"] - found["thread"] - found["worker"])
             return
         reason = "the kernel does not tell exactly how long one of several CPUs is idle"
-    missing |= dict.fromkeys((a for a in ("worker", "other", "idle", "busy") if a not in found), reason)
+    missing |= dict.fromkeys((a for a in ("worker", "other", "housekeeping", "idle", "busy") if a not in found), reason)
 
 
 def _scaled(value: int, end: Mapping[str, int], setting: Setting) -> int:

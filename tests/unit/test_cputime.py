@@ -23,6 +23,7 @@ cpu: 0
 
 def end(**used: int) -> Done:
     given = {"messages": 1000, "elapsed": 9_000_000, "thread": 4_000_000, "user": 0, "system": 0, "tick": 4_000_000}
+    given["housekeeping"] = 0
     return Done(tally={}, ended="complete", cpu={**given, **used})
 
 
@@ -37,6 +38,20 @@ def test_a_machine_of_one_cpu_is_busy_where_it_is_not_idle() -> None:
     assert found["busy"] == found["thread"] + found["worker"] + found["other"]
     assert set(missing) == {"user", "system", "softirq", "interrupt"}
     assert all(";" in reason for reason in missing.values())  # what to do
+
+
+def test_the_kernels_housekeeping_is_no_messages_cost() -> None:
+    found, _ = account(end(idle=500_000, worker=100_000, housekeeping=300_000), end())
+    assert (found["housekeeping"], found["busy"]) == (300_000, 8_200_000)
+
+
+def test_kworkers_of_one_cpu_keep_house_and_rxes_do_not(tmp_path: pathlib.Path) -> None:
+    names = ("kworker/0:1-events", "kworker/3:0H-kblockd", "kworker/u4:2+rxe_wq", "ksoftirqd/0")
+    files = [tmp_path / str(number) / "schedstat" for number in range(len(names))]
+    for file, name in zip(files, names, strict=True):
+        file.parent.mkdir()
+        file.with_name("comm").write_text(name + "\n")
+    assert [cputime._keeps_house(str(file)) for file in files] == [True, True, False, False]
 
 
 def test_the_machine_is_counted_once() -> None:
