@@ -37,9 +37,14 @@ class Rate(Struct, frozen=True, kw_only=True):
 
 
 class Withheld(Struct, frozen=True):
-    """A figure that cannot be had, and the reason with what would help."""
+    """A figure that cannot be had, and the reason with what would help.
+
+    `moved`: there were calls and time enough, but the rate of the trial's parts differs. What a message costs is then
+    known all the same, for it does not depend on how fast they came.
+    """
 
     reason: str
+    moved: bool = False
 
 
 def steady_rate(
@@ -66,7 +71,8 @@ def steady_rate(
         if error > UNSTEADY:
             return Withheld(
                 f"it moved within the trial, so that its mean is known to ±{2 * error:.0%} only: stop what else runs,"
-                f" or raise 'messages' to {_round_up(len(delivered) * max(2.0, (error / UNSTEADY) ** 2)):,} or more"
+                f" or raise 'messages' to {_round_up(len(delivered) * max(2.0, (error / UNSTEADY) ** 2)):,} or more",
+                moved=True,
             )
         return Rate(value=count / span * 1e9, messages=count, calls=calls, ns=span)
     # what was not steady stays what it is, however many messages there are

@@ -162,7 +162,7 @@ class _Measure:
     def figure(self, row: Row) -> Estimate | None:
         if self.counted:
             # of a stream that was never steady, much was done before or after the messages that were measured
-            return None if self.stream and row.withheld else row.cost
+            return None if "cost" in row.withheld else row.cost
         return row.messages_per_s if self.stream else row.quantiles["p50"]
 
     def ratio(self, row: Row) -> Estimate | None:

@@ -38,6 +38,7 @@ class Taken(Struct, kw_only=True):
     service: Digest | None = None
     rate: float | None = None
     withheld: str = ""  # why there is no rate
+    no_cost: str = ""  # why what was counted is not what a message of a stream costs
     kept: float | None = None
     states: list[State] = []  # ns as timed, of a wall clock
     times: npt.NDArray[np.int64] | None = None  # the same as they are, if they repeat to the digit
@@ -122,7 +123,7 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         service_quantiles={name_of(p): stats.quantile_across(service, p, level) for p in stats.NAMED if service},
         messages_per_s=answered,
         bytes_per_s=None if answered is None else scaled(answered, size),
-        withheld={"messages/s": reason} if reason else {},
+        withheld=_withheld(reason, next((of.no_cost for of in taken if of.no_cost), "") if busy else ""),
         rate=trials[0].get("rate"),
         load=load,
         kept=float(np.median(kept)) if kept else math.nan,
@@ -138,6 +139,11 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
     )
 
 
+def _withheld(rate: str, cost: str) -> dict[str, str]:
+    """The figures that a row has not, each with the reason; empty: it has it."""
+    return {figure: reason for figure, reason in (("messages/s", rate), ("cost", cost)) if reason}
+
+
 def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
     """Digest a trial, its times made `factor` of what was timed; None where it has nothing to show."""
     if trial["status"] != "ok" or not trial["samples"]:
@@ -149,7 +155,7 @@ def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
     if not len(ns):
         return None
     rate = kept = service = None
-    withheld = ""
+    withheld = no_cost = ""
     if samples.service_ns is not None:
         service = _in_us(stats.digest(samples.service_ns), 1.0)
     # before the digest sorts the times
@@ -159,6 +165,7 @@ def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
             rate = of_stream.value
         else:
             withheld = of_stream.reason
+            no_cost = "" if of_stream.moved else of_stream.reason
     elif pattern == "paced":
         # a run that does not say what was offered is one that did not draw arrivals from its seed either
         sent = trial.get("offered_messages")
@@ -189,6 +196,7 @@ def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
         service=service,
         rate=rate,
         withheld=withheld,
+        no_cost=no_cost,
         kept=kept,
         states=states,
         times=times,

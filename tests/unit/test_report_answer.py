@@ -178,11 +178,14 @@ def test_a_stream_that_was_never_steady_has_no_cost_either(tmp_path: pathlib.Pat
     summary = counted(plain, {"udp": (10_000, 0), "tcp": (175, 0), "rdma-send": (20_000, 0)})
     (tcp,) = [place for place, row in enumerate(summary.rows) if row.path == "tcp"]
     rows = [msgspec.structs.replace(row, withheld={}) for row in summary.rows]
-    rows[tcp] = msgspec.structs.replace(rows[tcp], withheld={"messages/s": "the buffers held all"})
+    rows[tcp] = msgspec.structs.replace(rows[tcp], withheld={"cost": "the buffers held all"})
     (found,) = answer.answers(msgspec.structs.replace(summary, rows=rows))
     assert found.rows == [["udp", "10.0k", "1"], ["tcp", "–", "–"], ["rdma-send", "20.0k", "2.000±.004"]]
     assert "withheld: tcp event 64 B (the buffers held all)." in found.notes
-    rows[0] = msgspec.structs.replace(rows[0], withheld={"messages/s": "too short"})
+    rows[tcp] = msgspec.structs.replace(rows[tcp], withheld={"messages/s": "it moved"})
+    (found,) = answer.answers(msgspec.structs.replace(summary, rows=rows))
+    assert not any("withheld" in note for note in found.notes), "what a message costs is known however fast they came"
+    rows[0] = msgspec.structs.replace(rows[0], withheld={"cost": "too short"})
     (found,) = answer.answers(msgspec.structs.replace(summary, rows=rows))
     assert found.heads == [("", "path"), ("instructions", "64 B")], "nothing to hold the others against"
 
