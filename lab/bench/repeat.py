@@ -1,10 +1,10 @@
 """Runs experiments that count instructions several times, each time in a guest that is booted anew, and holds them
 against each other, row by row.
 
-A row is alike if all runs have its figure, to `--digits` significant digits. The figure is the row's cost (the
-instructions that were executed for a message); of a row without one, the median, or of a stream the rate. A row whose
-trials fell into several states (the ends take turns on the one CPU in one way or another) is alike if each state is,
-whatever their shares.
+A row is alike if all runs have its figure, to `--digits` significant digits. The figure is the median of a ping-pong;
+of a stream the cost (the instructions that were executed for a message: a mean, which the guest's own doings move),
+else the rate. A row whose trials fell into several states (the ends take turns on the one CPU in one way or another) is
+alike if each state is, whatever their shares.
 
 Prints a table and writes JSON. Exit code 1: some row differs, or is missing from a run.
 
@@ -87,15 +87,11 @@ def name_of(row: Row) -> str:
 
 def figures_of(row: Row) -> tuple[str, list[float]]:
     """Return what the row's figure is called, and its values: one, or one a state."""
-    cost = getattr(row, "cost", None)
-    if cost is not None:
-        return "cost", [cost.value]
-    if row.pattern == "stream":
-        return "messages/s", [] if row.messages_per_s is None else [row.messages_per_s.value]
-    states = getattr(row, "states", None) or []
-    median = row.quantiles.get("p50")
-    single = [] if median is None else [median.value]
-    return "p50", [state.value for state in states] if len(states) > 1 else single
+    if row.pattern == "pingpong" and (median := row.quantiles.get("p50")) is not None:
+        return "p50", [state.value for state in row.states] or [median.value]
+    if row.cost is not None:
+        return "cost", [row.cost.value]
+    return "messages/s", [] if row.messages_per_s is None else [row.messages_per_s.value]
 
 
 def counted(files: Sequence[Path]) -> list[Experiment]:
