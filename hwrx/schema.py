@@ -83,6 +83,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "huge_pages": ("", "whether buffers are in huge pages"),
     "crowd_on": ("", "spread: over the table's slots; chain: all before the server's own"),
     "schedule": ("", "normal, or batch: who is woken never interrupts who runs"),
+    "rest": ("instructions", "that a client executes before each message of a ping-pong, outside of what is timed"),
     "copies_priced": ("", "by what the guest's processor counts a copy: byte or word"),
     "hook": ("", "what is put on the way in of both ends"),
     "netem": ("", "what is done to the wire, in both directions"),
