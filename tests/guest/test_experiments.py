@@ -92,8 +92,8 @@ def test_an_answer_that_comes_again_is_not_taken_for_a_damaged_one(trials: run.P
 def test_netem_of_an_agent_that_was_killed_is_gone_with_the_next(trials: run.Pair, clean: None) -> None:
     link = topology.LINKS["client"]
     subprocess.run(["tc", "qdisc", "add", "dev", link, "root", "netem", "loss", "100%"], check=True)
-    trials._renew(trials.peers["client"])
-    measured = trials.measure(5, Setting(path="udp", messages=20, warmup=0))
+    with run.Pair(trials._testbed) as fresh:
+        measured = fresh.measure(5, Setting(path="udp", messages=20, warmup=0))
     assert measured.tally["lost"] == 0
 
 
