@@ -25,6 +25,8 @@ from hwrx.messages import (
     Array,
     Chunk,
     Connect,
+    CountEnd,
+    CountOpen,
     Describe,
     Described,
     Done,
@@ -57,6 +59,7 @@ from hwrx.messages import (
 )
 
 if TYPE_CHECKING:
+    from hwrx.trace.counted import Counters
     from hwrx.trace.service import Service
 
 
@@ -68,6 +71,8 @@ class Agent:
         self._endpoint: Any = None
         self._trial: Trial | None = None
         self._tracer: Service | None = None
+        self._counters: Counters | None = None
+        self._name: str | None = None  # of this thread, while the programs that count know it by another
         self._started_on = os.sched_getaffinity(0)
         self._switched_off: list[str] = []  # features of the scheduler, until the trial is released
         self._spoiled = True  # whether netem may be on our link: an agent before us may have been killed
@@ -119,6 +124,12 @@ class Agent:
 
                     self._tracer = Service()
                 return self._tracer.answer(message)
+            case CountOpen() | CountEnd():
+                if self._counters is None:
+                    from hwrx.trace.counted import Counters  # as above
+
+                    self._counters = Counters()
+                return self._counters.answer(message)
             case Quit():
                 raise SystemExit(0)
             case Look() | Stop():
@@ -131,6 +142,8 @@ class Agent:
         if self._spoiled:
             impair.mend(prepare.here.netdev)
             self._spoiled = False
+        if prepare.counted:
+            self._name = cputime.rename(cputime.COUNTED_NAMES[prepare.role])
         self._endpoint = paths.open_endpoint(prepare)
         setting = prepare.setting
         sends_on_time = setting.pattern == "paced" and prepare.role == "client"
@@ -173,6 +186,8 @@ class Agent:
             raise PeerError("asked to start before anything was prepared")
         before = endpoint.resent()
         with scheduling.scheduled(prepare.setting.schedule):
+            if prepare.counted and self._counters is not None:
+                self._counters.begin(prepare.counted)
             status = loop.run(trial, endpoint, prepare.setting.pattern, prepare.role, prepare.setting.rest)
         done = Done(
             tally={**endpoint.counts(), **trial.counts()},  # what is said of messages wins
@@ -183,6 +198,7 @@ class Agent:
             chosen=endpoint.chosen(),
             placed=placement.observe(prepare.here),
             boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            between=trial.meter.times,
         )
         return done if status in loop.ENDED else msgspec.structs.replace(done, error=endpoint.explain(status))
 
@@ -203,10 +219,13 @@ class Agent:
             trial.stop()
 
     def stop_tracing(self) -> None:
-        """Detach what TraceOpen attached; harmless when nothing is."""
+        """Detach what TraceOpen and CountOpen attached; harmless when nothing is."""
         if self._tracer is not None:
             self._tracer.close()
             self._tracer = None
+        if self._counters is not None:
+            self._counters.close()
+            self._counters = None
 
     def close(self) -> None:
         """Tear down what is open; harmless when nothing is."""
@@ -214,6 +233,9 @@ class Agent:
         prepare, self._prepare = self._prepare, None
         scheduling.switch_features_on(self._switched_off)
         self._switched_off = []
+        if self._name is not None:
+            cputime.rename(self._name)
+            self._name = None
         if endpoint is not None:
             endpoint.close()
         if prepare is not None and prepare.setting.netem and self._spoiled:

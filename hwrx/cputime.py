@@ -33,6 +33,8 @@ ACTORS = ("thread", "user", "system", "softirq", "interrupt", "worker", "other",
 TIMERS = "/proc/timer_list"
 WORKERS = ("kworker/", "ksoftirqd/")
 FEWEST_TICKS = 100
+# what the programs that count by actor know both ends' threads by (role_of of cputime.h)
+COUNTED_NAMES: dict[Role, str] = {"client": "hwrx-send", "server": "hwrx-read"}
 
 
 # --- in the agent --------------------------------------------------------------------------------------------------
@@ -68,6 +70,14 @@ def used(meter: Meter, alone: bool, rest: int = 0) -> dict[str, int]:
             if len(before) == len(after) == 1:
                 found["idle"] = after[0] - before[0]
     return found
+
+
+def rename(name: str) -> str:
+    """Give the calling thread a name (15 bytes of it), and return the one that it had."""
+    file = Path("/proc/thread-self/comm")
+    before = file.read_text().rstrip("\n")
+    file.write_text(name)
+    return before
 
 
 def idle(timers: str) -> list[int]:
@@ -132,7 +142,9 @@ def account(setting: Setting, client: Done, server: Done, alone: bool) -> tuple[
             f"the kernel divides a thread's time by looking at its tick, and a trial had less than {FEWEST_TICKS} of "
             "those; measure more messages"
         )
-    missing["softirq"] = missing["interrupt"] = "the kernel charges them to whoever they interrupt; see `hwrx flood`"
+    missing["softirq"] = missing["interrupt"] = (
+        "the kernel charges them to whoever they interrupt; --trace tells them apart"
+    )
     _machine(setting, ends, alone, found, missing)
     found |= {role: dict(end) for role, end in ends.items() if end}
     return found, missing

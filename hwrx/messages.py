@@ -170,6 +170,9 @@ class Prepare(Struct, tag="prepare", frozen=True):
     alone: bool = False  # nobody else uses the machine: its counters are the trial's (see hwrx.cputime)
     stamped: bool = False  # the server of a ping-pong reads the clock, too, when a message has come
     seed: Natural = 0  # of the experiment: with `repeat`, which arrivals an open loop draws
+    counted: Annotated[float, Meta(ge=0)] = (
+        0.0  # s that the loop may take while CountOpen's programs count; 0: they do not
+    )
 
 
 class Connect(Struct, tag="connect", frozen=True):
@@ -236,6 +239,20 @@ class TraceClose(Struct, tag="trace-close", frozen=True):
     """Detach everything. Answered by Ready."""
 
 
+class CountOpen(Struct, tag="count-open", frozen=True):
+    """Attach the programs that give each CPU's time to its actors, to the client's kernel. Answered by Counting."""
+
+
+class CountEnd(Struct, tag="count-end", frozen=True):
+    """Stop counting, which the client's loop began; say what lies between two times (CLOCK_MONOTONIC ns).
+
+    Answered by Counted.
+    """
+
+    start: int
+    stop: int
+
+
 class FetchEvents(Struct, tag="fetch-events", frozen=True):
     """Send `count` events of the recording from `first` on. Answered by Chunk."""
 
@@ -283,6 +300,7 @@ class Done(Struct, tag="done", frozen=True):
     chosen: dict[str, Any] = {}  # as in Prepared, with what only the connection decided: the window, the agreed MTU, …
     placed: Placed | None = None  # where the loop ran
     boot: str = ""  # of the kernel beneath: ends that agree share one clock
+    between: tuple[int, int] = (0, 0)  # CLOCK_MONOTONIC ns of what `cpu` is of; 0: not seen
 
 
 class Moved(Struct, tag="moved", frozen=True):
@@ -321,6 +339,18 @@ class Traced(Struct, tag="traced", frozen=True):
     totals: bytes
 
 
+class Counting(Struct, tag="counting", frozen=True):
+    """The programs count whenever a trial says so; `lacks` in words what this kernel does not show."""
+
+    lacks: list[str]
+
+
+class Counted(Struct, tag="counted", frozen=True):
+    """Each CPU's time in ns by actor, in the order of `hwrx.flood.account.ACTORS`."""
+
+    ns: list[list[int]]
+
+
 class Failed(Struct, tag="failed", frozen=True):
     """What was asked could not be done; `kind` is the name of an exception of hwrx.errors."""
 
@@ -330,6 +360,7 @@ class Failed(Struct, tag="failed", frozen=True):
 
 
 ToTracer = TraceOpen | TraceBegin | TraceEnd | FetchEvents | TraceClose
+ToCounter = CountOpen | CountEnd
 ToAgent = (
     Hello
     | LookAround
@@ -343,10 +374,24 @@ ToAgent = (
     | Release
     | Describe
     | ToTracer
+    | ToCounter
     | Quit
 )
 FromAgent = (
-    Hello | Surveyed | Prepared | Ready | Released | Done | Moved | Chunk | Described | Tracing | Traced | Failed
+    Hello
+    | Surveyed
+    | Prepared
+    | Ready
+    | Released
+    | Done
+    | Moved
+    | Chunk
+    | Described
+    | Tracing
+    | Traced
+    | Counting
+    | Counted
+    | Failed
 )
 
 _encode = msgspec.json.Encoder().encode

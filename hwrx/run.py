@@ -152,11 +152,12 @@ class Pair:
         seed: int = 0,
         stamps: bool = False,
         stamped: bool = False,
+        counted: float = 0.0,
     ) -> Measured:
         """Run one trial, for as long as its messages move; the error of either end is raised as soon as it is known.
 
         `look` is called with both agents while they still have the trial's arrays, `before` when they are connected.
-        Of several senders it is called with the first one's. `repeat`, `seed`, `stamps`, `stamped`: see Prepare.
+        Of several senders it is called with the first one's. The other names: see Prepare.
         """
         cpus = placement.choose(self._wish, self._surveys, setting)
         self._enlarge(setting.senders)
@@ -177,6 +178,7 @@ class Pair:
                         stamps=stamps,
                         alone=self._testbed.alone and role == cputime.observer(setting),
                         stamped=stamped,
+                        counted=counted,
                     )
                     prepared[role] = peers[role].ask(message, Prepared)
                 for role, other in ENDS[::-1]:
@@ -312,7 +314,7 @@ def steady(delivered: Int64s, posted: Int64s | None) -> tuple[int, int]:
 def together(done: Sequence[Done]) -> Done:
     """Several senders' (or their receivers') ends as one: counts and processor time added, the worst of the endings.
 
-    What was chosen is the first one's.
+    What was chosen, where it ran and when is the first one's.
     """
     worst = next((one for one in done if one.ended not in ("complete", "finished")), done[0])
     boots = {one.boot for one in done}
@@ -325,6 +327,8 @@ def together(done: Sequence[Done]) -> Done:
         resident=max(one.resident for one in done),
         chosen=done[0].chosen,
         boot=boots.pop() if len(boots) == 1 else "",
+        placed=done[0].placed,
+        between=done[0].between,
     )
 
 

@@ -32,6 +32,7 @@ TABLES = {
     "stages": "traced runs: one row a stage that a sampled message passed",
     "copies": "traced runs: one row a trial and place where payload bytes were copied or read",
     "tracing": "traced runs: one row a trial and direction: how complete its timelines are, and what tracing cost",
+    "actors": "traced runs: one row a setting's first trial and actor: whose time its measured messages took",
     "arrivals": "floods: one row a message",
     "timeline": "floods: one row a bin of time and series",
 }
@@ -116,6 +117,12 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "direction": ("", "there: client to server; back"),
     "name": ("", "of the stage: what it is known by"),
     "at_ns": ("ns", "CLOCK_MONOTONIC"),
+    "actors.ns": ("ns", "of all measured messages, with what counting costs (icount: instructions)"),
+    "actors.actor": (
+        "",
+        "user and system of both ends' threads, softirq, interrupt, worker, other, housekeeping, idle",
+    ),
+    "actors.messages": ("messages", "that were measured, answers among them"),
     "stages.ns": ("ns", "since the stage before; a message's add up to its one-way time"),
     "cpu": ("", "number of the CPU; null: a stamp of user space"),
     "tid": ("", "thread"),

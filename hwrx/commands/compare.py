@@ -29,7 +29,7 @@ from hwrx.experiment import Experiment, Plan, Trial
 from hwrx.placement import OWN_CPUS, Wish
 from hwrx.run import Outcome
 from hwrx.testbed import Wanted
-from hwrx.trace import traced
+from hwrx.trace import counted, traced
 
 
 class Many(click.ParamType[Any]):
@@ -254,7 +254,12 @@ def _execute(
 ) -> None:
     """Run the trials of one testbed, and as many repeats more as `until` asks for; add to `total` how they went."""
     experiment = layout.experiment if traces else msgspec.structs.replace(layout.experiment, trace=False)
-    with traced.twins(experiment, bed, writer) as twin:
+    with traced.twins(experiment, bed, writer) as trace, counted.twins(experiment, bed, writer) as count:
+
+        def twin(pair: run.Pair, trial: Trial, measured: run.Measured, writer: store.Writer) -> None:
+            trace(pair, trial, measured, writer)
+            count(pair, trial, measured, writer)
+
         for block in itertools.chain([trials], precision.blocks(layout, writer)):
             outcome = run.execute(block, bed, writer, wish=wish, progress=display.trial, twin=twin)
             total.measured += outcome.measured

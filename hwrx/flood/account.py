@@ -24,6 +24,8 @@ ACTORS = (
     "softirq NET_RX",
     "other softirqs",
     "interrupts",
+    "kernel workers",
+    "kernel workers of one CPU",
 )
 # enum context of the programs
 CONTEXTS = ("ksoftirqd", "interrupt", "task", "softirq")

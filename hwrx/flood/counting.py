@@ -107,14 +107,11 @@ class Counter:
         self._optional: tuple[Lack, ...] = (*OPTIONAL, *([QUEUE_PAIRS] if rxe else []))
         self._never = () if rxe else RXE
         self.cpus = possible_cpus()
-        bins = max(100, min(BINS, BINS_OF_ALL // self.cpus))
-        shift = FINEST
-        while bins << shift < seconds * 1e9:
-            shift += 1
-        self._bins = bins
+        self._bins = max(100, min(BINS, BINS_OF_ALL // self.cpus))
         self._settings = np.zeros((), dtype=SETTINGS)
-        for name, value in (("shift", shift), ("bins", bins), ("cpus", self.cpus)):
-            self._settings[name] = value
+        self._settings["bins"] = self._bins
+        self._settings["cpus"] = self.cpus
+        self.reach(seconds)
         self._stack = contextlib.ExitStack()
         self._reader = self._stack.enter_context(self._load())
         self._before: tuple[dict[int, dict[str, int]], int] = ({}, 0)
@@ -160,6 +157,13 @@ class Counter:
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
+
+    def reach(self, seconds: float, finest: int = FINEST) -> None:
+        """Make the bins, from the next `begin` on, as wide as so many seconds need, at least `1 << finest` ns."""
+        shift = finest
+        while self._bins << shift < seconds * 1e9:
+            shift += 1
+        self._settings["shift"] = shift
 
     def aim(self, device: str, irqs: Sequence[int], limits: Mapping[str, int]) -> None:
         """Say which network device receives, which interrupts are its own, and what `sysctls` says."""
@@ -240,6 +244,8 @@ def actor_of(cpu: Any) -> int:
         return 7
     if cpu["softirq"]:
         return 8 if cpu["softirq"] == 1 else 9
+    if cpu["role"] in (5, 6):
+        return 6 + int(cpu["role"])
     if cpu["role"] == 0:
         return 0
     return 2 * int(cpu["role"]) - 1 + (1 if cpu["kernel"] else 0)

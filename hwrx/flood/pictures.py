@@ -32,6 +32,8 @@ LOOKS: dict[str, tuple[str, str]] = {
     "sender, user": ("#56B4E9", ""),
     "reader, system": ("#007A5A", ""),
     "reader, user": ("#6CC9A8", ""),
+    "kernel workers": ("#B8A100", "xxxx"),
+    "kernel workers of one CPU": ("#D8CC66", ""),
     "others, system": ("#8A8A8A", "\\\\\\\\"),
     "others, user": ("#BEBEBE", ""),
     "idle": ("#F4F4F2", ""),

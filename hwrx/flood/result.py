@@ -68,11 +68,11 @@ def assemble(raw: Raw, books: Books, notes: list[str]) -> Flood:
     if raw.limits.get("receive_queues") == 1:
         notes.append("the receiving device has one receive queue, so there is nothing for RSS to spread")
     cpu_times = _cpus(raw, window)
-    strangers = sum(cpu.ns[name] for cpu in cpu_times for name in ("others, user", "others, system"))
+    whose = ("others, user", "others, system", "kernel workers of one CPU")
+    strangers = sum(cpu.ns[name] for cpu in cpu_times for name in whose)
     share = strangers / sum(cpu.total_ns for cpu in cpu_times)
     if share > BUSY:
-        whose = "others (where rxe works in kernel workers, those)" if spec.path in VERBS else "other processes"
-        notes.append(f"the machine was not idle: {whose} had {share:.0%} of the CPUs' time meanwhile")
+        notes.append(f"the machine was not idle: others had {share:.0%} of the CPUs' time meanwhile")
     return Flood(
         spec=spec,
         wire=raw.wire,

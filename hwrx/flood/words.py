@@ -20,7 +20,14 @@ STAT_WORDS = {
 }
 OURS = {
     "user": ("sender, user", "reader, user", "others, user"),
-    "system": ("sender, system", "reader, system", "others, system", "ksoftirqd"),
+    "system": (
+        "sender, system",
+        "reader, system",
+        "others, system",
+        "ksoftirqd",
+        "kernel workers",
+        "kernel workers of one CPU",
+    ),
     "softirq": ("softirq NET_RX", "other softirqs"),
     "interrupts": ("interrupts",),
     "idle": ("idle",),

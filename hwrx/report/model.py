@@ -56,6 +56,7 @@ class Row(Struct, kw_only=True):
     cost_ratio: Estimate | None = None  # to the baseline's
     cpu: dict[str, Estimate] = {}  # by actor, of both ends, a message: µs, or instructions if `counted`
     cpu_missing: dict[str, str] = {}  # actors that are not in `cpu`, and why
+    cpu_counted: dict[str, float] = {}  # likewise, of the twin that was counted by actor
     counted: bool = False  # by a clock that counts a guest's instructions
     shift: list[tuple[float, Estimate]] = []  # the same at each decile and at p99: how the whole distribution moved
     tally: dict[str, int] = {}

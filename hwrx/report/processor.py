@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hwrx import stats
 from hwrx.cputime import ACTORS
 from hwrx.stats import Estimate
+
+if TYPE_CHECKING:
+    from hwrx.runs import Run
 
 
 def by_actor(trial: dict[str, Any], ways: int) -> dict[str, float]:
@@ -32,6 +35,19 @@ def missing(trials: Sequence[dict[str, Any]]) -> dict[str, str]:
     for trial in trials:
         said |= json.loads(trial.get("cpu_missing") or "{}")
     return said
+
+
+def by_trial(run: Run) -> dict[int, dict[str, float]]:
+    """The ns a message of each trial's twin that was counted by actor; `busy` if all of the time was given out."""
+    found: dict[int, dict[str, float]] = {}
+    table = run.table("actors")
+    for entry in [] if table is None else table.to_pylist():
+        if entry["messages"]:
+            found.setdefault(entry["trial"], {})[entry["actor"]] = entry["ns"] / entry["messages"]
+    for actors in found.values():
+        if "idle" in actors:
+            actors["busy"] = sum(ns for actor, ns in actors.items() if actor not in ("idle", "housekeeping"))
+    return found
 
 
 def across_trials(trials: Sequence[dict[str, float]], factor: float, level: float) -> dict[str, Estimate]:

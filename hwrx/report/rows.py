@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from hwrx import arrivals, stats, streams
 from hwrx import paths as delivery
@@ -55,7 +55,16 @@ def rows_of(run: Run, name: str) -> list[Row]:
         values = tuple(trial.get(field) for field in swept)
         key = trial["path"], trial["size"], trial["pattern"], trial["wait"], _load(run, trial), values
         trials[key].append(trial)
-    return [_row(run, name, key[:5], dict(zip(swept, key[5], strict=True)), of_key) for key, of_key in trials.items()]
+    rows = [_row(run, name, key[:5], dict(zip(swept, key[5], strict=True)), of_key) for key, of_key in trials.items()]
+    twins = processor.by_trial(run)
+    return [_with_twin(row, twins) for row in rows] if twins else rows
+
+
+def _with_twin(row: Row, twins: Mapping[int, dict[str, float]]) -> Row:
+    """The row with what its twin that was counted by actor brought, if it has one."""
+    found = next((twins[trial] for trial in row.trials if trial in twins), {})
+    factor = 1.0 if row.counted else 1e-3
+    return structs.replace(row, cpu_counted={actor: factor * ns for actor, ns in found.items()})
 
 
 def _setting(trial: dict[str, Any]) -> Setting:

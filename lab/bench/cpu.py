@@ -5,10 +5,12 @@ more. What the kernel says of the whole guest (/proc/timer_list: time passed les
 own before and after) then differs by those messages, agents, kernel and all. It is held against `busy` of the measured
 messages. A trial before them is thrown away: agents load what a path needs when they first open it.
 
-On this machine, over two namespaces (root): a trial of nothing but measured messages, waiting by event. The agents'
-processor time is what the kernel charged to a control group that holds nothing else (cpuacct.usage), or, without one,
-to the two processes (/proc/PID/schedstat), between the connection and the end, less what it takes
-to fetch the samples (which is done once more to know that). It is held against `thread`.
+Then a twin of each is counted by actor, by BPF programs on the tracepoints where a CPU changes hands, and the sum of
+all actors but idle and housekeeping is held against `busy` of the meter in the same trial.
+
+On this machine, over two namespaces (root): likewise with a warm-up that is as long again as the measured messages. The
+agents' processor time is what the kernel charged to a control group that holds nothing else (cpuacct.usage), or,
+without one, to the two processes (/proc/PID/schedstat). It is held against `thread`.
 
 Prints a table and writes cpu.json. Nothing here is a test: a missed goal is shown, not raised.
 
@@ -32,8 +34,9 @@ from rich.table import Table
 from hwrx import cputime, topology
 from hwrx.messages import Pattern, Role, Setting
 from hwrx.peers import Peer, ProcessChannel
-from hwrx.run import Pair, fetch
+from hwrx.run import Pair
 from hwrx.testbed import Bed, GuestBed
+from hwrx.trace import counted
 from hwrx.vm import Guest
 
 GOAL = 0.03
@@ -59,6 +62,7 @@ class Row(Struct, kw_only=True):
     ours: float
     theirs: float
     pairs: int
+    by_actor: dict[str, float] = {}
 
     @property
     def off(self) -> float:
@@ -72,8 +76,11 @@ def messages_of(setting: Setting, round_trips: int) -> int:
 
 def in_guest(pairs: int, say: Console) -> Iterator[Row]:
     with Guest("pair", clock="icount") as guest, Pair(GuestBed(guest)) as agents:
+        trials = []
         for path, pattern in GUEST:
-            setting = Setting(path=path, pattern=pattern, messages=4000, warmup=500, schedule="batch", check_every=0)
+            # of a stream a window of messages is under way at both readings: it is to be small against all
+            count = 20_000 if pattern == "stream" else 4000
+            setting = Setting(path=path, pattern=pattern, messages=count, warmup=500, schedule="batch", check_every=0)
             agents.measure(0, setting)
             ours, theirs = [], []
             for number in range(1, 1 + pairs):
@@ -84,9 +91,23 @@ def in_guest(pairs: int, say: Console) -> Iterator[Row]:
                     totals.append(busy(guest) - before)
                     ours.append(measured.cpu["busy"] / messages_of(setting, setting.messages))
                 theirs.append((totals[1] - totals[0]) / messages_of(setting, MORE))
+            trials.append((setting, counted.loop_seconds(measured, setting)))
             row = Row(
                 where="guest, icount", path=path, pattern=pattern, against="the guest's time less its idle time",
                 ours=statistics.median(ours), theirs=statistics.median(theirs), pairs=pairs,
+            )  # fmt: skip
+            say.print(words(row), highlight=False)
+            yield row
+        counted.attach(agents)
+        for number, (setting, seconds) in enumerate(trials):
+            found, measured = counted.twin(agents, number, setting, seconds, alone=True)
+            messages = messages_of(setting, setting.messages)
+            by_actor = {actor: value / messages for actor, value in found.items()}
+            row = Row(
+                where="guest, icount", path=setting.path, pattern=setting.pattern, pairs=1, by_actor=by_actor,
+                against=", ".join(f"{actor} {value:,.1f}" for actor, value in by_actor.items() if value),
+                ours=measured.cpu["busy"] / messages,
+                theirs=sum(ns for actor, ns in by_actor.items() if actor not in ("idle", "housekeeping")),
             )  # fmt: skip
             say.print(words(row), highlight=False)
             yield row
@@ -107,7 +128,7 @@ def on_host(pairs: int, say: Console) -> Iterator[Row]:
             against = "cpuacct.usage" if group else "/proc/PID/schedstat"
             for path, pattern in HOST:
                 count = 400_000 if pattern == "stream" else 60_000
-                setting = Setting(path=path, pattern=pattern, messages=count, warmup=0, cooldown=0, check_every=0)
+                setting = Setting(path=path, pattern=pattern, messages=count, warmup=2000, check_every=0)
                 ours, theirs = [], []
                 for number in range(pairs):
                     mine, other = compare(agents, setting, number, group, pids)
@@ -123,23 +144,20 @@ def on_host(pairs: int, say: Console) -> Iterator[Row]:
 
 
 def compare(agents: Pair, setting: Setting, number: int, group: Path | None, pids: list[int]) -> tuple[float, float]:
-    """One trial: ns a message that we say, and that the kernel charged."""
+    """The same trial with a short warm-up and a long one: ns a message that we say, and that the kernel charged."""
     seen: list[int] = []
 
     def look(peers: Mapping[Role, Peer]) -> None:
         seen.append(charged(group, pids))
 
-    def fetch_again(peers: Mapping[Role, Peer]) -> None:
-        look(peers)
-        fetch(peers[cputime.observer(setting)], "delivered", setting.messages)
-        if setting.pattern != "stream":
-            fetch(peers["client"], "intended", setting.messages)
-        look(peers)
-
-    measured = agents.measure(number, setting, fetch_again, look)
-    messages = messages_of(setting, setting.messages)
-    # samples were fetched once before the second look, and once more before the third
-    return measured.cpu["thread"] / messages, (seen[1] - seen[0] - (seen[2] - seen[1])) / messages
+    ours = 0.0
+    for warmup in (setting.warmup, setting.warmup + setting.messages):
+        measured = agents.measure(number, structs.replace(setting, warmup=warmup), look, look)
+        ours += measured.cpu["thread"] / 2
+    # what the agents do besides, fetching samples above all, is the same in both
+    return ours / messages_of(setting, setting.messages), (seen[3] - seen[2] - seen[1] + seen[0]) / messages_of(
+        setting, setting.messages
+    )
 
 
 def charged(group: Path | None, pids: list[int]) -> int:

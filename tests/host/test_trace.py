@@ -218,12 +218,13 @@ def test_a_traced_run_has_its_tables_and_its_report(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, [*words, "--repeats", "1", "--trace", "--runs", str(tmp_path)])
     assert done.exit_code == 0, done.output
     run = hwrx.load(tmp_path / "latest")
-    for name in ("stages", "copies", "tracing"):
+    for name in ("stages", "copies", "tracing", "actors"):
         table = run.table(name)
         assert table is not None
         assert set(table["path"].to_pylist()) == {"udp", "tcp"}
     assert run.manifest["tracing"]["available"]
     page = (run.path / "report.html").read_text()
-    assert "Where the time goes, 64 B" in page
+    assert "Where the time goes: 64 B" in page
     assert "Copies per byte" in page
     assert "What tracing cost" in page
+    assert "Processor time of a message, counted by actor" in page

@@ -25,7 +25,7 @@ from hwrx.cli import main
 from hwrx.errors import StoreError, UsageError
 from hwrx.messages import Done
 from hwrx.run import Measured, Outcome, write
-from hwrx.trace import tables
+from hwrx.trace import counted, tables
 
 
 def test_a_complete_run_reads_back(tmp_path: pathlib.Path) -> None:
@@ -496,6 +496,7 @@ def test_every_field_of_a_setting_and_every_column_of_a_traced_run_has_a_meaning
         "stages": tables.STAGES.names,
         "copies": tables.COPIES.names,
         "tracing": tables.TRACING.names,
+        "actors": counted.TABLE.names,
     }.items():
         assert [name for name in names if not schema.column(table, name)[1]] == [], table
 

@@ -28,11 +28,13 @@ enum actor {
 	SOFTIRQ_NET,
 	SOFTIRQ_OTHER,
 	HARDIRQ,
+	WORKER,
+	HOUSEKEEPING,
 	ACTORS,
 };
 
 /* who a task is */
-enum role { R_IDLE, R_SENDER, R_READER, R_OTHER, R_KSOFTIRQD };
+enum role { R_IDLE, R_SENDER, R_READER, R_OTHER, R_KSOFTIRQD, R_WORKER, R_HOUSEKEEPING };
 
 /* who polled: no device's, the receiving device's, another's */
 enum poller { BACKLOG, DEVICE, ELSEWHERE, POLLERS };
@@ -207,6 +209,10 @@ static __always_inline u32 actor_of(const struct cpu *c)
 		return c->kernel ? SENDER_SYSTEM : SENDER_USER;
 	case R_READER:
 		return c->kernel ? READER_SYSTEM : READER_USER;
+	case R_WORKER:
+		return WORKER;
+	case R_HOUSEKEEPING:
+		return HOUSEKEEPING;
 	}
 	return c->kernel ? OTHER_SYSTEM : OTHER_USER;
 }
@@ -226,8 +232,14 @@ static __always_inline u32 role_of(struct task_struct *task)
 	if (!task->pid)
 		return R_IDLE;
 	__builtin_memcpy(comm, task->comm, sizeof(comm));
-	if (task->flags & PF_KTHREAD)
-		return begins_with(comm, "ksoftirqd/", 10) ? R_KSOFTIRQD : R_OTHER;
+	if (task->flags & PF_KTHREAD) {
+		if (begins_with(comm, "ksoftirqd/", 10))
+			return R_KSOFTIRQD;
+		/* bound to no CPU, as those of rxe's queue are; those of one CPU are the kernel's own */
+		if (begins_with(comm, "kworker/u", 9))
+			return R_WORKER;
+		return begins_with(comm, "kworker/", 8) ? R_HOUSEKEEPING : R_OTHER;
+	}
 	if (begins_with(comm, "hwrx-send", 9))
 		return R_SENDER;
 	return begins_with(comm, "hwrx-read", 9) ? R_READER : R_OTHER;

@@ -1,0 +1,30 @@
+"""Counted twins on this machine's kernel: whose time the measured messages took, against what the ends' meters read."""
+
+from __future__ import annotations
+
+import pytest
+
+from hwrx import topology
+from hwrx.messages import Setting
+from hwrx.run import Pair
+from hwrx.testbed import Bed
+from hwrx.trace import counted
+
+
+@pytest.mark.parametrize("path", ["udp", "tcp"])
+def test_the_ends_have_the_time_of_the_measured_messages_and_no_other(path: str) -> None:
+    """Most messages are warm-up: with those in it, the time would be six times as long."""
+    setting = Setting(path=path, messages=1000, warmup=5000, check_every=0)
+    with topology.netns() as made, Pair(Bed(made.places, made.peers, {})) as pair:
+        plain = pair.measure(0, setting)
+        counted.attach(pair)
+        found, measured = counted.twin(pair, 1, setting, counted.loop_seconds(plain, setting), alone=False)
+        own = found["user"] + found["system"]
+        # the meter's time of a thread has in it what softirqs and interrupts took of it
+        assert 0.2 * measured.cpu["thread"] < own <= 1.03 * measured.cpu["thread"]
+        assert "other" not in found
+        assert "idle" not in found
+        whole, again = counted.twin(pair, 2, setting, counted.loop_seconds(plain, setting), alone=True)
+        start, stop = again.client.between
+        assert sum(whole.values()) % (stop - start) == 0, "every CPU's sum is the time that has passed"
+        assert whole["softirq"] > 0
