@@ -19,10 +19,10 @@ SATURATED = "†"
 
 RXE = (
     "The rdma paths of this run cross SoftRoCE (rxe), RDMA in software. It has RDMA's interface and RoCE's packets, "
-    "but no adapter: the CPU does the HCA's copying. Each payload byte is copied once by the CPU on the sending side "
-    "(twice if it is posted inline) and once on the receiving side, as often as over UDP, and either side reads it once "
-    "more for the checksum. A real HCA moves the bytes itself, by DMA, and the CPU copies none. So these figures tell "
-    "what the interface and its packets cost here; they do not tell how fast RDMA hardware is."
+    "but no adapter: the CPU does the HCA's copying. Each payload byte is copied once by the CPU on the sending "
+    "side (twice if it is posted inline) and once on the receiving side, as often as over UDP, and either side "
+    "reads it once more for the checksum. A real HCA moves the bytes itself, by DMA, and the CPU copies none. So "
+    "these figures tell what the interface and its packets cost here; they do not tell how fast RDMA hardware is."
 )
 HOW = (
     "Figures are geometric means over the repeats. Intervals are Student's at 95 %, on the logarithm of each repeat's "
