@@ -97,8 +97,10 @@ cdef int verify(uint32_t magic, const char *message, uint32_t size, uint32_t tri
 VERDICTS = ("good", "bad magic", "other trial", "bad trailer", "bad pattern")
 
 
-def make(uint32_t size, uint64_t sequence, uint32_t trial=0, int64_t send_ns=0):
+def make(uint32_t size, uint64_t sequence, uint32_t trial=0, int64_t send_ns=0, *, bint to_check=False):
     """The bytes of one whole message, pattern included; for tests and for peers that are not ours.
+
+    `to_check`: of the exchange before that of `sequence` in a ping-pong, which is checked and not timed.
 
     Raises ValueError where `size` is below 8, which cannot hold magic and sequence.
     """
@@ -106,17 +108,21 @@ def make(uint32_t size, uint64_t sequence, uint32_t trial=0, int64_t send_ns=0):
         raise ValueError(f"a message has at least {SMALLEST} bytes, not {size}")
     message = PyBytes_FromStringAndSize(NULL, size)
     cdef char *at = PyBytes_AS_STRING(message)
+    if to_check:
+        build_check(at, size, sequence, trial, send_ns)
+        return message
     fill(at, size, sequence)
     stamp(at, size, sequence, trial, send_ns)
     seal(at, size, sequence)
     return message
 
 
-def check(const unsigned char[::1] message not None, uint32_t trial=0):
-    """One of VERDICTS for a whole message."""
+def check(const unsigned char[::1] message not None, uint32_t trial=0, *, bint to_check=False):
+    """One of VERDICTS for a whole message; `to_check` as for `make`."""
     if message.shape[0] < SMALLEST:
         return "bad magic"
-    return VERDICTS[verify(MAGIC, <const char *> &message[0], <uint32_t> message.shape[0], trial)]
+    cdef uint32_t magic = MAGIC_CHECK if to_check else MAGIC
+    return VERDICTS[verify(magic, <const char *> &message[0], <uint32_t> message.shape[0], trial)]
 
 
 def sequence(const unsigned char[::1] message not None) -> int:

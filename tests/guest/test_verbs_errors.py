@@ -319,4 +319,4 @@ def test_a_thread_that_waits_by_event_is_bounded_by_its_limit(pair: Places, ends
         thread = threading.Thread(target=lambda: result.append(loop.run(trial, a, "pingpong", "client")))
         thread.start()
         thread.join(30)
-        assert loop.ENDED[result[0][0]] == "limit"
+        assert loop.ENDED[result[0]] == "limit"
