@@ -20,12 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import hwrx
-from hwrx import disk, experiment, schema, seal, store
-from hwrx.cli import main
+from hwrx import disk, experiment, seal, store
 from hwrx.errors import StoreError, UsageError
 from hwrx.messages import Done
 from hwrx.run import Measured, Outcome, write
-from hwrx.trace import counted, tables
 
 
 def test_a_complete_run_reads_back(tmp_path: pathlib.Path) -> None:
@@ -412,18 +410,6 @@ def test_late_answers_are_samples_that_say_so(tmp_path: pathlib.Path) -> None:
     assert not run.trial_samples(1).late.any()
 
 
-def test_units_and_meanings_are_in_the_files(tmp_path: pathlib.Path) -> None:
-    path = made_runs.make(tmp_path, repeats=1)
-    for name in ("samples", "trials"):
-        found = pq.read_schema(path / f"{name}.parquet")
-        for field in found:
-            unit, meaning = schema.column(name, field.name)
-            assert (field.metadata or {}).get(b"unit", b"").decode() == unit, field.name
-            assert meaning or field.name not in store.SAMPLES.names, field.name
-    assert pq.read_schema(path / "samples.parquet").field("ns").metadata[b"unit"] == b"ns"
-    assert pq.read_schema(path / "trials.parquet").field("resident_client").metadata[b"unit"] == b"bytes"
-
-
 def test_what_could_not_be_read_again_is_not_begun(tmp_path: pathlib.Path) -> None:
     asked = experiment.from_options(paths=["udp"], name="made")
     endless = msgspec.structs.replace(asked, budget=float("inf"))
@@ -470,35 +456,6 @@ def test_a_trial_has_the_fields_that_its_path_reads(tmp_path: pathlib.Path) -> N
     assert "socket_buffer" in by_path["udp"]
     assert "socket_buffer" not in by_path["rdma-send"]
     assert {row.path: row.setting["signal_every"] for row in run.summary().rows} == {"udp": 16, "rdma-send": 16}
-
-
-def test_the_schema_is_printed_and_every_column_has_a_meaning(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = made_runs.make(tmp_path, repeats=1, sizes=[64])
-    assert main(["report", str(path), "--schema", "--json"]) == 0
-    columns = json.loads(capsys.readouterr().out)
-    by_name = {(column["table"], column["name"]): column for column in columns}
-    assert by_name["samples", "ns"]["unit"] == "ns"
-    assert by_name["samples", "path"]["type"] == "string"
-    assert by_name["trials", "size"] == {
-        "table": "trials", "name": "size", "type": "int64", "unit": "bytes", "meaning": "payload of a message"
-    }  # fmt: skip
-    assert [name for (table, name), column in by_name.items() if not column["meaning"]] == []
-    assert main(["report", str(path), "--schema"]) == 0
-    assert "payload of a message" in capsys.readouterr().out
-
-
-def test_every_field_of_a_setting_and_every_column_of_a_traced_run_has_a_meaning() -> None:
-    for table, names in {
-        "trials": list(experiment.SETTING_FIELDS),
-        "samples": store.SAMPLES.names,
-        "stages": tables.STAGES.names,
-        "copies": tables.COPIES.names,
-        "tracing": tables.TRACING.names,
-        "actors": counted.TABLE.names,
-    }.items():
-        assert [name for name in names if not schema.column(table, name)[1]] == [], table
 
 
 def test_names_that_are_no_text_are_kept_as_they_were(tmp_path: pathlib.Path) -> None:
