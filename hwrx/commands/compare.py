@@ -102,7 +102,9 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seed", type=int, help="Seed of the order of trials."),
         click.option("--cpu", type=Cpus(), help="CPUs of the ends [of their own]; any: let the scheduler choose."),
         click.option("--numa", type=click.IntRange(0), metavar="NODE", help="NUMA node from which CPUs are taken."),
-        click.option("--trace/--no-trace", default=None, help="Stamp every stage of every message (needs root)."),
+        click.option(
+            "--trace/--no-trace", default=None, help="Stamp each message's stages, count time by actor (needs root)."
+        ),
     ]
     for option in reversed(options):
         command = option(command)

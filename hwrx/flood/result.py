@@ -68,7 +68,8 @@ def assemble(raw: Raw, books: Books, notes: list[str]) -> Flood:
     if raw.limits.get("receive_queues") == 1:
         notes.append("the receiving device has one receive queue, so there is nothing for RSS to spread")
     cpu_times = _cpus(raw, window)
-    whose = ("others, user", "others, system", "kernel workers of one CPU")
+    whose: tuple[str, ...] = ("others, user", "others, system", "kernel workers of one CPU")
+    whose += () if spec.path in VERBS else ("kernel workers",)
     strangers = sum(cpu.ns[name] for cpu in cpu_times for name in whose)
     share = strangers / sum(cpu.total_ns for cpu in cpu_times)
     if share > BUSY:

@@ -8,9 +8,9 @@ messages. A trial before them is thrown away: agents load what a path needs when
 Then a twin of each is counted by actor, by BPF programs on the tracepoints where a CPU changes hands, and the sum of
 all actors but idle and housekeeping is held against `busy` of the meter in the same trial.
 
-On this machine, over two namespaces (root): likewise with a warm-up that is as long again as the measured messages. The
-agents' processor time is what the kernel charged to a control group that holds nothing else (cpuacct.usage), or,
-without one, to the two processes (/proc/PID/schedstat). It is held against `thread`.
+On this machine, over two namespaces (root): both ends are threads of their own in a control group, and the observer's
+meter reads what the kernel has charged to that group (cpuacct.usage; without one: to both threads, /proc/TID/schedstat)
+where it reads its clocks. So both are of the same messages. It is held against `thread`.
 
 Prints a table and writes cpu.json. Nothing here is a test: a missed goal is shown, not raised.
 
@@ -24,18 +24,23 @@ import contextlib
 import json
 import os
 import statistics
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct, structs, to_builtins
 from rich.console import Console
 from rich.table import Table
 
-from hwrx import cputime, topology
-from hwrx.messages import Pattern, Role, Setting
-from hwrx.peers import Peer, ProcessChannel
+from cython_ext import loop
+from cython_ext.trial import Trial
+from hwrx import cputime, netns, paths, topology
+from hwrx.endings import ENDS
+from hwrx.messages import Done, Pattern, Prepare, Role, Setting
 from hwrx.run import Pair
-from hwrx.testbed import Bed, GuestBed
+from hwrx.testbed import GuestBed
 from hwrx.trace import counted
 from hwrx.vm import Guest
 
@@ -49,6 +54,8 @@ GUEST: tuple[tuple[str, Pattern], ...] = (
     ("udp", "stream"),
     ("rdma-send", "stream"),
 )
+# a CPU's time goes to its group at the latest at the next tick: a trial takes many of them
+COUNTS: dict[tuple[str, Pattern], int] = {("udp", "stream"): 400_000, ("tcp", "stream"): 3_000_000}
 HOST: tuple[tuple[str, Pattern], ...] = (("udp", "pingpong"), ("tcp", "pingpong"), ("udp", "stream"), ("tcp", "stream"))
 
 
@@ -122,80 +129,125 @@ def busy(guest: Guest) -> int:
 
 
 def on_host(pairs: int, say: Console) -> Iterator[Row]:
-    with topology.build("netns") as made, Pair(Bed(made.places, made.peers, {})) as agents:
-        pids = [pid_of(peer) for peer in agents.peers.values()]
-        with control_group(pids) as group:
-            against = "cpuacct.usage" if group else "/proc/PID/schedstat"
-            for path, pattern in HOST:
-                count = 400_000 if pattern == "stream" else 60_000
-                setting = Setting(path=path, pattern=pattern, messages=count, warmup=2000, check_every=0)
-                ours, theirs = [], []
-                for number in range(pairs):
-                    mine, other = compare(agents, setting, number, group, pids)
-                    ours.append(mine)
-                    theirs.append(other)
-                best = min(range(pairs), key=lambda k: theirs[k])
-                row = Row(
-                    where="here, netns", path=path, pattern=pattern, against=against,
-                    ours=ours[best], theirs=theirs[best], pairs=pairs,
-                )  # fmt: skip
-                say.print(words(row), highlight=False)
-                yield row
+    with topology.build("netns") as made, control_group() as group:
+        against = "cpuacct.usage" if group else "schedstat of both threads"
+        for path, pattern in HOST:
+            setting = Setting(
+                path=path, pattern=pattern, messages=COUNTS.get((path, pattern), 60_000), warmup=10_000, check_every=0
+            )
+            found = [compare(made, setting, number, group) for number in range(pairs)]
+            ours, theirs = sorted(found, key=lambda two: two[0] / two[1])[pairs // 2]
+            row = Row(
+                where="here, netns", path=path, pattern=pattern, against=against, ours=ours, theirs=theirs, pairs=pairs
+            )
+            say.print(words(row), highlight=False)
+            yield row
 
 
-def compare(agents: Pair, setting: Setting, number: int, group: Path | None, pids: list[int]) -> tuple[float, float]:
-    """The same trial with a short warm-up and a long one: ns a message that we say, and that the kernel charged."""
-    seen: list[int] = []
+class End(threading.Thread):
+    """One end of a trial, a thread in the group whose time the kernel adds up."""
 
-    def look(peers: Mapping[Role, Peer]) -> None:
-        seen.append(charged(group, pids))
+    def __init__(
+        self, role: Role, setting: Setting, number: int, cpu: int, group: Path | None, at: threading.Barrier
+    ) -> None:
+        super().__init__(daemon=True)
+        self.role: Role = role
+        self.setting, self.number, self.cpu, self.group = setting, number, cpu, group
+        self.endpoint: Any = None
+        self.counters: list[str] = []
+        self.at = at
+        self.done = Done(tally={}, ended="error")
+        self.said: dict[str, tuple[bytes, bytes]] = {}
 
-    ours = 0.0
-    for warmup in (setting.warmup, setting.warmup + setting.messages):
-        measured = agents.measure(number, structs.replace(setting, warmup=warmup), look, look)
-        ours += measured.cpu["thread"] / 2
-    # what the agents do besides, fetching samples above all, is the same in both
-    return ours / messages_of(setting, setting.messages), (seen[3] - seen[2] - seen[1] + seen[0]) / messages_of(
-        setting, setting.messages
-    )
+    def run(self) -> None:
+        setting = self.setting
+        os.sched_setaffinity(0, {self.cpu})
+        if self.group:
+            (self.group / "tasks").write_text(str(threading.get_native_id()))
+        self.at.wait(30)
+        trial = Trial(
+            messages=setting.messages,
+            warmup=setting.warmup,
+            cooldown=setting.cooldown,
+            size=setting.size,
+            trial=self.number,
+            batch=setting.batch,
+            counters=self.counters if self.role == cputime.observer(setting) else [],
+        )
+        self.at.wait(30)
+        status = loop.run(trial, self.endpoint, setting.pattern, self.role)
+        self.done = Done(tally={}, ended=loop.ENDED.get(status, "error"), cpu=cputime.used(trial.meter, alone=False))
+        self.said = trial.meter.said()
 
 
-def charged(group: Path | None, pids: list[int]) -> int:
-    """What the kernel has charged to the agents, ns."""
-    if group:
-        return int((group / "cpuacct.usage").read_text())
-    files = [file for pid in pids for file in Path(f"/proc/{pid}/task").glob("*/schedstat")]
-    return sum(int(file.read_text().split()[0]) for file in files)
+def compare(made: topology.Made, setting: Setting, number: int, group: Path | None) -> tuple[float, float]:
+    """One trial: ns a message that we say, and that the kernel charged to both threads between the same two messages.
 
-
-def pid_of(peer: Peer) -> int:
-    channel = peer._channel
-    assert isinstance(channel, ProcessChannel)
-    return channel.process.pid
+    The observer's meter reads the kernel's count with its own clocks, so that nothing but the loop is in either.
+    """
+    cpus = sorted(os.sched_getaffinity(0))
+    on: dict[Role, int] = {"client": cpus[-1], "server": cpus[0]}
+    at = threading.Barrier(3)
+    ends = {role: End(role, setting, number, on[role], group, at) for role, _ in ENDS}
+    with connected(made, setting, number) as endpoints:
+        for role, end in ends.items():
+            end.endpoint = endpoints[role]
+            end.start()
+        threads = [Path(f"/proc/{end.native_id}/schedstat") for end in ends.values()]
+        files = [group / "cpuacct.usage"] if group else threads
+        for end in ends.values():
+            end.counters += map(str, files)
+        at.wait(30)  # they make their trials
+        at.wait(30)
+        for end in ends.values():
+            end.join(120)
+    by_actor, missing = cputime.account(setting, ends["client"].done, ends["server"].done, alone=False)
+    observer = ends[cputime.observer(setting)]
+    if "thread" not in by_actor or len(observer.said) != len(files):
+        raise SystemExit(
+            f"{setting.path} {setting.pattern}: nothing to compare: {missing.get('thread', 'no counters')}"
+        )
+    charged = sum(int(after.split()[0]) - int(before.split()[0]) for before, after in observer.said.values())
+    messages = messages_of(setting, setting.messages)
+    return by_actor["thread"] / messages, charged * setting.messages / observer.done.cpu["messages"] / messages
 
 
 @contextlib.contextmanager
-def control_group(pids: list[int]) -> Iterator[Path | None]:
-    """Yield a group of the v1 cpuacct hierarchy with these processes in it; None where there is none to be had."""
+def connected(made: topology.Made, setting: Setting, number: int) -> Iterator[dict[Role, Any]]:
+    """Yield both ends' endpoints, each opened in its own namespace, connected."""
+    spaces = {role: made.peers[role].removeprefix("netns:") for role, _ in ENDS}
+    ends: dict[Role, Any] = {}
+
+    def connect(role: Role, remote: dict[str, Any]) -> None:
+        with netns.entered(spaces[role]):
+            ends[role].connect(remote)
+
+    with contextlib.ExitStack() as stack:
+        for role, other in ENDS:
+            places = made.places
+            prepare = Prepare(trial=number, role=role, setting=setting, here=places[role], there=places[other])
+            with netns.entered(spaces[role]):
+                ends[role] = paths.open_endpoint(prepare)
+            stack.callback(ends[role].close)
+        told = {role: end.describe() for role, end in ends.items()}
+        with ThreadPoolExecutor(2) as pool:  # a TCP server waits for its client
+            for future in [pool.submit(connect, role, told[other]) for role, other in ENDS]:
+                future.result(30)
+        yield ends
+
+
+@contextlib.contextmanager
+def control_group() -> Iterator[Path | None]:
+    """Yield an empty group of the v1 cpuacct hierarchy; None if there is none to be had."""
     group = GROUPS / f"hwrx-bench-{os.getpid()}"
     try:
-        home = GROUPS / next(
-            line.split(":")[2].strip().lstrip("/")
-            for line in Path("/proc/self/cgroup").read_text().splitlines()
-            if "cpuacct" in line.split(":")[1].split(",")
-        )
         group.mkdir()
-    except (OSError, StopIteration):
+    except OSError:
         yield None
         return
     try:
-        for pid in pids:
-            (group / "cgroup.procs").write_text(str(pid))
         yield group
     finally:
-        for pid in pids:
-            with contextlib.suppress(OSError):
-                (home / "cgroup.procs").write_text(str(pid))
         group.rmdir()
 
 
