@@ -153,21 +153,38 @@ def test_agents_die_with_a_controller_that_is_killed(tmp_path: Path) -> None:
     )
 
 
-def test_a_full_disk_is_said_in_words_and_keeps_what_was_measured(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_is_said_in_words_and_what_was_measured_is_kept(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    script = (
-        f"mount -t tmpfs -o size=400k tmpfs {disk} && "
-        f"{' '.join(HWRX)} compare --paths udp --messages 40000 --repeats 30 --topology here --runs {disk}; code=$?; "
-        f"cp -r {disk}/20* {tmp_path}/kept; exit $code"
-    )
+    command = f"{' '.join(HWRX)} compare --paths udp --messages 40000 --repeats 30 --topology here --runs {disk}"
+    script = f"""
+        mount -t tmpfs -o size=8m tmpfs {disk} || exit 9
+        {{
+            until grep -qs . {disk}/20*/trials.jsonl; do sleep 0.1; done
+            cat /dev/zero >{disk}/somebody-else
+        }} 2>/dev/null &
+        {command}; code=$?
+        kill $! 2>/dev/null; cp -r {disk}/20* {tmp_path}/kept; exit $code
+    """
     done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
+    assert done.returncode == 1, done.stderr
     assert re.search(r"(no space|disk is full|No space)", done.stderr), done.stderr
     assert "Traceback" not in done.stderr
     run = hwrx.load(tmp_path / "kept")
     assert run.status == "partial"
     assert run.samples.num_rows >= 40000
+
+
+def test_a_disk_without_room_for_the_run_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = f"{' '.join(HWRX)} compare --paths udp --messages 40000 --repeats 30 --topology here --runs {disk}"
+    script = f"mount -t tmpfs -o size=400k tmpfs {disk} || exit 9; {command}; code=$?; ls {disk} >&2; exit $code"
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert "0.4 MB are free" in done.stderr
+    assert "choose another place with --runs" in done.stderr
+    assert "trial 0" not in done.stderr
 
 
 def test_a_million_messages_stay_under_200_mb(tmp_path: Path) -> None:
