@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 
 from hwrx import stages
-from hwrx.messages import Place, Role, Setting
+from hwrx.messages import Setting
+from hwrx.placement import Wish
 from hwrx.run import Pair
 from hwrx.trace.join import Timelines
 from hwrx.trace.traced import Directions, RunTracer
 
+# Both ends on one CPU, where (under SCHED_BATCH) none interrupts the other: what one call sends, one receives.
+ONE_CPU = Wish(cpu=(0, 0))
 MAGIC = 0x78727768  # of a message (cython_ext/payload.pxd)
 
 
@@ -37,11 +38,6 @@ def check(timelines: Timelines, messages: int) -> None:
     kernel = timelines.stamps[:, 1:-1]
     inside = (kernel >= timelines.stamps[:, :1]) & (kernel <= timelines.stamps[:, -1:])
     assert inside[kernel > 0].all(), "a kernel's stamp outside of the user's"
-
-
-def one_cpu(places: Mapping[Role, Place]) -> dict[Role, Place]:
-    """Both ends on one CPU, where (under SCHED_BATCH) none interrupts the other: what one call sends, one receives."""
-    return {role: msgspec.structs.replace(place, cpu=0) for role, place in places.items()}
 
 
 def check_batches(found: Directions, messages: int) -> None:

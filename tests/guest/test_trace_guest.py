@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from guest_ends import ROLES, Places
-from tracing import actors, check, check_batches, count, hw_counter, one_cpu, snmp, trace
+from tracing import ONE_CPU, actors, check, check_batches, count, hw_counter, snmp, trace
 
 from hwrx import topology
 from hwrx.messages import Setting, Wait
@@ -84,7 +84,7 @@ def test_by_whom_is_what_the_kernel_did(traced_pair: Pair, tracer: RunTracer) ->
 def test_every_datagram_of_a_batch_has_a_complete_timeline(pair: Places, tracer: RunTracer) -> None:
     """sendmmsg and recvmmsg: one call for many messages, of which each is copied by itself."""
     more: dict[str, Any] = {"messages": 400, "warmup": 64, "batch": 32, "limit": 60.0, "socket_buffer": 1 << 20}
-    with Pair(Bed(one_cpu(pair), dict.fromkeys(ROLES, "local"), {})) as agents:
+    with Pair(Bed(pair, dict.fromkeys(ROLES, "local"), {}), ONE_CPU) as agents:
         for size in (64, 1400):
             setting = Setting(path="udp", pattern="stream", size=size, schedule="batch", **more)
             found = trace(tracer, agents, 10 + size, setting)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from tracing import actors, check, check_batches, check_short_reads, count, one_cpu, snmp, trace
+from tracing import ONE_CPU, actors, check, check_batches, check_short_reads, count, snmp, trace
 
 import hwrx
 from hwrx import stages, topology
@@ -63,8 +63,7 @@ def test_ten_thousand_datagrams_have_complete_timelines(bed: Bed, size: int) -> 
 def test_every_datagram_of_a_batch_has_a_complete_timeline(bed: Bed) -> None:
     more: dict[str, Any] = {"batch": 64, "socket_buffer": 1 << 20, "schedule": "batch"}
     setting = Setting(path="udp", pattern="stream", size=1400, messages=3000, **more)
-    bed.places = one_cpu(bed.places)
-    with Pair(bed) as pair, RunTracer(bed, ["udp"]) as tracer:
+    with Pair(bed, ONE_CPU) as pair, RunTracer(bed, ["udp"]) as tracer:
         tracer.attach()
         found = trace(tracer, pair, 1, setting)
     check_batches(found, setting.messages)
@@ -156,7 +155,7 @@ def test_histograms_alone_count_every_message_and_time_some(bed: Bed) -> None:
     total = 2 * (setting.warmup + setting.messages + setting.cooldown)
     with Pair(bed) as pair, Ledger(["udp"], namespaces=sorted(namespaces(bed).values()), histograms=True) as ledger:
         ledger.begin(sample_every=0, size=64, trial=1)
-        pair.measure(1, setting)
+        pair.measure(1, setting, stamped=True)  # an answer carries the time at which it was sent
         recording = ledger.end()
     assert len(recording.events) == 0
     numbers = {stage.name: stage.number for stage in stages.STAGES}
