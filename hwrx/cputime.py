@@ -33,6 +33,7 @@ ACTORS = ("thread", "user", "system", "softirq", "interrupt", "worker", "other",
 TIMERS = "/proc/timer_list"
 WORKERS = ("kworker/", "ksoftirqd/")
 FEWEST_TICKS = 100
+CHARGED = "the kernel charges them to whoever they interrupt"
 # what the programs that count by actor know both ends' threads by (role_of of cputime.h)
 COUNTED_NAMES: dict[Role, str] = {"client": "hwrx-send", "server": "hwrx-read"}
 
@@ -142,9 +143,7 @@ def account(setting: Setting, client: Done, server: Done, alone: bool) -> tuple[
             f"the kernel divides a thread's time by looking at its tick, and a trial had less than {FEWEST_TICKS} of "
             "those; measure more messages"
         )
-    missing["softirq"] = missing["interrupt"] = (
-        "the kernel charges them to whoever they interrupt; --trace tells them apart"
-    )
+    missing["softirq"] = missing["interrupt"] = f"{CHARGED}; --trace tells them apart"
     _machine(setting, ends, alone, found, missing)
     found |= {role: dict(end) for role, end in ends.items() if end}
     return found, missing

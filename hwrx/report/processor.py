@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hwrx import stats
-from hwrx.cputime import ACTORS
+from hwrx.cputime import ACTORS, CHARGED
 from hwrx.stats import Estimate
 
 if TYPE_CHECKING:
     from hwrx.runs import Run
+
+ONLY_COUNTED = ("softirq", "interrupt")  # actors that the counted twins alone tell apart
+COUNTED_BELOW = f"{CHARGED}; the table of what was counted by actor tells them apart"
 
 
 def by_actor(trial: dict[str, Any], ways: int) -> dict[str, float]:
@@ -29,11 +32,20 @@ def busy(trials: Sequence[dict[str, float]]) -> list[float]:
     return [found["busy"] for found in trials] if all("busy" in found for found in trials) else []
 
 
-def missing(trials: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Why actors have no time, in the words of the last trial that says."""
+def missing(trials: Sequence[dict[str, Any]], counting: Mapping[str, Any]) -> dict[str, str]:
+    """Why actors have no time, in the words of the last trial that says.
+
+    :param counting: what the run says of its counted twins (trace.counted): one that was to have some says for softirqs
+        and interrupts what kept them from being counted, instead of asking for what was asked for.
+    """
     said: dict[str, str] = {}
     for trial in trials:
         said |= json.loads(trial.get("cpu_missing") or "{}")
+    failed = counting.get("failed", {})
+    problem = counting.get("problem") or next((failed[n] for t in trials if (n := str(t["trial"])) in failed), "")
+    if problem:
+        reason = f"{CHARGED}, and what tells them apart could not count: {problem}"
+        said |= {actor: reason for actor in ONLY_COUNTED if actor in said}
     return said
 
 

@@ -64,7 +64,12 @@ def _with_twin(row: Row, twins: Mapping[int, dict[str, float]]) -> Row:
     """The row with what its twin that was counted by actor brought, if it has one."""
     found = next((twins[trial] for trial in row.trials if trial in twins), {})
     factor = 1.0 if row.counted else 1e-3
-    return structs.replace(row, cpu_counted={actor: factor * ns for actor, ns in found.items()})
+    told = {actor: processor.COUNTED_BELOW for actor in processor.ONLY_COUNTED if actor in row.cpu_missing and found}
+    return structs.replace(
+        row,
+        cpu_counted={actor: factor * ns for actor, ns in found.items()},
+        cpu_missing={**row.cpu_missing, **told},
+    )
 
 
 def _setting(trial: dict[str, Any]) -> Setting:
@@ -139,7 +144,7 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         tally=_sum(trials),
         cost=stats.across(busy, level) if busy else None,
         cpu=processor.across_trials(cpu, 1.0 if counted else 1e-3, level),
-        cpu_missing=processor.missing(trials),
+        cpu_missing=processor.missing(trials, run.manifest.get("counting", {})),
         counted=counted,
         resident=max((v for t in trials for f, v in t.items() if f.startswith("resident") and v), default=0),
         effective=min((found.effective[0.5] / found.count for found in digests), default=math.nan),

@@ -26,6 +26,7 @@ from hwrx.messages import Counted, CountEnd, Counting, CountOpen, FromAgent, Set
 from hwrx.run import Measured, Pair, Testbed
 from hwrx.schema import TEXT
 from hwrx.store import Writer
+from hwrx.trace import owed
 
 if TYPE_CHECKING:
     from hwrx.flood.counting import Counter
@@ -126,9 +127,15 @@ def cut(time: Int64s, width: int, start: int, stop: int) -> Int64s:
 def twins(experiment: Experiment, testbed: Testbed, writer: Writer) -> Iterator[Callable[..., None]]:
     """Yield what run.execute calls after each trial; leaving counts a twin of each setting's first, in new agents.
 
-    Does nothing if the experiment asks for no tracing. What cannot be counted is said in the run, which goes on.
+    Does nothing if the experiment asks for no tracing. Of a run that goes on after an interruption the trials that were
+    measured before it and have no twin yet get theirs, too. What cannot be counted is said in the run, which goes on.
     """
     waiting: list[tuple[Trial, float]] = []
+    if experiment.trace:
+        for trial, line, _ in owed.trials_without(writer, ["actors"], testbed):
+            if trial.repeat == 0:
+                cpu = line["extra"].get("cpu", {}).get(cputime.observer(trial.setting), {})
+                waiting.append((trial, _loop_seconds(cpu, trial.setting)))
 
     def after(pair: Pair, trial: Trial, measured: Measured, writer: Writer) -> None:
         if experiment.trace and trial.repeat == 0:
@@ -146,7 +153,8 @@ def twins(experiment: Experiment, testbed: Testbed, writer: Writer) -> Iterator[
             writer.log(f"no time by actor: {error}")
             writer.note(counting={"problem": str(error)})
             return
-        writer.note(counting={"lacks": lacks})
+        failed: dict[str, str] = {}
+        writer.note(counting={"lacks": lacks, "failed": failed})
         for trial, seconds in waiting:
             try:
                 found, measured = twin(pair, trial.number, trial.setting, seconds, alone=testbed.alone)
@@ -154,6 +162,8 @@ def twins(experiment: Experiment, testbed: Testbed, writer: Writer) -> Iterator[
                 raise
             except HwrxError as error:
                 writer.log(f"trial {trial.number} {trial.label}: counted twin failed: {error}")
+                failed[str(trial.number)] = str(error)
+                writer.note(counting={"lacks": lacks, "failed": failed})
                 continue
             writer.add_table("actors", rows(trial, found, measured))
 
@@ -161,7 +171,12 @@ def twins(experiment: Experiment, testbed: Testbed, writer: Writer) -> Iterator[
 def loop_seconds(measured: Measured, setting: Setting) -> float:
     """About how long the whole loop of a trial took; 0 if its observer saw too little."""
     end = measured.server if cputime.observer(setting) == "server" else measured.client
-    return end.cpu["elapsed"] / 1e9 * setting.total / setting.messages if end.cpu else 0.0
+    return _loop_seconds(end.cpu, setting)
+
+
+def _loop_seconds(cpu: Mapping[str, int], setting: Setting) -> float:
+    """The same of what the observing end's meter found, in ns; it may have found nothing."""
+    return cpu["elapsed"] / 1e9 * setting.total / setting.messages if cpu else 0.0
 
 
 def attach(pair: Pair) -> list[str]:

@@ -44,7 +44,7 @@ from hwrx.stages import Stage
 from hwrx.stages.model import ENDPOINT
 from hwrx.store import Writer
 from hwrx.testbed import Bed, GuestBed
-from hwrx.trace import copies, join, tables
+from hwrx.trace import copies, join, owed, tables
 from hwrx.trace.join import Ends, Timelines
 
 ATTACH_WITHIN = 300.0  # seconds: an emulated machine verifies some seventy programs
@@ -231,11 +231,16 @@ class Twins:
         if self._given_up or not self._tracer.traces(trial.setting.path):
             return
         if self._put_off:
-            self._waiting.append((trial, measured.ns))
+            self.put_off(trial, measured.ns)
             return
         with self._attached():
             if not self._given_up:
                 self._tracer.twin(pair, trial, measured.ns, writer)
+
+    def put_off(self, trial: Trial, ns: npt.NDArray[np.int64]) -> None:
+        """Leave the twin of a trial, whose samples were `ns`, to `rest`."""
+        if self._tracer.traces(trial.setting.path):
+            self._waiting.append((trial, ns))
 
     def rest(self) -> None:
         """Trace all twins that were put off."""
@@ -294,6 +299,9 @@ def twins(experiment: Experiment, testbed: Any, writer: Writer) -> Iterator[Call
         kept = Twins(tracer, testbed, writer, put_off=isinstance(testbed, GuestBed), wish=wish_of(experiment))
         # what is counted repeats to the digit: one twin of a setting shows all that more of them would
         once = experiment.clock == "icount"
+        for trial, _, run_so_far in owed.trials_without(writer, ["stages", "copies"], testbed):
+            if not (once and trial.repeat):
+                kept.put_off(trial, run_so_far.trial_samples(trial.number).ns)
         yield (
             lambda pair, trial, measured, writer: (
                 None if once and trial.repeat else kept.after(pair, trial, measured, writer)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import pytest
 
-from hwrx import topology
+import hwrx
+from hwrx import experiment, run, store, topology
 from hwrx.messages import Setting
 from hwrx.run import Pair
 from hwrx.testbed import Bed
@@ -28,3 +31,25 @@ def test_the_ends_have_the_time_of_the_measured_messages_and_no_other(path: str)
         start, stop = again.client.between
         assert sum(whole.values()) % (stop - start) == 0, "every CPU's sum is the time that has passed"
         assert whole["softirq"] > 0
+
+
+def test_a_run_that_goes_on_counts_the_twins_that_it_was_interrupted_before(tmp_path: pathlib.Path) -> None:
+    asked = experiment.from_options(
+        name="broken-off", paths=["udp", "tcp"], topology="netns", repeats=2, messages=500, trace=True, seed=1
+    )
+    plan = experiment.plan(asked)
+    with topology.netns() as made:
+        bed = Bed(made.places, made.peers, {})
+        writer = store.Writer.create(tmp_path, plan, {"machine": {}})
+        with pytest.raises(KeyboardInterrupt), writer:
+            run.execute(plan.trials, bed, writer)
+            raise KeyboardInterrupt
+        assert hwrx.load(writer.path).table("actors") is None
+        again, left = store.Writer.resume(writer.path)
+        with again, counted.twins(asked, bed, again):
+            assert not left.trials
+    table = hwrx.load(writer.path).table("actors")
+    assert table is not None
+    first = {trial.number for trial in plan.trials if trial.repeat == 0}
+    assert set(table["trial"].to_pylist()) == first
+    assert set(table["path"].to_pylist()) == {"udp", "tcp"}

@@ -62,7 +62,7 @@ def add(writer: store.Writer, trial: experiment.Trial, seed: int = 0, spread: fl
                 "busy": 12_500 * count,
                 "client": {"thread": 6000 * count},
             },
-            "cpu_missing": {"softirq": "the kernel charges them to whoever they interrupt"},
+            "cpu_missing": {"softirq": "the kernel charges them to whoever they interrupt; --trace tells them apart"},
             "resident": {"client": 30 << 20, "server": 31 << 20},
             "chosen": {"client": {"mtu": 1024}, "server": {}},
         },

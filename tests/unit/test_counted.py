@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import made_runs
 import numpy as np
@@ -114,6 +114,8 @@ def test_what_cannot_be_counted_is_said_and_the_run_goes_on(monkeypatch: pytest.
     said: list[Any] = []
 
     class Writer:
+        manifest: ClassVar[dict[str, Any]] = {}
+
         def log(self, line: str) -> None:
             said.append(line)
 
@@ -143,3 +145,33 @@ def test_what_cannot_be_counted_is_said_and_the_run_goes_on(monkeypatch: pytest.
         assert bool(said) is trace
     assert said == ["no time by actor: no BPF here", {"counting": {"problem": "no BPF here"}}]
     assert experiment.from_options(paths=["udp"], trace=True).trace
+
+
+@pytest.mark.parametrize(
+    ("counting", "words"),
+    [
+        ({}, "--trace tells them apart"),
+        ({"problem": "bpf: Operation not permitted"}, "could not count: bpf: Operation not permitted"),
+        ({"lacks": [], "failed": {"0": "only 0.1 s were counted"}}, "could not count: only 0.1 s were counted"),
+    ],
+)
+def test_a_traced_run_says_what_kept_softirqs_from_being_counted(
+    tmp_path: pathlib.Path, counting: dict[str, Any], words: str
+) -> None:
+    plan = made_runs.layout(paths=["udp"], sizes=[64], repeats=1)
+    with store.Writer.create(tmp_path, plan, {**made_runs.MANIFEST, "counting": counting}) as writer:
+        made_runs.add(writer, plan.trials[0])
+    (table,) = actors.tables(hwrx.load(writer.path).summary())
+    assert words in table.caption
+    assert ("--trace" in table.caption) == (not counting)
+
+
+def test_the_report_points_to_the_twin_that_told_softirqs_apart(tmp_path: pathlib.Path) -> None:
+    plan = made_runs.layout(paths=["udp"], sizes=[64], repeats=1)
+    with store.Writer.create(tmp_path, plan, made_runs.MANIFEST) as writer:
+        made_runs.add(writer, plan.trials[0])
+        measured = Measured(*[np.zeros(100)] * 2, None, {}, *[Done(tally={}, ended="complete")] * 2, {})  # type: ignore[arg-type]
+        writer.add_table("actors", counted.rows(plan.trials[0], {"softirq": 400_000}, measured))
+    first, _ = actors.tables(hwrx.load(writer.path).summary())
+    assert "the table of what was counted by actor tells them apart" in first.caption
+    assert "--trace" not in first.caption

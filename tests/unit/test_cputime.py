@@ -120,7 +120,7 @@ def test_the_report_has_a_table_of_it(tmp_path: pathlib.Path) -> None:
     made = hwrx.load(made_runs.make(tmp_path, patterns=["pingpong", "stream"])).summary()
     (table,) = actors.tables(made)
     assert [name for name, _ in table.columns[-5:]] == ["both ends' threads", "worker", "other", "idle", "busy"]
-    assert "Not known: softirq (the kernel charges them to whoever they interrupt)" in table.caption
+    assert f"Not known: softirq ({cputime.CHARGED}; --trace tells them apart)" in table.caption
     by_pattern = {row.pattern: row for row in made.rows}
     # made up: 11 µs of threads for a sample, which is a round trip of two messages, or a message of a stream
     assert by_pattern["stream"].cpu["thread"].value == pytest.approx(11)
