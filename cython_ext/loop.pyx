@@ -45,9 +45,11 @@ cdef inline uint64_t completed(Trial t, uint64_t done, uint64_t upto) noexcept n
     """WRITE: nobody sees the messages arrive, so the sender stamps those whose completion it has just learnt of."""
     cdef int64_t at
     if upto > done:
+        # One stamp for all of them: one look at the queue brought them, and a completion does not say when it was made.
         at = now()
         t.tally.delivered += upto - done
         t.tally.bytes += (upto - done) * t.plan.size
+        # RC completes in the order of posting, so all that was posted before the newest completion is complete as well.
         while done < upto:
             record(t, t.delivered_at, done, at)
             done += 1
@@ -63,28 +65,34 @@ cdef int stream_client(Trial t, const Ops *ops, uint32_t window) noexcept nogil:
     cdef uint32_t k, count
     cdef bint in_full
     while sent < t.total:
+        # Room first, then the stamp: while the window is full, this message is not on its way yet.
         room = wait_room(t, ops)
         if room <= 0:
             return room if room < 0 else LIMIT
+        # Of `sent`, window - room are under way, so sent + room - window are complete.
         if ops.blind:
             done = completed(t, done, sent + room - min(<uint64_t> window, sent + room))
         count = <uint32_t> min(<uint64_t> room, t.plan.batch, t.total - sent)
         for k in range(count):
             message = ops.outgoing(ops.me, k)
             in_full = is_checked(&t.plan, sent + k)
+            # The pattern goes in before the clock is read, the seal after it, because the seal covers the send time.
             if in_full:
                 fill(message, t.plan.size, sent + k)
             at = now()
             stamp(message, t.plan.size, sent + k, t.plan.trial, at)
             if in_full:
                 seal(message, t.plan.size, sent + k)
+            # Kept here too: the message in the buffer is the path's as soon as it is posted.
             t.sent_at[sent + k] = at
+        # The hand-over: kernel or device may read these buffers until `room` counts them as free again.
         status = ops.post(ops.me, count)
         if status < 0:
             return status
         sent += count
         t.tally.posted = sent
         t.meter.mark(sent)
+    # The last window: no later call of `room` will report its completions.
     if ops.blind:
         status = ops.finish(ops.me)
         if status < 0:
@@ -103,10 +111,13 @@ cdef int stream_server(Trial t, const Ops *ops) noexcept nogil:
     cdef int status, k
     while t.tally.delivered < t.total:
         status = ops.receive(ops.me, batch, t.plan.batch)
+        # The clock before anything else: no look at a payload may fall into the time of the messages.
         at = now() if ops.brought_at == NULL or status <= 0 else ops.brought_at[0]
         if status == 0:
+            # `stopped` is set by the thread that hears the other end. Only a path that loses may end early.
             if t.stopped and ops.lossy:
                 return FINISHED
+            # No limit before the first message: the other end may still be getting ready.
             if alive and at - alive > t.plan.limit_ns:
                 return LIMIT
             continue
@@ -114,9 +125,11 @@ cdef int stream_server(Trial t, const Ops *ops) noexcept nogil:
             return status
         alive = at
         for k in range(status):
+            # Judged and recorded while the buffers are ours: once released they may hold the next messages.
             got = recognise(t, ops, &batch[k], NO_SEQUENCE, wants_full(t, &batch[k]))
             if got >= 0:
                 record(t, t.delivered_at, <uint64_t> got, at)
+        # All at once, oldest first: one list of receive requests, one store to the ring, or one credit for the batch.
         status = ops.release(ops.me, <uint32_t> status)
         if status < 0:
             return status
@@ -133,12 +146,15 @@ cdef int stream_pull(Trial t, const Ops *ops) noexcept nogil:
     cdef uint32_t count
     while answered < t.total:
         if asked < t.total:
+            # Wait for room only if nothing is under way: with answers to come, a release of ours is what makes room.
             room = ops.room(ops.me) if asked > answered else wait_room(t, ops)
             if room < 0:
                 return room
             count = <uint32_t> min(<uint64_t> room, t.plan.batch, t.total - asked)
             if count:
                 for k in range(count):
+                    # Nothing is built: this buffer is where the answer will land. It is the device's until its
+                    # completion.
                     ops.outgoing(ops.me, <uint32_t> k)
                     t.sent_at[asked + k] = now()
                 status = ops.post(ops.me, count)
@@ -159,6 +175,7 @@ cdef int stream_pull(Trial t, const Ops *ops) noexcept nogil:
             got = recognise(t, ops, &batch[k], <int64_t> answered, is_checked(&t.plan, answered))
             if got >= 0:
                 record(t, t.delivered_at, <uint64_t> got, at)
+            # The k-th completion is that of the k-th question, whatever stands in the buffer: RC completes in order.
             answered += 1
         status = ops.release(ops.me, <uint32_t> status)
         if status < 0:
@@ -177,6 +194,7 @@ cdef int post_paced(Trial t, const Ops *ops, uint64_t sequence, int64_t due, bin
     cdef int status
     if in_full:
         fill(message, t.plan.size, sequence)
+    # `at` is when it is built, `due` when it should have been: the difference is part of the response time.
     at = now()
     stamp(message, t.plan.size, sequence, t.plan.trial, at)
     if in_full:
@@ -185,6 +203,7 @@ cdef int post_paced(Trial t, const Ops *ops, uint64_t sequence, int64_t due, bin
     status = ops.post(ops.me, 1)
     if status < 0:
         return status
+    # Counted behind the send. A send that had to wait for room is told as such, and not as a late one.
     t.tally.window_full += waited
     t.tally.sent_late += not waited and at - due > LATE_SEND_NS
     record(t, t.intended_at, sequence, due)
@@ -203,10 +222,12 @@ cdef int take_answers(
             got = recognise(t, ops, &batch[k], <int64_t> answered[0], is_checked(&t.plan, answered[0]))
             answered[0] += 1  # completions come in order, whatever is in them
         else:
+            # Counted by what came: an answer may be lost, or come twice.
             got = recognise(t, ops, &batch[k], NO_SEQUENCE, wants_full(t, &batch[k]))
             answered[0] = t.tally.delivered
         if got >= 0:
             record_answer(t, <uint64_t> got, at)
+    # Last: until here the payloads were looked at in the path's own buffers.
     return ops.release(ops.me, <uint32_t> count)
 
 
@@ -228,6 +249,7 @@ cdef int paced_client(Trial t, const Ops *ops) noexcept nogil:
         at = now()
         full = False
         if sent < t.total and at >= due:
+            # With answers under way a full window is not waited for: taking an answer is what empties it.
             status = ops.room(ops.me) if sent > answered else wait_room(t, ops)
             if status < 0:
                 return status
@@ -244,11 +266,14 @@ cdef int paced_client(Trial t, const Ops *ops) noexcept nogil:
                 alive = at
                 waited = False
                 sent += 1
+                # Each from the start of the trial, not from the send before, so no delay adds up over the trial.
                 due = start + t.due_at[sent - (sent == t.total)]
         deadline = due if sent < t.total else max(alive, due) + wait
         if full:  # to look for room again and again would take the CPU from those who make it
             deadline = at + FULL_NS
+        # Wait for an answer no longer than to the next send. What has come by then is stamped first, then sorted.
         status = ops.receive_until(ops.me, batch, t.plan.batch, deadline)
+        # The stamp of all that this call brought, before anything of it is looked at.
         at = now()
         if status < 0:
             return status
@@ -290,6 +315,7 @@ def run(Trial trial not None, Transport transport not None, str pattern, str rol
     cdef int what = ("pingpong", "stream", "paced").index(pattern)
     cdef int status, ending
     cdef int slack
+    # From here to the end no Python: the thread that hears the controller and the other end runs beside this one.
     with nogil:
         # an ordinary thread's timers may fire up to 50 µs late, and an open loop would measure that, on any path
         slack = prctl(PR_GET_TIMERSLACK)
@@ -311,6 +337,7 @@ def run(Trial trial not None, Transport transport not None, str pattern, str rol
             status = pingpong_client(trial, ops, rest // 2)
         else:
             status = paced_client(trial, ops)
+        # After an error there is no polite end: `finish` would wait for an end that is gone.
         if status > 0:
             ending = ops.finish(ops.me)
             if ending < 0 and ending != FINISHED:
@@ -319,5 +346,6 @@ def run(Trial trial not None, Transport transport not None, str pattern, str rol
         if status in (COMPLETE, LIMIT, FINISHED) and client != (what == 1) and ops.lossy and (
                 trial.tally.delivered == 0):
             status = NOTHING
+        # The slack belongs to the thread (prctl(2)), and the thread is Python's.
         prctl(PR_SET_TIMERSLACK, <unsigned long> slack)
     return status

@@ -56,11 +56,13 @@ cdef extern from *:
 
 
 cdef inline bint is_check(Trial t, const Delivery *d) noexcept nogil:
+    # Told by its magic alone: a check has the sequence number of the timed message behind it.
     return d.size == t.plan.size and magic_of(d.data) == MAGIC_CHECK
 
 
 cdef inline void count_check(Trial t, const Delivery *d) noexcept nogil:
     cdef int verdict
+    # Verifying reads the whole payload. The meter stands meanwhile, or it would be part of the CPU time a message.
     t.meter.leave()
     verdict = verify(MAGIC_CHECK, d.data, d.size, t.plan.trial)
     t.meter.back()
@@ -86,6 +88,7 @@ cdef int check_exchange(Trial t, const Ops *ops, uint64_t sequence) noexcept nog
     if status != COMPLETE:
         return status
     t.meter.leave()
+    # Filled to the last byte after the wait for room and before the clock: nothing is timed here.
     build_check(message, t.plan.size, sequence, t.plan.trial, 0)
     t.meter.back()
     before = now()
@@ -93,6 +96,7 @@ cdef int check_exchange(Trial t, const Ops *ops, uint64_t sequence) noexcept nog
     if status < 0:
         return status
     while not found:
+        # Only a path that loses gives up at its patience. On the others `limit_ns` ends it, below.
         status = ops.receive_until(ops.me, &d, 1, before + t.plan.patience_ns) if ops.lossy else (
             ops.receive(ops.me, &d, 1)
         )
@@ -100,19 +104,23 @@ cdef int check_exchange(Trial t, const Ops *ops, uint64_t sequence) noexcept nog
         if status < 0:
             return status
         if status == 1:
+            # `message` was posted and may only be read: the path may still be sending it.
             found = is_check(t, &d) and sequence_of(d.data, d.size) == sequence_of(message, t.plan.size)
             if found:
                 count_check(t, &d)
+            # An answer that was given up may still come. One to a message that was never sent cannot be of this trial.
             elif d.size >= SMALLEST and magic_of(d.data) == MAGIC and sequence_of(d.data, d.size) >= sequence:
                 t.tally.stale += 1  # of what was not sent yet
             else:
                 got = recognise(t, ops, &d, NO_SEQUENCE, False)
                 if got >= 0:
                     record_answer(t, <uint64_t> got, after)
+            # Back only now: until here the payload was read in the path's buffer.
             status = ops.release(ops.me, 1)
             if status < 0:
                 return status
         elif ops.lossy and after - before >= t.plan.patience_ns:
+            # The check or its answer is lost. That is told as such; the timed messages go on.
             t.tally.unchecked += 1
             return COMPLETE
         elif after - before > t.plan.limit_ns:
@@ -134,16 +142,22 @@ cdef int await_answer(Trial t, const Ops *ops, uint64_t sequence, int64_t before
             status = ops.receive_until(ops.me, &d, 1, before + t.plan.patience_ns)
         else:
             status = ops.receive(ops.me, &d, 1)
+        # The end of the timed interval. Everything below lies outside of it.
         after = now()
         if status == 1:
+            # Stored behind the second reading of the clock, so a cache miss of this store is not timed.
             t.sent_at[sequence] = before
             got = recognise(t, ops, &d, <int64_t> sequence, in_full)
             if got >= 0:
                 record_answer(t, <uint64_t> got, after)
+            # The buffer goes back before the next message leaves, so its answer finds as many free ones as this one
+            # did.
             status = ops.release(ops.me, 1)
             if status < 0:
                 return status
+            # An answer to a message that was given up has been recorded above, as late; the wait goes on.
             if got == <int64_t> sequence:
+                # A closed loop has no time at which it should have sent: the intended send is the actual one.
                 record(t, t.intended_at, sequence, before)
                 return COMPLETE
         elif status < 0:
@@ -166,18 +180,23 @@ cdef int pingpong_client(Trial t, const Ops *ops, unsigned long rest) noexcept n
         in_full = False
         if sequence == next_check:
             next_check += t.plan.check_every
+            # READ has no server to exchange a check with: the message that it fetches is verified itself.
             in_full = ops.pull
             if not ops.pull:
                 status = check_exchange(t, ops, sequence)
                 if status != COMPLETE:
                     return status
+        # A pause outside of every timed interval: it moves the send and is part of no figure.
         hwrx_rest(rest)
         status = next_buffer(t, ops, &message)
         if status != COMPLETE:
             return status
+        # All but the send time is written before the clock is read; what is left is one store of 8 bytes.
         stamp(message, t.plan.size, sequence, t.plan.trial, 0)
+        # Counted here for the same reason: no book-keeping between the two readings of the clock.
         t.tally.posted += 1
 
+        # The timed region begins here and ends in `await_answer`, at `after`.
         before = now()
         stamp_send_time(message, t.plan.size, before)
         status = ops.post(ops.me, 1)
@@ -186,10 +205,12 @@ cdef int pingpong_client(Trial t, const Ops *ops, unsigned long rest) noexcept n
         status = await_answer(t, ops, sequence, before, in_full)
         if status < 0:
             return status
+        # One message given up is a loss. Nothing at all for the limit is an end: the other end or the path is gone.
         if status == COMPLETE:
             alive = before
         elif not ops.lossy or before - alive > t.plan.limit_ns:
             return LIMIT
+        # Outside of the timed region. The meter reads the clocks of the CPU at most twice a trial.
         t.meter.mark(sequence + 1)
     return collect_late(t, ops) if ops.lossy and t.tally.delivered < t.total else COMPLETE
 
@@ -201,6 +222,7 @@ cdef int collect_late(Trial t, const Ops *ops) noexcept nogil:
     cdef int status
     while t.tally.delivered < t.total:
         status = ops.receive_until(ops.me, &d, 1, deadline)
+        # The clock first, as above: late answers have their times, too.
         after = now()
         if status < 0:
             return status
@@ -221,11 +243,13 @@ cdef int answer_check(Trial t, const Ops *ops, const Delivery *d) noexcept nogil
     """The server's part of `check_exchange`: verify, fill, answer; the client times nothing meanwhile."""
     cdef char *message = NULL
     cdef int status
+    # Verified before the answer goes out: the client waits for it untimed, and `d` is ours until it is released.
     count_check(t, d)
     status = next_buffer(t, ops, &message)
     if status != COMPLETE:
         return status
     t.meter.leave()
+    # The answer is another message filled to the last byte, so both directions are checked.
     build_check(message, t.plan.size, sequence_of(d.data, d.size), t.plan.trial, 0)
     t.meter.back()
     return ops.post(ops.me, 1)
@@ -245,15 +269,18 @@ cdef int answer(Trial t, const Ops *ops, const Delivery *d, int64_t at, bint pac
     cdef int status = next_buffer(t, ops, &message)
     if status != COMPLETE:
         return status
+    # Of an open loop the pattern is written inside the client's interval, on every path alike.
     if in_full:
         fill(message, t.plan.size, sequence)
     stamp(message, t.plan.size, sequence, t.plan.trial, at)
     if in_full:
         seal(message, t.plan.size, sequence)
+    # From here the answer is on its way. The message itself is still ours: its buffer is released last.
     status = ops.post(ops.me, 1)
     if status < 0:
         return status
     t.tally.posted += 1
+    # Behind the send, so the client waits for none of it.
     got = recognise(t, ops, d, NO_SEQUENCE, True) if in_full else accept(t, sequence, d.size)
     if got >= 0 and at:
         record(t, t.delivered_at, <uint64_t> got, at)
@@ -268,6 +295,7 @@ cdef int answering_server(Trial t, const Ops *ops, bint paced) noexcept nogil:
     while t.tally.delivered < t.total:
         status = ops.receive(ops.me, &d, 1)
         if status == 0:
+            # Set by the thread that hears the other end. On a path that cannot lose, silence is an error.
             if t.stopped and ops.lossy:
                 return FINISHED
             # the client's first message may take its time: the controller watches over that, not this loop
@@ -280,7 +308,9 @@ cdef int answering_server(Trial t, const Ops *ops, bint paced) noexcept nogil:
             return status
         quiet = 0
         if t.plan.stamped:
+            # Directly behind the receiving call: this is the moment at which the message is delivered.
             at = now()
+        # The look at header and trailer is the same whether messages are checked or not, so both cost the same.
         if d.size == t.plan.size and glance(d.data, d.size, t.plan.trial) == GOOD:
             status = answer(t, ops, &d, at, paced)
         elif is_check(t, &d):
@@ -289,6 +319,7 @@ cdef int answering_server(Trial t, const Ops *ops, bint paced) noexcept nogil:
             recognise(t, ops, &d, NO_SEQUENCE, False)
         if status < 0 or status == LIMIT:
             return status
+        # Behind the answer: to give a buffer back is a system call on some paths, and the client does not wait for it.
         status = ops.release(ops.me, 1)
         if status < 0:
             return status

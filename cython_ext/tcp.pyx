@@ -39,20 +39,27 @@ cdef inline int take(TcpState *s, int flags) noexcept nogil:
     """One receiving call into the ring: 1 when bytes came, 0 at the end of the stream, or -errno."""
     cdef size_t space
     cdef ssize_t got
+    # A ping-pong reads what is missing of one message. More would be the next one, whose time has not begun.
     if s.one:
         space = s.size - s.undelivered
     else:
+        # Up to the ring's end, and never over bytes that the loop has not released. The rest waits in the kernel's
+        # buffer.
         space = min(s.ring - s.head, s.ring - s.filled)
+    # The kernel copies into the ring itself (tcp_recvmsg_locked) and then opens the window again (tcp_cleanup_rbuf).
     got = recv(s.wait.fd, s.rx + s.head, space, flags)
     if got > 0:
+        # The clock right behind the call: a lot that is handed out later came at this moment, too.
         if s.bulk:
             s.brought_at = now()
         s.head += <size_t> got
+        # The ring is a whole number of messages, so one that begins behind this point lies in one piece.
         if s.head == s.ring:
             s.head = 0
         s.filled += <size_t> got
         s.undelivered += <size_t> got
         return 1
+    # A FIN (found_fin_ok): the other end has closed in order, and all bytes before it were received.
     if got == 0:
         return 0
     return -c_errno
@@ -63,6 +70,7 @@ cdef int take_patiently(TcpState *s) noexcept nogil:
     cdef int64_t start = now()
     cdef int status
     while True:
+        # An interrupted call that has copied some bytes returns their number, so EINTR means that none are lost.
         status = take(s, s.receive_flags)
         if status != -EINTR:
             return status
@@ -75,17 +83,22 @@ cdef inline int take_waiting(TcpState *s) noexcept nogil:
     cdef int status, _
     cdef int64_t start
     if s.wait.manner == BLOCK:
+        # The timer interrupts the thread that starts it, and only the loop's thread may block here.
         status = be_patient(&s.wait)
         if status == 0:
+            # MSG_WAITALL lets sock_rcvlowat return the whole length, so a message of many segments costs one system
+            # call.
             status = take(s, s.receive_flags)
         return status if status != -EINTR else take_patiently(s)
     if s.wait.manner != SPIN:
         status = readable_patiently(&s.wait)
         if status <= 0:
             return status if status < 0 else -EAGAIN
+        # The wait is over: what is there is taken, and the call must not wait for the rest of a message.
         return take(s, MSG_DONTWAIT)
     start = 0
     while True:
+        # The clock only now and then: a look that finds something ends the wait without it.
         for _ in range(LOOKS):
             status = take(s, MSG_DONTWAIT)
             if status != -EAGAIN:
@@ -97,6 +110,7 @@ cdef inline int take_waiting(TcpState *s) noexcept nogil:
 
 
 cdef inline char *next_message(TcpState *s) noexcept nogil:
+    # What is not delivered lies right behind `head`, going backwards, and may begin before the ring's end.
     if s.head >= s.undelivered:
         return s.rx + (s.head - s.undelivered)
     return s.rx + (s.head + s.ring - s.undelivered)
@@ -108,6 +122,7 @@ cdef inline int deliver(TcpState *s, Delivery *out, uint32_t most) noexcept nogi
     while s.undelivered >= s.size and count < most:
         out[count].data = next_message(s)
         out[count].size = s.size
+        # Delivered and not released: `filled` still counts these bytes, so `take` cannot write over them.
         s.undelivered -= s.size
         count += 1
     s.delivered += count
@@ -119,6 +134,7 @@ cdef int at_the_end(TcpState *s, Delivery *out) noexcept nogil:
     s.ended = True
     if s.undelivered == 0:
         return FINISHED
+    # Its size is not that of a message, so the loop counts it as one of the wrong size.
     out[0].data = next_message(s)
     out[0].size = <uint32_t> s.undelivered
     s.undelivered = 0
@@ -128,9 +144,11 @@ cdef int at_the_end(TcpState *s, Delivery *out) noexcept nogil:
 cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
     cdef TcpState *s = <TcpState *> me
     cdef int status
+    # Whole messages that an earlier call has brought come first, without a system call.
     while s.undelivered < s.size:
         if s.ended:
             return FINISHED
+        # Every byte of the ring is the loop's. It releases before it receives again, so this is an error of ours.
         if s.filled == s.ring:
             return -ENOBUFS
         status = take_waiting(s)
@@ -150,6 +168,7 @@ cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline)
             return FINISHED
         if s.filled == s.ring:
             return -ENOBUFS
+        # A look comes before the clock, so that a deadline that has passed means one look and not none.
         status = take(s, MSG_DONTWAIT)
         if status == 0:
             return at_the_end(s, out)
@@ -169,6 +188,7 @@ cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline)
 cdef int release(void *me, uint32_t count) noexcept nogil:
     cdef TcpState *s = <TcpState *> me
     cdef size_t length = <size_t> count * s.size
+    # Oldest first, as the ring is read: what is released lies behind everything that is still held.
     s.filled = s.filled - length if length < s.filled else 0
     if s.filled == 0:
         s.head = 0  # the next message finds a warm cache
@@ -191,9 +211,11 @@ cdef int room(void *me) noexcept nogil:
     cdef int status
     if s.wait.fd < 0:
         return -EBADF
+    # A sending call may sleep for want of buffer (sk_stream_wait_memory): the beat must be there to end that.
     status = be_patient(&s.wait)
     if status < 0:
         return status
+    # Counted by answers: what is answered has left the socket's buffer on either side.
     if s.outstanding_limit:
         return 1 if s.posted - s.delivered < s.outstanding_limit else 0
     return <int> s.batch
@@ -206,9 +228,12 @@ cdef int post(void *me, uint32_t count) noexcept nogil:
     cdef int64_t since = 0
     cdef ssize_t sent
     while done < length:
+        # What the call has taken is copied into skbs (tcp_sendmsg_locked), so these bytes of the slot are free again.
         sent = send(s.wait.fd, s.tx + done, length - done, flags)
         if sent > 0:
+            # A part of a message may have gone out: the rest must follow before anything else does.
             done += <size_t> sent
+            # The other end takes something, however slowly: the limit begins anew.
             since = 0
         elif c_errno in (EAGAIN, EINTR):
             # the socket's buffer is full
@@ -218,6 +243,7 @@ cdef int post(void *me, uint32_t count) noexcept nogil:
                 return -ETIMEDOUT
         else:
             return -c_errno
+    # Only whole batches are counted: an error in between ends the connection anyway.
     s.posted += count
     return <int> count
 
@@ -225,6 +251,7 @@ cdef int post(void *me, uint32_t count) noexcept nogil:
 cdef int finish(void *me) noexcept nogil:
     """Close our side of the connection in order: the other end sees FINISHED after the last message."""
     cdef TcpState *s = <TcpState *> me
+    # tcp_shutdown queues the FIN behind all that was sent (tcp_send_fin): nothing on its way is cut off.
     shutdown(s.wait.fd, SHUT_WR)  # fails only where the connection is gone, which finishes it too
     return 0
 
@@ -254,8 +281,10 @@ cdef class TcpTransport(SocketTransport):
         self.paced = pattern == "paced"
         self.limit = limit
         s.batch = batch
+        # Read no further than the message that is waited for: see `take`.
         s.one = pattern == "pingpong"
         s.receive_flags = MSG_WAITALL if s.one else 0
+        # Two messages at least: one is held by the loop while the next comes in behind it.
         s.ring = max(<size_t> LARGE_READ // size, 2) * size
         s.limit_ns = <int64_t> (limit * 1e9)
         self.set_up(&s.wait, sock, manner, patience, notes)

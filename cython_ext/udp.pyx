@@ -56,12 +56,16 @@ cdef inline int take(UdpState *s, uint32_t most, int flags) noexcept nogil:
     MSG_TRUNC makes the kernel tell the length that a datagram had, also where the slot was too small for it.
     """
     cdef ssize_t length
+    # For one message recv(2): recvmmsg(2) would copy a mmsghdr in and out of the kernel for each (net/socket.c).
     if most == 1:
+        # The kernel copies into the slot itself (udp_recvmsg): a message is read where it was delivered.
         length = recv(s.wait.fd, s.rx + <size_t> s.end * s.stride, s.stride, flags | MSG_TRUNC)
         if length >= 0:
             s.incoming[s.end].msg_len = <unsigned int> length
             return 1
     else:
+        # MSG_WAITFORONE: do_recvmmsg sets MSG_DONTWAIT behind the first datagram, so it takes what is there and no
+        # more.
         length = recvmmsg(s.wait.fd, s.incoming + s.end, most, flags | MSG_TRUNC | MSG_WAITFORONE, NULL)
         if length >= 0:
             return <int> length
@@ -73,6 +77,8 @@ cdef int take_patiently(UdpState *s, uint32_t most) noexcept nogil:
     cdef int64_t start = now()
     cdef int status
     while True:
+        # A call that was interrupted has taken nothing: __skb_wait_for_more_packets leaves before a datagram is
+        # dequeued.
         status = take(s, most, 0)
         if status != -EINTR:
             return status
@@ -85,6 +91,7 @@ cdef inline int take_waiting(UdpState *s, uint32_t most) noexcept nogil:
     cdef int status, _
     cdef int64_t start
     if s.wait.manner == BLOCK:
+        # Here and not at set-up: the timer interrupts the thread that starts it, and only the loop's thread may block.
         status = be_patient(&s.wait)
         if status == 0:
             status = take(s, most, 0)
@@ -93,9 +100,12 @@ cdef inline int take_waiting(UdpState *s, uint32_t most) noexcept nogil:
         status = readable_patiently(&s.wait)
         if status <= 0:
             return status if status < 0 else -EAGAIN
+        # The wait is over, and this call must not wait again. poll also returns for an error, which the call then
+        # tells.
         return take(s, most, MSG_DONTWAIT)
     start = 0
     while True:
+        # The clock only now and then: between two readings lie looks, and one look that finds something ends it.
         for _ in range(LOOKS):
             status = take(s, most, MSG_DONTWAIT)
             if status != -EAGAIN:
@@ -112,12 +122,16 @@ cdef inline int sort_out(UdpState *s, int count, Delivery *out) noexcept nogil:
     cdef uint32_t length
     cdef char *data
     for k in range(count):
+        # The real length (MSG_TRUNC): udp_recvmsg returns `ulen`, not what it copied, so a cut message shows.
         length = s.incoming[s.end + k].msg_len
         data = s.rx + <size_t> (s.end + k) * s.stride
+        # Before anything is handed out: what one end says aside must never be taken for a message.
         if heed(&s.credit, data, length):
             continue
+        # Of a stream only: how far it has come is what the next credit will say.
         if s.credit.granted and length == s.credit.size:
             notice(&s.credit, data)
+        # Handed out in place: the slot is the loop's until `release`, and no call receives into it before.
         out[messages].data = data
         out[messages].size = length
         messages += 1
@@ -130,6 +144,7 @@ cdef inline int sort_out(UdpState *s, int count, Delivery *out) noexcept nogil:
 cdef int say(UdpState *s, uint32_t magic, uint64_t count) noexcept nogil:
     """Send a Control: 0 or -errno."""
     cdef Control control = a_control(&s.credit, magic, count)
+    # Never waits: a Control that is lost is replaced by the next, and waiting here would stop the loop.
     if send(s.wait.fd, &control, sizeof(Control), MSG_NOSIGNAL | MSG_DONTWAIT) >= 0:
         return 0
     return -c_errno
@@ -139,9 +154,11 @@ cdef int last_ones(UdpState *s, Delivery *out, uint32_t most) noexcept nogil:
     """The other end has finished: what is still on its way in a stream, then FINISHED, which is answered."""
     cdef int status, _
     if s.credit.granted:
+        # FINISH may overtake messages of a stream: they are taken first, for one patience.
         status = receive_until(s, out, most, s.credit.finish_by)
         if status != 0:
             return status
+        # Nobody answers this answer, so it goes out several times: one is enough, and each may be lost.
         for _ in range(FINISHES):
             say(s, MAGIC_FINISH, s.credit.taken)
     return FINISHED
@@ -152,6 +169,7 @@ cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
     cdef int status
     if s.end + most > s.slots:
         most = s.slots - s.end
+        # Every slot is the loop's. It releases before it receives again, so this is an error of ours.
         if most == 0:
             return -ENOBUFS
     while True:
@@ -160,6 +178,7 @@ cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
         status = take_waiting(s, most)
         if status < 0:
             return 0 if status == -EAGAIN else status
+        # Controls alone are no delivery: the wait goes on.
         status = sort_out(s, status, out)
         if status > 0:
             return status
@@ -174,11 +193,13 @@ cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline)
         if most == 0:
             return -ENOBUFS
     while True:
+        # A look comes before the clock, so that a deadline that has passed means one look and not none.
         status = take(s, most, MSG_DONTWAIT)
         if status > 0:
             status = sort_out(s, status, out)
             if status > 0:
                 return status
+            # A receiver of a stream goes on until its deadline: stragglers may still be on their way.
             if s.credit.finishing and (s.credit.posted or not s.credit.granted):
                 return FINISHED
         elif status != -EAGAIN:
@@ -196,8 +217,10 @@ cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline)
 cdef int release(void *me, uint32_t count) noexcept nogil:
     cdef UdpState *s = <UdpState *> me
     s.held = s.held - count if count < s.held else 0
+    # Only now is any slot received into again: all of them are free at the same time.
     if s.held == 0:
         s.end = 0
+    # Behind the slots: a credit invites the sender, and what it then sends must find its place.
     return say(s, MAGIC_CREDIT, s.credit.taken) if due(&s.credit) else 0
 
 
@@ -213,11 +236,13 @@ cdef int wait_credit(UdpState *s) noexcept nogil:
     cdef Delivery stray
     cdef int64_t since = now()
     cdef int status
+    # The limit counts from the first wait: before it, there was nothing to hear.
     if s.credit.heard == 0:
         s.credit.heard = since
     while allowed(&s.credit) == 0:
         if s.credit.finishing:
             return FINISHED
+        # Credits come in on the socket that sends, so to wait for one is to receive.
         status = take_waiting(s, 1)
         if status > 0:
             # the receiver of a stream sends nothing but controls; anything else is dropped
@@ -228,6 +253,7 @@ cdef int wait_credit(UdpState *s) noexcept nogil:
         elif now() - s.credit.heard > s.credit.limit_ns:
             return -ETIMEDOUT
         elif now() - since >= s.wait.patience_ns:
+            # Credit or messages were lost. To go on risks a full receiver; to stop would be for ever.
             slide(&s.credit)
     return 1
 
@@ -237,9 +263,11 @@ cdef int room(void *me) noexcept nogil:
     cdef int status
     if s.wait.fd < 0:
         return -EBADF
+    # A blocking send may sleep for want of send buffer (sock_alloc_send_pskb): the beat must be there to end that.
     status = be_patient(&s.wait)
     if status < 0:
         return status
+    # No window but the socket's send buffer: the sending call waits for that itself.
     if not s.credit.granted:
         return <int> s.batch
     if allowed(&s.credit) == 0:
@@ -251,10 +279,13 @@ cdef int room(void *me) noexcept nogil:
 
 cdef int retry(UdpState *s, int error, int64_t *since) noexcept nogil:
     """Whether to send again: 1; 0 where this machine dropped the datagram, which is a loss like others; or -errno."""
+    # udp_send_skb hides a full queue unless IP_RECVERR is set; what is left is want of memory. Not sent again: it is
+    # lost.
     if error == ENOBUFS:
         return 0
     if error not in (EAGAIN, EINTR):
         return -error
+    # EAGAIN: the send buffer is full (SO_SNDTIMEO or MSG_DONTWAIT). EINTR: the beat. Both go on up to the limit.
     if since[0] == 0:
         since[0] = now()
     return -ETIMEDOUT if now() - since[0] > s.credit.limit_ns else 1
@@ -267,6 +298,7 @@ cdef int post(void *me, uint32_t count) noexcept nogil:
     cdef int64_t since = 0
     cdef int status
     while done < count:
+        # When the call returns, the datagram has been copied into an skb (ip_generic_getfrag): the slot is free again.
         if together == 1:
             status = 1 if send(s.wait.fd, s.tx + <size_t> done * s.stride, s.credit.size, flags) >= 0 else -1
         else:
@@ -283,6 +315,7 @@ cdef int post(void *me, uint32_t count) noexcept nogil:
             if status == 0:
                 done += 1
                 together = count - done
+    # Behind the sends, by the thread that also heeds credits, so no credit can be for more than this.
     s.credit.posted += count
     return <int> count
 
@@ -296,6 +329,7 @@ cdef int finish(void *me) noexcept nogil:
     cdef Delivery stray
     cdef int64_t deadline
     cdef int _, status
+    # Who receives, or whose every message is answered, is not asked again: it says so a few times and leaves.
     if not s.credit.granted or s.credit.posted == 0:
         for _ in range(FINISHES):
             say(s, MAGIC_FINISH, s.credit.taken if s.credit.granted else s.credit.posted)
@@ -303,9 +337,11 @@ cdef int finish(void *me) noexcept nogil:
     for _ in range(FINISH_TRIES):
         if s.credit.finishing or say(s, MAGIC_FINISH, s.credit.posted) == -ECONNREFUSED:
             return 0
+        # One patience for each try, as the FINISH or the answer may be lost.
         deadline = now() + s.wait.patience_ns
         while not s.credit.finishing:
             status = receive_until(s, &stray, 1, deadline)
+            # Late answers and credits land in slots that nobody reads any more.
             s.held = s.end = 0
             if status == -ECONNREFUSED:
                 return 0
@@ -338,6 +374,7 @@ cdef class UdpTransport(SocketTransport):
         s.credit.size = size
         s.stride = (max(size, <uint32_t> sizeof(Control)) + LINE - 1) // LINE * LINE
         s.batch = batch
+        # Twice a batch: while the loop holds one, another can be received behind it.
         s.slots = 2 * batch
         s.credit.window = window
         s.credit.trial = trial
@@ -349,6 +386,7 @@ cdef class UdpTransport(SocketTransport):
         self.whole_pages = zerocopy
         self.set_up(&s.wait, sock, manner, patience, notes)
         self.narrow(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
+        # Before the pointers: both buffers are faulted in here, so no message pays for a page.
         self.pin(<size_t> s.slots * s.stride, <size_t> built * s.stride, huge)
         s.rx = self.received.base
         s.tx = self.built.base
@@ -374,6 +412,7 @@ cdef class UdpTransport(SocketTransport):
         self.vectors = <iovec *> calloc(s.slots + s.batch, sizeof(iovec))
         if s.incoming == NULL or s.outgoing == NULL or self.vectors == NULL:
             raise MemoryError
+        # Once for all calls: recvmmsg writes lengths and flags back (___sys_recvmsg), never the iovecs.
         for k in range(s.slots):
             self.vectors[k].iov_base = s.rx + <size_t> k * s.stride
             self.vectors[k].iov_len = s.stride
