@@ -43,17 +43,23 @@ cdef uint32_t rx_receive(Rx *rx, Frame *out, uint32_t most) noexcept nogil:
         # descriptor done? All of the second word is read at once, and the NIC wrote it at once: length and status agree
         slot = fresh & mask
         report = dma_read64(&descriptors[slot].report)
+        # Software finds done descriptors by reading memory, not registers (7.1.8). DD set: the descriptor and its
+        # buffer are ours. `dma_read64` keeps every later load behind this one, so the frame is not read before its
+        # status.
         if not report & (<uint64_t> RXD_STAT_DD << RXD_STATUS_SHIFT):
             break
         fresh += 1
 
         # length and errors
+        # Bytes in this buffer; with RCTL.SECRC the CRC is stripped and not counted.
         size = report & 0xFFFF
         frame.data = buffers + (<size_t> slot << shift)
         frame.size = size
         frame.slot = slot
         frame.flags = <uint32_t> (report >> 32)
+        # One comparison for the common case. `size - SHORTEST` wraps for a runt, so it is examined as well.
         if (frame.flags & FRAME_BITS != FRAME_GOOD or size - SHORTEST >= rx.plain) and not examine(rx, frame):
+            # Refused, and still ours: only `rx_release` may move the tail, and it goes in order.
             rx.skipped[slot] = 1
             continue
 
@@ -61,6 +67,7 @@ cdef uint32_t rx_receive(Rx *rx, Frame *out, uint32_t most) noexcept nogil:
         bytes += size
         frame += 1
         taken += 1
+    # Once a batch: the loop above works on copies in registers, which a store through a pointer would force to memory.
     rx.fresh = fresh
     rx.tally.bytes += bytes
     rx.tally.frames += taken
@@ -70,6 +77,7 @@ cdef uint32_t rx_receive(Rx *rx, Frame *out, uint32_t most) noexcept nogil:
 
 
 cdef inline uint32_t plain(const Rx *rx) noexcept nogil:
+    # The largest excess over SHORTEST that fits into one buffer, plus one; 0 sends every frame to `examine`.
     return 0 if rx.guard else rx.stride - SHORTEST + 1
 
 
@@ -78,6 +86,7 @@ cdef bint examine(Rx *rx, const Frame *frame) noexcept nogil:
     cdef uint64_t first
     if not frame.flags & RXD_STAT_EOP or frame.size > rx.stride:
         # 7.1.3.3: without EOP the frame goes on in the next buffer. It is counted once, where it ends.
+        # While it lasts `plain` is 0, so the next part is examined even if it looks like a frame of its own.
         rx.splitting = True
         rx.plain = 0
         return False
@@ -86,6 +95,7 @@ cdef bint examine(Rx *rx, const Frame *frame) noexcept nogil:
         rx.plain = plain(rx)
         rx.tally.oversize += 1
         return False
+    # Valid with EOP and DD only (7.1.3.4). The NIC hands damaged frames over only if RCTL.SBP is set.
     if frame.flags >> FRAME_ERRORS_SHIFT & RXD_ERR_FRAME:
         rx.tally.damaged += 1
         return False
@@ -93,6 +103,7 @@ cdef bint examine(Rx *rx, const Frame *frame) noexcept nogil:
         rx.tally.runt += 1
         return False
     if rx.guard:
+        # By memcpy, because a buffer of bytes may not be read through a pointer to words.
         memcpy(&first, frame.data, 8)
         if first == UNWRITTEN:
             # The NIC says that it wrote the frame, and the memory says no: an IOMMU refused the address
@@ -110,19 +121,24 @@ cdef void rx_release(Rx *rx, uint32_t count) noexcept nogil:
     cdef bint guard = rx.guard
     while oldest != fresh:
         slot = oldest & mask
+        # The refused go back with their neighbours: RDT can only say "up to here".
         if skipped[slot]:
             skipped[slot] = 0
         elif count == 0:
             break
         else:
             count -= 1
+        # Before the tail moves: afterwards the NIC may write this buffer at any time.
         if guard:
             mark(rx, slot)
         # the address is written anew although legacy write-back leaves it alone: what a device did to it must not last
         descriptors[slot].address = iova[slot]
+        # Status to zero, or the in-memory scan would find this descriptor done a round later (7.1.8, the note there).
         descriptors[slot].report = 0
         oldest += 1
     # the tail: one before the oldest that we hold. One register write for all of them.
+    # All descriptors are written by now, and `mmio_write` keeps those stores before its own: RDT is the hand-over
+    # (10.2.5.9). One before `oldest`, as RDH = RDT would mean that the NIC has none (7.1.8).
     if oldest != rx.oldest:
         rx.oldest = oldest
         mmio_write(rx.bar, RDT, (oldest - 1) & mask)
@@ -143,6 +159,7 @@ cdef int rx_wait(Rx *rx, int64_t deadline) noexcept nogil:
     cdef int status
     cdef uint32_t looks = 0
     if rx.alarm == NULL:
+        # Polls memory that the NIC writes by DMA; a register would cost a round trip over the bus at each look.
         while not rx_ready(rx):
             looks += 1
             if looks % LOOKS == 0 and now() >= deadline:
@@ -153,16 +170,21 @@ cdef int rx_wait(Rx *rx, int64_t deadline) noexcept nogil:
         # sleep: what comes after the look fires.
         mmio_write(rx.bar, ICR, rx.causes)
         mmio_write(rx.bar, IMS, rx.causes)
+        # After IMS: VFIO masks INTx when it fires, and what came in between fires as soon as it is unmasked.
         status = alarm_unmask(rx.alarm)
+        # The look that closes the gap: a frame that came before IMS was written may raise nothing any more.
         if status < 0 or rx_ready(rx):
             return status if status < 0 else 1
+        # Short, because an interrupt can be lost: the ring is looked at again in any case.
         until = now() + LOST_AFTER
         status = alarm_wait(rx.alarm, min(until, deadline))
         if status < 0:
             return status
+        # INTx and MSI leave the cause enabled in IMS: without this each further frame would fire while we poll.
         if rx.by_cause:
             mmio_write(rx.bar, IMC, rx.causes)
         if rx_ready(rx):
+            # status 0: the time was over, nothing had fired, and yet a frame is there.
             rx.lost += status == 0
             return 1
         rx.spurious += status == 1
@@ -270,6 +292,7 @@ cdef class RxRing(Ring):
         self.rx.splitting = False
         self.rx.plain = plain(&self.rx)
         memset(self.skipped, 0, self.count)
+        # The NIC is stopped and owns nothing, so plain stores do: `arm` is the barrier that publishes them.
         for i in range(self.count):
             self.rx.descriptors[i].address = self.iova[i]
             self.rx.descriptors[i].report = 0
@@ -279,6 +302,7 @@ cdef class RxRing(Ring):
     def arm(self):
         """Give the NIC all buffers but one: the tail register, which counts only once the receiver is enabled."""
         self.check()
+        # Behind RCTL.EN: the tail counts once the receiver is enabled (4.6.5).
         mmio_write(self.rx.bar, RDT, (self.rx.oldest - 1) & self.rx.mask)
 
     @property
@@ -310,6 +334,7 @@ cdef class RxRing(Ring):
         cdef uint32_t i, taken
         self.check()
         cdef list views = self.views if self.views is not None else self.prepare_views()
+        # The frames are held from here on; who called gives them back with `release`.
         taken = rx_receive(&self.rx, self.frames, min(most, <uint32_t> BATCH))
         return [views[self.frames[i].slot][:self.frames[i].size] for i in range(taken)]
 
@@ -329,6 +354,7 @@ cdef class RxRing(Ring):
             packet.size = self.frames[i].size
             packet.status = self.frames[i].flags & 0xFF
             packet.errors = self.frames[i].flags >> FRAME_ERRORS_SHIFT & 0xFF
+            # Free-running, so that `released` can tell a frame of this round from one of the next in the same slot.
             packet.number = self.rx.oldest + ((slot - self.rx.oldest) & self.rx.mask)
             out.append(packet)
         return out
@@ -340,6 +366,7 @@ cdef class RxRing(Ring):
         """
         cdef uint32_t at, out = 0
         self.check()
+        # Checked here, once a call: `rx_release` itself trusts its count.
         for at in range(self.rx.fresh - self.rx.oldest):
             out += not self.skipped[(self.rx.oldest + at) & self.rx.mask]
         if count > out:
@@ -356,6 +383,7 @@ cdef class RxRing(Ring):
                 taken = rx_receive(&self.rx, self.frames, wanted)
                 if taken == 0:
                     break
+                # Given back before the next batch is taken, so the NIC never runs out for want of us.
                 rx_release(&self.rx, taken)
                 total += taken
         return total

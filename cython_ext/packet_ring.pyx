@@ -35,6 +35,7 @@ cdef extern from *:
 # --- receiving -----------------------------------------------------------------------------------------------------
 
 cdef inline tpacket_block_desc *block(PacketRingState *s, uint32_t number) noexcept nogil:
+    # A free-running number: `reading` and `oldest` may wrap, and their difference stays right.
     return <tpacket_block_desc *> (s.blocks + <size_t> (number % s.count) * s.block_size)
 
 
@@ -45,14 +46,18 @@ cdef inline bint open_block(PacketRingState *s) noexcept nogil:
         if s.reading - s.oldest == s.count:
             return False  # all are handed out
         b = block(s, s.reading)
+        # The acquire pairs with prb_close_block, which writes count and offsets, then smp_wmb, then TP_STATUS_USER.
+        # Set, the whole block is ours until `give_blocks`; the kernel finds it in use and drops
+        # (prb_dispatch_next_block).
         if not load(&b.hdr.bh1.block_status) & TP_STATUS_USER:
             return False
         s.unread = b.hdr.bh1.num_pkts
+        # All of its frames count as held from here on, also those that `take` has not reached.
         s.left[s.reading % s.count] = s.unread
         s.next = <tpacket3_hdr *> (<char *> b + b.hdr.bh1.offset_to_first_pkt)
         s.reading += 1
         if s.unread == 0:
-            give_blocks(s)  # its timer closed an empty one
+            give_blocks(s)  # prb_retire_rx_blk_timer_expired closes no empty block; if one came, it goes back
     return True
 
 
@@ -60,11 +65,14 @@ cdef int take(void *me, Frame *out, uint32_t most) noexcept nogil:
     cdef PacketRingState *s = <PacketRingState *> me
     cdef uint32_t taken = 0
     while taken < most and open_block(s):
+        # In place: tpacket_rcv has copied the frame to `tp_mac` of its header (skb_copy_bits).
         out[taken].data = <char *> s.next + s.next.tp_mac
         out[taken].size = s.next.tp_snaplen
         s.copied += s.next.tp_snaplen
+        # The block, not the frame: blocks are what goes back.
         out[taken].slot = (s.reading - 1) % s.count
         out[taken].flags = s.next.tp_status & (TP_STATUS_CSUMNOTREADY | TP_STATUS_CSUM_VALID) != 0
+        # Of the last frame 0 (prb_close_block), but `unread` ends the block before that is used.
         s.next = <tpacket3_hdr *> (<char *> s.next + s.next.tp_next_offset)
         s.unread -= 1
         taken += 1
@@ -77,7 +85,10 @@ cdef void refuse(void *me, const Frame *frame) noexcept nogil:
 
 cdef void give_blocks(PacketRingState *s) noexcept nogil:
     """Give the kernel every block at the ring's old end of which nothing is held and nothing is unread."""
+    # In order only: the kernel fills block by block, and waits at the first that is still ours.
     while s.oldest != s.reading and s.left[s.oldest % s.count] == 0:
+        # A release, so no read of a frame is left behind it: from here prb_open_block may reset this block and fill it
+        # anew.
         store(&block(s, s.oldest).hdr.bh1.block_status, TP_STATUS_KERNEL)
         s.oldest += 1
 
@@ -88,12 +99,14 @@ cdef int give(void *me, uint32_t count) noexcept nogil:
     cdef uint32_t at = s.oldest, held, n
     while count and at != s.reading:
         held = s.left[at % s.count]
+        # Of the block being read only what was taken can be given back.
         if at == s.reading - 1:
             held -= s.unread
         n = min(held, count)
         s.left[at % s.count] -= n
         count -= n
         at += 1
+    # One store a block, and no system call: the kernel looks at the status when it needs the block.
     give_blocks(s)
     return 0
 
@@ -105,6 +118,8 @@ cdef int wait(void *me, int64_t deadline) noexcept nogil:
     while not open_block(s):
         looks += 1
         if not s.poll:
+            # packet_poll says readable when the block before the current one is ours. A frame alone waits for the
+            # block's timer.
             status = sleep_until(s.fd, deadline)
             if status <= 0:
                 return status
@@ -123,13 +138,18 @@ cdef int room(void *me, uint32_t most) noexcept nogil:
     """Slots are sent in order, so that the free ones are those in front of the first busy one."""
     cdef PacketRingState *s = <PacketRingState *> me
     cdef uint32_t k, status
+    # Only as many as are asked for: to look at all of them costs a cache line each.
     most = min(most, s.slot_count)
     for k in range(most):
+        # The acquire pairs with tpacket_destruct_skb, which sets TP_STATUS_AVAILABLE when the driver has freed the skb.
+        # Until then the NIC may still read the slot, because its pages hang in that skb (tpacket_fill_skb).
         status = load(&slot_header(s, k).tp_status)
+        # tpacket_snd has not sent it and does not move past it (out_status): the slot must be requested again.
         if status & TP_STATUS_WRONG_FORMAT:
             s.rejected += 1
             store(&slot_header(s, k).tp_status, TP_STATUS_AVAILABLE)  # counted once
         elif status & (TP_STATUS_SEND_REQUEST | TP_STATUS_SENDING):
+            # A send that was told EAGAIN or ENOBUFS has left requested slots: without another call nobody sends them.
             if k == 0:
                 kick(s)
             return <int> k
@@ -138,11 +158,14 @@ cdef int room(void *me, uint32_t most) noexcept nogil:
 
 cdef char *buffer(void *me, uint32_t k) noexcept nogil:
     cdef PacketRingState *s = <PacketRingState *> me
+    # Where tpacket_parse_header looks for it without PACKET_TX_HAS_OFF: behind the header, aligned.
     return <char *> slot_header(s, k) + s.slot_offset
 
 
 cdef int kick(PacketRingState *s) noexcept nogil:
     """Have the kernel look at the ring: it copies every requested slot into an skb and hands it to the driver."""
+    # MSG_DONTWAIT: tpacket_snd would otherwise wait until every skb is freed. It walks from its own head on and ends at
+    # the first slot that is not requested.
     if send(s.fd, NULL, 0, MSG_DONTWAIT) < 0 and errno != EAGAIN and errno != ENOBUFS and errno != EINTR:
         return -errno
     return 0
@@ -155,9 +178,13 @@ cdef int send_frames(void *me, uint32_t count, uint32_t size) noexcept nogil:
     for k in range(count):
         header = slot_header(s, k)
         header.tp_len = size
+        # tpacket_parse_header refuses anything but 0.
         header.tp_next_offset = 0
+        # Last of the slot: it hands the frame over, and a release keeps length and payload before it
+        # (packet_current_frame).
         store(&header.tp_status, TP_STATUS_SEND_REQUEST)
     s.slot = (s.slot + count) % s.slot_count
+    # One call for all of them, behind the last store.
     return kick(s)
 
 
@@ -210,6 +237,7 @@ cdef class PacketRing(FrameLink):
         try:
             # protocol 0: nothing is received before the ring is there
             self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            # Version before rings, rings before the mapping, bind last: a bound socket would receive into no ring.
             self.sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
             self.sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             self.sock.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, bypass)
@@ -260,6 +288,7 @@ cdef class PacketRing(FrameLink):
         s.block_size = block_size
         s.count = blocks
         s.reading = s.oldest = s.unread = 0
+        # packet_mmap lays the transmit ring right behind the receive ring, in one mapping.
         s.slots = s.blocks + <size_t> block_size * blocks
         s.slot_size = 2048
         s.slot_count = request.tp_frame_nr

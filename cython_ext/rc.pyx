@@ -44,6 +44,7 @@ def receive_slots(prepare, size: int) -> int:
         return ring_slots(size, setting.receives)
     if setting.pattern == "pingpong":
         return ring_slots(size, min(setting.window, 16))
+    # Its server sends nothing back; the queue pair wants one request all the same.
     if setting.pattern == "stream" and prepare.role == "client":
         return 1
     return ring_slots(size, max(DEEP, 2 * setting.window))
@@ -52,6 +53,7 @@ def receive_slots(prepare, size: int) -> int:
 # --- SEND ----------------------------------------------------------------------------------------------------------
 
 cdef int send_post(void *me, uint32_t count) noexcept nogil:
+    # Nothing to aim: the other end's oldest receive request says where it lands.
     return submit(<State *> me, count)
 
 
@@ -70,6 +72,7 @@ cdef class RcSendTransport(VerbsTransport):
 
 
 cdef void use_queues(VerbsTransport transport) noexcept:
+    # `me` points into the object's own memory: the caller of the loop holds the object meanwhile.
     transport.ops.me = transport.st
     transport.ops.outgoing = ring_outgoing
     transport.ops.room = ring_room
@@ -87,6 +90,7 @@ cdef inline void aim(State *st, uint32_t count) noexcept nogil:
     cdef ibv_send_wr *wr = &st.send_wr[st.slot]
     cdef uint32_t _
     for _ in range(count):
+        # In turn, and never back: the next slot is the one that the other end gives back next.
         wr.wr.rdma.remote_addr = st.remote + <uint64_t> st.remote_slot * st.remote_stride
         st.remote_slot += 1
         if st.remote_slot == st.remote_slots:
@@ -95,12 +99,14 @@ cdef inline void aim(State *st, uint32_t count) noexcept nogil:
 
 
 cdef int write_imm_post(void *me, uint32_t count) noexcept nogil:
+    # Before `submit`: afterwards the provider has copied the requests into its queue, with the addresses of then.
     aim(<State *> me, count)
     return submit(<State *> me, count)
 
 
 cdef aim_at(VerbsTransport transport):
     cdef uint32_t i, rkey = transport.remote.rkey
+    # The rkey is the same for every slot, as one memory region covers them all: written once.
     for i in range(transport.st.window):
         transport.st.send_wr[i].wr.rdma.rkey = rkey
 
@@ -116,6 +122,7 @@ cdef class RcWriteImmTransport(VerbsTransport):
 
     def shape(self):
         """Receive requests without buffers, and one slot more to write to."""
+        # An immediate needs a request and no buffer of it: the payload goes where the sender aims (into=False).
         receives = receive_slots(self.prepare, self.size)
         return Shape(
             opcode=IBV_WR_RDMA_WRITE_WITH_IMM, access=ACCESS_WRITE, slots=receives + 1, receives=receives, into=False
@@ -142,6 +149,7 @@ cdef enum:
 cdef int read_room(void *me) noexcept nogil:
     """Landing buffers that are free. Never waits: only a delivery that is given back makes room."""
     cdef State *st = <State *> me
+    # Counted by what was given back, not by completions: a completed READ is a message that the loop still holds.
     return <int> (st.window - <uint32_t> (st.posted - st.completed))
 
 
@@ -151,8 +159,12 @@ cdef int read_post(void *me, uint32_t count) noexcept nogil:
     cdef char *landing
     cdef uint32_t k
     for k in range(count):
+        # Still ours: posted is none of it, and what lay here before was given back.
         landing = ring_outgoing(me, k)
+        # Before the hand-over. From `submit` on the device writes here, and a poison that came late would destroy a
+        # message.
         memset(landing, POISON, min(st.size, <uint32_t> POISONED))
+        # The trailer as well: with the header alone, a READ whose end is missing would pass.
         landing[st.size - 1] = <char> POISON
     aim(st, count)
     return submit(st, count)
@@ -164,8 +176,10 @@ cdef inline int hand_out_reads(State *st, Delivery *out, int n) noexcept nogil:
         if st.wc[i].status != IBV_WC_SUCCESS:
             status = fail(st, &st.wc[i])
             return i if i else status
+        # The CQE is the hand-over back. Before it the bytes may be there in part, and in any order.
         out[i].data = st.out + <size_t> st.take_slot * st.stride
         out[i].size = st.size
+        # READs complete in the order of posting (every one is signalled), so counting finds the buffer.
         st.take_slot += 1
         if st.take_slot == st.window:
             st.take_slot = 0
@@ -177,6 +191,7 @@ cdef int read_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
     cdef int n
     if st.has_failed:
         return WC_STATUS - <int> st.failed.status
+    # The completions of sends are the deliveries: no receive request exists on this path.
     n = wait_cq(&st.sends, &st.tick, st.wc, <int> min(most, <uint32_t> BATCH))
     return hand_out_reads(st, out, n) if n > 0 else n
 
@@ -192,11 +207,13 @@ cdef int read_receive_until(void *me, Delivery *out, uint32_t most, int64_t dead
 
 cdef int read_release(void *me, uint32_t count) noexcept nogil:
     cdef State *st = <State *> me
+    # Only this makes room: `read_post` may poison the buffer again.
     st.completed += count
     return 0
 
 
 cdef int read_finish(void *me) noexcept nogil:
+    # The loop has taken every answer or given up, so no completion is waited for here.
     stop_tick(&(<State *> me).tick)
     return 0
 
@@ -223,9 +240,11 @@ cdef class RcReadTransport(VerbsTransport):
         cdef uint32_t slot
         cdef char *at
         if prepare.role == "server":
+            # Filled before the other end learns the address (`describe`): no READ can come earlier.
             for slot in range(st.slots):
                 at = st.landing + <size_t> slot * st.landing_stride
                 fill(at, st.size, slot)
+                # The slot's number stands for the sequence: the memory is passive and cannot count the questions.
                 stamp(at, st.size, slot, st.trial, 0)
                 seal(at, st.size, slot)
         self.ops.me = st

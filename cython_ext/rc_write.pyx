@@ -76,11 +76,16 @@ cdef inline bint is_next(const State *st, uint32_t magic) noexcept nogil:
 cdef inline bint stands(const State *st, const char *at, uint64_t sequence) noexcept nogil:
     """Whether the message of that sequence number, or the one that is to be checked before it, stands here, whole."""
     cdef uint64_t word
+    # The last byte first, because devices write upwards. Nothing promises that: ibv_query_qp_data_in_order(3) asks.
+    # rxe copies by memcpy, a page at a time (rxe_mr_copy), and the stores of one string instruction may be seen out of
+    # order (Intel SDM 3A, "Fast-String Operation and Out-of-Order Stores").
     if st.size >= 17:
+        # An acquire: header and payload are read after this byte, never before it.
         if hwrx_load_byte(at + st.size - 1) != trailer(sequence):
             return False
-        # the message that was here before may have had the same trailer: the header tells them apart
+        # the message that was here before may have had the same trailer: the header, read only now, tells them apart
         return is_next(st, magic_of(at)) and memcmp(at + AT_SEQUENCE, &sequence, 8) == 0
+    # Magic and low half of the number in one load, so they cannot be of two messages.
     word = hwrx_load_word(at)
     if word >> 32 != <uint32_t> sequence or not is_next(st, <uint32_t> word):
         return False
@@ -92,12 +97,14 @@ cdef inline bint stands(const State *st, const char *at, uint64_t sequence) noex
 
 cdef inline uint64_t expected(const State *st) noexcept nogil:
     """The sequence number of the next message, or of the one that a check stands before."""
+    # A check takes a slot and no number of its own.
     return st.taken - st.checks
 
 
 cdef inline int deliver(State *st, Delivery *out, uint32_t most) noexcept nogil:
     cdef uint32_t n = 0
     cdef char *at
+    # As many as stand, without a wait: the first one that does not stand ends the lot.
     while n < most:
         at = slot_of(st, st.taken)
         if not stands(st, at, expected(st)):
@@ -106,6 +113,7 @@ cdef inline int deliver(State *st, Delivery *out, uint32_t most) noexcept nogil:
         out[n].size = st.size
         st.checked = magic_of(at) == MAGIC_CHECK
         st.checks += st.checked
+        # The slot is not given back to anybody: a round later the sender writes here, whether we have looked or not.
         st.taken += 1
         n += 1
     return <int> n
@@ -115,6 +123,7 @@ cdef inline uint64_t ahead(State *st) noexcept nogil:
     """The sequence number of a later message that stands where the next one should; 0 where none does."""
     cdef const char *at = slot_of(st, st.taken)
     cdef uint64_t sequence
+    # Fewer bytes carry half of the number only, and a check may stand anywhere: neither tells a round.
     if st.size < 12 or magic_of(at) != MAGIC:
         return 0
     sequence = sequence_of(at, st.size)
@@ -124,6 +133,7 @@ cdef inline uint64_t ahead(State *st) noexcept nogil:
 
 cdef int look_around(State *st) noexcept nogil:
     """Nothing came: has a send of ours failed, or has the sender gone round all slots before we looked?"""
+    # The device's own errors come first: they may be the reason for the silence.
     cdef int status = look_for_errors(st)
     return -EOVERFLOW if status == 0 and ahead(st) and not st.goes_on else status
 
@@ -132,6 +142,7 @@ cdef void catch_up(State *st) noexcept nogil:
     """Pass over what was written over: of the messages that stand, the oldest is one round behind the newest."""
     cdef uint64_t newest = ahead(st)
     if newest:
+        # The slot behind the newest holds the oldest that still stands; all between were written over.
         st.overtaken += newest - st.slots + 1 - st.taken
         st.taken = newest - st.slots + 1
 
@@ -141,13 +152,16 @@ cdef int watch(State *st, Delivery *out, uint32_t most, int64_t deadline) noexce
     cdef uint32_t looks = 0
     while not stands(st, at, expected(st)):
         looks += 1
+        # The clock only now and then: a reading costs as much as ten looks at memory.
         if looks % LOOKS == 0:
             if st.goes_on:
                 catch_up(st)
                 at = slot_of(st, st.taken)
+            # The limit of one call, not of the message: the loop comes back.
             if now() >= deadline:
                 return look_around(st)
         # no PAUSE between two looks: it costs up to 140 cycles, and an emulator leaves its loop for it
+        # Waiting by event has no event here. rxe's responder needs a CPU, and that may be this one.
         if st.yields and looks & LOOKS_A_YIELD == 0:
             sched_yield()
     return deliver(st, out, most)
@@ -155,6 +169,7 @@ cdef int watch(State *st, Delivery *out, uint32_t most, int64_t deadline) noexce
 
 cdef int write_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
     cdef State *st = <State *> me
+    # A send of ours that failed: the queue pair is in error, and nothing will be written any more.
     if st.has_failed:
         return WC_STATUS - <int> st.failed.status
     return watch(st, out, most, now() + TICK_NS)
@@ -176,10 +191,12 @@ cdef int blind_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
         return FINISHED
     nap.tv_sec = 0
     nap.tv_nsec = NAP_NS
+    # RC writes messages in the order of posting: when the last one stands, all before it stood before.
     while not stands(st, slot_of(st, st.total - 1), st.total - 1):
         if now() >= deadline:
             return 0
         nanosleep(&nap, NULL)
+    # Nobody looked meanwhile, so of a longer stream only the last round is there to be verified.
     if st.taken == 0 and st.total > st.slots:
         st.taken = st.total - st.slots   # those before are overwritten
     return deliver(st, out, most)
@@ -195,6 +212,8 @@ cdef int write_post(void *me, uint32_t count) noexcept nogil:
     cdef ibv_send_wr *wr = &st.send_wr[st.slot]
     cdef uint32_t _
     for _ in range(count):
+        # In turn, as the receiver looks for them. Set before `submit`, which copies the request into the device's
+        # queue.
         wr.wr.rdma.remote_addr = st.remote + <uint64_t> st.remote_slot * st.remote_stride
         st.remote_slot += 1
         if st.remote_slot == st.remote_slots:
@@ -206,6 +225,7 @@ cdef int write_post(void *me, uint32_t count) noexcept nogil:
 cdef int blind_room(void *me) noexcept nogil:
     """As ring_room, but never without a look: the completions are the only stamps that a stream of WRITEs gets."""
     cdef State *st = <State *> me
+    # With a window half empty `ring_room` would not look, and a stamp would come a half window late.
     cdef int status = reap(st)
     cdef uint32_t left = st.window - <uint32_t> (st.posted - st.completed)
     if status < 0:
@@ -254,6 +274,7 @@ cdef class RcWriteTransport(VerbsTransport):
         """As every verbs transport; and aim at the other end's memory."""
         cdef uint32_t i, rkey
         VerbsTransport.connect(self, remote)
+        # One region covers all slots, so one key does for all requests, once.
         rkey = self.remote.rkey
         for i in range(self.st.window):
             self.st.send_wr[i].wr.rdma.rkey = rkey

@@ -16,49 +16,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
-from cython_ext.bpf_libbpf cimport (
-    LIBBPF_WARN,
-    bpf_link,
-    bpf_link__destroy,
-    bpf_map,
-    bpf_map__fd,
-    bpf_map__initial_value,
-    bpf_map__max_entries,
-    bpf_map__set_max_entries,
-    bpf_map__value_size,
-    bpf_map_lookup_elem,
-    bpf_map_update_elem,
-    bpf_obj_get_info_by_fd,
-    bpf_prog_info,
-    bpf_object,
-    bpf_object__close,
-    bpf_object__find_map_by_name,
-    bpf_object__find_program_by_name,
-    bpf_object__load,
-    bpf_object__next_program,
-    bpf_object__open_file,
-    bpf_prog_type,
-    bpf_attach_type,
-    bpf_program,
-    bpf_program__attach_cgroup,
-    bpf_program__attach_trace,
-    bpf_program__fd,
-    bpf_program__name,
-    bpf_program__section_name,
-    bpf_program__set_autoload,
-    bpf_program__set_expected_attach_type,
-    bpf_program__set_type,
-    libbpf_major_version,
-    libbpf_minor_version,
-    libbpf_num_possible_cpus,
-    libbpf_print_level,
-    libbpf_set_print,
-    ring_buffer,
-    ring_buffer__consume,
-    ring_buffer__free,
-    ring_buffer__new,
-    va_list,
-)
+from cython_ext.bpf_libbpf cimport *
 
 from cython_ext.kernel_btf import aimed
 from cython_ext.object_btf import structures
@@ -89,22 +47,22 @@ cdef enum:
     BPF_NETFILTER = 45
 
 cdef struct Event:
-    uint64_t ns, sequence, object
-    uint32_t flow, trial, bytes, position, tid
+    uint64_t ns, sequence, object  # ns: CLOCK_MONOTONIC; object: the skb, or the buffer copied to or from
+    uint32_t flow, trial, bytes, position, tid  # as record.h lays them out: 48 bytes, no gap
     uint16_t cpu
     uint8_t stage, context
 
 cdef struct Totals:
-    uint64_t count, bytes, timed, sum_ns, max_ns
-    uint64_t by[CONTEXTS]
-    uint32_t buckets[BUCKETS]
+    uint64_t count, bytes, timed, sum_ns, max_ns  # of one stage on one CPU
+    uint64_t by[CONTEXTS]  # of `bytes`: who handled them
+    uint32_t buckets[BUCKETS]  # of the histogram of times
 
 cdef struct Settings:
-    uint32_t sample_every, size, trial, any_trial, time_mask, unused
+    uint32_t sample_every, size, trial, any_trial, time_mask, unused  # the programs read them, we alone write
 
 cdef struct Machine:
-    uint64_t page_offset_base, vmemmap_base
-    uint32_t constant, holds, exits, contexts
+    uint64_t page_offset_base, vmemmap_base  # addresses, or values if `constant`
+    uint32_t constant, holds, exits, contexts  # flags; see struct machine
 
 # union bpf_attr as BPF_LINK_CREATE with a netfilter program reads it
 cdef struct NetfilterLink:
@@ -130,6 +88,7 @@ cdef size_t said_length = 0
 cdef int listen(libbpf_print_level level, const char *form, va_list arguments) noexcept nogil:
     global said_length
     cdef int n
+    # Called by libbpf in the middle of its work, by `drain` without the GIL: nothing of Python, a buffer of fixed size.
     if level > LIBBPF_WARN or said_length + 1 >= SAID_ROOM:
         return 0
     n = vsnprintf(said + said_length, SAID_ROOM - said_length, form, arguments)
@@ -161,9 +120,9 @@ cdef struct Destination:
 
 cdef int take(void *context, void *data, size_t size) noexcept nogil:
     cdef Destination *to = <Destination *> context
-    memcpy(to.at, data, sizeof(Event))
+    memcpy(to.at, data, sizeof(Event))  # before it returns: libbpf then frees the record for the kernel to write to
     to.at += sizeof(Event)
-    to.left -= 1
+    to.left -= 1  # libbpf stores the consumer's position behind this record, whatever we return
     # a negative value ends the consuming, with this event taken
     return 0 if to.left else -1
 
@@ -197,7 +156,7 @@ cdef class Tracer:
     cdef readonly bint loaded
 
     def __cinit__(self):
-        self.links = {}
+        self.links = {}  # by number, as Python cannot hold a bpf_link
         self.descriptors = []
 
     def __init__(self, path):
@@ -217,7 +176,7 @@ cdef class Tracer:
 
     def __dealloc__(self):
         # only what needs no Python: close() is the way, this is for what an exception left behind
-        if self.ring is not NULL:
+        if self.ring is not NULL:  # before the object: it maps one of its maps
             ring_buffer__free(self.ring)
         if self.object is not NULL:
             bpf_object__close(self.object)
@@ -225,18 +184,18 @@ cdef class Tracer:
     def close(self):
         """Detach and unload; harmless when called twice."""
         cdef size_t address
-        for kept in self.links.values():
+        for kept in self.links.values():  # first, so no program runs while what it writes to goes
             for address in kept:
-                bpf_link__destroy(<bpf_link *> address)
+                bpf_link__destroy(<bpf_link *> address)  # closes its only descriptor, so the kernel detaches it
         self.links = {}
         for descriptor in self.descriptors:
             os.close(descriptor)
         self.descriptors = []
         if self.settings is not NULL:
-            munmap(self.settings, PAGE)
+            munmap(self.settings, PAGE)  # before the object that owns the map behind it
             self.settings = NULL
         if self.ring is not NULL:
-            ring_buffer__free(self.ring)
+            ring_buffer__free(self.ring)  # and the ring before the object, likewise
             self.ring = NULL
         if self.object is not NULL:
             bpf_object__close(self.object)
@@ -272,11 +231,11 @@ cdef class Tracer:
             if program is NULL:
                 break
             name = bpf_program__name(program).decode()
-            bpf_program__set_autoload(program, name in wanted)
+            bpf_program__set_autoload(program, name in wanted)  # or libbpf loads all: one refused fails the load
             if bpf_program__section_name(program) == b"netfilter":
                 bpf_program__set_type(program, <bpf_prog_type> BPF_PROG_TYPE_NETFILTER)
                 bpf_program__set_expected_attach_type(program, <bpf_attach_type> BPF_NETFILTER)
-        bpf_map__set_max_entries(self.table(b"events"), ring_bytes)
+        bpf_map__set_max_entries(self.table(b"events"), ring_bytes)  # before the load, which creates the map
         machine.page_offset_base = page_offset_base
         machine.vmemmap_base = vmemmap_base
         machine.constant = constant
@@ -286,9 +245,10 @@ cdef class Tracer:
         value = bpf_map__initial_value(self.table(b".rodata"), &size)
         if value is NULL or size != sizeof(Machine):
             raise LoadError(errno.EINVAL, "", f"struct machine has {size} bytes in the object, {sizeof(Machine)} here")
+        # libbpf freezes .rodata at the load: the verifier then drops dead branches
         memcpy(value, &machine, sizeof(Machine))
         heard()
-        with aimed(targets):
+        with aimed(targets):  # the handlers that say what each program attaches to, for this load
             status = bpf_object__load(self.object)
         if status < 0:
             text = heard()
@@ -297,6 +257,7 @@ cdef class Tracer:
         self.totals_fd = bpf_map__fd(table)
         table = self.table(b"cpus")
         self.cpus_fd = bpf_map__fd(table)
+        # BTF is the only source: a field that moved is found here, not in the figures
         forms = {name: np.dtype(form) for name, form in structures(self.path, ["cpu", "event", "totals"]).items()}
         for name, here in (("event", EVENT), ("totals", TOTALS)):
             if forms[name] != here:
@@ -309,16 +270,18 @@ cdef class Tracer:
         if bpf_map__value_size(table) != sizeof(Settings):
             raise LoadError(errno.EINVAL, "", "struct settings differs between object and extension")
         # libbpf maps it only for skeletons; mapped, a change is seen by the programs at once and costs no system call
+        # shared: the same pages as the programs see
         value = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, bpf_map__fd(table), 0)
         if value == MAP_FAILED:
             code = c_errno
             raise LoadError(code, "", "mapping the settings")
         self.settings = <Settings *> value
+        # maps producer and data for reading, consumer for writing
         self.ring = ring_buffer__new(bpf_map__fd(self.table(b"events")), take, &self.destination, NULL)
         if self.ring is NULL:
             code = c_errno
             raise LoadError(code, "", heard())
-        self.loaded = True
+        self.loaded = True  # last: until here only `close` is allowed
 
     cdef bpf_map *table(self, const char *name) except NULL:
         cdef bpf_map *found = bpf_object__find_map_by_name(self.object, name)
@@ -349,10 +312,10 @@ cdef class Tracer:
 
     cdef int _keep(self, name, bpf_link *link) except -1:
         if link is NULL:
-            code = c_errno
+            code = c_errno  # first of all, because each call behind it may change it
             text = heard().strip().splitlines()
             raise OSError(code, text.pop() if text else os.strerror(code), name)
-        self.links.setdefault(name, []).append(<size_t> link)
+        self.links.setdefault(name, []).append(<size_t> link)  # kept: a link that is freed detaches its program
         return 0
 
     def attach_netfilter(self, name, uint32_t family, uint32_t hook, int priority, int namespace=-1):
@@ -366,20 +329,21 @@ cdef class Tracer:
         link.pf = family
         link.hooknum = hook
         link.priority = priority
+        # of this thread, not of the process: setns moves threads
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             # a hook belongs to the namespace of the thread that makes the link
             if namespace >= 0 and setns(namespace, CLONE_NEWNET) < 0:
                 raise OSError(c_errno, os.strerror(c_errno), "setns")
             descriptor = syscall(SYS_bpf, BPF_LINK_CREATE, &link, sizeof(link))
-            code = c_errno
+            code = c_errno  # of the call above: the way back may change it
             if namespace >= 0 and setns(home, CLONE_NEWNET) < 0:
                 raise OSError(c_errno, os.strerror(c_errno), "setns")
         finally:
             os.close(home)
         if descriptor < 0:
             raise OSError(code, os.strerror(code), name)
-        self.descriptors.append(descriptor)
+        self.descriptors.append(descriptor)  # closing it is what detaches the program
 
     @property
     def attached(self):
@@ -393,6 +357,7 @@ cdef class Tracer:
         """
         if self.settings is NULL:
             raise ValueError("not loaded")
+        # Plain stores, seen one by one on other CPUs: they are made while no message of a trial is on its way.
         self.settings.time_mask = time_every - 1
         self.settings.sample_every = sample_every
         self.settings.size = size
@@ -404,9 +369,12 @@ cdef class Tracer:
         cdef size_t room = <size_t> out.shape[0] // sizeof(Event)
         if self.ring is NULL or room == 0:
             return 0
-        self.destination.at = <char *> &out[0]
+        self.destination.at = <char *> &out[0]  # this thread's only: one drain at a time
         self.destination.left = room
         with nogil:
+            # Ends at the first record that is reserved and not yet committed (BPF_RINGBUF_BUSY_BIT), so order is that
+            # of reservation. It loads each length with acquire. The programs commit with BPF_RB_NO_WAKEUP: who drains
+            # comes by itself.
             ring_buffer__consume(self.ring)
         return room - self.destination.left
 
@@ -414,12 +382,15 @@ cdef class Tracer:
         """The histograms and sums of each stage since loading, CPUs added up: an array of TOTALS, indexed by stage."""
         cdef uint32_t key
         cdef uint32_t stages = bpf_map__max_entries(self.table(b"totals"))
+        # A lookup in a per-CPU array brings the value of every possible CPU, each rounded up to 8 bytes
+        # (bpf_percpu_array_copy).
         per_cpu = np.zeros((stages, self.cpus), dtype=TOTALS)
         cdef uint8_t[:, :, ::1] raw = per_cpu.view(np.uint8).reshape(stages, self.cpus, sizeof(Totals))
-        for key in range(stages):
+        for key in range(stages):  # copied while programs count: a figure may lack the last event
             if bpf_map_lookup_elem(self.totals_fd, &key, &raw[key, 0, 0]) < 0:
                 raise OSError(c_errno, os.strerror(c_errno))
         result = np.zeros(stages, dtype=TOTALS)
+        # struct cpu holds the current message and cannot be cleared: what it had counted is subtracted
         counted = self._counted() - self.before
         for field in TOTALS.names:
             if field == "max_ns":
@@ -453,8 +424,8 @@ cdef class Tracer:
         zeros = np.zeros(self.cpus * sizeof(Totals), dtype=np.uint8)
         cdef uint8_t[::1] raw = zeros
         for key in range(stages):
-            bpf_map_update_elem(self.totals_fd, &key, &raw[0], 0)
-        self.before = self._counted()
+            bpf_map_update_elem(self.totals_fd, &key, &raw[0], 0)  # one call sets the stage on all CPUs
+        self.before = self._counted()  # what is counted from here on is new
 
     def missed(self):
         """How often the kernel did not run a program because it was running on that CPU already, by program."""
@@ -470,12 +441,13 @@ cdef class Tracer:
                 continue
             memset(&info, 0, sizeof(info))
             size = sizeof(info)
+            # counted where the trampoline finds the program active on this CPU (kernel/bpf/trampoline.c)
             if bpf_obj_get_info_by_fd(bpf_program__fd(program), &info, &size) == 0 and info.recursion_misses:
                 result[bpf_program__name(program).decode()] = info.recursion_misses
 
     def lost(self):
         """Events for which the ring had no room, since loading."""
-        return int(self._cpus()["lost"].sum())
+        return int(self._cpus()["lost"].sum())  # counted by the programs: bpf_ringbuf_reserve found no room
 
 
 def _refused(text):

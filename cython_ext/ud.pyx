@@ -77,7 +77,9 @@ cdef struct UdState:
 cdef inline int give_back(State *st, uint32_t slot) noexcept nogil:
     cdef ibv_recv_wr *bad
     cdef int error
+    # One request alone: the circle of `_link_receives` would post all of them.
     st.recv_wr[slot].next = NULL
+    # The hand-over: the device may write into this buffer at once.
     error = ibv_post_recv(st.qp, &st.recv_wr[slot], &bad)
     return -error if error > 0 else error
 
@@ -88,15 +90,18 @@ cdef int say(UdState *u, uint32_t magic, uint64_t count) noexcept nogil:
     cdef ibv_send_wr *wr = &u.control_wr[u.aside]
     cdef ibv_send_wr *bad
     cdef char *at = <char *> <uintptr_t> u.control_sge[u.aside].addr
+    # Completions first, because they free these requests and their buffers for the next Control.
     cdef int error = reap(st)
     if error < 0 or st.asides == ASIDES:
         return error
+    # The buffer is ours: its last Control has completed, as fewer than ASIDES are under way and they complete in order.
     memcpy(at, &magic, 4)
     memcpy(at + AT_SEQUENCE, &count, 8)
     memcpy(at + AT_TRIAL, &st.trial, 4)
     error = ibv_post_send(st.qp, wr, &bad)
     if error:
         return -error if error > 0 else error
+    # Only what was posted comes back as a completion (`complete`, wr_id 0).
     st.asides += 1
     u.aside = (u.aside + 1) % ASIDES
     return 0
@@ -106,15 +111,18 @@ cdef bint heed(UdState *u, const char *at, uint32_t length) noexcept nogil:
     """Whether this is a credit or an end, and not a message; takes it in."""
     cdef uint32_t magic
     cdef uint64_t count
+    # A Control has a length that a message may have as well, so the magic decides.
     if length != CONTROL:
         return False
     magic = magic_of(at)
     if magic != MAGIC_CREDIT and magic != MAGIC_FINISH:
         return False
+    # A Control of another trial is taken in and changes nothing.
     if trial_of(at) == u.st.trial:
         count = sequence_of(at, CONTROL)
         if magic == MAGIC_FINISH:
             u.finishing = True
+        # A credit that came late, or twice, never takes back what a newer one has granted.
         elif u.credited < count <= u.st.posted:
             u.credited = count
     return True
@@ -127,12 +135,16 @@ cdef int sort_out(UdState *u, Delivery *out, int n) noexcept nogil:
     cdef uint32_t slot, length
     cdef char *at
     for i in range(n):
+        # Only the status counts then: byte_len and the buffer's content are not valid (ibv_poll_cq(3)).
         if st.wc[i].status != IBV_WC_SUCCESS:
             status = fail(st, &st.wc[i])
             return k if k else status
+        # wr_id names the buffer. Controls go back at once and out of turn, so counting would not find it.
         slot = <uint32_t> st.wc[i].wr_id
+        # Behind 40 bytes, which belong to the GRH even if none came (ibv_post_recv(3)); byte_len counts them.
         at = st.landing + <size_t> slot * st.landing_stride + GRH
         length = st.wc[i].byte_len - GRH
+        # Back to the device at once: a Control must not take the place of a message.
         if heed(u, at, length) or out == NULL:
             status = give_back(st, slot)
             if status < 0:
@@ -140,8 +152,10 @@ cdef int sort_out(UdState *u, Delivery *out, int n) noexcept nogil:
             continue
         out[k].data = at
         out[k].size = length
+        # How far the stream has come, whatever was lost on the way: the next credit says it.
         if length == st.size:
             u.upto = sequence_of(at, length) + 1
+        # The order of delivery, in which `ud_release` gives them back; slots in use differ from it by the Controls.
         u.order[u.put] = slot
         u.put = u.put + 1 if u.put + 1 < st.slots else 0
         k += 1
@@ -155,10 +169,12 @@ cdef int ud_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadli
     if st.has_failed:
         return WC_STATUS - <int> st.failed.status
     while True:
+        # Once the end was heard, one look without waiting: what has come is in the queue.
         n = wait_cq_until(&st.receives, st.wc, <int> min(most, <uint32_t> BATCH), 0 if u.finishing else deadline)
         if n < 0:
             return n
         if n == 0:
+            # Messages first, then the end: FINISH may have overtaken some of them.
             return finished(u) if u.finishing else look_for_errors(st)
         n = sort_out(u, out, n)
         if n != 0:
@@ -180,6 +196,7 @@ cdef int ud_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
         return WC_STATUS - <int> st.failed.status
     if u.finishing:
         return ud_receive_until(me, out, most, 0)
+    # The clock is read only if a whole tick brought nothing, so it costs nothing while messages come.
     while since == 0 or now() - since < st.patience_ns:
         n = wait_cq(&st.receives, &st.tick, st.wc, <int> min(most, <uint32_t> BATCH))
         if n == 0:
@@ -187,6 +204,7 @@ cdef int ud_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
                 since = now()
             n = look_for_errors(st)
         elif n > 0:
+            # Controls alone are no delivery: the wait goes on, unless one of them was the end.
             n = sort_out(u, out, n)
             if n == 0 and u.finishing:
                 return ud_receive_until(me, out, most, 0)
@@ -203,15 +221,18 @@ cdef int ud_release(void *me, uint32_t count) noexcept nogil:
     cdef ibv_recv_wr *wr = first
     cdef uint32_t k
     cdef int error
+    # Chained in the order of delivery, and the newest ends the chain: one call for all.
     for k in range(count):
         if k:
             wr.next = &st.recv_wr[u.order[u.get]]
             wr = wr.next
         u.get = u.get + 1 if u.get + 1 < st.slots else 0
     wr.next = NULL
+    # The hand-over. A datagram that finds no request is dropped without a word (rxe_resp.c, RESPST_ERR_RNR: drop_msg).
     error = ibv_post_recv(st.qp, first, &bad)
     if error:
         return -error if error > 0 else error
+    # Behind the hand-over: the credit invites datagrams, and their buffers must be posted by then.
     if u.credits and u.upto >= u.told + (u.window + 1) // 2:
         u.told = u.upto
         return say(u, MAGIC_CREDIT, u.upto)
@@ -231,7 +252,10 @@ cdef int await_credit(UdState *u) noexcept nogil:
     cdef State *st = u.st
     cdef int64_t give_up = now() + st.patience_ns
     cdef int n
+    # Counted by the highest number that the receiver has seen, so a lost datagram does not narrow the window for good.
     while u.st.posted - u.credited >= u.window:
+        # Credits come in on the receive queue, so to wait for one is to receive. The sender of a stream gets no
+        # messages.
         n = wait_cq(&st.receives, &st.tick, st.wc, BATCH)
         if n > 0:
             n = sort_out(u, NULL, n)
@@ -239,6 +263,7 @@ cdef int await_credit(UdState *u) noexcept nogil:
             return n
         if u.finishing:
             return FINISHED
+        # Credits or messages were lost. To go on risks a full receiver; to stop would be for ever.
         if now() >= give_up:
             u.credited = st.posted
             u.slides += 1
@@ -248,9 +273,11 @@ cdef int await_credit(UdState *u) noexcept nogil:
 cdef int ud_room(void *me) noexcept nogil:
     cdef UdState *u = <UdState *> me
     cdef State *st = u.st
+    # Two windows: the send queue's, which completions open, and the receiver's buffers, which only credits open.
     cdef int n, room = ring_room(st)
     if room <= 0 or not (u.credits and u.client):
         return room
+    # A look in passing: a credit that is there saves the wait.
     n = ibv_poll_cq(st.receives.cq, BATCH, st.wc)
     if n > 0:
         n = sort_out(u, NULL, n)
@@ -269,10 +296,12 @@ cdef int ud_finish(void *me) noexcept nogil:
     cdef State *st = u.st
     cdef int64_t until
     cdef int n, tries = 0
+    # Nobody answers this one, so it is said once more; the client asks until it hears it.
     if not u.client:
         n = say(u, MAGIC_FINISH, u.upto)
         return n if n < 0 else ring_finish(st)
     while not u.finishing and tries < FINISH_TRIES:
+        # Each try may be lost, and so may its answer.
         n = say(u, MAGIC_FINISH, st.posted)
         if n < 0:
             return n
@@ -284,6 +313,7 @@ cdef int ud_finish(void *me) noexcept nogil:
             if n < 0:
                 return n
         tries += 1
+    # The buffers are ours again only when the last signalled send has completed.
     return ring_finish(st)
 
 
@@ -307,6 +337,7 @@ cdef class UdSendTransport(VerbsTransport):
             )
         slots = receive_slots(self.prepare, self.size)
         if self.prepare.setting.receives is None:
+            # Controls take receive requests, too, and must not take those of messages.
             slots += 2 * ASIDES
         return Shape(
             opcode=IBV_WR_SEND, access=0, datagram=True, head=GRH, least=CONTROL, spare=ASIDES,
@@ -324,6 +355,7 @@ cdef class UdSendTransport(VerbsTransport):
             self.u.st = st
             self.u.client = prepare.role == "client"
             self.u.credits = prepare.setting.pattern == "stream"
+            # Requests of their own, behind the window's: what is said aside never waits for room in the window.
             for i in range(ASIDES):
                 self.u.control_sge[i].addr = <uintptr_t> st.out + <uint64_t> (st.window + <uint32_t> i) * st.stride
                 self.u.control_sge[i].length = CONTROL
@@ -331,6 +363,7 @@ cdef class UdSendTransport(VerbsTransport):
                 self.u.control_wr[i].sg_list = &self.u.control_sge[i]
                 self.u.control_wr[i].num_sge = 1
                 self.u.control_wr[i].opcode = IBV_WR_SEND
+                # Every one signalled, as its completion is what frees its buffer.
                 self.u.control_wr[i].send_flags = IBV_SEND_SIGNALED
         except BaseException:
             self.close()
@@ -356,9 +389,11 @@ cdef class UdSendTransport(VerbsTransport):
         if self.u.credits:
             # what finds no receive buffer is thrown away, and nobody is told; both ends narrow it alike
             self.u.window = self.window = min(st.window, (there if self.u.client else self.end).slots)
+        # UD gets to RTS without a peer: the address goes with each request.
         self.qp.connect(psn=self.end.psn)
         self.way = AddressHandle(self.pd, self.port, self.gid.number, bytes.fromhex(there.gid), there.lid)
         for i in range(st.window):
+            # Once for all: the handle must live until the last request has completed (ibv_post_send(3)).
             st.send_wr[i].wr.ud.ah = self.way.ptr
             st.send_wr[i].wr.ud.remote_qpn = qpn
             st.send_wr[i].wr.ud.remote_qkey = qkey

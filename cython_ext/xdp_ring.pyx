@@ -45,16 +45,20 @@ cdef extern from *:
 
 cdef int take(void *me, Frame *out, uint32_t most) noexcept nogil:
     cdef XdpState *s = <XdpState *> me
+    # The acquire is (C) of net/xdp/xsk_queue.h: no entry is read before the producer that covers it (xskq_prod_submit).
     cdef uint32_t there = acquire(s.received.producer), taken = 0, slot
     cdef const xdp_desc *entry
     while taken < most and s.fresh != there:
         slot = s.fresh & s.received.mask
         entry = <const xdp_desc *> s.received.entries + slot
+        # In place: `addr` already has the offset of the frame in its chunk (xp_get_handle). The chunk is the loop's
+        # now.
         out[taken].data = s.umem + entry.addr
         out[taken].size = entry.len
         s.bytes += entry.len
         out[taken].slot = slot
         out[taken].flags = 0
+        # Our own counter. The shared one moves in `give`, so the kernel cannot write over an entry that we still need.
         s.fresh += 1
         taken += 1
     return <int> taken
@@ -67,6 +71,7 @@ cdef void refuse(void *me, const Frame *frame) noexcept nogil:
 cdef int give(void *me, uint32_t count) noexcept nogil:
     """Chunks go back to the fill ring in the order in which they came; the entries of the receive ring become free."""
     cdef XdpState *s = <XdpState *> me
+    # A plain read: nobody but us writes the producer of the fill ring.
     cdef uint32_t to = s.fill.producer[0], slot
     cdef uint32_t before = s.oldest
     while s.oldest != s.fresh:
@@ -83,12 +88,16 @@ cdef int give(void *me, uint32_t count) noexcept nogil:
         to += 1
         s.oldest += 1
     if s.oldest != before:
+        # A release, (B) of xsk_queue.h: entries before producer. The chunks are the kernel's from here (xp_alloc takes
+        # them). As many went out of this ring as came by the other one, so it never overflows.
         publish(s.fill.producer, to)
+        # A release, (D): our reads of the entries are over before the kernel sees them free.
         publish(s.received.consumer, s.oldest)
     return 0
 
 
 cdef inline bint ready(const XdpState *s) noexcept nogil:
+    # The kernel moves its producer once for all frames of a NAPI poll, in skb mode for each (xsk_flush).
     return acquire(s.received.producer) != s.fresh
 
 
@@ -99,11 +108,13 @@ cdef int wait(void *me, int64_t deadline) noexcept nogil:
     while not ready(s):
         looks += 1
         if not s.poll:
+            # xsk_poll wakes a driver that needs it and, in copy mode, drives what is left to send.
             status = sleep_until(s.fd, deadline)
             if status <= 0:
                 return status
         elif looks % LOOKS == 0 and now() >= deadline:
             return 0
+        # Only who does not call poll must wake the driver: the flag says that it has gone to sleep (af_xdp.rst).
         if s.poll and acquire(s.fill.flags) & XDP_RING_NEED_WAKEUP:
             recv(s.fd, NULL, 0, MSG_DONTWAIT)  # a driver that went to sleep for want of chunks
     return 1
@@ -112,9 +123,15 @@ cdef int wait(void *me, int64_t deadline) noexcept nogil:
 # --- sending -------------------------------------------------------------------------------------------------------
 
 cdef int kick(XdpState *s) noexcept nogil:
+    # The flag spares the call if the driver is awake. In copy mode it is always set (xsk_setsockopt): sending needs a
+    # call. It may be read before the store to the producer is seen; `room` and xsk_poll repeat a kick that was missed
+    # so.
     if not acquire(s.transmit.flags) & XDP_RING_NEED_WAKEUP:
         return 0
+    # MSG_DONTWAIT because __xsk_sendmsg knows no other: it returns EOPNOTSUPP if it may wait.
     if send(s.fd, NULL, 0, MSG_DONTWAIT) < 0:
+        # EAGAIN: more is left than one call sends, or the driver is busy. EBUSY: the frame was dropped, and its chunk
+        # comes back all the same (__xsk_generic_xmit). A later kick sends the rest.
         if errno not in (EAGAIN, EBUSY, ENOBUFS, EINTR, ENETDOWN):
             return -errno
     return 0
@@ -125,6 +142,7 @@ cdef int kick_out(XdpState *s, uint32_t upto) noexcept nogil:
     cdef uint32_t before
     cdef int status
     while True:
+        # The kernel moves the consumer of the transmit ring: what lies behind it has been taken.
         before = acquire(s.transmit.consumer)
         status = kick(s)
         if status < 0 or acquire(s.transmit.consumer) in (upto, before):
@@ -134,16 +152,21 @@ cdef int kick_out(XdpState *s, uint32_t upto) noexcept nogil:
 cdef int room(void *me, uint32_t most) noexcept nogil:
     """Chunks that are ours to build in; those that were sent come back first."""
     cdef XdpState *s = <XdpState *> me
+    # The acquire: an address is not read before the producer that covers it. xsk_destruct_skb, or the driver, puts it
+    # there.
     cdef uint32_t there = acquire(s.completed.producer), at = s.completed.consumer[0]
     cdef uint32_t before = at
     while at != there:
+        # The hand-over back: the frame has left, and its chunk is ours to build in again.
         s.spare[s.free & (s.slots - 1)] = (<uint64_t *> s.completed.entries)[at & s.completed.mask]
         s.free += 1
         at += 1
+    # Soon: the kernel reserves a completion entry before it sends (xskq_prod_reserve), so a full ring stops sending.
     if at != before:
         publish(s.completed.consumer, at)
     if acquire(s.transmit.consumer) != s.transmit.producer[0]:
         kick_out(s, s.transmit.producer[0])  # a driver that was busy has left some
+    # Every chunk is under way. In copy mode the call makes the kernel look at its own queue again.
     elif s.free == s.next:
         kick(s)
     return <int> (s.free - s.next)
@@ -151,21 +174,26 @@ cdef int room(void *me, uint32_t most) noexcept nogil:
 
 cdef char *buffer(void *me, uint32_t k) noexcept nogil:
     cdef XdpState *s = <XdpState *> me
+    # Ours until `send_frames`: neither in the transmit ring nor in the completion ring.
     return s.umem + s.spare[(s.next + k) & (s.slots - 1)]
 
 
 cdef int send_frames(void *me, uint32_t count, uint32_t size) noexcept nogil:
     cdef XdpState *s = <XdpState *> me
+    # A plain read: nobody but us writes the producer of the transmit ring.
     cdef uint32_t at = s.transmit.producer[0], _
     cdef xdp_desc *entry
     for _ in range(count):
         entry = <xdp_desc *> s.transmit.entries + (at & s.transmit.mask)
         entry.addr = s.spare[s.next & (s.slots - 1)]
         entry.len = size
+        # xskq_cons_is_valid_desc takes an entry with unknown options for invalid and drops it.
         entry.options = 0
         s.next += 1
         at += 1
+    # A release: payload and entry before producer. The chunks are the kernel's until they come back by completion.
     publish(s.transmit.producer, at)
+    # Behind the store, or the kernel would not see what it is called for.
     return kick_out(s, at)
 
 
@@ -202,9 +230,11 @@ cdef class XdpRing(FrameLink):
         self.mac = mac
         try:
             self.umem = PinnedBuffer(2 * frames * 2048)
+            # Before the registration: while the kernel has it as UMEM, nobody may unmap it.
             self.umem.users += 1
             self.sock = socket.socket(AF_XDP, socket.SOCK_RAW, 0)
             self.sock.setsockopt(SOL_XDP, XDP_UMEM_REG, self.umem_request())
+            # All four rings before bind, which refuses a socket without them (xsk_validate_queues).
             for option in (XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_RX_RING, XDP_TX_RING):
                 self.sock.setsockopt(SOL_XDP, option, frames)
             raw = self.sock.getsockopt(SOL_XDP, XDP_MMAP_OFFSETS, sizeof(offsets))
@@ -215,6 +245,7 @@ cdef class XdpRing(FrameLink):
             self.ring(&s.completed, offsets.cr, frames, sizeof(uint64_t), XDP_UMEM_PGOFF_COMPLETION_RING)
             self.ring(&s.received, offsets.rx, frames, sizeof(xdp_desc), XDP_PGOFF_RX_RING)
             self.ring(&s.transmit, offsets.tx, frames, sizeof(xdp_desc), XDP_PGOFF_TX_RING)
+            # The fill ring is filled before bind, so the first frame finds a chunk.
             self.lay_out(frames)
             self.bind(index, queue, zero_copy)
             self.attach(index, queue, port)
@@ -275,6 +306,7 @@ cdef class XdpRing(FrameLink):
         s.fresh = s.oldest = 0
         for i in range(frames):
             (<uint64_t *> s.fill.entries)[i] = <uint64_t> i * 2048
+        # The first hand-over: these chunks are the kernel's.
         publish(s.fill.producer, frames)
         free(self.spare)
         self.spare = <uint64_t *> malloc(frames * sizeof(uint64_t))
@@ -300,6 +332,8 @@ cdef class XdpRing(FrameLink):
         deadline = time.monotonic() + RELEASED_AFTER
         while True:
             for flag in wanted:
+                # With the flag a driver that lacks zero-copy refuses; without any, xp_assign_dev copies and does not
+                # say why.
                 address.sxdp_flags = <unsigned short> (flag | XDP_USE_NEED_WAKEUP)
                 status = bind(self.sock.fileno(), <const sockaddr *> &address, sizeof(address))
                 if status == 0:
@@ -328,6 +362,7 @@ cdef class XdpRing(FrameLink):
         if sockets < 0:
             raise OSError(-sockets, f"BPF_MAP_CREATE: {os.strerror(-sockets)}")
         self.descriptors.append(sockets)
+        # The socket into the map before the program runs: what it would steer meanwhile would be lost.
         if bpf_map_update_elem(sockets, &queue, &own, BPF_ANY) < 0:
             raise OSError(errno, f"BPF_MAP_UPDATE_ELEM: {os.strerror(errno)}")
         instructions = steer(port, sockets)
@@ -364,10 +399,12 @@ cdef class XdpRing(FrameLink):
         """Detach the program, close the socket, give the memory back; harmless when called twice."""
         FrameLink.close(self)
         self.state.fd = -1
+        # The program first: after it no frame is steered to a socket that is going.
         while self.descriptors:
             os.close(self.descriptors.pop())
         while self.views:
             self.views.pop().release()
+        # The rings before the socket, the UMEM last of all: the kernel writes to it as long as the socket lives.
         while self.maps:
             self.maps.pop().close()
         if self.sock is not None:

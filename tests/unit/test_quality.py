@@ -5,11 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+
+# What runs for every message, and what stamps it: barriers, hand-overs and orders, each of which has a reason.
+HOT = [
+    *("loop", "pingpong", "tracer"),
+    *("udp", "tcp"),
+    *("verbs_ring", "rc", "rc_write", "ud"),
+    *("e1000e_ring", "packet_ring", "xdp_ring"),
+]
+COMMENTS_A_LINE = 0.15
 
 
 @pytest.mark.parametrize(
@@ -47,3 +57,53 @@ def test_the_shell_scripts_parse_and_can_be_run() -> None:
         subprocess.run(["bash", "-n", ROOT / name], check=True)
     for name in ("lab/run", "lab/test"):
         assert (ROOT / name).stat().st_mode & 0o111
+
+
+@pytest.mark.parametrize("name", HOT)
+def test_a_hot_file_says_why(name: str) -> None:
+    (path,) = (ROOT / "cython_ext").rglob(f"{name}.pyx")
+    comments, code = comments_and_code(path)
+    assert comments / code >= COMMENTS_A_LINE, f"{path.name}: {comments} comments in {code} lines of code"
+
+
+def test_docstrings_and_blank_lines_are_neither_comment_nor_code(tmp_path: Path) -> None:
+    source = tmp_path / "made.pyx"
+    source.write_text(
+        '"""A module."""\n'
+        "\n"
+        "cdef extern from *:\n"
+        '    """\n'
+        "    /* C is code, # and so are its comments */\n"
+        '    """\n'
+        "    void leap() nogil\n"
+        "\n"
+        "# why\n"
+        "cdef int step(int k) noexcept nogil:\n"
+        '    """Two\n'
+        '    lines."""\n'
+        "    return k + 1  # because\n"
+    )
+    assert comments_and_code(source) == (2, 7)
+
+
+def comments_and_code(path: Path) -> tuple[int, int]:
+    """How many lines of a Cython file hold a comment, and how many hold code. A docstring is neither.
+
+    A string that begins with an empty line is C for the compiler, and so code.
+    """
+    comments: set[int] = set()
+    code: set[int] = set()
+    begins = True  # a statement: a string that begins one is a docstring
+    with path.open("rb") as file:
+        for token in tokenize.tokenize(file.readline):
+            lines = range(token.start[0], token.end[0] + 1)
+            if token.type == tokenize.COMMENT:
+                comments.update(lines)
+            elif token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING):
+                begins = True
+            elif token.type not in (tokenize.NL, tokenize.ENDMARKER):
+                if not begins or token.type != tokenize.STRING or token.string.startswith('"""\n'):
+                    code.update(lines)
+                begins = False
+    blank = {number for number, line in enumerate(path.read_text().splitlines(), 1) if not line.strip()}
+    return len(comments), len(code - blank)
