@@ -122,8 +122,9 @@ cdef class Meter:
         """What lies between the readings, in ns; None unless both were taken with messages between them.
 
         `messages`, those `beside` the measured ones among them that are checked and not timed; `elapsed` (by
-        CLOCK_MONOTONIC) and `thread` (exact) without what such a check does to bytes; and `user` and `system` as
-        getrusage(2) divides it, by looking at every `tick`, which that many ns are between.
+        CLOCK_MONOTONIC) and `thread` (exact) without what such a check does to bytes, for which the thread was `away`
+        (by CLOCK_MONOTONIC); and `user` and `system` as getrusage(2) divides it, by looking at every `tick`, which that
+        many ns are between.
         """
         if self.readings < 2 or self.last.done <= self.first.done:
             return None
@@ -133,6 +134,7 @@ cdef class Meter:
             "messages": self.last.done - self.first.done + self.beside,
             "beside": self.beside,
             "elapsed": self.last.at - self.first.at - self.away,
+            "away": self.away,
             "thread": self.last.thread - self.first.thread - self.away_thread,
             "user": self.last.user - self.first.user,
             "system": self.last.system - self.first.system,

@@ -49,7 +49,8 @@ def counters(alone: bool) -> list[str]:
 def used(meter: Meter, alone: bool, rest: int = 0) -> dict[str, int]:
     """What one end used, in ns, as `Done.cpu`; empty unless both readings were taken.
 
-    `messages` that lie between the readings, `elapsed`, `thread`, `user`, `system`, `tick`; of a machine that is the
+    `messages` that lie between the readings, `elapsed`, `away` (on the bytes of checks, and in neither `elapsed` nor
+    `thread`), `thread`, `user`, `system`, `tick`; of a machine that is the
     trial's `alone` also `worker`, `housekeeping`, and `idle` if it has one CPU and the kernel tells. The
     `rest` that the end took before each message, in instructions of a guest that counts them, is left out.
     """
@@ -187,7 +188,9 @@ def _machine(
         found["housekeeping"] = _scaled(end["housekeeping"], end, setting)
         if "idle" in end:
             found["idle"] = _scaled(end["idle"], end, setting)
-            found["busy"] = _scaled(end["elapsed"], end, setting) - found["idle"] - found["housekeeping"]
+            # both ends fill and verify what is only to be checked; this end's meter left out its own part of that
+            checking = sum(ends[role].get("away", 0) for role in ends if role != observer(setting))
+            found["busy"] = _scaled(end["elapsed"] - checking, end, setting) - found["idle"] - found["housekeeping"]
             # the ends of a stream are measured a few messages apart
             found["other"] = max(0, found["busy"] - found["thread"] - found["worker"])
             return

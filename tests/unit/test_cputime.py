@@ -45,6 +45,12 @@ def test_the_kernels_housekeeping_is_no_messages_cost() -> None:
     assert (found["housekeeping"], found["busy"]) == (300_000, 8_200_000)
 
 
+def test_what_either_end_does_to_the_bytes_of_checked_messages_is_no_messages_cost() -> None:
+    """A meter leaves out what its own end does; `elapsed` of the one that reads for the machine holds the other's."""
+    found, _ = account(end(idle=500_000, worker=100_000, away=70_000), end(thread=4_100_000, away=200_000))
+    assert (found["thread"], found["busy"]) == (8_100_000, 8_300_000)
+
+
 def test_kworkers_of_one_cpu_keep_house_and_rxes_do_not(tmp_path: pathlib.Path) -> None:
     names = ("kworker/0:1-events", "kworker/3:0H-kblockd", "kworker/u4:2+rxe_wq", "ksoftirqd/0")
     files = [tmp_path / str(number) / "schedstat" for number in range(len(names))]
