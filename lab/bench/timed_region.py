@@ -63,6 +63,7 @@ class Row(Struct, frozen=True, kw_only=True):
     median: dict[str, float] = {}
     states: dict[str, list[tuple[float, float]]] = {}
     error: str = ""
+    where: str = ""
 
     def figures(self, trial: str) -> list[float]:
         """Those of a trial: of each of its states, or the median."""
@@ -122,10 +123,12 @@ def rows(only: list[str], sizes: list[int], messages: int, warmup: int) -> Itera
         if not wanted:
             continue
         with Guest(topology, clock="icount") as guest, Pair(GuestBed(guest)) as pair:
+            where = f"Linux {guest.describe()['kernel']}, {guest.describe()['accelerator']}, topology {topology}"
             for path in wanted:
                 for size in sizes:
                     counts = (messages // 5, warmup // 20) if size >= LARGE else (messages, warmup)
-                    yield row_of(pair, number, path, size, *counts, rest=REST.get(topology, 0))
+                    row = row_of(pair, number, path, size, *counts, rest=REST.get(topology, 0))
+                    yield structs.replace(row, where=where)
                     number += len(TRIALS)
 
 
@@ -169,13 +172,14 @@ def page(found: list[Row], command: str) -> str:
     missed = sum(row.missed for row in found if not row.error)
     return PAGE.format(
         command=command, table="\n".join(f"| {line} |" for line in lines), missed=missed, goal=GOAL,
+        where="; ".join(dict.fromkeys(row.where for row in found if row.where)),
         measured=sum(not row.error and row.path not in OF_TICKS for row in found), ticks=", ".join(OF_TICKS),
     )  # fmt: skip
 
 
 PAGE = """# Does checking reach into what is timed?
 
-Made by `{command}`; what the columns are is at the top of `timed_region.py`.
+Made by `{command}`; what the columns are is at the top of `timed_region.py`. {where}.
 
 Guest instructions of a round trip: the median. Where medians are not alike, of each way to go (its share) the least
 that a twentieth of its round trips took, each held against the nearest without checks. Of {measured} rows {missed}
