@@ -26,7 +26,8 @@ from hwrx.undo import unhurried
 if TYPE_CHECKING:
     from hwrx.vm import Guest
 
-RESULTS, MANIFEST, PAGE = "claims.jsonl", "manifest.json", "claims.html"
+RESULTS, MANIFEST = "claims.jsonl", "manifest.json"
+PAGE, MARKDOWN = "claims.html", "claims.md"
 BOOTS: tuple[tuple[Clock, str], ...] = (("wall", "pair"), ("icount", "pair"), ("icount", "queues"))
 NICS = ("nic", "queues")  # topologies whose hardware a guest has beside the one that it boots with
 # Seconds that an experiment may take. The longest, copy-faults-pages-in, takes 48 in an emulated guest on an idle

@@ -131,18 +131,33 @@ def run(
 
 
 @claims.command("page")
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="File [claims.html in the directory].")
-def page_(directory: Path, out: Path | None) -> None:
-    """Make the page of a run DIRECTORY again, from what is stored there."""
-    from hwrx.claims import model, page
+@click.argument("directories", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIRECTORY...")
+@click.option("--to", "kind", type=click.Choice(["html", "md"]), default="html", help="What to make [html].")
+@click.option("--out", type=click.Path(path_type=Path), help="File [claims.html, or claims.md, in the directory].")
+def page_(directories: tuple[Path, ...], kind: str, out: Path | None) -> None:
+    """Make the page of a run DIRECTORY again, from what is stored there; in Markdown also of several side by side.
+
+    \b
+    Examples:
+      hwrx claims page runs/20260131T120000Z-claims
+      hwrx claims page runs/A runs/B --to md --out lab/claims/RESULTS.md
+    """
+    from hwrx import disk
+    from hwrx.claims import markdown, model, page
     from hwrx.claims import run as driver
 
-    about, results = driver.load(directory)
+    if kind == "html" and len(directories) > 1:
+        raise UsageError("an HTML page is of one run", remedy="give one directory, or --to md")
     order = {chapter: number for number, chapter in enumerate(model.CHAPTERS)}
-    results.sort(key=lambda each: (order.get(each.claim.chapter, len(order)), each.claim.name))
-    target = out or directory / driver.PAGE
-    page.write(target, about, results)
+    loaded = [driver.load(directory) for directory in directories]
+    for _, results in loaded:
+        results.sort(key=lambda each: (order.get(each.claim.chapter, len(order)), each.claim.name))
+    target = out or directories[0] / (driver.PAGE if kind == "html" else driver.MARKDOWN)
+    if kind == "html":
+        page.write(target, *loaded[0])
+    else:
+        with disk.guarded(target):
+            disk.replace(target, markdown.render_markdown(loaded).encode())
     click.echo(f"page: {target}")
 
 

@@ -9,16 +9,14 @@ from collections.abc import Callable, Sequence
 import msgspec
 import pytest
 from click.testing import CliRunner
+from made_claims import CLAIMS, make_claims, results
 
 from hwrx import inquest
-from hwrx.claims import inside, model, page, pictures
+from hwrx.claims import inside, markdown, model, page
 from hwrx.claims import run as driver
-from hwrx.claims.model import Claim, Measurement, Result
+from hwrx.claims.model import Claim, Result
 from hwrx.cli import cli
 from hwrx.errors import GuestError, HwrxError, MachineError, StoreError, UsageError
-
-CLAIMS = model.every()
-
 
 # --- guests and programs ----------------------------------------------------------------------------------------------
 
@@ -108,21 +106,6 @@ def test_the_driver_reads_what_the_experiments_say() -> None:
 # --- the run directory, the page, the command -------------------------------------------------------------------------
 
 
-def results() -> list[Result]:
-    drawn = [
-        pictures.Bars([("a <b>", 3.0), ("c", 0.0)], "count", [1]),
-        pictures.Steps([pictures.Step("f", 0.0, 1, "softirq"), pictures.Step("g", 2.5, None, "reader")]),
-        pictures.Lines({"one": [(1, 10), (1000, 20)], "two": [(1, 5)]}, "sockets", "ns", log=True),
-        pictures.Cells({"off": [0, 0], "on": [0, 1]}, ["CPU 0", "CPU 1"]),
-    ]
-    whole = list(CLAIMS.values())[: len(drawn)]
-    kinds = (*model.VERDICTS,)
-    return [
-        Result(claim, kinds[place], "words & figures", "", Measurement({"x": 1.5}, drawn[place]), 1.0, "6.1")
-        for place, claim in enumerate(whole)
-    ]
-
-
 def test_a_ledger_is_read_back_and_makes_the_same_page(tmp_path: pathlib.Path) -> None:
     claims = [each.claim for each in results()]
     with driver.Ledger.create(tmp_path / "run", claims, ["hwrx"]) as ledger:
@@ -197,3 +180,34 @@ def test_the_examples_of_help_and_readme_name_claims_that_are_there() -> None:
     texts.append((pathlib.Path(__file__).parents[2] / "README.md").read_text())
     named = {name for text in texts for name in re.findall(r"hwrx claims run ([a-z][a-z-]+)\b(?!\.)", text)}
     assert named and named <= CLAIMS.keys()
+
+
+def test_the_page_in_markdown_has_a_column_for_each_run_and_says_how_each_was_made(tmp_path: pathlib.Path) -> None:
+    names = [each.claim.name for each in results()]
+    old = make_claims(tmp_path / "old", "6.1.0-9", dict.fromkeys(names, "refuted"))
+    new = make_claims(tmp_path / "new", "6.12.0-1", {**dict.fromkeys(names[:-1], "refuted"), names[0]: "confirmed"})
+    target = tmp_path / "RESULTS.md"
+    done = CliRunner().invoke(cli, ["claims", "page", str(old), str(new), "--to", "md", "--out", str(target)])
+    assert done.exit_code == 0, done.output
+    text = target.read_text()
+    rows = {line.split("|")[-2].strip(" `"): line.split(" | ") for line in text.splitlines() if line.endswith("` |")}
+    assert rows.keys() == set(names)
+    assert rows[names[0]][1:3] == ["refuted", "confirmed"]
+    assert rows[names[-1]][1:3] == ["refuted", "–"]
+    assert "| What is said | 6.1.0-9 | 6.12.0-1 | What was seen | Its name |" in text
+    assert "`hwrx claims run --kernel 6.12.0-1` | 6.12.0-1 | QEMU 7.2, emulated, 2 CPUs, clock wall | abc1234 |" in text
+    assert "/somewhere" not in text and str(tmp_path) not in text
+    assert "| Words & figures. |" in text
+
+
+def test_words_of_a_claim_are_no_markdown(tmp_path: pathlib.Path) -> None:
+    first = results()[0]
+    odd = msgspec.structs.replace(first, words="a | b_c <i>*x*\n`y`")
+    text = markdown.render_markdown([({}, [odd])])
+    (row,) = [line for line in text.splitlines() if first.claim.name in line]
+    assert r"A \| b\_c \<i\>\*x\* \`y\`" in row
+
+
+def test_an_html_page_is_of_one_run(tmp_path: pathlib.Path) -> None:
+    done = CliRunner().invoke(cli, ["claims", "page", str(tmp_path), str(tmp_path)])
+    assert isinstance(done.exception, UsageError) and "--to md" in done.exception.remedy
