@@ -241,6 +241,9 @@ def _beside(say: Say, group: Sequence[Claim], take: Take) -> None:
                     process.kill()
                     process.wait()
         process.stdout.close()
+        listener.join(1.0)
+        if not listener.is_alive():  # what the process started may hold the other end
+            process.stderr.close()
 
 
 def _lines(descriptor: int) -> Iterator[bytes]:

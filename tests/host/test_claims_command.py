@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from hwrx import netns
+from hwrx.cli import main
 
 HWRX = [sys.executable, "-m", "hwrx", "claims"]
 
@@ -32,6 +33,13 @@ def test_claims_are_tested_here_and_kept(tmp_path: Path) -> None:
     assert (tmp_path / "again.html").read_bytes() == page
     manifest = json.loads((out / "manifest.json").read_bytes())
     assert manifest["status"] == "complete" and manifest["host"]["commit"]
+
+
+def test_claims_that_ran_here_leave_no_descriptor(tmp_path: Path) -> None:
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    assert main(["claims", "run", "file-knows-its-process", "--here", "--out", str(tmp_path / "run")]) == 0
+    assert len(list(descriptors.iterdir())) == before
 
 
 def test_ctrl_c_takes_down_what_was_put_up(tmp_path: Path) -> None:
