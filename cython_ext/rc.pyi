@@ -1,5 +1,5 @@
 from cython_ext.verbs_path import VerbsTransport
-from hwrx.messages import Prepare
+from hwrx.control.messages import Prepare
 
 DEEP: int
 

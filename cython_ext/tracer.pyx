@@ -2,7 +2,7 @@
 """The ledger's BPF programs: loaded with libbpf, attached by links that live as long as this process, drained in bulk.
 
 Nothing is pinned: a link is a file descriptor, so the kernel detaches the programs when the process ends, however it
-ends. The structures are laid down in hwrx/trace/bpf (record.h, message.h); what an object says of them in its BTF is
+ends. The structures are laid down in hwrx/probes/bpf (record.h, message.h); what an object says of them in its BTF is
 compared when it is loaded.
 """
 

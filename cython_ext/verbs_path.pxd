@@ -21,7 +21,7 @@ cdef class VerbsTransport(Transport):
     cdef CompletionChannel recv_channel
     cdef CompletionQueue send_cq
     cdef CompletionQueue recv_cq
-    cdef readonly object prepare      # hwrx.messages.Prepare
+    cdef readonly object prepare      # hwrx.control.messages.Prepare
     cdef readonly object port         # Port
     cdef readonly object gid          # Gid
     cdef readonly object end          # End: what the other end is told

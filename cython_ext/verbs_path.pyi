@@ -2,7 +2,7 @@ from cython_ext.pinned import PinnedBuffer
 from cython_ext.transport import Transport
 from cython_ext.verbs_device import Context, Gid, Port, ProtectionDomain
 from cython_ext.verbs_queue import QueuePair
-from hwrx.messages import Prepare
+from hwrx.control.messages import Prepare
 from hwrx.paths.verbs_end import End, Shape
 
 RING_LIMIT: int

@@ -6,9 +6,9 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hwrx.runs import Run
+    from hwrx.runs.reading import Run
 
-__version__ = "0.1.0"
+from hwrx.version import __version__ as __version__
 
 
 def load(path: str | os.PathLike[str]) -> Run:
@@ -17,6 +17,6 @@ def load(path: str | os.PathLike[str]) -> Run:
     StoreError says what is wrong with one that cannot be read.
     """
     # an endpoint in an emulated guest imports hwrx and needs no Arrow
-    from hwrx import runs
+    from hwrx.runs import reading
 
-    return runs.load(os.fspath(path))
+    return reading.load(os.fspath(path))

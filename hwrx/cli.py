@@ -16,8 +16,8 @@ from typing import Any
 
 import click
 
-from hwrx import __version__
 from hwrx.errors import HwrxError
+from hwrx.version import __version__
 
 # name -> (module, attribute, one line for --help); in the order of the help
 COMMANDS: dict[str, tuple[str, str, str]] = {

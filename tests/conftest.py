@@ -53,7 +53,7 @@ def two_cpus() -> str:
 
 
 def queues() -> str:
-    from hwrx import topology
+    from hwrx.wires import topology
 
     subprocess.run(["modprobe", "-a", *topology.QUEUES_MODULES], capture_output=True)
     found = {file.read_text().strip() for file in Path("/sys/class/net").glob("*/address")}
@@ -72,11 +72,12 @@ def pyverbs() -> str:
 @functools.cache
 def guest() -> str:
     """Whether a virtual machine can be booted; not whether it will."""
-    from hwrx import accelerator, initramfs, kernel, system
     from hwrx.errors import HwrxError
+    from hwrx.host import tools
+    from hwrx.lab import accelerator, initramfs, kernel
 
     try:
-        system.tool(accelerator.QEMU)
+        tools.tool(accelerator.QEMU)
         initramfs.busybox()
         kernel.find()
     except HwrxError as error:

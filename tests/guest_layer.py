@@ -99,7 +99,7 @@ class Outside:
 
     def _start(self, wanted: list[str]) -> None:
         from hwrx.errors import HwrxError
-        from hwrx.vm import Guest
+        from hwrx.lab.vm import Guest
 
         # one boot for all: the wire of `pair`, and beside it the NICs of `nic` and `queues`, whose taps want root
         root = os.geteuid() == 0

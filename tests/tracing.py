@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from hwrx import stages
-from hwrx.messages import Setting
-from hwrx.placement import Wish
-from hwrx.run import Pair
-from hwrx.trace.join import Timelines
-from hwrx.trace.traced import Directions, RunTracer
+from hwrx.control.messages import Setting
+from hwrx.machine.placement import Wish
+from hwrx.runs.schedule import Pair
+from hwrx.timelines.join import Timelines
+from hwrx.timelines.traced import Directions, RunTracer
 
 # Both ends on one CPU, where (under SCHED_BATCH) none interrupts the other: what one call sends, one receives.
 ONE_CPU = Wish(cpu=(0, 0))
@@ -58,7 +58,7 @@ def read_short(how: int, messages: int = 200) -> int:
 
     `how`: flags of each receiving call; with MSG_PEEK each datagram is looked at, and then taken.
     """
-    from hwrx.trace.ledger import Ledger
+    from hwrx.probes.recording import Ledger
 
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as reader,

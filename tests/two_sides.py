@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from cython_ext import loop
 from cython_ext.transport import Transport
 from cython_ext.trial import Trial
-from hwrx import arrivals
-from hwrx.messages import Place, Prepare, Role, Setting, Wait
-from hwrx.paths import open_endpoint
+from hwrx.control.messages import Place, Prepare, Role, Setting, Wait
+from hwrx.paths import arrivals, open_endpoint
 
 TRIAL = 7
 WAITS: tuple[Wait, ...] = ("block", "epoll", "select", "busy-poll", "spin")

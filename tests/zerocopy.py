@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from hwrx.messages import Setting
-from hwrx.run import Measured
-from hwrx.trace.copies import Row
-from hwrx.trace.traced import Directions
+from hwrx.control.messages import Setting
+from hwrx.runs.schedule import Measured
+from hwrx.timelines.copies import Row
+from hwrx.timelines.traced import Directions
 
 MTU = 4200  # segments of 4096 bytes: whole pages
 MIB = 1 << 20

@@ -1,6 +1,6 @@
 """Which kernel functions ran, in what order, on which CPU and in whose context: the kernel's own function tracer.
 
-The tracer of `hwrx.trace` follows single messages by what they carry. What serves many messages at once (an
+The tracer of `hwrx.probes` follows single messages by what they carry. What serves many messages at once (an
 interrupt, a poll), or reads no message (a driver's allocation), it cannot tell; this can, on an otherwise quiet
 machine. It runs in an instance of its own (tracefs, instances/), so it disturbs nobody else's tracing, and is gone
 when the context is left. The context is what the kernel notes with each event (Documentation/trace/ftrace.rst,
@@ -19,9 +19,9 @@ from typing import Self
 
 from msgspec import Struct
 
-from hwrx import system
 from hwrx.errors import MachineError
-from hwrx.undo import Undo
+from hwrx.host import tools
+from hwrx.host.undo import Undo
 
 ROOT = Path("/sys/kernel/tracing")
 BUFFER_KB = 8192  # a CPU
@@ -97,7 +97,7 @@ class Ftrace:
     """
 
     def __init__(self, functions: Sequence[str], events: Sequence[str] = ()) -> None:
-        system.need_root("the kernel's function tracer")
+        tools.need_root("the kernel's function tracer")
         if not (ROOT / "instances").exists():
             raise MachineError("tracefs is not mounted", remedy=f"mount -t tracefs tracefs {ROOT}")
         self._names = dict(_choose(functions))

@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from hwrx import disk
 from hwrx.claims.model import CHAPTERS, VERDICTS, Result
 from hwrx.claims.pictures import NARROW, WIDE, svg
+from hwrx.host import disk
 from hwrx.report.diff import flat
 from hwrx.report.page import page
 

@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from hwrx import __version__, disk, inquest
 from hwrx.claims.inside import Line, Request, test
 from hwrx.claims.model import Claim, Clock, Result
 from hwrx.claims.session import Session
 from hwrx.errors import GuestError, MachineError, StoreError, UsageError
-from hwrx.testbed import GuestBed
-from hwrx.undo import unhurried
+from hwrx.host import disk
+from hwrx.host.undo import unhurried
+from hwrx.lab import inquest
+from hwrx.runs.testbed import GuestBed
+from hwrx.version import __version__
 
 if TYPE_CHECKING:
-    from hwrx.vm import Guest
+    from hwrx.lab.vm import Guest
 
 RESULTS, MANIFEST = "claims.jsonl", "manifest.json"
 PAGE, MARKDOWN = "claims.html", "claims.md"
@@ -120,7 +122,7 @@ def in_lab(claims: Sequence[Claim], kernel: str | None, log: Path | None, say: S
     Where an experiment brings its guest to a standstill another guest goes on, and tries it once more if it is
     emulated: emulation itself may stand still (see `ftrace.Kept`). The second time it is its claim's reason.
     """
-    from hwrx.vm import Guest
+    from hwrx.lab.vm import Guest
 
     again: set[str] = set()
     machines: list[dict[str, Any]] = []

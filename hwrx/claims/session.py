@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
 
-from hwrx import netns, topology
 from hwrx.claims.model import Clock
+from hwrx.control.messages import Place, Role
 from hwrx.errors import TrialError, UsageError
-from hwrx.messages import Place, Role
-from hwrx.run import Pair, Testbed
-from hwrx.testbed import Bed
-from hwrx.topology import Made
+from hwrx.host import netns
+from hwrx.runs.schedule import Pair, Testbed
+from hwrx.runs.testbed import Bed
+from hwrx.wires import topology
+from hwrx.wires.topology import Made
 
 if TYPE_CHECKING:
-    from hwrx.trace.traced import RunTracer
+    from hwrx.timelines.traced import RunTracer
 
 PATIENCE = 5.0  # seconds that a message may take
 LOST = 3  # messages of an experiment that may be lost: where more are, it measures what is broken
@@ -144,7 +145,7 @@ class Session:
     def tracer(self) -> RunTracer:
         """The tracer of single messages, attached when it is first asked for, for all that the wire carries."""
         if self._tracer is None:
-            from hwrx.trace.traced import RunTracer
+            from hwrx.timelines.traced import RunTracer
 
             paths = [*SOCKETS, *(VERBS if self.wire.places["server"].verbs else ())]
             self._tracer = self._stack.enter_context(RunTracer(self.wire.bed(), paths))

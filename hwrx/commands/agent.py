@@ -16,6 +16,6 @@ def agent() -> None:
     Example, two machines:
       hwrx compare --paths udp,tcp --peer ssh:other-host
     """
-    from hwrx.agent import main
+    from hwrx.paths.agent import main
 
     main()

@@ -18,7 +18,7 @@ def artifact(run: pathlib.Path, out: pathlib.Path | None) -> None:
       hwrx artifact runs/latest --out artifact.tar.gz
     """
     import hwrx
-    from hwrx import artifact as artifacts
+    from hwrx.report import artifact as artifacts
 
     click.echo(artifacts.pack(hwrx.load(run), out))
 
@@ -39,7 +39,7 @@ def rerun(run: pathlib.Path, runs: pathlib.Path, dry_run: bool) -> None:
     import hwrx
     from hwrx.commands.compare import run_and_report
     from hwrx.report import diff, diff_text
-    from hwrx.testbed import Wanted
+    from hwrx.runs.testbed import Wanted
 
     before = hwrx.load(run)
     wanted = msgspec.convert(before.manifest.get("asked", {}), Wanted)

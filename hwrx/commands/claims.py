@@ -94,9 +94,9 @@ def run(
       hwrx claims run pre-routing-before-routing --kernel 6.12
       hwrx claims run one-interrupt-many-packets --set burst=1
     """
-    from hwrx import machine
     from hwrx.claims import instruments, model, page
     from hwrx.claims import run as driver
+    from hwrx.machine import description
 
     chosen = model.find(names, model.every())
     if settings and len(chosen) != 1:
@@ -110,7 +110,7 @@ def run(
     if here and kernel:
         raise UsageError("--kernel chooses a guest's kernel, and --here takes this machine's", remedy="leave one out")
     path = out or Path("runs", f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-claims")
-    known = machine.manifest()
+    known = description.manifest()
     about = {"host": {key: known[key] for key in ("commit", "cpu", "kernel", "versions")}}
     with driver.Ledger.create(path, chosen, sys.argv, about) as ledger:
         say, take = _reporting(len(chosen), ledger.add, aloud=not as_json)
@@ -142,9 +142,9 @@ def page_(directories: tuple[Path, ...], kind: str, out: Path | None) -> None:
       hwrx claims page runs/20260131T120000Z-claims
       hwrx claims page runs/A runs/B --to md --out lab/claims/RESULTS.md
     """
-    from hwrx import disk
     from hwrx.claims import markdown, model, page
     from hwrx.claims import run as driver
+    from hwrx.host import disk
 
     if kind == "html" and len(directories) > 1:
         raise UsageError("an HTML page is of one run", remedy="give one directory, or --to md")

@@ -22,14 +22,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from hwrx import capacity, disk, estimate, precision, renewal, run, store, strict_json, testbed, tune
-from hwrx import experiment as experiments
+from hwrx.campaign import precision
 from hwrx.errors import HwrxError, UsageError
-from hwrx.experiment import Experiment, Plan, Trial
-from hwrx.placement import OWN_CPUS, Wish
-from hwrx.run import Outcome
-from hwrx.testbed import Wanted
-from hwrx.trace import counted, traced
+from hwrx.host import disk, strict_json
+from hwrx.machine import tune
+from hwrx.machine.placement import OWN_CPUS, Wish
+from hwrx.runs import capacity, estimate, renewal, schedule, store, testbed
+from hwrx.runs import experiment as experiments
+from hwrx.runs.experiment import Experiment, Plan, Trial
+from hwrx.runs.schedule import Outcome
+from hwrx.runs.testbed import Wanted
+from hwrx.timelines import counted, traced
 
 
 class Many(click.ParamType[Any]):
@@ -220,7 +223,7 @@ def measure(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None
                 if writer is None:
                     manifest = _manifest(bed, layout, wanted, display)
                     if wish != OWN_CPUS:
-                        with run.Pair(bed, wish):  # what cannot be is said before there is a run
+                        with schedule.Pair(bed, wish):  # what cannot be is said before there is a run
                             pass
                     check = testbed.checker(layout.experiment, wanted)
                     layout = capacity.calibrated(layout, bed, check=check, say=display.stage)
@@ -246,7 +249,7 @@ def measure(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None
 def _execute(
     trials: Sequence[Trial],
     layout: Plan,
-    bed: run.Testbed,
+    bed: schedule.Testbed,
     writer: store.Writer,
     display: Display,
     total: Outcome,
@@ -258,17 +261,17 @@ def _execute(
     experiment = layout.experiment if traces else msgspec.structs.replace(layout.experiment, trace=False)
     with traced.twins(experiment, bed, writer) as trace, counted.twins(experiment, bed, writer) as count:
 
-        def twin(pair: run.Pair, trial: Trial, measured: run.Measured, writer: store.Writer) -> None:
+        def twin(pair: schedule.Pair, trial: Trial, measured: schedule.Measured, writer: store.Writer) -> None:
             trace(pair, trial, measured, writer)
             count(pair, trial, measured, writer)
 
         for block in itertools.chain([trials], precision.blocks(layout, writer)):
-            outcome = run.execute(block, bed, writer, wish=wish, progress=display.trial, twin=twin)
+            outcome = schedule.execute(block, bed, writer, wish=wish, progress=display.trial, twin=twin)
             total.measured += outcome.measured
             total.failed += outcome.failed
 
 
-def _manifest(bed: run.Testbed, layout: Plan, wanted: Wanted, display: Display) -> dict[str, Any]:
+def _manifest(bed: schedule.Testbed, layout: Plan, wanted: Wanted, display: Display) -> dict[str, Any]:
     """Describe the machine, what was asked for, and what is known to disturb the figures."""
     display.stage("manifest", "what this machine is")
     manifest = {**bed.manifest(), "command": sys.argv}

@@ -10,7 +10,7 @@ import click
 from hwrx.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
-    from hwrx.runs import Run
+    from hwrx.runs.reading import Run
 
 BETWEEN = "\x1f--"  # stands for `--` among the arguments: options may follow it, which click would not allow
 
@@ -76,9 +76,8 @@ def diff(
     \b
     Exit codes: 0 nothing is worse beyond --fail-over; 1 something is; 2 there is nothing to compare.
     """
-    from hwrx import baselines
+    from hwrx.report import baselines, diff_text
     from hwrx.report import diff as differences
-    from hwrx.report import diff_text
 
     try:
         if list_baselines:
@@ -126,7 +125,7 @@ def _sides(words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _load(words: tuple[str, ...]) -> list[Run]:
     """The runs of a side, each once; a word that is no directory is the name of a baseline."""
     import hwrx
-    from hwrx import baselines
+    from hwrx.report import baselines
 
     paths: list[pathlib.Path] = []
     for word in words:

@@ -18,7 +18,7 @@ from hwrx.errors import UsageError
 if TYPE_CHECKING:
     from hwrx.flood.model import Flood, Spec
     from hwrx.flood.scene import Made
-    from hwrx.vm import Guest
+    from hwrx.lab.vm import Guest
 
 Say = Callable[[str, str], None]
 # seconds that a guest's flood may say nothing: an emulated CPU sends some ten thousand messages a second
@@ -154,9 +154,9 @@ def run(
     specs: list[Spec], where: Literal["here", "guest"] | None, kernel: str | None, out: pathlib.Path
 ) -> tuple[pathlib.Path, list[Flood]]:
     """Make the floods, and write the run directory; return it and what was found."""
-    from hwrx import topology
     from hwrx.commands.compare import Display
     from hwrx.flood import keep, scene
+    from hwrx.wires import topology
 
     if where is None:
         name = specs[0].topology or scene.WIRES.get(specs[0].path, "netns")
@@ -176,13 +176,13 @@ def run(
 @contextlib.contextmanager
 def on_host(specs: list[Spec], say: Say) -> Iterator[tuple[dict[str, Any], Iterator[Made]]]:
     """Make the floods on this kernel: the manifest, and one after the other."""
-    from hwrx import machine
     from hwrx.flood import scene
+    from hwrx.machine import description
 
     for spec in specs:
         scene.check(spec)
     with scene.wire(specs[0]) as bed:
-        manifest = {"emulated": False, "wire": bed.wire, "machine": machine.manifest()}
+        manifest = {"emulated": False, "wire": bed.wire, "machine": description.manifest()}
         yield manifest, (scene.made(spec, bed, lambda text: say("flood", text)) for spec in specs)
 
 
@@ -190,8 +190,8 @@ def on_host(specs: list[Spec], say: Say) -> Iterator[tuple[dict[str, Any], Itera
 def in_guest(specs: list[Spec], kernel: str | None, say: Say) -> Iterator[tuple[dict[str, Any], Iterator[Made]]]:
     """The same in a virtual machine, which prints each flood as a line."""
     from hwrx.flood import scene
-    from hwrx.testbed import GuestBed
-    from hwrx.vm import Guest
+    from hwrx.lab.vm import Guest
+    from hwrx.runs.testbed import GuestBed
 
     name = specs[0].topology or scene.WIRES.get(specs[0].path, "netns")
     with Guest(name, kernel=kernel, progress=say) as machine:

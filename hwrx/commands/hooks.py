@@ -13,7 +13,7 @@ from msgspec import Struct
 from hwrx.errors import UsageError
 
 if TYPE_CHECKING:
-    from hwrx.runs import Run
+    from hwrx.runs.reading import Run
 
 
 class Cost(Struct, frozen=True):
@@ -44,7 +44,7 @@ def hooks(run: pathlib.Path | None, as_json: bool) -> None:
       hwrx hooks runs/latest
     """
     import hwrx
-    from hwrx.hooks import HOOKS
+    from hwrx.paths.hooks import HOOKS
 
     found = {cost.hook: cost for cost in costs(hwrx.load(run))} if run is not None else {}
     rows: list[dict[str, Any]] = []
@@ -60,7 +60,7 @@ def hooks(run: pathlib.Path | None, as_json: bool) -> None:
 
 def costs(run: Run) -> list[Cost]:
     """Return what each hook of a run adds to the median, pair by pair: the hook's repeat against the bare one's."""
-    from hwrx.hooks import BY_NAME
+    from hwrx.paths.hooks import BY_NAME
     from hwrx.stats import student
 
     medians: dict[str, dict[int, float]] = {}

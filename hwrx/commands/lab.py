@@ -19,13 +19,15 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
-from hwrx import kernel, topology, undo
 from hwrx.commands.compare import described, experiment_options, run_and_report
 from hwrx.errors import UsageError
-from hwrx.kernel import Progress
-from hwrx.port import Pipe
-from hwrx.testbed import MTU_TOPOLOGIES, Wanted
-from hwrx.vm import Guest
+from hwrx.host import undo
+from hwrx.lab import kernel
+from hwrx.lab.kernel import Progress
+from hwrx.lab.port import Pipe
+from hwrx.lab.vm import Guest
+from hwrx.runs.testbed import MTU_TOPOLOGIES, Wanted
+from hwrx.wires import topology
 
 
 @click.group()

@@ -13,10 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hwrx import devices as verbs
-from hwrx import doctor as checks
-from hwrx import rxe as softroce
 from hwrx.errors import MachineError
+from hwrx.lab import doctor as checks
+from hwrx.verbs import devices as verbs
+from hwrx.verbs import rxe as softroce
 
 
 def print_json(value: Any) -> None:

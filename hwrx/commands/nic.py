@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from hwrx import strict_json
+from hwrx.host import strict_json
 from hwrx.nic import Access, E1000e, pci
 from hwrx.nic import open as open_nic
 

@@ -10,7 +10,7 @@ import click
 from hwrx.errors import UsageError
 
 if TYPE_CHECKING:
-    from hwrx.schema import Column
+    from hwrx.runs.schema import Column
 
 FORMATS = ("table", "html", "pdf", "svg", "latex", "csv", "json")
 

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from hwrx import stages as catalogue
-from hwrx import strict_json
 from hwrx.errors import MachineError, UsageError
+from hwrx.host import strict_json
 
 
 @click.command()
@@ -38,7 +38,7 @@ def stages(path: str | None, as_json: bool, no_probe: bool) -> None:
 
 def _ask(path: str | None) -> tuple[dict[str, Any], str]:
     """What became of each stage here, by name; or why nothing can be said."""
-    from hwrx.trace.ledger import Ledger
+    from hwrx.probes.recording import Ledger
 
     try:
         with Ledger(None if path is None else [path]) as ledger:
@@ -110,7 +110,7 @@ def export(run: pathlib.Path, perfetto: bool, out: pathlib.Path | None, messages
       hwrx export --perfetto runs/latest
     """
     import hwrx
-    from hwrx.trace import perfetto as format_
+    from hwrx.timelines import perfetto as format_
 
     found = hwrx.load(run)
     path = out or found.path / "timelines.json"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 import msgspec
 
-from hwrx import strict_json
 from hwrx.errors import UsageError
+from hwrx.host import strict_json
 
 
 @click.command()
@@ -22,7 +22,7 @@ def tune(show: bool, apply_: bool, restore: bool, as_json: bool) -> None:
       hwrx tune
       sudo hwrx tune --apply && hwrx compare experiment.toml; sudo hwrx tune --restore
     """
-    from hwrx import tune as settings
+    from hwrx.machine import tune as settings
 
     if show + apply_ + restore > 1:
         raise UsageError("--show, --apply and --restore exclude each other")

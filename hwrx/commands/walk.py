@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from hwrx import experiment as experiments
-from hwrx import paths, strict_json, testbed
+from hwrx import paths
 from hwrx.errors import UsageError
-from hwrx.run import Pair
+from hwrx.host import strict_json
+from hwrx.runs import experiment as experiments
+from hwrx.runs import testbed
+from hwrx.runs.schedule import Pair
 
 if TYPE_CHECKING:
-    from hwrx.trace.walk import Journey
+    from hwrx.timelines.walk import Journey
 
 
 @click.command()
@@ -45,9 +47,9 @@ def walk(
       hwrx walk udp
       hwrx walk udp rdma-write --svg walk.svg
     """
-    from hwrx.trace.traced import RunTracer
-    from hwrx.trace.walk import svg
-    from hwrx.trace.walk import walk as follow
+    from hwrx.timelines.traced import RunTracer
+    from hwrx.timelines.walk import svg
+    from hwrx.timelines.walk import walk as follow
 
     if size < 8:
         raise UsageError(f"a message has at least 8 bytes, not {size}", remedy="the sequence number must fit")
@@ -98,7 +100,7 @@ def _print(journeys: list[Journey]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from hwrx.trace.walk import memory_words
+    from hwrx.timelines.walk import memory_words
 
     console = Console(highlight=False, width=None if Console().is_terminal else 170)
     for journey in journeys:

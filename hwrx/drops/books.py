@@ -18,13 +18,14 @@ from typing import Self
 import numpy as np
 from msgspec import Struct
 
-from hwrx import netns, stages, system
+from hwrx import stages
 from hwrx.drops.places import BY_NAME, PLACES, Fate, Place, place_of
 from hwrx.errors import MachineError
-from hwrx.trace import build, probes
+from hwrx.host import netns, tools
+from hwrx.probes import attaching, build
 
 PREFIX = "SKB_DROP_REASON_"
-STRUCTURES = ("where", "dropped", "settings", "machine")  # of trace/bpf/drops.bpf.c and message.h
+STRUCTURES = ("where", "dropped", "settings", "machine")  # of probes/bpf/drops.bpf.c and message.h
 ROUTED, QUEUE_PAIR, RELIABLE, STARVED, BROKEN = 1, 2, 4, 8, 16  # flags of struct where
 RING_COUNTERS = ("missed", "fifo", "over_errors", "length_errors")  # of `ip -s -s -j link`: no skb ever existed
 QUIET = 0.3  # seconds without a drop after which none is to come
@@ -89,7 +90,7 @@ class Books:
     """
 
     def __init__(self, trial: int, spaces: Sequence[str | None] = (None,)) -> None:
-        probes.require()
+        attaching.require()
         from cython_ext.bpf_reader import Reader, enumeration
         from cython_ext.object_btf import structures
         from cython_ext.tracer import LoadError
@@ -102,7 +103,7 @@ class Books:
             raise MachineError(str(error), remedy=error.remedy) from None
         except LoadError as error:
             raise MachineError(
-                f"this kernel does not tell what it drops: {probes.last_word(error.said) or error.strerror}",
+                f"this kernel does not tell what it drops: {attaching.last_word(error.said) or error.strerror}",
                 remedy="it needs the tracepoint kfree_skb with a reason, Linux 5.17 or newer with BTF",
             ) from None
         self._names = {value: name.removeprefix(PREFIX) for value, name in enumeration("skb_drop_reason").items()}
@@ -254,9 +255,9 @@ def _snmp() -> dict[str, int]:
 def _devices() -> dict[str, int]:
     """Drops of queueing disciplines and devices. `ip` and `tc` run in the calling thread's namespace."""
     found = {"qdisc": 0, "device": 0}
-    for each in json.loads(system.run("tc", "-s", "-j", "qdisc", "show") or "[]"):
+    for each in json.loads(tools.run("tc", "-s", "-j", "qdisc", "show") or "[]"):
         found["qdisc"] += int(each.get("drops", 0))
-    for link in json.loads(system.run("ip", "-s", "-s", "-j", "link", "show") or "[]"):
+    for link in json.loads(tools.run("ip", "-s", "-s", "-j", "link", "show") or "[]"):
         stats = link.get("stats64", {})
         found["device"] += int(stats.get("tx", {}).get("dropped", 0))
         if not re.match(r"veth|lo$", link.get("linkinfo", {}).get("info_kind", link["ifname"])):

@@ -17,11 +17,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hwrx import system, topology
 from hwrx.drops.books import Balance, Books, Told
 from hwrx.errors import MachineError
+from hwrx.host import tools
+from hwrx.host.undo import Undo
 from hwrx.nic import pci
-from hwrx.undo import Undo
+from hwrx.wires import topology
 
 PORT = 40_778
 SIZE = 64
@@ -95,7 +96,7 @@ def _burst(count: int, first: int, trial: int) -> int:
 
 def _statistics(netdev: str) -> Counters:
     """The driver's own counters (ethtool -S)."""
-    found = re.findall(r"^\s*(\S+): (\d+)$", system.run("ethtool", "-S", netdev), re.MULTILINE)
+    found = re.findall(r"^\s*(\S+): (\d+)$", tools.run("ethtool", "-S", netdev), re.MULTILINE)
     return {name: int(value) for name, value in found}
 
 
@@ -151,7 +152,7 @@ class Kernels:
         undo.sysctl("kernel/sched_rt_runtime_us", "-1")
         # else a multicast that the one sends and the other does not want would seem lost
         undo.plan("ip", "link", "set", netdev, "promisc", "off")
-        system.run("ip", "link", "set", netdev, "promisc", "on")
+        tools.run("ip", "link", "set", netdev, "promisc", "on")
         for thread in _threads(f"napi/{netdev}"):
             os.sched_setaffinity(thread, {self._cpu})
         os.sched_setaffinity(0, {cpus[0]})

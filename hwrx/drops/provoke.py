@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator
 
 from msgspec import Struct
 
-from hwrx import netns, system, topology
+from hwrx.control.messages import Role
 from hwrx.drops import nics, roce
 from hwrx.drops.books import XDP_GENERIC, Balance, Books, Told, unheard
 from hwrx.errors import MachineError, UsageError
-from hwrx.messages import Role
-from hwrx.undo import Undo
+from hwrx.host import netns, tools
+from hwrx.host.undo import Undo
+from hwrx.wires import topology
 
 PORT = 40_777
 SIZE = 64  # bytes of a message
@@ -159,7 +160,7 @@ Provoke = Callable[[Scene, contextlib.ExitStack, Books], None]
 
 
 def _server(scene: Scene, *argv: str, given: str = "") -> str:
-    return system.run("ip", "netns", "exec", scene.names["server"], *argv, given=given)
+    return tools.run("ip", "netns", "exec", scene.names["server"], *argv, given=given)
 
 
 def _nothing(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
@@ -167,9 +168,9 @@ def _nothing(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
 
 
 def _wire(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
-    system.run("tc", "-n", scene.names["client"], "qdisc", "add", "dev", topology.LINKS["client"], "root",
+    tools.run("tc", "-n", scene.names["client"], "qdisc", "add", "dev", topology.LINKS["client"], "root",
                "netem", "loss", "10%", "limit", "10000")  # fmt: skip
-    stack.callback(system.run, "tc", "-n", scene.names["client"], "qdisc", "delete", "dev", topology.LINKS["client"],
+    stack.callback(tools.run, "tc", "-n", scene.names["client"], "qdisc", "delete", "dev", topology.LINKS["client"],
                    "root")  # fmt: skip
 
 
@@ -179,7 +180,7 @@ def _xdp(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
             books.reader.attach_xdp("drop_messages", socket.if_nametoindex(topology.LINKS["server"]), XDP_GENERIC)
         except OSError as error:
             raise MachineError(f"this kernel takes no generic XDP program: {error.strerror}") from None
-    stack.callback(system.run, "ip", "-n", scene.names["server"], "link", "set", topology.LINKS["server"],
+    stack.callback(tools.run, "ip", "-n", scene.names["server"], "link", "set", topology.LINKS["server"],
                    "xdpgeneric", "off")  # fmt: skip
 
 
@@ -199,9 +200,9 @@ def _backlog(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
 
 def _tc_ingress(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
     tc = ("tc", "-n", scene.names["server"])
-    system.run(*tc, "qdisc", "add", "dev", topology.LINKS["server"], "clsact")
-    stack.callback(system.run, *tc, "qdisc", "delete", "dev", topology.LINKS["server"], "clsact")
-    system.run(*tc, "filter", "add", "dev", topology.LINKS["server"], "ingress", "matchall", "action", "drop")
+    tools.run(*tc, "qdisc", "add", "dev", topology.LINKS["server"], "clsact")
+    stack.callback(tools.run, *tc, "qdisc", "delete", "dev", topology.LINKS["server"], "clsact")
+    tools.run(*tc, "filter", "add", "dev", topology.LINKS["server"], "ingress", "matchall", "action", "drop")
 
 
 def _netfilter(hook: str) -> Provoke:
@@ -217,16 +218,16 @@ def _rp_filter(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
     _server(scene, "sysctl", "-qw", f"net.ipv4.conf.{topology.LINKS['server']}.rp_filter=1")
     stack.callback(_server, scene, "sysctl", "-qw", f"net.ipv4.conf.{topology.LINKS['server']}.rp_filter=0")
     ip = ("ip", "-n", scene.names["client"], "address")
-    system.run(*ip, "add", f"{STRANGER}/32", "dev", "lo")
-    stack.callback(system.run, *ip, "delete", f"{STRANGER}/32", "dev", "lo")
+    tools.run(*ip, "add", f"{STRANGER}/32", "dev", "lo")
+    stack.callback(tools.run, *ip, "delete", f"{STRANGER}/32", "dev", "lo")
     scene.sender.bind((STRANGER, 0))
 
 
 def _not_local(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
     ip = ("ip", "-n", scene.names["client"], "neighbour")
     words = (ABSENT, "dev", topology.LINKS["client"])
-    system.run(*ip, "replace", *words, "lladdr", topology.HARDWARE["server"], "nud", "permanent")
-    stack.callback(system.run, *ip, "delete", *words)
+    tools.run(*ip, "replace", *words, "lladdr", topology.HARDWARE["server"], "nud", "permanent")
+    stack.callback(tools.run, *ip, "delete", *words)
     scene.destination = (ABSENT, PORT)
 
 

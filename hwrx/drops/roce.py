@@ -13,10 +13,11 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from hwrx import system, topology
+from hwrx.control.messages import Place, Prepare, Role, Setting
 from hwrx.drops.books import Balance, Books, Told
 from hwrx.errors import MachineError
-from hwrx.messages import Place, Prepare, Role, Setting
+from hwrx.host import tools
+from hwrx.wires import topology
 
 if TYPE_CHECKING:
     from cython_ext.rc import RcSendTransport
@@ -179,11 +180,11 @@ def _dead_wire() -> Iterator[bool]:
     """The wire loses everything, so that nothing is acknowledged."""
     qdisc = ("tc", "qdisc")
     device = ("dev", topology.LINKS["client"], "root")
-    system.run(*qdisc, "add", *device, "netem", "loss", "100%")
+    tools.run(*qdisc, "add", *device, "netem", "loss", "100%")
     try:
         yield False
     finally:
-        system.run(*qdisc, "delete", *device)
+        tools.run(*qdisc, "delete", *device)
 
 
 Spoil = Callable[[], contextlib.AbstractContextManager[bool]]

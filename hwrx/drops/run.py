@@ -65,7 +65,7 @@ def here(request: Request, say: Say) -> Iterator[Provoked]:
 
 def in_guest(request: Request, kernel: str | None, say: Say) -> Iterator[Provoked]:
     """The same in a virtual machine that has what every place needs. GuestError where it does not live to their end."""
-    from hwrx.vm import Guest
+    from hwrx.lab.vm import Guest
 
     with Guest("pair", beside=["nic"], kernel=kernel, progress=say) as guest:
         words = msgspec.json.encode(request)

@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 from msgspec import Struct
 
-from hwrx import runs, store
 from hwrx.errors import StoreError
-from hwrx.experiment import Experiment, Plan, Topology, Trial
-from hwrx.flood import account, words
+from hwrx.flood import words
 from hwrx.flood.model import Flood, Spec
 from hwrx.flood.scene import WIRES, Made, setting
+from hwrx.probes import account
+from hwrx.runs import reading, store
+from hwrx.runs.experiment import Experiment, Plan, Topology, Trial
 
 FILE = "floods.json"
 
@@ -125,6 +126,6 @@ def load(path: pathlib.Path) -> list[Flood]:
             f"{path} holds no flood", remedy="give a path (udp, tcp, …) to make one, or a run directory that has one"
         )
     try:
-        return msgspec.convert(runs.load(path).document(FILE), Kept, str_keys=True).floods
+        return msgspec.convert(reading.load(path).document(FILE), Kept, str_keys=True).floods
     except msgspec.MsgspecError as error:
         raise StoreError(f"{path / FILE} is damaged: {error}") from None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
-from hwrx import disk, runs
 from hwrx.flood import pictures, words
 from hwrx.flood.model import Flood
+from hwrx.host import disk
 from hwrx.report.diff import flat
 from hwrx.report.html import NARROW, WIDE
 from hwrx.report.page import page
 from hwrx.report.summary import label as label_of
+from hwrx.runs import reading
 
 ABOUT = (
     "A CPU's time is cut at every event that changes whose it is (a task switch, a system call, an interrupt, "
@@ -29,7 +30,7 @@ ABOUT = (
 
 def write(directory: pathlib.Path, floods: Sequence[Flood]) -> list[pathlib.Path]:
     """Write the page and the pictures into the run directory; return the files."""
-    label = label_of(runs.load(directory))
+    label = label_of(reading.load(directory))
     with disk.guarded(directory):
         page = directory / "report.html"
         page.write_text(render(directory, floods, label), encoding="utf-8")
@@ -38,7 +39,7 @@ def write(directory: pathlib.Path, floods: Sequence[Flood]) -> list[pathlib.Path
 
 def render(directory: pathlib.Path, floods: Sequence[Flood], label: str) -> str:
     """Return the page; the same for the same run each time."""
-    run = runs.load(directory)
+    run = reading.load(directory)
     lines = [(key, text) for key, text in flat(run.manifest) if key not in ("question", "skipped", "warnings")]
     drawn = [
         {

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from hwrx.errors import UsageError
-from hwrx.flood import account, words
+from hwrx.flood import words
 from hwrx.flood.model import Flood
+from hwrx.probes import account
 from hwrx.report import figures, style
 from hwrx.report.style import COLUMN, INK, STYLE
 

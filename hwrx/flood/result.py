@@ -10,9 +10,9 @@ from msgspec import Struct
 
 from hwrx.drops.books import Balance, Books, Drop, Row
 from hwrx.drops.places import BY_NAME
-from hwrx.flood import account
-from hwrx.flood.counting import Counts
 from hwrx.flood.model import VERBS, Context, Cpu, FirstLoss, Flood, Socket, Spec, Timeline
+from hwrx.probes import account
+from hwrx.probes.counting import Counts
 
 MOST_BINS = 600  # of a picture
 BUSY = 0.1  # share of the CPUs' time that others may have before it is worth a word

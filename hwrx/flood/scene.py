@@ -13,14 +13,19 @@ from typing import Any
 
 from msgspec import Struct
 
-from hwrx import hooks, netns, paths, system, topology
+from hwrx import paths
+from hwrx.control.endings import ENDS
+from hwrx.control.messages import Pattern, Place, Prepare, Role, Setting
 from hwrx.drops.books import Books
-from hwrx.endings import ENDS
 from hwrx.errors import HwrxError, MachineError, PathError, UsageError
-from hwrx.flood import counting, result
-from hwrx.flood.account import Int64s
+from hwrx.flood import result
 from hwrx.flood.model import PATHS, VERBS, Flood, Spec
-from hwrx.messages import Pattern, Place, Prepare, Role, Setting
+from hwrx.host import netns, tools
+from hwrx.paths import hooks
+from hwrx.probes import counting
+from hwrx.probes.account import Int64s
+from hwrx.verbs import rxe
+from hwrx.wires import topology
 
 Say = Callable[[str], None]
 QUIET_NS = 300_000_000  # without a message for so long, none is on its way any more
@@ -123,7 +128,7 @@ def measure(spec: Spec, bed: Bed | None = None, say: Say = lambda text: None) ->
     """
     if bed is None:
         check(spec)
-        system.need_root("counting what the kernel does with a flood")
+        tools.need_root("counting what the kernel does with a flood")
         with wire(spec) as own:
             return measure(spec, own, say)
     return made(spec, bed, say).flood
@@ -132,7 +137,7 @@ def measure(spec: Spec, bed: Bed | None = None, say: Say = lambda text: None) ->
 def made(spec: Spec, bed: Bed, say: Say = lambda text: None) -> Made:
     """As `measure`, with the messages' times."""
     check(spec)
-    system.need_root("counting what the kernel does with a flood")
+    tools.need_root("counting what the kernel does with a flood")
     with contextlib.ExitStack() as stack:
         scene = _Scene(spec, bed, stack, say)
         flood = scene.run()
@@ -403,7 +408,7 @@ class _Scene:
         """What both verbs devices have counted; of rxe drivers/infiniband/sw/rxe/rxe_hw_counters.c has the names."""
         found: dict[str, dict[str, int]] = {}
         for place in self.bed.places.values() if self.spec.path in VERBS else ():
-            folder = topology.VERBS / str(place.verbs) / "ports" / str(place.port) / "hw_counters"
+            folder = rxe.VERBS / str(place.verbs) / "ports" / str(place.port) / "hw_counters"
             counters = {file.name: file.read_text().strip() for file in folder.glob("*") if file.name != "lifespan"}
             found[str(place.verbs)] = {name: int(text) for name, text in counters.items() if text.isdecimal()}
             if not counters:

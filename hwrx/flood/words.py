@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hwrx.flood import account
-from hwrx.flood.counting import IRQ_MOST, POLL_MOST, RUN_MOST
 from hwrx.flood.model import Flood, Spec
+from hwrx.probes import account
+from hwrx.probes.counting import IRQ_MOST, POLL_MOST, RUN_MOST
 from hwrx.report.cells import Cell, Table
 
 MS = 1e6

@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from hwrx import netns
+from hwrx.host import netns
 from hwrx.lookup import winner
 from hwrx.lookup.hashes import (
     FORMS,

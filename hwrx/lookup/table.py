@@ -1,4 +1,4 @@
-"""The kernel's socket tables as they are: geometry, seeds, chains. Read by the programs of trace/bpf/tables.bpf.c.
+"""The kernel's socket tables as they are: geometry, seeds, chains. Read by the programs of probes/bpf/tables.bpf.c.
 
 Nothing is held while a chain is read, so it is read until two readings are the same. Addresses of kernel objects are
 names here, good for telling one socket from another, and are never followed by user space.
@@ -18,8 +18,8 @@ from msgspec import Struct
 from hwrx import stages
 from hwrx.errors import MachineError
 from hwrx.lookup.hashes import FORMS, Address, Form, Secrets, ehashfn, portaddr_hash, udp_hashfn
-from hwrx.trace import build, probes
-from hwrx.trace import symbols as kernel_symbols
+from hwrx.probes import attaching, build
+from hwrx.probes import symbols as kernel_symbols
 
 Protocol = Literal["udp", "tcp"]
 MOST = 131_072  # FOUND in the programs
@@ -92,7 +92,7 @@ class Tables:
     """
 
     def __init__(self) -> None:
-        probes.require()
+        attaching.require()
         from cython_ext.bpf_reader import Reader
         from cython_ext.tracer import LoadError
 
@@ -105,7 +105,8 @@ class Tables:
             raise MachineError(str(error), remedy=error.remedy) from None
         except LoadError as error:
             raise MachineError(
-                f"this kernel does not let its socket tables be read: {probes.last_word(error.said) or error.strerror}",
+                "this kernel does not let its socket tables be read: "
+                f"{attaching.last_word(error.said) or error.strerror}",
                 remedy="it needs BPF programs of type `syscall` and socket iterators, Linux 5.17 or newer with BTF",
             ) from None
         try:

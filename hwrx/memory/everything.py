@@ -12,11 +12,11 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from hwrx import topology
 from hwrx.errors import GuestError
 from hwrx.memory.holding import Holding, holding
 from hwrx.memory.limits import Limit, limits
 from hwrx.memory.measuring import Measured, measure
+from hwrx.wires import topology
 
 
 class Everything(Struct, frozen=True):
@@ -53,7 +53,7 @@ def in_guest(
     kernel: str | None, clock: Literal["wall", "icount"], pages: int, say: Callable[[str, str], None]
 ) -> Everything:
     """Measure all of it in a guest with SoftRoCE and a NIC behind an IOMMU."""
-    from hwrx.vm import Guest
+    from hwrx.lab.vm import Guest
 
     nic = topology.NIC_HARDWARE["server"]
     words = ["memory", "--json", "--pages", str(pages), "--nic", nic, "--clock", clock]

@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from hwrx import system
 from hwrx.errors import MachineError
-from hwrx.undo import SYSCTL, Undo
+from hwrx.host import tools
+from hwrx.host.undo import SYSCTL, Undo
 
 CGROUPS = Path("/sys/fs/cgroup")
 ZRAM = Path("/sys/class/zram-control")
@@ -93,7 +93,7 @@ def swap(undo: Undo, size: int) -> str:
         return f"the machine's own swap ({present[0].split()[0]})"
     if not ZRAM.exists():
         undo.plan("modprobe", "-r", "zram")
-        system.run("modprobe", "zram", "num_devices=0")
+        tools.run("modprobe", "zram", "num_devices=0")
     try:
         number = int((ZRAM / "hot_add").read_text())
         undo.plan("sh", "-c", f"echo {number} > {ZRAM}/hot_remove")
@@ -103,9 +103,9 @@ def swap(undo: Undo, size: int) -> str:
             f"no zram device can be made to swap to: {error.strerror}", remedy="swapon a device or a file of yours"
         ) from None
     device = f"/dev/zram{number}"
-    system.run("mkswap", device)
+    tools.run("mkswap", device)
     undo.plan("swapoff", device)
-    system.run("swapon", device)
+    tools.run("swapon", device)
     return f"zram of {size >> 20} MiB"
 
 

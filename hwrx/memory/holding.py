@@ -13,11 +13,11 @@ from typing import Any
 from msgspec import Struct
 
 from cython_ext.pinned import PinnedBuffer
-from hwrx import system
 from hwrx.errors import MachineError, UsageError
+from hwrx.host import tools
+from hwrx.host.undo import Undo
 from hwrx.memory.pages import Faults, addresses, extents, faults, huge_page
 from hwrx.memory.subjects import domain, registered, reserve
-from hwrx.undo import Undo
 
 REPEATS = 7
 UNTOUCHED = {"transparent": False, "fault_in": False}
@@ -47,7 +47,7 @@ def holding(size: int = 4 << 20, *, device: str | None = None) -> tuple[list[Hol
     """
     if size < mmap.PAGESIZE:
         raise UsageError(f"at least a page, {mmap.PAGESIZE} bytes, has to be held")
-    system.need_root("looking at physical pages")
+    tools.need_root("looking at physical pages")
     found: list[Holding] = []
     unavailable: dict[str, str] = {}
     steps: list[tuple[str, Step, dict[str, bool]]] = [

@@ -14,11 +14,11 @@ from collections.abc import Callable, Collection
 from msgspec import Struct
 
 from cython_ext.pinned import PinnedBuffer
-from hwrx import system
 from hwrx.errors import HwrxError, MachineError
+from hwrx.host import tools
+from hwrx.host.undo import Undo
 from hwrx.memory import forces
 from hwrx.memory.subjects import domain, no_nic, registered
-from hwrx.undo import Undo
 
 ASKED, LOCKED_LIMIT = 1 << 20, 64 << 10  # bytes
 CGROUP_ASKED, CGROUP_LIMIT = 64 << 20, 16 << 20
@@ -53,7 +53,7 @@ def limits(
     The children have no CAP_IPC_LOCK, for with it RLIMIT_MEMLOCK does not count. Arguments are those of `measure`.
     Returns what happened, and what could not be tried with the reason why.
     """
-    system.need_root("setting limits of memory")
+    tools.need_root("setting limits of memory")
     found: list[Limit] = []
     unavailable: dict[str, str] = {}
     with Undo("a limit of memory") as undo, contextlib.ExitStack() as stack:

@@ -18,12 +18,12 @@ import numpy as np
 from msgspec import Struct
 
 from cython_ext.pinned import PinnedBuffer
-from hwrx import system
 from hwrx.errors import MachineError, UsageError
+from hwrx.host import tools
+from hwrx.host.undo import Undo
 from hwrx.memory import forces
 from hwrx.memory.pages import ABSENT, OUT, Faults, accounted, addresses, extents, faults
 from hwrx.memory.subjects import KINDS, Kind, opened
-from hwrx.undo import Undo
 
 PIECE = 16  # pages of a piece
 FILLER = 256 << 20  # bytes, but at most half of what is available
@@ -186,7 +186,7 @@ def measure(
             raise UsageError(f"there is no kind of memory '{name}'", remedy=f"choose of: {', '.join(KINDS)}")
     if pages < 1:
         raise UsageError("at least one page has to be measured")
-    system.need_root("looking at physical pages, and moving them,")
+    tools.need_root("looking at physical pages, and moving them,")
     unavailable: dict[str, str] = {}
     with Undo("memory under pressure") as undo, contextlib.ExitStack() as stack:
         what_swap, cgroup = "", None

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from cython_ext.pinned import PinnedBuffer
 from hwrx.errors import MachineError
-from hwrx.undo import Undo
+from hwrx.host.undo import Undo
 
 if TYPE_CHECKING:
     from cython_ext.verbs_device import ProtectionDomain
@@ -132,7 +132,7 @@ def _mapping(stack: contextlib.ExitStack, nic: str | None, own: Collection[str])
 
 def reserve(undo: Undo, pages: int) -> None:
     """Reserve so many more huge pages of the default size, until `undo` is left; MachineError where that fails."""
-    from hwrx.undo import SYSCTL
+    from hwrx.host.undo import SYSCTL
 
     file = SYSCTL / "vm/nr_hugepages"
     try:

@@ -20,9 +20,9 @@ import msgspec
 from msgspec import Struct
 
 from cython_ext.mmio import Bar
-from hwrx import rxe
 from hwrx.errors import MachineError, UsageError
 from hwrx.nic import registers
+from hwrx.verbs import rxe
 
 DEVICES = Path("/sys/bus/pci/devices")
 DRIVERS = Path("/sys/bus/pci/drivers")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import msgspec
 from msgspec import Struct
 
+from hwrx.control.messages import Pattern, Role, Setting
 from hwrx.errors import UsageError
-from hwrx.messages import Pattern, Role, Setting
 
 if TYPE_CHECKING:
     from cython_ext.transport import Transport
-    from hwrx.messages import Prepare
+    from hwrx.control.messages import Prepare
 
 Needs = Literal["nothing", "verbs", "root", "nic"]
 

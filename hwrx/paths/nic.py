@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cython_ext.datagram import DatagramTransport
     from cython_ext.link import FrameLink
-    from hwrx.messages import Prepare, Setting
+    from hwrx.control.messages import Prepare, Setting
 
 LARGEST = 1472  # 1500 bytes of an Ethernet frame less IPv4's header and UDP's
 RING = 1024  # descriptors

@@ -16,13 +16,13 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any
 
-from hwrx import hooks
 from hwrx.errors import MachineError, PathError, UsageError
 from hwrx.lookup.crowd import Crowded
+from hwrx.paths import hooks
 
 if TYPE_CHECKING:
     from cython_ext.socket_transport import SocketTransport
-    from hwrx.messages import Place, Prepare, Setting
+    from hwrx.control.messages import Place, Prepare, Setting
 
 # 65,535 bytes of an IPv4 packet less its header and UDP's: the smaller of both families'
 LARGEST_DATAGRAM = 65507

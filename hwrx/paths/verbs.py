@@ -9,7 +9,7 @@ from hwrx.paths.verbs_end import choose_device
 
 if TYPE_CHECKING:
     from cython_ext.verbs_path import VerbsTransport
-    from hwrx.messages import Prepare, Setting
+    from hwrx.control.messages import Prepare, Setting
 
 # path -> module of cython_ext, class
 TRANSPORTS = {

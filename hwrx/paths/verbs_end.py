@@ -11,8 +11,8 @@ from typing import Annotated, Any, Protocol
 import msgspec
 from msgspec import Meta
 
+from hwrx.control.messages import Place
 from hwrx.errors import MachineError, PathError, PeerError, UsageError
-from hwrx.messages import Place
 
 Number24 = Annotated[int, Meta(ge=0, lt=1 << 24)]
 Number32 = Annotated[int, Meta(ge=0, lt=1 << 32)]

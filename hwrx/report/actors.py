@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hwrx.cputime import ACTORS
+from hwrx.paths.cputime import ACTORS
 from hwrx.report import text
 from hwrx.report.cells import Cell, Table, grouped, heads
 from hwrx.report.model import Summary

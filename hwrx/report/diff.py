@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct, structs, to_builtins
 
-from hwrx import stats, strict_json
+from hwrx import stats
 from hwrx.errors import UsageError
+from hwrx.host import strict_json
 from hwrx.report.diff_exact import exact_changes
 from hwrx.report.model import Change, Row, name_of
 from hwrx.report.summary import kernel_of
 from hwrx.report.words import size_words
 
 if TYPE_CHECKING:
-    from hwrx.runs import Run
+    from hwrx.runs.reading import Run
 
 # what differs between any two runs, and says nothing
 VOLATILE = ("started", "ended", "process", "seed", "reason", "resumed", "command", "clock_cost_ns", "question",

@@ -17,11 +17,11 @@ from msgspec import Struct
 from hwrx import stages
 from hwrx.report.model import Row, Summary
 from hwrx.stats import BEYOND
-from hwrx.trace.actors import actor_column, shares_in_words
-from hwrx.trace.tables import stage_numbers
+from hwrx.timelines.actors import actor_column, shares_in_words
+from hwrx.timelines.tables import stage_numbers
 
 if TYPE_CHECKING:
-    from hwrx.runs import Run
+    from hwrx.runs.reading import Run
 
 
 class Step(Struct, frozen=True):

@@ -20,7 +20,7 @@ from hwrx.report.journeys import of_run
 from hwrx.report.model import Row, Summary
 
 if TYPE_CHECKING:
-    from hwrx.runs import Run
+    from hwrx.runs.reading import Run
 
 
 class Handled(Struct, frozen=True, kw_only=True):

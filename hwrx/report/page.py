@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from hwrx import __version__
+from hwrx.version import __version__
 
 
 def page(template: str, **values: Any) -> str:

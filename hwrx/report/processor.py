@@ -1,4 +1,4 @@
-"""Processor time of a row's messages, from what hwrx.cputime put into the run's table of trials."""
+"""Processor time of a row's messages, from what hwrx.paths.cputime put into the run's table of trials."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hwrx import stats
-from hwrx.cputime import ACTORS, CHARGED
+from hwrx.paths.cputime import ACTORS, CHARGED
 from hwrx.stats import Estimate
 
 if TYPE_CHECKING:
-    from hwrx.runs import Run
+    from hwrx.runs.reading import Run
 
 ONLY_COUNTED = ("softirq", "interrupt")  # actors that the counted twins alone tell apart
 COUNTED_BELOW = f"{CHARGED}; the table of what was counted by actor tells them apart"

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwrx import precision, stats
+from hwrx import stats
+from hwrx.campaign import precision
 from hwrx.report.model import Cost, Row
 
 if TYPE_CHECKING:
-    from hwrx.runs import Run
+    from hwrx.runs.reading import Run
 
 
 def relate(rows: list[Row], baseline: str) -> None:

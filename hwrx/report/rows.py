@@ -12,17 +12,19 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct, structs
 
-from hwrx import arrivals, stats, streams
 from hwrx import paths as delivery
-from hwrx.experiment import LISTED, SETTING_FIELDS, capacity_key
-from hwrx.messages import Setting
+from hwrx import stats
+from hwrx.control.messages import Setting
 from hwrx.modes import State
+from hwrx.paths import arrivals
 from hwrx.report import processor
 from hwrx.report.model import SERIES, Row, name_of, scaled
+from hwrx.runs import streams
+from hwrx.runs.experiment import LISTED, SETTING_FIELDS, capacity_key
 from hwrx.stats import Digest, Floats
 
 if TYPE_CHECKING:
-    from hwrx.runs import Run
+    from hwrx.runs.reading import Run
 
 # fields of Setting that tell two rows of a table apart where they differ, besides those that always do
 TELLING = tuple(name for name in SETTING_FIELDS if name not in LISTED)

@@ -15,7 +15,7 @@ from hwrx.report.ratios import costs_of, judge, relate
 from hwrx.report.rows import rows_of
 
 if TYPE_CHECKING:
-    from hwrx.runs import Run
+    from hwrx.runs.reading import Run
 
 
 def summarise(runs: Sequence[Run]) -> Summary:

@@ -9,12 +9,13 @@ from typing import Any
 
 import msgspec
 
-from hwrx import __version__, strict_json
+from hwrx.host import strict_json
 from hwrx.report import actors, ledgers, text, waterfall
 from hwrx.report.cells import Cell, Kind, Table, estimate, grouped, heads, ratio
 from hwrx.report.model import Row, Summary, name_of
 from hwrx.report.words import size_words
 from hwrx.stats import NAMED, Estimate
+from hwrx.version import __version__
 
 
 def tables(summary: Summary) -> list[Table]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from hwrx import placement, renewal
+from hwrx.machine import placement
 from hwrx.paths import PATHS
 from hwrx.report.model import Row, Summary
 from hwrx.report.summary import software_rdma
 from hwrx.report.words import size_words
+from hwrx.runs import renewal
 from hwrx.stats import BEYOND, LEVEL, Estimate
 
 WITHHELD = "–"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hwrx.modes import State
     from hwrx.report.model import Row
-    from hwrx.runs import Run
+    from hwrx.runs.reading import Run
     from hwrx.stats import Estimate
 
 

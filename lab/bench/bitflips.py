@@ -201,7 +201,7 @@ def in_a_child(work: Any) -> Any:
 
 def made(root: pathlib.Path) -> list[pathlib.Path]:
     """Write three small runs out of random numbers."""
-    from hwrx import experiment, store
+    from hwrx.runs import experiment, store
 
     def plan(seed: int) -> experiment.Plan:
         options: dict[str, Any] = {"sizes": [64, 1024], "patterns": ["pingpong", "stream"], "messages": 300}

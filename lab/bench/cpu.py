@@ -36,13 +36,16 @@ from rich.table import Table
 
 from cython_ext import loop
 from cython_ext.trial import Trial
-from hwrx import cputime, netns, paths, topology
-from hwrx.endings import ENDS
-from hwrx.messages import Done, Pattern, Prepare, Role, Setting
-from hwrx.run import Pair
-from hwrx.testbed import GuestBed
-from hwrx.trace import counted
-from hwrx.vm import Guest
+from hwrx import paths
+from hwrx.control.endings import ENDS
+from hwrx.control.messages import Done, Pattern, Prepare, Role, Setting
+from hwrx.host import netns
+from hwrx.lab.vm import Guest
+from hwrx.paths import cputime
+from hwrx.runs.schedule import Pair
+from hwrx.runs.testbed import GuestBed
+from hwrx.timelines import counted
+from hwrx.wires import topology
 
 GOAL = 0.03
 MORE = 60_000

@@ -33,9 +33,9 @@ Row = dict[str, Any]
 @contextlib.contextmanager
 def counted(what: str, path: str, trial: int) -> Iterator[None]:
     """Count, as a flood does."""
-    from hwrx import topology
     from hwrx.drops.books import Books
-    from hwrx.flood import counting
+    from hwrx.probes import counting
+    from hwrx.wires import topology
 
     with contextlib.ExitStack() as stack:
         if what in ("books", "both"):
@@ -74,9 +74,10 @@ def row(what: str, path: str, unit: str, without: list[float], ratios: list[floa
 def instructions(path: str, pairs: int) -> Iterator[Row]:
     """Rows of one path, in a guest that counts instructions."""
     from cython_ext import cost
-    from hwrx import paths, topology
+    from hwrx import paths
+    from hwrx.control.messages import Prepare
     from hwrx.flood import Spec, scene
-    from hwrx.messages import Prepare
+    from hwrx.wires import topology
 
     setting = scene.setting(Spec(path=path, burst=MESSAGES, batch=BATCH))
     with topology.at_hand("pair") as made, contextlib.ExitStack() as stack:
@@ -151,7 +152,7 @@ def capacity(pairs: int) -> Row:
 
 def in_guest(kernel: str | None, pairs: int) -> tuple[str, list[Row]]:
     """Measure in a guest that counts instructions."""
-    from hwrx.vm import Guest
+    from hwrx.lab.vm import Guest
 
     rows: list[Row] = []
     with Guest("pair", kernel=kernel, clock="icount", limit=600) as guest:

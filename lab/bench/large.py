@@ -15,8 +15,8 @@ import time
 import numpy as np
 
 import hwrx
-from hwrx import experiment, store
 from hwrx.report import figures
+from hwrx.runs import experiment, store
 
 
 def make(root: pathlib.Path, samples: int, trials: int) -> pathlib.Path:

@@ -46,7 +46,7 @@ class Rig:
 
     def __init__(self) -> None:
         import hwrx.nic
-        from hwrx import topology
+        from hwrx.wires import topology
 
         self.topology = topology
         self.address = topology.NIC_ADDRESSES
@@ -321,7 +321,7 @@ def main() -> int:
         inside(options.clock, options.only, options.quick)
         return 0
 
-    from hwrx.vm import Guest
+    from hwrx.lab.vm import Guest
 
     with Guest("nic", kernel=options.kernel, clock=options.clock, limit=600) as guest:
         words = [sys.executable, str(Path(__file__).resolve()), "--inside", "--clock", options.clock]

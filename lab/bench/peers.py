@@ -33,11 +33,11 @@ from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
-from hwrx import run
+from hwrx.control.messages import Setting
 from hwrx.errors import HwrxError, MachineError
-from hwrx.messages import Setting
-from hwrx.testbed import GuestBed
-from hwrx.vm import Guest
+from hwrx.lab.vm import Guest
+from hwrx.runs import schedule
+from hwrx.runs.testbed import GuestBed
 
 STEPS = Path(__file__).resolve().with_name("steps.py")
 STEPPED = 200_000  # messages of the ping-pong whose instructions are counted: more than are waited for
@@ -188,7 +188,7 @@ class Ground:
     def ours(self, contest: Contest) -> float:
         """µs: the median half round trip, or the time a message of the stream takes."""
         self._trial += 1
-        with run.Pair(self.bed) as pair:
+        with schedule.Pair(self.bed) as pair:
             measured = pair.measure(self._trial, contest.setting)
         for end in (measured.client, measured.server):
             if end.ended not in ("complete", "finished"):

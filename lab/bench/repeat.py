@@ -31,12 +31,12 @@ from rich.console import Console
 from rich.table import Table
 
 import hwrx
-from hwrx import experiment as experiments
-from hwrx import testbed
 from hwrx.commands.compare import measure
-from hwrx.experiment import Experiment
 from hwrx.report.model import Row
-from hwrx.testbed import Wanted
+from hwrx.runs import experiment as experiments
+from hwrx.runs import testbed
+from hwrx.runs.experiment import Experiment
+from hwrx.runs.testbed import Wanted
 
 ROOT = Path(__file__).parents[2]
 SHORT: dict[str, Any] = {"messages": 100, "warmup": 20, "repeats": 1, "trace": False}

@@ -26,9 +26,9 @@ from typing import Any
 
 import msgspec
 
+from hwrx.control.messages import Connect, Hello, Place, Prepare, Prepared, Ready, Role, Setting, Start, same_version
+from hwrx.control.peers import Peer, ProcessChannel, agent_command, wait
 from hwrx.errors import HwrxError
-from hwrx.messages import Connect, Hello, Place, Prepare, Prepared, Ready, Role, Setting, Start, same_version
-from hwrx.peers import Peer, ProcessChannel, agent_command, wait
 
 # linux/ptrace.h
 PTRACE_SINGLESTEP, PTRACE_GETREGS, PTRACE_DETACH = 9, 12, 17

@@ -26,11 +26,12 @@ from msgspec import Struct, to_builtins
 from rich.console import Console
 from rich.table import Table
 
-from hwrx import streams, topology
-from hwrx.messages import Setting
-from hwrx.run import Measured, Pair
-from hwrx.testbed import Bed, GuestBed
-from hwrx.vm import Guest
+from hwrx.control.messages import Setting
+from hwrx.lab.vm import Guest
+from hwrx.runs import streams
+from hwrx.runs.schedule import Measured, Pair
+from hwrx.runs.testbed import Bed, GuestBed
+from hwrx.wires import topology
 
 Clock = Literal["wall", "icount"]
 GOAL = 0.05

@@ -31,11 +31,11 @@ from rich.console import Console
 from rich.table import Table
 
 from hwrx import modes, paths
+from hwrx.control.messages import Setting
 from hwrx.errors import HwrxError, UsageError
-from hwrx.messages import Setting
-from hwrx.run import Pair
-from hwrx.testbed import GuestBed
-from hwrx.vm import Guest
+from hwrx.lab.vm import Guest
+from hwrx.runs.schedule import Pair
+from hwrx.runs.testbed import GuestBed
 
 GOAL = 0.002  # of the instructions without checks
 SIZES = (64, 1400, 4096, 65_000, 1 << 20)  # a datagram has no more than 65,507 B

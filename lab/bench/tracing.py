@@ -25,13 +25,13 @@ import tracing_cost
 from rich.console import Console
 from rich.table import Table
 
-from hwrx import topology
+from hwrx.control.messages import Setting
 from hwrx.errors import HwrxError
-from hwrx.messages import Setting
-from hwrx.run import Pair
-from hwrx.testbed import Bed, GuestBed
-from hwrx.trace.traced import Directions, RunTracer
-from hwrx.vm import Guest
+from hwrx.lab.vm import Guest
+from hwrx.runs.schedule import Pair
+from hwrx.runs.testbed import Bed, GuestBed
+from hwrx.timelines.traced import Directions, RunTracer
+from hwrx.wires import topology
 
 PIECES = ("attach", "complete", "copies", "mapped", "cost")
 PLACES = ("host", "6.1", "6.12")

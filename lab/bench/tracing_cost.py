@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from hwrx.messages import Setting
-from hwrx.run import Pair
-from hwrx.testbed import Bed
-from hwrx.trace.ledger import Ledger
+from hwrx.control.messages import Setting
+from hwrx.probes.recording import Ledger
+from hwrx.runs.schedule import Pair
+from hwrx.runs.testbed import Bed
 
 LIMIT = 60.0
 MESSAGES = 8000

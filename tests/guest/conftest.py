@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from guest_ends import ROLES, Ends, Places, Wire, ip, resources
 
-from hwrx import topology
-from hwrx.messages import Place, Role
-from hwrx.run import Pair
-from hwrx.testbed import Bed
-from hwrx.trace.traced import RunTracer
+from hwrx.control.messages import Place, Role
+from hwrx.host import tools
+from hwrx.runs.schedule import Pair
+from hwrx.runs.testbed import Bed
+from hwrx.timelines.traced import RunTracer
+from hwrx.verbs import rxe
+from hwrx.wires import topology
 
 TRACED = ["udp", "tcp", "rdma-send", "rdma-write", "rdma-write-imm", "rdma-read", "rdma-ud"]
 TRACED += ["packet-ring", "xdp", "nic-ring", "nic-pio"]
@@ -106,9 +108,9 @@ def spare(pair: Places) -> Iterator[Wire]:
             ip("address", "add", f"{addresses[end]}/24", "dev", links[end])
             ip("link", "set", links[end], "up")
         for end in ROLES:
-            topology.add_rxe(devices[end], links[end])
-        topology._wait_until(
-            lambda: all(topology.gid_index(devices[end], addresses[end]) is not None for end in ROLES), "the GIDs"
+            rxe.add_rxe(devices[end], links[end])
+        tools.wait_until(
+            lambda: all(rxe.gid_index(devices[end], addresses[end]) is not None for end in ROLES), "the GIDs"
         )
         yield Wire(
             {end: Place(address=addresses[end], netdev=links[end], verbs=devices[end]) for end in ROLES},

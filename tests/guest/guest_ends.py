@@ -9,8 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from hwrx.errors import PeerError
-from hwrx.messages import (
+from hwrx.control.messages import (
     Connect,
     Done,
     Place,
@@ -23,7 +22,8 @@ from hwrx.messages import (
     Setting,
     Start,
 )
-from hwrx.peers import Peer, wait
+from hwrx.control.peers import Peer, wait
+from hwrx.errors import PeerError
 
 ROLES: tuple[Role, Role] = ("client", "server")
 GRACE = 4.0  # seconds that one end may take to notice that the other failed

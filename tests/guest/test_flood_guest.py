@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hwrx import flood
-from hwrx.flood import account
+from hwrx.probes import account
 
 BURST = 3000
 TINY = 4096  # bytes asked for; the kernel doubles it

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from hwrx import hooks, netns, topology
 from hwrx.drops import provoke
+from hwrx.host import netns
 from hwrx.lookup.crowd import Crowded
+from hwrx.paths import hooks
+from hwrx.wires import topology
 
 SEEN = {"xdp", "tc", "pre-routing", "forward", "local-in", "rps", "tap", "tap-elsewhere", "gro"}  # from outside
 

@@ -17,10 +17,15 @@ from typing import NamedTuple
 
 import pytest
 
-from hwrx import cli, devices, experiment, load, machine, rxe, topology, undo
+from hwrx import cli, load
 from hwrx.commands import compare
 from hwrx.errors import MachineError, UsageError
-from hwrx.testbed import Wanted
+from hwrx.host import undo
+from hwrx.machine import description
+from hwrx.runs import experiment
+from hwrx.runs.testbed import Wanted
+from hwrx.verbs import devices, rxe
+from hwrx.wires import topology
 
 HWRX = [sys.executable, "-m", "hwrx"]
 
@@ -44,7 +49,7 @@ def hwrx(*arguments: str) -> Done:
 
 def test_both_rxe_devices_have_the_gid_of_their_address() -> None:
     for end in topology.ENDS:
-        assert topology.gid_index(topology.DEVICES[end], topology.ADDRESSES[end]) is not None
+        assert rxe.gid_index(topology.DEVICES[end], topology.ADDRESSES[end]) is not None
 
 
 def test_the_devices_can_be_opened_without_udev() -> None:
@@ -56,7 +61,7 @@ def test_a_second_pair_is_refused_in_words() -> None:
         pass
     # and what it found is still there
     assert (topology.NETDEVS / "hwrx0").exists()
-    assert (topology.VERBS / "rxe0").exists()
+    assert (rxe.VERBS / "rxe0").exists()
 
 
 def test_a_namespace_has_no_rxe_but_a_wire() -> None:
@@ -102,7 +107,7 @@ def test_devices_lists_what_is_there_as_pyverbs_and_sysfs_know_it() -> None:
 def test_sockets_share_the_wire_of_a_verbs_device() -> None:
     for device in devices.verbs_devices():
         if device.name == "rxe1":
-            place = machine.place_of(device)
+            place = description.place_of(device)
     assert (place.address, place.netdev, place.verbs) == ("198.18.77.2", "hwrx1", "rxe1")
 
 
@@ -140,7 +145,7 @@ def test_the_doctor_finds_verbs_here() -> None:
 
 
 def test_the_manifest_knows_the_guest_for_what_it_is() -> None:
-    about = machine.manifest()
+    about = description.manifest()
     assert about["kernel"]["clocksource"] == "tsc"
     assert "clocksource=tsc" in about["kernel"]["command_line"]
     assert "rdma_rxe" in about["modules"]
@@ -182,7 +187,7 @@ def test_rxe_goes_up_and_down_and_the_watcher_sees_it(spare_netdev: str) -> None
         assert "rxe7 stands on spare0 already" in twice.stderr
         done = hwrx("rxe", "down", spare_netdev)
         assert done.returncode == 0, done.stderr
-        assert not (topology.VERBS / "rxe7").exists()
+        assert not (rxe.VERBS / "rxe7").exists()
         seen = events(watcher)
         assert ("add", "rxe7") in seen
         assert ("remove", "rxe7") in seen
@@ -215,7 +220,7 @@ def test_a_device_that_is_no_rxe_is_not_taken_away() -> None:
 
 KILLED = """
 import sys, time
-from hwrx import topology
+from hwrx.wires import topology
 # another pair's names: this one's are in use
 topology.LINKS.update(client="other0", server="other1")
 topology.DEVICES.update(client="rxe8", server="rxe9")
@@ -240,10 +245,10 @@ def test_a_pair_whose_process_was_killed_is_mended() -> None:
         child.kill()
         child.wait()
         child.stdout.close()
-        assert (topology.VERBS / "rxe8").exists()
+        assert (rxe.VERBS / "rxe8").exists()
         assert hwrx("lab", "down").stdout == f"taken down: a veth pair with rxe devices, left by process {child.pid}\n"
         assert setting.read_text() == "2\n"
-        assert not (topology.VERBS / "rxe8").exists()
+        assert not (rxe.VERBS / "rxe8").exists()
         assert not (topology.NETDEVS / "other0").exists()
         assert undo.mend() == []
         assert hwrx("lab", "down").stdout == "nothing is left over\n"

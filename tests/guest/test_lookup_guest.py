@@ -15,7 +15,7 @@ import pytest
 from guest_ends import ip
 from lookup_sockets import bound
 
-from hwrx import netns
+from hwrx.host import netns
 from hwrx.lookup import answer, winner
 from hwrx.lookup.crowd import Crowded
 from hwrx.lookup.table import Kind, Tables

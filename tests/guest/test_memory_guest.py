@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from guest_ends import Places
 
-from hwrx import memory, system, topology
+from hwrx import memory
+from hwrx.host import tools
 from hwrx.memory import forces
+from hwrx.wires import topology
 
 PAGES = 128
 LITTLE = 128 << 20  # bytes of filler: enough for a guest that does nothing else
@@ -33,7 +35,7 @@ def nothing_left() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def measured(pair: Places) -> memory.Measured:
-    system.run("modprobe", "e1000e")
+    tools.run("modprobe", "e1000e")
     nic = topology.NIC_HARDWARE["server"]
     return memory.measure(pages=PAGES, device="rxe0", nic=nic, own=(topology.NIC_ADDRESSES["server"],), filler=LITTLE)
 

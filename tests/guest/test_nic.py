@@ -19,11 +19,11 @@ import pytest
 from click.testing import CliRunner
 
 import hwrx.nic
-from hwrx import topology
 from hwrx.commands.nic import nic as command
 from hwrx.errors import MachineError, PathError, UsageError
 from hwrx.nic import pci
 from hwrx.nic import registers as reg
+from hwrx.wires import topology
 
 OURS, THEIRS = topology.NIC_HARDWARE["server"], topology.NIC_HARDWARE["client"]
 STATION, OTHER = (bytes.fromhex(mac.replace(":", "")) for mac in (OURS, THEIRS))

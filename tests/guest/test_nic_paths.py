@@ -17,11 +17,12 @@ from cython_ext import loop
 from cython_ext.datagram import DatagramTransport
 from cython_ext.trial import Trial
 from cython_ext.xdp_ring import XdpRing
-from hwrx import paths, topology
+from hwrx import paths
 from hwrx.commands.nic import nic as command
+from hwrx.control.messages import Place, Prepare, Role, Setting, Start
 from hwrx.errors import MachineError, UsageError
-from hwrx.messages import Place, Prepare, Role, Setting, Start
 from hwrx.nic import ne2k, pci
+from hwrx.wires import topology
 
 MESSAGES = 200
 KIND = 0x88B5  # IEEE: for experiments

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from guest_ends import Ends, ip
 
-from hwrx import run, rxe, topology
+from hwrx.control.messages import Pattern, Role, Setting
 from hwrx.errors import HwrxError, MachineError
-from hwrx.messages import Pattern, Role, Setting
 from hwrx.nic import pci
-from hwrx.testbed import Bed
+from hwrx.runs import schedule
+from hwrx.runs.testbed import Bed
+from hwrx.verbs import rxe
+from hwrx.wires import topology
 
 MESSAGES = 60
 KERNEL = ("e1000e", "e1000e")
@@ -27,8 +29,8 @@ def segment() -> Iterator[topology.Made]:
 
 
 @pytest.fixture(scope="module")
-def trials(segment: topology.Made) -> Iterator[run.Pair]:
-    with run.Pair(Bed(segment.places, segment.peers, {})) as ready:
+def trials(segment: topology.Made) -> Iterator[schedule.Pair]:
+    with schedule.Pair(Bed(segment.places, segment.peers, {})) as ready:
         yield ready
 
 
@@ -47,7 +49,7 @@ def sent(end: Role, what: str = "bytes") -> int:
 
 # before the others, whose wire stands to the end
 def test_a_jumbo_frame_carries_4096_bytes_of_rxe() -> None:
-    with topology.build("nic", mtu=4200) as made, run.Pair(Bed(made.places, made.peers, {})) as pair:
+    with topology.build("nic", mtu=4200) as made, schedule.Pair(Bed(made.places, made.peers, {})) as pair:
         for number, path in enumerate(("udp", "rdma-send"), 30):
             before = sent("client", "packets")
             measured = pair.measure(number, setting(path, "stream", 4000))
@@ -65,7 +67,7 @@ def test_the_places_name_a_verbs_device_on_each_nic(segment: topology.Made) -> N
 
 @pytest.mark.parametrize("pattern", ["pingpong", "stream"])
 @pytest.mark.parametrize("path", ["udp", "tcp", "rdma-send", "rdma-write", "rdma-write-imm"])
-def test_every_kernel_path_crosses_the_nics(trials: run.Pair, path: str, pattern: Pattern) -> None:
+def test_every_kernel_path_crosses_the_nics(trials: schedule.Pair, path: str, pattern: Pattern) -> None:
     before = {end: sent(end) for end in topology.ENDS}
     measured = trials.measure(1, setting(path, pattern, 1400))
     tally = measured.tally
@@ -75,14 +77,14 @@ def test_every_kernel_path_crosses_the_nics(trials: run.Pair, path: str, pattern
     assert drivers() == KERNEL
 
 
-def test_verbs_run_as_before_after_our_driver_had_the_nics(trials: run.Pair) -> None:
+def test_verbs_run_as_before_after_our_driver_had_the_nics(trials: schedule.Pair) -> None:
     for number, path in enumerate(("rdma-send", "nic-ring", "rdma-send", "nic-ring", "rdma-write-imm", "udp"), 10):
         measured = trials.measure(number, setting(path, "pingpong"))
         assert measured.tally["delivered"] == measured.tally["expected"], path
         assert drivers() == KERNEL
         for end in topology.ENDS:
             assert rxe.on_netdev(topology.NICS[end]) == topology.NIC_DEVICES[end]
-            assert topology.gid_index(topology.NIC_DEVICES[end], topology.NIC_ADDRESSES[end]) is not None
+            assert rxe.gid_index(topology.NIC_DEVICES[end], topology.NIC_ADDRESSES[end]) is not None
 
 
 def test_a_nic_whose_verbs_device_is_in_use_is_not_taken(segment: topology.Made) -> None:
@@ -108,10 +110,10 @@ def test_a_verbs_device_that_cannot_come_back_is_named(segment: topology.Made) -
     ip("link", "add", "hwrxt0", "type", "veth", "peer", "name", "hwrxt1")
     try:
         ip("link", "set", "hwrxt0", "up")
-        topology.add_rxe(device, "hwrxt0")
+        rxe.add_rxe(device, "hwrxt0")
         with pytest.raises(HwrxError, match=f"{topology.NICS[end]} is back, but .*{device}"):
             pci.give_back(nic.address)
-        topology.remove_rxe(device)
+        rxe.remove_rxe(device)
     finally:
         subprocess.run(["ip", "link", "delete", "hwrxt0"], check=False, capture_output=True)
         pci.give_back(nic.address)

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 import pytest
 from guest_ends import ROLES, Places, ip
 
-from hwrx import devices, scheduling, topology
-from hwrx.messages import Place, Setting
+from hwrx.control.messages import Place, Setting
+from hwrx.host import tools
+from hwrx.machine import scheduling
 from hwrx.paths import verbs_end
-from hwrx.run import Pair
-from hwrx.testbed import Bed
+from hwrx.runs.schedule import Pair
+from hwrx.runs.testbed import Bed
+from hwrx.verbs import devices, rxe
+from hwrx.wires import topology
 
 VLAN, ADDRESS = "hwrx0.7", "198.18.99.1"
 
@@ -24,7 +27,7 @@ def vlan(pair: Places) -> Iterator[str]:
     try:
         ip("address", "add", f"{ADDRESS}/24", "dev", VLAN)
         ip("link", "set", VLAN, "up")
-        topology._wait_until(lambda: topology.gid_index(device, ADDRESS) is not None, "the GID of the VLAN")
+        tools.wait_until(lambda: rxe.gid_index(device, ADDRESS) is not None, "the GID of the VLAN")
         yield device
     finally:
         ip("link", "delete", VLAN)
@@ -33,9 +36,9 @@ def vlan(pair: Places) -> Iterator[str]:
 def test_a_gid_of_a_vlan_is_reached_by_the_vlans_netdev(vlan: str, needs: Callable[..., None]) -> None:
     needs("rxe")
     (device,) = [found for found in devices.verbs_devices() if found.name == vlan]
-    place = devices.place_of(device, gid_index=topology.gid_index(vlan, ADDRESS))
+    place = devices.place_of(device, gid_index=rxe.gid_index(vlan, ADDRESS))
     assert (place.address, place.netdev) == (ADDRESS, VLAN)
-    untagged = devices.place_of(device, gid_index=topology.gid_index(vlan, topology.ADDRESSES["client"]))
+    untagged = devices.place_of(device, gid_index=rxe.gid_index(vlan, topology.ADDRESSES["client"]))
     assert untagged.netdev == topology.LINKS["client"]
     assert verbs_end.netdevs_of(vlan) == {VLAN, topology.LINKS["client"]}
     names = [found.name for found in devices.verbs_devices()]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from two_sides import Side, both, clean
 
-from hwrx import topology
-from hwrx.messages import Place, Role, Setting
+from hwrx.control.messages import Place, Role, Setting
+from hwrx.wires import topology
 
 PLACES: dict[Role, Place] = {
     role: Place(address=topology.ADDRESSES[role], netdev=topology.LINKS[role]) for role in topology.ENDS

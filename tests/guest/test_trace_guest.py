@@ -9,11 +9,11 @@ import pytest
 from guest_ends import ROLES, Places
 from tracing import ONE_CPU, actors, check, check_batches, count, hw_counter, snmp, trace
 
-from hwrx import topology
-from hwrx.messages import Setting, Wait
-from hwrx.run import Pair
-from hwrx.testbed import Bed
-from hwrx.trace.traced import RunTracer
+from hwrx.control.messages import Setting, Wait
+from hwrx.runs.schedule import Pair
+from hwrx.runs.testbed import Bed
+from hwrx.timelines.traced import RunTracer
+from hwrx.wires import topology
 
 
 def test_functions_can_be_probed_here(tracer: RunTracer) -> None:

@@ -8,11 +8,12 @@ import pytest
 from guest_ends import ROLES
 from tracing import check, count, trace
 
-from hwrx import stages, topology
-from hwrx.messages import Setting
-from hwrx.run import Pair
-from hwrx.testbed import Bed
-from hwrx.trace.traced import RunTracer
+from hwrx import stages
+from hwrx.control.messages import Setting
+from hwrx.runs.schedule import Pair
+from hwrx.runs.testbed import Bed
+from hwrx.timelines.traced import RunTracer
+from hwrx.wires import topology
 
 MESSAGES = 60
 OWN = ["descriptor seen", "parsed", "looked up"]

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from tracing import check, trace
 
-from hwrx import topology
-from hwrx.messages import Setting
-from hwrx.run import Pair
-from hwrx.testbed import Bed
-from hwrx.trace import join
-from hwrx.trace.traced import RunTracer
+from hwrx.control.messages import Setting
+from hwrx.runs.schedule import Pair
+from hwrx.runs.testbed import Bed
+from hwrx.timelines import join
+from hwrx.timelines.traced import RunTracer
+from hwrx.wires import topology
 
 NOP, END = b"\x01", b"\x00"
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from tracing import count, trace
 
-from hwrx.messages import Setting
-from hwrx.run import Pair
-from hwrx.trace.traced import Directions, RunTracer
+from hwrx.control.messages import Setting
+from hwrx.runs.schedule import Pair
+from hwrx.timelines.traced import Directions, RunTracer
 
 # bytes of a frame without its Ethernet header: IPv4, UDP and 200 bytes of message
 PROGRAM = """

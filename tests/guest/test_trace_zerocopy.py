@@ -9,9 +9,9 @@ import pytest
 from tracing import check, trace
 from zerocopy import MIB, MTU, row, setting, sound
 
-from hwrx import topology
-from hwrx.run import Pair
-from hwrx.trace.traced import RunTracer
+from hwrx.runs.schedule import Pair
+from hwrx.timelines.traced import RunTracer
+from hwrx.wires import topology
 
 
 def mtu_is(mtu: int) -> None:

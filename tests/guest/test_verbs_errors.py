@@ -15,9 +15,9 @@ from cython_ext import loop
 from cython_ext.rc import RcSendTransport
 from cython_ext.trial import Trial
 from hwrx import paths
+from hwrx.control.messages import Connect, Done, Place, Prepare, Role, Setting, Start
+from hwrx.control.peers import wait, wait_first
 from hwrx.errors import HwrxError, MachineError, PeerError, SilenceError, UsageError
-from hwrx.messages import Connect, Done, Place, Prepare, Role, Setting, Start
-from hwrx.peers import wait, wait_first
 
 
 def setting(path: str = "rdma-send", **more: Any) -> Setting:
@@ -275,7 +275,7 @@ def test_too_little_lockable_memory_names_the_limit_and_the_command(pair: Places
     script = (
         "import resource, os, sys; resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536));"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534);"
-        "from hwrx import paths; from hwrx.messages import Prepare, Setting, Place;"
+        "from hwrx import paths; from hwrx.control.messages import Prepare, Setting, Place;"
         "from hwrx.errors import MachineError\n"
         "try: paths.open_endpoint(Prepare(trial=1, role='client', setting=Setting(path='rdma-send', size=65536),"
         " here=Place(verbs='rxe0'), there=Place()))\n"

@@ -7,7 +7,7 @@ import itertools
 import pytest
 from guest_ends import Ends
 
-from hwrx.messages import Pattern, Setting, Wait
+from hwrx.control.messages import Pattern, Setting, Wait
 
 PATHS = ("rdma-send", "rdma-write", "rdma-write-imm", "rdma-read", "rdma-ud")
 PATTERNS: tuple[Pattern, ...] = ("pingpong", "stream", "paced")

@@ -14,7 +14,7 @@ from cython_ext import loop, payload
 from cython_ext.trial import Trial
 from cython_ext.verbs_queue import QKEY
 from hwrx import paths
-from hwrx.messages import Prepare, Setting
+from hwrx.control.messages import Prepare, Setting
 from hwrx.paths.verbs_end import End, parse_end
 
 MESSAGES = 40

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pytest
 from guest_ends import ROLES, Places
 
-from hwrx.messages import Role, Setting
-from hwrx.peers import Peer, ProcessChannel
-from hwrx.run import Pair, fetch
-from hwrx.testbed import Bed
+from hwrx.control.messages import Role, Setting
+from hwrx.control.peers import Peer, ProcessChannel
+from hwrx.runs.schedule import Pair, fetch
+from hwrx.runs.testbed import Bed
 
 MESSAGES = 200
 # nsecs is CLOCK_MONOTONIC, by which both ends stamp

@@ -7,11 +7,12 @@ import pathlib
 import pytest
 
 import hwrx
-from hwrx import experiment, run, store, topology
-from hwrx.messages import Setting
-from hwrx.run import Pair
-from hwrx.testbed import Bed
-from hwrx.trace import counted
+from hwrx.control.messages import Setting
+from hwrx.runs import experiment, schedule, store
+from hwrx.runs.schedule import Pair
+from hwrx.runs.testbed import Bed
+from hwrx.timelines import counted
+from hwrx.wires import topology
 
 
 @pytest.mark.parametrize("path", ["udp", "tcp"])
@@ -42,7 +43,7 @@ def test_a_run_that_goes_on_counts_the_twins_that_it_was_interrupted_before(tmp_
         bed = Bed(made.places, made.peers, {})
         writer = store.Writer.create(tmp_path, plan, {"machine": {}})
         with pytest.raises(KeyboardInterrupt), writer:
-            run.execute(plan.trials, bed, writer)
+            schedule.execute(plan.trials, bed, writer)
             raise KeyboardInterrupt
         assert hwrx.load(writer.path).table("actors") is None
         again, left = store.Writer.resume(writer.path)

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hwrx import netns
 from hwrx.cli import main
+from hwrx.host import netns
 
 HWRX = [sys.executable, "-m", "hwrx", "claims"]
 

@@ -13,7 +13,7 @@ from test_sockets import Raw
 from two_sides import TRIAL, WAITS, Side, both, clean, endpoint
 
 from cython_ext import payload
-from hwrx.messages import Setting, Wait
+from hwrx.control.messages import Setting, Wait
 
 CHECK = b"hwrK"
 PATIENCE = 0.2

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from hwrx import devices, doctor, machine
 from hwrx.errors import MachineError
+from hwrx.lab import doctor
+from hwrx.machine import description
+from hwrx.verbs import devices
 
 HWRX = [sys.executable, "-m", "hwrx"]
 
@@ -72,15 +74,15 @@ def test_the_manifest_is_json_without_names_and_secrets() -> None:
 
 
 def test_the_manifest_names_the_commit_of_the_tree() -> None:
-    tree = Path(machine.__file__).parent.parent
+    tree = Path(description.__file__).parents[2]
     head = subprocess.run(
         ["git", "-c", f"safe.directory={tree}", "-C", tree, "rev-parse", "HEAD"], capture_output=True, text=True
     )
-    assert machine.commit().get("id", "") == head.stdout.strip()
+    assert description.commit().get("id", "") == head.stdout.strip()
 
 
 def test_a_kernel_without_rxe_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hwrx.topology.RXE_MODULE", "hwrx_no_such_module")
+    monkeypatch.setattr("hwrx.verbs.rxe.RXE_MODULE", "hwrx_no_such_module")
     monkeypatch.setattr(doctor, "RXE_MODULE", "hwrx_no_such_module")
     findings = {finding.name: finding for finding in doctor.examine()}
     assert not findings["SoftRoCE module"].fine

@@ -10,7 +10,7 @@ from two_sides import Side, both, endpoint, trial_of
 from cython_ext import loop
 from cython_ext.meter import Meter
 from cython_ext.trial import Trial
-from hwrx.messages import Pattern, Setting
+from hwrx.control.messages import Pattern, Setting
 
 SPUN = 0.1  # seconds of a processor
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hwrx.errors import PeerError, UsageError
-from hwrx.messages import (
+from hwrx.control.messages import (
     Connect,
     Described,
     Done,
@@ -28,7 +27,8 @@ from hwrx.messages import (
     Start,
     frame,
 )
-from hwrx.peers import Peer, ProcessChannel, agent_command, wait
+from hwrx.control.peers import Peer, ProcessChannel, agent_command, wait
+from hwrx.errors import PeerError, UsageError
 
 
 @pytest.fixture
@@ -154,6 +154,6 @@ def test_a_command_that_does_not_exist_is_named() -> None:
 
 def test_the_peak_of_an_agent_is_not_that_of_the_process_that_started_it() -> None:
     ballast = b"x" * (300 << 20)
-    words = "from hwrx.agent import peak_resident; print(peak_resident())"
+    words = "from hwrx.paths.agent import peak_resident; print(peak_resident())"
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True, timeout=60)
     assert 1 << 20 < int(done.stdout) < len(ballast)

@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 
 import hwrx
-from hwrx import experiment, placement, run, store, testbed
+from hwrx.control.messages import Place, Role, Setting
+from hwrx.control.peers import Peer, ProcessChannel
 from hwrx.errors import TrialError
-from hwrx.experiment import Plan, Trial
-from hwrx.messages import Place, Role, Setting
-from hwrx.peers import Peer, ProcessChannel
-from hwrx.placement import Wish
-from hwrx.run import Measured, Outcome, Pair
-from hwrx.store import Writer
-from hwrx.testbed import Bed
+from hwrx.machine import placement
+from hwrx.machine.placement import Wish
+from hwrx.runs import experiment, schedule, store, testbed
+from hwrx.runs.experiment import Plan, Trial
+from hwrx.runs.schedule import Measured, Outcome, Pair
+from hwrx.runs.store import Writer
+from hwrx.runs.testbed import Bed
 
 
 class Counted(Bed):
@@ -59,7 +60,7 @@ def carried_out(root: Path, plan: Plan, bed: Bed) -> tuple[Outcome, dict[int, se
         pids.setdefault(trial.repeat, set()).add((pid_of(pair.peers["client"]), pid_of(pair.peers["server"])))
 
     with store.Writer.create(root, plan, {}) as writer:
-        return run.execute(plan.trials, bed, writer, twin=look), pids
+        return schedule.execute(plan.trials, bed, writer, twin=look), pids
 
 
 def test_each_repeat_has_processes_of_its_own_and_its_trials_share_them(tmp_path: Path) -> None:
@@ -89,12 +90,12 @@ def test_an_agent_that_died_between_two_trials_ends_its_repeat_only_if_it_has_tr
         os.kill(pid_of(pair.peers["server"]), signal.SIGKILL)
 
     with store.Writer.create(tmp_path, plan, {}) as writer:
-        outcome = run.execute(plan.trials, bed, writer, twin=kill)
+        outcome = schedule.execute(plan.trials, bed, writer, twin=kill)
     assert outcome.measured == 2
 
     plan = layout(repeats=1)
     with store.Writer.create(tmp_path, plan, {}) as writer, pytest.raises(TrialError, match=r"trial 1 .* broke off"):
-        run.execute(plan.trials, Counted(), writer, twin=kill)
+        schedule.execute(plan.trials, Counted(), writer, twin=kill)
 
 
 def compare(runs: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import hwrx
-from hwrx import capacity, experiment
+from hwrx.control.messages import Place, Setting
 from hwrx.errors import UsageError
-from hwrx.messages import Place, Setting
-from hwrx.testbed import Bed
+from hwrx.runs import capacity, experiment
+from hwrx.runs.testbed import Bed
 
 COMPARE = [sys.executable, "-m", "hwrx", "compare"]
 SMALL = ["--paths", "udp,tcp", "--topology", "netns", "--messages", "200", "--seed", "5"]

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from cython_ext.packet import udp_frame, udp_template
-from hwrx import topology
 from hwrx.errors import UsageError
+from hwrx.lab.vm import Guest
 from hwrx.nic.segment import Segment
-from hwrx.vm import Guest
+from hwrx.wires import topology
 
 COUNT = 40
 STRANGER = "02:00:00:00:00:42"
@@ -44,7 +44,7 @@ def test_a_frame_that_cannot_be_is_refused() -> None:
 
 def test_frames_cross_in_order_and_recv_keeps_them(needs: Callable[..., None], tmp_path: Path) -> None:
     needs("guest", "tcpdump")
-    file, shared = tmp_path / "packets.pcapng", str(Path(topology.__file__).parents[1])
+    file, shared = tmp_path / "packets.pcapng", str(Path(topology.__file__).parents[2])
     with Segment() as wire, Guest("nic", qemu=wire.qemu, descriptors=wire.descriptors, writable=[tmp_path]) as guest:
         # to hwrx's own driver, which writes them down
         command = [sys.executable, "-m", "hwrx", "nic", "recv", OURS, "--force", "--own", "-n", str(COUNT)]

@@ -13,17 +13,18 @@ from typing import Any
 import pytest
 from two_sides import TRIAL, Side
 
-from hwrx import experiment, run, store, testbed, topology
+from hwrx.control.messages import Place, Prepare, Setting
 from hwrx.errors import MachineError
-from hwrx.messages import Place, Prepare, Setting
 from hwrx.paths import open_endpoint, sockets
-from hwrx.store import Writer
+from hwrx.runs import experiment, schedule, store, testbed
+from hwrx.runs.store import Writer
+from hwrx.wires import topology
 
 
 def carried_out(tmp_path: pathlib.Path, text: str) -> store.Run:
     plan = experiment.plan(experiment.loads(text, source="test"))
     with testbed.opened(plan.experiment, testbed.Wanted()) as bed, Writer.create(tmp_path, plan, {}) as writer:
-        outcome = run.execute(plan.trials, bed, writer)
+        outcome = schedule.execute(plan.trials, bed, writer)
         assert outcome.failed == []
     return store.load(writer.path)
 
@@ -73,7 +74,7 @@ REFUSED = """
 import sys
 from hwrx.errors import MachineError
 from hwrx.errors import MachineError
-from hwrx.messages import Place, Prepare, Setting
+from hwrx.control.messages import Place, Prepare, Setting
 from hwrx.paths import open_endpoint
 setting = Setting(path="udp", socket_buffer=1 << 29)
 try:
@@ -121,7 +122,7 @@ def test_what_the_connection_decided_is_recorded(needs: Callable[..., None], tmp
     needs("root", "namespaces")
     measured = []
 
-    def look(pair: run.Pair, trial: experiment.Trial, found: run.Measured, writer: Writer) -> None:
+    def look(pair: schedule.Pair, trial: experiment.Trial, found: schedule.Measured, writer: Writer) -> None:
         measured.append(found)
 
     plan = experiment.plan(
@@ -132,7 +133,7 @@ def test_what_the_connection_decided_is_recorded(needs: Callable[..., None], tmp
         )
     )
     with testbed.opened(plan.experiment, testbed.Wanted()) as bed, Writer.create(tmp_path, plan, {}) as writer:
-        run.execute(plan.trials, bed, writer, twin=look)
+        schedule.execute(plan.trials, bed, writer, twin=look)
     chosen = {found.chosen["client"].get("segment") is not None: found.chosen for found in measured}
     # the window that both sockets' buffers hold, and the segment that both devices carry
     assert chosen[False]["client"]["window"] == chosen[False]["server"]["window"] < 4096

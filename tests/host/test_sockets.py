@@ -18,8 +18,8 @@ from two_sides import ODDITIES, TRIAL, WAITS, Side, both, clean, endpoint, trial
 
 from cython_ext import loop, payload
 from cython_ext.udp import UdpTransport
+from hwrx.control.messages import Place, Role, Setting, Wait
 from hwrx.errors import MachineError, PathError, UsageError
-from hwrx.messages import Place, Role, Setting, Wait
 from hwrx.paths import sockets
 
 FINISH, CREDIT = 0x46727768, 0x43727768

@@ -12,7 +12,7 @@ from leaving import nothing_is_left  # noqa: F401
 from two_sides import TRIAL, WAITS, Side, clean, endpoint
 
 from cython_ext import payload
-from hwrx.messages import Setting, Wait
+from hwrx.control.messages import Setting, Wait
 
 
 class RawTcp:

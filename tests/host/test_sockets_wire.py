@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from hwrx.control.messages import Connect, Done, Place, Prepare, Prepared, Ready, Role, Setting, Start, Wait
+from hwrx.control.peers import Peer, ProcessChannel, wait, wait_first
 from hwrx.errors import PeerError
-from hwrx.messages import Connect, Done, Place, Prepare, Prepared, Ready, Role, Setting, Start, Wait
-from hwrx.peers import Peer, ProcessChannel, wait, wait_first
 
 # set aside for benchmarks of networks (RFC 2544, RFC 5180)
 ADDRESSES = (("198.18.77.1", "2001:2:0:77::1"), ("198.18.77.2", "2001:2:0:77::2"))

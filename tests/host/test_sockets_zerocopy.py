@@ -10,12 +10,12 @@ from click.testing import CliRunner
 from zerocopy import MIB, MTU, row, sendings, setting, sound
 
 import hwrx
-from hwrx import topology
 from hwrx.cli import cli
-from hwrx.messages import Place, Role, Wait
-from hwrx.run import Pair
-from hwrx.testbed import Bed
-from hwrx.trace.traced import RunTracer
+from hwrx.control.messages import Place, Role, Wait
+from hwrx.runs.schedule import Pair
+from hwrx.runs.testbed import Bed
+from hwrx.timelines.traced import RunTracer
+from hwrx.wires import topology
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from hwrx.messages import Setting
-from hwrx.run import Pair
-from hwrx.testbed import GuestBed
-from hwrx.vm import Guest
+from hwrx.control.messages import Setting
+from hwrx.lab.vm import Guest
+from hwrx.runs.schedule import Pair
+from hwrx.runs.testbed import GuestBed
 
 # to fill or to verify one such message takes more than a thousand instructions, which is beyond the bound on each path
 SIZE = 1000

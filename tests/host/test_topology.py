@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hwrx import topology, undo
 from hwrx.errors import MachineError
+from hwrx.host import undo
+from hwrx.verbs import rxe
+from hwrx.wires import topology
 
 
 def namespaces() -> set[str]:
@@ -90,7 +92,7 @@ def test_a_sysctl_gets_its_value_back_and_a_second_one_of_the_same_name_too() ->
     # in a namespace of its own: the machine's settings are not this test's
     program = """
 from pathlib import Path
-from hwrx.undo import Undo
+from hwrx.host.undo import Undo
 file = Path("/proc/sys/net/ipv4/conf/all/rp_filter")
 before = file.read_text()
 with Undo("a setting") as undo:
@@ -121,5 +123,5 @@ def test_no_rxe_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     # a kernel without the module cannot be had on demand: the module's name is made one that no kernel has
     monkeypatch.setattr(topology, "RXE_MODULE", "hwrx_no_such_module")
     with pytest.raises(MachineError, match="no module hwrx_no_such_module") as caught:
-        topology.load_rxe()
+        rxe.load_rxe()
     assert "virtual machine" in caught.value.remedy

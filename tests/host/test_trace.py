@@ -17,14 +17,15 @@ from click.testing import CliRunner
 from tracing import ONE_CPU, actors, check, check_batches, check_short_reads, count, snmp, trace
 
 import hwrx
-from hwrx import stages, topology
+from hwrx import stages
 from hwrx.cli import cli
+from hwrx.control.messages import Setting
 from hwrx.errors import MachineError
-from hwrx.messages import Setting
-from hwrx.run import Pair
-from hwrx.testbed import Bed
-from hwrx.trace.ledger import Ledger
-from hwrx.trace.traced import RunTracer
+from hwrx.probes.recording import Ledger
+from hwrx.runs.schedule import Pair
+from hwrx.runs.testbed import Bed
+from hwrx.timelines.traced import RunTracer
+from hwrx.wires import topology
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def test_histograms_alone_count_every_message_and_time_some(bed: Bed) -> None:
 def test_a_killed_tracer_leaves_nothing_attached() -> None:
     before = programs()
     script = (
-        "import sys, time\nfrom hwrx.trace.ledger import Ledger\n"
+        "import sys, time\nfrom hwrx.probes.recording import Ledger\n"
         "with Ledger(['udp']):\n    print('up', flush=True)\n    time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:

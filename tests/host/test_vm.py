@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hwrx.errors import GuestError, MachineError, UsageError
-from hwrx.vm import Guest
+from hwrx.lab.vm import Guest
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_icount_with_kvm_is_refused() -> None:
 def test_no_static_busybox_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "busybox").symlink_to("/bin/ls")  # a program that needs libraries
     (tmp_path / "busybox").resolve()
-    from hwrx import initramfs
+    from hwrx.lab import initramfs
 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MachineError, match="no static busybox"):
@@ -100,7 +100,7 @@ def test_no_static_busybox_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 OWNER = """
 import sys, time
-from hwrx.vm import Guest
+from hwrx.lab.vm import Guest
 with Guest(progress=lambda stage, text: print(stage, flush=True)) as guest:
     print("up", flush=True)
     time.sleep(600)
@@ -203,7 +203,7 @@ def test_many_processes_talk_at_once_and_each_gets_its_own_bytes(guest: Guest) -
 
 
 def test_an_agent_greets_through_the_port(guest: Guest) -> None:
-    from hwrx.peers import Peer
+    from hwrx.control.peers import Peer
 
     for role in ("client", "server"):
         with Peer.greet(guest.agent(role), role):

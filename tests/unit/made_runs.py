@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from hwrx import experiment, store
-from hwrx.messages import Setting
-from hwrx.trace import tables
+from hwrx.control.messages import Setting
+from hwrx.runs import experiment, store
+from hwrx.timelines import tables
 
 MANIFEST: dict[str, Any] = {
     "emulated": True,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from hwrx import arrivals
-from hwrx.messages import Setting
+from hwrx.control.messages import Setting
+from hwrx.paths import arrivals
 
 SEED = 11
 SETTING = Setting(path="udp", pattern="paced", rate=1e5, messages=20_000, warmup=100, cooldown=7)

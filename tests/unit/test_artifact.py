@@ -13,15 +13,15 @@ import made_runs
 import pytest
 
 import hwrx
-from hwrx import artifact
 from hwrx.cli import main
 from hwrx.errors import StoreError
+from hwrx.report import artifact
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
-def run(tmp_path: pathlib.Path) -> hwrx.runs.Run:  # type: ignore[name-defined]
+def run(tmp_path: pathlib.Path) -> hwrx.runs.reading.Run:  # type: ignore[name-defined]
     return hwrx.load(made_runs.make(tmp_path, question="Is it so?\nReally?"))
 
 
@@ -50,7 +50,7 @@ def test_everything_is_in_it_and_its_sums_hold(run, tmp_path: pathlib.Path) -> N
 
 
 def test_source_is_that_of_the_commit_where_there_is_one(run, tmp_path: pathlib.Path) -> None:  # type: ignore[no-untyped-def]
-    tree = pathlib.Path(artifact.__file__).parents[1]
+    tree = pathlib.Path(artifact.__file__).parents[2]
     packed = artifact.pack(run, tmp_path / "a.tar.gz")
     with tarfile.open(packed) as archive:
         names = archive.getnames()

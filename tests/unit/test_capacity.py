@@ -8,10 +8,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from hwrx import arrivals, capacity
+from hwrx.control.messages import Done, Setting
 from hwrx.errors import TrialError
-from hwrx.messages import Done, Setting
-from hwrx.run import Measured
+from hwrx.paths import arrivals
+from hwrx.runs import capacity
+from hwrx.runs.schedule import Measured
 
 SETTING = Setting(path="udp", pattern="paced", rate=1e9, messages=400)
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from hwrx import devices
 from hwrx.claims import ftrace, inside, instruments, model, predicate, verdict
 from hwrx.claims.ftrace import Call
 from hwrx.claims.instruments import bypass, functions, interrupts, pinning
@@ -17,6 +16,7 @@ from hwrx.claims.model import Claim, Measurement, Ruling
 from hwrx.claims.session import Sent, Session
 from hwrx.errors import MachineError, UsageError
 from hwrx.memory.pages import OUT
+from hwrx.verbs import devices
 
 CLAIMS = model.every()
 

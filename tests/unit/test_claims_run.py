@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner
 from made_claims import CLAIMS, make_claims, results
 
-from hwrx import inquest
 from hwrx.claims import inside, markdown, model, page
 from hwrx.claims import run as driver
 from hwrx.claims.model import Claim, Result
 from hwrx.cli import cli
 from hwrx.errors import GuestError, HwrxError, MachineError, StoreError, UsageError
+from hwrx.lab import inquest
 
 # --- guests and programs ----------------------------------------------------------------------------------------------
 

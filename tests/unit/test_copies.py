@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from hwrx import stages
-from hwrx.trace import copies
-from hwrx.trace.actors import ACTORS
+from hwrx.timelines import copies
+from hwrx.timelines.actors import ACTORS
 
 TOTALS = np.dtype([("count", "<u8"), ("bytes", "<u8"), ("by", "<u8", (len(ACTORS),))])
 

@@ -9,8 +9,8 @@ import made_runs
 import pytest
 
 import hwrx
-from hwrx import cputime
-from hwrx.messages import Done, Setting
+from hwrx.control.messages import Done, Setting
+from hwrx.paths import cputime
 from hwrx.report import actors
 
 TIMERS = """Timer List Version: v0.9

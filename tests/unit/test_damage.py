@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import hwrx
-from hwrx import artifact, seal, store
 from hwrx.cli import main
 from hwrx.errors import HwrxError, StoreError
-from hwrx.report import diff, diff_text
+from hwrx.report import artifact, diff, diff_text
 from hwrx.report.summary import summarise
+from hwrx.runs import seal, store
 
 ROOT = pathlib.Path(__file__).parents[2]
 OLD = ROOT / "tests" / "data" / "format-1"

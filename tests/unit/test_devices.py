@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from hwrx import devices
-from hwrx.devices import Device, Gid, Port
 from hwrx.errors import MachineError
+from hwrx.verbs import devices
+from hwrx.verbs.devices import Device, Gid, Port
 
 GIDS = [
     Gid(0, "fe80::1", "RoCE v2", "eth0"),

@@ -15,11 +15,11 @@ import pytest
 import scipy.stats
 
 import hwrx
-from hwrx import baselines, stats
+from hwrx import stats
 from hwrx.cli import main
 from hwrx.errors import StoreError, UsageError
-from hwrx.experiment import capacity_key
-from hwrx.report import diff, diff_text
+from hwrx.report import baselines, diff, diff_text
+from hwrx.runs.experiment import capacity_key
 
 Runs = list[pathlib.Path]
 

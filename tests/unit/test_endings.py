@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hwrx import endings
-from hwrx.endings import LeftAloneError, all_done
+from hwrx.control import endings
+from hwrx.control.endings import LeftAloneError, all_done
+from hwrx.control.messages import Done, Frames, FromAgent, Hello, Look, Moved, Setting, Stop, ToAgent, frame
+from hwrx.control.peers import Peer
 from hwrx.errors import PeerError, SilenceError
-from hwrx.messages import Done, Frames, FromAgent, Hello, Look, Moved, Setting, Stop, ToAgent, frame
-from hwrx.peers import Peer
 
 SETTING = Setting(path="udp", limit=0.2)
 Say = Callable[[FromAgent], None]

@@ -8,9 +8,9 @@ import pathlib
 import msgspec
 import pytest
 
-from hwrx import estimate, experiment
+from hwrx.control.messages import Setting
 from hwrx.errors import UsageError
-from hwrx.messages import Setting
+from hwrx.runs import estimate, experiment
 
 TEXT = """
 # Which path is faster?

@@ -8,8 +8,8 @@ import subprocess
 import msgspec
 import pytest
 
-from hwrx import estimate, experiment, testbed
-from hwrx.testbed import Wanted
+from hwrx.runs import estimate, experiment, testbed
+from hwrx.runs.testbed import Wanted
 
 FOLDER = pathlib.Path(__file__).parents[2] / "lab" / "experiments"
 SHIPPED = sorted(FOLDER.glob("*.toml"))

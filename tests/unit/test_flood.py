@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwrx.errors import UsageError
-from hwrx.flood import Spec, account, counting, scene
-from hwrx.flood.counting import BIN, CPU, SETTINGS
+from hwrx.flood import Spec, scene
+from hwrx.probes import account, counting
+from hwrx.probes.counting import BIN, CPU, SETTINGS
 
 WIDTH = 1000
 ACTORS = len(account.ACTORS)

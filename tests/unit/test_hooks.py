@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 
-from hwrx import hooks, paths, scheduling
+from hwrx import paths
 from hwrx.commands.hooks import costs
+from hwrx.control.messages import Setting
 from hwrx.errors import UsageError
-from hwrx.messages import Setting
+from hwrx.machine import scheduling
+from hwrx.paths import hooks
 
 if TYPE_CHECKING:
-    from hwrx.runs import Run
+    from hwrx.runs.reading import Run
 
 
 def test_the_shipped_experiment_sweeps_every_hook() -> None:

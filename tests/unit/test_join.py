@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwrx import stages
-from hwrx.trace import join
+from hwrx.timelines import join
 
 EVENT = np.dtype(
     [

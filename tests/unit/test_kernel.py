@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from hwrx import kernel
 from hwrx.errors import MachineError, UsageError
+from hwrx.lab import kernel
 
 Apt = Callable[..., Path]
 META = "Package: {name}\nVersion: {version}\nDepends: {real} (= {version})\n"

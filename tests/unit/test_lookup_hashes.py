@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hwrx import netns, paths
+from hwrx import paths
 from hwrx.commands.lookup import parse
+from hwrx.control.messages import Setting
 from hwrx.errors import UsageError
+from hwrx.host import netns
 from hwrx.lookup import answer, crowd, winner
 from hwrx.lookup.hashes import FORMS, Secrets, Steps, ehashfn, portaddr_hash, udp_hashfn
 from hwrx.lookup.table import ENTRY
-from hwrx.messages import Setting
 
 KERNELS: dict[str, Any] = json.loads(Path(__file__).with_name("lookup_vectors.json").read_text())
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwrx.errors import PeerError
-from hwrx.messages import (
+from hwrx.control.messages import (
     LARGEST_FRAME,
     SAMPLES_A_CHUNK,
     VERSION,
@@ -25,6 +24,7 @@ from hwrx.messages import (
     frame,
     same_version,
 )
+from hwrx.errors import PeerError
 
 PREPARE = Prepare(trial=7, role="client", setting=Setting(path="udp"), here=Place(), there=Place(netdev="veth0"))
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwrx import mux
 from hwrx.errors import GuestError
-from hwrx.mux import HEADER, LARGEST, MAGIC, WINDOW, Frame, Kind, Mux, Splitter
+from hwrx.lab import mux
+from hwrx.lab.mux import HEADER, LARGEST, MAGIC, WINDOW, Frame, Kind, Mux, Splitter
 
 frames = st.builds(
     Frame,

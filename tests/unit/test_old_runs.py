@@ -16,14 +16,14 @@ import pytest
 
 import hwrx
 from hwrx.cli import main
-from hwrx.trace.tables import stage_numbers
+from hwrx.timelines.tables import stage_numbers
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 SAID = json.loads((DATA / "format-1.json").read_text())
 
 
 @pytest.fixture
-def run(tmp_path: pathlib.Path) -> hwrx.runs.Run:  # type: ignore[name-defined]
+def run(tmp_path: pathlib.Path) -> hwrx.runs.reading.Run:  # type: ignore[name-defined]
     shutil.copytree(DATA / "format-1", tmp_path / "old")
     return hwrx.load(tmp_path / "old")
 

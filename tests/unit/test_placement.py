@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from hwrx import experiment, placement
+from hwrx.control.messages import Place, Placed, Role, Setting, Survey
 from hwrx.errors import PathError, TrialError, UsageError
-from hwrx.messages import Place, Placed, Role, Setting, Survey
-from hwrx.placement import Wish
+from hwrx.machine import placement
+from hwrx.machine.placement import Wish
+from hwrx.runs import experiment
 
 ROLES: tuple[Role, Role] = ("client", "server")
 

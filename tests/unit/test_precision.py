@@ -9,9 +9,10 @@ import made_runs
 import pytest
 
 import hwrx
-from hwrx import experiment, precision, store
+from hwrx.campaign import precision
 from hwrx.errors import UsageError
 from hwrx.report import tables
+from hwrx.runs import experiment, store
 
 
 def run(root: pathlib.Path, until: dict[str, Any], spread: float, **options: Any) -> store.Writer:

@@ -12,10 +12,10 @@ import pytest
 import scipy.signal
 
 import hwrx
-from hwrx import estimate, store
 from hwrx.cli import main
 from hwrx.report import html, tables
 from hwrx.report.model import Summary
+from hwrx.runs import estimate, store
 
 SWEPT = """# Is it so?
 paths = ["udp", "tcp"]

@@ -8,8 +8,8 @@ import made_runs
 import msgspec
 
 import hwrx
-from hwrx import renewal
 from hwrx.report import text
+from hwrx.runs import renewal
 
 
 def test_a_guest_keeps_its_boot_and_the_layout_of_memory_and_a_machine_draws_that_anew() -> None:

@@ -15,13 +15,13 @@ import pytest
 import scipy.stats
 
 import hwrx
-from hwrx import store
 from hwrx.cli import main
 from hwrx.errors import MachineError, UsageError
 from hwrx.report import figures, html, latex, style, tables, terminal, text
 from hwrx.report.model import Summary
 from hwrx.report.summary import label, summarise
 from hwrx.report.words import size_words, time_words
+from hwrx.runs import store
 
 EMULATED = "EMULATED guest: compare within the run only"
 PATHS = ["udp", "tcp", "rdma-write", "rdma-read"]

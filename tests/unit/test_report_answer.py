@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 import hwrx
-from hwrx.messages import Setting
+from hwrx.control.messages import Setting
 from hwrx.report import answer, figures, html, tables, terminal
 from hwrx.report.model import Row, Summary
 from hwrx.stats import Estimate
@@ -23,7 +23,7 @@ COUNTED = {**made_runs.MANIFEST, "clock": "icount"}
 
 def made(root: pathlib.Path, spread: float = 0.02, **options: Any) -> Summary:
     plan = made_runs.layout(**{"paths": PATHS, "sizes": [64, 1400, 4096], "messages": 120, **options})
-    with hwrx.store.Writer.create(root, plan, made_runs.MANIFEST) as writer:
+    with hwrx.runs.store.Writer.create(root, plan, made_runs.MANIFEST) as writer:
         for trial in plan.trials:
             made_runs.add(writer, trial, seed=trial.number if spread > 0.1 else 0, spread=spread)
     return hwrx.load(writer.path).summary()
@@ -101,7 +101,7 @@ def test_counted_costs_stand_with_both_prices_of_a_copy_and_with_copies(tmp_path
     plan = made_runs.layout(
         paths=PATHS, sizes=[64, 1400], messages=60, clock="icount", sweep={"copies_priced": ["byte", "word"]},
     )  # fmt: skip
-    with hwrx.store.Writer.create(tmp_path, plan, COUNTED) as writer:
+    with hwrx.runs.store.Writer.create(tmp_path, plan, COUNTED) as writer:
         for trial in plan.trials:
             made_runs.add(writer, trial)
             if trial.setting.copies_priced == "byte":  # one price is traced

@@ -13,7 +13,7 @@ import hwrx
 from hwrx.report import figures, html, style, text
 from hwrx.report.model import Summary
 from hwrx.stats import Estimate
-from hwrx.trace import walk
+from hwrx.timelines import walk
 
 PAGE = (pathlib.Path(html.__file__).parent / "templates" / "_style.html").read_text()
 
@@ -53,7 +53,7 @@ def test_every_colour_has_a_contrast_of_three_to_one_at_least(mode: str) -> None
 def wild(tmp_path_factory: pytest.TempPathFactory) -> Summary:
     """A run whose repeats differ by factors, so that intervals span decades."""
     plan = made_runs.layout(paths=["udp", "tcp", "rdma-send", "rdma-write-imm"], sizes=[64, 1024, 4096], messages=1200)
-    with hwrx.store.Writer.create(tmp_path_factory.mktemp("wild"), plan, made_runs.MANIFEST) as writer:
+    with hwrx.runs.store.Writer.create(tmp_path_factory.mktemp("wild"), plan, made_runs.MANIFEST) as writer:
         for trial in plan.trials:
             wide = trial.setting.size == 64 and trial.setting.path == "tcp"
             made_runs.add(writer, trial, seed=trial.number, spread=2.5 if wide else 0.02)

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 import hwrx
-from hwrx import arrivals, experiment, store
 from hwrx.errors import UsageError
+from hwrx.paths import arrivals
 from hwrx.report import figures, html, tables, terminal
 from hwrx.report.model import Row, Summary
+from hwrx.runs import experiment, store
 
 SERVICE = 20_000  # ns, of the made-up server below: it can do 50,000 messages a second
 LOADS = [0.2, 0.5, 0.8, 1.2]

@@ -9,7 +9,7 @@ import made_runs
 import pytest
 
 import hwrx
-from hwrx.messages import Setting
+from hwrx.control.messages import Setting
 from hwrx.report import figures, html, ledgers, tables, waterfall
 from hwrx.report.cells import Table
 from hwrx.report.journeys import UNKNOWN, journeys
@@ -110,7 +110,7 @@ def test_patterns_waits_and_sizes_are_not_averaged(tmp_path: pathlib.Path) -> No
 
 def test_what_the_kernel_did_not_count_is_not_known_instead_of_none(tmp_path: pathlib.Path) -> None:
     plan = made_runs.layout(paths=["udp"], sizes=[64], messages=60, repeats=1)
-    with hwrx.store.Writer.create(tmp_path, plan, made_runs.MANIFEST) as writer:
+    with hwrx.runs.store.Writer.create(tmp_path, plan, made_runs.MANIFEST) as writer:
         for trial in plan.trials:
             made_runs.add(writer, trial)
             row = {"trial": trial.number, "path": "udp", "size": 64, "pattern": "pingpong", "direction": "there"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hwrx import scheduling
+from hwrx.machine import scheduling
 
 KERNEL_6_1 = "GENTLE_FAIR_SLEEPERS START_DEBIT NO_NEXT_BUDDY LAST_BUDDY WAKEUP_PREEMPTION NO_HRTICK"
 KERNEL_6_12 = "PLACE_LAG RUN_TO_PARITY DELAY_DEQUEUE DELAY_ZERO WAKEUP_PREEMPTION NO_HRTICK"

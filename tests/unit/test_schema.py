@@ -9,9 +9,9 @@ import made_runs
 import pyarrow.parquet as pq
 import pytest
 
-from hwrx import experiment, schema, store
 from hwrx.cli import main
-from hwrx.trace import counted, tables
+from hwrx.runs import experiment, schema, store
+from hwrx.timelines import counted, tables
 
 
 def test_units_and_meanings_are_in_the_files(tmp_path: pathlib.Path) -> None:

@@ -10,11 +10,12 @@ import pytest
 
 from cython_ext.packet import udp_frame, udp_template
 from cython_ext.packet_ring import port_filter
-from hwrx import experiment, paths
+from hwrx import paths
+from hwrx.control.messages import Done, Pattern, Place, Prepare, Role, Setting
 from hwrx.errors import UsageError
-from hwrx.messages import Done, Pattern, Place, Prepare, Role, Setting
 from hwrx.paths import nic
-from hwrx.run import together
+from hwrx.runs import experiment
+from hwrx.runs.schedule import together
 
 PATTERNS = get_args(Pattern)
 # one value for each field that is not every path's, different from the default and possible

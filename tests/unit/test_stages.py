@@ -7,7 +7,7 @@ import re
 import pytest
 
 from hwrx import paths, stages
-from hwrx.trace import build
+from hwrx.probes import build
 
 
 def test_numbers_are_the_order_of_the_catalogue() -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hwrx import streams
-from hwrx.run import steady
-from hwrx.streams import Rate, Withheld
+from hwrx.runs import streams
+from hwrx.runs.schedule import steady
+from hwrx.runs.streams import Rate, Withheld
 
 MS = 1_000_000
 

@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import hwrx
-from hwrx import disk, experiment, seal, store
+from hwrx.control.messages import Done
 from hwrx.errors import StoreError, UsageError
-from hwrx.messages import Done
-from hwrx.run import Measured, Outcome, write
+from hwrx.host import disk
+from hwrx.runs import experiment, seal, store
+from hwrx.runs.schedule import Measured, Outcome, write
 
 
 def test_a_complete_run_reads_back(tmp_path: pathlib.Path) -> None:
@@ -121,7 +122,7 @@ WRITE_FOR_EVER = """
 import sys, pathlib
 sys.path.insert(0, sys.argv[2])
 import made_runs
-from hwrx import store
+from hwrx.runs import store
 plan = made_runs.layout(repeats=2000, messages=300)
 with store.Writer.create(pathlib.Path(sys.argv[1]), plan, {}) as writer:
     for trial in plan.trials:
@@ -191,7 +192,7 @@ FILL = """
 import sys, pathlib, resource
 sys.path.insert(0, sys.argv[2])
 import made_runs
-from hwrx import store
+from hwrx.runs import store
 from hwrx.errors import StoreError
 plan = made_runs.layout(messages=100_000)
 small = made_runs.layout(messages=2_000)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from hwrx.strict_json import to_json
+from hwrx.host.strict_json import to_json
 
 
 def test_what_is_no_number_is_null() -> None:

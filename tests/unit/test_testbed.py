@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from hwrx import accelerator, estimate, experiment, testbed
-from hwrx.accelerator import Accelerator
 from hwrx.cli import main
+from hwrx.control.messages import Setting
 from hwrx.errors import UsageError
-from hwrx.experiment import Experiment
-from hwrx.messages import Setting
-from hwrx.testbed import Wanted
-from hwrx.vm import Guest
+from hwrx.lab import accelerator
+from hwrx.lab.accelerator import Accelerator
+from hwrx.lab.vm import Guest
+from hwrx.runs import estimate, experiment, testbed
+from hwrx.runs.experiment import Experiment
+from hwrx.runs.testbed import Wanted
 
 DEVICES = ("mlx5_0", "mlx5_1")
 SSH = Wanted(peer="ssh:other", peer_address="192.0.2.7")

@@ -12,10 +12,12 @@ from typing import Any, cast
 import pytest
 from click.testing import CliRunner
 
-from hwrx import experiment, stages
+from hwrx import stages
 from hwrx.cli import cli
 from hwrx.errors import MachineError
-from hwrx.trace import build, probes, traced
+from hwrx.probes import attaching, build
+from hwrx.runs import experiment
+from hwrx.timelines import traced
 
 
 def test_without_clang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,9 +51,9 @@ def test_the_objects_name_follows_the_catalogue() -> None:
 
 def test_without_privilege(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(probes, "_capable", lambda: False)
+    monkeypatch.setattr(attaching, "_capable", lambda: False)
     with pytest.raises(MachineError, match="needs root"):
-        probes.require()
+        attaching.require()
 
 
 def test_without_btf(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,21 +63,21 @@ def test_without_btf(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(2, "No such file or directory")
 
     monkeypatch.setattr(kernel_btf, "kernel_knows", refuse)
-    monkeypatch.setattr(probes, "require", lambda: None)
+    monkeypatch.setattr(attaching, "require", lambda: None)
     with pytest.raises(MachineError, match="no BTF"):
-        probes.Prober(["udp"])
+        attaching.Prober(["udp"])
 
 
 def test_locked_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lockdown = tmp_path / "lockdown"
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(probes, "LOCKDOWN", lockdown)
+    monkeypatch.setattr(attaching, "LOCKDOWN", lockdown)
     for state in ("[none] integrity confidentiality", "none [integrity] confidentiality"):
         lockdown.write_text(state)
-        probes.require()
+        attaching.require()
     lockdown.write_text("none integrity [confidentiality]")
     with pytest.raises(MachineError, match="locked down") as caught:
-        probes.require()
+        attaching.require()
     assert "lockdown=confidentiality" in str(caught.value.remedy)
 
 
@@ -87,8 +89,8 @@ def test_a_kernel_without_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
         return {name: (1, "") for name in functions if name not in ("udp_rcv", "udpv6_rcv", "__skb_recv_udp")}, {}
 
     monkeypatch.setattr(kernel_btf, "kernel_knows", knows)
-    monkeypatch.setattr(probes, "require", lambda: None)
-    found = {each.stage.name: each for each in probes.Prober(["udp"]).choose()}
+    monkeypatch.setattr(attaching, "require", lambda: None)
+    found = {each.stage.name: each for each in attaching.Prober(["udp"]).choose()}
     assert not found["udp_rcv"].available
     assert "this kernel has no function udp_rcv to probe" in found["udp_rcv"].reason
     assert "this kernel has no tracepoint net_dev_queue" in found["net_dev_queue"].reason
@@ -120,10 +122,10 @@ def test_a_path_of_which_nothing_is_stamped(monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_the_extension_the_rest_works() -> None:
     script = (
         "import sys\nsys.modules['cython_ext.tracer'] = None\n"
-        "import hwrx.run, hwrx.testbed, hwrx.commands.compare, hwrx.trace.traced\n"
-        "from hwrx.trace import probes\n"
+        "import hwrx.runs.schedule, hwrx.runs.testbed, hwrx.commands.compare, hwrx.timelines.traced\n"
+        "from hwrx.probes import attaching\n"
         "from hwrx.errors import MachineError\n"
-        "try:\n    probes.require()\nexcept MachineError as error:\n    print(error)\n"
+        "try:\n    attaching.require()\nexcept MachineError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "without libbpf" in done.stdout

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from hwrx import stages
-from hwrx.flood import counting
-from hwrx.trace import build
+from hwrx.probes import build, counting
 
 
 def test_the_layouts_are_those_of_the_extension() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hwrx.trace import symbols
+from hwrx.probes import symbols
 
 
 def test_kallsyms_is_read_with_and_without_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

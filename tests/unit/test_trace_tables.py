@@ -15,14 +15,14 @@ import pytest
 from test_join import BACK, FORTH, PROBED, made
 
 from hwrx import stages
+from hwrx.control.messages import Setting, Traced
 from hwrx.errors import UsageError
-from hwrx.experiment import Trial
-from hwrx.messages import Setting, Traced
 from hwrx.report import ledgers, style
 from hwrx.report.journeys import UNKNOWN, Step, _intervals, _journey
-from hwrx.trace import copies, join, perfetto, walk
-from hwrx.trace.actors import ACTORS, actor_column
-from hwrx.trace.tables import STAGES, stage_rows, tracing_row
+from hwrx.runs.experiment import Trial
+from hwrx.timelines import copies, join, perfetto, walk
+from hwrx.timelines.actors import ACTORS, actor_column
+from hwrx.timelines.tables import STAGES, stage_rows, tracing_row
 
 SETTING = Setting(path="udp", size=64, messages=40)
 TRIAL = Trial(number=0, repeat=0, setting=SETTING, label="udp 64 B")

@@ -7,9 +7,9 @@ import pathlib
 
 import pytest
 
-from hwrx import tune
 from hwrx.cli import main
 from hwrx.errors import MachineError, UsageError
+from hwrx.machine import tune
 
 CPU = "sys/devices/system/cpu"
 

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from cython_ext import verbs_device, verbs_event
-from hwrx import paths, wc
+from hwrx import paths
+from hwrx.control.messages import Place, Prepare, Setting
 from hwrx.errors import MachineError, PathError, PeerError, UsageError
-from hwrx.messages import Place, Prepare, Setting
 from hwrx.paths import verbs_end
 from hwrx.paths.verbs_end import End, agree, choose_device, choose_gid, choose_mtu, parse_end
+from hwrx.verbs import wc
 
 
 class Gid(NamedTuple):

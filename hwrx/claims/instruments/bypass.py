@@ -18,15 +18,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from hwrx import devices, testbed
 from hwrx.claims.ftrace import Call, Ftrace
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Bars
 from hwrx.claims.session import ROLES, Session
+from hwrx.control.messages import Place, Role, Setting
 from hwrx.errors import TrialError
-from hwrx.messages import Place, Role, Setting
-from hwrx.run import Pair
-from hwrx.testbed import Bed, Wanted
+from hwrx.runs import testbed
+from hwrx.runs.schedule import Pair
+from hwrx.runs.testbed import Bed, Wanted
+from hwrx.verbs import devices
 
 TRIAL = 5 << 20  # numbers of these trials: away from those of runs
 KINDS = {  # event -> what it counts

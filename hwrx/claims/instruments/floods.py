@@ -13,7 +13,7 @@ from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Lines
 from hwrx.claims.session import Session, Wire
 from hwrx.flood.model import Flood
-from hwrx.hooks import ETH_P_ALL, SO_ATTACH_FILTER
+from hwrx.paths.hooks import ETH_P_ALL, SO_ATTACH_FILTER
 
 INSTRUCTIONS = 2000  # of a classic filter: what net.core.optmem_max has room for, whatever the kernel
 

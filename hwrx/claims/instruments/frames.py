@@ -7,10 +7,11 @@ import re
 import socket
 import time
 
-from hwrx import system, topology
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Bars
 from hwrx.claims.session import Session
+from hwrx.host import tools
+from hwrx.wires import topology
 
 SETTLE = 0.2  # seconds after which all frames are through
 STRANGER = "02:68:77:72:78:ee"  # nobody's address
@@ -53,13 +54,13 @@ def frames(session: Session, count: int = 100, size: int = 64) -> Measurement:
         run("bound", mac, port)
         run("unbound", mac, SOMEWHERE)
         run("foreign", STRANGER, port)
-        system.run("ip", "link", "set", device, "address", STRANGER)
-        stack.callback(system.run, "ip", "link", "set", device, "address", mac)
+        tools.run("ip", "link", "set", device, "address", STRANGER)
+        stack.callback(tools.run, "ip", "link", "set", device, "address", mac)
         run("renamed", STRANGER, port)
         run("old", mac, port)
         stack.close()
-        system.run("ip", "link", "set", device, "promisc", "on")
-        stack.callback(system.run, "ip", "link", "set", device, "promisc", "off")
+        tools.run("ip", "link", "set", device, "promisc", "on")
+        stack.callback(tools.run, "ip", "link", "set", device, "promisc", "off")
         run("promiscuous", STRANGER, port)
     rows = [
         ("to the NIC's address, a process waits", found["taken_bound"]),
@@ -75,7 +76,7 @@ def frames(session: Session, count: int = 100, size: int = 64) -> Measurement:
 
 def _taken(device: str) -> int:
     """Packets that the NIC says it has received (its register GPRC)."""
-    found = re.search(r"^\s*rx_packets: (\d+)$", system.run("ethtool", "-S", device), re.MULTILINE)
+    found = re.search(r"^\s*rx_packets: (\d+)$", tools.run("ethtool", "-S", device), re.MULTILINE)
     return int(found[1]) if found else 0
 
 

@@ -6,12 +6,12 @@ import bisect
 import contextlib
 from collections.abc import Sequence
 
-from hwrx import hooks
 from hwrx.claims.ftrace import Call, Ftrace
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Step, Steps
 from hwrx.claims.session import Sent, Session, one_by_one
 from hwrx.errors import UsageError
+from hwrx.paths import hooks
 
 SLACK = 2.0  # µs: the tracer's times are cut to the microsecond
 
@@ -29,7 +29,7 @@ def functions(
     """Watch kernel functions while messages come one at a time to a reader that sleeps.
 
     `order`: functions of `watch` that are to follow each other; "woken" is the reader's wake-up. `begin`: what a
-    message met before this function, on the sender's side, is left out. `switch_on`: hooks of `hwrx.hooks` on the
+    message met before this function, on the sender's side, is left out. `switch_on`: hooks of `hwrx.paths.hooks` on the
     receiver's side. Figures of each function F: F_share (of the messages that it handled), F_calls a message, and the
     shares of its calls in a hard interrupt, a softirq, the reader's thread and another's: F_hard, F_soft, F_reader,
     F_other.

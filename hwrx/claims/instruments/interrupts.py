@@ -13,7 +13,7 @@ from hwrx.claims.ftrace import Call, Ftrace
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Bars
 from hwrx.claims.session import Session
-from hwrx.undo import SYSCTL, Undo
+from hwrx.host.undo import SYSCTL, Undo
 
 UDP_SEGMENT = 103  # linux/udp.h: one call, many datagrams, which reach the device together
 MOST_SEGMENTS = 64  # UDP_MAX_SEGMENTS of 6.1

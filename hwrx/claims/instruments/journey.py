@@ -8,10 +8,10 @@ from hwrx.claims.instruments.bypass import choose
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Step, Steps
 from hwrx.claims.session import Session
-from hwrx.messages import Setting
-from hwrx.trace.copies import Ledger
-from hwrx.trace.traced import Directions
-from hwrx.trace.walk import journey_of
+from hwrx.control.messages import Setting
+from hwrx.timelines.copies import Ledger
+from hwrx.timelines.traced import Directions
+from hwrx.timelines.walk import journey_of
 
 TRIAL = 1 << 20  # numbers of these trials: away from those of runs
 

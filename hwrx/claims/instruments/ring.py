@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import hwrx.nic
-from hwrx import topology
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Bars, Cells
 from hwrx.claims.session import Session
 from hwrx.errors import HwrxError, UsageError
+from hwrx.host.undo import Undo
 from hwrx.memory.subjects import reserve
 from hwrx.nic import ne2k
 from hwrx.nic import registers as reg
 from hwrx.nic.e1000e import E1000e
-from hwrx.undo import Undo
+from hwrx.wires import topology
 
 PORT, SENDER = 40_001, 40_000
 SETTLE = 0.3  # seconds in which the NIC writes, and the CPU looks at nothing

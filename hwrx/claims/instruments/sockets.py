@@ -12,8 +12,8 @@ from statistics import median
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Bars, Cells, Lines
 from hwrx.claims.session import PATIENCE, Session
+from hwrx.control.messages import Setting
 from hwrx.lookup.table import Kind, Tables
-from hwrx.messages import Setting
 
 TRIAL = 1 << 21
 

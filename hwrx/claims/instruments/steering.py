@@ -8,11 +8,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from hwrx import hooks
 from hwrx.claims.ftrace import Ftrace
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Cells
 from hwrx.claims.session import Session
+from hwrx.paths import hooks
 
 SETTLE = 0.2
 

@@ -10,8 +10,8 @@ import msgspec
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Bars
 from hwrx.claims.session import Session
-from hwrx.messages import Setting
-from hwrx.run import Measured
+from hwrx.control.messages import Setting
+from hwrx.runs.schedule import Measured
 
 TRIAL = 3 << 20  # numbers of these trials: away from those of runs
 

@@ -1,0 +1,135 @@
+"""Waiting for the loops of a trial to end: as long as something moves, however slow the machine, and no longer.
+
+The loops themselves end when nothing has moved for the setting's `limit`. What is watched over here is the rest: an
+agent that does not answer any more, a loop whose other end has ended without its knowing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from msgspec import Struct
+
+from hwrx.control.messages import Done, Look, Moved, Role, Setting, Stop
+from hwrx.control.peers import ANSWER_WITHIN, Peer, receive_any
+from hwrx.errors import PeerError, SilenceError, TrialError
+
+# Between the end of one endpoint's loop and that of the other lie a few messages in flight; an emulated CPU is slow.
+GRACE = 5.0
+LOOK_EVERY = 5.0  # seconds between two questions how far a loop has come
+LONGEST_GAP = 40  # mean distances: two messages of a Poisson process lie further apart once in 10^17
+# each end and its other; the server first, so that it listens when the client calls
+ENDS: tuple[tuple[Role, Role], ...] = (("server", "client"), ("client", "server"))
+
+
+class LeftAloneError(TrialError):
+    """A loop goes on though its other end has ended: `silent` is its agent, `first` the other one."""
+
+    def __init__(self, silent: Peer, first: Peer, done: Done) -> None:
+        super().__init__(
+            f"{first.name} {ending(done)}, and {silent.name} waited in vain for more; its agent was started anew"
+        )
+        self.silent = silent
+
+
+class Pulse(Struct):
+    """What is known of a loop that runs. Times are seconds of time.monotonic."""
+
+    moved: float  # when it was seen to have come further
+    looked: float  # when it was asked last
+    count: int = -1
+    asked: bool = False  # and has not answered
+
+
+def ending(done: Done) -> str:
+    """Say how a loop ended."""
+    words = {
+        "complete": "got all it expected",
+        "finished": "was told that no more comes",
+        "limit": "saw nothing move for the time limit",
+        "nothing": "got not one message: all were lost on the way",
+        "error": f"failed: {done.error}",
+    }
+    return words[done.ended]
+
+
+def all_done(pairs: Sequence[Mapping[Role, Peer]], setting: Setting) -> dict[Peer, Done]:
+    """Wait until every loop of a trial has ended, and return what each says.
+
+    An end whose other end has ended is told so. Raises LeftAloneError if it does not end by that; SilenceError if an
+    agent does not answer, or no loop comes further though none ends; what an agent reports, or its death, as `wait`.
+    """
+    others = {peers[role]: peers[other] for peers in pairs for role, other in ENDS}
+    now = time.monotonic()
+    pulses = {peer: Pulse(now, now) for peer in others}
+    done: dict[Peer, Done] = {}
+    while missing := [peer for peer in others if peer not in done]:
+        _hear(missing, 0.2 if done else LOOK_EVERY)
+        for peer in missing:
+            if peer.has_reply and (ended := _take(peer, pulses[peer])) is not None:
+                done[peer] = ended
+                # the time that the other end has from now on
+                pulses[others[peer]].moved = time.monotonic()
+                if others[peer] not in done:
+                    others[peer].send(Stop())
+        _ask([peer for peer in missing if peer not in done], pulses)
+        for peer in missing:
+            if peer not in done:
+                _judge(peer, others[peer], done, pulses, setting)
+    for peer, pulse in pulses.items():
+        if pulse.asked:
+            peer.settle(Moved, ANSWER_WITHIN)
+    return done
+
+
+def _hear(peers: list[Peer], seconds: float) -> None:
+    """Read what comes, if nothing has been read yet."""
+    if not any(peer.has_reply for peer in peers):
+        try:
+            receive_any(peers, time.monotonic() + seconds)
+        except SilenceError:
+            return
+
+
+def _take(peer: Peer, pulse: Pulse) -> Done | None:
+    """Take a reply of a peer whose loop runs: Done, or None if it only says how far it has come."""
+    reply = peer.reply(Struct)
+    if isinstance(reply, Done):
+        return reply
+    if not isinstance(reply, Moved):
+        raise PeerError(f"peer {peer.name} answered with {type(reply).__name__} while its loop ran")
+    pulse.asked = False
+    if reply.count != pulse.count:
+        pulse.count, pulse.moved = reply.count, time.monotonic()
+    return None
+
+
+def _ask(peers: Iterable[Peer], pulses: Mapping[Peer, Pulse]) -> None:
+    now = time.monotonic()
+    for peer in peers:
+        pulse = pulses[peer]
+        if not pulse.asked and now - pulse.looked >= LOOK_EVERY:
+            peer.send(Look())
+            pulse.asked, pulse.looked = True, now
+
+
+def _judge(peer: Peer, other: Peer, done: Mapping[Peer, Done], pulses: Mapping[Peer, Pulse], setting: Setting) -> None:
+    """Raise if a loop that has not ended will not."""
+    now, pulse = time.monotonic(), pulses[peer]
+    gap = LONGEST_GAP / setting.rate if setting.rate else 0.0
+    if pulse.asked and now - pulse.looked > ANSWER_WITHIN:
+        raise SilenceError(
+            f"{peer.name} has not answered for {ANSWER_WITHIN:g} s in the middle of a trial",
+            remedy="is its machine still there, and the link to it up?",
+        )
+    if other in done:
+        well = done[other].ended in ("complete", "finished", "nothing")
+        if now - pulse.moved > (setting.limit + gap + GRACE if well else GRACE):
+            raise LeftAloneError(peer, other, done[other])
+        return
+    if now - max(pulse.moved, pulses[other].moved) > setting.limit + gap + ANSWER_WITHIN:
+        raise SilenceError(
+            f"neither {peer.name} nor {other.name} has come further for {now - pulse.moved:.0f} s, nor gives up",
+            remedy="this is an error of hwrx: please report it with the setting of the trial",
+        )

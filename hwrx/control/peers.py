@@ -1,0 +1,300 @@
+"""The controller's side of a control pipe: how to reach an agent, ask it something, and notice that it is gone.
+
+A peer is `local`, `netns:NAME`, `ssh:HOST`, a command template (`srun -w node7 {agent}`), or an agent of a guest that
+`hwrx.lab.vm` hands over. All are a socket on which frames travel; no port listens anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, Self, TypeVar
+
+from hwrx import errors
+from hwrx.control.messages import Failed, Frames, FromAgent, Hello, Quit, ToAgent, frame, same_version
+from hwrx.errors import HwrxError, PeerError, SilenceError, UsageError
+
+Reply = TypeVar("Reply")
+# An agent answers these within seconds on any machine; a trial has a limit of its own. An emulated CPU starts slowly.
+ANSWER_WITHIN = 60.0
+ENDS_WITHIN = 15.0  # that an agent has when its pipe was closed: a NIC is handed back in seconds
+
+
+class Channel(Protocol):
+    """Both directions of a control pipe, and the process behind it."""
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when there is something to receive, or the end."""
+
+    def recv(self, most: int) -> bytes:
+        """Return up to `most` bytes; b"" is the end of the stream."""
+
+    def sendall(self, data: bytes) -> None:
+        """Send all of `data`; OSError where the other end is gone."""
+
+    def kill(self) -> None:
+        """End the process behind the channel at once, as SIGKILL does. Harmless when it is gone."""
+
+    def close(self) -> None:
+        """Close the stream, wait for the process, and free what belongs to them."""
+
+    def epitaph(self) -> str:
+        """Say how the process ended, with the last lines that it wrote to standard error; "" while it lives."""
+
+
+class ProcessChannel:
+    """A subprocess with one socket as its standard input and output, and its standard error in a file."""
+
+    def __init__(self, argv: Sequence[str], name: str) -> None:
+        self._name = name
+        ours, theirs = socket.socketpair()
+        self._errors: Any = tempfile.TemporaryFile()  # noqa: SIM115 -- closed in close()
+        try:
+            # a group of its own: Ctrl-C in a terminal is for the controller, which ends its agents in order
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(
+                argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._errors, start_new_session=True
+            )
+        except OSError as error:
+            ours.close()
+            self._errors.close()
+            raise PeerError(
+                f"peer {name}: cannot start `{shlex.join(argv)}`: {error.strerror}",
+                remedy=f"is {argv[0]} installed and executable?",
+            ) from None
+        finally:
+            theirs.close()
+        self._socket = ours
+
+    def fileno(self) -> int:
+        """See Channel."""
+        return self._socket.fileno()
+
+    def recv(self, most: int) -> bytes:
+        """See Channel."""
+        return self._socket.recv(most)
+
+    def sendall(self, data: bytes) -> None:
+        """See Channel."""
+        self._socket.sendall(data)
+
+    def kill(self) -> None:
+        """See Channel."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """See Channel."""
+        if self._socket.fileno() < 0:
+            return
+        self._socket.close()
+        try:
+            self.process.wait(timeout=ENDS_WITHIN)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self.process.wait()
+        self._errors.close()
+
+    def epitaph(self) -> str:
+        """See Channel."""
+        try:
+            code = self.process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            return ""
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if self._errors.closed:
+            return how
+        self._errors.seek(0)
+        lines = self._errors.read()[-4000:].decode(errors="replace").strip().splitlines()[-8:]
+        return "\n    ".join([how, *lines])
+
+
+def agent_command(spec: str) -> list[str]:
+    """Return the command that starts an agent on the peer `spec`; UsageError where there is no such kind of peer."""
+    here = [sys.executable, "-P", "-m", "hwrx", "agent"]
+    kind, _, name = spec.partition(":")
+    if spec == "local":
+        return here
+    if kind == "netns" and name:
+        return ["ip", "netns", "exec", name, *here]
+    if kind == "ssh" and name:
+        if name.startswith("-"):
+            raise UsageError(f"'{name}' is no host for ssh", remedy="write ssh:HOST or ssh:USER@HOST")
+        return ["ssh", "-o", "BatchMode=yes", "--", name, "hwrx agent"]
+    if "{agent}" in spec:
+        words = [here if word == "{agent}" else [word] for word in shlex.split(spec)]
+        return [word for part in words for word in part]
+    raise UsageError(
+        f"'{spec}' is no peer", remedy="write local, netns:NAME, ssh:HOST, or a command with {agent} in it"
+    )
+
+
+class Peer:
+    """An agent, seen from the controller. A context manager: leaving it ends the agent.
+
+    Every request ends within its limit: in a reply, in the exception that the agent reported, or in a PeerError that
+    names the peer and what became of it.
+    """
+
+    def __init__(self, channel: Channel, name: str) -> None:
+        self.name = name
+        self._channel = channel
+        self._frames = Frames("from agent")
+        self._replies: list[FromAgent] = []
+        self._closed = False
+
+    @classmethod
+    def start(cls, spec: str, name: str) -> Self:
+        """Start an agent on `spec` and greet it."""
+        argv = agent_command(spec)
+        if shutil.which(argv[0]) is None:
+            raise PeerError(f"peer {name} ({spec}): there is no command `{argv[0]}`", remedy=f"install {argv[0]}")
+        return cls.greet(ProcessChannel(argv, name), name)
+
+    @classmethod
+    def greet(cls, channel: Channel, name: str) -> Self:
+        """Take over a channel on which an agent listens, and exchange versions."""
+        peer = cls(channel, name)
+        try:
+            same_version(peer.ask(Hello(), Hello))
+        except BaseException:
+            peer.kill()
+            raise
+        return peer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on, for `wait`."""
+        return self._channel.fileno()
+
+    def send(self, message: ToAgent) -> None:
+        """Send a message whose reply `wait` collects."""
+        try:
+            self._channel.sendall(frame(message))
+        except OSError:
+            raise self._gone() from None
+
+    def ask(self, message: ToAgent, kind: type[Reply], limit: float = ANSWER_WITHIN) -> Reply:
+        """Send a message and return the reply, which must be of `kind`, within `limit` seconds."""
+        self.send(message)
+        reply: Reply = wait({self: kind}, limit)[self]
+        return reply
+
+    def receive(self) -> None:
+        """Read what is there."""
+        try:
+            data = self._channel.recv(1 << 16)
+        except OSError:
+            data = b""
+        if not data:
+            raise self._gone()
+        try:
+            self._replies += self._frames.feed(data)
+        except PeerError as error:
+            raise PeerError(f"peer {self.name}: {Exception.__str__(error)}", remedy=error.remedy) from None
+
+    def reply(self, kind: type[Reply]) -> Reply:
+        """Return the oldest reply; raise what the agent reported, or PeerError where it is not of `kind`."""
+        reply = self._replies.pop(0)
+        if isinstance(reply, Failed):
+            raise _error_of(reply, self.name)
+        if not isinstance(reply, kind):
+            raise PeerError(f"peer {self.name} answered with {type(reply).__name__} instead of {kind.__name__}")
+        return reply
+
+    def settle(self, kind: type[Any], limit: float) -> None:
+        """Wait for a reply of `kind`, past those that a broken-off exchange has left before it."""
+        deadline = time.monotonic() + limit
+        while True:
+            while self._replies:
+                if isinstance(self._replies.pop(0), kind):
+                    return
+            receive_any([self], deadline)
+
+    @property
+    def has_reply(self) -> bool:
+        """Whether a whole reply has been read and not yet taken."""
+        return bool(self._replies)
+
+    def _gone(self) -> PeerError:
+        how = self._channel.epitaph()
+        within = " in the middle of a message" if self._frames.truncated else ""
+        return PeerError(f"peer {self.name} is gone{within}" + (f": {how}" if how else ""))
+
+    def kill(self) -> None:
+        """End the agent at once."""
+        self._channel.kill()
+        self._close_channel()
+
+    def close(self) -> None:
+        """Ask the agent to end; it is killed where it does not."""
+        if not self._closed:
+            with contextlib.suppress(PeerError):
+                self.send(Quit())
+        self._close_channel()
+
+    def _close_channel(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._channel.close()
+
+
+def wait(expected: Mapping[Peer, type[Any]], limit: float) -> dict[Peer, Any]:
+    """Wait until each peer has replied with its kind, at most `limit` seconds in all.
+
+    Raises the first failure that is noticed: the error that an agent reports, or PeerError naming the peer that died or
+    stayed silent. The other peers' replies may then still be on their way.
+    """
+    replies: dict[Peer, Any] = {}
+    deadline = time.monotonic() + limit
+    while missing := [peer for peer in expected if peer not in replies]:
+        for peer in missing:
+            if peer.has_reply:
+                replies[peer] = peer.reply(expected[peer])
+        waiting = [peer for peer in missing if peer not in replies]
+        if not waiting:
+            continue
+        receive_any(waiting, deadline)
+    return replies
+
+
+def wait_first(peers: Iterable[Peer], kind: type[Reply], limit: float) -> tuple[Peer, Reply]:
+    """Return the first reply of any of the peers, and whose it is; raises as `wait` does."""
+    deadline = time.monotonic() + limit
+    peers = list(peers)
+    while True:
+        for peer in peers:
+            if peer.has_reply:
+                return peer, peer.reply(kind)
+        receive_any(peers, deadline)
+
+
+def receive_any(peers: Sequence[Peer], deadline: float) -> None:
+    """Wait until there is something to read from one of the peers, and read it; SilenceError at the deadline."""
+    ready, _, _ = select.select(peers, [], [], max(0.0, deadline - time.monotonic()))
+    if not ready:
+        names = " and ".join(peer.name for peer in peers)
+        raise SilenceError(f"no answer from {names} in time", remedy="is that machine overloaded, or its link down?")
+    for peer in ready:
+        peer.receive()
+
+
+def _error_of(failed: Failed, name: str) -> HwrxError:
+    kind = getattr(errors, failed.kind, PeerError)
+    if not (isinstance(kind, type) and issubclass(kind, HwrxError)):
+        kind = PeerError
+    return kind(f"{name}: {failed.message}", remedy=failed.remedy)

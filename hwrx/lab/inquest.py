@@ -1,0 +1,52 @@
+"""What became of a program that was to report, here or in a guest: where it stands still, and what it ended for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hwrx.errors import GuestError, HwrxError, UsageError
+
+if TYPE_CHECKING:
+    from hwrx.lab.vm import Guest
+
+ANSWER = 30.0  # seconds that a guest has for a simple answer
+TELLING = ("Kernel panic", "BUG:", "Oops", "stall")  # of the lines that a kernel prints before it ends
+
+
+def standing(guest: Guest, module: str) -> str:
+    """Say where a program stands still, as the guest knows it; the guest's log gets more (SysRq w: who is blocked).
+
+    To be asked when there is nothing left to disturb.
+    """
+    # each thread of the program, and where in the kernel it sleeps (0: it does not)
+    asked = (
+        f"echo w > /proc/sysrq-trigger; for p in $(pgrep -f '[-]m {module}'); do for t in /proc/$p/task/*; do "
+        "echo $(cat $t/comm $t/wchan); done; done"
+    )
+    try:
+        found = guest.run(["/bin/sh", "-c", asked], limit=ANSWER).stdout.splitlines()
+    except GuestError:
+        return f"it answers no more; {last_words(guest.log())}"
+    return "the guest answers, and the program's threads are in: " + (", ".join(dict.fromkeys(found)) or "none")
+
+
+def last_words(log: str) -> str:
+    """Return the first line of a guest's log that says why it ended, or else its last."""
+    lines = [line.partition("] ")[2] or line for line in log.splitlines() if line.strip()]
+    telling = [line for line in lines if any(words in line for words in TELLING)]
+    return (telling[:1] or lines[-1:] or ["it printed nothing"])[0].strip()
+
+
+def ended(who: str, code: int | None, epitaph: str, log: str = "") -> HwrxError:
+    """Return the error for a program that ended before its time. Asking for what there is not is the user's error.
+
+    `code` None: its guest went with it, of which `log` is what it printed.
+    """
+    if code is None:
+        return GuestError(f"the guest did not survive {who}: {last_words(log)}")
+    words = epitaph.partition("hwrx: ")[2]
+    if code == UsageError.exit_code and words:
+        message, _, remedy = words.partition("remedy: ")
+        return UsageError(message.strip(), remedy=remedy.strip())
+    how = epitaph.strip().splitlines()[-1:] or [f"exit code {code}"]
+    return GuestError(f"{who} ended before its time: {how[0].strip()}")

@@ -1,0 +1,347 @@
+"""The endpoint process: takes messages from a control pipe, drives one end of a path, answers.
+
+It owns what it opens and dies with its pipe: when the controller goes away in the middle of a trial, a thread that does
+nothing else sees the end of the stream and ends the process, so no endpoint is left behind spinning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import re
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from cython_ext import loop
+from cython_ext.trial import Trial
+from hwrx import paths
+from hwrx.control.messages import (
+    Array,
+    Chunk,
+    Connect,
+    CountEnd,
+    CountOpen,
+    Describe,
+    Described,
+    Done,
+    Failed,
+    Fetch,
+    FetchEvents,
+    Frames,
+    FromAgent,
+    Hello,
+    Inspect,
+    Look,
+    LookAround,
+    Moved,
+    Prepare,
+    Prepared,
+    Quit,
+    Ready,
+    Release,
+    Released,
+    Start,
+    Stop,
+    Surveyed,
+    ToAgent,
+    TraceBegin,
+    TraceClose,
+    TraceEnd,
+    TraceOpen,
+    frame,
+    same_version,
+)
+from hwrx.errors import HwrxError, PeerError
+from hwrx.machine import placement, scheduling
+from hwrx.paths import arrivals, cputime
+from hwrx.version import __version__
+from hwrx.wires import impair
+
+if TYPE_CHECKING:
+    from hwrx.probes.service import Service
+    from hwrx.timelines.counted import Counters
+
+
+class Agent:
+    """One endpoint at a time: prepared, connected, run, asked for its samples, released."""
+
+    def __init__(self) -> None:
+        self._prepare: Prepare | None = None
+        self._endpoint: Any = None
+        self._trial: Trial | None = None
+        self._tracer: Service | None = None
+        self._counters: Counters | None = None
+        self._name: str | None = None  # of this thread, while the programs that count know it by another
+        self._started_on = os.sched_getaffinity(0)
+        self._switched_off: list[str] = []  # features of the scheduler, until the trial is released
+        self._spoiled = True  # whether netem may be on our link: an agent before us may have been killed
+
+    def answer(self, message: ToAgent) -> FromAgent:
+        """Do what the message asks; an HwrxError becomes Failed, to be raised again by the controller."""
+        try:
+            return self._do(message)
+        except HwrxError as error:
+            return Failed(kind=type(error).__name__, message=str(Exception.__str__(error)), remedy=error.remedy)
+        except (OSError, MemoryError, ValueError) as error:
+            return Failed(kind="PathError", message=f"{type(error).__name__}: {error}")
+
+    def _do(self, message: ToAgent) -> FromAgent:
+        match message:
+            case Hello():
+                same_version(message)
+                return Hello(hwrx=__version__)
+            case LookAround():
+                return Surveyed(placement.survey(message.here, self._started_on))
+            case Prepare():
+                return self._open(message)
+            case Connect():
+                self._need_endpoint().connect(message.remote)
+                if self._prepare is not None and self._prepare.setting.netem:  # the connection is there, unharmed
+                    impair.spoil(self._prepare.here.netdev, self._prepare.setting.netem)
+                    self._spoiled = True
+                return Ready()
+            case Start():
+                return self._run()
+            case Fetch():
+                if self._trial is None:
+                    raise PeerError("samples were asked for before a trial was run")
+                values = self._array(message.array)[message.first : message.first + message.count]
+                return Chunk(first=message.first, data=values.astype("<i8", copy=False).tobytes())
+            case Inspect():
+                endpoint = self._need_endpoint()
+                return Prepared(remote={}, chosen={**endpoint.chosen(), **_buffers(endpoint)})
+            case Release():
+                self.close()
+                return Released()
+            case Describe():
+                # not needed by the trials themselves, and slow to import in a guest
+                from hwrx.machine import description
+
+                return Described(machine=description.manifest())
+            case TraceOpen() | TraceBegin() | TraceEnd() | FetchEvents() | TraceClose():
+                if self._tracer is None:
+                    from hwrx.probes.service import Service  # an endpoint has no use for it
+
+                    self._tracer = Service()
+                return self._tracer.answer(message)
+            case CountOpen() | CountEnd():
+                if self._counters is None:
+                    from hwrx.timelines.counted import Counters  # as above
+
+                    self._counters = Counters()
+                return self._counters.answer(message)
+            case Quit():
+                raise SystemExit(0)
+            case Look() | Stop():
+                raise PeerError(f"{type(message).__name__} is for the thread that reads the pipe")
+
+    def _open(self, prepare: Prepare) -> Prepared:
+        self.close()
+        placement.pin_thread(prepare.here.cpu, self._started_on)
+        self._switched_off = scheduling.settle_features(prepare.setting.schedule)
+        if self._spoiled:
+            impair.mend(prepare.here.netdev)
+            self._spoiled = False
+        if prepare.counted:
+            self._name = cputime.rename(cputime.COUNTED_NAMES[prepare.role])
+        self._endpoint = paths.open_endpoint(prepare)
+        setting = prepare.setting
+        sends_on_time = setting.pattern == "paced" and prepare.role == "client"
+        self._trial = Trial(
+            messages=setting.messages,
+            warmup=setting.warmup,
+            cooldown=setting.cooldown,
+            size=setting.size,
+            trial=prepare.trial,
+            batch=setting.batch,
+            check_every=setting.check_every,
+            due=arrivals.schedule(setting, prepare.repeat, prepare.seed) if sends_on_time else None,
+            limit_ns=round(setting.limit * 1e9),
+            counters=cputime.counters(prepare.alone),
+            patience_ns=round(setting.patience * 1e9),
+            stamped=prepare.stamped or prepare.stamps,
+        )
+        if prepare.stamps:
+            self._endpoint.stamp_stages(setting.warmup, setting.messages)
+        self._prepare = prepare
+        return Prepared(remote=self._endpoint.describe(), chosen=self._endpoint.chosen())
+
+    def _array(self, name: Array) -> Any:
+        if name in ("intended", "posted", "delivered"):
+            return getattr(self._trial, name)
+        stamps = getattr(self._endpoint, "stamps", None)
+        if stamps is None:
+            raise PeerError(f"{name} was asked for, which this endpoint does not stamp")
+        return getattr(stamps, name)
+
+    def _need_endpoint(self) -> Any:
+        if self._endpoint is None:
+            raise PeerError("asked to connect or start before anything was prepared")
+        return self._endpoint
+
+    def _run(self) -> Done:
+        endpoint = self._need_endpoint()
+        prepare, trial = self._prepare, self._trial
+        if prepare is None or trial is None:
+            raise PeerError("asked to start before anything was prepared")
+        before = endpoint.resent()
+        with scheduling.scheduled(prepare.setting.schedule):
+            if prepare.counted and self._counters is not None:
+                self._counters.begin(prepare.counted)
+            status = loop.run(trial, endpoint, prepare.setting.pattern, prepare.role, prepare.setting.rest)
+        done = Done(
+            tally={**endpoint.counts(), **trial.counts()},  # what is said of messages wins
+            ended=loop.ENDED.get(status, "error"),
+            resent=endpoint.resent() - before,
+            cpu=cputime.used(trial.meter, prepare.alone, prepare.setting.rest if prepare.role == "client" else 0),
+            resident=peak_resident(),
+            chosen=endpoint.chosen(),
+            placed=placement.observe(prepare.here),
+            boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            between=trial.meter.times,
+        )
+        return done if status in loop.ENDED else msgspec.structs.replace(done, error=endpoint.explain(status))
+
+    def interrupt(self) -> bool:
+        """For another thread: end the loop that runs, where it can be; what the endpoint holds is then given back."""
+        endpoint = self._endpoint
+        return endpoint is not None and bool(endpoint.interrupt())
+
+    def progress(self) -> int:
+        """For another thread: how far the loop has come that runs, or ran last."""
+        trial = self._trial
+        return trial.progress() if trial is not None else 0
+
+    def stop(self) -> None:
+        """For another thread: the loop that runs need not wait for what may be lost."""
+        trial = self._trial
+        if trial is not None:
+            trial.stop()
+
+    def stop_tracing(self) -> None:
+        """Detach what TraceOpen and CountOpen attached; harmless when nothing is."""
+        if self._tracer is not None:
+            self._tracer.close()
+            self._tracer = None
+        if self._counters is not None:
+            self._counters.close()
+            self._counters = None
+
+    def close(self) -> None:
+        """Tear down what is open; harmless when nothing is."""
+        endpoint, self._endpoint, self._trial = self._endpoint, None, None
+        prepare, self._prepare = self._prepare, None
+        scheduling.switch_features_on(self._switched_off)
+        self._switched_off = []
+        if self._name is not None:
+            cputime.rename(self._name)
+            self._name = None
+        if endpoint is not None:
+            endpoint.close()
+        if prepare is not None and prepare.setting.netem and self._spoiled:
+            impair.mend(prepare.here.netdev)
+            self._spoiled = False
+
+
+def peak_resident() -> int:
+    """The most memory that this process had resident, in bytes: VmHWM of proc_pid_status(5).
+
+    Not ru_maxrss of getrusage(2): a process keeps through execve(2) what that was in the process that started it.
+    """
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1]) << 10 if found else 0
+
+
+def _buffers(endpoint: Any) -> dict[str, str]:
+    """Return where a socket's pinned buffers are, in virtual and, where this user may know it, in physical memory."""
+    found = {}
+    for name, words in (("received", "receive"), ("built", "send")):
+        buffer = getattr(endpoint, name, None)
+        if buffer is not None:
+            found[f"{words}_address"] = hex(buffer.address)
+            with contextlib.suppress(HwrxError):
+                found[f"{words}_physical"] = hex(buffer.physical_pages()[0])
+    return found
+
+
+def serve(read_fd: int, write_fd: int) -> None:
+    """Answer messages from `read_fd` on `write_fd` until Quit or the end of the stream.
+
+    Both descriptors stay the caller's. What is no message of hwrx is answered with Failed, and ends the service.
+    """
+    agent = Agent()
+    inbox: queue.SimpleQueue[ToAgent | PeerError | None] = queue.SimpleQueue()
+    busy = threading.Event()
+    pipe = Pipe(write_fd)
+    threading.Thread(target=_read, args=(read_fd, inbox, busy, agent, pipe), daemon=True, name="control").start()
+    try:
+        while (item := inbox.get()) is not None:
+            if isinstance(item, PeerError):
+                pipe.write(Failed(kind="PeerError", message=str(item)))
+                return
+            busy.set()
+            reply = agent.answer(item)
+            busy.clear()
+            pipe.write(reply)
+    except (SystemExit, BrokenPipeError):
+        return
+    finally:
+        agent.close()
+        agent.stop_tracing()
+
+
+def _read(
+    fd: int, inbox: queue.SimpleQueue[ToAgent | PeerError | None], busy: threading.Event, agent: Agent, pipe: Pipe
+) -> None:
+    frames = Frames("to agent")
+    while True:
+        try:
+            data = os.read(fd, 1 << 16)
+        except OSError:
+            data = b""
+        if not data:
+            if busy.is_set() and not agent.interrupt():
+                # the main thread is inside a loop that knows nothing of pipes; all that we hold goes with the process
+                os._exit(3)
+            inbox.put(PeerError("the control pipe ended within a frame") if frames.truncated else None)
+            return
+        try:
+            for message in frames.feed(data):
+                if isinstance(message, Look):
+                    pipe.write(Moved(agent.progress()))
+                elif isinstance(message, Stop):
+                    agent.stop()
+                else:
+                    inbox.put(message)
+        except PeerError as error:
+            inbox.put(error)
+            return
+
+
+class Pipe:
+    """The way back to the controller, for both threads: whole frames, one after the other."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lock = threading.Lock()
+
+    def write(self, message: FromAgent) -> None:
+        """Send a message; BrokenPipeError if nobody reads any more."""
+        view = memoryview(frame(message))
+        with self._lock:
+            while view:
+                view = view[os.write(self._fd, view) :]
+
+
+def main() -> None:
+    """Serve on standard input and output; whatever else would print there goes to standard error."""
+    inward, outward = os.dup(0), os.dup(1)
+    os.dup2(2, 1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdout = sys.stderr
+    serve(inward, outward)

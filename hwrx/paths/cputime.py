@@ -1,0 +1,202 @@
+"""Processor time by actor, of exactly the measured messages: what an agent's meter found, and both ends put together.
+
+An end's own thread is known to the nanosecond wherever hwrx runs: `thread`. Softirqs and interrupts that ran in its
+context are part of that, for the kernel charges them to whoever they interrupt. Whose else a CPU's time was is known
+if nobody else has a claim on the machine, which is so in a guest that hwrx started (`alone`): `worker` is then the
+time of the kernel's threads that work for messages (ksoftirqd, and the kworkers that are bound to no CPU, as rxe's
+queue has them), `housekeeping` that of the kworkers of one CPU, where drivers' watchdogs and the kernel's statistics
+run and no path's messages do. If such a guest has one CPU, `idle` is what the kernel calls so (interrupts excluded,
+the idle loop's own instructions included), `busy` the rest of what has passed less the housekeeping, and `other` what
+of `busy` is neither thread nor worker: interrupts that found the CPU idle, and other tasks.
+
+An exchange that is checked and not timed counts as one message more, without the filling and verifying of its bytes.
+Figures are nanoseconds; where a guest counts instructions they are instructions, for that is its nanosecond. What is
+not known is missing with its reason. The split of `thread` into `user` and `system` comes from samples that the kernel
+takes at its tick (cputime_adjust of kernel/sched/cputime.c), so that it is given from a hundred samples on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwrx import paths
+from hwrx.control.messages import Done, Role, Setting
+
+if TYPE_CHECKING:
+    from cython_ext.meter import Meter
+
+# in the order of a table: whose time it is
+ACTORS = ("thread", "user", "system", "softirq", "interrupt", "worker", "other", "housekeeping", "idle", "busy")
+TIMERS = "/proc/timer_list"
+WORKERS = ("kworker/", "ksoftirqd/")
+FEWEST_TICKS = 100
+CHARGED = "the kernel charges them to whoever they interrupt"
+# what the programs that count by actor know both ends' threads by (role_of of cputime.h)
+COUNTED_NAMES: dict[Role, str] = {"client": "hwrx-send", "server": "hwrx-read"}
+
+
+# --- in the agent --------------------------------------------------------------------------------------------------
+
+
+def counters(alone: bool) -> list[str]:
+    """Name the files that an end's meter reads: none unless the machine is the trial's `alone`."""
+    return [TIMERS, *_workers()] if alone else []
+
+
+def used(meter: Meter, alone: bool, rest: int = 0) -> dict[str, int]:
+    """What one end used, in ns, as `Done.cpu`; empty unless both readings were taken.
+
+    `messages` that lie between the readings, `elapsed`, `away` (on the bytes of checks, and in neither `elapsed` nor
+    `thread`), `thread`, `user`, `system`, `tick`; of a machine that is the
+    trial's `alone` also `worker`, `housekeeping`, and `idle` if it has one CPU and the kernel tells. The
+    `rest` that the end took before each message, in instructions of a guest that counts them, is left out.
+    """
+    found = meter.found()
+    if found is None:
+        return {}
+    for clock in ("elapsed", "thread"):
+        found[clock] -= rest * (found["messages"] - found["beside"])
+    if alone:
+        said = meter.said()
+        timers = said.pop(TIMERS, None)
+        ran = {path: _run_time(after) - _run_time(before) for path, (before, after) in said.items()}
+        # those that were started meanwhile
+        ran |= {path: _run_time(_read(path)) for path in _workers() if path not in meter.paths}
+        found["housekeeping"] = sum(ns for path, ns in ran.items() if _keeps_house(path))
+        found["worker"] = sum(ran.values()) - found["housekeeping"]
+        if timers is not None:
+            before, after = (idle(text.decode()) for text in timers)
+            if len(before) == len(after) == 1:
+                found["idle"] = after[0] - before[0]
+    return found
+
+
+def rename(name: str) -> str:
+    """Give the calling thread a name (15 bytes of it), and return the one that it had."""
+    file = Path("/proc/thread-self/comm")
+    before = file.read_text().rstrip("\n")
+    file.write_text(name)
+    return before
+
+
+def idle(timers: str) -> list[int]:
+    """Return how long each CPU has been idle, in ns, of the text of /proc/timer_list.
+
+    It is brought up to date when a CPU stops to be idle, so it is exact for the one that reads it, and no other.
+    """
+    found = re.findall(r"^\s*\.(?:idle|iowait)_sleeptime\s*: (\d+) nsecs$", timers, re.MULTILINE)
+    return [int(a) + int(b) for a, b in zip(found[::2], found[1::2], strict=False)]
+
+
+def _workers() -> Iterator[str]:
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and _read(f"{folder}/comm").decode(errors="replace").startswith(WORKERS):
+            yield f"{folder}/schedstat"
+
+
+def _keeps_house(schedstat: str) -> bool:
+    """Whether a worker is bound to one CPU: "kworker/0:1", where "kworker/u4:0" is bound to none."""
+    return re.match(rb"kworker/\d", _read(str(Path(schedstat).with_name("comm")))) is not None
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:  # it has ended
+        return b""
+
+
+def _run_time(schedstat: bytes) -> int:
+    """The first of its numbers: ns on a CPU."""
+    return int((schedstat.split() or [b"0"])[0])
+
+
+# --- both ends -----------------------------------------------------------------------------------------------------
+
+
+def account(setting: Setting, client: Done, server: Done, alone: bool) -> tuple[dict[str, Any], dict[str, str]]:
+    """Put both ends of a trial together: time by actor over the measured messages, and why an actor is missing.
+
+    Also `client` and `server`, what each end's meter found. What concerns the machine is counted once, by the end that
+    sees the messages arrive. All is brought to the number of measured messages: a receiver of batches may have been
+    read a few messages later.
+    """
+    ends: dict[Role, Mapping[str, int]] = {"client": client.cpu, "server": server.cpu}
+    found: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    absent = [role for role, end in ends.items() if not end and not is_passive(setting, role)]
+    if absent:
+        return {}, dict.fromkeys(
+            ("thread", "busy"), f"of the measured messages the {absent[0]} did not see the last, or less than two"
+        )
+    known = [end for end in ends.values() if end]
+    found["thread"] = sum(_scaled(end["thread"], end, setting) for end in known)
+    ticks = sum((end["user"] + end["system"]) / end["tick"] for end in known)
+    if ticks >= FEWEST_TICKS:
+        shares = [(end, end["thread"] / ((end["user"] + end["system"]) or 1)) for end in known]
+        for actor in ("user", "system"):
+            found[actor] = sum(_scaled(round(end[actor] * share), end, setting) for end, share in shares)
+    else:
+        missing["user"] = missing["system"] = (
+            f"the kernel divides a thread's time by looking at its tick, and a trial had less than {FEWEST_TICKS} of "
+            "those; measure more messages"
+        )
+    missing["softirq"] = missing["interrupt"] = f"{CHARGED}; --trace tells them apart"
+    _machine(setting, ends, alone, found, missing)
+    found |= {role: dict(end) for role, end in ends.items() if end}
+    return found, missing
+
+
+def together(ends: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Add up what several senders, or their receivers, used; nothing unless it is known of each."""
+    if not all(ends):
+        return {}
+    added = {name: sum(end[name] for end in ends) for name in ("thread", "user", "system")}
+    # the messages of each are as many: what is added up is brought to the measured messages of one
+    return {**ends[0], **added}
+
+
+def is_passive(setting: Setting, role: Role) -> bool:
+    """Whether an end's thread has no part in the messages: RDMA reads and writes its memory without it."""
+    known = paths.find(setting.path)
+    return role == "server" and (known.full_rtt or (setting.pattern == "stream" and known.stream_seen_by == "client"))
+
+
+def observer(setting: Setting) -> Role:
+    """Return the end that sees the messages arrive."""
+    return paths.find(setting.path).stream_seen_by if setting.pattern == "stream" else "client"
+
+
+def _machine(
+    setting: Setting,
+    ends: Mapping[Role, Mapping[str, int]],
+    alone: bool,
+    found: dict[str, Any],
+    missing: dict[str, str],
+) -> None:
+    """Add what is known of the machine as a whole."""
+    end = ends[observer(setting)]
+    if not alone:
+        reason = "others use this machine, too; measure in a guest"
+    elif setting.senders > 1:
+        reason = "several senders are measured from different messages on"
+    else:
+        found["worker"] = _scaled(end["worker"], end, setting)
+        found["housekeeping"] = _scaled(end["housekeeping"], end, setting)
+        if "idle" in end:
+            found["idle"] = _scaled(end["idle"], end, setting)
+            # both ends fill and verify what is only to be checked; this end's meter left out its own part of that
+            checking = sum(ends[role].get("away", 0) for role in ends if role != observer(setting))
+            found["busy"] = _scaled(end["elapsed"] - checking, end, setting) - found["idle"] - found["housekeeping"]
+            # the ends of a stream are measured a few messages apart
+            found["other"] = max(0, found["busy"] - found["thread"] - found["worker"])
+            return
+        reason = "the kernel does not tell exactly how long one of several CPUs is idle"
+    missing |= dict.fromkeys((a for a in ("worker", "other", "housekeeping", "idle", "busy") if a not in found), reason)
+
+
+def _scaled(value: int, end: Mapping[str, int], setting: Setting) -> int:
+    return round(value * setting.messages / end["messages"])

@@ -1,0 +1,500 @@
+"""An experiment: one question, asked of every path in every setting, repeated, in an order that favours none of them.
+
+It is described by a TOML file (lab/experiments has examples) or by command-line options, and becomes a list of trials.
+Each setting is put together from, in this order, the later one winning: `[setting]`, `[pattern.NAME]`, `[size.N]`,
+`[sweep]`, the lists `paths`, `patterns`, `sizes` and `waits`, `[path.NAME]` and `[path.NAME.PATTERN]`. A path's own
+`sizes`, `patterns` and `waits` in `[path.NAME]` stand instead of the experiment's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import random
+import secrets
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal, cast
+
+import msgspec
+from msgspec import Meta, Struct
+
+from hwrx import paths as delivery
+from hwrx.control.messages import MessageSize, Pattern, Priced, Setting, Wait
+from hwrx.errors import UsageError
+from hwrx.host import toml_text
+from hwrx.machine.placement import POLLING, Wish
+from hwrx.runs import checked, streams
+from hwrx.runs.estimate import GUESS
+
+Topology = Literal["here", "netns", "pair", "wire", "nic", "queues", "hosts"]
+# auto: icount in a guest that is emulated, wall elsewhere; decided before the plan (hwrx.runs.testbed.settle_clock)
+Clock = Literal["wall", "icount", "auto"]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, '.', '_', '-'")]
+Overrides = dict[str, Any]  # fields of Setting, checked one by one so that an error can name them
+
+SETTING_FIELDS: dict[str, Any] = {field.name: field.type for field in msgspec.structs.fields(Setting)}
+LISTED = {"path": "paths", "pattern": "patterns", "size": "sizes", "wait": "waits"}
+COUNTED = ("copies_priced", "rest")  # of a setting: about counted instructions
+OWN_LISTS = ("sizes", "patterns", "waits")  # that a path may have instead of the experiment's
+
+
+class Until(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Repeat until the interval of a quantile (of a stream's rate) is no wider than ±`width` in every row.
+
+    Intervals are then made so that they hold the truth in at least 95 of 100 runs, although the runs end when they do.
+    """
+
+    width: Annotated[float, Meta(gt=0, lt=1)]  # relative: 0.05 is ±5 %
+    quantile: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    repeats: Annotated[int, Meta(ge=2, le=10_000)] = 30  # at most
+
+
+class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a file or the options ask for. Sizes are bytes, times seconds."""
+
+    name: Name
+    question: str = ""
+    topology: Topology = "netns"
+    clock: Clock = "wall"
+    kernel: str | None = None  # of the guest; None: the lab's own
+    wire_mtu: Annotated[int, Meta(ge=1280, le=65535)] | None = None  # of the wire's two ends; None: 1500
+    # CPU of the client and of the server: see hwrx.machine.placement, which chooses those that are not given
+    cpu: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=2)] | Literal["any"] = ()
+    numa: Annotated[int, Meta(ge=0)] | None = None  # node from which hwrx takes CPUs
+    paths: Annotated[tuple[str, ...], Meta(min_length=1)]
+    sizes: Annotated[tuple[MessageSize, ...], Meta(min_length=1)] = (64,)
+    patterns: Annotated[tuple[Pattern, ...], Meta(min_length=1)] = ("pingpong",)
+    waits: Annotated[tuple[Wait, ...], Meta(min_length=1)] = ("event",)
+    repeats: Annotated[int, Meta(ge=1, le=10_000)] = 3
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None  # None: drawn when the trials are, and stored
+    trace: bool = False
+    budget: Annotated[float, Meta(gt=0)] | None = None  # seconds that the whole run may take
+    # paced: rates as shares of what each path can do, which is measured before the first trial and kept in `capacity`
+    load: Annotated[tuple[Annotated[float, Meta(gt=0, le=10)], ...], Meta(max_length=100)] = ()
+    capacity: dict[str, Annotated[float, Meta(gt=0)]] = {}  # `capacity_key` -> messages a second
+    until: Until | None = None  # more repeats than `repeats`, as the figures need them
+    setting: Overrides = {}
+    sweep: dict[str, list[Any]] = {}
+    pattern: dict[str, Overrides] = {}
+    size: dict[str, Overrides] = {}
+    path: dict[str, Overrides] = {}
+
+
+class Trial(Struct, frozen=True, kw_only=True):
+    """One path in one setting, once. `number` counts from 0 in the order of the run."""
+
+    number: int
+    repeat: int
+    setting: Setting
+    label: str
+
+
+class Skipped(Struct, frozen=True, kw_only=True):
+    """A combination that the experiment asks for and a path cannot do."""
+
+    label: str
+    reason: str
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """The trials of an experiment in the order in which they run, and what was left out."""
+
+    experiment: Experiment
+    settings: list[Setting]  # each once, in the file's order
+    trials: list[Trial]
+    skipped: list[Skipped]
+
+
+# --- from a file, from options -------------------------------------------------------------------------------------
+
+
+def load(path: pathlib.Path | str) -> Experiment:
+    """Read an experiment file; UsageError names the file, the key and what is allowed there."""
+    file = pathlib.Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(
+            f"there is no experiment file {file}", remedy="give the path of a .toml file, or describe it by options"
+        ) from None
+    except IsADirectoryError:
+        raise UsageError(f"{file} is a directory, not an experiment file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from error
+    return loads(text, source=str(file), name=file.stem)
+
+
+def loads(text: str, *, source: str, name: str = "experiment") -> Experiment:
+    """Parse an experiment's TOML; `source` is what errors call it, `name` stands in for a missing `name`."""
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{source}: not valid TOML: {error}") from error
+    if "question" not in content:
+        content["question"] = _header(text)
+    content.setdefault("name", name)
+    return build(content, source=source)
+
+
+def from_options(*, name: str = "compare", source: str = "the options", **options: Any) -> Experiment:
+    """Build an experiment from command-line options; those that are None were not given.
+
+    An option is either a field of Experiment (`paths`, `sizes`, `repeats`, …) or of Setting (`messages`, `window`, …).
+    """
+    content: dict[str, Any] = {"name": name}
+    setting: dict[str, Any] = {}
+    for key, value in options.items():
+        if value is None:
+            continue
+        if key in SETTING_FIELDS and key not in LISTED:
+            setting[key] = value
+        else:
+            content[key] = list(value) if isinstance(value, tuple) else value
+    if setting:
+        content["setting"] = {**content.get("setting", {}), **setting}
+    return build(content, source=source)
+
+
+def override(experiment: Experiment, *, source: str = "the options", **options: Any) -> Experiment:
+    """Return the experiment with the options that are not None put over it: over its sweep and overrides, too."""
+    if options.get("clock") == "wall" and experiment.clock == "auto":
+        experiment = uncounted(experiment)
+    content = {**_content(experiment), "name": experiment.name}
+    own = {key: value for key, value in options.items() if value is not None and key not in SETTING_FIELDS}
+    setting = {key: value for key, value in options.items() if value is not None and key in SETTING_FIELDS}
+    content.update({key: list(value) if isinstance(value, tuple) else value for key, value in own.items()})
+    if setting:
+        content = {**_without(content, setting), "setting": {**experiment.setting, **setting}}
+    return build(content, source=source)
+
+
+def uncounted(experiment: Experiment) -> Experiment:
+    """Return the experiment by the wall clock, without what only a guest that counts instructions heeds."""
+    content = {**_content(experiment), "clock": "wall"}
+    setting = {key: value for key, value in experiment.setting.items() if key not in COUNTED}
+    return build({**_without(content, COUNTED), "setting": setting}, source=experiment.name)
+
+
+def _without(content: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Take keys of a setting out of whatever wins over `[setting]`."""
+
+    def pruned(table: dict[str, Any]) -> dict[str, Any]:
+        inner = {key: pruned(value) if isinstance(value, dict) else value for key, value in table.items()}
+        return {key: value for key, value in inner.items() if key not in keys and value != {}}
+
+    over: dict[str, Any] = {
+        name: pruned(content[name]) for name in ("sweep", "pattern", "size", "path") if name in content
+    }
+    return {**content, **over}
+
+
+def build(content: Mapping[str, Any], *, source: str) -> Experiment:
+    """Check a parsed file or options; UsageError names `source`, the key and what is allowed."""
+    fields = {field.name: field for field in msgspec.structs.fields(Experiment)}
+    for key, value in content.items():
+        if key not in fields:
+            raise checked.unknown(source, key, fields)
+        if key == "until" and isinstance(value, dict):
+            _check_until(source, value)
+        for inner, values in value.items() if key == "sweep" and isinstance(value, dict) else ():
+            checked.convert(source, f"sweep.{inner}", values, list[Any])
+        checked.convert(source, key, value, fields[key].type)
+    if "paths" not in content:
+        raise UsageError(
+            f"{source}: the key 'paths' is missing", remedy=f"a list of some of: {', '.join(delivery.PATHS)}"
+        )
+    experiment = msgspec.convert(dict(content), Experiment, strict=True)
+    _check_together(source, experiment)
+    for index, name in enumerate(experiment.paths):
+        checked.known(source, f"paths[{index}]", name, delivery.PATHS)
+    _check_overrides(source, "setting", experiment.setting)
+    for pattern, fields_of in experiment.pattern.items():
+        checked.known(source, f"pattern.{pattern}", pattern, checked.literals(Pattern))
+        _check_overrides(source, f"pattern.{pattern}", fields_of)
+    for size, fields_of in experiment.size.items():
+        if not size.isdecimal():
+            raise UsageError(f"{source}: [size.{size}]: '{size}' is not a number of bytes")
+        _check_overrides(source, f"size.{size}", fields_of)
+    for path, fields_of in experiment.path.items():
+        checked.known(source, f"path.{path}", path, delivery.PATHS)
+        lists = {key: value for key, value in fields_of.items() if key in OWN_LISTS}
+        for key, value in lists.items():
+            checked.convert(source, f"path.{path}.{key}", value, fields[key].type)
+        own = {key: value for key, value in fields_of.items() if key not in (*checked.literals(Pattern), *OWN_LISTS)}
+        _check_overrides(source, f"path.{path}", own, also=(*OWN_LISTS, *checked.literals(Pattern)))
+        for pattern in fields_of.keys() - own.keys() - lists.keys():
+            checked.convert(source, f"path.{path}.{pattern}", fields_of[pattern], Overrides)
+            _check_overrides(source, f"path.{path}.{pattern}", fields_of[pattern])
+    for key, values in experiment.sweep.items():
+        if key in LISTED:
+            raise UsageError(f"{source}: sweep.{key}: several values of '{key}' belong into the list '{LISTED[key]}'")
+        if key not in SETTING_FIELDS:
+            raise checked.unknown(source, f"sweep.{key}", SETTING_FIELDS, key=key)
+        if not values:
+            raise UsageError(f"{source}: sweep.{key}: the list is empty", remedy="leave the key out, or give values")
+        for index, value in enumerate(values):
+            checked.convert(source, f"sweep.{key}[{index}]", value, SETTING_FIELDS[key])
+    return experiment
+
+
+def dumps(experiment: Experiment) -> str:
+    """Return the experiment as TOML that `loads` reads back to the same."""
+    printable = "".join(c if c.isprintable() or c == "\n" else " " for c in experiment.question)
+    return "".join(f"# {line}\n" for line in printable.split("\n")) + toml_text.dumps(_content(experiment))
+
+
+def with_seed(experiment: Experiment) -> Experiment:
+    """Return the experiment with a seed: its own, or one drawn now."""
+    if experiment.seed is not None:
+        return experiment
+    return msgspec.structs.replace(experiment, seed=secrets.randbelow(2**32))
+
+
+def wish_of(experiment: Experiment) -> Wish:
+    """Return which CPUs the experiment asks for."""
+    return Wish(cpu=experiment.cpu, numa=experiment.numa)
+
+
+# --- to trials -----------------------------------------------------------------------------------------------------
+
+
+def plan(experiment: Experiment, check: Callable[[Setting], None] = delivery.check) -> Plan:
+    """Lay out the run: each repeat holds every setting once, in an order drawn from the experiment's seed.
+
+    `check` raises UsageError where a path cannot do a setting; such combinations are listed with the reason. A value
+    that is given to all paths goes to those that read it; UsageError if none does, or if a path's own table holds a
+    field that it does not read. The order
+    is drawn with random.Random's `random()` alone, the one method whose sequence Python promises to keep.
+    """
+    experiment = with_seed(experiment)
+    _check_read(experiment)
+    able: list[Setting] = []
+    skipped: list[Skipped] = []
+    for setting in _settings(experiment):
+        try:
+            check(setting)
+            _check_cpus(setting, experiment)
+        except UsageError as error:
+            skipped.append(Skipped(label=label_of(setting, experiment), reason=error.args[0]))
+        else:
+            able.append(setting)
+    if not able:
+        reasons = "; ".join(f"{skip.label}: {skip.reason}" for skip in skipped)
+        raise UsageError(f"experiment '{experiment.name}' has no trial that its paths can do: {reasons}")
+    order = _order(experiment, able, experiment.repeats)
+    return Plan(experiment=experiment, settings=able, trials=order, skipped=skipped)
+
+
+def prices(layout: Plan) -> list[Priced]:
+    """Return how copies are priced in a plan's trials, each once, as they come: a guest is booted for each."""
+    return list(dict.fromkeys(trial.setting.copies_priced for trial in layout.trials))
+
+
+def uncalibrated(layout: Plan) -> list[Setting]:
+    """Return a setting to measure each capacity with that `load` needs and the experiment does not know yet.
+
+    Its rate is beyond what any path can do, so that messages go as fast as they are answered, `window` at a time.
+    """
+    experiment = layout.experiment
+    found: dict[str, Setting] = {}
+    for setting in layout.settings if experiment.load else ():
+        if setting.pattern == "paced" and capacity_key(setting) not in experiment.capacity:
+            found.setdefault(capacity_key(setting), msgspec.structs.replace(setting, rate=1e9))
+    return list(found.values())
+
+
+def capacity_key(setting: Setting) -> str:
+    """Name what a capacity belongs to."""
+    return f"{setting.path} {setting.size} B {setting.wait}"
+
+
+def repeated(layout: Plan, repeats: int) -> Plan:
+    """Return the plan with another number of repeats. The trials that both have are the same in both."""
+    return msgspec.structs.replace(layout, trials=_order(layout.experiment, layout.settings, repeats))
+
+
+def trials(experiment: Experiment, check: Callable[[Setting], None] = delivery.check) -> list[Trial]:
+    """Return the trials of `plan`."""
+    return plan(experiment, check).trials
+
+
+# --- inside --------------------------------------------------------------------------------------------------------
+
+
+def _settings(experiment: Experiment) -> Iterable[Setting]:
+    """Every combination once, in the file's order."""
+    seen: set[Setting] = set()
+    names = list(experiment.sweep)
+    for path, pattern, size, wait in _combinations(experiment):
+        own = experiment.path.get(path, {})
+        shares: tuple[float | None, ...] = experiment.load if pattern == "paced" and experiment.load else (None,)
+        for share, *values in itertools.product(shares, *experiment.sweep.values()):
+            common = {
+                **_defaults(experiment),
+                **experiment.setting,
+                **experiment.pattern.get(pattern, {}),
+                **experiment.size.get(str(size), {}),
+                **dict(zip(names, values, strict=True)),
+            }
+            fields = {
+                **({"messages": streams.stream_length(experiment, size)} if pattern == "stream" else {}),
+                **{key: value for key, value in common.items() if _concerns(path, pattern, key)},
+                "path": path,
+                "pattern": pattern,
+                "size": size,
+                "wait": wait,
+                **{key: value for key, value in own.items() if not isinstance(value, dict) and key not in OWN_LISTS},
+                **own.get(pattern, {}),
+            }
+            setting = msgspec.convert(fields, Setting)
+            if share is not None:
+                rate = experiment.capacity.get(capacity_key(setting), 1 / GUESS[experiment.topology][0])
+                setting = msgspec.structs.replace(setting, rate=share * rate)
+            if setting not in seen:  # two combinations that an override makes one
+                seen.add(setting)
+                yield setting
+
+
+def _concerns(path: str, pattern: str, field: str) -> bool:
+    """Whether a value that is given to all paths goes to this one. Conditions do, to be refused if it cannot be."""
+    return field in delivery.CONDITIONS or delivery.reads(path, cast("Pattern", pattern), field)
+
+
+def _check_read(experiment: Experiment) -> None:
+    """UsageError if a field was given that no path, or not the path whose own it is, reads."""
+    asked = [*experiment.setting, *experiment.sweep]
+    together = {(path, pattern) for path, pattern, _, _ in _combinations(experiment)}
+    for field in asked:
+        if not any(_concerns(path, pattern, field) for path, pattern in together):
+            path, pattern = min(together)
+            raise delivery.refuse_unread(path, cast("Pattern", pattern), field)
+    for path, fields in experiment.path.items():
+        own = {pattern for name, pattern in together if name == path}
+        for field, value in fields.items():
+            inner = value if isinstance(value, dict) else {}
+            for name in inner:
+                if not delivery.reads(path, cast("Pattern", field), name):
+                    raise delivery.refuse_unread(path, cast("Pattern", field), name)
+            if inner or field in OWN_LISTS or not own or any(delivery.reads(path, p, field) for p in own):  # type: ignore[arg-type]
+                continue
+            raise delivery.refuse_unread(path, cast("Pattern", min(own)), field)
+
+
+def _check_cpus(setting: Setting, experiment: Experiment) -> None:
+    """Raise UsageError if two ends that poll would share a CPU. What only a machine knows is seen when it is there."""
+    if setting.wait not in POLLING:
+        return
+    if experiment.clock == "icount":
+        raise UsageError(
+            f"a guest that counts instructions has one CPU, and two ends that wait by {setting.wait} take it from each"
+            " other",
+            remedy="wait by event, or use the clock wall",
+        )
+    if len(experiment.cpu) == 2 and experiment.cpu[0] == experiment.cpu[1] and experiment.topology != "hosts":
+        raise UsageError(
+            f"both ends are to share CPU {experiment.cpu[0]}, and two ends that wait by {setting.wait} take it from"
+            " each other",
+            remedy="wait by event, or give two CPUs: --cpu CLIENT,SERVER",
+        )
+
+
+def _defaults(experiment: Experiment) -> Overrides:
+    """Return the fields of Setting whose default depends on the experiment.
+
+    A guest that counts instructions has one CPU. Under the scheduler's usual policy the woken end preempts the other
+    or does not, as their past shares of the CPU have it, and p50 is then whichever of the two is more frequent.
+    """
+    return {"schedule": "batch"} if experiment.clock == "icount" else {}
+
+
+def _combinations(experiment: Experiment) -> Iterable[tuple[str, str, int, str]]:
+    for path in experiment.paths:
+        own = experiment.path.get(path, {})
+        lists = (own.get(name, getattr(experiment, name)) for name in ("patterns", "sizes", "waits"))
+        yield from ((path, *values) for values in itertools.product(*lists))
+
+
+def _order(experiment: Experiment, settings: list[Setting], repeats: int) -> list[Trial]:
+    draw = random.Random(experiment.seed)
+    order: list[Trial] = []
+    for repeat in range(repeats):
+        for _, setting in sorted(((draw.random(), setting) for setting in settings), key=lambda pair: pair[0]):
+            label = label_of(setting, experiment)
+            order.append(Trial(number=len(order), repeat=repeat, setting=setting, label=label))
+    return order
+
+
+def label_of(setting: Setting, experiment: Experiment) -> str:
+    """Name a setting: what is listed always, and what is swept."""
+    swept = [
+        f"{name}={getattr(setting, name)}"
+        for name in experiment.sweep
+        if _concerns(setting.path, setting.pattern, name)
+    ]
+    if experiment.load and setting.pattern == "paced":
+        swept.insert(0, f"rate={setting.rate:.0f}")
+    return " ".join([setting.path, f"{setting.size} B", setting.pattern, setting.wait, *swept])
+
+
+def _content(experiment: Experiment) -> dict[str, Any]:
+    """Return the fields that are set, as plain data."""
+    content: dict[str, Any] = msgspec.to_builtins(experiment)
+    return {key: value for key, value in content.items() if value not in (None, {}, (), [])}
+
+
+def _header(text: str) -> str:
+    """Return the comment at the top of a file: the experiment's question."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.lstrip().splitlines())
+    return "\n".join(line.lstrip("#").strip() for line in lines).strip()
+
+
+def _check_overrides(source: str, where: str, fields: Overrides, also: Iterable[str] = ()) -> None:
+    for key, value in fields.items():
+        if key in LISTED and where in ("setting",):
+            raise UsageError(f"{source}: {where}.{key}: '{key}' is given by the list '{LISTED[key]}'")
+        if key in ("path", "pattern", "size") or key not in SETTING_FIELDS:
+            allowed = [name for name in SETTING_FIELDS if name not in ("path", "pattern", "size")]
+            raise checked.unknown(source, f"{where}.{key}", [*allowed, *also], key=key)
+        checked.convert(source, f"{where}.{key}", value, SETTING_FIELDS[key])
+
+
+def _check_together(source: str, experiment: Experiment) -> None:
+    """What is right alone and not beside something else."""
+    given = {
+        *experiment.setting,
+        *experiment.sweep,
+        *(key for fields in (*experiment.pattern.values(), *experiment.size.values()) for key in fields),
+    }
+    if experiment.load and "rate" in given:
+        raise UsageError(f"{source}: load: it sets the rate of each trial, so that 'rate' cannot be given beside it")
+    if experiment.load and "paced" not in experiment.patterns:
+        raise UsageError(f"{source}: load: it needs the pattern 'paced'", remedy='patterns = ["paced"]')
+    if "netem" in given and experiment.topology not in ("pair", "netns"):
+        raise UsageError(
+            f"{source}: netem: it spoils a wire that hwrx makes, and the topology '{experiment.topology}' has none",
+            remedy='topology = "pair" or "netns"',
+        )
+    for key in COUNTED if experiment.clock == "wall" else ():
+        if key in given:
+            raise UsageError(
+                f"{source}: {key}: it is about counted instructions, and the clock is 'wall'",
+                remedy=f'clock = "icount" or "auto", or leave {key} out',
+            )
+    if "copies_priced" in experiment.sweep and (experiment.load or experiment.until):
+        raise UsageError(
+            f"{source}: sweep.copies_priced: each price has a guest of its own; load and until are found out in one",
+            remedy="give one price in [setting]",
+        )
+    if experiment.trace and "senders" in given:
+        raise UsageError(f"{source}: trace: it follows the messages of one sender", remedy="leave 'senders' out")
+
+
+def _check_until(source: str, table: Mapping[str, Any]) -> None:
+    fields = {field.name: field.type for field in msgspec.structs.fields(Until)}
+    for key, value in table.items():
+        if key not in fields:
+            raise checked.unknown(source, f"until.{key}", fields, key=key)
+        checked.convert(source, f"until.{key}", value, fields[key])
+    if "width" not in table:
+        raise UsageError(f"{source}: the key 'until.width' is missing", remedy=checked.allowed(fields["width"]))

@@ -1,0 +1,359 @@
+"""Where a run takes place: two ends, the wire between them, and how to start an agent at each.
+
+A testbed is this machine's loopback or namespaces, a guest that has a pair of rxe devices, verbs devices of this
+machine, or a second machine behind ssh. Leaving the context takes down whatever entering it put up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+
+from hwrx import paths
+from hwrx.control.messages import Describe, Described, Place, Priced, Role, Setting
+from hwrx.control.peers import Peer, agent_command
+from hwrx.errors import MachineError, UsageError
+from hwrx.runs import experiment as experiments
+from hwrx.runs.experiment import Experiment
+from hwrx.runs.schedule import Testbed
+from hwrx.wires import topology
+
+if TYPE_CHECKING:
+    from hwrx.lab.vm import Guest
+
+Say = Callable[[str, str], None]
+
+
+class Wanted(Struct, frozen=True, kw_only=True):
+    """What the user asked for on the command line, beyond the experiment."""
+
+    here: bool = False
+    devices: tuple[str, ...] = ()
+    peer: str | None = None
+    peer_device: str | None = None
+    peer_address: str | None = None
+    address: str | None = None  # the client's own; None: the one from which the peer's is reached
+    log: Path | None = None  # file that takes the guest's console
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the user named the two ends, so that no topology is to be made."""
+        return bool(self.devices or self.peer or self.peer_device or self.peer_address or self.address)
+
+    @property
+    def remote(self) -> bool:
+        """Whether the server may run on another kernel than the client."""
+        return self.peer is not None and self.peer != "local" and not self.peer.startswith("netns:")
+
+
+class Bed:
+    """Two places, reached by the peers' names."""
+
+    alone = False
+
+    def __init__(self, places: Mapping[Role, Place], peers: Mapping[Role, str], about: dict[str, Any]) -> None:
+        self.places = places
+        self._peers = peers
+        self._about = about
+
+    def start(self, role: Role) -> Peer:
+        """See run.Testbed."""
+        return Peer.start(self._peers[role], role)
+
+    def start_tracer(self) -> tuple[Peer, list[str]]:
+        """Start an agent on the kernel that both ends share; and name the network namespaces that they live in."""
+        specs = set(self._peers.values())
+        if not all(spec == "local" or spec.startswith("netns:") for spec in specs):
+            raise MachineError(
+                "both ends must be on this machine to be traced: a message's stages are stamped by one kernel",
+                remedy="leave out --trace, or compare here",
+            )
+        return Peer.start("local", "tracer"), sorted(spec[6:] for spec in specs if spec.startswith("netns:"))
+
+    def manifest(self) -> dict[str, Any]:
+        """See run.Testbed: the client's machine, and the server's where that is another one."""
+        # pyverbs and pyudev: not needed where only a guest is measured
+        from hwrx.machine import description
+
+        about: dict[str, Any] = {"emulated": False, **self._about, "machine": description.manifest()}
+        if self._peers["server"].startswith("ssh:") or "{agent}" in self._peers["server"]:
+            with self.start("server") as server:
+                about["server machine"] = server.ask(Describe(), Described).machine
+        return about
+
+
+class GuestBed:
+    """The topology inside a guest; its agents are processes there."""
+
+    alone = True
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self.places: Mapping[Role, Place] = {role: guest.places[role] for role in ("client", "server")}
+
+    def start(self, role: Role) -> Peer:
+        """See run.Testbed."""
+        return Peer.greet(self._guest.agent(role), role)
+
+    def start_tracer(self) -> tuple[Peer, list[str]]:
+        """As Bed.start_tracer, in the guest."""
+        return Peer.greet(self._guest.agent("client"), "tracer"), []
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is to be known of the guest itself."""
+        return self._guest.describe()
+
+    def manifest(self) -> dict[str, Any]:
+        """See run.Testbed: the guest's machine, asked of an agent in it, and the host's around it."""
+        from hwrx.machine import description
+
+        with self.start("client") as peer:
+            inside = peer.ask(Describe(), Described).machine
+        return {
+            "wire": f"in the guest: {topology.find(self._guest.topology).sentence}",
+            "guest": self._guest.describe(),
+            "emulated": self._guest.describe()["emulated"],
+            "machine": inside,
+            "host": description.manifest(),
+        }
+
+
+# --- what can be had where -----------------------------------------------------------------------------------------
+
+
+def settle_clock(experiment: Experiment, wanted: Wanted, say: Say = lambda stage, text: None) -> Experiment:
+    """Return the experiment with its clock decided: `auto` counts instructions unless time means something.
+
+    Time means something on devices and kernels of real machines, and in a guest that hardware executes.
+    """
+    if experiment.clock != "auto":
+        return experiment
+    if in_guest(experiment, wanted):
+        from hwrx.lab import accelerator, kernel
+
+        found = accelerator.remembered() or accelerator.choose(kernel.find(experiment.kernel, say), say)
+        if found.emulated:
+            return msgspec.structs.replace(experiment, clock="icount")
+    return experiments.uncounted(experiment)
+
+
+def check(experiment: Experiment, wanted: Wanted) -> None:
+    """Refuse what would be ignored: a figure is by the clock, kernel and wire that its run names.
+
+    :raises UsageError: if the experiment or the command line asks for something that this testbed does not have.
+    """
+    if wanted.explicit and experiment.topology != "hosts":
+        raise UsageError(
+            f"the two ends are named (--device, --peer), so that the topology '{experiment.topology}' is not put up",
+            remedy="leave out either",
+        )
+    if not wanted.explicit and experiment.topology in ("hosts", "wire"):
+        raise UsageError(
+            f"the topology '{experiment.topology}' needs its two ends named",
+            remedy="--device CLIENT,SERVER, or --peer ssh:HOST with --peer-device or --peer-address",
+        )
+    where = _kind(experiment, wanted)
+    if where != "a guest":
+        _need_no_guest(experiment, wanted, where)
+    if experiment.wire_mtu is not None and (wanted.explicit or experiment.topology not in MTU_TOPOLOGIES):
+        raise UsageError(
+            f"wire_mtu is for a wire that hwrx puts up ({', '.join(MTU_TOPOLOGIES)}); {where} has none",
+            remedy="leave wire_mtu out, or set the MTU yourself: ip link set NETDEV mtu BYTES",
+        )
+    if experiment.trace and wanted.remote:
+        raise UsageError(
+            "a message's stages are stamped by one kernel, and the two ends are on two machines",
+            remedy="leave out --trace, or compare here",
+        )
+    if wanted.peer_address is not None and wanted.peer in (None, "local") and (wanted.peer_device or wanted.devices):
+        raise UsageError(
+            f"both ends' devices are of this machine, so that --peer-address {wanted.peer_address} has no meaning",
+            remedy="leave it out, or name the peer: --peer ssh:HOST",
+        )
+
+
+MTU_TOPOLOGIES = ("netns", "pair", "nic")
+
+
+def _need_no_guest(experiment: Experiment, wanted: Wanted, where: str) -> None:
+    """UsageError if the experiment asks for what only a guest has."""
+    guests = "a topology in a guest: --topology netns, pair or nic, without --here, --device and --peer"
+    if experiment.clock == "icount":
+        raise UsageError(f"the clock icount counts a guest's instructions, and {where} is none", remedy=guests)
+    if experiment.kernel is not None:
+        raise UsageError(
+            f"the kernel '{experiment.kernel}' is for a guest, and {where} runs this machine's", remedy=guests
+        )
+    if wanted.log is not None:
+        raise UsageError(f"--log takes what a guest prints, and {where} is none", remedy="leave out --log")
+
+
+def _kind(experiment: Experiment, wanted: Wanted) -> str:
+    """Name what the run takes place on, for sentences."""
+    if wanted.explicit:
+        return "what --device and --peer name"
+    if experiment.topology == "here":
+        return "the loopback device"
+    return "a guest" if in_guest(experiment, wanted) else "this machine"
+
+
+def in_guest(experiment: Experiment, wanted: Wanted) -> bool:
+    """Whether a virtual machine is booted: for rxe or NICs, for another kernel, or to count instructions."""
+    if wanted.explicit or wanted.here or experiment.topology == "here":
+        return False
+    found = topology.find(experiment.topology)
+    return found.where == "guest" or experiment.kernel is not None or experiment.clock == "icount"
+
+
+def checker(experiment: Experiment, wanted: Wanted) -> Callable[[Setting], None]:
+    """Return what `experiment.plan` asks of each setting: whether its path, and this testbed, can do it."""
+
+    def check_setting(setting: Setting) -> None:
+        paths.check(setting)
+        if wanted.explicit and setting.path in ("nic-ring", "nic-pio"):
+            raise UsageError(
+                f"{setting.path} drives the NICs of the topology `nic`, not what --device and --peer name",
+                remedy="hwrx lab run with topology `nic`",
+            )
+        blind = setting.path == "rdma-write" and setting.pattern != "stream"
+        if blind and experiment.clock == "icount" and experiment.topology == "nic":
+            raise UsageError(
+                "its receiver learns of a message by looking at memory alone; on the one CPU of a guest that counts"
+                " instructions it would fill the time that the NIC holds its interrupt back (128 µs) with looks, and"
+                " they would be the figure",
+                remedy="rdma-write-imm, which wakes its receiver; the stream has rdma-write's own cost",
+            )
+
+    return check_setting
+
+
+# --- putting it up -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def opened(
+    experiment: Experiment, wanted: Wanted, say: Say = lambda stage, text: None, *, copies_priced: Priced = "byte"
+) -> Iterator[Testbed]:
+    """Put up what the experiment needs and yield it.
+
+    :param say: told the stage and what is being done.
+    :param copies_priced: of a guest that counts instructions: see `hwrx.lab.vm.Guest`.
+    :raises UsageError: see `check`.
+    :raises MachineError: if this machine lacks something.
+    :raises GuestError: if a guest does not come up.
+    """
+    check(experiment, wanted)
+    if wanted.explicit:
+        yield explicit(wanted, experiment.setting.get("gid_index"))
+    elif experiment.topology == "here":
+        about = {"wire": "the loopback device"}
+        yield Bed({"client": Place(), "server": Place()}, {"client": "local", "server": "local"}, about)
+    elif not in_guest(experiment, wanted):
+        say("topology", experiment.topology)
+        with topology.build(experiment.topology, **_options(experiment)) as made:
+            yield Bed(made.places, made.peers, {"wire": topology.find(experiment.topology).sentence})
+    else:
+        from hwrx.lab import vm
+
+        assert experiment.clock != "auto"  # settled before the plan
+        with vm.Guest(
+            experiment.topology,
+            kernel=experiment.kernel,
+            clock=experiment.clock,
+            copies_priced=copies_priced,
+            options=_options(experiment),
+            log=wanted.log,
+            progress=say,
+        ) as guest:
+            yield GuestBed(guest)
+
+
+def _options(experiment: Experiment) -> dict[str, Any]:
+    """Return what the experiment says of the wire."""
+    return {} if experiment.wire_mtu is None else {"mtu": experiment.wire_mtu}
+
+
+def explicit(wanted: Wanted, gid_index: int | None = None) -> Bed:
+    """Return the ends that the user named: verbs devices of this machine, or one here and one at the peer.
+
+    `gid_index`: the entry of the devices' GID tables that the user chose; sockets then share its wire.
+    """
+    peer = wanted.peer or "local"
+    agent_command(peer)  # refuses what is no peer before anything is started
+    if len(wanted.devices) > 2 or (len(wanted.devices) == 2 and wanted.peer_device):
+        raise UsageError("there are two ends, so at most two devices", remedy="give --device CLIENT[,SERVER]")
+    here = wanted.devices[0] if wanted.devices else None
+    there = wanted.peer_device or (wanted.devices[1] if len(wanted.devices) == 2 else None)
+    if peer == "local" and here and not there:
+        raise UsageError(
+            "both ends on one device measure nothing of the network (rxe even hands packets over without any)",
+            remedy="give two: --device CLIENT,SERVER, or --peer ssh:HOST --peer-device DEV",
+        )
+    client = _place(here, gid_index) if here else _without_device(wanted, peer, there)
+    if here and wanted.address:
+        raise UsageError(
+            f"the client's address is that of a GID of {here}, so that --address {wanted.address} has no meaning",
+            remedy="leave out --address; --gid-index chooses another GID (hwrx devices lists them)",
+        )
+    if peer == "local" and there:
+        server = _place(there, gid_index)
+    else:
+        server = Place(address=wanted.peer_address or Place().address, verbs=there)
+    about = {"wire": f"{here or 'sockets'} to {peer} {there or ''}".strip()}
+    return Bed({"client": client, "server": server}, {"client": "local", "server": peer}, about)
+
+
+def _without_device(wanted: Wanted, peer: str, there: str | None) -> Place:
+    """Return where the client of sockets alone lives: at the address from which it reaches the peer's."""
+    if wanted.peer_address is None:
+        if wanted.address or not (there or peer == "local"):
+            raise UsageError(
+                f"the address that the server at {peer} is reached by is not given",
+                remedy="--peer-address ADDRESS, or verbs devices at both ends: --device DEV --peer-device DEV",
+            )
+        return Place()
+    return Place(address=wanted.address or own_address(wanted.peer_address))
+
+
+def own_address(peer_address: str) -> str:
+    """Return this machine's address from which it reaches another one, as the kernel routes it. Nothing is sent.
+
+    :raises UsageError: if that is not an IP address, or no route leads there.
+    """
+    try:
+        (family, kind, _, _, target), *_ = socket.getaddrinfo(
+            peer_address, 9, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
+        )
+        with socket.socket(family, kind) as asking:
+            asking.connect(target)
+            address, _, *scope = asking.getsockname()
+            zone = f"%{socket.if_indextoname(scope[1])}" if scope and scope[1] else ""
+            return f"{address}{zone}"
+    except socket.gaierror:
+        raise UsageError(
+            f"--peer-address: {peer_address!r} is not an IP address", remedy="for example 192.0.2.7 or fe80::7%eth0"
+        ) from None
+    except OSError as error:
+        raise UsageError(
+            f"--peer-address: no route leads from here to {peer_address}: {error.strerror}",
+            remedy="ip route get ADDRESS shows it; --address ADDRESS names the client's own",
+        ) from None
+
+
+def _place(device: str, gid_index: int | None = None) -> Place:
+    """Return where a verbs device of this machine lives: its netdev and that one's address."""
+    from hwrx.verbs import devices
+
+    found = {entry.name: entry for entry in devices.verbs_devices()}
+    if device not in found:
+        raise MachineError(
+            f"there is no verbs device '{device}'",
+            remedy=f"choose of: {', '.join(found)}" if found else "hwrx doctor says what is missing; `hwrx devices`",
+        )
+    return devices.place_of(found[device], gid_index)

@@ -1,0 +1,234 @@
+"""Counted twins: whose time each nanosecond of a trial's measured messages was, by the programs that count a flood.
+
+A twin is the same trial again with those programs attached: tracepoints where a CPU's time passes from one actor to
+another. They give every nanosecond of every CPU to one actor, in bins of time. The client's agent begins to count right
+before its loop, and what is reported is cut to the two readings of the observing end's meter: so no warm-up, no
+cool-down and nobody waiting for the first message is in it. The programs take time themselves, which is spread over
+those that they watch: `busy` of the twin beside that of the untraced trial shows how much.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from msgspec import structs
+
+from hwrx import paths
+from hwrx.control.messages import Counted, CountEnd, Counting, CountOpen, FromAgent, Setting, ToCounter
+from hwrx.errors import HwrxError, MachineError, PeerError
+from hwrx.paths import cputime
+from hwrx.probes import account
+from hwrx.probes.account import Int64s
+from hwrx.runs.experiment import Experiment, Trial, wish_of
+from hwrx.runs.schedule import Measured, Pair, Testbed
+from hwrx.runs.schema import TEXT
+from hwrx.runs.store import Writer
+from hwrx.timelines import owed
+
+if TYPE_CHECKING:
+    from hwrx.probes.counting import Counter
+
+ATTACH_WITHIN = 300.0  # seconds: an emulated machine verifies some thirty programs
+FINEST = 12  # as a shift: a bin of 4 µs
+TWIN = 1 << 29  # added to a trial's number, as traced.TWIN is
+SLOWER, SPARE = 4.0, 0.05  # how much longer a counted loop may take than the plain one, and seconds besides
+
+UNKNOWN_AMONG_OTHERS = ("worker", "other", "housekeeping", "idle")
+
+# by actor of account.ACTORS, which of these it counts to
+ACTORS = ("user", "system", "softirq", "interrupt", "worker", "other", "housekeeping", "idle")
+SUMS = dict(
+    zip(
+        account.ACTORS,
+        ("idle", "user", "system", "user", "system", "other", "other", "worker", "softirq", "softirq", "interrupt",
+         "worker", "housekeeping"),
+        strict=True,
+    )
+)  # fmt: skip
+TABLE = pa.schema(
+    [
+        pa.field("trial", pa.int32(), nullable=False),
+        pa.field("path", TEXT, nullable=False),
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("pattern", TEXT, nullable=False),
+        pa.field("actor", TEXT, nullable=False),
+        pa.field("ns", pa.int64(), nullable=False),
+        pa.field("messages", pa.int32(), nullable=False),
+    ]
+)
+
+
+# --- in the client's agent -----------------------------------------------------------------------------------------
+
+
+class Counters:
+    """The programs, attached by CountOpen, and what the last trial that they counted brought."""
+
+    def __init__(self) -> None:
+        self._counter: Counter | None = None
+
+    def answer(self, message: ToCounter) -> FromAgent:
+        """Do what the message asks."""
+        match message:
+            case CountOpen():
+                from hwrx.probes.counting import Counter  # not before it is asked for: it needs libbpf
+
+                self.close()
+                self._counter = Counter(SPARE)
+                return Counting(lacks=self._counter.lacks)
+            case CountEnd():
+                if self._counter is None:
+                    raise PeerError("asked what was counted before anything was")
+                counts = self._counter.end()
+                start, stop = message.start - counts.start, message.stop - counts.start
+                return Counted(cut(counts.time, counts.width, start, stop).tolist())
+
+    def begin(self, seconds: float) -> None:
+        """Count from now on, for about so long."""
+        if self._counter is not None:
+            self._counter.reach(seconds, FINEST)
+            self._counter.begin()
+
+    def close(self) -> None:
+        """Detach everything; harmless when nothing is attached."""
+        if self._counter is not None:
+            self._counter.__exit__()
+            self._counter = None
+
+
+def cut(time: Int64s, width: int, start: int, stop: int) -> Int64s:
+    """Return each CPU's ns by actor between two times: (CPUs, actors), each CPU's sum `stop - start`.
+
+    `time` is (CPUs, bins, actors) in ns, a bin `width` ns, and the times are ns since the first bin began. Of the bins
+    that the interval begins or ends in, each actor has its share of what lies within. MachineError if not all of the
+    interval was counted.
+    """
+    if not 0 <= start < stop <= time.shape[1] * width:
+        raise MachineError(
+            f"only {time.shape[1] * width / 1e9:.3f} s were counted, and not all measured messages lie in them",
+            remedy="measure fewer messages",
+        )
+    begins = np.arange(time.shape[1]) * width
+    within = np.clip(np.minimum(stop, begins + width) - np.maximum(start, begins), 0, width)
+    found = np.einsum("cba,b->ca", time, within / width)
+    rounded = np.floor(found).astype(np.int64)
+    # what rounding took goes to whoever has most
+    rounded[np.arange(len(rounded)), rounded.argmax(axis=1)] += stop - start - rounded.sum(axis=1)
+    return np.asarray(rounded)
+
+
+# --- in the controller ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def twins(experiment: Experiment, testbed: Testbed, writer: Writer) -> Iterator[Callable[..., None]]:
+    """Yield what run.execute calls after each trial; leaving counts a twin of each setting's first, in new agents.
+
+    Does nothing if the experiment asks for no tracing. Of a run that goes on after an interruption the trials that were
+    measured before it and have no twin yet get theirs, too. What cannot be counted is said in the run, which goes on.
+    """
+    waiting: list[tuple[Trial, float]] = []
+    if experiment.trace:
+        for trial, line, _ in owed.trials_without(writer, ["actors"], testbed):
+            if trial.repeat == 0:
+                cpu = line["extra"].get("cpu", {}).get(cputime.observer(trial.setting), {})
+                waiting.append((trial, _loop_seconds(cpu, trial.setting)))
+
+    def after(pair: Pair, trial: Trial, measured: Measured, writer: Writer) -> None:
+        if experiment.trace and trial.repeat == 0:
+            waiting.append((trial, loop_seconds(measured, trial.setting)))
+
+    yield after
+    if not waiting:
+        return
+    with Pair(testbed, wish_of(experiment)) as pair:
+        try:
+            lacks = attach(pair)
+        except PeerError:
+            raise
+        except HwrxError as error:
+            writer.log(f"no time by actor: {error}")
+            writer.note(counting={"problem": str(error)})
+            return
+        failed: dict[str, str] = {}
+        writer.note(counting={"lacks": lacks, "failed": failed})
+        for trial, seconds in waiting:
+            try:
+                found, measured = twin(pair, trial.number, trial.setting, seconds, alone=testbed.alone)
+            except PeerError:
+                raise
+            except HwrxError as error:
+                writer.log(f"trial {trial.number} {trial.label}: counted twin failed: {error}")
+                failed[str(trial.number)] = str(error)
+                writer.note(counting={"lacks": lacks, "failed": failed})
+                continue
+            writer.add_table("actors", rows(trial, found, measured))
+
+
+def loop_seconds(measured: Measured, setting: Setting) -> float:
+    """About how long the whole loop of a trial took; 0 if its observer saw too little."""
+    end = measured.server if cputime.observer(setting) == "server" else measured.client
+    return _loop_seconds(end.cpu, setting)
+
+
+def _loop_seconds(cpu: Mapping[str, int], setting: Setting) -> float:
+    """The same of what the observing end's meter found, in ns; it may have found nothing."""
+    return cpu["elapsed"] / 1e9 * setting.total / setting.messages if cpu else 0.0
+
+
+def attach(pair: Pair) -> list[str]:
+    """Attach the programs in the client's agent, MachineError if it cannot; return what this kernel does not show."""
+    return pair.peers["client"].ask(CountOpen(), Counting, ATTACH_WITHIN).lacks
+
+
+def twin(pair: Pair, number: int, setting: Setting, seconds: float, *, alone: bool) -> tuple[dict[str, int], Measured]:
+    """Run a trial while the programs count, which are attached: ns by actor of its measured messages, and the trial.
+
+    `seconds`: that the loop took without them. `alone`: whether nobody else uses the machine; if not, only what ran on
+    the CPUs of both ends is told, without others and idle time. MachineError if the interval was not seen.
+    """
+    if setting.senders > 1:
+        raise MachineError("several senders are measured from different messages on", remedy="measure one sender")
+    if setting.pattern == "pingpong":
+        # exchanges that are only to be checked, and the filling and comparing of bytes, would be among the counted
+        setting = structs.replace(setting, check_every=0)
+    measured = pair.measure(TWIN + number, setting, counted=SLOWER * seconds + SPARE)
+    ends = {"client": measured.client, "server": measured.server}
+    end = ends[cputime.observer(setting)]
+    start, stop = end.between
+    if not 0 < start < stop or measured.client.boot != measured.server.boot:
+        raise MachineError(
+            "of the measured messages the end that observes them did not see the last, or both ends are on two kernels",
+            remedy="measure more messages, and both ends on this machine",
+        )
+    ns = pair.peers["client"].ask(CountEnd(start=start, stop=stop), Counted).ns
+    ran_on = {done.placed.ran_on for done in ends.values() if done.placed is not None}
+    cpus = set(range(len(ns))) if alone else ran_on
+    resting = setting.rest * (end.cpu["messages"] - end.cpu["beside"]) if end is measured.client else 0
+    found = by_actor([ns[cpu] for cpu in sorted(cpus)], setting.messages / end.cpu["messages"], resting)
+    if not alone:
+        found = {actor: value for actor, value in found.items() if actor not in UNKNOWN_AMONG_OTHERS}
+    return found, measured
+
+
+def by_actor(ns: Sequence[Sequence[int]], share: float = 1.0, resting: int = 0) -> dict[str, int]:
+    """Add up CPUs and both ends: `share` of the ns of each of ACTORS. A client's `resting` is no part of a message."""
+    found = dict.fromkeys(ACTORS, 0)
+    for cpu in ns:
+        for name, value in zip(account.ACTORS, cpu, strict=True):
+            found[SUMS[name]] += value
+    found["user"] -= resting
+    return {actor: round(value * share) for actor, value in found.items()}
+
+
+def rows(trial: Trial, found: Mapping[str, int], measured: Measured) -> pa.Table:
+    """Return a twin's rows of the table `actors`. Of a round trip both messages count, as in the report."""
+    setting = trial.setting
+    both = setting.pattern == "paced" or (setting.pattern == "pingpong" and not paths.find(setting.path).full_rtt)
+    same = {"trial": trial.number, "path": setting.path, "size": setting.size, "pattern": setting.pattern}
+    same["messages"] = len(measured.ns) * (2 if both else 1)
+    return pa.Table.from_pylist([{**same, "actor": actor, "ns": ns} for actor, ns in found.items()], schema=TABLE)

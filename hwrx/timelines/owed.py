@@ -1,0 +1,41 @@
+"""Twins that an interrupted run still owes when it goes on: of trials that were measured and have no twin yet.
+
+Twins run after the trials of their guest; a run that was interrupted before that has the trials and lacks the twins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from hwrx.control.messages import Setting
+from hwrx.runs import reading
+from hwrx.runs.experiment import Trial
+from hwrx.runs.testbed import GuestBed
+
+if TYPE_CHECKING:
+    from hwrx.runs.reading import Run
+    from hwrx.runs.store import Writer
+
+
+def trials_without(writer: Writer, tables: Sequence[str], testbed: Any) -> Iterator[tuple[Trial, dict[str, Any], Run]]:
+    """Yield the good trials that a run has and that have no row in these tables: each, its journal line and the run.
+
+    :param tables: that the twins write their rows to, with a column `trial`.
+    :param testbed: on which the twins would run: trials for which copies have another price are not its own.
+
+    Nothing is yielded of a run that was never interrupted.
+    """
+    if not writer.manifest.get("resumed"):
+        return
+
+    run = reading.load(writer.path)
+    found = [rows for name in tables if (rows := run.table(name)) is not None]
+    known = {trial for rows in found for trial in rows["trial"].to_pylist()}
+    price = testbed.describe().get("copies_priced") if isinstance(testbed, GuestBed) else None
+    for line in run.journal:
+        setting = msgspec.convert(line["setting"], Setting)
+        if line["status"] == "ok" and line["trial"] not in known and price in (None, setting.copies_priced):
+            yield Trial(number=line["trial"], repeat=line["repeat"], setting=setting, label=line["label"]), line, run
