@@ -67,9 +67,11 @@ cdef enum:
 cdef class Reader:
     """One BPF object, loaded. A context manager; `close()` unloads and is idempotent. For one thread at a time.
 
-    `constants` become the object's .rodata, and must be as long; b"": it has none. `without` are programs that are not
-    loaded. `sizes`: maps that get another number of elements than the source says. LoadError (an OSError) carries
-    libbpf's and the verifier's words.
+    :param path: the object file
+    :param constants: become the object's .rodata, and must be as long; b"": it has none
+    :param without: programs that are not loaded
+    :param sizes: maps that get another number of elements than the source says
+    :raises LoadError: (an OSError) with libbpf's and the verifier's words
     """
 
     cdef bpf_object *object
@@ -149,7 +151,12 @@ cdef class Reader:
         return found
 
     def run(self, name, uint8_t[::1] context not None):
-        """Run a `syscall` program on the context, which it may change; return what it returned."""
+        """Run a program of type `syscall`; releases the GIL.
+
+        :param context: a writable buffer of bytes, which the program may change
+        :return: what it returned
+        :raises OSError: if it is not loaded, or the kernel does not run it
+        """
         cdef bpf_test_run_opts options
         cdef int status
         cdef int fd = bpf_program__fd(self.program(name))
@@ -164,7 +171,10 @@ cdef class Reader:
         return options.retval
 
     def attach(self, name):
-        """Attach a tracing program until `close`. OSError with what libbpf or the kernel said."""
+        """Attach a tracing program until `close`.
+
+        :raises OSError: with what libbpf or the kernel said
+        """
         cdef bpf_link *link
         words()
         link = bpf_program__attach(self.program(name))
@@ -173,7 +183,11 @@ cdef class Reader:
         self.links.append(<size_t> link)
 
     def attach_cgroup(self, name, int cgroup_fd):
-        """Attach a cgroup_skb program to the cgroup (v2) that the descriptor stands for, until `close`."""
+        """Attach a cgroup_skb program until `close`.
+
+        :param cgroup_fd: descriptor of a cgroup (v2), which stays the caller's
+        :raises OSError: with what libbpf or the kernel said
+        """
         cdef bpf_link *link
         words()
         link = bpf_program__attach_cgroup(self.program(name), cgroup_fd)
@@ -182,13 +196,21 @@ cdef class Reader:
         self.links.append(<size_t> link)
 
     def attach_xdp(self, name, int device, uint32_t flags):
-        """Attach an XDP program to a device of the calling thread's namespace; it stays until the device goes."""
+        """Attach an XDP program to a device of the calling thread's namespace; it stays until the device goes.
+
+        :param device: its number
+        :param flags: XDP_FLAGS_*
+        :raises OSError: with the kernel's error
+        """
         status = bpf_xdp_attach(device, bpf_program__fd(self.program(name)), flags, NULL)
         if status < 0:
             raise OSError(-status, os.strerror(-status), name)
 
     def items(self, name):
-        """A hash's keys and values, as a list of pairs of bytes. What is added meanwhile may be missing."""
+        """A hash's keys and values. What is added meanwhile may be missing.
+
+        :return: a list of pairs of bytes
+        """
         cdef bpf_map *table = self.table(name.encode())
         cdef int fd = bpf_map__fd(table)
         key = bytearray(bpf_map__key_size(table))
@@ -204,7 +226,11 @@ cdef class Reader:
         return found
 
     def iterate(self, name):
-        """Read an iterator to its end: all that its program wrote. It sees the calling thread's namespaces."""
+        """Read an iterator to its end. It sees the calling thread's namespaces.
+
+        :return: all that its program wrote, as bytes
+        :raises OSError: if it cannot be attached or read
+        """
         cdef bpf_link *link
         cdef int descriptor
         words()
@@ -227,7 +253,11 @@ cdef class Reader:
             bpf_link__destroy(link)
 
     def put(self, name, const uint8_t[::1] value not None):
-        """Write the one element of a section's map (.data, .bss). ValueError where the length is not its own."""
+        """Write the one element of a section's map (.data, .bss).
+
+        :param value: its bytes
+        :raises ValueError: if the map's element has another length
+        """
         cdef bpf_map *table = self.table(name.encode())
         cdef uint32_t key = 0
         if bpf_map__value_size(table) != <uint32_t> value.shape[0]:
@@ -237,7 +267,14 @@ cdef class Reader:
             raise OSError(code, os.strerror(code), name)
 
     def take(self, name, size_t count, size_t size):
-        """Copy the first `count` elements of `size` bytes out of an array that may be mapped."""
+        """Copy elements out of an array that may be mapped (BPF_F_MMAPABLE).
+
+        :param count: how many, from the first on
+        :param size: bytes of an element, a multiple of 8
+        :return: bytes; programs may have written to them meanwhile
+        :raises ValueError: if the array has other elements, or fewer
+        :raises OSError: if the kernel does not map it
+        """
         cdef bpf_map *table = self.table(name.encode())
         cdef size_t entries = bpf_map__max_entries(table)
         if bpf_map__value_size(table) != size or size % 8:
@@ -275,7 +312,11 @@ cdef _refused(name):
 
 
 def enumeration(name):
-    """The running kernel's enumeration of that name, from its BTF: a dict of value to name. OSError without BTF."""
+    """The running kernel's enumeration of that name, from its BTF.
+
+    :return: a dict of value to name; {} if there is none
+    :raises OSError: without BTF
+    """
     cdef btf *kernel = btf__load_vmlinux_btf()
     cdef const btf_type *kind
     cdef btf_enum *members

@@ -14,7 +14,12 @@ cdef enum:
 
 
 def drain(RxRing ring not None, uint32_t batch=64):
-    """Take all frames of a ring, look at none, give them back: `(frames, ns)`, the clock read once before and after."""
+    """Take all frames of a ring, look at none, give them back.
+
+    :param batch: frames of one batch, 256 at most
+    :return: `(frames, ns)`, the clock read once before and once after
+    :raises ValueError: if the ring is closed
+    """
     cdef Frame[MOST] frames
     cdef uint32_t taken, wanted = max(1, min(batch, <uint32_t> MOST))
     cdef uint64_t total = 0
@@ -33,9 +38,11 @@ def drain(RxRing ring not None, uint32_t batch=64):
 
 
 def receive(Transport transport not None, uint64_t count, uint32_t batch=64):
-    """Receive and release `count` messages, in batches, and look at none: `(messages, ns)`.
+    """Receive and release `count` messages, in batches, and look at none. Waits as the path waits.
 
-    Waits as the path waits; ends early when its patience does. OSError where the path fails.
+    :param batch: messages of one batch, 256 at most
+    :return: `(messages, ns)`; fewer than `count` if the path's patience ended
+    :raises OSError: if the path fails
     """
     cdef Delivery[MOST] out
     cdef const Ops *ops = &transport.ops
@@ -60,9 +67,12 @@ def receive(Transport transport not None, uint64_t count, uint32_t batch=64):
 
 
 def carry(Transport sender not None, Transport receiver not None, uint64_t count, uint32_t trial, uint32_t batch=64):
-    """Build, post, receive and release `count` messages, a batch at a time in one thread: `(messages, ns)`.
+    """Build, post, receive and release `count` messages, a batch at a time in one thread.
 
-    The batch must fit between the two. Ends early when the receiver's patience does. OSError where the path fails.
+    :param trial: stands in each payload
+    :param batch: messages of one batch, which must fit between the two ends
+    :return: `(messages, ns)`; fewer than `count` if the receiver's patience ended
+    :raises OSError: if the path fails
     """
     cdef Delivery[MOST] out
     cdef const Ops *to = &sender.ops

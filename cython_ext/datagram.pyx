@@ -302,12 +302,15 @@ cdef int finish(void *me) noexcept nogil:
 cdef class DatagramTransport(Transport):
     """One end of a path of UDP datagrams over whole frames.
 
-    link: carries the frames; belongs to this object from now on. address: our IPv4 address on it; port: our UDP port.
-    size, window, batch, stream, trial, patience, limit: as UdpTransport has them.
-    verify: which checksums of what arrives are computed: `all`, `header` (IPv4's) or `none`.
-    look_up: whether the port table is asked; without it any datagram is ours.
-    checksum: whether what is sent carries a UDP checksum.
-    notes: go into `chosen()`.
+    :param link: carries the frames; belongs to this object from now on
+    :param address, port: our IPv4 address and UDP port on it
+    :param size, window, batch, stream, trial, patience, limit: as UdpTransport has them
+    :param verify: which checksums of what arrives are computed: `all`, `header` (IPv4's) or `none`
+    :param look_up: whether the port table is asked; without it any datagram is ours
+    :param checksum: whether what is sent carries a UDP checksum
+    :param notes: go into `chosen()`
+    :raises ValueError: if size, window or batch is out of range
+    :raises PathError: if a frame of the link is too small for a message
     """
 
     def __init__(self, FrameLink link not None, *, str address, int port, uint32_t size, uint32_t window,
@@ -370,9 +373,10 @@ cdef class DatagramTransport(Transport):
         }
 
     def connect(self, remote):
-        """Build the headers of what is sent. Asks for the other end's MAC where it did not say (a kernel's socket).
+        """Build the headers of what is sent. Asks for the other end's MAC if it did not say (a kernel's socket).
 
-        Raises PathError where nobody answers.
+        :param remote: what `describe` of the other end returned
+        :raises PathError: if nobody answers, or the description is not an address
         """
         cdef DatagramState *s = &self.state
         cdef bytes headers
@@ -398,7 +402,10 @@ cdef class DatagramTransport(Transport):
         self.notes["peer_mac"] = mac
 
     def resolve(self, str address):
-        """Return the MAC that answers for an IPv4 address (ARP, RFC 826). PathError where none does within 3 s."""
+        """Return the MAC that answers for an IPv4 address (ARP, RFC 826).
+
+        :raises PathError: if none does within 3 s
+        """
         question = (
             mac_bytes(BROADCAST) + mac_bytes(self.link.mac) + b"\x08\x06\x00\x01\x08\x00\x06\x04\x00\x01"
             + mac_bytes(self.link.mac) + ipaddress.IPv4Address(self.address).packed
@@ -419,9 +426,11 @@ cdef class DatagramTransport(Transport):
         )
 
     def stamp_stages(self, uint64_t first, uint64_t count):
-        """From now on stamp the stages of each message; `first` to `first + count - 1` are kept.
+        """From now on stamp the stages of each message. It costs three readings of the clock a message.
 
-        Costs three readings of the clock a message. `stamps` has the arrays, and joins `counts()`.
+        `stamps` has the arrays, and joins `counts()`.
+
+        :param first, count: sequence numbers `first` to `first + count - 1` are kept
         """
         cdef uint64_t address, size
         self.stamps = StageStamps(first, count)

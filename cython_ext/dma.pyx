@@ -18,7 +18,7 @@ cdef class DmaRegion(PinnedBuffer):
     def mapped(self, list addresses not None, size_t granule, unmap=None):
         """The device now sees the region: `addresses` are those of its pieces of `granule` bytes, in order.
 
-        `unmap(region)` is called by `detach()` and `close()`. Raises ValueError where addresses do not cover the
+        `unmap(region)` is called by `detach()` and `close()`. Raises ValueError if the addresses do not cover the
         region, or it is mapped.
         """
         cdef size_t i
@@ -39,7 +39,11 @@ cdef class DmaRegion(PinnedBuffer):
         return self.page_iova[offset // self.granule] + offset % self.granule
 
     def iova(self, size_t offset=0) -> int:
-        """Address at which the device sees the byte at `offset`."""
+        """Address at which the device sees the byte at `offset`.
+
+        :param offset: bytes from the region's beginning
+        :raises ValueError: if the region is not mapped, or ends before `offset`
+        """
         if self.page_iova == NULL:
             raise ValueError("the region is not mapped")
         if offset >= self.size:
@@ -64,7 +68,7 @@ cdef class DmaRegion(PinnedBuffer):
     def close(self):
         """Detach, then give the memory back; harmless when called twice.
 
-        Raises BufferError while views of the region are alive; it stays attached then.
+        :raises BufferError: while views of the region are alive; it stays attached then
         """
         if self.exports:
             raise BufferError(f"{self.exports} views of the region are still in use: give those up first")

@@ -54,7 +54,10 @@ cdef int send(void *me, uint32_t count, uint32_t size) noexcept nogil:
 
 
 cdef class RingLink(FrameLink):
-    """The rings of `nic`, a `hwrx.nic.E1000e`, which belongs to this object from now on."""
+    """The rings of a NIC that hwrx drives, as a link: the NIC writes frames to our buffers and fetches them from there.
+
+    :param nic: a `hwrx.nic.E1000e`, which belongs to this object from now on
+    """
 
     def __init__(self, nic):
         self.nic = nic
@@ -71,7 +74,10 @@ cdef class RingLink(FrameLink):
         self.table = Link(&self.state, take, refuse, give, wait, room, buffer, send)
 
     def statistics(self) -> dict:
-        """The ring's own counts, the NIC's that are not 0, and what became of interrupts."""
+        """The ring's own counts, the NIC's that are not 0, and what became of interrupts.
+
+        :return: a dict of whole numbers; {} once the NIC was given back
+        """
         if self.rx.closed:
             return {}
         counted = {name: value for name, value in self.nic.statistics().items() if value}

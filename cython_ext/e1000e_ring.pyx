@@ -172,7 +172,7 @@ cdef int rx_wait(Rx *rx, int64_t deadline) noexcept nogil:
         mmio_write(rx.bar, IMS, rx.causes)
         # After IMS: VFIO masks INTx when it fires, and what came in between fires as soon as it is unmasked.
         status = alarm_unmask(rx.alarm)
-        # The look that closes the gap: a frame that came before IMS was written may raise nothing any more.
+        # The look that closes the gap: a frame that came before ICR was cleared raises nothing any more.
         if status < 0 or rx_ready(rx):
             return status if status < 0 else 1
         # Short, because an interrupt can be lost: the ring is looked at again in any case.
@@ -197,9 +197,12 @@ cdef int rx_wait(Rx *rx, int64_t deadline) noexcept nogil:
 cdef class Ring:
     """What both rings have: registers, descriptors and one buffer for each of them, in memory that the NIC reaches.
 
-    count: descriptors, a power of two from 64 to 4096. stride: bytes of a buffer. The regions must be mapped and at
-    least `count * 16` and `count * stride` bytes large; they belong to the caller and must outlive the NIC's use of the
-    ring.
+    :param bar: the NIC's registers
+    :param descriptors, buffers: regions that are mapped for the NIC, at least `count * 16` and `count * stride` bytes
+        large; they belong to the caller and must outlive the NIC's use of the ring
+    :param count: descriptors, a power of two from 64 to 4096
+    :param stride: bytes of a buffer, a power of two from 256 to 16384
+    :raises ValueError: if a number or a region does not fit
     """
 
     def __init__(self, Bar bar not None, DmaRegion descriptors not None, DmaRegion buffers not None,
@@ -247,7 +250,11 @@ cdef class Ring:
         return np.frombuffer(self.descriptors, np.uint64, self.count * 2).reshape(self.count, 2)
 
     def address(self, uint32_t index) -> int:
-        """Where the NIC sees buffer `index`."""
+        """Where the NIC sees buffer `index`.
+
+        :return: an IOVA; without an IOMMU a physical address
+        :raises IndexError: if there is no such buffer
+        """
         if index >= self.count:
             raise IndexError(index)
         return self.iova[index]
@@ -256,8 +263,8 @@ cdef class Ring:
 cdef class RxRing(Ring):
     """The receive ring. `start()` before the NIC's receiver is enabled, the tail after (`arm()`).
 
-    guard: mark each buffer before the NIC gets it, and refuse one that comes back with the mark (`unwritten`): that
-    finds a NIC that reports frames which an IOMMU kept from memory. Costs a touch of each buffer.
+    :param guard: mark each buffer before the NIC gets it, and refuse one that comes back with the mark (`unwritten`):
+        that finds a NIC that reports frames which an IOMMU kept from memory. It costs a touch of each buffer
     """
 
     def __init__(self, Bar bar not None, DmaRegion descriptors not None, DmaRegion buffers not None,
@@ -300,7 +307,10 @@ cdef class RxRing(Ring):
                 mark(&self.rx, i)
 
     def arm(self):
-        """Give the NIC all buffers but one: the tail register, which counts only once the receiver is enabled."""
+        """Give the NIC all buffers but one: the tail register, which counts only once the receiver is enabled.
+
+        :raises ValueError: if the ring is closed
+        """
         self.check()
         # Behind RCTL.EN: the tail counts once the receiver is enabled (4.6.5).
         mmio_write(self.rx.bar, RDT, (self.rx.oldest - 1) & self.rx.mask)
@@ -328,8 +338,10 @@ cdef class RxRing(Ring):
     def peek(self, uint32_t most=64) -> list:
         """Up to `most` finished frames as NumPy arrays over the buffers to which the NIC wrote them: no copy.
 
-        They are valid until `release`; after that the NIC writes to them again. Returns [] where nothing came; never
-        waits.
+        :param most: how many at most; 256 in any case
+        :return: uint8 arrays of the frames' lengths, oldest first; [] if nothing came, without a wait. They are valid
+            until `release`; after that the NIC writes to them again
+        :raises ValueError: if the ring is closed
         """
         cdef uint32_t i, taken
         self.check()
@@ -339,7 +351,12 @@ cdef class RxRing(Ring):
         return [views[self.frames[i].slot][:self.frames[i].size] for i in range(taken)]
 
     def receive(self, uint32_t most=64) -> list:
-        """Up to `most` finished frames as Packets, which know what the NIC said of them and when they are released."""
+        """Up to `most` finished frames as Packets, which know what the NIC said of them and when they are released.
+
+        :param most: how many at most; 256 in any case
+        :return: [] if nothing came; never waits
+        :raises ValueError: if the ring is closed
+        """
         cdef uint32_t i, taken, slot
         cdef Packet packet
         self.check()
@@ -362,7 +379,7 @@ cdef class RxRing(Ring):
     def release(self, uint32_t count):
         """Give the `count` oldest frames handed out back to the NIC.
 
-        ValueError where fewer are out.
+        :raises ValueError: if fewer are out, or the ring is closed
         """
         cdef uint32_t at, out = 0
         self.check()
@@ -374,7 +391,12 @@ cdef class RxRing(Ring):
         rx_release(&self.rx, count)
 
     def drain(self, uint32_t batch=64) -> int:
-        """Take all that has come, in batches, look at none of it, and give it back: how many frames."""
+        """Take all that has come, in batches, look at none of it, and give it back.
+
+        :param batch: frames of one batch, 256 at most
+        :return: how many frames
+        :raises ValueError: if the ring is closed
+        """
         self.check()
         cdef uint32_t taken, wanted = max(1, min(batch, <uint32_t> BATCH))
         cdef uint64_t total = 0
@@ -389,7 +411,11 @@ cdef class RxRing(Ring):
         return total
 
     def use(self, Interrupt interrupt, uint32_t causes):
-        """Wait by `interrupt` from now on, which `causes` (bits of IMS) raise; None: poll."""
+        """Wait by an interrupt from now on, or poll.
+
+        :param interrupt: it belongs to the caller and is kept alive here; None: poll
+        :param causes: bits of IMS that raise it
+        """
         self.interrupt = interrupt
         self.rx.alarm = NULL if interrupt is None else &interrupt.alarm
         self.rx.causes = causes
@@ -406,7 +432,13 @@ cdef class RxRing(Ring):
         return self.rx.lost
 
     def wait_for(self, double seconds) -> bool:
-        """Whether a frame is there within so many seconds; releases the GIL. OSError where the interrupt is no good."""
+        """Wait for a frame; releases the GIL.
+
+        :param seconds: how long
+        :return: whether a frame is there
+        :raises OSError: if the interrupt's descriptor fails
+        :raises ValueError: if the ring is closed
+        """
         cdef int64_t deadline = now() + <int64_t> (seconds * 1e9)
         cdef int status
         self.check()
@@ -422,7 +454,11 @@ cdef class RxRing(Ring):
 
 
 cdef class Packet:
-    """A frame in the buffer to which the NIC wrote it. `status` and `errors` are the descriptor's (7.1.3)."""
+    """A frame in the buffer to which the NIC wrote it.
+
+    `size`: bytes, without CRC. `status` and `errors` are the descriptor's (7.1.3). `number`: free-running, of its
+    descriptor.
+    """
 
     @property
     def released(self) -> bool:
@@ -432,7 +468,10 @@ cdef class Packet:
 
     @property
     def data(self):
-        """The frame as a NumPy array over that buffer, no copy. ValueError once it is released."""
+        """The frame as a NumPy array of uint8, shape (size,), over that buffer: no copy.
+
+        :raises ValueError: once it is released
+        """
         if self.released:
             raise ValueError("the packet was released: its buffer belongs to the NIC again")
         return self.view[:self.size]

@@ -50,7 +50,10 @@ cdef void tx_post(Tx *tx, uint32_t count, const uint32_t *sizes) noexcept nogil:
 # --- for Python ----------------------------------------------------------------------------------------------------
 
 cdef class TxRing(Ring):
-    """The transmit ring."""
+    """The transmit ring: one buffer a descriptor, in which frames are built.
+
+    :param bar, descriptors, buffers, count, stride: as Ring has them
+    """
 
     def __init__(self, Bar bar not None, DmaRegion descriptors not None, DmaRegion buffers not None,
                  uint32_t count, uint32_t stride):
@@ -87,10 +90,12 @@ cdef class TxRing(Ring):
         return self.tx.frames
 
     def send(self, frames) -> int:
-        """Copy `frames` (buffers of whole Ethernet frames without CRC) into the ring and post them in one batch.
+        """Copy `frames` into the ring and post them in one batch.
 
-        Returns how many were posted, which is fewer than given where the ring is full. ValueError for a frame that is
-        shorter than a header or longer than a buffer; nothing is posted then.
+        :param frames: buffers of whole Ethernet frames without CRC
+        :return: how many were posted, which is fewer than given if the ring is full
+        :raises ValueError: for a frame that is shorter than a header or longer than a buffer, nothing being posted
+            then; or if the ring is closed
         """
         cdef uint32_t[BATCH] sizes
         self.check()

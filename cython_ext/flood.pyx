@@ -39,8 +39,14 @@ cdef struct Counts:
 cdef class Wave:
     """What is sent and what comes of it; shared by one sender and any number of readers, each in a thread of its own.
 
-    `messages` is how many there are at most; `size` bytes each; `batch` go to one endpoint in one post. `sent` and
-    `taken`: int64 arrays of CLOCK_MONOTONIC ns by sequence number, 0 where it was not. They belong to the wave.
+    `sent` and `taken`: int64 arrays of CLOCK_MONOTONIC ns by sequence number, 0 where it was not. They belong to the
+    wave.
+
+    :param messages: how many there are at most
+    :param size: bytes of each
+    :param trial: stands in each payload
+    :param batch: messages that go to one endpoint in one post
+    :raises ValueError: if there are no messages, or `size` is too small for the header
     """
 
     cdef uint64_t messages
@@ -158,11 +164,15 @@ cdef int settle(const Ops *ops) noexcept nogil:
 
 
 def send(Wave wave not None, list transports not None, double gap_ns, int64_t seconds_ns):
-    """Send the wave: everything as fast as the path takes it, or (`gap_ns` > 0) a message each so many nanoseconds.
+    """Send the wave: everything as fast as the path takes it, or a message each so many nanoseconds.
 
-    After `seconds_ns` it ends, whatever was sent by then (0: no limit). Returns 0 or the status of a failed operation,
-    which `transports[i].explain` tells in words. A sender that falls behind its schedule does not skip: the next
-    messages follow at once.
+    A sender that falls behind its schedule does not skip: the next messages follow at once.
+
+    :param transports: endpoints that are used in turn
+    :param gap_ns: nanoseconds from message to message; 0: none
+    :param seconds_ns: after this time it ends, whatever was sent by then; 0: no limit
+    :return: 0, or the status of a failed operation, which `transports[i].explain` tells in words
+    :raises ValueError: if there are too many endpoints, or one is for messages of another size
     """
     cdef Ops[ENDPOINTS] ops
     cdef uint32_t count = <uint32_t> len(transports)
@@ -238,8 +248,10 @@ cdef int read_wave(Wave w, const Ops *ops, int64_t quiet_ns, int64_t work_ns, Co
 def read(Wave wave not None, Transport transport not None, int64_t quiet_ns, int64_t work_ns=0):
     """Take messages until the wave was ended and nothing has come for `quiet_ns`.
 
-    `work_ns`: the reader does that much work of its own with each message. Returns `(status, counts)`: 0 or the status
-    of a failed operation, and a dict of taken, duplicated, corrupt, stale, wrong_size.
+    :param quiet_ns: nanoseconds
+    :param work_ns: the reader does that much work of its own with each message
+    :return: `(status, counts)`: 0 or the status of a failed operation, and a dict of taken, duplicated, corrupt, stale,
+        wrong_size
     """
     cdef Counts counts = Counts(0, 0, 0, 0, 0)
     cdef int status

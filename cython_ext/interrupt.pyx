@@ -60,12 +60,17 @@ cdef int alarm_unmask(Alarm *alarm) noexcept nogil:
 cdef class Interrupt:
     """`fd` is readable after an interrupt, and non-blocking; a read of `report` bytes takes the report.
 
-    unmask: where the interrupt stays masked after it fired, `(descriptor, bytes, offset or -1)`, what to write to let
-    the next one come; the first `keeps` of these bytes are read there each time, and stay as they are. on_close: called
-    once by `close()`, and owns the descriptors.
-
     A count that is read is a count of interrupts, not of packets: whoever waits looks at the ring afterwards, whatever
     it says, and before.
+
+    :param kind: msix, msi or intx
+    :param fd: belongs to `on_close`, which closes it
+    :param report: bytes that one read takes
+    :param unmask: if the interrupt stays masked after it fired, `(descriptor, bytes, offset or -1)`: what to write to
+        let the next one come
+    :param keeps: leading bytes of these that are read there each time, and stay as they are
+    :param on_close: called once by `close()`, and owns the descriptors
+    :raises ValueError: if what is written to unmask has not 1 to 8 bytes, or all of them are kept
     """
 
     def __init__(self, str kind, int fd, *, size_t report=8, unmask=None, size_t keeps=0, on_close=None):
@@ -93,7 +98,12 @@ cdef class Interrupt:
         return self.alarm.fired
 
     def wait_for(self, double seconds) -> bool:
-        """Whether it fired within so many seconds; releases the GIL. OSError where the descriptor is no good."""
+        """Wait for the interrupt; releases the GIL.
+
+        :param seconds: how long
+        :return: whether it fired
+        :raises OSError: if the descriptor fails; EBADF once closed
+        """
         cdef int64_t deadline = now() + <int64_t> (seconds * 1e9)
         cdef int status
         with nogil:
@@ -103,7 +113,10 @@ cdef class Interrupt:
         return status == 1
 
     def rearm(self) -> None:
-        """Unmask, from Python."""
+        """Unmask, from Python, so that the next one comes.
+
+        :raises OSError: if the write fails
+        """
         cdef int status = alarm_unmask(&self.alarm)
         if status < 0:
             raise OSError(-status, os.strerror(-status))

@@ -139,7 +139,7 @@ def kernel_knows(functions, tracepoints, modules=()):
 
 
 def module_btf(name):
-    """Open a module's BTF as an object of the kernel's: a descriptor, the caller's to close. OSError where it has none.
+    """Open a module's BTF as an object of the kernel's: a descriptor, the caller's to close. OSError if it has none.
     """
     cdef uint32_t number = 0, size
     cdef bpf_btf_info info
@@ -215,7 +215,11 @@ register(b"tp_btf+", BPF_TRACE_RAW_TP)
 
 @contextlib.contextmanager
 def aimed(targets):
-    """Let `aim` know these targets; a module's BTF is held open meanwhile."""
+    """Let `aim` know these targets; a module's BTF is held open meanwhile.
+
+    :param targets: program name -> a value of `kernel_knows`
+    :raises ValueError: if they are too many, or a name is too long
+    """
     global targets_held
     fds = {module: module_btf(module) for module in {module for _, module in targets.values()} if module}
     if len(targets) > MOST_TARGETS or any(len(program) >= PROGRAM_NAME for program in targets):

@@ -53,7 +53,13 @@ cdef class FrameLink:
         self.checksum_mask, self.checksum_good = 0, 1  # nobody vouches
 
     def receive(self, double seconds=0.0, uint32_t most=64) -> list:
-        """Frames as bytes: what has come, after waiting up to so many seconds for the first. They are given back."""
+        """Frames as bytes, copied; their buffers are given back at once.
+
+        :param seconds: how long the first one is waited for if none is there
+        :param most: how many at most; 64 in any case
+        :return: [] if nothing came
+        :raises OSError: if an operation of the link failed; EBADF once it is closed
+        """
         cdef Frame[64] frames
         cdef int64_t deadline = now() + <int64_t> (seconds * 1e9)
         cdef int count, status
@@ -68,7 +74,13 @@ cdef class FrameLink:
         return out
 
     def send(self, bytes frame not None) -> bool:
-        """Send one frame; False where there is no room for it now. ValueError where it is too long."""
+        """Copy one frame into the link and send it.
+
+        :param frame: from the Ethernet header on, without CRC
+        :return: False if there is no room for it now
+        :raises ValueError: if it is shorter than a header or longer than `largest`
+        :raises OSError: if an operation of the link failed; EBADF once it is closed
+        """
         if len(frame) > self.largest or len(frame) < 14:
             raise ValueError(f"a frame has 14 to {self.largest} bytes, not {len(frame)}")
         if checked(self.table.room(self.table.me, 1)) == 0:

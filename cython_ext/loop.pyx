@@ -296,13 +296,18 @@ ENDED = {COMPLETE: "complete", LIMIT: "limit", FINISHED: "finished", NOTHING: "n
 
 
 def run(Trial trial not None, Transport transport not None, str pattern, str role, unsigned long rest=0):
-    """Run one end of a trial to its end.
+    """Run one end of a trial to its end, without the GIL.
 
-    `pattern` is pingpong, stream or paced; `role` client (sends first) or server. Both ends must be connected. The
-    client of a ping-pong executes `rest` instructions before each message.
-
-    Returns a status that `ENDED` names, or a negative one that `transport.explain` tells in words. Counts, stamps and
-    processor time are in the trial whatever the status.
+    :param trial: what is to be done; its arrays and counts are filled
+    :param transport: the endpoint, connected; for messages of the trial's size
+    :param pattern: pingpong, stream or paced
+    :param role: client (sends first) or server
+    :param rest: instructions that the client of a ping-pong executes before each message, outside of every timed
+        interval
+    :return: a status that `ENDED` names, or a negative one that `transport.explain` tells in words. Counts, stamps and
+        processor time are in the trial whatever it is
+    :raises ValueError: if the sizes differ, pattern or role do not exist, or a client of `paced` has no times to send
+        at
     """
     if transport.size != trial.plan.size:
         raise ValueError(f"the endpoint is for messages of {transport.size} bytes, the trial has {trial.plan.size}")

@@ -48,8 +48,11 @@ cdef inline void read_usage(Reading *reading) noexcept nogil:
 cdef class Meter:
     """Measures the calling thread from `warmup` messages done to `warmup + messages` done.
 
-    `paths` are files (of procfs) whose first 16 KiB are read at both readings, outside of what is measured. A file that
-    cannot be opened or read says nothing. Close it, or leave that to the garbage collector.
+    Close it, or leave that to the garbage collector.
+
+    :param warmup, messages: numbers of messages
+    :param paths: files (of procfs) whose first 16 KiB are read at both readings, outside of what is measured; one that
+        cannot be opened or read says nothing
     """
 
     def __cinit__(self, uint64_t warmup=0, uint64_t messages=1, paths=()):
@@ -142,7 +145,10 @@ cdef class Meter:
         }
 
     def said(self) -> dict:
-        """What each file said at the two readings, path -> (bytes, bytes); without those that could not be read."""
+        """What each file said at the two readings.
+
+        :return: path -> (bytes at the first reading, bytes at the second), without those that could not be read
+        """
         result = {}
         if self.readings == 2:
             for k, path in enumerate(self.paths):

@@ -37,11 +37,19 @@ cdef class Bar:
         return 0
 
     def read(self, size_t offset) -> int:
-        """One load. A device that is gone or has its memory decoding off reads as 0xFFFFFFFF."""
+        """One load of 32 bits. A device that is gone or has its memory decoding off reads as 0xFFFFFFFF.
+
+        :param offset: bytes, a multiple of 4
+        :raises ValueError: if there is no register at `offset`, or the registers are no longer mapped
+        """
         self.check(offset)
         return mmio_read(self.base, <uint32_t> offset)
 
     def write(self, size_t offset, uint32_t value) -> None:
-        """One store; stores to memory before it are seen by the device first."""
+        """One store of 32 bits; stores to memory before it are seen by the device first.
+
+        :param offset: bytes, a multiple of 4
+        :raises ValueError: if there is no register at `offset`, or the registers are no longer mapped
+        """
         self.check(offset)
         mmio_write(self.base, <uint32_t> offset, value)

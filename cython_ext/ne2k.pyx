@@ -204,13 +204,17 @@ cdef int send(void *me, uint32_t count, uint32_t size) noexcept nogil:
 # --- for Python ----------------------------------------------------------------------------------------------------
 
 cdef class Ne2kLink(FrameLink):
-    """The NE2000 whose ports begin at `port`; `device` is closed with this object.
+    """An NE2000 behind its ports, a word at a time.
 
-    width: bytes of a port access, 1, 2 or 4. interrupt: wait by it; None: look. slots: frames that can be held, a power
-    of two.
+    Ports belong to the thread that made this object (ioperm(2)): receive and send there.
 
-    Ports belong to the thread that made this object (ioperm(2)): receive and send there. Raises MachineError where they
-    cannot be had, or no NE2000 answers at them.
+    :param device: closed with this object
+    :param port: the first of its I/O ports
+    :param width: bytes of a port access: 1, 2 or 4
+    :param interrupt: wait by it; None: look
+    :param slots: frames that can be held, a power of two up to 256
+    :raises MachineError: if the ports cannot be had, or no NE2000 answers at them
+    :raises ValueError: if `width` or `slots` is not such a number
     """
 
     def __init__(self, device, unsigned short port, *, uint32_t width=2, Interrupt interrupt=None, uint32_t slots=64):

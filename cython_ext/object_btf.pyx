@@ -37,7 +37,7 @@ def structures(path, names):
     """The structures of these names in the object file: a dict of name to what numpy.dtype takes.
 
     An array of chars is a string of bytes, a pointer a number. OSError (ENOENT) where the object has no such structure,
-    ValueError where one has a member that NumPy knows nothing like (a bit field, a union).
+    ValueError if one has a member that NumPy knows nothing like (a bit field, a union).
     """
     cdef btf *types
     cdef int number

@@ -139,9 +139,12 @@ cdef class PortTable:
         free(self.ports.owners)
 
     def add(self, uint16_t port, local=None, remote=None, uint16_t remote_port=0) -> int:
-        """Bind an owner; returns its number, which `lookup` gives back.
+        """Bind an owner to a port.
 
-        Addresses are strings; ValueError for a bad one.
+        :param local, remote: addresses as strings, IPv4 or IPv6; None: any
+        :param remote_port: 0: any; it comes together with `remote`
+        :return: its number, which `lookup` gives back
+        :raises ValueError: for an address that is not valid, or a remote address without a port
         """
         cdef Owner *grown
         cdef Owner *owner
@@ -178,7 +181,11 @@ cdef class PortTable:
         return self.used - 1
 
     def lookup(self, frame):
-        """The number of the owner of a frame's datagram; None where it is nobody's or no good datagram."""
+        """Whose datagram a frame carries.
+
+        :param frame: a buffer of a whole Ethernet frame
+        :return: the number of its owner; None if it is nobody's, or not a good datagram
+        """
         cdef Datagram datagram
         cdef const unsigned char[::1] at = frame
         cdef int32_t owner
@@ -213,7 +220,10 @@ cdef void write_checksum(char *frame, uint32_t payload) noexcept nogil:
 
 
 def mac_bytes(str address) -> bytes:
-    """Six bytes of 52:54:00:12:34:56; ValueError for anything else."""
+    """Six bytes of an address like 52:54:00:12:34:56.
+
+    :raises ValueError: for anything else
+    """
     parts = address.split(":")
     if len(parts) != 6 or any(len(part) != 2 for part in parts):
         raise ValueError(f"'{address}' is no MAC address")
@@ -222,7 +232,13 @@ def mac_bytes(str address) -> bytes:
 
 def udp_template(str source_mac, str destination_mac, str source, str destination, uint16_t source_port,
                  uint16_t destination_port) -> bytes:
-    """The 42 bytes of headers of a UDP datagram over IPv4, lengths and checksums left at 0."""
+    """The headers of a UDP datagram over IPv4, lengths and checksums left at 0.
+
+    :param source_mac, destination_mac: like 52:54:00:12:34:56
+    :param source, destination: IPv4 addresses
+    :return: 42 bytes: Ethernet, IPv4, UDP
+    :raises ValueError: for an address that is not valid
+    """
     return (
         mac_bytes(destination_mac) + mac_bytes(source_mac) + b"\x08\x00"
         + b"\x45\x00\x00\x00\x00\x00\x40\x00\x40\x11\x00\x00"
@@ -232,7 +248,13 @@ def udp_template(str source_mac, str destination_mac, str source, str destinatio
 
 
 def udp_frame(template, payload, *, bint checksum=True) -> bytes:
-    """A whole frame: `template` as `udp_template` makes it, and `payload`. Not padded: the NIC does that."""
+    """A whole frame with its lengths and checksums. Not padded: the NIC does that.
+
+    :param template: 42 bytes, as `udp_template` makes them
+    :param payload: a buffer of at most 65507 bytes
+    :param checksum: whether UDP's is computed; without it 0 stands there
+    :raises ValueError: if one of them has another length
+    """
     cdef bytes headers = bytes(template), data = bytes(payload)
     if len(headers) != ETHERNET + IPV4 + UDP_HEADER or len(data) > 65507:
         raise ValueError("a template has 42 bytes and a payload at most 65507")
@@ -256,9 +278,12 @@ def internet_checksum(const unsigned char[::1] data not None) -> int:
 
 
 def dissect(frame, *, bint checksum=True) -> dict:
-    """What a frame is: `verdict` (one of VERDICT_NAMES) and, for UDP, addresses, ports, and where the payload stands.
+    """What a frame is.
 
-    `offset` and `size` are bytes of the payload in the frame.
+    :param frame: a buffer of a whole Ethernet frame
+    :param checksum: whether IPv4's and UDP's are verified
+    :return: `verdict` (one of VERDICT_NAMES) and, for UDP, addresses, ports, and `offset` and `size`, bytes of the
+        payload in the frame
     """
     cdef const unsigned char[::1] at = frame
     cdef Datagram datagram

@@ -35,7 +35,7 @@ cdef extern from *:
 # --- receiving -----------------------------------------------------------------------------------------------------
 
 cdef inline tpacket_block_desc *block(PacketRingState *s, uint32_t number) noexcept nogil:
-    # A free-running number: `reading` and `oldest` may wrap, and their difference stays right.
+    # Free-running numbers: their difference tells none of the blocks from all of them.
     return <tpacket_block_desc *> (s.blocks + <size_t> (number % s.count) * s.block_size)
 
 
@@ -47,8 +47,7 @@ cdef inline bint open_block(PacketRingState *s) noexcept nogil:
             return False  # all are handed out
         b = block(s, s.reading)
         # The acquire pairs with prb_close_block, which writes count and offsets, then smp_wmb, then TP_STATUS_USER.
-        # Set, the whole block is ours until `give_blocks`; the kernel finds it in use and drops
-        # (prb_dispatch_next_block).
+        # Set, the whole block is ours until `give_blocks`: the kernel finds it in use (prb_dispatch_next_block).
         if not load(&b.hdr.bh1.block_status) & TP_STATUS_USER:
             return False
         s.unread = b.hdr.bh1.num_pkts
@@ -85,7 +84,7 @@ cdef void refuse(void *me, const Frame *frame) noexcept nogil:
 
 cdef void give_blocks(PacketRingState *s) noexcept nogil:
     """Give the kernel every block at the ring's old end of which nothing is held and nothing is unread."""
-    # In order only: the kernel fills block by block, and waits at the first that is still ours.
+    # In order only: the kernel fills block by block, and stops at the first that is still ours (prb_freeze_queue).
     while s.oldest != s.reading and s.left[s.oldest % s.count] == 0:
         # A release, so no read of a frame is left behind it: from here prb_open_block may reset this block and fill it
         # anew.
@@ -163,9 +162,9 @@ cdef char *buffer(void *me, uint32_t k) noexcept nogil:
 
 
 cdef int kick(PacketRingState *s) noexcept nogil:
-    """Have the kernel look at the ring: it copies every requested slot into an skb and hands it to the driver."""
-    # MSG_DONTWAIT: tpacket_snd would otherwise wait until every skb is freed. It walks from its own head on and ends at
-    # the first slot that is not requested.
+    """Have the kernel look at the ring: it hangs each requested slot into an skb, which it hands to the driver."""
+    # Only the Ethernet header is copied (tpacket_fill_skb). MSG_DONTWAIT: tpacket_snd would otherwise wait until every
+    # skb is freed. It walks from its own head on and ends at the first slot that is not requested.
     if send(s.fd, NULL, 0, MSG_DONTWAIT) < 0 and errno != EAGAIN and errno != ENOBUFS and errno != EINTR:
         return -errno
     return 0
@@ -191,7 +190,11 @@ cdef int send_frames(void *me, uint32_t count, uint32_t size) noexcept nogil:
 # --- for Python ----------------------------------------------------------------------------------------------------
 
 def port_filter(int port) -> bytes:
-    """Classic BPF for a packet socket: ARP, and UDP over IPv4 to `port`; nothing else (linux/filter.h)."""
+    """Classic BPF for a packet socket: ARP, and UDP over IPv4 to `port`; nothing else (linux/filter.h).
+
+    :param port: 0 to 65535
+    :return: instructions of 8 bytes, as SO_ATTACH_FILTER takes them
+    """
     return b"".join(struct.pack("HBBI", *instruction) for instruction in (
         (0x28, 0, 0, 12),            # ldh [12]: the EtherType
         (0x15, 6, 0, 0x0806),        # ARP: take it
@@ -209,13 +212,18 @@ def port_filter(int port) -> bytes:
 cdef class PacketRing(FrameLink):
     """A packet socket on `netdev` with a receive and a transmit ring.
 
-    mac: frames to this address are ours; the device is told to take them, and as it is not the kernel's own address,
-    the stack drops its copy as somebody else's. poll: look into the ring instead of sleeping.
-    block_size and blocks: of the receive ring; block_ms: after so long the kernel hands over a block that is not full,
-    which is how long a lone frame may wait. slots: of the transmit ring, 2 KiB each. bypass: send past the device's
-    queueing discipline. only_port: UDP to this port and ARP are received, and nothing else; None: every frame.
-
-    Raises MachineError where the socket or its rings cannot be had.
+    :param netdev: name of a network device
+    :param mac: frames to this address are ours; the device is told to take them, and as it is not the kernel's own
+        address, the stack drops its copy as somebody else's
+    :param poll: look into the ring instead of sleeping
+    :param block_size: bytes of a block of the receive ring
+    :param blocks: how many
+    :param block_ms: milliseconds after which the kernel hands over a block that is not full, which is how long a lone
+        frame may wait
+    :param slots: of the transmit ring, 2 KiB each
+    :param bypass: send past the device's queueing discipline
+    :param only_port: UDP to this port and ARP are received, and nothing else; None: every frame
+    :raises MachineError: if the socket or its rings cannot be had
     """
 
     def __init__(self, str netdev, str mac, *, bint poll=False, uint32_t block_size=65536, uint32_t blocks=32,
@@ -237,7 +245,7 @@ cdef class PacketRing(FrameLink):
         try:
             # protocol 0: nothing is received before the ring is there
             self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            # Version before rings, rings before the mapping, bind last: a bound socket would receive into no ring.
+            # Version before rings, rings before the mapping, bind last: bound before, the socket would queue copies.
             self.sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
             self.sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             self.sock.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, bypass)
@@ -304,7 +312,11 @@ cdef class PacketRing(FrameLink):
         free(self.left)
 
     def statistics(self) -> dict:
-        """Of the socket since it was opened: frames, frames dropped for want of a block, and how often that began."""
+        """Of the socket since it was opened.
+
+        :return: a dict: `tp_packets` frames, `tp_drops` of them dropped for want of a block, `tp_freeze_q_cnt` times
+            that this began; `rejected` sends; and FrameLink's
+        """
         cdef tpacket_stats_v3 counts
         cdef bytes raw
         if self.state.fd >= 0:

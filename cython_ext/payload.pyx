@@ -100,9 +100,10 @@ VERDICTS = ("good", "bad magic", "other trial", "bad trailer", "bad pattern")
 def make(uint32_t size, uint64_t sequence, uint32_t trial=0, int64_t send_ns=0, *, bint to_check=False):
     """The bytes of one whole message, pattern included; for tests and for peers that are not ours.
 
-    `to_check`: of the exchange before that of `sequence` in a ping-pong, which is checked and not timed.
-
-    Raises ValueError where `size` is below 8, which cannot hold magic and sequence.
+    :param size: bytes of the message, at least 8
+    :param sequence, trial, send_ns: fields of the header; those for which `size` has no room are left out
+    :param to_check: a message of the exchange before that of `sequence` in a ping-pong, which is checked and not timed
+    :raises ValueError: if `size` is below 8, which cannot hold magic and sequence
     """
     if size < SMALLEST:
         raise ValueError(f"a message has at least {SMALLEST} bytes, not {size}")
@@ -118,7 +119,13 @@ def make(uint32_t size, uint64_t sequence, uint32_t trial=0, int64_t send_ns=0, 
 
 
 def check(const unsigned char[::1] message not None, uint32_t trial=0, *, bint to_check=False):
-    """One of VERDICTS for a whole message; `to_check` as for `make`."""
+    """Judge a whole message to its last byte.
+
+    :param message: a buffer of any length
+    :param trial: the number that it should carry, if it is long enough to carry one
+    :param to_check: as for `make`
+    :return: one of VERDICTS
+    """
     if message.shape[0] < SMALLEST:
         return "bad magic"
     cdef uint32_t magic = MAGIC_CHECK if to_check else MAGIC
@@ -126,7 +133,10 @@ def check(const unsigned char[::1] message not None, uint32_t trial=0, *, bint t
 
 
 def sequence(const unsigned char[::1] message not None) -> int:
-    """The sequence number that a message carries (its low 32 bits where it has fewer than 12 bytes)."""
+    """The sequence number that a message carries, its low 32 bits if it has fewer than 12 bytes.
+
+    :raises ValueError: if it has fewer than 8 bytes
+    """
     if message.shape[0] < SMALLEST:
         raise ValueError(f"a message has at least {SMALLEST} bytes, not {message.shape[0]}")
     return sequence_of(<const char *> &message[0], <uint32_t> message.shape[0])

@@ -113,7 +113,7 @@ cdef class PinnedBuffer:
     It exports the buffer protocol: `np.frombuffer(buffer, np.uint8)` and `memoryview(buffer)` see it in place. Memory
     belongs to this object; views and registrations keep it alive.
 
-    Raises ValueError where `size` is below 1; MachineError where the memory cannot be had or locked.
+    Raises ValueError if `size` is below 1; MachineError if the memory cannot be had or locked.
     """
 
     def __cinit__(self, size_t size, *, bint huge=False, bint lock=True, bint dont_fork=True, bint fault_in=True,
@@ -169,8 +169,9 @@ cdef class PinnedBuffer:
     def physical_pages(self) -> list[int]:
         """Physical address of each page of `page_size` bytes, in order: what /proc/self/pagemap says now.
 
-        Raises MachineError where the kernel hides page frame numbers (they read as 0 without CAP_SYS_ADMIN) or a page
-        is not in memory; ValueError once closed.
+        :raises MachineError: if the kernel hides page frame numbers (they read as 0 without CAP_SYS_ADMIN) or a page is
+            not in memory
+        :raises ValueError: once closed
         """
         if self.base == NULL:
             raise ValueError("the buffer is closed")
@@ -200,7 +201,7 @@ cdef class PinnedBuffer:
     def close(self):
         """Give the memory back; harmless when called twice.
 
-        Raises BufferError while views or registrations of it are alive: release and deregister those first.
+        :raises BufferError: while views or registrations of it are alive: release and deregister those first
         """
         if self.base == NULL:
             return

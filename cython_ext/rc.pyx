@@ -38,7 +38,12 @@ DEEP = 512
 
 
 def receive_slots(prepare, size: int) -> int:
-    """How many receive buffers one end posts: deep where messages come unasked, few where each answers one of ours."""
+    """How many receive buffers one end posts: deep if messages come unasked, few if each answers one of ours.
+
+    :param prepare: a `hwrx.control.messages.Prepare`
+    :param size: bytes of a message
+    :return: as many as RING_LIMIT allows, at least one
+    """
     setting = prepare.setting
     if setting.receives is not None:
         return ring_slots(size, setting.receives)
@@ -59,7 +64,10 @@ cdef int send_post(void *me, uint32_t count) noexcept nogil:
 
 @cython.no_gc_clear
 cdef class RcSendTransport(VerbsTransport):
-    """RC SEND: each message lands in the oldest receive buffer that the other end posted."""
+    """RC SEND: each message lands in the oldest receive buffer that the other end posted.
+
+    :param prepare, device: VerbsTransport's
+    """
 
     def shape(self):
         """Receive requests that name the landing buffers; nothing for the other end to reach into."""
@@ -72,7 +80,7 @@ cdef class RcSendTransport(VerbsTransport):
 
 
 cdef void use_queues(VerbsTransport transport) noexcept:
-    # `me` points into the object's own memory: the caller of the loop holds the object meanwhile.
+    # `me` points to memory that the object owns: who calls a loop holds the object meanwhile.
     transport.ops.me = transport.st
     transport.ops.outgoing = ring_outgoing
     transport.ops.room = ring_room
@@ -116,8 +124,11 @@ cdef class RcWriteImmTransport(VerbsTransport):
     """RC WRITE with immediate: lands where the sender says, and takes a receive request, so the receiver gets a CQE.
 
     The sender goes round the other end's slots in the order in which that end gives them back. Of a message of several
-    packets only the last takes a receive request: those before it land while the receiver may still hold a message for
-    each of its requests. There is a slot more than requests for that one message, so none is overwritten unseen.
+    packets only the last takes a receive request (RXE_RWR_MASK in rxe_opcode.c): those before it land while the
+    receiver may still hold a message for each of its requests. There is a slot more than requests for that one message,
+    so none is overwritten unseen.
+
+    :param prepare, device: VerbsTransport's
     """
 
     def shape(self):
@@ -224,6 +235,8 @@ cdef class RcReadTransport(VerbsTransport):
 
     The k-th READ fetches slot k modulo the number of slots. There is one slot more than landing buffers, so what a
     landing buffer held before is never what it should hold now.
+
+    :param prepare, device: VerbsTransport's
     """
 
     def shape(self):

@@ -120,7 +120,7 @@ cdef inline int deliver(State *st, Delivery *out, uint32_t most) noexcept nogil:
 
 
 cdef inline uint64_t ahead(State *st) noexcept nogil:
-    """The sequence number of a later message that stands where the next one should; 0 where none does."""
+    """The sequence number of a later message that stands where the next one should; 0 if none does."""
     cdef const char *at = slot_of(st, st.taken)
     cdef uint64_t sequence
     # Fewer bytes carry half of the number only, and a check may stand anywhere: neither tells a round.
@@ -235,7 +235,10 @@ cdef int blind_room(void *me) noexcept nogil:
 
 @cython.no_gc_clear
 cdef class RcWriteTransport(VerbsTransport):
-    """RC WRITE into the other end's slots, in turn; see the module for how the other end learns of it."""
+    """RC WRITE into the other end's slots, in turn; see the module for how the other end learns of it.
+
+    :param prepare, device: VerbsTransport's
+    """
 
     def shape(self):
         """No receive requests; a power of two of slots, which is no multiple of the 255 values of a trailer."""
@@ -287,7 +290,10 @@ cdef class RcWriteTransport(VerbsTransport):
         self.st.goes_on = True
 
     def counts(self):
-        """As every verbs transport; `overtaken`: messages that were written over before this end looked."""
+        """As every verbs transport.
+
+        :return: with `overtaken`, if this end was told to go on: messages that were written over before it looked
+        """
         result = VerbsTransport.counts(self)
         if self.st.goes_on:
             result["overtaken"] = self.st.overtaken

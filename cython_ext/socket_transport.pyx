@@ -40,16 +40,14 @@ def named(address) -> str:
 
 
 cdef class SocketTransport(Transport):
-    """A socket with pinned buffers.
+    """A socket with pinned buffers: `received` for delivered messages, `built` for outgoing ones.
 
-    sock: bound and blocking, with its options set; it belongs to this object from the moment it is given.
-    manner: how to wait, a name of MANNERS.
-    patience: seconds that one call waits for a message.
-    limit: seconds without any progress after which an operation fails with ETIMEDOUT.
-    huge: take the buffers from huge pages.
-    notes: options chosen by whoever made the socket; they go into `chosen()`.
-
-    `received` and `built` are the buffers of delivered and of outgoing messages.
+    :param sock: bound and blocking, with its options set; it belongs to this object from the moment it is given
+    :param manner: how to wait, a name of MANNERS
+    :param patience: seconds that one call waits for a message
+    :param limit: seconds without any progress after which an operation fails with ETIMEDOUT
+    :param huge: take the buffers from huge pages
+    :param notes: options chosen by whoever made the socket; they go into `chosen()`
     """
 
     cdef int set_up(self, Waiter *waiter, object sock, str manner, double patience, object notes) except -1:
@@ -145,7 +143,12 @@ cdef class SocketTransport(Transport):
         }
 
     def resolve(self, remote):
-        """Return the socket address of what the other end described; no names are looked up."""
+        """Return the socket address of what the other end described; no names are looked up.
+
+        :param remote: a dict with `address` and `port`
+        :return: a tuple for connect(2), with our own scope if the address is link-local
+        :raises PathError: if the description is not an address of this socket's family
+        """
         flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
         try:
             found = socket.getaddrinfo(
@@ -161,7 +164,11 @@ cdef class SocketTransport(Transport):
         return address
 
     def connect_socket(self, remote):
-        """Connect; PathError names the peer where it cannot be reached."""
+        """Connect the socket.
+
+        :param remote: a dict with `address` and `port`
+        :raises PathError: naming the peer, if it cannot be reached
+        """
         address = self.resolve(remote)
         try:
             self.sock.connect(address)
@@ -188,7 +195,10 @@ cdef class SocketTransport(Transport):
         return notes
 
     def explain(self, int status):
-        """One sentence for what an operation returned."""
+        """One sentence for what an operation returned.
+
+        :param status: -errno, FINISHED or a path's own
+        """
         if WC_STATUS < status < 0 and status != FINISHED:
             if -status in UNREACHABLE:
                 return (
@@ -209,7 +219,7 @@ cdef class SocketTransport(Transport):
     def close(self):
         """Close the socket and give the buffers back; harmless when called twice.
 
-        Raises BufferError while views of the buffers are alive; the socket is closed all the same.
+        :raises BufferError: while views of the buffers are alive; the socket is closed all the same
         """
         if self.waiter != NULL:
             stop_beat(&self.waiter.beat)

@@ -33,8 +33,11 @@ cdef void keep(Stamps *s, const char *data, uint32_t size, uint32_t trial, bint 
 cdef class StageStamps:
     """The stamps of messages `first` to `first + count - 1` of a trial, and how its payloads were handled.
 
-    `seen` (the descriptor was found done), `parsed`, `looked_up`: int64 arrays of CLOCK_MONOTONIC nanoseconds, 0 where
-    the message did not come. They belong to this object.
+    `seen` (the descriptor was found done), `parsed`, `looked_up`: int64 arrays of `count` CLOCK_MONOTONIC nanoseconds,
+    0 if the message did not come. They belong to this object.
+
+    :param first: sequence number
+    :param count: how many messages
     """
 
     def __init__(self, uint64_t first, uint64_t count):
@@ -50,10 +53,11 @@ cdef class StageStamps:
         self.state.count = count
 
     def counts(self) -> dict:
-        """Payload bytes, warm-up included: delivered, of them in place (where the device wrote them), and passed over.
+        """Payload bytes, warm-up included.
 
-        `checked_bytes`: read to verify UDP's checksum; `summed_bytes`: to compute it for what was sent, which
-        has `sent_bytes`.
+        :return: `payload_bytes` delivered; `in_place_bytes` of them, which lie where the device wrote them;
+            `checked_bytes`, read to verify UDP's checksum; `summed_bytes`, read to compute it for what was sent;
+            `sent_bytes`
         """
         return {
             "payload_bytes": self.state.delivered_bytes, "in_place_bytes": self.state.in_place_bytes,

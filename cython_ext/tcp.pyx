@@ -252,7 +252,7 @@ cdef int finish(void *me) noexcept nogil:
     """Close our side of the connection in order: the other end sees FINISHED after the last message."""
     cdef TcpState *s = <TcpState *> me
     # tcp_shutdown queues the FIN behind all that was sent (tcp_send_fin): nothing on its way is cut off.
-    shutdown(s.wait.fd, SHUT_WR)  # fails only where the connection is gone, which finishes it too
+    shutdown(s.wait.fd, SHUT_WR)  # fails only if the connection is gone, which finishes it too
     return 0
 
 
@@ -261,12 +261,16 @@ cdef int finish(void *me) noexcept nogil:
 cdef class TcpTransport(SocketTransport):
     """One end of a TCP path.
 
-    sock: a bound, blocking SOCK_STREAM socket with its options set; a listening one where `listens`.
-    size: bytes of a message. batch: most messages in one sending call.
-    window: of `paced`, messages sent and not answered. Other patterns have the socket's buffers for a window.
-    pattern: pingpong, stream or paced.
-    zerocopy: send with MSG_ZEROCOPY.
-    The others are SocketTransport's.
+    :param sock: a bound, blocking SOCK_STREAM socket with its options set, a listening one if `listens`; it belongs to
+        this object from now on
+    :param size: bytes of a message
+    :param window: of `paced`, messages sent and not answered; other patterns have the socket's buffers for a window
+    :param batch: most messages in one sending call
+    :param pattern: pingpong, stream or paced
+    :param listens: whether this end accepts the connection
+    :param zerocopy: send with MSG_ZEROCOPY
+    :param manner, patience, limit, huge, notes: SocketTransport's
+    :raises ValueError: if size, window or batch is below 1
     """
 
     def __init__(self, sock, *, uint32_t size, uint32_t window, uint32_t batch, str pattern, bint listens,
@@ -308,7 +312,8 @@ cdef class TcpTransport(SocketTransport):
     def connect(self, remote):
         """Connect, or accept the one connection that comes from what the other end described.
 
-        Raises PathError where that takes longer than the limit, or the peer refuses.
+        :param remote: what `describe` of the other end returned
+        :raises PathError: if that takes longer than the limit, or the peer refuses
         """
         if self.listens:
             self.accept(self.resolve(remote))
@@ -330,7 +335,11 @@ cdef class TcpTransport(SocketTransport):
         return int.from_bytes(info[TOTAL_RETRANS:], "little")
 
     def accept(self, expected):
-        """Take the connection that comes from `expected`; others are closed."""
+        """Take the connection that comes from `expected`; others are closed. The listening socket is closed as well.
+
+        :param expected: a socket address; address and port are compared
+        :raises PathError: if it does not come within the limit
+        """
         deadline = now() + <int64_t> (self.limit * 1e9)
         listener = self.sock
         while True:

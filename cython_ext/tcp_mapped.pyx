@@ -164,9 +164,9 @@ cdef int release(void *me, uint32_t count) noexcept nogil:
 
 
 cdef class MappedTcpTransport(TcpTransport):
-    """One end of a TCP path that receives without copying where the kernel can map; arguments are TcpTransport's.
+    """One end of a TCP path that receives without copying if the kernel can map; arguments are TcpTransport's.
 
-    `size` is a multiple of the page size.
+    :raises ValueError: if `size` is not a multiple of the page size
     """
 
     def __init__(self, sock, **rest):
@@ -182,7 +182,10 @@ cdef class MappedTcpTransport(TcpTransport):
         self.ops.brought_at = NULL  # one message at a time
 
     def connect(self, remote):
-        """As TcpTransport; then lay aside the address space that pages are mapped into."""
+        """As TcpTransport; then lay aside the address space that pages are mapped into.
+
+        :raises PathError: if the kernel cannot map what this socket receives
+        """
         TcpTransport.connect(self, remote)
         self.map_window()
         segment = self.notes["segment"]
@@ -205,7 +208,10 @@ cdef class MappedTcpTransport(TcpTransport):
         return 0
 
     def counts(self):
-        """Of what was received, bytes: `mapped`, `read` (copied by the kernel), and `gathered` (copied once more)."""
+        """Of what was received, bytes: those mapped, those copied by the kernel, and those that we copied once more.
+
+        :return: `mapped_bytes`, `read_bytes`, `gathered_bytes`, beside TcpTransport's
+        """
         cdef TcpState *s = &self.state
         return {
             **TcpTransport.counts(self),

@@ -140,7 +140,11 @@ cdef class Tracer:
     """One BPF object, opened, then loaded with a choice of its programs, then attached program by program.
 
     A context manager; `close()` detaches everything and is idempotent. Not for use by several threads at once, except
-    that `drain` may run in one of its own.
+    that `drain` may run in one of its own. Links, ring and map belong to this object and end with it or with the
+    process.
+
+    :param path: the object file
+    :raises LoadError: if libbpf cannot read it
     """
 
     cdef bpf_object *object
@@ -214,11 +218,15 @@ cdef class Tracer:
 
     def load(self, chosen, targets, *, ring_bytes=1 << 24, page_offset_base=0, vmemmap_base=0, constant=False,
              holds=False, exits=True, contexts=False):
-        """Load the chosen programs. LoadError names the one that was refused; the Tracer is then good for `close` only.
+        """Load the chosen programs. If one is refused, the Tracer is good for `close` only.
 
-        `targets`: of each fentry, fexit and tp_btf program among them, what it is attached to: a value of
-        kernel_btf.kernel_knows. `ring_bytes`: a power of two, at least a page. The bases are addresses of
-        kernel variables, or values where `constant`; see struct machine.
+        :param chosen: names of programs
+        :param targets: of each fentry, fexit and tp_btf program among them, what it is attached to: a value of
+            kernel_btf.kernel_knows
+        :param ring_bytes: a power of two, at least a page
+        :param page_offset_base, vmemmap_base: addresses of kernel variables, or values if `constant`; see struct
+            machine, which the other flags belong to as well
+        :raises LoadError: naming the program that was refused, or what differs between object and extension
         """
         cdef bpf_program *program = NULL
         cdef size_t size = 0
@@ -296,7 +304,10 @@ cdef class Tracer:
         return found
 
     def attach(self, name):
-        """Attach a loaded tp_btf, fentry or fexit program. OSError with what libbpf or the kernel said."""
+        """Attach a loaded tp_btf, fentry or fexit program.
+
+        :raises OSError: with what libbpf or the kernel said
+        """
         cdef bpf_link *link
         heard()
         # not bpf_program__attach, which knows only libbpf's own sections
@@ -304,7 +315,11 @@ cdef class Tracer:
         self._keep(name, link)
 
     def attach_cgroup(self, name, int cgroup_fd):
-        """Attach a cgroup_skb program to the cgroup (v2) that the descriptor stands for."""
+        """Attach a loaded cgroup_skb program.
+
+        :param cgroup_fd: descriptor of a cgroup (v2), which stays the caller's
+        :raises OSError: with what libbpf or the kernel said
+        """
         cdef bpf_link *link
         heard()
         link = bpf_program__attach_cgroup(self.program(name), cgroup_fd)
@@ -319,7 +334,12 @@ cdef class Tracer:
         return 0
 
     def attach_netfilter(self, name, uint32_t family, uint32_t hook, int priority, int namespace=-1):
-        """Attach a netfilter program to a hook of a network namespace: the calling thread's, or the descriptor's."""
+        """Attach a netfilter program to a hook of a network namespace.
+
+        :param family, hook, priority: NFPROTO_*, NF_INET_*, and where among the hook's functions
+        :param namespace: descriptor of the namespace; -1: the calling thread's
+        :raises OSError: with the kernel's error, or that of setns(2)
+        """
         cdef NetfilterLink link
         cdef long descriptor
         cdef int home, code
@@ -351,9 +371,13 @@ cdef class Tracer:
         return sum(map(len, self.links.values())) + len(self.descriptors)
 
     def settings_are(self, *, uint32_t sample_every=0, uint32_t size=0, trial=None, uint32_t time_every=1):
-        """What the programs do from now on: `sample_every` n-th message sends events (0: none); None: any trial's.
+        """What the programs do from now on.
 
-        `time_every`, a power of two: of how many messages one is timed; all are counted.
+        :param sample_every: each n-th message sends events; 0: none
+        :param size: bytes of a message of a byte stream; 0: not known
+        :param trial: whose messages count; None: any trial's
+        :param time_every: of how many messages one is timed, a power of two; all are counted
+        :raises ValueError: before `load`
         """
         if self.settings is NULL:
             raise ValueError("not loaded")
@@ -365,7 +389,11 @@ cdef class Tracer:
         self.settings.any_trial = trial is None
 
     def drain(self, uint8_t[::1] out not None):
-        """Move events from the ring to `out`, whose bytes are a whole number of EVENTs; return how many came."""
+        """Move events from the ring to a buffer; releases the GIL.
+
+        :param out: bytes, a whole number of EVENTs; the caller's
+        :return: how many came; fewer than `out` holds if the ring held no more
+        """
         cdef size_t room = <size_t> out.shape[0] // sizeof(Event)
         if self.ring is NULL or room == 0:
             return 0
@@ -379,7 +407,11 @@ cdef class Tracer:
         return room - self.destination.left
 
     def totals(self):
-        """The histograms and sums of each stage since loading, CPUs added up: an array of TOTALS, indexed by stage."""
+        """The histograms and sums of each stage since loading, CPUs added up.
+
+        :return: an array of TOTALS, shape (stages,), which belongs to the caller
+        :raises OSError: if a map cannot be read
+        """
         cdef uint32_t key
         cdef uint32_t stages = bpf_map__max_entries(self.table(b"totals"))
         # A lookup in a per-CPU array brings the value of every possible CPU, each rounded up to 8 bytes
@@ -428,7 +460,10 @@ cdef class Tracer:
         self.before = self._counted()  # what is counted from here on is new
 
     def missed(self):
-        """How often the kernel did not run a program because it was running on that CPU already, by program."""
+        """How often the kernel did not run a program because it was running on that CPU already.
+
+        :return: program name -> how often, without those that were always run
+        """
         cdef bpf_program *program = NULL
         cdef bpf_prog_info info
         cdef uint32_t size

@@ -8,7 +8,8 @@ import os
 cdef class Transport:
     """One end of a path, ready to be driven by `hwrx`'s loops.
 
-    Subclasses own their resources, are context managers, and have an idempotent `close()`.
+    Subclasses own their resources, are context managers, and have an idempotent `close()`. One thread drives an
+    endpoint at a time; `interrupt` and `resent` are for another one.
 
     Attributes: `size`, bytes of each message; `window`, messages that may be outstanding.
     """
@@ -27,7 +28,11 @@ cdef class Transport:
         return {}
 
     def connect(self, remote):
-        """Take what the other end's `describe` said and get ready to send and receive."""
+        """Take what the other end's `describe` said and get ready to send and receive.
+
+        :param remote: that dict, of JSON values
+        :raises PathError: if the other end cannot be reached
+        """
 
     def chosen(self):
         """What was chosen that the user did not say, for the manifest: a dict of JSON values."""
@@ -46,7 +51,10 @@ cdef class Transport:
         return False
 
     def explain(self, int status):
-        """One sentence for a status that an operation returned: -errno, FINISHED or a path's own."""
+        """One sentence for a status that an operation returned.
+
+        :param status: -errno, FINISHED or a path's own
+        """
         if status == FINISHED:
             return "the other end closed the connection"
         if WC_STATUS < status < 0:

@@ -12,18 +12,28 @@ from cython_ext.payload cimport SMALLEST
 cdef class Trial:
     """What one end is to do, and what it saw.
 
-    `warmup`, `messages`, `cooldown` count messages; only the middle ones are recorded, all are accounted for. `size` is
-    bytes. Of every message header and trailer are looked at; `check_every` says how many more are verified to the last
-    byte. In a ping-pong a message of its own, which is not timed, goes before each n-th and is filled and verified by
-    either end while nothing else is under way. Other patterns have no such gap: of their warm-up and cool-down each
-    n-th message is verified, or of all messages each (n = 1), and then filling and verifying is part of every figure.
-    `due`, of the client of `paced`: int64 nanoseconds from the loop's start at which each of the warmup + messages +
-    cooldown is to be sent, ascending. `limit_ns` is how long nothing may move, `patience_ns` how long the client waits
-    for the answer to a message that may be lost. `stamped`: the server of a ping-pong records its deliveries, too.
+    Only the measured messages are recorded, all are accounted for. Of every message header and trailer are looked at;
+    `check_every` says how many more are verified to the last byte. In a ping-pong a message of its own, which is not
+    timed, goes before each n-th and is filled and verified by either end while nothing else is under way. Other
+    patterns have no such gap: of their warm-up and cool-down each n-th message is verified, or of all messages each (n
+    = 1), and then filling and verifying is part of every figure.
 
-    `intended`, `posted`, `delivered`: int64 arrays of `messages` CLOCK_MONOTONIC nanoseconds, 0 where it was not.
-    They belong to the trial and stay valid as long as anybody holds them. `meter` has the processor time of the
-    measured messages, and what the files `counters` said where they begin and end (see Meter).
+    `intended`, `posted`, `delivered`: int64 arrays of `messages` CLOCK_MONOTONIC nanoseconds, 0 where it was not. They
+    belong to the trial and stay valid as long as anybody holds them. `meter` has the processor time of the measured
+    messages.
+
+    :param messages, warmup, cooldown: how many messages are measured, and how many come before and after
+    :param size: bytes of a message
+    :param trial: stands in each payload, so that a straggler of another trial is known as such
+    :param batch: most messages in one post or one receive
+    :param check_every: each n-th message is verified in full; 0: none
+    :param due: of the client of `paced`: int64 nanoseconds from the loop's start at which each of the warmup + messages
+        + cooldown is to be sent, ascending; they are copied
+    :param limit_ns: how long nothing may move
+    :param patience_ns: how long the client waits for the answer to a message that may be lost
+    :param stamped: whether the server of a ping-pong records its deliveries, too
+    :param counters: paths of files that are read where the measured messages begin and end (see Meter)
+    :raises ValueError: if there are no messages, `size` is too small for the header, or `due` has another length
     """
 
     def __init__(self, *, uint64_t messages, uint32_t size, uint64_t warmup=0, uint64_t cooldown=0, uint32_t trial=0,
@@ -73,8 +83,8 @@ cdef class Trial:
     def counts(self) -> dict:
         """The tally, by name (see Tally).
 
-        `expected` is how many messages the trial has, warm-up and cool-down included; `lost` those of them that were
-        not delivered, which is meaningful on the side that receives.
+        :return: a dict of whole numbers; `expected` is how many messages the trial has, warm-up and cool-down included;
+            `lost` those of them that were not delivered, which is meaningful on the side that receives
         """
         t = self.tally
         return {

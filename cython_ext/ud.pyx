@@ -85,7 +85,7 @@ cdef inline int give_back(State *st, uint32_t slot) noexcept nogil:
 
 
 cdef int say(UdState *u, uint32_t magic, uint64_t count) noexcept nogil:
-    """Send a credit or an end; drops it where the last ones have not left yet, since none is ever the only one."""
+    """Send a credit or an end; drops it if the last ones have not left yet, since none is ever the only one."""
     cdef State *st = u.st
     cdef ibv_send_wr *wr = &u.control_wr[u.aside]
     cdef ibv_send_wr *bad
@@ -135,7 +135,7 @@ cdef int sort_out(UdState *u, Delivery *out, int n) noexcept nogil:
     cdef uint32_t slot, length
     cdef char *at
     for i in range(n):
-        # Only the status counts then: byte_len and the buffer's content are not valid (ibv_poll_cq(3)).
+        # Then nothing else of it is looked at: byte_len is not valid in a completion with error (ibv_poll_cq(3)).
         if st.wc[i].status != IBV_WC_SUCCESS:
             status = fail(st, &st.wc[i])
             return k if k else status
@@ -183,7 +183,7 @@ cdef int ud_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadli
 
 cdef int finished(UdState *u) noexcept nogil:
     if not u.client:
-        say(u, MAGIC_FINISH, u.upto)   # the answer; where it is lost the client asks again, or gives up asking
+        say(u, MAGIC_FINISH, u.upto)   # the answer; if it is lost the client asks again, or gives up asking
     return FINISHED
 
 
@@ -319,7 +319,11 @@ cdef int ud_finish(void *me) noexcept nogil:
 
 @cython.no_gc_clear
 cdef class UdSendTransport(VerbsTransport):
-    """UD SEND between two queue pairs that know each other's number and GID."""
+    """UD SEND between two queue pairs that know each other's number and GID.
+
+    :param prepare, device: VerbsTransport's
+    :raises UsageError: if a message is larger than the path's MTU
+    """
     cdef UdState u
     cdef AddressHandle way
 

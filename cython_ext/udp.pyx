@@ -53,7 +53,7 @@ cdef enum:
 cdef inline int take(UdpState *s, uint32_t most, int flags) noexcept nogil:
     """One receiving call into the free slots: how many datagrams, or -errno. Real lengths are left in `incoming`.
 
-    MSG_TRUNC makes the kernel tell the length that a datagram had, also where the slot was too small for it.
+    MSG_TRUNC makes the kernel tell the length that a datagram had, also if the slot was too small for it.
     """
     cdef ssize_t length
     # For one message recv(2): recvmmsg(2) would copy a mmsghdr in and out of the kernel for each (net/socket.c).
@@ -278,7 +278,7 @@ cdef int room(void *me) noexcept nogil:
 
 
 cdef int retry(UdpState *s, int error, int64_t *since) noexcept nogil:
-    """Whether to send again: 1; 0 where this machine dropped the datagram, which is a loss like others; or -errno."""
+    """Whether to send again: 1; 0 if this machine dropped the datagram, which is a loss like others; or -errno."""
     # udp_send_skb hides a full queue unless IP_RECVERR is set; what is left is want of memory. Not sent again: it is
     # lost.
     if error == ENOBUFS:
@@ -355,14 +355,16 @@ cdef int finish(void *me) noexcept nogil:
 cdef class UdpTransport(SocketTransport):
     """One end of a UDP path.
 
-    sock: a bound, blocking SOCK_DGRAM socket with its options set; it belongs to this object from now on.
-    size: bytes of a message.
-    window: of a stream, messages that may be on their way; `connect` narrows it to what the receiver's socket holds.
-    batch: most messages in one call.
-    stream: whether the receiver grants credits.
-    trial: stands in what crosses the socket besides messages.
-    zerocopy: send with MSG_ZEROCOPY.
-    The others are SocketTransport's.
+    :param sock: a bound, blocking SOCK_DGRAM socket with its options set; it belongs to this object from now on
+    :param size: bytes of a message
+    :param window: of a stream, messages that may be on their way; `connect` narrows it to what the receiver's socket
+        holds
+    :param batch: most messages in one call
+    :param stream: whether the receiver grants credits
+    :param trial: stands in what crosses the socket besides messages
+    :param zerocopy: send with MSG_ZEROCOPY
+    :param manner, patience, limit, huge, notes: SocketTransport's
+    :raises ValueError: if size, window or batch is below 1
     """
 
     def __init__(self, sock, *, uint32_t size, uint32_t window, uint32_t batch, bint stream, uint32_t trial,
@@ -449,7 +451,8 @@ cdef class UdpTransport(SocketTransport):
     def connect(self, remote):
         """Connect to what the other end described: from now on the kernel drops datagrams of anybody else.
 
-        Raises PathError where the address cannot be reached.
+        :param remote: what `describe` of the other end returned
+        :raises PathError: if the address cannot be reached
         """
         self.connect_socket(remote)
         self.narrow(int(remote["receive_buffer"]))

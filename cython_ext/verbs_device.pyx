@@ -113,7 +113,13 @@ class Gid(NamedTuple):
 
 
 def verbs_error(verb: str, what: str, int error) -> Exception:
-    """The exception for a verb that failed with `error` (an errno) on `what`: names both, and what mends it."""
+    """The exception for a verb that failed on an object: names both, and what mends it.
+
+    :param verb: the libibverbs call
+    :param what: the object: a device, a port, a queue pair
+    :param error: errno
+    :return: a MachineError or a PathError, for the caller to raise
+    """
     said = f"{verb} on {what}: {os.strerror(error)} ({errno.errorcode.get(error, error)})"
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     if error in (errno.ENOMEM, errno.EAGAIN) and limit != resource.RLIM_INFINITY:
@@ -139,7 +145,10 @@ def verbs_error(verb: str, what: str, int error) -> Exception:
 
 
 def device_names() -> list[str]:
-    """Names of the verbs devices that libibverbs can open, in its order; MachineError where it cannot even look."""
+    """Names of the verbs devices that libibverbs can open, in its order; [] if ib_uverbs is not loaded.
+
+    :raises MachineError: if it cannot even look
+    """
     cdef int count = 0, i
     cdef ibv_device **devices = ibv_get_device_list(&count)
     if devices == NULL:
@@ -154,7 +163,11 @@ def device_names() -> list[str]:
 
 @cython.no_gc_clear
 cdef class Context:
-    """An open verbs device. `name` is for example `rxe0`. Idempotent `close()`; children keep it alive."""
+    """An open verbs device. Its children keep it alive; `close()` is idempotent.
+
+    :param name: of the device, for example `rxe0`
+    :raises MachineError: if there is no such device, or it cannot be opened
+    """
 
     def __cinit__(self, str name not None):
         cdef int count = 0, i, error
@@ -208,7 +221,12 @@ cdef class Context:
         return os.path.exists(f"/sys/class/infiniband/{self.name}/parent")
 
     def port(self, uint8_t number) -> Port:
-        """Query a port; PathError where there is none of that number."""
+        """Query a port.
+
+        :param number: from 1 on
+        :return: its state, link layer, MTU and largest message, both in bytes, and LID
+        :raises PathError: if there is no port of that number
+        """
         cdef ibv_port_attr attr
         self._open()
         if not 1 <= number <= self.attr.phys_port_cnt:
@@ -222,7 +240,11 @@ cdef class Context:
         )
 
     def gids(self, uint8_t number) -> list[Gid]:
-        """The port's GID table without its empty entries."""
+        """The port's GID table without its empty entries.
+
+        :param number: of the port
+        :raises MachineError: if the device does not tell
+        """
         cdef ibv_port_attr attr
         cdef ibv_gid_entry *entries
         cdef ssize_t found, i
@@ -249,7 +271,10 @@ cdef class Context:
             free(entries)
 
     def close(self):
-        """Close the device; harmless when called twice. Its protection domains must be closed before."""
+        """Close the device; harmless when called twice. Its protection domains must be closed before.
+
+        :raises Exception: what `verbs_error` makes of a failure (EBUSY: something still uses it)
+        """
         cdef int error
         if self.ptr != NULL:
             error = ibv_close_device(self.ptr)
@@ -270,7 +295,12 @@ def _netdev(uint32_t index) -> str:
 
 @cython.no_gc_clear
 cdef class ProtectionDomain:
-    """What ties memory regions, queue pairs and address handles of one user together."""
+    """What ties memory regions, queue pairs and address handles of one user together; it keeps its context alive.
+
+    :param context: an open device
+    :raises ValueError: if the context is closed
+    :raises MachineError: if the device has no room for another one
+    """
 
     def __cinit__(self, Context context not None):
         context._open()
@@ -284,7 +314,10 @@ cdef class ProtectionDomain:
             ibv_dealloc_pd(self.ptr)
 
     def close(self):
-        """Give it back; harmless when called twice. PathError (EBUSY) while something still uses it."""
+        """Give it back; harmless when called twice.
+
+        :raises PathError: (EBUSY) while something still uses it
+        """
         cdef int error
         if self.ptr != NULL:
             error = ibv_dealloc_pd(self.ptr)

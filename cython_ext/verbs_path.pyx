@@ -46,8 +46,14 @@ MOST_INLINE = 4096     # bytes that no device takes inline
 cdef class VerbsTransport(Transport):
     """One end of a verbs path; subclasses say of which shape.
 
-    Made from a `Prepare` and the name of a device: opens it, chooses port, GID, MTU and inline, pins and registers the
-    buffers, creates the queues and a queue pair in INIT. `connect(remote)` takes it to RTS.
+    Opens the device, chooses port, GID, MTU and inline, pins and registers the buffers, creates the queues and a queue
+    pair in INIT. `connect(remote)` takes it to RTS. All of these belong to this object; `close()` takes them down in
+    reverse order.
+
+    :param prepare: a `hwrx.control.messages.Prepare`: setting, role, and where we are
+    :param device: name of a verbs device
+    :raises MachineError: if the device, its memory or its queues cannot be had
+    :raises UsageError: if the setting does not fit the device
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -108,7 +114,10 @@ cdef class VerbsTransport(Transport):
             raise
 
     def shape(self) -> Shape:
-        """What a subclass needs."""
+        """What a subclass needs of rings, queues and access rights.
+
+        :return: a `hwrx.paths.verbs_end.Shape`
+        """
         raise TypeError("VerbsTransport is made through its subclasses")
 
     cdef set_up(self, shape):
@@ -312,16 +321,20 @@ cdef class VerbsTransport(Transport):
         return hw_counters(self.context.name, self.port.number).get("hw_completer_retry_err", 0)
 
     def failure(self):
-        """Of a sender: status of the first work request that failed, and how many were posted from that one on.
+        """Of a sender: what became of the first work request that failed.
 
-        None where none did. RC completes in order, so those before it were acknowledged, and none of these was.
+        :return: its status (ibv_wc_status) and how many were posted from that one on; None if none did. RC completes in
+            order, so those before it were acknowledged, and none of these was
         """
         if not self.st.has_failed:
             return None
         return <int> self.st.failed.status, self.st.posted - self.st.failed.wr_id + 1
 
     def arrived(self) -> int:
-        """Take the completions that wait in the receive queue; how many were messages. For an end without a loop."""
+        """Take the completions that wait in the receive queue. For an end without a loop.
+
+        :return: how many of them were messages
+        """
         cdef ibv_wc[BATCH] wc
         cdef int n = BATCH, i, messages = 0
         while n == BATCH:
@@ -331,7 +344,10 @@ cdef class VerbsTransport(Transport):
         return messages
 
     def explain(self, int status):
-        """One sentence for a status; for a completion with error its name, what it means and the usual cause."""
+        """One sentence for a status; for a completion with error its name, what it means and the usual cause.
+
+        :param status: -errno, FINISHED, WC_STATUS - ibv_wc_status or EVENT_STATUS - ibv_event_type
+        """
         cdef ibv_wc *wc = &self.st.failed
         if status > WC_STATUS or status == FINISHED:
             return Transport.explain(self, status)

@@ -65,7 +65,10 @@ QKEY = 0x68777278      # UD: both ends must hold the same; "hwrx"
 
 @cython.no_gc_clear
 cdef class CompletionChannel:
-    """A file descriptor on which completion events of queues arrive."""
+    """A file descriptor on which completion events of queues arrive. It keeps its context alive.
+
+    :raises Exception: what `verbs_error` makes of a failure; so do the other classes of this module
+    """
 
     def __cinit__(self, Context context not None):
         self.context = context
@@ -89,7 +92,11 @@ cdef class CompletionChannel:
 
 @cython.no_gc_clear
 cdef class CompletionQueue:
-    """Where finished work requests are reported: room for `depth` of them, polled from mapped memory."""
+    """Where finished work requests are reported, polled from mapped memory. It keeps its channel alive.
+
+    :param depth: completions that it has room for; one more and the queue is lost (IBV_EVENT_CQ_ERR)
+    :param channel: where events are reported when they were asked for; None: nowhere
+    """
 
     def __cinit__(self, Context context not None, int depth, CompletionChannel channel=None):
         self.context = context
@@ -114,7 +121,14 @@ cdef class CompletionQueue:
 
 @cython.no_gc_clear
 cdef class MemoryRegion:
-    """`length` bytes of a PinnedBuffer from `offset` on, registered in place: the device works on these very pages."""
+    """A part of a PinnedBuffer, registered in place: the device works on these very pages.
+
+    It keeps its buffer alive, which cannot be closed before it.
+
+    :param offset, length: bytes of the buffer
+    :param access: IBV_ACCESS_*: what device and other end may do beyond the device's own reading
+    :raises ValueError: if the buffer is closed, or too short
+    """
 
     def __cinit__(self, ProtectionDomain pd not None, PinnedBuffer buffer not None, size_t offset, size_t length,
                   int access):
@@ -177,7 +191,14 @@ cdef int to_peer(ibv_ah_attr *attr, port, int gid_index, const uint8_t[::1] gid,
 
 @cython.no_gc_clear
 cdef class AddressHandle:
-    """The way from a port to a peer's GID, for UD."""
+    """The way from a port to a peer's GID, for UD. It must outlive every work request that names it (ibv_post_send(3)).
+
+    :param port: a Port
+    :param gid_index: entry of our own GID table that sends
+    :param gid: the peer's, 16 bytes
+    :param lid: the peer's, without meaning on Ethernet
+    :raises ValueError: if the GID has another length
+    """
 
     def __cinit__(self, ProtectionDomain pd not None, port, int gid_index, const uint8_t[::1] gid not None, int lid):
         cdef ibv_ah_attr attr
@@ -203,12 +224,14 @@ cdef class AddressHandle:
 
 @cython.no_gc_clear
 cdef class QueuePair:
-    """A queue pair, RC or UD, made in INIT; `connect` takes it to RTS.
+    """A queue pair, RC or UD, made in INIT; `connect` takes it to RTS. It keeps domain and queues alive.
 
-    sends, receives: how many work requests each queue holds.
-    inline: bytes of a message that shall travel inside its work request; where the device does not take so many, none
-        do and `max_inline` is below it.
-    access: what the other end may do (IBV_ACCESS_REMOTE_*).
+    :param port: a Port
+    :param datagram: UD instead of RC
+    :param sends, receives: how many work requests each queue holds
+    :param inline: bytes of a message that shall travel inside its work request; if the device does not take so many,
+        none do and `max_inline` is below it
+    :param access: what the other end may do (IBV_ACCESS_REMOTE_*)
     """
 
     def __cinit__(self, ProtectionDomain pd not None, CompletionQueue send_cq not None,
@@ -276,8 +299,16 @@ cdef class QueuePair:
                 int timeout=TIMEOUT, int retry_count=RETRY_COUNT, int rnr_retry=RNR_RETRY):
         """INIT → RTR → RTS. UD needs `psn` only.
 
-        mtu: bytes of payload a packet. reads_out, reads_in: READs outstanding as requester and as responder.
-        Raises PathError or MachineError naming the step.
+        :param psn, remote_psn: packet sequence numbers that either end begins with, 24 bits
+        :param remote_qpn, remote_gid, remote_lid: the peer's queue pair and port
+        :param mtu: bytes of payload a packet: 256, 512, … 4096
+        :param gid_index: entry of our own GID table that sends
+        :param reads_out, reads_in: READs outstanding as requester and as responder
+        :param timeout: until an unanswered packet is sent again, 4.096 µs times 2 to this power
+        :param retry_count, rnr_retry: how often, for want of an answer and of a receive request; 7 RNR retries mean for
+            ever
+        :raises PathError: or MachineError, naming the step
+        :raises ValueError: if the queue pair is closed
         """
         cdef ibv_qp_attr attr
         cdef int path_mtu = (<object> mtu).bit_length() - 8  # 256 is 1, 4096 is 5: enum ibv_mtu

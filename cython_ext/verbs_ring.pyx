@@ -70,7 +70,7 @@ cdef int submit(State *st, uint32_t count) noexcept nogil:
     if st.slot >= st.window:
         st.slot -= st.window
     if error:
-        return -error if error > 0 else error  # rxe's provider returns -ENOMEM where verbs say ENOMEM
+        return -error if error > 0 else error  # rxe's provider may return -ENOMEM; verbs say ENOMEM
     return <int> count
 
 
@@ -128,7 +128,7 @@ cdef int ring_room(void *me) noexcept nogil:
 
 
 cdef int ring_finish(void *me) noexcept nogil:
-    """Wait for the last signalled completion. RC reports an error where the other end is gone, so this ends."""
+    """Wait for the last signalled completion. RC reports an error if the other end is gone, so this ends."""
     cdef State *st = <State *> me
     cdef int64_t until = now() + st.limit_ns
     cdef int n = 0, i
@@ -240,7 +240,7 @@ cdef int fail(State *st, const ibv_wc *wc) noexcept nogil:
 
 
 cdef int look_for_errors(State *st) noexcept nogil:
-    """Nothing came while we waited: has a send failed meanwhile, or the device said something? 0 where not."""
+    """Nothing came while we waited: has a send failed meanwhile, or the device said something? 0 if not."""
     # The send queue first: of a peer that is gone only an end with a message on its way learns by a completion.
     cdef int status = WC_STATUS - <int> st.failed.status if st.has_failed else reap(st)
     return status if status < 0 else look_for_events(&st.watch)

@@ -28,7 +28,11 @@ cdef object failed(str call):
 
 
 def check_container(int container) -> None:
-    """OSError unless the container speaks the API of our header and has a type 1 IOMMU (v2: unmap is exact)."""
+    """See whether a container can be used.
+
+    :param container: descriptor of /dev/vfio/vfio
+    :raises OSError: unless it speaks the API of our header and has a type 1 IOMMU (v2: unmap is exact)
+    """
     if ioctl(container, VFIO_GET_API_VERSION) != VFIO_API_VERSION:
         raise OSError(0, f"VFIO_GET_API_VERSION: not {VFIO_API_VERSION}")
     if ioctl(container, VFIO_CHECK_EXTENSION, <unsigned long> VFIO_TYPE1v2_IOMMU) != 1:
@@ -36,7 +40,10 @@ def check_container(int container) -> None:
 
 
 def group_is_viable(int group) -> bool:
-    """Whether every device of the group is bound to VFIO or to nothing."""
+    """Whether every device of the group is bound to VFIO or to nothing.
+
+    :param group: descriptor of /dev/vfio/NUMBER
+    """
     cdef vfio_group_status status
     memset(&status, 0, sizeof(status))
     status.argsz = sizeof(status)
@@ -54,7 +61,11 @@ def join(int group, int container) -> None:
 
 
 def device(int group, str address) -> int:
-    """A descriptor of the PCI device `address` (0000:00:04.0) of the group. The kernel resets the device first."""
+    """Open a device of the group. The kernel resets it first.
+
+    :param address: of PCI, like 0000:00:04.0
+    :return: a descriptor, which belongs to the caller
+    """
     encoded = address.encode()
     cdef char *name = encoded
     cdef int fd = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, name)
@@ -65,10 +76,10 @@ def device(int group, str address) -> int:
 
 
 def iommu(int container):
-    """What the IOMMU can map: `(page_sizes, ranges, mappings)`.
+    """What the IOMMU can map.
 
-    `page_sizes` is a bit for each size in bytes; `ranges` a list of (first, last) usable IOVAs, ascending; `mappings`
-    how many more mappings the container takes, or None where the kernel does not say.
+    :return: `(page_sizes, ranges, mappings)`: a bit for each size in bytes; a list of (first, last) usable IOVAs,
+        ascending; how many more mappings the container takes, or None if the kernel does not say
     """
     cdef vfio_iommu_type1_info probe
     cdef vfio_iommu_type1_info *info
@@ -106,7 +117,13 @@ def iommu(int container):
 
 
 def map_dma(int container, PinnedBuffer buffer not None, uint64_t iova) -> None:
-    """Let devices of the container reach the whole buffer, for reading and writing, at `iova`."""
+    """Let devices of the container reach the whole buffer, for reading and writing.
+
+    The kernel pins its pages until `unmap_dma`; the caller keeps the buffer alive as long.
+
+    :param iova: where they see its first byte
+    :raises ValueError: if the buffer is closed
+    """
     cdef vfio_iommu_type1_dma_map request
     if buffer.base == NULL:
         raise ValueError("the buffer is closed")
@@ -121,7 +138,11 @@ def map_dma(int container, PinnedBuffer buffer not None, uint64_t iova) -> None:
 
 
 def unmap_dma(int container, uint64_t iova, uint64_t size) -> None:
-    """Take a mapping back; a device that still writes there gets an IOMMU fault, not memory."""
+    """Take a mapping back; a device that still writes there gets an IOMMU fault, not memory.
+
+    :param iova, size: those of the whole mapping, in bytes
+    :raises OSError: also if another number of bytes was unmapped
+    """
     cdef vfio_iommu_type1_dma_unmap request
     memset(&request, 0, sizeof(request))
     request.argsz = sizeof(request)
@@ -150,7 +171,11 @@ def reset(int device) -> None:
 
 
 def region(int device, uint32_t index):
-    """`(size, offset, mappable)` of a region: bytes, where it begins in the device's descriptor, whether mmap works."""
+    """Where a region of the device lies.
+
+    :param index: VFIO_PCI_*_REGION_INDEX
+    :return: `(size, offset, mappable)`: bytes, where it begins in the device's descriptor, whether mmap works
+    """
     cdef vfio_region_info info
     memset(&info, 0, sizeof(info))
     info.argsz = sizeof(info)
@@ -161,7 +186,10 @@ def region(int device, uint32_t index):
 
 
 def interrupts(int device, uint32_t index) -> int:
-    """How many interrupts of a kind (INTX, MSI, MSIX) the device has."""
+    """How many interrupts of a kind the device has.
+
+    :param index: VFIO_PCI_INTX_, MSI_ or MSIX_IRQ_INDEX
+    """
     cdef vfio_irq_info info
     memset(&info, 0, sizeof(info))
     info.argsz = sizeof(info)
@@ -188,7 +216,11 @@ cdef int set_interrupt(int device, uint32_t index, uint32_t flags, int fd, uint3
 
 
 def enable(int device, uint32_t index, int eventfd) -> None:
-    """Have vector 0 of a kind write to `eventfd`. Another kind must be disabled before."""
+    """Have vector 0 of a kind write to an eventfd. Another kind must be disabled before.
+
+    :param index: as `interrupts` has it
+    :param eventfd: stays the caller's
+    """
     if set_interrupt(device, index, VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, eventfd, 1) < 0:
         raise failed("VFIO_DEVICE_SET_IRQS (trigger)")
 

@@ -200,14 +200,20 @@ cdef int send_frames(void *me, uint32_t count, uint32_t size) noexcept nogil:
 # --- for Python ----------------------------------------------------------------------------------------------------
 
 cdef class XdpRing(FrameLink):
-    """An AF_XDP socket on receive queue `queue` of `netdev`, with a program that steers UDP to `port` to it.
-
-    mac: the device's own. poll: look into the ring instead of sleeping. frames: chunks to receive into, and as many to
-    send from, a power of two. zero_copy: True demands it, False forbids it, None takes it where the driver has it.
+    """An AF_XDP socket on one receive queue of a device, with a program that steers UDP to a port to it.
 
     `zero_copy` and `mode` (driver: native XDP; skb: the generic hook behind the driver) say what was had, `why_copy`
-    why not zero-copy. The program goes with this object, whatever ends it. Raises MachineError where any of it cannot
-    be had.
+    why not zero-copy. The program goes with this object, whatever ends it.
+
+    :param netdev: name of a network device
+    :param mac: the device's own
+    :param port: UDP port whose datagrams come here
+    :param queue: number of the receive queue
+    :param poll: look into the ring instead of sleeping
+    :param frames: chunks of 2 KiB to receive into, and as many to send from; a power of two of at least 64
+    :param zero_copy: True demands it, False forbids it, None takes it if the driver has it
+    :raises MachineError: if any of it cannot be had
+    :raises ValueError: if `frames` is not such a number
     """
 
     def __init__(self, str netdev, str mac, int port, *, uint32_t queue=0, bint poll=False, uint32_t frames=512,
@@ -273,6 +279,7 @@ cdef class XdpRing(FrameLink):
         free(self.spare)
 
     def umem_request(self):
+        """What XDP_UMEM_REG takes: the whole buffer, in chunks of 2 KiB."""
         cdef xdp_umem_reg request
         memset(&request, 0, sizeof(request))
         request.addr = <uintptr_t> self.umem.base
@@ -320,6 +327,15 @@ cdef class XdpRing(FrameLink):
         s.free = frames
 
     def bind(self, uint32_t index, uint32_t queue, zero_copy):
+        """Bind the socket to a queue, in the first of the wanted modes that the device allows.
+
+        A queue that another socket has just left is waited for.
+
+        :param index: number of the network device
+        :param queue: of its receive queues
+        :param zero_copy: as the class has it
+        :raises OSError: if the device allows none of them
+        """
         cdef sockaddr_xdp address
         cdef int status = -1, why = 0
         wanted = {None: (XDP_ZEROCOPY, XDP_COPY), True: (XDP_ZEROCOPY,), False: (XDP_COPY,)}[zero_copy]
@@ -340,7 +356,7 @@ cdef class XdpRing(FrameLink):
                     break
                 why = errno
                 if flag == XDP_ZEROCOPY and why != EBUSY:
-                    # EOPNOTSUPP is xp_assign_dev's where the driver lacks it, the rest is the driver's own
+                    # EOPNOTSUPP is xp_assign_dev's if the driver lacks it, the rest is the driver's own
                     self.why_copy = (
                         "the device's driver has no zero-copy" if why == EOPNOTSUPP
                         else f"the device's driver has zero-copy and refuses it ({os.strerror(why)})"
@@ -354,7 +370,13 @@ cdef class XdpRing(FrameLink):
         self.zero_copy = bool(int.from_bytes(options, "little") & XDP_OPTIONS_ZEROCOPY)
 
     def attach(self, int index, uint32_t queue, int port):
-        """Map, program, link; the link goes, and the program with it, when its descriptor is closed."""
+        """Map, program, link; the link goes, and the program with it, when its descriptor is closed.
+
+        :param index: number of the network device
+        :param queue: entry of the map that holds our socket
+        :param port: UDP port that is steered to it
+        :raises OSError: naming the command of bpf(2) that failed
+        """
         cdef int sockets, program, link = -1, own = self.sock.fileno()
         cdef bytes instructions
         cdef bpf_link_create_opts options
@@ -371,7 +393,7 @@ cdef class XdpRing(FrameLink):
         if program < 0:
             raise OSError(-program, f"BPF_PROG_LOAD: {os.strerror(-program)}")
         self.descriptors.append(program)
-        # in front of the driver's own buffers where it can; else behind them
+        # in front of the driver's own buffers if it can; else behind them
         for mode, flags in (("driver", XDP_FLAGS_DRV_MODE), ("skb", XDP_FLAGS_SKB_MODE)):
             memset(&options, 0, sizeof(options))
             options.sz = sizeof(options)
@@ -384,7 +406,10 @@ cdef class XdpRing(FrameLink):
         raise OSError(-link, f"BPF_LINK_CREATE: {os.strerror(-link)}")
 
     def statistics(self) -> dict:
-        """The socket's counters: frames dropped, and for want of what."""
+        """The socket's counters: frames dropped, and for want of what (struct xdp_statistics).
+
+        :return: a dict of whole numbers; {} once closed
+        """
         cdef xdp_statistics counts
         cdef bytes raw
         if self.state.fd < 0:
