@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from hwrx.drops.books import Balance, Row
-from hwrx.flood import account, keep
+from hwrx.flood import keep
 from hwrx.flood.model import Context, Cpu, FirstLoss, Flood, Socket, Spec, Timeline
+from hwrx.probes import account
 
 BINS = 20
 WIDTH = 1 << 20
