@@ -11,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,11 +147,8 @@ def run_block(block: Block, folder: Path) -> None:
     assert done.returncode == 0, f"{block}: exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
 
 
-def call_block(block: Block, change: Callable[[list[str]], list[str]] = list) -> None:
-    """Run a block in this process and folder: starting hwrx anew for each command takes longer than most of them.
-
-    :param change: what becomes of the words behind `hwrx`.
-    """
+def call_block(block: Block) -> None:
+    """Run a block in this process and folder: starting hwrx anew for each command takes longer than most of them."""
     if block.language == "python":
         exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
         return
@@ -159,7 +156,7 @@ def call_block(block: Block, change: Callable[[list[str]], list[str]] = list) ->
         code: object = 0
         if words[0] == "hwrx":
             try:
-                code = main(change(words[1:]))
+                code = main(words[1:])
             except SystemExit as end:
                 code = end.code
         else:
