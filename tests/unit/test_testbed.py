@@ -46,7 +46,6 @@ def asked(**options: Any) -> Experiment:
         ({}, SSH, "the topology 'netns' is not put up"),
         ({"topology": "pair"}, Wanted(devices=DEVICES), "the topology 'pair' is not put up"),
         ({"topology": "hosts"}, Wanted(), "'hosts' needs its two ends named"),
-        ({"topology": "wire"}, Wanted(), "'wire' needs its two ends named"),
         ({"topology": "hosts", "trace": True}, SSH, "the two ends are on two machines"),
         (
             {"topology": "hosts"},
@@ -183,7 +182,7 @@ def test_an_option_wins_over_whatever_the_file_says() -> None:
 
 
 def test_settings_of_every_shipped_topology_have_an_estimate() -> None:
-    for name in ("here", "netns", "pair", "wire", "nic", "queues", "hosts"):
+    for name in ("here", "netns", "pair", "nic", "queues", "hosts"):
         assert estimate.estimate(experiment.plan(asked(topology=name))).seconds > 0
     assert Setting(path="udp").copies_priced == "byte"
 
