@@ -10,11 +10,17 @@ for a message that is not timed (`check_exchange`), because in a ping-pong it ne
 interval. What the server does for every message (a look at header and trailer, a few counters) it does whether messages
 are checked or not.
 
+A stream whose sender `settles` lets everything that is under way end before its first measured message, and after its
+last: then all work between the two readings of a meter (meter.pyx) was done for the measured messages, and for no
+other's.
+
 Each loop returns COMPLETE, FINISHED (the other end said that no more comes), LIMIT (nothing moved for its limit) or
 an error of the path; `run` makes NOTHING of the first three if not one message came.
 """
 
+from libc.errno cimport EINTR
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from posix.time cimport CLOCK_MONOTONIC, clockid_t, timespec
 
 from cython_ext.arrival cimport (
     COMPLETE,
@@ -34,6 +40,10 @@ from cython_ext.pingpong cimport answering_server, pingpong_client
 from cython_ext.sys_prctl cimport PR_GET_TIMERSLACK, PR_SET_TIMERSLACK, prctl
 from cython_ext.transport cimport FINISHED, Delivery, Ops, Transport
 from cython_ext.trial cimport LATE_SEND_NS, MOST, Trial
+
+cdef extern from "<time.h>" nogil:
+    int TIMER_ABSTIME
+    int clock_nanosleep(clockid_t clock, int flags, const timespec *until, timespec *left)
 
 cdef enum:
     FULL_NS = 1_000_000  # that an open loop with a full window waits for an answer before it looks for room again
@@ -56,9 +66,26 @@ cdef inline uint64_t completed(Trial t, uint64_t done, uint64_t upto) noexcept n
     return done
 
 
-cdef int stream_client(Trial t, const Ops *ops, uint32_t window) noexcept nogil:
+cdef void settle(int64_t ns) noexcept nogil:
+    """Sleep: whoever else has something to do does it meanwhile. A beat of a transport's own ends no sleep."""
+    cdef timespec until
+    cdef int64_t at = now() + ns
+    until.tv_sec = at // 1_000_000_000
+    until.tv_nsec = at % 1_000_000_000
+    while clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR:
+        pass
+
+
+cdef inline uint64_t next_pause(Trial t, uint64_t done) noexcept nogil:
+    """Of a stream that settles: after how many messages, more than `done`, it does; or all of them."""
+    if done < t.plan.warmup:
+        return t.plan.warmup
+    return t.plan.warmup + t.plan.messages if done < t.plan.warmup + t.plan.messages else t.total
+
+
+cdef int stream_client(Trial t, const Ops *ops, uint32_t window, int64_t settle_ns) noexcept nogil:
     """Keep the window full, in batches. Each message is stamped with the time at which it was built."""
-    cdef uint64_t sent = 0, done = 0
+    cdef uint64_t sent = 0, done = 0, pause = next_pause(t, 0) if settle_ns else t.total
     cdef int64_t at
     cdef char *message
     cdef int room, status
@@ -72,7 +99,7 @@ cdef int stream_client(Trial t, const Ops *ops, uint32_t window) noexcept nogil:
         # Of `sent`, window - room are under way, so sent + room - window are complete.
         if ops.blind:
             done = completed(t, done, sent + room - min(<uint64_t> window, sent + room))
-        count = <uint32_t> min(<uint64_t> room, t.plan.batch, t.total - sent)
+        count = <uint32_t> min(<uint64_t> room, t.plan.batch, pause - sent)
         for k in range(count):
             message = ops.outgoing(ops.me, k)
             in_full = is_checked(&t.plan, sent + k)
@@ -91,6 +118,10 @@ cdef int stream_client(Trial t, const Ops *ops, uint32_t window) noexcept nogil:
             return status
         sent += count
         t.tally.posted = sent
+        if sent == pause:
+            pause = next_pause(t, sent)
+            if settle_ns:
+                settle(settle_ns)
         t.meter.mark(sent)
     # The last window: no later call of `room` will report its completions.
     if ops.blind:
@@ -137,20 +168,20 @@ cdef int stream_server(Trial t, const Ops *ops) noexcept nogil:
     return COMPLETE
 
 
-cdef int stream_pull(Trial t, const Ops *ops) noexcept nogil:
+cdef int stream_pull(Trial t, const Ops *ops, int64_t settle_ns) noexcept nogil:
     """READ: this end asks and receives; the other end's memory is passive."""
     cdef Delivery[MOST] batch
-    cdef uint64_t asked = 0, answered = 0
+    cdef uint64_t asked = 0, answered = 0, pause = next_pause(t, 0) if settle_ns else t.total
     cdef int64_t at, got, alive = now()
     cdef int room, status, k
     cdef uint32_t count
     while answered < t.total:
-        if asked < t.total:
+        if asked < pause:
             # Wait for room only if nothing is under way: with answers to come, a release of ours is what makes room.
             room = ops.room(ops.me) if asked > answered else wait_room(t, ops)
             if room < 0:
                 return room
-            count = <uint32_t> min(<uint64_t> room, t.plan.batch, t.total - asked)
+            count = <uint32_t> min(<uint64_t> room, t.plan.batch, pause - asked)
             if count:
                 for k in range(count):
                     # Nothing is built: this buffer is where the answer will land. It is the device's until its
@@ -180,6 +211,10 @@ cdef int stream_pull(Trial t, const Ops *ops) noexcept nogil:
         status = ops.release(ops.me, <uint32_t> status)
         if status < 0:
             return status
+        if answered == pause:
+            pause = next_pause(t, answered)
+            if settle_ns:
+                settle(settle_ns)
         t.meter.mark(answered)
     return COMPLETE
 
@@ -295,7 +330,8 @@ cdef int paced_client(Trial t, const Ops *ops) noexcept nogil:
 ENDED = {COMPLETE: "complete", LIMIT: "limit", FINISHED: "finished", NOTHING: "nothing"}
 
 
-def run(Trial trial not None, Transport transport not None, str pattern, str role, unsigned long rest=0):
+def run(Trial trial not None, Transport transport not None, str pattern, str role, unsigned long rest=0,
+        int64_t settle_ns=0):
     """Run one end of a trial to its end, without the GIL.
 
     :param trial: what is to be done; its arrays and counts are filled
@@ -304,6 +340,7 @@ def run(Trial trial not None, Transport transport not None, str pattern, str rol
     :param role: client (sends first) or server
     :param rest: instructions that the client of a ping-pong executes before each message, outside of every timed
         interval
+    :param settle_ns: that the client of a stream sleeps before the first measured message and after the last
     :return: a status that `ENDED` names, or a negative one that `transport.explain` tells in words. Counts, stamps and
         processor time are in the trial whatever it is
     :raises ValueError: if the sizes differ, pattern or role do not exist, or a client of `paced` has no times to send
@@ -333,9 +370,9 @@ def run(Trial trial not None, Transport transport not None, str pattern, str rol
             if not client:
                 status = stream_server(trial, ops)
             elif ops.pull:
-                status = stream_pull(trial, ops)
+                status = stream_pull(trial, ops, settle_ns)
             else:
-                status = stream_client(trial, ops, transport.window)
+                status = stream_client(trial, ops, transport.window, settle_ns)
         elif not client:
             status = answering_server(trial, ops, what == 2)
         elif what == 0:

@@ -48,7 +48,8 @@ class Side(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        status = loop.run(self.trial, self._transport, self._setting.pattern, self._role)
+        asked = self._setting
+        status = loop.run(self.trial, self._transport, asked.pattern, self._role, asked.rest, asked.settle)
         self.verdict = loop.ENDED.get(status) or self._transport.explain(status)
 
     @property

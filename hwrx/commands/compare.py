@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -23,11 +25,13 @@ from rich.progress import (
 )
 
 from hwrx.campaign import precision
+from hwrx.control.messages import Priced
 from hwrx.errors import HwrxError, UsageError
 from hwrx.host import disk, strict_json
+from hwrx.lab import kernel
 from hwrx.machine import tune
-from hwrx.machine.placement import OWN_CPUS, Wish
-from hwrx.runs import capacity, estimate, reading, renewal, schedule, store, testbed
+from hwrx.machine.placement import OWN_CPUS
+from hwrx.runs import capacity, estimate, lanes, renewal, schedule, store, testbed
 from hwrx.runs import experiment as experiments
 from hwrx.runs.experiment import Experiment, Plan, Trial
 from hwrx.runs.schedule import Outcome
@@ -169,7 +173,7 @@ def compare(
     if resume is not None:
         if file is not None or any(value is not None for value in options.values()):
             raise UsageError("--resume goes on with a run as it was begun: give neither a file nor options with it")
-        experiment = reading.load(resume).experiment
+        experiment = store.load(resume).experiment
         run_and_report(experiment, wanted, runs=runs, dry_run=dry_run, as_json=as_json, resume=resume)
         return
     experiment = described(file, {**options, "topology": topology or ("hosts" if wanted.explicit else None)})
@@ -214,61 +218,131 @@ def measure(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None
 
     `resume` is a run of the same experiment that did not end: what it lacks is run, and written into it.
     """
-    writer: store.Writer | None = None
-    total = Outcome()
-    wish = experiments.wish_of(layout.experiment)
     with Display() as display, contextlib.ExitStack() as kept:
-        for price in experiments.prices(layout):
-            with testbed.opened(layout.experiment, wanted, display.stage, copies_priced=price) as bed:
-                if writer is None:
-                    manifest = _manifest(bed, layout, wanted, display)
-                    if wish != OWN_CPUS:
-                        with schedule.Pair(bed, wish):  # what cannot be is said before there is a run
-                            pass
-                    check = testbed.checker(layout.experiment, wanted)
-                    layout = capacity.calibrated(layout, bed, check=check, say=display.stage)
-                    if resume is None:
-                        writer = store.Writer.create(runs, layout, manifest)
-                    else:
-                        writer, layout = store.Writer.resume(resume, manifest)
-                        for words in writer.manifest["resumed"][-1]["damage"]:
-                            display.stage("damaged", words)
-                    kept.enter_context(writer)
-                    for skip in layout.skipped:
-                        writer.log(f"left out: {skip.label}: {skip.reason}")
-                elif isinstance(bed, testbed.GuestBed):
-                    writer.note(**{f"guest, copies priced by the {price}": bed.describe()})
-                trials = [trial for trial in layout.trials if trial.setting.copies_priced == price]
-                # of two prices one is traced: the stages and the bytes that each copies are the same in both guests
-                traces = price == experiments.prices(layout)[0]
-                _execute(trials, layout, bed, writer, display, total, wish, traces=traces)
-        assert writer is not None  # a plan has a trial
-        return total, writer.path
+        measuring = Measuring(layout, wanted, runs, resume, display, kept)
+        measuring.measure_all()
+        assert measuring.writer is not None  # a plan has a trial
+        return measuring.total, measuring.writer.path
 
 
-def _execute(
-    trials: Sequence[Trial],
-    layout: Plan,
-    bed: schedule.Testbed,
-    writer: store.Writer,
-    display: Display,
-    total: Outcome,
-    wish: Wish,
-    *,
-    traces: bool,
-) -> None:
-    """Run the trials of one testbed, and as many repeats more as `until` asks for; add to `total` how they went."""
-    experiment = layout.experiment if traces else msgspec.structs.replace(layout.experiment, trace=False)
-    with traced.twins(experiment, bed, writer) as trace, counted.twins(experiment, bed, writer) as count:
+class Measuring:
+    """A run on its way: the testbeds of all its prices, the one writer, and how the trials went.
 
-        def twin(pair: schedule.Pair, trial: Trial, measured: schedule.Measured, writer: store.Writer) -> None:
-            trace(pair, trial, measured, writer)
-            count(pair, trial, measured, writer)
+    The testbed of the first price describes the machine and begins the run; those of the others wait for that, and
+    measure at the same time if they are guests that count instructions and the machine has room for all.
+    """
 
-        for block in itertools.chain([trials], precision.blocks(layout, writer)):
-            outcome = schedule.execute(block, bed, writer, wish=wish, progress=display.trial, twin=twin)
-            total.measured += outcome.measured
-            total.failed += outcome.failed
+    def __init__(
+        self,
+        layout: Plan,
+        wanted: Wanted,
+        runs: Path,
+        resume: Path | None,
+        display: Display,
+        kept: contextlib.ExitStack,
+    ) -> None:
+        self.total = Outcome()
+        self.writer: store.Writer | None = None
+        self._layout = layout
+        self._wanted = wanted
+        self._runs = runs
+        self._resume = resume
+        self._display = display
+        self._kept = kept
+        self._wish = experiments.wish_of(layout.experiment)
+        self._prices = experiments.prices(layout)
+        self._begun = threading.Event()
+        self._lanes = lanes.Lanes(together=self._may_be_together())
+
+    def measure_all(self) -> None:
+        """Measure all prices, and return when all is measured and every testbed taken down."""
+        if self._lanes.together:
+            kernel.find(self._layout.experiment.kernel, self._display.stage)  # one thread downloads, and can be stopped
+        self._lanes.carry_out([functools.partial(self._measure, price) for price in self._prices])
+
+    def _may_be_together(self) -> bool:
+        experiment, wanted = self._layout.experiment, self._wanted
+        if len(self._prices) < 2 or experiment.clock != "icount" or not testbed.in_guest(experiment, wanted):
+            return False
+        return not (experiment.load or experiment.until) and lanes.has_room(len(self._prices), testbed.GUEST_MEMORY)
+
+    def _measure(self, price: Priced) -> None:
+        """Put up the testbed of one price, and measure all of its trials."""
+        experiment, wanted = self._layout.experiment, self._wanted
+        first = price == self._prices[0]
+        if wanted.log is not None and not first:  # each guest has a log of its own
+            log = wanted.log.with_name(f"{wanted.log.stem}-{price}{wanted.log.suffix}")
+            wanted = msgspec.structs.replace(wanted, log=log)
+
+        def say(stage: str, text: str) -> None:
+            self._lanes.check_going()
+            self._display.stage(stage, text if first else f"{text} (copies priced by the {price})")
+
+        with testbed.opened(experiment, wanted, say, copies_priced=price, held=self._lanes.held) as bed:
+            if first:
+                self._begin(bed)
+                self._begun.set()
+            else:
+                self._lanes.wait_for(self._begun)
+            assert self.writer is not None  # set by _begin
+            if not first and isinstance(bed, testbed.GuestBed):
+                self.writer.note(**{f"guest, copies priced by the {price}": bed.describe()})
+            trials = [trial for trial in self._layout.trials if trial.setting.copies_priced == price]
+            self._execute(trials, bed, self.writer, price)
+
+    def _begin(self, bed: schedule.Testbed) -> None:
+        """Describe the machine, find out what the trials depend on, and begin the run, or go on with it."""
+        manifest = _manifest(bed, self._layout, self._wanted, self._display)
+        if self._wish != OWN_CPUS:
+            with schedule.Pair(bed, self._wish):  # what cannot be is said before there is a run
+                pass
+        check = testbed.checker(self._layout.experiment, self._wanted)
+        layout = capacity.calibrated(self._layout, bed, check=check, say=self._display.stage)
+        if self._resume is None:
+            self.writer = store.Writer.create(self._runs, layout, manifest)
+        else:
+            self.writer, layout = store.Writer.resume(self._resume, manifest)
+            for words in self.writer.manifest["resumed"][-1]["damage"]:
+                self._display.stage("damaged", words)
+        self._kept.enter_context(self.writer)
+        for skip in layout.skipped:
+            self.writer.log(f"left out: {skip.label}: {skip.reason}")
+        self._layout = layout
+        for price in self._prices:
+            self._display.expect(price, sum(trial.setting.copies_priced == price for trial in layout.trials))
+
+    def _execute(self, trials: Sequence[Trial], bed: schedule.Testbed, writer: store.Writer, price: Priced) -> None:
+        """Run the trials of one testbed, and as many repeats more as `until` asks for."""
+        experiment = traces = self._layout.experiment
+        if price != self._prices[0]:
+            # of two prices one is traced: the stages and the bytes that each copies are the same in both guests
+            traces = msgspec.structs.replace(experiment, trace=False)
+        last = self._prices[-1]
+        elsewhere = {setting for setting in self._layout.settings if setting.copies_priced == last != price}
+
+        def counts(trial: Trial) -> bool:
+            # and the other one is counted by actor, so that both guests have as much to do
+            return msgspec.structs.replace(trial.setting, copies_priced=last) not in elsewhere
+
+        def progress(done: int, total: int, label: str) -> None:
+            self._lanes.check_going()
+            self._display.trial(done, total, label, price)
+
+        with (
+            traced.twins(traces, bed, writer) as trace,
+            counted.twins(experiment, bed, writer, counts) as count,
+        ):
+
+            def twin(pair: schedule.Pair, trial: Trial, measured: schedule.Measured, writer: store.Writer) -> None:
+                trace(pair, trial, measured, writer)
+                count(pair, trial, measured, writer)
+
+            for block in itertools.chain([trials], precision.blocks(self._layout, writer)):
+                outcome = schedule.execute(
+                    block, bed, writer, wish=self._wish, progress=progress, twin=twin, stopped=self._lanes.stopped
+                )
+                self.total.measured += outcome.measured
+                self.total.failed += outcome.failed
 
 
 def _manifest(bed: schedule.Testbed, layout: Plan, wanted: Wanted, display: Display) -> dict[str, Any]:
@@ -328,6 +402,8 @@ class Display:
         )
         self._task = self._progress.add_task("getting ready", total=None)
         self._told = -1
+        self._counts: dict[str, tuple[int, int]] = {}  # by lane: trials done, and in all
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -342,13 +418,21 @@ class Display:
         if not self._console.is_terminal:
             self._console.print(f"{stage}: {text}", highlight=False, soft_wrap=True)
 
-    def trial(self, done: int, total: int, label: str) -> None:
-        """Say which trial runs."""
-        self._progress.update(self._task, description=label or "done", completed=done, total=total)
-        tenth = done * 10 // max(total, 1)  # a run that was stopped between its last trial and its end has none left
-        if not self._console.is_terminal and tenth != self._told:
-            self._told = tenth
-            self._console.print(f"trial {done} of {total} {label}".rstrip(), highlight=False, soft_wrap=True)
+    def expect(self, lane: str, total: int) -> None:
+        """Say how many trials a lane will have."""
+        with self._lock:
+            self._counts[lane] = (0, total)
+
+    def trial(self, done: int, total: int, label: str, lane: str = "") -> None:
+        """Say which trial runs, of those that a lane has; what is shown is the sum of all lanes."""
+        with self._lock:
+            self._counts[lane] = (done, total)
+            done, total = (sum(counts) for counts in zip(*self._counts.values(), strict=True))
+            self._progress.update(self._task, description=label or "done", completed=done, total=total)
+            tenth = done * 10 // max(total, 1)  # one stopped between its last trial and its end has none left
+            if not self._console.is_terminal and tenth != self._told:
+                self._told = tenth
+                self._console.print(f"trial {done} of {total} {label}".rstrip(), highlight=False, soft_wrap=True)
 
 
 def print_plan(layout: Plan, as_json: bool) -> None:

@@ -18,6 +18,8 @@ from hwrx.errors import PeerError, SilenceError, TrialError
 # Between the end of one endpoint's loop and that of the other lie a few messages in flight; an emulated CPU is slow.
 GRACE = 5.0
 LOOK_EVERY = 5.0  # seconds between two questions how far a loop has come
+# where the question, whose answer takes a few 100,000 instructions, would be among what is measured
+LOOK_SELDOM = 60.0
 LONGEST_GAP = 40  # mean distances: two messages of a Poisson process lie further apart once in 10^17
 # each end and its other; the server first, so that it listens when the client calls
 ENDS: tuple[tuple[Role, Role], ...] = (("server", "client"), ("client", "server"))
@@ -54,18 +56,22 @@ def ending(done: Done) -> str:
     return words[done.ended]
 
 
-def all_done(pairs: Sequence[Mapping[Role, Peer]], setting: Setting) -> dict[Peer, Done]:
+def all_done(
+    pairs: Sequence[Mapping[Role, Peer]], setting: Setting, look_every: float | None = None
+) -> dict[Peer, Done]:
     """Wait until every loop of a trial has ended, and return what each says.
 
     An end whose other end has ended is told so. Raises LeftAloneError if it does not end by that; SilenceError if an
     agent does not answer, or no loop comes further though none ends; what an agent reports, or its death, as `wait`.
+    `look_every`: seconds between two questions how far the loops have come; None: LOOK_EVERY.
     """
+    look_every = LOOK_EVERY if look_every is None else look_every
     others = {peers[role]: peers[other] for peers in pairs for role, other in ENDS}
     now = time.monotonic()
     pulses = {peer: Pulse(now, now) for peer in others}
     done: dict[Peer, Done] = {}
     while missing := [peer for peer in others if peer not in done]:
-        _hear(missing, 0.2 if done else LOOK_EVERY)
+        _hear(missing, 0.2 if done else look_every)
         for peer in missing:
             if peer.has_reply and (ended := _take(peer, pulses[peer])) is not None:
                 done[peer] = ended
@@ -73,7 +79,7 @@ def all_done(pairs: Sequence[Mapping[Role, Peer]], setting: Setting) -> dict[Pee
                 pulses[others[peer]].moved = time.monotonic()
                 if others[peer] not in done:
                     others[peer].send(Stop())
-        _ask([peer for peer in missing if peer not in done], pulses)
+        _ask([peer for peer in missing if peer not in done], pulses, look_every)
         for peer in missing:
             if peer not in done:
                 _judge(peer, others[peer], done, pulses, setting)
@@ -105,11 +111,11 @@ def _take(peer: Peer, pulse: Pulse) -> Done | None:
     return None
 
 
-def _ask(peers: Iterable[Peer], pulses: Mapping[Peer, Pulse]) -> None:
+def _ask(peers: Iterable[Peer], pulses: Mapping[Peer, Pulse], look_every: float) -> None:
     now = time.monotonic()
     for peer in peers:
         pulse = pulses[peer]
-        if not pulse.asked and now - pulse.looked >= LOOK_EVERY:
+        if not pulse.asked and now - pulse.looked >= look_every:
             peer.send(Look())
             pulse.asked, pulse.looked = True, now
 

@@ -81,6 +81,9 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # ping-pong, where instructions are counted: so many are executed between an answer and the next message, and not
     # counted. An emulated NIC that holds interrupts back then holds back none of a message's, in whatever phase it was
     rest: Annotated[int, Meta(ge=0, le=100_000_000)] = 0
+    # stream, where instructions are counted: the sender sleeps for so many ns before the first measured message and
+    # after the last, so that what is under way ends: all that is counted between was then done for the measured ones
+    settle: Annotated[int, Meta(ge=0, le=100_000_000)] = 0
     copies_priced: Priced = "byte"  # by the guest's processor, if it counts instructions
     hook: str = "none"  # of hwrx.paths.hooks: put on the way in of both ends
     senders: Annotated[int, Meta(ge=1, le=64)] = 1  # so many connections, each with both its ends, at the same time
@@ -169,6 +172,7 @@ class Prepare(Struct, tag="prepare", frozen=True):
     stamps: bool = False  # paths of whole frames: stamp the stages inside of the endpoint, too
     alone: bool = False  # nobody else uses the machine: its counters are the trial's (see hwrx.paths.cputime)
     stamped: bool = False  # the server of a ping-pong reads the clock, too, when a message has come
+    hold: bool = False  # the next trial is of the same path: what this one takes from the kernel is left to it
     seed: Natural = 0  # of the experiment: with `repeat`, which arrivals an open loop draws
     counted: Annotated[float, Meta(ge=0)] = (
         0.0  # s that the loop may take while CountOpen's programs count; 0: they do not

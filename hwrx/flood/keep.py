@@ -20,8 +20,7 @@ from hwrx.flood.model import Flood, Spec
 from hwrx.flood.scene import WIRES, Made, setting
 from hwrx.probes import account
 from hwrx.runs import reading, store
-from hwrx.runs.experiment import Experiment, Plan, Trial
-from hwrx.wires import topology
+from hwrx.runs.experiment import Experiment, Plan, Topology, Trial
 
 FILE = "floods.json"
 
@@ -60,7 +59,7 @@ def create(root: pathlib.Path, specs: Sequence[Spec], manifest: Mapping[str, Any
     experiment = Experiment(
         name="flood",
         question="What happens when more arrives than is taken?",
-        topology=cast("topology.Name", first.topology or WIRES.get(first.path, "netns")),
+        topology=cast("Topology", first.topology or WIRES.get(first.path, "netns")),
         paths=(first.path,),
         sizes=(first.size,),
         patterns=("stream",),

@@ -105,6 +105,7 @@ class Guest:
         self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT)
         self._stack = contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
+        self._killed = False
         self._port: Port | None = None
         self._reader: threading.Thread | None = None
         self._facts: dict[str, Any] = {}
@@ -119,6 +120,13 @@ class Guest:
 
     def __exit__(self, *exc: object) -> None:
         self._end()
+
+    def kill(self) -> None:
+        """End the guest at once, from any thread: whoever waits for it gets an error. Leaving the context cleans up."""
+        self._killed = True
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def agent(self, end: Role) -> Pipe:
         """Start an agent where the topology has this end, and return its pipe (a `hwrx.control.peers.Channel`)."""
@@ -314,6 +322,8 @@ class Guest:
         finally:
             theirs.close()
             os.close(archive)
+        if self._killed:  # meanwhile
+            self._process.kill()
         assert self._process.stdout is not None  # asked for above
         self._reader = threading.Thread(
             target=_read_lines, args=(self._process.stdout, self._lines, output), daemon=True, name="guest log"

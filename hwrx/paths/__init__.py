@@ -7,6 +7,7 @@ setting cannot be, and `open_endpoint(prepare)` returns a `cython_ext.transport.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -28,9 +29,10 @@ DEFAULTS: dict[str, Any] = {
 # Fields of a Setting that only some paths or patterns read. The loops, or the agents, read all others on every path.
 BY_PATTERN: dict[Pattern, frozenset[str]] = {
     "pingpong": frozenset({"rest"}),
-    "stream": frozenset({"batch"}),
+    "stream": frozenset({"batch", "settle"}),
     "paced": frozenset({"batch", "rate", "arrivals"}),
 }
+HOLDING = ("nic-ring",)  # take a NIC from the kernel, which takes long: trials of theirs follow each other
 MOST_BATCH = 256  # cython_ext.trial.MOST
 _SOCKET = frozenset({"socket_buffer", "zerocopy_send", "huge_pages", "hook", "senders", "netem"})
 _QUEUE_PAIR = frozenset({"window", "mtu", "gid_index", "huge_pages", "senders", "netem"})
@@ -229,3 +231,15 @@ def open_endpoint(prepare: Prepare) -> Transport:
     """Create one end of a path; the caller closes it."""
     family = importlib.import_module(f"hwrx.paths.{find(prepare.setting.path).family}")
     return cast("Transport", family.open_endpoint(prepare))
+
+
+def release_held() -> None:
+    """Let go of what paths hold in this process between two trials (`Prepare.hold`)."""
+    module = sys.modules.get("hwrx.paths.nic")  # not there: no trial of it was run
+    if module is not None:
+        module.give_back_nics()
+
+
+def holds(path: str, following: str | None) -> bool:
+    """Whether a trial of a path leaves what it took from the kernel to the trial that follows it, if one does."""
+    return path in HOLDING and path == following

@@ -142,6 +142,8 @@ class Agent:
 
     def _open(self, prepare: Prepare) -> Prepared:
         self.close()
+        if prepare.setting.path not in paths.HOLDING:  # a trial before this one may have broken off
+            paths.release_held()
         placement.pin_thread(prepare.here.cpu, self._started_on)
         self._switched_off = scheduling.settle_features(prepare.setting.schedule)
         if self._spoiled:
@@ -193,7 +195,8 @@ class Agent:
         with scheduling.scheduled(prepare.setting.schedule):
             if prepare.counted and self._counters is not None:
                 self._counters.begin(prepare.counted)
-            status = loop.run(trial, endpoint, prepare.setting.pattern, prepare.role, prepare.setting.rest)
+            setting = prepare.setting
+            status = loop.run(trial, endpoint, setting.pattern, prepare.role, setting.rest, setting.settle)
         done = Done(
             tally={**endpoint.counts(), **trial.counts()},  # what is said of messages wins
             ended=loop.ENDED.get(status, "error"),
@@ -243,6 +246,8 @@ class Agent:
             self._name = None
         if endpoint is not None:
             endpoint.close()
+        if prepare is not None and not prepare.hold:
+            paths.release_held()
         if prepare is not None and prepare.setting.netem and self._spoiled:
             impair.mend(prepare.here.netdev)
             self._spoiled = False
@@ -293,6 +298,7 @@ def serve(read_fd: int, write_fd: int) -> None:
     finally:
         agent.close()
         agent.stop_tracing()
+        paths.release_held()
 
 
 def _read(

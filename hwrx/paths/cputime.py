@@ -17,6 +17,7 @@ takes at its tick (cputime_adjust of kernel/sched/cputime.c), so that it is give
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
 # in the order of a table: whose time it is
 ACTORS = ("thread", "user", "system", "softirq", "interrupt", "worker", "other", "housekeeping", "idle", "busy")
 TIMERS = "/proc/timer_list"
-WORKERS = ("kworker/", "ksoftirqd/")
+WORKERS = (b"kworker/", b"ksoftirqd/")
 FEWEST_TICKS = 100
+READINGS = ("began", "ended")  # of a meter, in their order
+COUNTERS = ("worker", "housekeeping", "idle")  # of the machine
 CHARGED = "the kernel charges them to whoever they interrupt"
 # what the programs that count by actor know both ends' threads by (role_of of cputime.h)
 COUNTED_NAMES: dict[Role, str] = {"client": "hwrx-send", "server": "hwrx-read"}
@@ -52,7 +55,8 @@ def used(meter: Meter, alone: bool, rest: int = 0) -> dict[str, int]:
     `messages` that lie between the readings, `elapsed`, `away` (on the bytes of checks, and in neither `elapsed` nor
     `thread`), `thread`, `user`, `system`, `tick`; of a machine that is the
     trial's `alone` also `worker`, `housekeeping`, and `idle` if it has one CPU and the kernel tells. The
-    `rest` that the end took before each message, in instructions of a guest that counts them, is left out.
+    `rest` that the end took before each message, in instructions of a guest that counts them, is left out. Of such a
+    machine there is also what clock and counters said at the two readings: `began`, `ended`, `idle_began`, ….
     """
     found = meter.found()
     if found is None:
@@ -62,16 +66,26 @@ def used(meter: Meter, alone: bool, rest: int = 0) -> dict[str, int]:
     if alone:
         said = meter.said()
         timers = said.pop(TIMERS, None)
-        ran = {path: _run_time(after) - _run_time(before) for path, (before, after) in said.items()}
+        ran = {path: (_run_time(before), _run_time(after)) for path, (before, after) in said.items()}
         # those that were started meanwhile
-        ran |= {path: _run_time(_read(path)) for path in _workers() if path not in meter.paths}
-        found["housekeeping"] = sum(ns for path, ns in ran.items() if _keeps_house(path))
-        found["worker"] = sum(ran.values()) - found["housekeeping"]
+        ran |= {path: (0, _run_time(_read(path))) for path in _workers() if path not in meter.paths}
+        keeping = {path for path in ran if _keeps_house(path)}
+        for place, name in enumerate(READINGS):
+            found[name] = meter.times[place]
+            found[f"housekeeping_{name}"] = sum(ran[path][place] for path in keeping)
+            found[f"worker_{name}"] = sum(times[place] for path, times in ran.items() if path not in keeping)
         if timers is not None:
             before, after = (idle(text.decode()) for text in timers)
             if len(before) == len(after) == 1:
-                found["idle"] = after[0] - before[0]
+                found["idle_began"], found["idle_ended"] = before[0], after[0]
+        found |= _between(found, found)
     return found
+
+
+def _between(first: Mapping[str, int], last: Mapping[str, int]) -> dict[str, int]:
+    """What the machine's counters say of the time from one end's first reading to the last of it, or of the other."""
+    counted = [name for name in COUNTERS if f"{name}_began" in first and f"{name}_ended" in last]
+    return {name: last[f"{name}_ended"] - first[f"{name}_began"] for name in counted}
 
 
 def rename(name: str) -> str:
@@ -92,21 +106,28 @@ def idle(timers: str) -> list[int]:
 
 
 def _workers() -> Iterator[str]:
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and _read(f"{folder}/comm").decode(errors="replace").startswith(WORKERS):
-            yield f"{folder}/schedstat"
+    for name in os.listdir("/proc"):  # noqa: PTH208 -- paths of objects take three times as many instructions
+        if name.isdecimal() and _read(f"/proc/{name}/comm").startswith(WORKERS):
+            yield f"/proc/{name}/schedstat"
 
 
 def _keeps_house(schedstat: str) -> bool:
     """Whether a worker is bound to one CPU: "kworker/0:1", where "kworker/u4:0" is bound to none."""
-    return re.match(rb"kworker/\d", _read(str(Path(schedstat).with_name("comm")))) is not None
+    return re.match(rb"kworker/\d", _read(schedstat.removesuffix("schedstat") + "comm")) is not None
 
 
 def _read(path: str) -> bytes:
+    """Return what a small file of procfs says: there are a hundred of them to read, on an emulated CPU."""
     try:
-        return Path(path).read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # it has ended
         return b""
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
 
 
 def _run_time(schedstat: bytes) -> int:
@@ -178,7 +199,7 @@ def _machine(
     missing: dict[str, str],
 ) -> None:
     """Add what is known of the machine as a whole."""
-    end = ends[observer(setting)]
+    end = _whole(setting, ends)
     if not alone:
         reason = "others use this machine, too; measure in a guest"
     elif setting.senders > 1:
@@ -196,6 +217,18 @@ def _machine(
             return
         reason = "the kernel does not tell exactly how long one of several CPUs is idle"
     missing |= dict.fromkeys((a for a in ("worker", "other", "housekeeping", "idle", "busy") if a not in found), reason)
+
+
+def _whole(setting: Setting, ends: Mapping[Role, Mapping[str, int]]) -> Mapping[str, int]:
+    """Return the readings that the machine's time is taken from: the observer's.
+
+    Of a stream that settles it begins with the sender's first reading, which is after its sleep: whatever ran while
+    the messages slept is not theirs.
+    """
+    last, first = ends[observer(setting)], ends["client"]
+    if not setting.settle or last is first or not ("ended" in last and "began" in first):
+        return last
+    return {**last, "elapsed": last["ended"] - first["began"], **_between(first, last)}
 
 
 def _scaled(value: int, end: Mapping[str, int], setting: Setting) -> int:

@@ -1,11 +1,13 @@
 """Paths of whole frames: UDP datagrams that the endpoint builds and takes apart itself.
 
 `packet-ring` and `xdp` share the kernel's driver. `nic-ring` drives the NIC: the one beneath the place's network device
-is taken from the kernel for the trial and given back after it, so that other paths of the same run can use it.
+is taken from the kernel for the trial and given back after it, so that other paths of the same run can use it; unless
+the next trial is of `nic-ring`, too (`Prepare.hold`), for taking it and giving it back takes longer than a trial.
 """
 
 from __future__ import annotations
 
+import atexit
 import socket
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -75,6 +77,8 @@ def _ring(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
     from cython_ext.e1000e_link import RingLink
 
     here = prepare.here
+    if prepare.hold:
+        _keep_taken(_netdev(prepare), here.address)
     nic = hwrx.nic.open(
         _netdev(prepare),
         own=(here.address,),
@@ -91,6 +95,34 @@ def _ring(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
         "descriptors": RING,
         "wait": interrupt.kind if interrupt is not None else "poll",
     }
+
+
+_taken: list[str] = []  # PCI addresses of NICs that stay taken between trials
+
+
+def _keep_taken(netdev: str, address: str) -> None:
+    """Take the NIC beneath a network device, until `give_back_nics`."""
+    from hwrx.nic import pci
+
+    nic = pci.find(netdev)
+    if nic.driver in pci.USER_DRIVERS or not nic.supported:
+        return
+    if not _taken:
+        atexit.register(give_back_nics)
+    _taken.append(nic.address)
+    try:
+        pci.take(nic, pci.DRIVER_OF["uio" if nic.group is None else "vfio"], own=(address,))
+    except BaseException:
+        _taken.remove(nic.address)
+        raise
+
+
+def give_back_nics() -> None:
+    """Give all NICs that stayed taken back to their drivers; harmless if there is none."""
+    from hwrx.nic import pci
+
+    while _taken:
+        pci.give_back(_taken.pop())
 
 
 def _packet_ring(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:

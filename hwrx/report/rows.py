@@ -20,7 +20,8 @@ from hwrx.paths import arrivals
 from hwrx.report import processor
 from hwrx.report.model import SERIES, Row, name_of, scaled
 from hwrx.runs import streams
-from hwrx.runs.experiment import LISTED, SETTING_FIELDS, capacity_key
+from hwrx.runs.experiment import capacity_key
+from hwrx.runs.overrides import LISTED, SETTING_FIELDS
 from hwrx.stats import Digest, Floats
 
 if TYPE_CHECKING:
@@ -181,7 +182,8 @@ def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
             rate = of_stream.value
         else:
             withheld = of_stream.reason
-            no_cost = "" if of_stream.moved else of_stream.reason
+            # what a stream that settles cost is known whatever its rate: all of it was done for its messages
+            no_cost = "" if of_stream.moved or trial.get("settle") else of_stream.reason
     elif pattern == "paced":
         # a run that does not say what was offered is one that did not draw arrivals from its seed either
         sent = trial.get("offered_messages")

@@ -2,8 +2,9 @@
 
 It is described by a TOML file (lab/experiments has examples) or by command-line options, and becomes a list of trials.
 Each setting is put together from, in this order, the later one winning: `[setting]`, `[pattern.NAME]`, `[size.N]`,
-`[sweep]`, the lists `paths`, `patterns`, `sizes` and `waits`, `[path.NAME]` and `[path.NAME.PATTERN]`. A path's own
-`sizes`, `patterns` and `waits` in `[path.NAME]` stand instead of the experiment's.
+`[pattern.NAME.N]`, `[sweep]`, the lists `paths`, `patterns`, `sizes` and `waits`, `[path.NAME]`, `[path.NAME.PATTERN]`
+and `[path.NAME.PATTERN.N]`, where N is a size in bytes. A path's own `sizes`, `patterns` and `waits` in `[path.NAME]`
+stand instead of the experiment's.
 """
 
 from __future__ import annotations
@@ -25,16 +26,25 @@ from hwrx.errors import UsageError
 from hwrx.host import toml_text
 from hwrx.machine.placement import POLLING, Wish
 from hwrx.runs import checked, streams
-from hwrx.wires import topology as topologies
+from hwrx.runs.estimate import GUESS
+from hwrx.runs.overrides import (
+    LISTED,
+    SETTING_FIELDS,
+    Overrides,
+    all_fields,
+    check_by_size,
+    check_overrides,
+    check_size,
+    check_until,
+    plain_fields,
+)
 
+Topology = Literal["here", "netns", "pair", "wire", "nic", "queues", "hosts"]
 # auto: icount in a guest that is emulated, wall elsewhere; decided before the plan (hwrx.runs.testbed.settle_clock)
 Clock = Literal["wall", "icount", "auto"]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, '.', '_', '-'")]
-Overrides = dict[str, Any]  # fields of Setting, checked one by one so that an error can name them
 
-SETTING_FIELDS: dict[str, Any] = {field.name: field.type for field in msgspec.structs.fields(Setting)}
-LISTED = {"path": "paths", "pattern": "patterns", "size": "sizes", "wait": "waits"}
-COUNTED = ("copies_priced", "rest")  # of a setting: about counted instructions
+COUNTED = ("copies_priced", "rest", "settle")  # of a setting: about counted instructions
 OWN_LISTS = ("sizes", "patterns", "waits")  # that a path may have instead of the experiment's
 
 
@@ -54,9 +64,10 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     name: Name
     question: str = ""
-    topology: topologies.Name = "netns"
+    topology: Topology = "netns"
     clock: Clock = "wall"
     kernel: str | None = None  # of the guest; None: the lab's own
+    boot: tuple[Annotated[str, Meta(pattern=r"^[!-~]+$")], ...] = ()  # words for the guest's kernel command line
     wire_mtu: Annotated[int, Meta(ge=1280, le=65535)] | None = None  # of the wire's two ends; None: 1500
     # CPU of the client and of the server: see hwrx.machine.placement, which chooses those that are not given
     cpu: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=2)] | Literal["any"] = ()
@@ -170,7 +181,7 @@ def override(experiment: Experiment, *, source: str = "the options", **options: 
 
 def uncounted(experiment: Experiment) -> Experiment:
     """Return the experiment by the wall clock, without what only a guest that counts instructions heeds."""
-    content = {**_content(experiment), "clock": "wall"}
+    content = {key: value for key, value in _content(experiment).items() if key != "boot"} | {"clock": "wall"}
     setting = {key: value for key, value in experiment.setting.items() if key not in COUNTED}
     return build({**_without(content, COUNTED), "setting": setting}, source=experiment.name)
 
@@ -195,7 +206,7 @@ def build(content: Mapping[str, Any], *, source: str) -> Experiment:
         if key not in fields:
             raise checked.unknown(source, key, fields)
         if key == "until" and isinstance(value, dict):
-            _check_until(source, value)
+            check_until(source, value, Until)
         for inner, values in value.items() if key == "sweep" and isinstance(value, dict) else ():
             checked.convert(source, f"sweep.{inner}", values, list[Any])
         checked.convert(source, key, value, fields[key].type)
@@ -207,24 +218,23 @@ def build(content: Mapping[str, Any], *, source: str) -> Experiment:
     _check_together(source, experiment)
     for index, name in enumerate(experiment.paths):
         checked.known(source, f"paths[{index}]", name, delivery.PATHS)
-    _check_overrides(source, "setting", experiment.setting)
+    check_overrides(source, "setting", experiment.setting)
     for pattern, fields_of in experiment.pattern.items():
         checked.known(source, f"pattern.{pattern}", pattern, checked.literals(Pattern))
-        _check_overrides(source, f"pattern.{pattern}", fields_of)
+        check_by_size(source, f"pattern.{pattern}", fields_of)
     for size, fields_of in experiment.size.items():
-        if not size.isdecimal():
-            raise UsageError(f"{source}: [size.{size}]: '{size}' is not a number of bytes")
-        _check_overrides(source, f"size.{size}", fields_of)
+        check_size(source, "size", size)
+        check_overrides(source, f"size.{size}", fields_of)
     for path, fields_of in experiment.path.items():
         checked.known(source, f"path.{path}", path, delivery.PATHS)
         lists = {key: value for key, value in fields_of.items() if key in OWN_LISTS}
         for key, value in lists.items():
             checked.convert(source, f"path.{path}.{key}", value, fields[key].type)
         own = {key: value for key, value in fields_of.items() if key not in (*checked.literals(Pattern), *OWN_LISTS)}
-        _check_overrides(source, f"path.{path}", own, also=(*OWN_LISTS, *checked.literals(Pattern)))
+        check_overrides(source, f"path.{path}", own, also=(*OWN_LISTS, *checked.literals(Pattern)))
         for pattern in fields_of.keys() - own.keys() - lists.keys():
             checked.convert(source, f"path.{path}.{pattern}", fields_of[pattern], Overrides)
-            _check_overrides(source, f"path.{path}.{pattern}", fields_of[pattern])
+            check_by_size(source, f"path.{path}.{pattern}", fields_of[pattern])
     for key, values in experiment.sweep.items():
         if key in LISTED:
             raise UsageError(f"{source}: sweep.{key}: several values of '{key}' belong into the list '{LISTED[key]}'")
@@ -263,8 +273,8 @@ def plan(experiment: Experiment, check: Callable[[Setting], None] = delivery.che
 
     `check` raises UsageError where a path cannot do a setting; such combinations are listed with the reason. A value
     that is given to all paths goes to those that read it; UsageError if none does, or if a path's own table holds a
-    field that it does not read. The order
-    is drawn with random.Random's `random()` alone, the one method whose sequence Python promises to keep.
+    field that it does not read. Trials of a path that takes a NIC from the kernel follow each other. The order is
+    drawn with random.Random's `random()` alone, the one method whose sequence Python promises to keep.
     """
     experiment = with_seed(experiment)
     _check_read(experiment)
@@ -332,28 +342,25 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
             common = {
                 **_defaults(experiment),
                 **experiment.setting,
-                **experiment.pattern.get(pattern, {}),
+                **plain_fields(experiment.pattern.get(pattern, {})),
                 **experiment.size.get(str(size), {}),
+                **experiment.pattern.get(pattern, {}).get(str(size), {}),
                 **dict(zip(names, values, strict=True)),
             }
             fields = {
-                **(
-                    {"messages": streams.stream_length(size, clock=experiment.clock, topology=experiment.topology)}
-                    if pattern == "stream"
-                    else {}
-                ),
+                **({"messages": streams.stream_length(experiment, size)} if pattern == "stream" else {}),
                 **{key: value for key, value in common.items() if _concerns(path, pattern, key)},
                 "path": path,
                 "pattern": pattern,
                 "size": size,
                 "wait": wait,
-                **{key: value for key, value in own.items() if not isinstance(value, dict) and key not in OWN_LISTS},
-                **own.get(pattern, {}),
+                **{key: value for key, value in plain_fields(own).items() if key not in OWN_LISTS},
+                **plain_fields(own.get(pattern, {})),
+                **own.get(pattern, {}).get(str(size), {}),
             }
             setting = msgspec.convert(fields, Setting)
             if share is not None:
-                guessed = 1 / topologies.KNOWN[experiment.topology].guess.message
-                rate = experiment.capacity.get(capacity_key(setting), guessed)
+                rate = experiment.capacity.get(capacity_key(setting), 1 / GUESS[experiment.topology][0])
                 setting = msgspec.structs.replace(setting, rate=share * rate)
             if setting not in seen:  # two combinations that an override makes one
                 seen.add(setting)
@@ -376,7 +383,7 @@ def _check_read(experiment: Experiment) -> None:
     for path, fields in experiment.path.items():
         own = {pattern for name, pattern in together if name == path}
         for field, value in fields.items():
-            inner = value if isinstance(value, dict) else {}
+            inner = all_fields(value) if isinstance(value, dict) else []
             for name in inner:
                 if not delivery.reads(path, cast("Pattern", field), name):
                     raise delivery.refuse_unread(path, cast("Pattern", field), name)
@@ -423,10 +430,18 @@ def _order(experiment: Experiment, settings: list[Setting], repeats: int) -> lis
     draw = random.Random(experiment.seed)
     order: list[Trial] = []
     for repeat in range(repeats):
-        for _, setting in sorted(((draw.random(), setting) for setting in settings), key=lambda pair: pair[0]):
+        drawn = sorted(((draw.random(), setting) for setting in settings), key=lambda pair: pair[0])
+        for setting in _together([setting for _, setting in drawn]):
             label = label_of(setting, experiment)
             order.append(Trial(number=len(order), repeat=repeat, setting=setting, label=label))
     return order
+
+
+def _together(drawn: list[Setting]) -> list[Setting]:
+    """Put the trials of paths that hold a NIC behind the first of them: to take it and give it back takes long."""
+    holding = [setting for setting in drawn if setting.path in delivery.HOLDING]
+    first = drawn.index(holding[0]) if holding else 0
+    return [*drawn[:first], *holding, *(setting for setting in drawn[first:] if setting.path not in delivery.HOLDING)]
 
 
 def label_of(setting: Setting, experiment: Experiment) -> str:
@@ -453,31 +468,21 @@ def _header(text: str) -> str:
     return "\n".join(line.lstrip("#").strip() for line in lines).strip()
 
 
-def _check_overrides(source: str, where: str, fields: Overrides, also: Iterable[str] = ()) -> None:
-    for key, value in fields.items():
-        if key in LISTED and where in ("setting",):
-            raise UsageError(f"{source}: {where}.{key}: '{key}' is given by the list '{LISTED[key]}'")
-        if key in ("path", "pattern", "size") or key not in SETTING_FIELDS:
-            allowed = [name for name in SETTING_FIELDS if name not in ("path", "pattern", "size")]
-            raise checked.unknown(source, f"{where}.{key}", [*allowed, *also], key=key)
-        checked.convert(source, f"{where}.{key}", value, SETTING_FIELDS[key])
-
-
 def _check_together(source: str, experiment: Experiment) -> None:
     """What is right alone and not beside something else."""
     given = {
         *experiment.setting,
         *experiment.sweep,
-        *(key for fields in (*experiment.pattern.values(), *experiment.size.values()) for key in fields),
+        *(key for fields in (*experiment.pattern.values(), *experiment.size.values()) for key in all_fields(fields)),
     }
     if experiment.load and "rate" in given:
         raise UsageError(f"{source}: load: it sets the rate of each trial, so that 'rate' cannot be given beside it")
     if experiment.load and "paced" not in experiment.patterns:
         raise UsageError(f"{source}: load: it needs the pattern 'paced'", remedy='patterns = ["paced"]')
-    if "netem" in given and experiment.topology not in topologies.WITH_NETEM:
+    if "netem" in given and experiment.topology not in ("pair", "netns"):
         raise UsageError(
             f"{source}: netem: it spoils a wire that hwrx makes, and the topology '{experiment.topology}' has none",
-            remedy=" or ".join(f'topology = "{name}"' for name in topologies.WITH_NETEM),
+            remedy='topology = "pair" or "netns"',
         )
     for key in COUNTED if experiment.clock == "wall" else ():
         if key in given:
@@ -492,13 +497,3 @@ def _check_together(source: str, experiment: Experiment) -> None:
         )
     if experiment.trace and "senders" in given:
         raise UsageError(f"{source}: trace: it follows the messages of one sender", remedy="leave 'senders' out")
-
-
-def _check_until(source: str, table: Mapping[str, Any]) -> None:
-    fields = {field.name: field.type for field in msgspec.structs.fields(Until)}
-    for key, value in table.items():
-        if key not in fields:
-            raise checked.unknown(source, f"until.{key}", fields, key=key)
-        checked.convert(source, f"until.{key}", value, fields[key])
-    if "width" not in table:
-        raise UsageError(f"{source}: the key 'until.width' is missing", remedy=checked.allowed(fields["width"]))

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct, structs
 
+from hwrx import paths
 from hwrx.control import endings
 from hwrx.control.endings import ENDS, LeftAloneError, ending
 from hwrx.control.messages import (
@@ -155,6 +156,7 @@ class Pair:
         stamps: bool = False,
         stamped: bool = False,
         counted: float = 0.0,
+        hold: bool = False,
     ) -> Measured:
         """Run one trial, for as long as its messages move; the error of either end is raised as soon as it is known.
 
@@ -178,9 +180,10 @@ class Pair:
                         sender=sender,
                         seed=seed,
                         stamps=stamps,
-                        alone=self._testbed.alone and role == cputime.observer(setting),
+                        alone=self._testbed.alone and (role == cputime.observer(setting) or setting.settle > 0),
                         stamped=stamped,
                         counted=counted,
+                        hold=hold,
                     )
                     prepared[role] = peers[role].ask(message, Prepared)
                 for role, other in ENDS[::-1]:
@@ -206,7 +209,8 @@ class Pair:
     def _all_done(self, setting: Setting) -> dict[Peer, Done]:
         """Wait for all loops to end. One that goes on after its other end has ended is ended with its agent."""
         try:
-            return endings.all_done(self._pairs[: setting.senders], setting)
+            look_every = endings.LOOK_SELDOM if self._testbed.alone else endings.LOOK_EVERY
+            return endings.all_done(self._pairs[: setting.senders], setting, look_every)
         except LeftAloneError as left:
             self._replace(left.silent)
             raise
@@ -380,24 +384,27 @@ def execute(
     wish: Wish = OWN_CPUS,
     progress: Callable[[int, int, str], None] = lambda done, total, label: None,
     twin: Callable[[Pair, Trial, Measured, Writer], None] = lambda pair, trial, measured, writer: None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Run `trials` in the given order and write each as it ends, the trials of every repeat with agents of their own.
 
     `progress` is called with trials done, trials in all and the next one's label. Raises TrialError when an agent died
     or fell silent: it names the trial; the writer then marks the run partial. A path's own failure is recorded with its
     trial and in the outcome, and the run goes on. `twin` is called after each trial that was measured and written, for
-    what is to be measured beside it (tracing).
+    what is to be measured beside it (tracing). `stopped` tells whether an agent's death is our own doing, from another
+    thread: then no trial is to blame.
     """
     outcome = Outcome()
     seed = int(writer.manifest.get("seed") or 0)
     with Pair(testbed, wish) as pair:
         for index, trial in enumerate(trials):
             progress(index, len(trials), trial.label)
-            with _named(trial, writer):
+            with _named(trial, writer, stopped):
                 if index and trial.repeat != trials[index - 1].repeat:
                     pair.renew()
                 try:
-                    measured = pair.measure(trial.number, trial.setting, repeat=trial.repeat, seed=seed)
+                    hold = holds_for_next(trials, index)
+                    measured = pair.measure(trial.number, trial.setting, repeat=trial.repeat, seed=seed, hold=hold)
                 except PeerError:
                     raise
                 except HwrxError as error:
@@ -413,11 +420,20 @@ def execute(
     return outcome
 
 
+def holds_for_next(trials: Sequence[Trial], index: int) -> bool:
+    """Whether a trial leaves what it takes from the kernel to the next one, which has the same agents."""
+    if index + 1 == len(trials) or trials[index + 1].repeat != trials[index].repeat:
+        return False
+    return paths.holds(trials[index].setting.path, trials[index + 1].setting.path)
+
+
 @contextlib.contextmanager
-def _named(trial: Trial, writer: Writer) -> Iterator[None]:
+def _named(trial: Trial, writer: Writer, stopped: Callable[[], bool]) -> Iterator[None]:
     try:
         yield
     except PeerError as error:
+        if stopped():
+            raise
         writer.add_trial(trial, status="failed", error=str(error))
         writer.log(f"trial {trial.number} {trial.label}: {error}")
         raise TrialError(

@@ -7,14 +7,9 @@ In a file they are the metadata `unit` and `meaning` of each field (`pyarrow.par
 from __future__ import annotations
 
 import re
-from typing import Literal
 
 import pyarrow as pa
 from msgspec import Struct
-
-FORMAT = 2  # of the runs that this version writes; it reads all up to it
-MANIFEST = "manifest.json"
-Status = Literal["running", "complete", "partial", "interrupted"]
 
 TEXT = pa.dictionary(pa.int8(), pa.string())
 
@@ -89,6 +84,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "huge_pages": ("", "whether buffers are in huge pages"),
     "crowd_on": ("", "spread: over the table's slots; chain: all before the server's own"),
     "schedule": ("", "normal, or batch: who is woken never interrupts who runs"),
+    "settle": ("ns", "that a stream's sender sleeps before the first measured message, and after the last"),
     "rest": ("instructions", "that a client executes before each message of a ping-pong, outside of what is timed"),
     "copies_priced": ("", "by what the guest's processor counts a copy: byte or word"),
     "hook": ("", "what is put on the way in of both ends"),

@@ -35,10 +35,11 @@ import errno
 import os
 import pathlib
 import shutil
+import threading
 import uuid
 import zlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import msgspec
 import numpy as np
@@ -49,15 +50,19 @@ from hwrx import paths
 from hwrx.errors import StoreError, UsageError
 from hwrx.host import disk
 from hwrx.runs import experiment as experiments
-from hwrx.runs import journal, reading, schema, seal
+from hwrx.runs import journal, schema, seal
 from hwrx.runs.contents import Contents, run_key
-from hwrx.runs.reading import Run
-from hwrx.runs.schema import FORMAT, MANIFEST, SAMPLES, Status
+from hwrx.runs.schema import SAMPLES as SAMPLES
 from hwrx.version import __version__
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from hwrx.runs.reading import Run
+
+FORMAT = 2
+MANIFEST = "manifest.json"
+Status = Literal["running", "complete", "partial", "interrupted"]
 
 _RESERVE = 1 << 16  # bytes set aside so that a full disk still takes the last manifest
 
@@ -65,7 +70,7 @@ _RESERVE = 1 << 16  # bytes set aside so that a full disk still takes the last m
 class Writer:
     """Writes one run. A context manager: an exception marks the run partial, Ctrl-C interrupted.
 
-    Not for several threads. Every failure to write is a StoreError that names the file and the reason.
+    Several threads may add to it. Every failure to write is a StoreError that names the file and the reason.
     """
 
     def __init__(self, path: pathlib.Path, manifest: dict[str, Any]) -> None:
@@ -74,7 +79,8 @@ class Writer:
         self.recorded = 0
         self._parts = 0
         self._finished = False
-        self._lock = contextlib.ExitStack()
+        self._lock = contextlib.ExitStack()  # of the directory, against other processes
+        self._one = threading.RLock()  # one thread at a time writes
 
     @classmethod
     def create(
@@ -142,6 +148,8 @@ class Writer:
         Trials that failed run again. `manifest` is what the environment is now; where it differs from what the run
         began with, it is kept beside it as `resumed`.
         """
+        from hwrx.runs import reading
+
         _check_resumable(run := reading.load(path))
         with contextlib.ExitStack() as lock:
             lock.enter_context(disk.locked(run.path))
@@ -207,8 +215,8 @@ class Writer:
         says that no answer was late.
         """
         count = 0 if ns is None else len(ns)
-        part = self._parts + 1
-        with disk.guarded(self.path):
+        with self._one, disk.guarded(self.path):
+            part = self._parts + 1
             if count:
                 self._add_part("samples", _samples(trial, sequence, ns, service_ns, late), trial.number)
             line = {
@@ -226,7 +234,7 @@ class Writer:
             }
             key = run_key(self.manifest, journal.FILE) or ""
             disk.append(self.path / journal.FILE, seal.sealed_line(line, key) + b"\n")
-        self.recorded += 1
+            self.recorded += 1
 
     def add_table(self, name: str, table: pa.Table) -> None:
         """Append rows to another table of the run (`stages`, `copies`, `drops`); all parts have one schema."""
@@ -234,12 +242,12 @@ class Writer:
             raise ValueError(f"'{name}' is no name for an extra table")
         if table.num_rows:
             trials = set(table["trial"].to_pylist()) if "trial" in table.column_names else set()
-            with disk.guarded(self.path):
+            with self._one, disk.guarded(self.path):
                 self._add_part(name, table, trials.pop() if len(trials) == 1 else None)
 
     def add_document(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON document of the run, with its checksum, in the place of the one before."""
-        with disk.guarded(self.path):
+        with self._one, disk.guarded(self.path):
             disk.replace(self.path / name, seal.sealed_document(content, run_key(self.manifest, name) or ""))
 
     def expect(self, trials: int) -> None:
@@ -248,15 +256,15 @@ class Writer:
 
     def note(self, **values: Any) -> None:
         """Put more into the manifest, for example what was found when the machines came up."""
-        self.manifest.update(values)
-        with disk.guarded(self.path):
+        with self._one, disk.guarded(self.path):
+            self.manifest.update(values)
             self._write_manifest()
 
     def log(self, text: str) -> None:
         """Append lines to log.txt, each with the time."""
         stamp = f"{_now():%H:%M:%S}"
         lines = "".join(f"{stamp} {line}\n" for line in text.splitlines())
-        with disk.guarded(self.path):
+        with self._one, disk.guarded(self.path):
             disk.append(self.path / "log.txt", lines.encode(errors="backslashreplace"))
 
     def finish(self, status: Status = "complete", reason: str = "") -> None:
@@ -335,6 +343,13 @@ class Writer:
 
     def _write_manifest(self) -> None:
         disk.replace(self.path / MANIFEST, seal.sealed_document(self.manifest, MANIFEST))
+
+
+def load(path: pathlib.Path | str) -> Run:
+    """Open a run directory for reading; see hwrx.runs.reading.Run."""
+    from hwrx.runs import reading
+
+    return reading.load(path)
 
 
 # --- inside --------------------------------------------------------------------------------------------------------

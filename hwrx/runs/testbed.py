@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hwrx.lab.vm import Guest
 
 Say = Callable[[str, str], None]
+GUEST_MEMORY = 2 << 30  # bytes that a guest may come to use: see hwrx.lab.vm.Guest
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
@@ -153,7 +154,7 @@ def check(experiment: Experiment, wanted: Wanted) -> None:
             f"the two ends are named (--device, --peer), so that the topology '{experiment.topology}' is not put up",
             remedy="leave out either",
         )
-    if not wanted.explicit and experiment.topology == "hosts":
+    if not wanted.explicit and experiment.topology in ("hosts", "wire"):
         raise UsageError(
             f"the topology '{experiment.topology}' needs its two ends named",
             remedy="--device CLIENT,SERVER, or --peer ssh:HOST with --peer-device or --peer-address",
@@ -161,9 +162,9 @@ def check(experiment: Experiment, wanted: Wanted) -> None:
     where = _kind(experiment, wanted)
     if where != "a guest":
         _need_no_guest(experiment, wanted, where)
-    if experiment.wire_mtu is not None and (wanted.explicit or experiment.topology not in topology.WITH_MTU):
+    if experiment.wire_mtu is not None and (wanted.explicit or experiment.topology not in MTU_TOPOLOGIES):
         raise UsageError(
-            f"wire_mtu is for a wire that hwrx puts up ({', '.join(topology.WITH_MTU)}); {where} has none",
+            f"wire_mtu is for a wire that hwrx puts up ({', '.join(MTU_TOPOLOGIES)}); {where} has none",
             remedy="leave wire_mtu out, or set the MTU yourself: ip link set NETDEV mtu BYTES",
         )
     if experiment.trace and wanted.remote:
@@ -178,6 +179,9 @@ def check(experiment: Experiment, wanted: Wanted) -> None:
         )
 
 
+MTU_TOPOLOGIES = ("netns", "pair", "nic")
+
+
 def _need_no_guest(experiment: Experiment, wanted: Wanted, where: str) -> None:
     """UsageError if the experiment asks for what only a guest has."""
     guests = "a topology in a guest: --topology netns, pair or nic, without --here, --device and --peer"
@@ -187,6 +191,8 @@ def _need_no_guest(experiment: Experiment, wanted: Wanted, where: str) -> None:
         raise UsageError(
             f"the kernel '{experiment.kernel}' is for a guest, and {where} runs this machine's", remedy=guests
         )
+    if experiment.boot:
+        raise UsageError(f"boot is for a guest's kernel, and {where} runs this machine's", remedy=guests)
     if wanted.log is not None:
         raise UsageError(f"--log takes what a guest prints, and {where} is none", remedy="leave out --log")
 
@@ -235,12 +241,18 @@ def checker(experiment: Experiment, wanted: Wanted) -> Callable[[Setting], None]
 
 @contextlib.contextmanager
 def opened(
-    experiment: Experiment, wanted: Wanted, say: Say = lambda stage, text: None, *, copies_priced: Priced = "byte"
+    experiment: Experiment,
+    wanted: Wanted,
+    say: Say = lambda stage, text: None,
+    *,
+    copies_priced: Priced = "byte",
+    held: Callable[[Guest], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Iterator[Testbed]:
     """Put up what the experiment needs and yield it.
 
     :param say: told the stage and what is being done.
     :param copies_priced: of a guest that counts instructions: see `hwrx.lab.vm.Guest`.
+    :param held: a context that a guest is within from before it boots until it has ended.
     :raises UsageError: see `check`.
     :raises MachineError: if this machine lacks something.
     :raises GuestError: if a guest does not come up.
@@ -259,15 +271,17 @@ def opened(
         from hwrx.lab import vm
 
         assert experiment.clock != "auto"  # settled before the plan
-        with vm.Guest(
+        guest = vm.Guest(
             experiment.topology,
             kernel=experiment.kernel,
             clock=experiment.clock,
             copies_priced=copies_priced,
+            append=experiment.boot,
             options=_options(experiment),
             log=wanted.log,
             progress=say,
-        ) as guest:
+        )
+        with held(guest), guest:
             yield GuestBed(guest)
 
 

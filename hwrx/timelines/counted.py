@@ -24,7 +24,7 @@ from hwrx.paths import cputime
 from hwrx.probes import account
 from hwrx.probes.account import Int64s
 from hwrx.runs.experiment import Experiment, Trial, wish_of
-from hwrx.runs.schedule import Measured, Pair, Testbed
+from hwrx.runs.schedule import Measured, Pair, Testbed, holds_for_next
 from hwrx.runs.schema import TEXT
 from hwrx.runs.store import Writer
 from hwrx.timelines import owed
@@ -125,22 +125,33 @@ def cut(time: Int64s, width: int, start: int, stop: int) -> Int64s:
 
 
 @contextlib.contextmanager
-def twins(experiment: Experiment, testbed: Testbed, writer: Writer) -> Iterator[Callable[..., None]]:
+def twins(
+    experiment: Experiment,
+    testbed: Testbed,
+    writer: Writer,
+    wanted: Callable[[Trial], bool] = lambda trial: True,
+) -> Iterator[Callable[..., None]]:
     """Yield what run.execute calls after each trial; leaving counts a twin of each setting's first, in new agents.
 
     Does nothing if the experiment asks for no tracing. Of a run that goes on after an interruption the trials that were
-    measured before it and have no twin yet get theirs, too. What cannot be counted is said in the run, which goes on.
+    measured before it and have no twin yet get theirs, too. `wanted` tells which trials are to have a twin. What cannot
+    be counted is said in the run, which goes on.
     """
     waiting: list[tuple[Trial, float]] = []
+
+    def put_off(trial: Trial, seconds: float) -> None:
+        shorter = owed.twin_of(trial, experiment.clock)
+        waiting.append((shorter, seconds * shorter.setting.total / trial.setting.total))
+
     if experiment.trace:
         for trial, line, _ in owed.trials_without(writer, ["actors"], testbed):
-            if trial.repeat == 0:
+            if trial.repeat == 0 and wanted(trial):
                 cpu = line["extra"].get("cpu", {}).get(cputime.observer(trial.setting), {})
-                waiting.append((trial, _loop_seconds(cpu, trial.setting)))
+                put_off(trial, _loop_seconds(cpu, trial.setting))
 
     def after(pair: Pair, trial: Trial, measured: Measured, writer: Writer) -> None:
-        if experiment.trace and trial.repeat == 0:
-            waiting.append((trial, loop_seconds(measured, trial.setting)))
+        if experiment.trace and trial.repeat == 0 and wanted(trial):
+            put_off(trial, loop_seconds(measured, trial.setting))
 
     yield after
     if not waiting:
@@ -156,9 +167,11 @@ def twins(experiment: Experiment, testbed: Testbed, writer: Writer) -> Iterator[
             return
         failed: dict[str, str] = {}
         writer.note(counting={"lacks": lacks, "failed": failed})
-        for trial, seconds in waiting:
+        trials = [trial for trial, _ in waiting]
+        for index, (trial, seconds) in enumerate(waiting):
+            hold = holds_for_next(trials, index)
             try:
-                found, measured = twin(pair, trial.number, trial.setting, seconds, alone=testbed.alone)
+                found, measured = twin(pair, trial.number, trial.setting, seconds, alone=testbed.alone, hold=hold)
             except PeerError:
                 raise
             except HwrxError as error:
@@ -185,7 +198,9 @@ def attach(pair: Pair) -> list[str]:
     return pair.peers["client"].ask(CountOpen(), Counting, ATTACH_WITHIN).lacks
 
 
-def twin(pair: Pair, number: int, setting: Setting, seconds: float, *, alone: bool) -> tuple[dict[str, int], Measured]:
+def twin(
+    pair: Pair, number: int, setting: Setting, seconds: float, *, alone: bool, hold: bool = False
+) -> tuple[dict[str, int], Measured]:
     """Run a trial while the programs count, which are attached: ns by actor of its measured messages, and the trial.
 
     `seconds`: that the loop took without them. `alone`: whether nobody else uses the machine; if not, only what ran on
@@ -196,10 +211,12 @@ def twin(pair: Pair, number: int, setting: Setting, seconds: float, *, alone: bo
     if setting.pattern == "pingpong":
         # exchanges that are only to be checked, and the filling and comparing of bytes, would be among the counted
         setting = structs.replace(setting, check_every=0)
-    measured = pair.measure(TWIN + number, setting, counted=SLOWER * seconds + SPARE)
+    measured = pair.measure(TWIN + number, setting, counted=SLOWER * seconds + SPARE, hold=hold)
     ends = {"client": measured.client, "server": measured.server}
     end = ends[cputime.observer(setting)]
     start, stop = end.between
+    if setting.settle:  # not the sender's sleep
+        start = measured.client.between[0]
     if not 0 < start < stop or measured.client.boot != measured.server.boot:
         raise MachineError(
             "of the measured messages the end that observes them did not see the last, or both ends are on two kernels",

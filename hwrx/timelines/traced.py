@@ -127,8 +127,13 @@ class RunTracer:
         setting: Setting,
         timelines: int = TIMELINES,
         inspect: Callable[[str, Mapping[Role, Peer]], None] = lambda when, peers: None,
+        *,
+        hold: bool = False,
     ) -> Directions:
-        """Run a trial with tracing on. `inspect` is called "before" and "after" the loops, with both agents."""
+        """Run a trial with tracing on. `inspect` is called "before" and "after" the loops, with both agents.
+
+        `hold`: see Prepare.
+        """
         every = max(1, setting.messages // timelines) if setting.path != "rdma-read" else 1
         stamped = setting.path in stages.FRAMES
         wanted = ("posted", "delivered", *(OWN.values() if stamped else ()))
@@ -146,7 +151,7 @@ class RunTracer:
         self.begin(number, setting.size, every)
         try:
             measured = pair.measure(
-                number, setting, look, lambda peers: inspect("before", peers), stamps=stamped, stamped=True
+                number, setting, look, lambda peers: inspect("before", peers), stamps=stamped, stamped=True, hold=hold
             )
         finally:
             traced, events = self.end()
@@ -186,10 +191,13 @@ class RunTracer:
             parts.append(np.frombuffer(chunk.data, dtype=event))
         return np.concatenate(parts) if parts else np.zeros(0, dtype=event)
 
-    def twin(self, pair: Pair, trial: Trial, off: npt.NDArray[np.int64], writer: Writer) -> None:
-        """Repeat a trial with tracing on, and write what it brought. `off`: the nanoseconds of the untraced one."""
+    def twin(self, pair: Pair, trial: Trial, off: npt.NDArray[np.int64], writer: Writer, *, hold: bool = False) -> None:
+        """Repeat a trial with tracing on, and write what it brought. `off`: the nanoseconds of the untraced one.
+
+        `hold`: see Prepare.
+        """
         try:
-            traced = self.trace(pair, TWIN + trial.number, trial.setting)
+            traced = self.trace(pair, TWIN + trial.number, trial.setting, hold=hold)
         except PeerError:
             raise
         except HwrxError as error:
@@ -218,13 +226,16 @@ class Twins:
     Where tracing is impossible the run goes on without it, and says so in its log and manifest.
     """
 
-    def __init__(self, tracer: RunTracer, testbed: Any, writer: Writer, *, put_off: bool, wish: Wish) -> None:
+    def __init__(
+        self, tracer: RunTracer, testbed: Any, writer: Writer, *, put_off: bool, wish: Wish, clock: str = "wall"
+    ) -> None:
         self._tracer = tracer
         self._testbed = testbed
         self._writer = writer
         self._waiting: list[tuple[Trial, npt.NDArray[np.int64]]] = []
         self._put_off = put_off
         self._wish = wish
+        self._clock = clock
         self._given_up = False
 
     def after(self, pair: Pair, trial: Trial, measured: Measured, writer: Writer) -> None:
@@ -241,7 +252,7 @@ class Twins:
     def put_off(self, trial: Trial, ns: npt.NDArray[np.int64]) -> None:
         """Leave the twin of a trial, whose samples were `ns`, to `rest`."""
         if self._tracer.traces(trial.setting.path):
-            self._waiting.append((trial, ns))
+            self._waiting.append((owed.twin_of(trial, self._clock), ns))
 
     def rest(self) -> None:
         """Trace all twins that were put off."""
@@ -250,10 +261,12 @@ class Twins:
         with self._attached():
             if not self._given_up:
                 with Pair(self._testbed, self._wish) as pair:
+                    trials = [trial for trial, _ in self._waiting]
                     for index, (trial, off) in enumerate(self._waiting):
                         if index and trial.repeat != self._waiting[index - 1][0].repeat:
                             pair.renew()
-                        self._tracer.twin(pair, trial, off, self._writer)
+                        hold = schedule.holds_for_next(trials, index)
+                        self._tracer.twin(pair, trial, off, self._writer, hold=hold)
         self._waiting = []
 
     @contextlib.contextmanager
@@ -297,7 +310,14 @@ def twins(experiment: Experiment, testbed: Any, writer: Writer) -> Iterator[Call
         if tracer is None:
             yield lambda pair, trial, measured, writer: None
             return
-        kept = Twins(tracer, testbed, writer, put_off=isinstance(testbed, GuestBed), wish=wish_of(experiment))
+        kept = Twins(
+            tracer,
+            testbed,
+            writer,
+            put_off=isinstance(testbed, GuestBed),
+            wish=wish_of(experiment),
+            clock=experiment.clock,
+        )
         # what is counted repeats to the digit: one twin of a setting shows all that more of them would
         once = experiment.clock == "icount"
         for trial, _, run_so_far in owed.trials_without(writer, ["stages", "copies"], testbed):

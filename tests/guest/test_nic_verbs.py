@@ -87,6 +87,20 @@ def test_verbs_run_as_before_after_our_driver_had_the_nics(trials: schedule.Pair
             assert rxe.gid_index(topology.NIC_DEVICES[end], topology.NIC_ADDRESSES[end]) is not None
 
 
+def test_the_nics_stay_taken_for_a_trial_of_the_same_path_and_come_back_after_the_last(trials: schedule.Pair) -> None:
+    for number, hold in ((20, True), (21, True), (22, False)):
+        measured = trials.measure(number, setting("nic-ring", "pingpong"), hold=hold)
+        assert measured.tally["delivered"] == measured.tally["expected"]
+        assert drivers() == (("vfio-pci", "vfio-pci") if hold else KERNEL)
+    trials.measure(23, setting("nic-ring", "pingpong"), hold=True)
+    measured = trials.measure(24, setting("udp", "pingpong"))  # another one came instead
+    assert measured.tally["delivered"] == measured.tally["expected"]
+    assert drivers() == KERNEL
+    trials.measure(25, setting("nic-ring", "pingpong"), hold=True)
+    trials.renew()
+    assert drivers() == KERNEL, "agents that end give back what they hold"
+
+
 def test_a_nic_whose_verbs_device_is_in_use_is_not_taken(segment: topology.Made) -> None:
     ends = Ends(segment.places)
     try:

@@ -62,6 +62,19 @@ def test_warm_up_and_cool_down_do_not_count(path: str, pattern: Pattern, monkeyp
         assert found["thread"] < side.all_of_it / 5
 
 
+@pytest.mark.parametrize("path", ["udp", "tcp"])
+def test_a_stream_that_settles_is_read_with_nothing_under_way(path: str) -> None:
+    setting = Setting(
+        path=path, pattern="stream", messages=1000, warmup=500, cooldown=200, check_every=0, settle=100_000_000
+    )
+    client, server = both(setting)
+    assert used(client)["messages"] == 1000  # what is under way is no part of either end's
+    assert used(server)["messages"] == 1000
+    (first, last), (before, after) = client.trial.meter.times, server.trial.meter.times
+    assert before < first < client.trial.posted[0], "all before the measured messages had come, and been slept over"
+    assert server.trial.delivered[-1] <= after < last, "all measured messages had come before the sender went on"
+
+
 def test_an_exchange_that_is_checked_is_one_more_and_its_bytes_are_no_cost() -> None:
     """Of 64 KiB, checked each: filling and verifying would be most of a message."""
     cost = {}

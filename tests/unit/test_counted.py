@@ -16,7 +16,7 @@ from hwrx.probes import account
 from hwrx.report import actors
 from hwrx.runs import experiment, schedule, schema, store
 from hwrx.runs.schedule import Measured, Pair
-from hwrx.timelines import counted
+from hwrx.timelines import counted, owed
 
 WIDTH = 1000
 IDLE, SENDER, SYSTEM = 0, 1, 4
@@ -175,3 +175,10 @@ def test_the_report_points_to_the_twin_that_told_softirqs_apart(tmp_path: pathli
     first, _ = actors.tables(hwrx.load(writer.path).summary())
     assert "the table of what was counted by actor tells them apart" in first.caption
     assert "--trace" not in first.caption
+
+
+def test_a_twin_has_fewer_messages_only_if_instructions_are_counted() -> None:
+    (trial,) = made_runs.layout(paths=["udp"], sizes=[64], repeats=1, messages=5000).trials
+    assert owed.twin_of(trial, "wall") == trial
+    shorter = owed.twin_of(trial, "icount")
+    assert (shorter.setting.messages, shorter.number, shorter.label) == (500, trial.number, trial.label)

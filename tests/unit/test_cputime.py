@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import made_runs
+import msgspec
 import pytest
 
 import hwrx
@@ -160,3 +161,24 @@ def test_a_rest_is_nobodys_time() -> None:
 
     rested = cputime.used(Read(), alone=False, rest=500)  # type: ignore[arg-type]
     assert (rested["elapsed"], rested["thread"]) == (4000, 3000)
+
+
+def test_what_runs_while_a_stream_settles_is_nobodys_message() -> None:
+    """The receiver's first reading is before the sender's sleep: somebody else's 500 ns are in it, and in no cost."""
+    setting = Setting(path="udp", pattern="stream", messages=10, settle=1000)
+    same = {"messages": 10, "user": 0, "system": 0, "tick": 4000, "beside": 0, "housekeeping": 0}
+    counters = {"housekeeping_began": 7, "housekeeping_ended": 7}
+    client = {
+        **same, **counters, "elapsed": 1000, "thread": 300, "worker": 0, "idle": 600, "began": 2000, "ended": 3000,
+        "worker_began": 40, "worker_ended": 40, "idle_began": 5500, "idle_ended": 6100,
+    }  # fmt: skip
+    server = {
+        **same, **counters, "elapsed": 1500, "thread": 200, "worker": 40, "idle": 500, "began": 1000, "ended": 2500,
+        "worker_began": 0, "worker_ended": 45, "idle_began": 5000, "idle_ended": 5500,
+    }  # fmt: skip
+    ends = [Done(tally={}, ended="complete", cpu=cpu) for cpu in (client, server)]
+    found, _ = cputime.account(setting, *ends, alone=True)
+    assert (found["busy"], found["idle"], found["worker"], found["other"]) == (500, 0, 5, 0)
+    plain = msgspec.structs.replace(setting, settle=0)
+    found, _ = cputime.account(plain, *ends, alone=True)
+    assert (found["busy"], found["idle"], found["worker"], found["other"]) == (1000, 500, 40, 460)

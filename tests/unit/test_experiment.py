@@ -76,6 +76,19 @@ def test_order_of_a_stored_seed_never_changes() -> None:
     assert labels == ["rdma-write 64 B pingpong poll", "tcp 64 B stream event", "rdma-write 64 B stream event"]
 
 
+def test_trials_of_a_path_that_takes_the_nic_follow_each_other_in_the_order_drawn() -> None:
+    asked = 'paths = ["udp", "nic-ring", "tcp"]\nsizes = [64, 512, 1400]\nrepeats = 5\nseed = 3'
+    plan = experiment.plan(parse(asked), nothing_refused)
+    orders = set()
+    for repeat in range(5):
+        trials = [trial.setting for trial in plan.trials if trial.repeat == repeat]
+        places = [place for place, setting in enumerate(trials) if setting.path == "nic-ring"]
+        assert places == list(range(places[0], places[0] + 3))
+        assert set(trials) == set(plan.settings)
+        orders.add((places[0], *(trials[place].size for place in places)))
+    assert len(orders) > 1, "both where they stand and their own order are drawn"
+
+
 def test_the_more_special_table_wins() -> None:
     by_label = {trial.label: trial.setting for trial in experiment.trials(parse(TEXT), nothing_refused)}
     assert by_label["udp 64 B pingpong event"].messages == 500
@@ -84,6 +97,29 @@ def test_the_more_special_table_wins() -> None:
     assert by_label["udp 70000 B pingpong event"].warmup == 3
     assert "rdma-write 64 B pingpong poll" in by_label
     assert "rdma-write 64 B stream event" in by_label
+
+
+def test_a_table_of_one_size_wins_over_that_of_its_pattern() -> None:
+    asked = parse(
+        """paths = ["udp", "tcp"]\nsizes = [64, 1400]\npatterns = ["pingpong", "stream"]
+[pattern.stream]\nmessages = 2000\n[pattern.stream.1400]\nmessages = 500\nwarmup = 7
+[path.tcp.stream]\nmessages = 6000\n[path.tcp.stream.64]\nmessages = 30000"""
+    )
+    found = {trial.label: trial.setting for trial in experiment.trials(asked, nothing_refused)}
+    assert {label: setting.messages for label, setting in found.items() if "stream" in label} == {
+        "udp 64 B stream event": 2000,
+        "udp 1400 B stream event": 500,
+        "tcp 64 B stream event": 30000,
+        "tcp 1400 B stream event": 6000,
+    }
+    assert found["tcp 1400 B stream event"].warmup == 7
+    assert found["udp 1400 B pingpong event"].messages == 1000
+    assert experiment.loads(experiment.dumps(asked), source="again") == asked
+
+
+def test_a_field_that_a_size_gives_is_read_by_its_path_or_refused() -> None:
+    with pytest.raises(UsageError, match="udp does not read signal_every"):
+        experiment.plan(parse('paths = ["udp"]\npatterns = ["stream"]\n[path.udp.stream.64]\nsignal_every = 3'))
 
 
 def test_what_a_path_cannot_do_is_listed_with_the_reason() -> None:
@@ -199,6 +235,9 @@ def test_a_seed_is_drawn_where_none_is_given_and_kept_where_one_is() -> None:
         ('paths = ["udp"]\n[path.udp]\nsizes = [4]', r"path.udp.sizes\[0\]: 4 is not allowed"),
         ('paths = ["udp"]\n[path.udp]\nsizes = 64', r"path.udp.sizes: 64 is not allowed"),
         ('paths = ["udp"]\n[size.big]\nmtu = 1500', r"'big' is not a number of bytes"),
+        ('paths = ["udp"]\n[path.udp.stream.big]\nwindow = 8', r"path.udp.stream.big.*'big' is not a number of bytes"),
+        ('paths = ["udp"]\n[pattern.stream.64]\nbatch = 0', r"pattern.stream.64.batch: 0 is not allowed"),
+        ('paths = ["udp"]\n[path.udp.stream.64]\nwindo = 3', r"unknown key 'path.udp.stream.64.windo'"),
         ("paths = [", r"not valid TOML: .*line 1|not valid TOML: .*end of document"),
     ],
 )

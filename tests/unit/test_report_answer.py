@@ -190,6 +190,15 @@ def test_a_stream_that_was_never_steady_has_no_cost_either(tmp_path: pathlib.Pat
     assert found.heads == [("", "path"), ("instructions", "64 B")], "nothing to hold the others against"
 
 
+@pytest.mark.parametrize("settle", [0, 1000])
+def test_a_stream_that_settles_has_a_cost_though_it_has_no_rate(tmp_path: pathlib.Path, settle: int) -> None:
+    asked = {"topology": "nic", "clock": "icount", "pattern": {"stream": {"settle": settle}}}
+    summary = made(tmp_path, paths=["udp"], sizes=[64], patterns=["stream"], messages=10, repeats=2, **asked)
+    (row,) = summary.rows
+    assert "messages/s" in row.withheld, "ten calls are no rate"
+    assert ("cost" in row.withheld) == (not settle)
+
+
 def test_processor_time_and_what_was_late_have_their_columns(plain: Summary) -> None:
     known = Estimate(value=4.5, low=4.4, high=4.6, trials=3)
     rows = [

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import made_runs
@@ -23,7 +24,7 @@ import hwrx
 from hwrx.control.messages import Done
 from hwrx.errors import StoreError, UsageError
 from hwrx.host import disk
-from hwrx.runs import experiment, schema, seal, store
+from hwrx.runs import experiment, seal, store
 from hwrx.runs.schedule import Measured, Outcome, write
 
 
@@ -59,7 +60,7 @@ def test_a_complete_run_reads_back(tmp_path: pathlib.Path) -> None:
 def test_samples_have_compact_types_and_few_bytes(tmp_path: pathlib.Path) -> None:
     path = made_runs.make(tmp_path, messages=50_000, repeats=1)
     file = pq.ParquetFile(path / "samples.parquet")
-    assert file.schema_arrow.equals(schema.SAMPLES)
+    assert file.schema_arrow.equals(store.SAMPLES)
     assert file.num_row_groups == 4
     assert (path / "samples.parquet").stat().st_size < 4 * file.metadata.num_rows
 
@@ -371,7 +372,7 @@ def test_a_run_that_was_killed_after_its_last_trial_can_end(tmp_path: pathlib.Pa
         made_runs.add(killed, trial)
     path = shutil.copytree(killed.path, tmp_path / "copy")
     manifest = {**killed.manifest, "process": {"pid": 1, "boot": "before", "began": 1}}
-    (path / schema.MANIFEST).write_bytes(seal.sealed_document(manifest, schema.MANIFEST))
+    (path / store.MANIFEST).write_bytes(seal.sealed_document(manifest, store.MANIFEST))
     again, left = store.Writer.resume(path)
     assert left.trials == []
     with again, Display() as display:
@@ -496,3 +497,34 @@ def test_which_answers_were_late_goes_from_the_trial_into_the_run(tmp_path: path
     with store.Writer.create(tmp_path, plan, {}) as writer:
         write(plan.trials[0], measured, writer, Outcome())
     assert hwrx.load(writer.path).trial_samples(0).late.tolist() == [False, True]
+
+
+def test_several_threads_may_add_trials_and_tables(tmp_path: pathlib.Path) -> None:
+    plan = experiment.plan(experiment.from_options(paths=["udp", "tcp"], topology="here", repeats=40, seed=1))
+    together = threading.Barrier(4)
+    with store.Writer.create(tmp_path, plan, {}) as writer:
+
+        def add(share: int) -> None:
+            together.wait(60)
+            for trial in plan.trials[share::4]:
+                count = 1 + trial.number
+                writer.add_trial(
+                    trial, status="ok", sequence=np.arange(count, dtype=np.uint32), ns=np.full(count, trial.number)
+                )
+                writer.add_table("drops", pa.table({"trial": pa.array([trial.number], pa.int32())}))
+                writer.note(**{f"of {share}": trial.number})
+                writer.log(f"trial {trial.number}")
+
+        threads = [threading.Thread(target=add, args=(share,)) for share in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    run = store.load(writer.path)
+    assert (run.status, run.damage) == ("complete", [])
+    samples = run.samples.to_pydict()
+    for trial in plan.trials:
+        assert samples["trial"].count(trial.number) == 1 + trial.number
+    assert sorted(run.table("drops")["trial"].to_pylist()) == [trial.number for trial in plan.trials]
+    log = (writer.path / "log.txt").read_text().splitlines()
+    assert sorted(line.split(maxsplit=1)[1] for line in log) == sorted(f"trial {t.number}" for t in plan.trials)

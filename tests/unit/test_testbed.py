@@ -37,6 +37,9 @@ def asked(**options: Any) -> Experiment:
         ({"kernel": "6.12", "topology": "hosts"}, SSH, "kernel '6.12' is for a guest"),
         ({"kernel": "6.12", "topology": "hosts"}, Wanted(devices=DEVICES), "kernel '6.12' is for a guest"),
         ({"kernel": "6.12", "topology": "pair"}, Wanted(here=True), "kernel '6.12' is for a guest"),
+        ({"boot": ["quiet"], "topology": "here"}, Wanted(), "boot is for a guest's kernel, and the loopback device"),
+        ({"boot": ["quiet"], "topology": "hosts"}, SSH, "boot is for a guest's kernel"),
+        ({"boot": ["quiet"], "topology": "pair"}, Wanted(here=True), "boot is for a guest's kernel"),
         ({"wire_mtu": 4200, "topology": "here"}, Wanted(), "wire_mtu is for a wire that hwrx puts up"),
         ({"wire_mtu": 4200, "topology": "queues"}, Wanted(), "wire_mtu is for a wire that hwrx puts up"),
         ({"wire_mtu": 4200, "topology": "hosts"}, SSH, "wire_mtu is for a wire that hwrx puts up"),
@@ -46,6 +49,7 @@ def asked(**options: Any) -> Experiment:
         ({}, SSH, "the topology 'netns' is not put up"),
         ({"topology": "pair"}, Wanted(devices=DEVICES), "the topology 'pair' is not put up"),
         ({"topology": "hosts"}, Wanted(), "'hosts' needs its two ends named"),
+        ({"topology": "wire"}, Wanted(), "'wire' needs its two ends named"),
         ({"topology": "hosts", "trace": True}, SSH, "the two ends are on two machines"),
         (
             {"topology": "hosts"},
@@ -182,7 +186,7 @@ def test_an_option_wins_over_whatever_the_file_says() -> None:
 
 
 def test_settings_of_every_shipped_topology_have_an_estimate() -> None:
-    for name in ("here", "netns", "pair", "nic", "queues", "hosts"):
+    for name in ("here", "netns", "pair", "wire", "nic", "queues", "hosts"):
         assert estimate.estimate(experiment.plan(asked(topology=name))).seconds > 0
     assert Setting(path="udp").copies_priced == "byte"
 
@@ -196,7 +200,7 @@ def test_settings_of_every_shipped_topology_have_an_estimate() -> None:
         (["lab", "shell", "netns", "--clock", "icount", "--", "true"], "--clock is for a guest"),
         (["lab", "shell", "pair", "--host", "--kernel", "6.12", "--", "true"], "--kernel is for a guest"),
         (["lab", "shell", "netns", "--cpus", "2", "--", "true"], "--cpus is for a guest"),
-        (["lab", "shell", "queues", "--mtu", "4200", "--", "true"], "--mtu is for the wire of pair, netns, nic"),
+        (["lab", "shell", "queues", "--mtu", "4200", "--", "true"], "--mtu is for the wire of netns, pair, nic"),
         (["memory", "--guest", "--device", "rxe0"], "--device is of this machine"),
         (["memory", "--kernel", "6.12", "--nic", "eth1"], "--nic is of this machine"),
         (["compare", "--paths", "udp", "--topology", "here", "--clock", "icount", "--dry-run"], "icount counts"),
@@ -221,15 +225,16 @@ def test_what_only_a_counting_guest_heeds_is_left_away_where_time_is_measured(mo
         "name": "both",
         "topology": "nic",
         "clock": "auto",
+        "boot": ["init_on_alloc=0"],
         "paths": ["udp"],
-        "pattern": {"pingpong": {"rest": 1000, "messages": 5}},
+        "pattern": {"pingpong": {"rest": 1000, "messages": 5}, "stream": {"settle": 1000}},
         "setting": {"copies_priced": "byte", "warmup": 3},
         "sweep": {"copies_priced": ["byte", "word"]},
     }
     both = experiment.build(content, source="both")
     monkeypatch.setattr(accelerator, "remembered", lambda: Accelerator("kvm", "said by the test"))
     for timed in (testbed.settle_clock(both, Wanted()), experiment.override(both, clock="wall")):
-        assert timed.clock == "wall"
+        assert (timed.clock, timed.boot, timed.pattern.get("stream", {})) == ("wall", (), {})
         settings = experiment.plan(timed).settings
         assert [(s.rest, s.copies_priced, s.messages, s.warmup) for s in settings] == [(0, "byte", 5, 3)]
     monkeypatch.setattr(accelerator, "remembered", lambda: Accelerator("tcg", "said by the test"))
