@@ -6,17 +6,17 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hwrx.runs.reading import Run
+    from hwrx.report.reported import ReportedRun
 
 from hwrx.version import __version__ as __version__
 
 
-def load(path: str | os.PathLike[str]) -> Run:
+def load(path: str | os.PathLike[str]) -> ReportedRun:
     """Open a run directory: `run.samples`, `run.trials`, `run.summary()`, `run.figure("cdf")`.
 
     StoreError says what is wrong with one that cannot be read.
     """
     # an endpoint in an emulated guest imports hwrx and needs no Arrow
-    from hwrx.runs import reading
+    from hwrx.report.reported import ReportedRun
 
-    return reading.load(os.fspath(path))
+    return ReportedRun.open(os.fspath(path))

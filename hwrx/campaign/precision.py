@@ -7,11 +7,10 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hwrx import stats
 from hwrx.runs import experiment as experiments
+from hwrx.runs import reading
 
 if TYPE_CHECKING:
-    from hwrx.report.model import Row, Summary
     from hwrx.runs.store import Writer
 
 
@@ -54,16 +53,8 @@ def elapsed(writer: Writer) -> float:
 
 def unconverged(writer: Writer) -> list[str]:
     """Name the rows of a run in progress whose interval is too wide. Failed rows cannot converge and do not count."""
-    import hwrx
+    # drawing and tables are not imported before they are needed
+    from hwrx.report.summary import summarise
 
-    summary: Summary = hwrx.load(writer.path).summary()
+    summary = summarise([reading.load(writer.path)])
     return [f"{row.label} {row.size} B {row.pattern}" for row in summary.rows if row.converged is False]
-
-
-def converged(row: Row, until: experiments.Until) -> bool:
-    """Whether a row's interval, made for looking after each repeat, is as narrow as asked: of the quantile, or of a
-    stream's rate.
-    """
-    if row.pattern == "stream":
-        return stats.converged(row.messages_per_s, until.width)
-    return stats.converged(stats.quantile_across(row.digests, until.quantile, stats.SEQUENTIAL), until.width)

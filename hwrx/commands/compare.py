@@ -31,7 +31,7 @@ from hwrx.host import disk, strict_json
 from hwrx.lab import kernel
 from hwrx.machine import tune
 from hwrx.machine.placement import OWN_CPUS
-from hwrx.runs import capacity, estimate, lanes, renewal, schedule, store, testbed
+from hwrx.runs import capacity, estimate, lanes, reading, renewal, schedule, store, testbed
 from hwrx.runs import experiment as experiments
 from hwrx.runs.experiment import Experiment, Plan, Trial
 from hwrx.runs.schedule import Outcome
@@ -173,7 +173,7 @@ def compare(
     if resume is not None:
         if file is not None or any(value is not None for value in options.values()):
             raise UsageError("--resume goes on with a run as it was begun: give neither a file nor options with it")
-        experiment = store.load(resume).experiment
+        experiment = reading.load(resume).experiment
         run_and_report(experiment, wanted, runs=runs, dry_run=dry_run, as_json=as_json, resume=resume)
         return
     experiment = described(file, {**options, "topology": topology or ("hosts" if wanted.explicit else None)})

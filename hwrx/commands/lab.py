@@ -26,7 +26,7 @@ from hwrx.lab import kernel
 from hwrx.lab.kernel import Progress
 from hwrx.lab.port import Pipe
 from hwrx.lab.vm import Guest
-from hwrx.runs.testbed import MTU_TOPOLOGIES, Wanted
+from hwrx.runs.testbed import Wanted
 from hwrx.wires import topology
 
 
@@ -97,8 +97,8 @@ def shell(
       hwrx lab shell netns -- iperf3 --client 198.18.77.2
     """
     more = {"mtu": mtu} if mtu else {}
-    if mtu and name not in MTU_TOPOLOGIES:
-        raise UsageError(f"--mtu is for the wire of {', '.join(MTU_TOPOLOGIES)}", remedy="leave it out")
+    if mtu and name not in topology.WITH_MTU:
+        raise UsageError(f"--mtu is for the wire of {', '.join(topology.WITH_MTU)}", remedy="leave it out")
     if in_guest is None:
         in_guest = topology.find(name).where == "guest"
     if not in_guest:

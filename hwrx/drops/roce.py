@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from hwrx.control.messages import Place, Prepare, Role, Setting
 from hwrx.drops.books import Balance, Books, Told
+from hwrx.drops.scene import Scene
 from hwrx.errors import MachineError
 from hwrx.host import tools
 from hwrx.wires import topology
 
 if TYPE_CHECKING:
     from cython_ext.rc import RcSendTransport
-    from hwrx.drops.provoke import Scene
 
 PORT = 4791  # RoCE v2
 SIZE = 64

@@ -20,7 +20,8 @@ from hwrx.flood.model import Flood, Spec
 from hwrx.flood.scene import WIRES, Made, setting
 from hwrx.probes import account
 from hwrx.runs import reading, store
-from hwrx.runs.experiment import Experiment, Plan, Topology, Trial
+from hwrx.runs.experiment import Experiment, Plan, Trial
+from hwrx.wires import topology
 
 FILE = "floods.json"
 
@@ -59,7 +60,7 @@ def create(root: pathlib.Path, specs: Sequence[Spec], manifest: Mapping[str, Any
     experiment = Experiment(
         name="flood",
         question="What happens when more arrives than is taken?",
-        topology=cast("Topology", first.topology or WIRES.get(first.path, "netns")),
+        topology=cast("topology.Name", first.topology or WIRES.get(first.path, "netns")),
         paths=(first.path,),
         sizes=(first.size,),
         patterns=("stream",),

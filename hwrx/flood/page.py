@@ -11,7 +11,7 @@ from hwrx.host import disk
 from hwrx.report.diff import flat
 from hwrx.report.html import NARROW, WIDE
 from hwrx.report.page import page
-from hwrx.report.summary import label as label_of
+from hwrx.report.provenance import label_of_run
 from hwrx.runs import reading
 
 ABOUT = (
@@ -30,7 +30,7 @@ ABOUT = (
 
 def write(directory: pathlib.Path, floods: Sequence[Flood]) -> list[pathlib.Path]:
     """Write the page and the pictures into the run directory; return the files."""
-    label = label_of(reading.load(directory))
+    label = label_of_run(reading.load(directory))
     with disk.guarded(directory):
         page = directory / "report.html"
         page.write_text(render(directory, floods, label), encoding="utf-8")

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import subprocess
+from typing import Protocol
 
 from hwrx.errors import GuestError, HwrxError, UsageError
-
-if TYPE_CHECKING:
-    from hwrx.lab.vm import Guest
 
 ANSWER = 30.0  # seconds that a guest has for a simple answer
 TELLING = ("Kernel panic", "BUG:", "Oops", "stall")  # of the lines that a kernel prints before it ends
 
 
-def standing(guest: Guest, module: str) -> str:
+class Asked(Protocol):
+    """A guest that can be asked: to run a program, and for all that it has printed."""
+
+    def run(self, argv: list[str], *, limit: float) -> subprocess.CompletedProcess[str]:
+        """Run a program and return its output; GuestError if it does not end within `limit` seconds."""
+
+    def log(self) -> str:
+        """Return what its console printed."""
+
+
+def standing(guest: Asked, module: str) -> str:
     """Say where a program stands still, as the guest knows it; the guest's log gets more (SysRq w: who is blocked).
 
     To be asked when there is nothing left to disturb.

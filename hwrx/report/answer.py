@@ -17,9 +17,10 @@ from msgspec import Struct
 from hwrx.report import ledgers, text, words
 from hwrx.report.cells import Table
 from hwrx.report.model import Row, Summary, swept_words
-from hwrx.report.summary import kernel_of
+from hwrx.report.provenance import kernel_of
 from hwrx.report.words import size_words
 from hwrx.stats import Estimate
+from hwrx.wires import topology
 
 WIDTH = 80
 SIZES = 3  # columns of each kind
@@ -332,14 +333,6 @@ def _laid_out(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -
 
 # --- words ---------------------------------------------------------------------------------------------------------
 
-WHERE = {
-    "nic": "two 82574L NICs on one wire",
-    "pair": "a veth pair with SoftRoCE on each end",
-    "netns": "a veth pair between two network namespaces",
-    "here": "this machine's loopback",
-    "hosts": "devices of this machine and its peer",
-}
-
 
 def _about(summary: Summary, pattern: str, shown: Sequence[Line], prices: Sequence[str], measure: _Measure) -> str:
     """One sentence: what was measured, and on what."""
@@ -362,7 +355,8 @@ def _about(summary: Summary, pattern: str, shown: Sequence[Line], prices: Sequen
     guest = (
         "an emulated guest, " if run.emulated else "a guest, " if run.manifest["topology"] in ("nic", "pair") else ""
     )
-    where = WHERE.get(run.manifest["topology"], f"topology {run.manifest['topology']}")
+    known = topology.KNOWN.get(run.manifest["topology"])
+    where = known.brief if known else f"topology {run.manifest['topology']}"
     kernel = f"Linux {kernel_of(run)}" if kernel_of(run) else "an unknown kernel"
     return f"{what}{manner}; {times} repeat{'s' * (times != '1')}. On {where}; {guest}{kernel}."
 

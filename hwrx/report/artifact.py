@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from hwrx.errors import StoreError
 from hwrx.host import disk
-from hwrx.report.summary import find
+from hwrx.report.provenance import find_key
+from hwrx.report.summary import summarise
 from hwrx.version import __version__
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def pack(run: Run, target: pathlib.Path | None = None) -> pathlib.Path:
     if target.exists():
         raise StoreError(f"{target} exists", remedy="name another file with --out")
     source, commit, warning = _source(run)
-    summary = run.summary()
+    summary = summarise([run])
     try:
         files: dict[str, bytes] = {
             f"run/{file.relative_to(run.path)}": file.read_bytes()
@@ -122,7 +123,7 @@ def _source(run: Run) -> tuple[bytes, str, str]:
     """The source that the run was measured with, as a tar.gz; which commit it is; and what is wrong with it."""
     tree = pathlib.Path(__file__).parents[2]
     git = ["git", "-c", f"safe.directory={tree}", "-C", str(tree), "--no-optional-locks"]
-    measured = find(run.manifest, "commit")
+    measured = find_key(run.manifest, "commit")
     wanted = measured.get("id") if isinstance(measured, dict) else None
     warning = ""
     if isinstance(measured, dict) and measured.get("changed"):

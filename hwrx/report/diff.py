@@ -18,7 +18,8 @@ from hwrx.errors import UsageError
 from hwrx.host import strict_json
 from hwrx.report.diff_exact import exact_changes
 from hwrx.report.model import Change, Row, name_of
-from hwrx.report.summary import kernel_of
+from hwrx.report.provenance import kernel_of
+from hwrx.report.summary import summarise
 from hwrx.report.words import size_words
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def compare(before: Sequence[Run], after: Sequence[Run], *, anyway: bool = False
             f"{_names(before)} and {_names(after)} cannot be compared: {'; '.join(reasons)}",
             remedy="--anyway compares them nevertheless; the ratios then mix what changed with what you changed",
         )
-    sides = [_by_setting([run.summary().rows for run in side], anyway) for side in (before, after)]
+    sides = [_by_setting([summarise([run]).rows for run in side], anyway) for side in (before, after)]
     sampled = len(before) > 1 or len(after) > 1
     changes: list[Change] = []
     withheld = []
@@ -257,7 +258,7 @@ def _names(runs: Sequence[Run]) -> str:
 
 
 def _label(runs: Sequence[Run]) -> str:
-    return "; ".join(dict.fromkeys(run.summary().label for run in runs))
+    return "; ".join(dict.fromkeys(summarise([run]).label for run in runs))
 
 
 def _counts(runs: Sequence[Run]) -> bool:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwrx import stats
-from hwrx.campaign import precision
 from hwrx.report.model import Cost, Row
+from hwrx.runs.experiment import Until
 
 if TYPE_CHECKING:
     from hwrx.runs.reading import Run
@@ -58,7 +58,16 @@ def judge(run: Run, rows: list[Row]) -> None:
     """Mark the rows whose interval is wider than the experiment asked."""
     if run.experiment.until is not None:
         for row in rows:
-            row.converged = precision.converged(row, run.experiment.until) if row.digests else None
+            row.converged = is_converged(row, run.experiment.until) if row.digests else None
+
+
+def is_converged(row: Row, until: Until) -> bool:
+    """Whether a row's interval, made for looking after each repeat, is as narrow as asked: of the quantile, or of a
+    stream's rate.
+    """
+    if row.pattern == "stream":
+        return stats.converged(row.messages_per_s, until.width)
+    return stats.converged(stats.quantile_across(row.digests, until.quantile, stats.SEQUENTIAL), until.width)
 
 
 def costs_of(rows: list[Row]) -> list[Cost]:

@@ -6,11 +6,9 @@ import collections
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from hwrx import paths as delivery
-from hwrx.report import words
+from hwrx.report import answer, words
 from hwrx.report.model import BASELINE, Row, Summary
+from hwrx.report.provenance import label_of_run
 from hwrx.report.ratios import costs_of, judge, relate
 from hwrx.report.rows import rows_of
 
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
 
 def summarise(runs: Sequence[Run]) -> Summary:
     """Digest the runs, one trial in memory at a time."""
-    from hwrx.report import answer  # which is made from a whole summary
-
     rows: list[Row] = []
     for run in runs:
         rows += rows_of(run, run.path.name if len(runs) > 1 else "")
@@ -43,7 +39,7 @@ def summarise(runs: Sequence[Run]) -> Summary:
         runs=list(runs),
         rows=rows,
         baseline=baseline,
-        label="; ".join(dict.fromkeys(label(run) for run in runs)),
+        label="; ".join(dict.fromkeys(label_of_run(run) for run in runs)),
         answer=words.answer(rows, baseline),
         warnings=warnings,
         costs=costs_of(rows),
@@ -72,49 +68,3 @@ def _step(steps: dict[str, list[Any]], key: str, value: Any) -> tuple[str, int, 
     """Where a row stands among those of other values; a field that a path's own table sets comes by its words."""
     listed = steps.get(key, [])
     return key, listed.index(value) if value in listed else len(listed), str(value)
-
-
-def label(run: Run) -> str:
-    """Say on what the run was measured: what each caption needs so that nobody takes it for something else."""
-    said = []
-    if run.manifest["clock"] == "icount":
-        said.append("virtual time, 1 ns = 1 guest instruction")
-    elif run.emulated:
-        said.append("EMULATED guest: compare within the run only")
-    else:
-        said.append("wall clock")
-    if kernel := kernel_of(run):
-        said.append(f"Linux {kernel}")
-    said.append(f"topology {run.manifest['topology']}")
-    if run.status != "complete":
-        said.append(f"{run.status.upper()} run")
-    if run.damage:
-        said.append("DAMAGED run")
-    return ", ".join(said)
-
-
-def kernel_of(run: Run) -> str:
-    """The release of the kernel that the messages crossed; empty where the manifest does not say."""
-    kernel = find(run.manifest.get("machine"), "kernel")
-    if isinstance(kernel, dict):
-        kernel = kernel.get("release")
-    return str(kernel or "")
-
-
-def find(tree: Any, key: str) -> Any:
-    """Return the first value of `key` anywhere in nested dictionaries, nearest to the top first."""
-    level = [tree]
-    while level:
-        for node in level:
-            if isinstance(node, dict) and node.get(key) is not None:
-                return node[key]
-        level = [value for node in level if isinstance(node, dict) for value in node.values()]
-    return None
-
-
-def software_rdma(run: Run) -> bool:
-    """Whether the run's verbs paths crossed SoftRoCE: its device says so, or the lab's guest has no other."""
-    if not any(delivery.PATHS[p].needs == "verbs" for p in run.experiment.paths if p in delivery.PATHS):
-        return False
-    text = msgspec.json.encode(run.manifest).decode()
-    return "rxe" in text or run.manifest["topology"] in ("pair", "wire")

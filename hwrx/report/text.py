@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hwrx.machine import placement
 from hwrx.paths import PATHS
 from hwrx.report.model import Row, Summary
-from hwrx.report.summary import software_rdma
+from hwrx.report.provenance import software_rdma
 from hwrx.report.words import size_words
 from hwrx.runs import renewal
 from hwrx.stats import BEYOND, LEVEL, Estimate

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from hwrx.errors import UsageError
+from hwrx.wires import topology
 
 if TYPE_CHECKING:
     from hwrx.runs.experiment import Plan
@@ -22,43 +23,32 @@ class Estimate(Struct, frozen=True, kw_only=True):
     basis: str
 
 
-# Guesses for --dry-run only: seconds for one message one way at 64 B, for a byte more, for setting a trial up and
-# fetching its samples, and for getting the machines up. Emulated guests after the lab's first runs.
-GUESS = {
-    "here": (15e-6, 0.5e-9, 0.1, 1.0, "this machine"),
-    "netns": (20e-6, 0.5e-9, 0.1, 1.0, "this machine's namespaces"),
-    "hosts": (10e-6, 0.3e-9, 0.3, 2.0, "two hosts"),
-    "pair": (350e-6, 10e-9, 0.3, 40.0, "an emulated guest"),
-    "wire": (800e-6, 20e-9, 0.5, 60.0, "two emulated guests"),
-    "nic": (350e-6, 10e-9, 0.5, 40.0, "an emulated guest"),
-    "queues": (350e-6, 10e-9, 0.3, 40.0, "an emulated guest"),
-}
 _BYTES_A_SAMPLE = 5.0  # measured over runs of round trips around 300 µs: 3.5 to 5, zstd over deltas
 
 
 def estimate(layout: Plan) -> Estimate:
     """Guess how long the plan runs and how much disk it fills; no promise, so the basis is part of the answer."""
-    one_way, a_byte, overhead, start, where = GUESS[layout.experiment.topology]
-    seconds = start
+    guess = topology.KNOWN[layout.experiment.topology].guess
+    seconds = guess.start
     samples = 0
     for trial in layout.trials:
         setting = trial.setting
         messages = setting.warmup + setting.messages + setting.cooldown
-        each = one_way + a_byte * setting.size
+        each = guess.message + guess.byte * setting.size
         if setting.pattern == "pingpong":
             each *= 2
         elif setting.pattern == "paced" and setting.rate:
             each = max(each / 2, 1 / setting.rate)
         else:
             each /= 2
-        seconds += (overhead + messages * each) * setting.senders
+        seconds += (guess.trial + messages * each) * setting.senders
         samples += setting.messages * setting.senders
     return Estimate(
         trials=len(layout.trials),
         samples=samples,
         seconds=seconds,
         disk=int(samples * _BYTES_A_SAMPLE) + 4096 * len(layout.trials) + 100_000,
-        basis=f"{where}, about {one_way * 1e6:.0f} µs one way and {overhead:g} s to set a trial up",
+        basis=f"{guess.basis}, about {guess.message * 1e6:.0f} µs one way and {guess.trial:g} s to set a trial up",
     )
 
 

@@ -26,7 +26,6 @@ from hwrx.errors import UsageError
 from hwrx.host import toml_text
 from hwrx.machine.placement import POLLING, Wish
 from hwrx.runs import checked, streams
-from hwrx.runs.estimate import GUESS
 from hwrx.runs.overrides import (
     LISTED,
     SETTING_FIELDS,
@@ -38,8 +37,8 @@ from hwrx.runs.overrides import (
     check_until,
     plain_fields,
 )
+from hwrx.wires import topology as topologies
 
-Topology = Literal["here", "netns", "pair", "wire", "nic", "queues", "hosts"]
 # auto: icount in a guest that is emulated, wall elsewhere; decided before the plan (hwrx.runs.testbed.settle_clock)
 Clock = Literal["wall", "icount", "auto"]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, '.', '_', '-'")]
@@ -64,7 +63,7 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     name: Name
     question: str = ""
-    topology: Topology = "netns"
+    topology: topologies.Name = "netns"
     clock: Clock = "wall"
     kernel: str | None = None  # of the guest; None: the lab's own
     boot: tuple[Annotated[str, Meta(pattern=r"^[!-~]+$")], ...] = ()  # words for the guest's kernel command line
@@ -348,7 +347,11 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
                 **dict(zip(names, values, strict=True)),
             }
             fields = {
-                **({"messages": streams.stream_length(experiment, size)} if pattern == "stream" else {}),
+                **(
+                    {"messages": streams.stream_length(size, clock=experiment.clock, topology=experiment.topology)}
+                    if pattern == "stream"
+                    else {}
+                ),
                 **{key: value for key, value in common.items() if _concerns(path, pattern, key)},
                 "path": path,
                 "pattern": pattern,
@@ -360,7 +363,8 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
             }
             setting = msgspec.convert(fields, Setting)
             if share is not None:
-                rate = experiment.capacity.get(capacity_key(setting), 1 / GUESS[experiment.topology][0])
+                guessed = 1 / topologies.KNOWN[experiment.topology].guess.message
+                rate = experiment.capacity.get(capacity_key(setting), guessed)
                 setting = msgspec.structs.replace(setting, rate=share * rate)
             if setting not in seen:  # two combinations that an override makes one
                 seen.add(setting)
@@ -479,10 +483,10 @@ def _check_together(source: str, experiment: Experiment) -> None:
         raise UsageError(f"{source}: load: it sets the rate of each trial, so that 'rate' cannot be given beside it")
     if experiment.load and "paced" not in experiment.patterns:
         raise UsageError(f"{source}: load: it needs the pattern 'paced'", remedy='patterns = ["paced"]')
-    if "netem" in given and experiment.topology not in ("pair", "netns"):
+    if "netem" in given and experiment.topology not in topologies.WITH_NETEM:
         raise UsageError(
             f"{source}: netem: it spoils a wire that hwrx makes, and the topology '{experiment.topology}' has none",
-            remedy='topology = "pair" or "netns"',
+            remedy=" or ".join(f'topology = "{name}"' for name in topologies.WITH_NETEM),
         )
     for key in COUNTED if experiment.clock == "wall" else ():
         if key in given:

@@ -7,7 +7,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -18,13 +18,8 @@ from msgspec import Struct
 from hwrx.errors import StoreError, UsageError
 from hwrx.host import disk
 from hwrx.runs import experiment as experiments
-from hwrx.runs import journal, schema, seal, store
+from hwrx.runs import journal, schema, seal
 from hwrx.runs.contents import Contents, run_key
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from hwrx.report.model import Summary
 
 MANIFEST_KEYS = ("format", "status", "name", "topology", "clock", "started", "process", "skipped", "trials_planned")
 
@@ -47,7 +42,7 @@ class Manifest(Struct, frozen=True):
     """What a manifest must have, whatever else it has."""
 
     format: int
-    status: store.Status
+    status: schema.Status
     name: str
     topology: str
     clock: str
@@ -77,6 +72,25 @@ class Run:
         # what the store keeps for itself says nothing about what was measured
         self.manifest = {key: value for key, value in manifest.items() if key != "store"}
 
+    @classmethod
+    def open(cls, path: pathlib.Path | str) -> Self:
+        """Open a run directory and check its files.
+
+        StoreError says what is wrong with one that cannot be read. What is damaged of one that can be is in `damage`.
+        """
+        directory = pathlib.Path(path)
+        if not directory.exists():
+            hint = "" if directory.name != "latest" else " (no run has been made here)"
+            raise StoreError(
+                f"there is no run {directory}{hint}", remedy="hwrx compare makes one; runs/latest is the newest"
+            )
+        directory = directory.resolve()
+        run = cls(directory, _manifest(directory))
+        if not (directory / journal.FILE).exists() and not (directory / "trials.parquet").exists():
+            raise StoreError(f"{directory} is damaged: it has neither trials.parquet nor {journal.FILE}")
+        _ = run.contents
+        return run
+
     def __repr__(self) -> str:
         return f"<hwrx run {self.path.name}: {self.status}, {len(self.rows)} trials>"
 
@@ -86,9 +100,9 @@ class Run:
         return str(self.manifest["name"])
 
     @functools.cached_property
-    def status(self) -> store.Status:
+    def status(self) -> schema.Status:
         """complete, interrupted, partial, or running. A run whose process is gone without ending it is partial."""
-        status: store.Status = self.manifest["status"]
+        status: schema.Status = self.manifest["status"]
         if status == "running" and not disk.still_runs(self.manifest["process"]):
             return "partial"
         return status
@@ -148,7 +162,7 @@ class Run:
     def samples(self) -> pa.Table:
         """All samples as one Arrow table, about 30 bytes a message; `trial_samples` reads one trial alone."""
         tables = [_with_late(table) for table in self.contents.read("samples")]
-        return pa.concat_tables(tables).unify_dictionaries() if tables else store.SAMPLES.empty_table()
+        return pa.concat_tables(tables).unify_dictionaries() if tables else schema.SAMPLES.empty_table()
 
     def trial_samples(self, trial: int) -> TrialSamples:
         """Read the samples of one trial."""
@@ -204,40 +218,14 @@ class Run:
             raise seal.damaged(file, "it is not what this run wrote there")
         return dict(found)
 
-    def summary(self) -> Summary:
-        """Figures of merit of every path and setting, with intervals: what all reports are made from."""
-        from hwrx.report.summary import summarise
-
-        return summarise([self])
-
-    def figure(self, name: str) -> Figure:
-        """Draw one of the report's figures, for example "cdf"; UsageError names the ones that this run has."""
-        from hwrx.report.figures import draw
-
-        return draw(self.summary(), name)
-
 
 def load(path: pathlib.Path | str) -> Run:
-    """Open a run directory and check its files.
-
-    StoreError says what is wrong with one that cannot be read. What is damaged of one that can be is in `damage`.
-    """
-    directory = pathlib.Path(path)
-    if not directory.exists():
-        hint = "" if directory.name != "latest" else " (no run has been made here)"
-        raise StoreError(
-            f"there is no run {directory}{hint}", remedy="hwrx compare makes one; runs/latest is the newest"
-        )
-    directory = directory.resolve()
-    run = Run(directory, _manifest(directory))
-    if not (directory / journal.FILE).exists() and not (directory / "trials.parquet").exists():
-        raise StoreError(f"{directory} is damaged: it has neither trials.parquet nor {journal.FILE}")
-    _ = run.contents
-    return run
+    """Open a run directory; see Run.open."""
+    return Run.open(path)
 
 
 def _manifest(directory: pathlib.Path) -> dict[str, Any]:
-    file = directory / store.MANIFEST
+    file = directory / schema.MANIFEST
     try:
         text = file.read_bytes()
         manifest = json.loads(text)
@@ -247,15 +235,15 @@ def _manifest(directory: pathlib.Path) -> dict[str, Any]:
         raise seal.damaged(file, error) from None
     if not isinstance(manifest, dict) or type(manifest.get("format")) is not int or manifest["format"] < 1:
         raise StoreError(f"{file} is not the manifest of a run")
-    if seal.is_sealed(text) or manifest["format"] == store.FORMAT:
-        sealed = seal.opened_document(text, store.MANIFEST)
+    if seal.is_sealed(text) or manifest["format"] == schema.FORMAT:
+        sealed = seal.opened_document(text, schema.MANIFEST)
         if sealed is None:
             raise seal.damaged(file, "it is not what was written")
         manifest = sealed
-    if manifest["format"] > store.FORMAT:
+    if manifest["format"] > schema.FORMAT:
         raise StoreError(
             f"{directory} was written by a newer hwrx ({manifest.get('hwrx', '?')}, format {manifest['format']}; "
-            f"this one reads up to {store.FORMAT})",
+            f"this one reads up to {schema.FORMAT})",
             remedy="read it with that version of hwrx",
         )
     if missing := [key for key in MANIFEST_KEYS if key not in manifest]:

@@ -7,9 +7,14 @@ In a file they are the metadata `unit` and `meaning` of each field (`pyarrow.par
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import pyarrow as pa
 from msgspec import Struct
+
+FORMAT = 2  # of the runs that this version writes; it reads all up to it
+MANIFEST = "manifest.json"
+Status = Literal["running", "complete", "partial", "interrupted"]
 
 TEXT = pa.dictionary(pa.int8(), pa.string())
 

@@ -39,7 +39,7 @@ import threading
 import uuid
 import zlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import msgspec
 import numpy as np
@@ -50,19 +50,15 @@ from hwrx import paths
 from hwrx.errors import StoreError, UsageError
 from hwrx.host import disk
 from hwrx.runs import experiment as experiments
-from hwrx.runs import journal, schema, seal
+from hwrx.runs import journal, reading, schema, seal
 from hwrx.runs.contents import Contents, run_key
-from hwrx.runs.schema import SAMPLES as SAMPLES
+from hwrx.runs.reading import Run
+from hwrx.runs.schema import FORMAT, MANIFEST, SAMPLES, Status
 from hwrx.version import __version__
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from hwrx.runs.reading import Run
-
-FORMAT = 2
-MANIFEST = "manifest.json"
-Status = Literal["running", "complete", "partial", "interrupted"]
 
 _RESERVE = 1 << 16  # bytes set aside so that a full disk still takes the last manifest
 
@@ -148,8 +144,6 @@ class Writer:
         Trials that failed run again. `manifest` is what the environment is now; where it differs from what the run
         began with, it is kept beside it as `resumed`.
         """
-        from hwrx.runs import reading
-
         _check_resumable(run := reading.load(path))
         with contextlib.ExitStack() as lock:
             lock.enter_context(disk.locked(run.path))
@@ -343,13 +337,6 @@ class Writer:
 
     def _write_manifest(self) -> None:
         disk.replace(self.path / MANIFEST, seal.sealed_document(self.manifest, MANIFEST))
-
-
-def load(path: pathlib.Path | str) -> Run:
-    """Open a run directory for reading; see hwrx.runs.reading.Run."""
-    from hwrx.runs import reading
-
-    return reading.load(path)
 
 
 # --- inside --------------------------------------------------------------------------------------------------------

@@ -8,14 +8,10 @@ last says neither what the path can do nor the same for streams of two lengths.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
-
-if TYPE_CHECKING:
-    from hwrx.runs.experiment import Experiment
 
 Int64s = npt.NDArray[np.int64]
 
@@ -106,15 +102,15 @@ def _round_up(count: float) -> int:
     return math.ceil(count / unit) * unit
 
 
-def stream_length(experiment: Experiment, size: int) -> int:
+def stream_length(size: int, *, clock: str, topology: str) -> int:
     """How many messages of `size` bytes a stream has if nobody says: enough for a rate.
 
     By the wall clock it is to last a tenth of a second and more, whose number of messages depends on the machine; a
     guest that counts instructions needs no such time, and one that is emulated is slow.
     """
-    if experiment.clock == "icount":
+    if clock == "icount":
         most, volume = 20_000, 1 << 26
-    elif experiment.topology in ("here", "netns", "hosts"):
+    elif topology in ("here", "netns", "hosts"):
         most, volume = 500_000, 1 << 31
     else:
         most, volume = 50_000, 1 << 28

@@ -154,7 +154,7 @@ def check(experiment: Experiment, wanted: Wanted) -> None:
             f"the two ends are named (--device, --peer), so that the topology '{experiment.topology}' is not put up",
             remedy="leave out either",
         )
-    if not wanted.explicit and experiment.topology in ("hosts", "wire"):
+    if not wanted.explicit and experiment.topology == "hosts":
         raise UsageError(
             f"the topology '{experiment.topology}' needs its two ends named",
             remedy="--device CLIENT,SERVER, or --peer ssh:HOST with --peer-device or --peer-address",
@@ -162,9 +162,9 @@ def check(experiment: Experiment, wanted: Wanted) -> None:
     where = _kind(experiment, wanted)
     if where != "a guest":
         _need_no_guest(experiment, wanted, where)
-    if experiment.wire_mtu is not None and (wanted.explicit or experiment.topology not in MTU_TOPOLOGIES):
+    if experiment.wire_mtu is not None and (wanted.explicit or experiment.topology not in topology.WITH_MTU):
         raise UsageError(
-            f"wire_mtu is for a wire that hwrx puts up ({', '.join(MTU_TOPOLOGIES)}); {where} has none",
+            f"wire_mtu is for a wire that hwrx puts up ({', '.join(topology.WITH_MTU)}); {where} has none",
             remedy="leave wire_mtu out, or set the MTU yourself: ip link set NETDEV mtu BYTES",
         )
     if experiment.trace and wanted.remote:
@@ -177,9 +177,6 @@ def check(experiment: Experiment, wanted: Wanted) -> None:
             f"both ends' devices are of this machine, so that --peer-address {wanted.peer_address} has no meaning",
             remedy="leave it out, or name the peer: --peer ssh:HOST",
         )
-
-
-MTU_TOPOLOGIES = ("netns", "pair", "nic")
 
 
 def _need_no_guest(experiment: Experiment, wanted: Wanted, where: str) -> None:

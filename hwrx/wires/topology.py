@@ -58,6 +58,9 @@ QUEUES_HARDWARE: dict[Role, str] = {"client": "02:68:77:72:78:30", "server": "02
 QUEUES_MODULES = ("virtio_net",)
 
 
+Name = Literal["here", "netns", "pair", "nic", "queues", "hosts"]
+
+
 class Made(Struct, frozen=True):
     """A topology that is up: where each end lives, and the peer that reaches it."""
 
@@ -255,55 +258,115 @@ def _queues_hardware() -> tuple[str, ...]:
     return tuple(words)
 
 
-class Topology(Struct, frozen=True):
+class Guess(Struct, frozen=True):
+    """About how long it takes over a topology, in seconds: one message one way at 64 B, `byte` more for each byte, to
+    set a trial up and fetch its samples, and to get the machines up. For --dry-run and budgets only.
+    """
+
+    message: float
+    byte: float
+    trial: float
+    start: float
+    basis: str
+
+
+EMULATED = Guess(350e-6, 10e-9, 0.3, 40.0, "an emulated guest")  # after the lab's first runs
+
+
+class Topology(Struct, frozen=True, kw_only=True):
     """One way of arranging two ends; `where` says on which kernel it is put up unless the user says otherwise.
+
+    `machine`: nothing is put up. `named`: the user names both ends. `sentence` says what it is, `brief` in a few words
+    for captions. `mtu`, `netem`: whether its wire takes another MTU, and can be made worse.
 
     What it needs of a guest: `hardware` are words for QEMU, `append` words for the kernel's command line, `modules` are
     loaded while Python starts. `outside` puts up what QEMU needs of the host, and yields the namespace to start it in.
     """
 
-    name: str
-    where: Literal["guest", "host"]
+    name: Name
+    where: Literal["guest", "host", "machine", "named"]
     sentence: str
-    make: Callable[..., AbstractContextManager[Made]]
+    brief: str
+    guess: Guess
+    make: Callable[..., AbstractContextManager[Made]] | None = None
+    mtu: bool = False
+    netem: bool = False
     hardware: tuple[str, ...] = ()
     append: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     outside: Callable[[], AbstractContextManager[str]] | None = None
 
 
-TOPOLOGIES: dict[str, Topology] = {
+# THE list: whatever else hwrx says of a topology is asked of it here
+KNOWN: dict[str, Topology] = {
     topology.name: topology
     for topology in (
         Topology(
-            "pair",
-            "guest",
-            "a veth pair with a SoftRoCE device on each end, in one namespace",
-            pair,
+            name="pair",
+            where="guest",
+            sentence="a veth pair with a SoftRoCE device on each end, in one namespace",
+            brief="a veth pair with SoftRoCE on each end",
+            guess=EMULATED,
+            make=pair,
+            mtu=True,
+            netem=True,
             modules=("veth", "rdma_rxe"),
         ),
-        Topology("netns", "host", "a veth pair between two network namespaces", netns, modules=("veth",)),
         Topology(
-            "nic",
-            "guest",
-            "two Intel 82574L on one Ethernet segment, each with a SoftRoCE device, behind an IOMMU, in one namespace",
-            nic,
+            name="netns",
+            where="host",
+            sentence="a veth pair between two network namespaces",
+            brief="a veth pair between two network namespaces",
+            guess=Guess(20e-6, 0.5e-9, 0.1, 1.0, "this machine's namespaces"),
+            make=netns,
+            mtu=True,
+            netem=True,
+            modules=("veth",),
+        ),
+        Topology(
+            name="nic",
+            where="guest",
+            sentence="two Intel 82574L on one Ethernet segment, each with a SoftRoCE device, behind an IOMMU, in one "
+            "namespace",
+            brief="two 82574L NICs on one wire",
+            guess=msgspec.structs.replace(EMULATED, trial=0.5),
+            make=nic,
+            mtu=True,
             hardware=_nic_hardware(),
             # passthrough: what the kernel's own drivers do is not translated, as where there is no IOMMU
             append=("intel_iommu=on", "iommu=pt"),
             modules=(*NIC_MODULES, RXE_MODULE),
         ),
         Topology(
-            "queues",
-            "guest",
-            "two virtio NICs on one bridge, the receiving one with several queues, in one namespace",
-            queues,
+            name="queues",
+            where="guest",
+            sentence="two virtio NICs on one bridge, the receiving one with several queues, in one namespace",
+            brief="two virtio NICs on one bridge",
+            guess=EMULATED,
+            make=queues,
             hardware=_queues_hardware(),
             modules=QUEUES_MODULES,
             outside=taps.bridged,
         ),
+        Topology(
+            name="here",
+            where="machine",
+            sentence="the loopback device of this machine",
+            brief="this machine's loopback",
+            guess=Guess(15e-6, 0.5e-9, 0.1, 1.0, "this machine"),
+        ),
+        Topology(
+            name="hosts",
+            where="named",
+            sentence="devices or addresses that the user names, of this machine and of its peer",
+            brief="devices of this machine and its peer",
+            guess=Guess(10e-6, 0.3e-9, 0.3, 2.0, "two hosts"),
+        ),
     )
 }
+TOPOLOGIES = {name: topology for name, topology in KNOWN.items() if topology.make is not None}  # that can be put up
+WITH_MTU = tuple(name for name, topology in TOPOLOGIES.items() if topology.mtu)
+WITH_NETEM = tuple(name for name, topology in TOPOLOGIES.items() if topology.netem)
 
 
 def find(name: str) -> Topology:
@@ -316,7 +379,9 @@ def find(name: str) -> Topology:
 
 def build(name: str, **options: Any) -> AbstractContextManager[Made]:
     """Return the context in which the topology called `name` is up."""
-    return find(name).make(**options)
+    make = find(name).make
+    assert make is not None  # of those that `find` knows
+    return make(**options)
 
 
 @contextlib.contextmanager

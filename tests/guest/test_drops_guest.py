@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from hwrx.drops import nics, provoke
+from hwrx.drops.scene import Names
 
 MESSAGES = 400
 # each CPU has a megabyte of memory of its own before the limit of all counts; what ring and segment hold comes late
@@ -15,14 +16,14 @@ PARTLY = {"wire", "backlog", "receive-buffer", "memory", "no-receive", "rnr", *n
 
 
 @pytest.fixture(scope="module")
-def names() -> Iterator[provoke.Names]:
+def names() -> Iterator[Names]:
     with provoke.wire() as made:
         yield made
 
 
 # the kernel's driver with a starved thread goes the way of nic-ring-ours, and takes twenty seconds: lab/bench/drops
 @pytest.mark.parametrize("place", [place for place in provoke.PLACES if place != "nic-ring"])
-def test_the_balance_finds_what_was_provoked(names: provoke.Names, place: str) -> None:
+def test_the_balance_finds_what_was_provoked(names: Names, place: str) -> None:
     trial = provoke.PLACES.index(place) + 1
     messages = MANY.get(place, MESSAGES)
     found = provoke.provoke(place, names, messages, trial)

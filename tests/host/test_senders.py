@@ -16,7 +16,7 @@ from two_sides import TRIAL, Side
 from hwrx.control.messages import Place, Prepare, Setting
 from hwrx.errors import MachineError
 from hwrx.paths import open_endpoint, sockets
-from hwrx.runs import experiment, schedule, store, testbed
+from hwrx.runs import experiment, reading, schedule, store, testbed
 from hwrx.runs.store import Writer
 from hwrx.wires import topology
 
@@ -26,7 +26,7 @@ def carried_out(tmp_path: pathlib.Path, text: str) -> store.Run:
     with testbed.opened(plan.experiment, testbed.Wanted()) as bed, Writer.create(tmp_path, plan, {}) as writer:
         outcome = schedule.execute(plan.trials, bed, writer)
         assert outcome.failed == []
-    return store.load(writer.path)
+    return reading.load(writer.path)
 
 
 @pytest.mark.parametrize("pattern", ["pingpong", "stream"])

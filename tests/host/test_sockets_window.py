@@ -15,7 +15,7 @@ from two_sides import TRIAL, Side
 from cython_ext.udp import buffer_for, datagrams_held, truesize
 from hwrx.control.messages import Place, Prepare, Setting
 from hwrx.paths import open_endpoint
-from hwrx.runs import experiment, schedule, store, testbed
+from hwrx.runs import experiment, reading, schedule, store, testbed
 
 SO_MEMINFO = 55
 SIZES = (1, 64, 257, 700, 1400, 1472, 1473, 1700, 2953, 4096, 8192, 16000, 65507)
@@ -109,5 +109,5 @@ def test_a_clean_wire_loses_nothing_at_default_settings(
     with testbed.opened(plan.experiment, testbed.Wanted()) as bed, store.Writer.create(tmp_path, plan, {}) as writer:
         outcome = schedule.execute(plan.trials, bed, writer)
     assert outcome.failed == []
-    trials = store.load(writer.path).trials.to_pylist()
+    trials = reading.load(writer.path).trials.to_pylist()
     assert {trial["size"]: (trial["lost"], trial["socket_drops"]) for trial in trials} == dict.fromkeys(sizes, (0, 0))

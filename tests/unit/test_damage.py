@@ -21,7 +21,7 @@ from hwrx.cli import main
 from hwrx.errors import HwrxError, StoreError
 from hwrx.report import artifact, diff, diff_text
 from hwrx.report.summary import summarise
-from hwrx.runs import seal, store
+from hwrx.runs import schema, seal, store
 
 ROOT = pathlib.Path(__file__).parents[2]
 OLD = ROOT / "tests" / "data" / "format-1"
@@ -344,7 +344,7 @@ def test_a_damaged_run_without_checksums_ends_in_data_or_a_store_error(tmp_path:
 def test_a_run_of_a_newer_hwrx_is_refused(run: pathlib.Path) -> None:
     manifest = {**json.loads((run / "manifest.json").read_text()), "format": 3, "hwrx": "9.9"}
     del manifest["crc32"]
-    (run / "manifest.json").write_bytes(seal.sealed_document(manifest, store.MANIFEST))
+    (run / "manifest.json").write_bytes(seal.sealed_document(manifest, schema.MANIFEST))
     with pytest.raises(StoreError, match=r"written by a newer hwrx \(9\.9, format 3; this one reads up to 2\)"):
         hwrx.load(run)
     (run / "manifest.json").write_text(json.dumps(manifest))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hwrx.cli import main
-from hwrx.runs import overrides, schema, store
+from hwrx.runs import overrides, schema
 from hwrx.timelines import counted, tables
 
 
@@ -21,7 +21,7 @@ def test_units_and_meanings_are_in_the_files(tmp_path: pathlib.Path) -> None:
         for field in found:
             unit, meaning = schema.column(name, field.name)
             assert (field.metadata or {}).get(b"unit", b"").decode() == unit, field.name
-            assert meaning or field.name not in store.SAMPLES.names, field.name
+            assert meaning or field.name not in schema.SAMPLES.names, field.name
     assert pq.read_schema(path / "samples.parquet").field("ns").metadata[b"unit"] == b"ns"
     assert pq.read_schema(path / "trials.parquet").field("resident_client").metadata[b"unit"] == b"bytes"
 
@@ -46,7 +46,7 @@ def test_the_schema_is_printed_and_every_column_has_a_meaning(
 def test_every_field_of_a_setting_and_every_column_of_a_traced_run_has_a_meaning() -> None:
     for table, names in {
         "trials": list(overrides.SETTING_FIELDS),
-        "samples": store.SAMPLES.names,
+        "samples": schema.SAMPLES.names,
         "stages": tables.STAGES.names,
         "copies": tables.COPIES.names,
         "tracing": tables.TRACING.names,

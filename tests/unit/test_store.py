@@ -24,7 +24,7 @@ import hwrx
 from hwrx.control.messages import Done
 from hwrx.errors import StoreError, UsageError
 from hwrx.host import disk
-from hwrx.runs import experiment, seal, store
+from hwrx.runs import experiment, schema, seal, store
 from hwrx.runs.schedule import Measured, Outcome, write
 
 
@@ -60,7 +60,7 @@ def test_a_complete_run_reads_back(tmp_path: pathlib.Path) -> None:
 def test_samples_have_compact_types_and_few_bytes(tmp_path: pathlib.Path) -> None:
     path = made_runs.make(tmp_path, messages=50_000, repeats=1)
     file = pq.ParquetFile(path / "samples.parquet")
-    assert file.schema_arrow.equals(store.SAMPLES)
+    assert file.schema_arrow.equals(schema.SAMPLES)
     assert file.num_row_groups == 4
     assert (path / "samples.parquet").stat().st_size < 4 * file.metadata.num_rows
 
@@ -372,7 +372,7 @@ def test_a_run_that_was_killed_after_its_last_trial_can_end(tmp_path: pathlib.Pa
         made_runs.add(killed, trial)
     path = shutil.copytree(killed.path, tmp_path / "copy")
     manifest = {**killed.manifest, "process": {"pid": 1, "boot": "before", "began": 1}}
-    (path / store.MANIFEST).write_bytes(seal.sealed_document(manifest, store.MANIFEST))
+    (path / schema.MANIFEST).write_bytes(seal.sealed_document(manifest, schema.MANIFEST))
     again, left = store.Writer.resume(path)
     assert left.trials == []
     with again, Display() as display:

@@ -49,7 +49,6 @@ def asked(**options: Any) -> Experiment:
         ({}, SSH, "the topology 'netns' is not put up"),
         ({"topology": "pair"}, Wanted(devices=DEVICES), "the topology 'pair' is not put up"),
         ({"topology": "hosts"}, Wanted(), "'hosts' needs its two ends named"),
-        ({"topology": "wire"}, Wanted(), "'wire' needs its two ends named"),
         ({"topology": "hosts", "trace": True}, SSH, "the two ends are on two machines"),
         (
             {"topology": "hosts"},
@@ -186,7 +185,7 @@ def test_an_option_wins_over_whatever_the_file_says() -> None:
 
 
 def test_settings_of_every_shipped_topology_have_an_estimate() -> None:
-    for name in ("here", "netns", "pair", "wire", "nic", "queues", "hosts"):
+    for name in ("here", "netns", "pair", "nic", "queues", "hosts"):
         assert estimate.estimate(experiment.plan(asked(topology=name))).seconds > 0
     assert Setting(path="udp").copies_priced == "byte"
 
@@ -200,7 +199,7 @@ def test_settings_of_every_shipped_topology_have_an_estimate() -> None:
         (["lab", "shell", "netns", "--clock", "icount", "--", "true"], "--clock is for a guest"),
         (["lab", "shell", "pair", "--host", "--kernel", "6.12", "--", "true"], "--kernel is for a guest"),
         (["lab", "shell", "netns", "--cpus", "2", "--", "true"], "--cpus is for a guest"),
-        (["lab", "shell", "queues", "--mtu", "4200", "--", "true"], "--mtu is for the wire of netns, pair, nic"),
+        (["lab", "shell", "queues", "--mtu", "4200", "--", "true"], "--mtu is for the wire of pair, netns, nic"),
         (["memory", "--guest", "--device", "rxe0"], "--device is of this machine"),
         (["memory", "--kernel", "6.12", "--nic", "eth1"], "--nic is of this machine"),
         (["compare", "--paths", "udp", "--topology", "here", "--clock", "icount", "--dry-run"], "icount counts"),

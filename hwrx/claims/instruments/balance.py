@@ -10,6 +10,7 @@ from hwrx.claims.pictures import Bars
 from hwrx.claims.session import Session
 from hwrx.drops import provoke
 from hwrx.drops.books import Balance, Books
+from hwrx.drops.scene import Names, Scene
 from hwrx.errors import UsageError
 
 MOST_WATCHED = 2000  # messages: what the function tracer's buffers hold
@@ -62,7 +63,7 @@ def contest(session: Session, messages: int = 200) -> Measurement:
     names = _names(session)
     with (
         Books(1, [names["client"], names["server"]]) as books,
-        provoke.Scene(names, 1) as scene,
+        Scene(names, 1) as scene,
         contextlib.ExitStack() as stack,
     ):
         provoke.PROVOKED["receive-buffer"](scene, stack, books)
@@ -85,7 +86,7 @@ def contest(session: Session, messages: int = 200) -> Measurement:
     return Measurement(figures, Bars(rows, f"of {more} messages to a socket whose buffer was full", [0, 3]))
 
 
-def _names(session: Session) -> provoke.Names:
+def _names(session: Session) -> Names:
     spaces = session.wire.spaces
     if None in spaces.values():
         raise UsageError("losses are provoked between two namespaces", remedy='topology = "netns"')
