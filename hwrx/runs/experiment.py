@@ -254,9 +254,8 @@ def dumps(experiment: Experiment) -> str:
 
 def with_seed(experiment: Experiment) -> Experiment:
     """Return the experiment with a seed: its own, or one drawn now."""
-    if experiment.seed is not None:
-        return experiment
-    return msgspec.structs.replace(experiment, seed=secrets.randbelow(2**32))
+    seed = secrets.randbelow(2**32) if experiment.seed is None else experiment.seed
+    return msgspec.structs.replace(experiment, seed=seed)
 
 
 def wish_of(experiment: Experiment) -> Wish:
@@ -378,17 +377,15 @@ def _concerns(path: str, pattern: str, field: str) -> bool:
 
 def _check_read(experiment: Experiment) -> None:
     """UsageError if a field was given that no path, or not the path whose own it is, reads."""
-    asked = [*experiment.setting, *experiment.sweep]
     together = {(path, pattern) for path, pattern, _, _ in _combinations(experiment)}
-    for field in asked:
+    for field in (*experiment.setting, *experiment.sweep):
         if not any(_concerns(path, pattern, field) for path, pattern in together):
             path, pattern = min(together)
             raise delivery.refuse_unread(path, cast("Pattern", pattern), field)
     for path, fields in experiment.path.items():
         own = {pattern for name, pattern in together if name == path}
         for field, value in fields.items():
-            inner = all_fields(value) if isinstance(value, dict) else []
-            for name in inner:
+            for name in (inner := all_fields(value) if isinstance(value, dict) else []):
                 if not delivery.reads(path, cast("Pattern", field), name):
                     raise delivery.refuse_unread(path, cast("Pattern", field), name)
             if inner or field in OWN_LISTS or not own or any(delivery.reads(path, p, field) for p in own):  # type: ignore[arg-type]
