@@ -254,8 +254,8 @@ def dumps(experiment: Experiment) -> str:
 
 def with_seed(experiment: Experiment) -> Experiment:
     """Return the experiment with a seed: its own, or one drawn now."""
-    seed = secrets.randbelow(2**32) if experiment.seed is None else experiment.seed
-    return msgspec.structs.replace(experiment, seed=seed)
+    drawn = secrets.randbelow(2**32)
+    return experiment if experiment.seed is not None else msgspec.structs.replace(experiment, seed=drawn)
 
 
 def wish_of(experiment: Experiment) -> Wish:
