@@ -32,9 +32,9 @@ from cython_ext.verbs_wait cimport acknowledge, stop_tick
 
 from cython_ext.verbs_device import verbs_error
 
-from hwrx.verbs import wc as wc_words
 from hwrx.errors import MachineError, UsageError
 from hwrx.paths.verbs_end import End, Shape, agree, choose_gid, choose_mtu, gid_text, hw_counters, parse_end
+from hwrx.verbs import wc as wc_words
 
 # Bytes that one ring of buffers may take: locked memory, faulted in before each trial.
 RING_LIMIT = 64 << 20
