@@ -91,10 +91,10 @@ def density_states(ns: npt.NDArray[np.number], step: float, effective: Callable[
     values = values + (np.random.default_rng(0).random(len(values)) - 0.5) * step
     logs = np.log(np.maximum(values, max(step, 1.0) / 2))
     cuts = sorted(_cuts(logs, np.sort(logs), len(logs), effective))
-    return between(ns, [math.exp(cut) for cut in cuts])
+    return valley_between(ns, [math.exp(cut) for cut in cuts])
 
 
-def between(values: npt.ArrayLike, cuts: Sequence[float]) -> list[State]:
+def valley_between(values: npt.ArrayLike, cuts: Sequence[float]) -> list[State]:
     """The states that cuts through sorted or unsorted values make."""
     ordered = np.sort(np.asarray(values, float))
     parts = np.split(ordered, np.searchsorted(ordered, cuts))
@@ -144,7 +144,7 @@ def group_cuts(values: Floats, apart: float) -> list[float]:
     return [float(ordered[place - 1] + ordered[place]) / 2 for place in best]
 
 
-def dip(ordered: Floats) -> float:
+def dip_statistic(ordered: Floats) -> float:
     """Hartigan's dip of a sorted sample: 0.0 … 0.25, half the excess mass of a second mode.
 
     The modal interval is narrowed by the greatest convex minorant and the least concave majorant of the empirical
@@ -205,7 +205,7 @@ def _cuts(logs: Floats, ordered: Floats, whole: int, effective: Callable[[Floats
     seen = ordered
     if len(ordered) > POINTS:
         seen = np.interp((np.arange(POINTS) + 0.5) / POINTS, (np.arange(len(ordered)) + 0.5) / len(ordered), ordered)
-    depth = dip(seen)
+    depth = dip_statistic(seen)
     if depth < max(LEAST_DIP, DIP_ROOT / math.sqrt(len(ordered))):
         return []
     cut = _valley(seen, LEAST_SHARE * whole / len(ordered))

@@ -109,7 +109,7 @@ class Digest(Struct, frozen=True, kw_only=True):
 # --- one trial -----------------------------------------------------------------------------------------------------
 
 
-def quantile(ordered: npt.NDArray[np.number], p: npt.ArrayLike) -> Floats:
+def quantile_of(ordered: npt.NDArray[np.number], p: npt.ArrayLike) -> Floats:
     """Hyndman and Fan's type 8 of a sorted array, for all `p` at once."""
     count = len(ordered)
     if not count:
@@ -121,12 +121,12 @@ def quantile(ordered: npt.NDArray[np.number], p: npt.ArrayLike) -> Floats:
     return np.asarray(low + (place - below) * (high - low))
 
 
-def shown(count: int, p: float) -> bool:
+def shown_quantiles(count: int, p: float) -> bool:
     """Whether a quantile has at least ten samples beyond it."""
     return round(count * min(p, 1 - p), 9) >= BEYOND
 
 
-def digest(ns: Int64s) -> Digest:
+def digest_samples(ns: Int64s) -> Digest:
     """Digest one trial's samples, in the order in which they were taken. A writeable array is sorted in place."""
     if not len(ns):
         raise ValueError("no samples")
@@ -134,7 +134,7 @@ def digest(ns: Int64s) -> Digest:
     warmup = find_warmup(ns)
     bounds = np.quantile(window, NAMED)
     effective = {p: effective_share(window <= bound) * len(ns) for p, bound in zip(NAMED, bounds, strict=True)}
-    neighbours = autocorrelation(window)
+    neighbours = lag_autocorrelation(window)
     total = int(ns.sum(dtype=np.int64))
     if ns.flags.writeable:
         ns.sort()
@@ -146,7 +146,7 @@ def digest(ns: Int64s) -> Digest:
         total=total,
         lowest=int(ns[0]),
         highest=int(ns[-1]),
-        quantiles=quantile(ns, GRID),
+        quantiles=quantile_of(ns, GRID),
         effective=effective,
         autocorrelation=float(neighbours[1]) if len(neighbours) > 1 else 0.0,
         warmup=warmup,
@@ -192,7 +192,7 @@ def find_states(ns: npt.NDArray[np.integer], *, exact: bool) -> list[State]:
     return modes.density_states(ns, clock_step(np.sort(ns)), effective_share)
 
 
-def autocorrelation(series: npt.ArrayLike) -> Floats:
+def lag_autocorrelation(series: npt.ArrayLike) -> Floats:
     """Autocorrelation at lags 0, 1, …; of a constant series 1, 0, 0, …"""
     x = np.asarray(series, float)
     x = x - x.mean()
@@ -206,14 +206,14 @@ def autocorrelation(series: npt.ArrayLike) -> Floats:
 
 def effective_share(series: npt.ArrayLike) -> float:
     """Effective over actual sample size, at most 1, by Geyer's initial positive sequence (Stat. Science 7(4), 1992)."""
-    rho = autocorrelation(series)
+    rho = lag_autocorrelation(series)
     pairs = rho[: len(rho) // 2 * 2].reshape(-1, 2).sum(axis=1)
     negative = np.flatnonzero(pairs <= 0)
     positive = pairs[: negative[0]] if len(negative) else pairs
     return float(min(1.0, 1 / max(2 * positive.sum() - 1, 1e-9))) if len(positive) else 1.0
 
 
-def answered(intended: Int64s, ns: Int64s) -> float | None:
+def answered_within(intended: Int64s, ns: Int64s) -> float | None:
     """Answers a second of an open loop, from when each message was meant to be sent and its response time."""
     if len(ns) < 2:
         return None
@@ -256,13 +256,13 @@ def find_warmup(ns: Int64s) -> Warmup:
 
 def quantile_across(trials: Sequence[Digest], p: float, level: float = LEVEL) -> Estimate | None:
     """Estimate the quantile at `p` of a setting from its trials; None if it is withheld, or not above 0 in each."""
-    if not trials or not all(shown(trial.count, p) for trial in trials):
+    if not trials or not all(shown_quantiles(trial.count, p) for trial in trials):
         return None
     logs = _log_quantiles(trials, p)
     return None if logs is None else _estimate(logs, level, _step_of(trials, p))
 
 
-def across(values: Sequence[float], level: float = LEVEL, step: float = 0.0) -> Estimate:
+def interval_across(values: Sequence[float], level: float = LEVEL, step: float = 0.0) -> Estimate:
     """Estimate a positive figure (messages a second) that each trial has one value of, known to a relative `step`."""
     return _estimate(np.log(np.asarray(values, float)), level, step)
 
@@ -281,7 +281,7 @@ def quantile_ratio(a: Sequence[Digest], b: Sequence[Digest], p: float, level: fl
 
     None if a quantile is withheld.
     """
-    if not a or not b or not all(shown(trial.count, p) for trial in (*a, *b)):
+    if not a or not b or not all(shown_quantiles(trial.count, p) for trial in (*a, *b)):
         return None
     log_a, log_b = _log_quantiles(a, p), _log_quantiles(b, p)
     if log_a is None or log_b is None:
@@ -311,7 +311,7 @@ def compare_groups(before: Sequence[float], after: Sequence[float], step: float 
     variance, freedom = _variance_of_difference(log_a, log_b)
     error, chance = math.nan, math.nan
     if freedom:
-        error = student(freedom) * math.sqrt(variance)
+        error = student_factor(freedom) * math.sqrt(variance)
         chance = 1.0
         if abs(shift_by) > math.log1p(step):
             chance = 2 * float(special.stdtr(freedom, -abs(shift_by) / math.sqrt(variance))) if variance else 0.0
@@ -319,7 +319,7 @@ def compare_groups(before: Sequence[float], after: Sequence[float], step: float 
     return Comparison(ratio=ratio, chance=chance)
 
 
-def holm(chances: Sequence[float]) -> list[float]:
+def holm_adjusted(chances: Sequence[float]) -> list[float]:
     """P values that allow for their number (Holm, Scand. J. Statistics 6(2), 1979): 0.05 is 5 of 100 families wrong."""
     adjusted = [1.0] * len(chances)
     highest = 0.0
@@ -329,7 +329,7 @@ def holm(chances: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def shift(a: Sequence[Digest], b: Sequence[Digest], level: float = LEVEL) -> list[tuple[float, Estimate]]:
+def shift_between(a: Sequence[Digest], b: Sequence[Digest], level: float = LEVEL) -> list[tuple[float, Estimate]]:
     """The shift function of trials paired by their repeat block: the ratio a/b at each decile and at p99.
 
     Withheld ones are left out.
@@ -339,7 +339,7 @@ def shift(a: Sequence[Digest], b: Sequence[Digest], level: float = LEVEL) -> lis
     return [(p, ratio) for p, ratio in found if ratio is not None]
 
 
-def converged(estimate: Estimate | None, width: float) -> bool:
+def is_converged(estimate: Estimate | None, width: float) -> bool:
     """Whether the interval of at least three trials is no wider than ±`width` (0.05: ±5 %)."""
     return (
         estimate is not None
@@ -349,7 +349,7 @@ def converged(estimate: Estimate | None, width: float) -> bool:
     )
 
 
-def student(freedom: float, level: float = LEVEL) -> float:
+def student_factor(freedom: float, level: float = LEVEL) -> float:
     """The multiple of the standard error that a two-sided interval has, with so many degrees of freedom."""
     return float(special.stdtrit(freedom, (1 + level) / 2))
 
@@ -379,7 +379,7 @@ def trial_groups(values: Sequence[float], step: float = 0.0) -> list[State]:
     """
     logs = np.log(np.asarray(values, float))
     cuts = modes.group_cuts(logs, _apart(step))
-    return modes.between(values, [math.exp(cut) for cut in cuts]) if cuts else []
+    return modes.valley_between(values, [math.exp(cut) for cut in cuts]) if cuts else []
 
 
 # --- inside --------------------------------------------------------------------------------------------------------
@@ -410,7 +410,7 @@ def _half_width(x: Floats, level: float) -> float:
     """Half of Student's interval of the mean, nan of a single value."""
     if len(x) == 1:
         return math.nan
-    return student(len(x) - 1, level) * math.sqrt(float(x.var(ddof=1)) / len(x))
+    return student_factor(len(x) - 1, level) * math.sqrt(float(x.var(ddof=1)) / len(x))
 
 
 def _interval(centre: float, error: float, step: float, trials: int, *, split: bool) -> Estimate:

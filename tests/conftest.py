@@ -77,9 +77,9 @@ def guest() -> str:
     from hwrx.lab import accelerator, initramfs, kernel
 
     try:
-        tools.tool(accelerator.QEMU)
-        initramfs.busybox()
-        kernel.find()
+        tools.find_tool(accelerator.QEMU)
+        initramfs.find_busybox()
+        kernel.find_kernel()
     except HwrxError as error:
         return str(error)
     return ""

@@ -31,7 +31,7 @@ def trial_of(setting: Setting) -> Trial:
         trial=TRIAL,
         batch=setting.batch,
         check_every=setting.check_every,
-        due=arrivals.schedule(setting, 0, 0) if setting.rate else None,
+        due=arrivals.schedule_sends(setting, 0, 0) if setting.rate else None,
         limit_ns=round(setting.limit * 1e9),
         patience_ns=round(setting.patience * 1e9),
     )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hwrx.runs.store import Writer
 
 
-def blocks(layout: experiments.Plan, writer: Writer) -> Iterator[list[experiments.Trial]]:
+def repeat_blocks(layout: experiments.Plan, writer: Writer) -> Iterator[list[experiments.Trial]]:
     """Yield one more repeat of every setting at a time, while the experiment's `until` asks for it.
 
     To be asked again when the trials that were yielded are written. It ends with the first repeat (the third or a later
@@ -28,16 +28,16 @@ def blocks(layout: experiments.Plan, writer: Writer) -> Iterator[list[experiment
     began = time.monotonic()
     repeats = max([layout.experiment.repeats, *(line["repeat"] + 1 for line in writer.lines())])
     slowest = 0.0
-    while wide := unconverged(writer):
+    while wide := unconverged_rows(writer):
         if repeats >= until.repeats:
             writer.log(f"did not converge in {repeats} repeats: {', '.join(wide)}")
             return
         budget = layout.experiment.budget
-        if budget is not None and elapsed(writer) + slowest > budget:
+        if budget is not None and elapsed_seconds(writer) + slowest > budget:
             writer.log(f"did not converge within {budget:g} s: {', '.join(wide)}")
             return
         repeats += 1
-        longer = experiments.repeated(layout, repeats).trials
+        longer = experiments.repeat_plan(layout, repeats).trials
         writer.expect(len(longer))
         start = time.monotonic()
         yield [trial for trial in longer if trial.repeat == repeats - 1]
@@ -45,16 +45,16 @@ def blocks(layout: experiments.Plan, writer: Writer) -> Iterator[list[experiment
     writer.log(f"converged after {repeats} repeats, {time.monotonic() - began:.0f} s beyond the first ones")
 
 
-def elapsed(writer: Writer) -> float:
+def elapsed_seconds(writer: Writer) -> float:
     """Seconds since the run began."""
     began = datetime.datetime.fromisoformat(writer.manifest["started"])
     return (datetime.datetime.now(datetime.UTC) - began).total_seconds()
 
 
-def unconverged(writer: Writer) -> list[str]:
+def unconverged_rows(writer: Writer) -> list[str]:
     """Name the rows of a run in progress whose interval is too wide. Failed rows cannot converge and do not count."""
     # drawing and tables are not imported before they are needed
-    from hwrx.report.summary import summarise
+    from hwrx.report.summary import summarise_runs
 
-    summary = summarise([reading.load(writer.path)])
+    summary = summarise_runs([reading.load_run(writer.path)])
     return [f"{row.label} {row.size} B {row.pattern}" for row in summary.rows if row.converged is False]

@@ -141,7 +141,7 @@ class Ftrace:
         found = re.search(r"entries-in-buffer/entries-written: (\d+)/(\d+)", text)
         if found and found[1] != found[2]:
             raise MachineError(f"the function tracer kept {found[1]} of {found[2]} events", remedy="--set messages=100")
-        return list(parse(text, self._names))
+        return list(parse_stack(text, self._names))
 
     def _remove(self) -> None:
         if self._path.exists():
@@ -149,7 +149,7 @@ class Ftrace:
             self._path.rmdir()
 
 
-def parse(text: str, names: dict[str, str]) -> Iterator[Call]:
+def parse_stack(text: str, names: dict[str, str]) -> Iterator[Call]:
     """Read the tracer's lines; `names` are the functions' names by what the kernel calls them."""
     for line in text.splitlines():
         found = LINE.match(line)

@@ -42,13 +42,13 @@ def test(claim: Claim, session: Session, *, emulated: bool = False, kernel: str 
     UsageError (a file that asks for what there is not) is not caught: that is no finding about the kernel.
     """
     before = time.monotonic()
-    whole = instruments.parameters(claim.instrument) | claim.parameters
+    whole = instruments.parameters_of(claim.instrument) | claim.parameters
     claim = msgspec.structs.replace(claim, parameters=whole)
     found: Measurement | None = None
     try:
         session.use(claim.topology)
-        found = instruments.find(claim.instrument)(session, **claim.parameters)
-        ruled, words, why = verdict.judge(claim, found)
+        found = instruments.find_instrument(claim.instrument)(session, **claim.parameters)
+        ruled, words, why = verdict.judge_claim(claim, found)
     except UsageError:
         raise
     except PeerError as error:

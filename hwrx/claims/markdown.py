@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hwrx.claims.model import CHAPTERS, Result
-from hwrx.claims.page import answer, labels
+from hwrx.claims.page import answer_of, labels_of
 
 Run = tuple[Mapping[str, Any], Sequence[Result]]  # what a run's directory says of itself, and its results
 
@@ -40,10 +40,10 @@ def _opening(runs: Sequence[Run]) -> list[str]:
         "",
         "`hwrx claims page --to md` writes this page from the directories of runs; it is not edited.",
         "",
-        *(f"- {answer(results)}" for _, results in runs),
+        *(f"- {answer_of(results)}" for _, results in runs),
         *(
             f"- {_sentence(label)}"
-            for label in dict.fromkeys(label for _, results in runs for label in labels(results))
+            for label in dict.fromkeys(label for _, results in runs for label in labels_of(results))
         ),
         "",
         "| Command | Kernel | Machine | Commit | Started | State |",

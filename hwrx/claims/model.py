@@ -73,7 +73,7 @@ class Result(Struct, frozen=True):
     emulated: bool = False
 
 
-def load(path: Path) -> Claim:
+def load_claim(path: Path) -> Claim:
     """Read one claim's file; UsageError names what is wrong in it."""
     try:
         found = msgspec.toml.decode(path.read_bytes(), type=Claim)
@@ -82,9 +82,9 @@ def load(path: Path) -> Claim:
     return msgspec.structs.replace(found, name=path.stem)
 
 
-def every(folder: Path = FOLDER) -> dict[str, Claim]:
+def every_claim(folder: Path = FOLDER) -> dict[str, Claim]:
     """Return all claims of a folder by their names, in the order of chapters that the page has."""
-    found = [load(path) for path in sorted(folder.glob("*.toml"))]
+    found = [load_claim(path) for path in sorted(folder.glob("*.toml"))]
     if not found:
         raise UsageError(f"there are no claims in {folder}", remedy="run it from a clone of hwrx")
     order = {chapter: number for number, chapter in enumerate(CHAPTERS)}
@@ -95,16 +95,18 @@ def every(folder: Path = FOLDER) -> dict[str, Claim]:
 CHAPTERS = ("The NIC", "Interrupts and polling", "The stack", "Whose packet", "To the program", "RDMA", "Memory")
 
 
-def find(names: Sequence[str], claims: Mapping[str, Claim]) -> list[Claim]:
+def find_claim(names: Sequence[str], claims: Mapping[str, Claim]) -> list[Claim]:
     """Return the claims called `names`, or all; a path of a file of one's own will do too."""
     chosen = []
     for name in names:
         if name in claims:
             chosen.append(claims[name])
         elif name.endswith(".toml") and Path(name).exists():
-            chosen.append(load(Path(name)))
+            chosen.append(load_claim(Path(name)))
         else:
-            raise UsageError(f"there is no claim '{name}'", remedy=f"{near(name, claims)}; hwrx claims list has all")
+            raise UsageError(
+                f"there is no claim '{name}'", remedy=f"{near_names(name, claims)}; hwrx claims list has all"
+            )
     return chosen or list(claims.values())
 
 
@@ -121,7 +123,7 @@ def with_parameters(claim: Claim, settings: Sequence[str], known: Mapping[str, A
         if key not in known:
             raise UsageError(
                 f"'{claim.name}' has no parameter '{key}'",
-                remedy=f"{near(key, known)}; it has: {', '.join(known) or 'none'}",
+                remedy=f"{near_names(key, known)}; it has: {', '.join(known) or 'none'}",
             )
         parameters[key] = _value(key, text, parameters.get(key, known[key]))
     return msgspec.structs.replace(claim, parameters=parameters)
@@ -146,7 +148,7 @@ def _value(key: str, text: str, example: Any) -> Any:
         ) from None
 
 
-def near(name: str, known: Mapping[str, Any]) -> str:
+def near_names(name: str, known: Mapping[str, Any]) -> str:
     """Say which known names are like one that is not known."""
     like = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
     like += [other for other in known if name and name in other and other not in like][:2]

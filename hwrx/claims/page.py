@@ -10,40 +10,40 @@ from typing import Any
 import msgspec
 
 from hwrx.claims.model import CHAPTERS, VERDICTS, Result
-from hwrx.claims.pictures import NARROW, WIDE, svg
+from hwrx.claims.pictures import NARROW, WIDE, to_svg
 from hwrx.host import disk
-from hwrx.report.diff import flat
-from hwrx.report.page import page
+from hwrx.report.diff import flat_changes
+from hwrx.report.page import render_template
 
 MARKS = {"confirmed": "yes", "refuted": "no", "depends": "it depends", "not tested here": "not tested"}
 
 
-def render(about: Mapping[str, Any], results: Sequence[Result]) -> str:
+def render_page(about: Mapping[str, Any], results: Sequence[Result]) -> str:
     """Return the page; the same for the same ledger each time."""
     chapters = [*CHAPTERS, *sorted({each.claim.chapter for each in results} - set(CHAPTERS))]
     counts = Counter(result.verdict for result in results)
-    return page(
+    return render_template(
         "claims.html",
         about=about,
-        answer=answer(results),
+        answer=answer_of(results),
         counts=[(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]],
         chapters=[
             (chapter, [_shown(each) for each in results if each.claim.chapter == chapter])
             for chapter in chapters
             if any(each.claim.chapter == chapter for each in results)
         ],
-        labels=labels(results),
-        lines=[(key, words) for key, words in flat(dict(about)) if key != "claims_planned"],
+        labels=labels_of(results),
+        lines=[(key, words) for key, words in flat_changes(dict(about)) if key != "claims_planned"],
     )
 
 
-def write(path: pathlib.Path, about: Mapping[str, Any], results: Sequence[Result]) -> None:
+def write_page(path: pathlib.Path, about: Mapping[str, Any], results: Sequence[Result]) -> None:
     """Write the page to a file."""
-    with disk.guarded(path):
-        disk.replace(path, render(about, results).encode())
+    with disk.guarded_writes(path):
+        disk.replace_file(path, render_page(about, results).encode())
 
 
-def answer(results: Sequence[Result]) -> str:
+def answer_of(results: Sequence[Result]) -> str:
     """The ledger in a sentence."""
     counts = Counter(result.verdict for result in results)
     kernels = " and ".join(sorted({result.kernel for result in results})) or "no kernel"
@@ -51,7 +51,7 @@ def answer(results: Sequence[Result]) -> str:
     return f"Of {len(results)} claims on packet reception, Linux {kernels} has " + ", ".join(words) + "."
 
 
-def labels(results: Sequence[Result]) -> list[str]:
+def labels_of(results: Sequence[Result]) -> list[str]:
     """What every figure of the page is subject to."""
     found = []
     if any(each.emulated and each.clock == "wall" for each in results):
@@ -77,8 +77,8 @@ def _shown(result: Result) -> dict[str, Any]:
         "on": claim.verdict.on if result.verdict == "depends" else "",
         "words": result.words,
         "why": result.why,
-        "wide": svg(picture, WIDE) if picture else "",
-        "narrow": svg(picture, NARROW) if picture else "",
+        "wide": to_svg(picture, WIDE) if picture else "",
+        "narrow": to_svg(picture, NARROW) if picture else "",
         "figures": figures,
         "notes": found.notes if found else [],
         "ruling": [(key, str(value)) for key, value in msgspec.to_builtins(claim.verdict).items() if value],

@@ -71,7 +71,7 @@ def number_words(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def svg(picture: Picture, width: int) -> str:
+def to_svg(picture: Picture, width: int) -> str:
     """Draw a picture, so many CSS pixels wide."""
     match picture:
         case Bars():

@@ -35,14 +35,14 @@ class MissingError(Exception):
     """A figure that the predicate asks for was not measured; its name is the argument."""
 
 
-def names(text: str) -> set[str]:
+def names_in(text: str) -> set[str]:
     """Return the figures that a predicate asks for; UsageError where it is none."""
     tree = _tree(text)
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in called}
 
 
-def holds(text: str, figures: Figures) -> bool:
+def predicate_holds(text: str, figures: Figures) -> bool:
     """Say whether a predicate holds. MissingError where a figure is not there; UsageError for what is no predicate."""
     return bool(_value(_tree(text).body, figures))
 

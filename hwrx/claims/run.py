@@ -20,7 +20,7 @@ from hwrx.claims.model import Claim, Clock, Result
 from hwrx.claims.session import Session
 from hwrx.errors import GuestError, MachineError, StoreError, UsageError
 from hwrx.host import disk
-from hwrx.host.undo import unhurried
+from hwrx.host.undo import hold_signals
 from hwrx.lab import inquest
 from hwrx.runs.testbed import GuestBed
 from hwrx.version import __version__
@@ -64,7 +64,7 @@ class Ledger:
         }
         if (path / RESULTS).exists():
             raise StoreError(f"{path} holds a ledger already", remedy="choose another folder with --out")
-        with disk.guarded(path):
+        with disk.guarded_writes(path):
             path.mkdir(parents=True, exist_ok=True)
             (path / RESULTS).touch()
         ledger = cls(path, about)
@@ -73,16 +73,16 @@ class Ledger:
 
     def add(self, result: Result) -> None:
         """Keep a result."""
-        with disk.guarded(self.path):
-            disk.append(self.path / RESULTS, msgspec.json.encode(result) + b"\n")
+        with disk.guarded_writes(self.path):
+            disk.append_line(self.path / RESULTS, msgspec.json.encode(result) + b"\n")
         self.results.append(result)
 
     def note(self, **more: Any) -> None:
         """Put more into the manifest."""
         self._about |= more
-        with disk.guarded(self.path):
+        with disk.guarded_writes(self.path):
             text = msgspec.json.format(msgspec.json.encode(self._about), indent=1)
-            disk.replace(self.path / MANIFEST, text + b"\n")
+            disk.replace_file(self.path / MANIFEST, text + b"\n")
 
     def __enter__(self) -> Ledger:
         return self
@@ -93,7 +93,7 @@ class Ledger:
         self.note(status=status, ended=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
 
-def load(path: Path) -> tuple[dict[str, Any], list[Result]]:
+def load_results(path: Path) -> tuple[dict[str, Any], list[Result]]:
     """Read a ledger's directory; StoreError where it is none. A last line that was not finished is left out."""
     try:
         about: dict[str, Any] = msgspec.json.decode((path / MANIFEST).read_bytes())
@@ -143,7 +143,7 @@ def in_lab(claims: Sequence[Claim], kernel: str | None, log: Path | None, say: S
                 about = guest.describe()
                 machines.append(about)
                 run = functools.partial(_from_outside if clock == "icount" else _inside, guest, say)
-                left, why = survivors(left, about["kernel"], about["emulated"], run, take, again=again)
+                left, why = find_survivors(left, about["kernel"], about["emulated"], run, take, again=again)
                 if why:
                     about["ended"] = why
                     say(why)
@@ -158,7 +158,7 @@ def _inside(guest: Guest, say: Say, group: Sequence[Claim], take: Take) -> None:
     )
 
 
-def survivors(
+def find_survivors(
     group: Sequence[Claim],
     kernel: str,
     emulated: bool,
@@ -204,7 +204,7 @@ def _from_outside(guest: Guest, say: Say, group: Sequence[Claim], take: Take) ->
             take(result)
 
 
-def here(claims: Sequence[Claim], say: Say, take: Take) -> None:
+def run_here(claims: Sequence[Claim], say: Say, take: Take) -> None:
     """Run claims on this machine's own kernel, in a process of their own; another goes on where one dies."""
     if counted := [claim.name for claim in claims if claim.clock == "icount"]:
         raise UsageError(
@@ -212,7 +212,7 @@ def here(claims: Sequence[Claim], say: Say, take: Take) -> None:
         )
     left: Sequence[Claim] = [claim for _, _, group in sorted_for(claims) for claim in group]
     while left:
-        left, _ = survivors(left, os.uname().release, False, functools.partial(_beside, say), take)
+        left, _ = find_survivors(left, os.uname().release, False, functools.partial(_beside, say), take)
 
 
 def _beside(say: Say, group: Sequence[Claim], take: Take) -> None:
@@ -232,10 +232,10 @@ def _beside(say: Say, group: Sequence[Claim], take: Take) -> None:
         if code := process.wait(10.0):
             listener.join(1.0)
             said = f"killed by signal {-code}" if code < 0 else b"".join(errors).decode(errors="replace")
-            raise inquest.ended("the experiment", code, said)
+            raise inquest.ended_early("the experiment", code, said)
     finally:
         if process.poll() is None:
-            with unhurried():
+            with hold_signals():
                 process.terminate()  # it takes down what it has put up
                 try:
                     process.wait(20.0)

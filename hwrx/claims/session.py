@@ -48,7 +48,7 @@ class Wire:
     def socket(self, role: Role, kind: int = socket.SOCK_DGRAM, port: int = 0) -> socket.socket:
         """Return a socket bound at one end, to its device where it has one."""
         place = self.places[role]
-        with netns.entered(self.spaces[role]):
+        with netns.entered_namespace(self.spaces[role]):
             made = socket.socket(socket.AF_INET, kind)
         try:
             if place.netdev is not None:
@@ -61,7 +61,7 @@ class Wire:
 
     def inside(self, role: Role) -> contextlib.AbstractContextManager[None]:
         """Be in an end's namespace."""
-        return netns.entered(self.spaces[role])
+        return netns.entered_namespace(self.spaces[role])
 
     def netdev(self, role: Role) -> str:
         """Return an end's network device."""

@@ -9,31 +9,31 @@ from hwrx.claims.model import Claim, Measurement, Verdict
 from hwrx.errors import UsageError
 
 
-def judge(claim: Claim, found: Measurement) -> tuple[Verdict, str, str]:
+def judge_claim(claim: Claim, found: Measurement) -> tuple[Verdict, str, str]:
     """Return the verdict, the sentence with the figures, and for what could not be decided the reason.
 
     UsageError where the claim's file has a predicate that is none, or a sentence with a field that is no figure.
     """
     ruling = claim.verdict
     try:
-        if ruling.needs and not predicate.holds(ruling.needs, found.figures):
-            asked = sorted(predicate.names(ruling.needs))
+        if ruling.needs and not predicate.predicate_holds(ruling.needs, found.figures):
+            asked = sorted(predicate.names_in(ruling.needs))
             seen = ", ".join(f"{name} is {_shown(found.figures[name])}" for name in asked)
             return "not tested here", "", f"it takes {ruling.needs}, and {seen}"
         verdict: Verdict
-        if predicate.holds(ruling.confirmed, found.figures):
+        if predicate.predicate_holds(ruling.confirmed, found.figures):
             verdict = "confirmed"
-        elif ruling.depends and predicate.holds(ruling.depends, found.figures):
+        elif ruling.depends and predicate.predicate_holds(ruling.depends, found.figures):
             verdict = "depends"
         else:
             verdict = "refuted"
     except predicate.MissingError as missing:
         name = str(missing)
         return "not tested here", "", found.absent.get(name, f"{name} was not measured")
-    return verdict, sentence(claim, found), ""
+    return verdict, sentence_of(claim, found), ""
 
 
-def sentence(claim: Claim, found: Measurement) -> str:
+def sentence_of(claim: Claim, found: Measurement) -> str:
     """Fill the claim's sentence with figures and parameters."""
     values: dict[str, Any] = {**claim.parameters, **found.figures}
     try:

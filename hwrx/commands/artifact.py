@@ -20,7 +20,7 @@ def artifact(run: pathlib.Path, out: pathlib.Path | None) -> None:
     import hwrx
     from hwrx.report import artifact as artifacts
 
-    click.echo(artifacts.pack(hwrx.load(run), out))
+    click.echo(artifacts.pack_artifact(hwrx.load(run), out))
 
 
 @click.command()
@@ -46,4 +46,4 @@ def rerun(run: pathlib.Path, runs: pathlib.Path, dry_run: bool) -> None:
     after = run_and_report(before.experiment, wanted, runs=runs, dry_run=dry_run, as_json=False)
     if after is not None:
         click.echo()
-        diff_text.show(diff.compare([before], [hwrx.load(after)], anyway=True))
+        diff_text.show_diff(diff.compare_runs([before], [hwrx.load(after)], anyway=True))

@@ -49,7 +49,7 @@ def list_(as_json: bool) -> None:
 
     from hwrx.claims import instruments, model
 
-    known = model.every()
+    known = model.every_claim()
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(list(known.values())), indent=2).decode())
         return
@@ -59,7 +59,7 @@ def list_(as_json: bool) -> None:
             chapter = claim.chapter
             click.echo(click.style(f"\n{chapter}", bold=True))
         click.echo(f"  {claim.name}: {claim.claim}")
-        defaults = instruments.parameters(claim.instrument) | claim.parameters
+        defaults = instruments.parameters_of(claim.instrument) | claim.parameters
         listed = " ".join(f"{key}={_brief(value)}" for key, value in defaults.items())
         click.echo(click.style(f"    {claim.instrument} on {claim.topology}: {listed}", dim=True))
 
@@ -98,36 +98,36 @@ def run(
     from hwrx.claims import run as driver
     from hwrx.machine import description
 
-    chosen = model.find(names, model.every())
+    chosen = model.find_claim(names, model.every_claim())
     if settings and len(chosen) != 1:
         raise UsageError("--set changes one claim's experiment", remedy="name the claim: hwrx claims run NAME --set …")
     if settings:
-        chosen = [model.with_parameters(chosen[0], settings, instruments.parameters(chosen[0].instrument))]
+        chosen = [model.with_parameters(chosen[0], settings, instruments.parameters_of(chosen[0].instrument))]
     for claim in chosen:
-        instruments.check(claim)
+        instruments.check_parameters(claim)
     if here and os.geteuid() != 0:
         raise MachineError("experiments on this machine's kernel need root", remedy="use sudo, or leave out --here")
     if here and kernel:
         raise UsageError("--kernel chooses a guest's kernel, and --here takes this machine's", remedy="leave one out")
     path = out or Path("runs", f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-claims")
-    known = description.manifest()
+    known = description.describe_machine()
     about = {"host": {key: known[key] for key in ("commit", "cpu", "kernel", "versions")}}
     with driver.Ledger.create(path, chosen, sys.argv, about) as ledger:
         say, take = _reporting(len(chosen), ledger.add, aloud=not as_json)
         try:
             if here:
-                driver.here(chosen, say, take)
+                driver.run_here(chosen, say, take)
             else:
                 ledger.note(machines=driver.in_lab(chosen, kernel, log, say, take))
         finally:
             ledger.results.sort(key=lambda each: [claim.name for claim in chosen].index(each.claim.name))
-    page.write(path / driver.PAGE, driver.load(path)[0], ledger.results)
+    page.write_page(path / driver.PAGE, driver.load_results(path)[0], ledger.results)
     if as_json:
         import msgspec
 
         click.echo(msgspec.json.format(msgspec.json.encode(ledger.results), indent=2).decode())
     else:
-        click.echo(f"\n{page.answer(ledger.results)}\npage: {path / driver.PAGE}")
+        click.echo(f"\n{page.answer_of(ledger.results)}\npage: {path / driver.PAGE}")
 
 
 @claims.command("page")
@@ -149,15 +149,15 @@ def page_(directories: tuple[Path, ...], kind: str, out: Path | None) -> None:
     if kind == "html" and len(directories) > 1:
         raise UsageError("an HTML page is of one run", remedy="give one directory, or --to md")
     order = {chapter: number for number, chapter in enumerate(model.CHAPTERS)}
-    loaded = [driver.load(directory) for directory in directories]
+    loaded = [driver.load_results(directory) for directory in directories]
     for _, results in loaded:
         results.sort(key=lambda each: (order.get(each.claim.chapter, len(order)), each.claim.name))
     target = out or directories[0] / (driver.PAGE if kind == "html" else driver.MARKDOWN)
     if kind == "html":
-        page.write(target, *loaded[0])
+        page.write_page(target, *loaded[0])
     else:
-        with disk.guarded(target):
-            disk.replace(target, markdown.render_markdown(loaded).encode())
+        with disk.guarded_writes(target):
+            disk.replace_file(target, markdown.render_markdown(loaded).encode())
     click.echo(f"page: {target}")
 
 

@@ -173,18 +173,18 @@ def compare(
     if resume is not None:
         if file is not None or any(value is not None for value in options.values()):
             raise UsageError("--resume goes on with a run as it was begun: give neither a file nor options with it")
-        experiment = reading.load(resume).experiment
+        experiment = reading.load_run(resume).experiment
         run_and_report(experiment, wanted, runs=runs, dry_run=dry_run, as_json=as_json, resume=resume)
         return
-    experiment = described(file, {**options, "topology": topology or ("hosts" if wanted.explicit else None)})
+    experiment = described_experiment(file, {**options, "topology": topology or ("hosts" if wanted.explicit else None)})
     run_and_report(experiment, wanted, runs=runs, dry_run=dry_run, as_json=as_json)
 
 
-def described(file: Path | None, options: dict[str, Any]) -> Experiment:
+def described_experiment(file: Path | None, options: dict[str, Any]) -> Experiment:
     """Return the experiment of a file with options put over it, or the one that the options alone describe."""
     if file is None:
         return experiments.from_options(**options)
-    return experiments.override(experiments.load(file), **options)
+    return experiments.override_experiment(experiments.load_experiment(file), **options)
 
 
 def run_and_report(
@@ -196,15 +196,15 @@ def run_and_report(
     """
     with Display() as display:
         experiment = testbed.settle_clock(experiment, wanted, display.stage)
-    testbed.check(experiment, wanted)
-    layout = experiments.plan(experiment, testbed.checker(experiment, wanted))
+    testbed.check_wanted(experiment, wanted)
+    layout = experiments.plan_run(experiment, testbed.setting_checker(experiment, wanted))
     estimate.check_budget(layout)
     if dry_run:
         print_plan(layout, as_json)
         return None
-    disk.check_place(runs if resume is None else resume, estimate.estimate(layout).disk)
-    outcome, directory = measure(layout, wanted, runs, resume)
-    report(directory, as_json=as_json)
+    disk.check_place(runs if resume is None else resume, estimate.estimate_run(layout).disk)
+    outcome, directory = measure_plan(layout, wanted, runs, resume)
+    print_report(directory, as_json=as_json)
     if outcome.failed:
         raise HwrxError(
             f"{len(outcome.failed)} of {len(layout.trials)} trials failed, the first: {outcome.failed[0]}",
@@ -213,7 +213,7 @@ def run_and_report(
     return directory
 
 
-def measure(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None) -> tuple[Outcome, Path]:
+def measure_plan(layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None) -> tuple[Outcome, Path]:
     """Put the testbed up, run every trial, and return the outcome and the run's directory.
 
     `resume` is a run of the same experiment that did not end: what it lacks is run, and written into it.
@@ -250,14 +250,16 @@ class Measuring:
         self._display = display
         self._kept = kept
         self._wish = experiments.wish_of(layout.experiment)
-        self._prices = experiments.prices(layout)
+        self._prices = experiments.prices_of(layout)
         self._begun = threading.Event()
         self._lanes = lanes.Lanes(together=self._may_be_together())
 
     def measure_all(self) -> None:
         """Measure all prices, and return when all is measured and every testbed taken down."""
         if self._lanes.together:
-            kernel.find(self._layout.experiment.kernel, self._display.stage)  # one thread downloads, and can be stopped
+            kernel.find_kernel(
+                self._layout.experiment.kernel, self._display.stage
+            )  # one thread downloads, and can be stopped
         self._lanes.carry_out([functools.partial(self._measure, price) for price in self._prices])
 
     def _may_be_together(self) -> bool:
@@ -278,7 +280,7 @@ class Measuring:
             self._lanes.check_going()
             self._display.stage(stage, text if first else f"{text} (copies priced by the {price})")
 
-        with testbed.opened(experiment, wanted, say, copies_priced=price, held=self._lanes.held) as bed:
+        with testbed.opened_bed(experiment, wanted, say, copies_priced=price, held=self._lanes.held) as bed:
             if first:
                 self._begin(bed)
                 self._begun.set()
@@ -296,8 +298,8 @@ class Measuring:
         if self._wish != OWN_CPUS:
             with schedule.Pair(bed, self._wish):  # what cannot be is said before there is a run
                 pass
-        check = testbed.checker(self._layout.experiment, self._wanted)
-        layout = capacity.calibrated(self._layout, bed, check=check, say=self._display.stage)
+        check = testbed.setting_checker(self._layout.experiment, self._wanted)
+        layout = capacity.calibrate_plan(self._layout, bed, check=check, say=self._display.stage)
         if self._resume is None:
             self.writer = store.Writer.create(self._runs, layout, manifest)
         else:
@@ -329,16 +331,16 @@ class Measuring:
             self._display.trial(done, total, label, price)
 
         with (
-            traced.twins(traces, bed, writer) as trace,
-            counted.twins(experiment, bed, writer, counts) as count,
+            traced.traced_twins(traces, bed, writer) as trace,
+            counted.counted_twins(experiment, bed, writer, counts) as count,
         ):
 
             def twin(pair: schedule.Pair, trial: Trial, measured: schedule.Measured, writer: store.Writer) -> None:
                 trace(pair, trial, measured, writer)
                 count(pair, trial, measured, writer)
 
-            for block in itertools.chain([trials], precision.blocks(self._layout, writer)):
-                outcome = schedule.execute(
+            for block in itertools.chain([trials], precision.repeat_blocks(self._layout, writer)):
+                outcome = schedule.execute_trials(
                     block, bed, writer, wish=self._wish, progress=progress, twin=twin, stopped=self._lanes.stopped
                 )
                 self.total.measured += outcome.measured
@@ -358,7 +360,7 @@ def _manifest(bed: schedule.Testbed, layout: Plan, wanted: Wanted, display: Disp
         )
     )
     netdevs = {place.netdev for place in bed.places.values() if place.netdev}
-    findings = [*tune.findings(), *tune.merging(manifest["machine"], netdevs)]
+    findings = [*tune.find_noise(), *tune.find_merging(manifest["machine"], netdevs)]
     if layout.experiment.clock == "icount":
         findings = []  # counted instructions are the same whatever else the machine does
     elif manifest["emulated"]:
@@ -368,14 +370,14 @@ def _manifest(bed: schedule.Testbed, layout: Plan, wanted: Wanted, display: Disp
     return manifest
 
 
-def report(directory: Path, *, as_json: bool) -> None:
+def print_report(directory: Path, *, as_json: bool) -> None:
     """Write report.html, print the table and where the report is; with `as_json` print the summary as JSON instead."""
     import hwrx
-    from hwrx.report import tables, write
-    from hwrx.report.summary import summarise
+    from hwrx.report import tables, write_report
+    from hwrx.report.summary import summarise_runs
 
-    summary = summarise([hwrx.load(directory)])
-    written = write(summary, ("html",) if as_json else ("table", "html"), directory)
+    summary = summarise_runs([hwrx.load(directory)])
+    written = write_report(summary, ("html",) if as_json else ("table", "html"), directory)
     if as_json:
         click.echo(tables.to_json(summary))
     else:
@@ -437,7 +439,7 @@ class Display:
 
 def print_plan(layout: Plan, as_json: bool) -> None:
     """Say what a run of the plan would be."""
-    guess = estimate.estimate(layout)
+    guess = estimate.estimate_run(layout)
     if as_json:
         plan = {
             "estimate": msgspec.to_builtins(guess),

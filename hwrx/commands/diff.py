@@ -89,13 +89,13 @@ def diff(
             click.echo(f"{file}: {save_baseline} stands for {len(runs)} run{'s' * (len(runs) != 1)} from now on")
             return
         before, after = (_load(side) for side in _sides(runs))
-        found = differences.compare(before, after, anyway=anyway, single=single)
+        found = differences.compare_runs(before, after, anyway=anyway, single=single)
     except StoreError as error:  # 1 is kept for what is worse
         raise UsageError(str(error)) from error
     if as_json:
         click.echo(differences.to_json(found))
     else:
-        diff_text.show(found)
+        diff_text.show_diff(found)
     if fail_over is None:
         return
     worse = found.failures(fail_over)

@@ -45,9 +45,11 @@ def drops(
             _print_places(rows)
         return
     request = run.Request(list(places or provoke.PLACES), messages)
-    run.check(request.places, messages)
+    run.check_place(request.places, messages)
     with Display() as display:
-        maker = run.in_guest(request, kernel, display.stage) if guest or kernel else run.here(request, display.stage)
+        maker = (
+            run.in_guest(request, kernel, display.stage) if guest or kernel else run.drops_here(request, display.stage)
+        )
         found = list(maker)
     results = [(each.place, each.balance) for each in found if each.balance is not None]
     refused = {each.place: each.refused for each in found if each.balance is None}

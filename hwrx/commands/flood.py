@@ -94,18 +94,18 @@ def flood(
 
     if target not in PATHS and (os.sep in target or pathlib.Path(target).exists()):
         directory = pathlib.Path(target).resolve()
-        report(directory, keep.load(directory), as_json=as_json)
+        report_flood(directory, keep.load_floods(directory), as_json=as_json)
         return
-    specs = described(target, **options)
+    specs = specs_of(target, **options)
     if here and (guest or kernel):
         raise UsageError("--here is this machine's kernel, --guest another one", remedy="give one of them")
-    directory, floods = run(specs, "here" if here else "guest" if guest or kernel else None, kernel, out)
-    report(directory, floods, as_json=as_json)
+    directory, floods = run_floods(specs, "here" if here else "guest" if guest or kernel else None, kernel, out)
+    report_flood(directory, floods, as_json=as_json)
     if any(each.loss.unexplained for each in floods):
         sys.exit(1)
 
 
-def described(
+def specs_of(
     path: str,
     *,
     burst: int | None,
@@ -150,7 +150,7 @@ def _rate(word: str) -> float | None:
 # --- making them ------------------------------------------------------------------------------------------------------
 
 
-def run(
+def run_floods(
     specs: list[Spec], where: Literal["here", "guest"] | None, kernel: str | None, out: pathlib.Path
 ) -> tuple[pathlib.Path, list[Flood]]:
     """Make the floods, and write the run directory; return it and what was found."""
@@ -161,15 +161,15 @@ def run(
     if where is None:
         name = specs[0].topology or scene.WIRES.get(specs[0].path, "netns")
         inside = os.environ.get("HWRX_IN_GUEST") == "1"
-        where = "guest" if topology.find(name).where == "guest" and not inside else "here"
+        where = "guest" if topology.find_topology(name).where == "guest" and not inside else "here"
     with Display() as display:
         maker = in_guest(specs, kernel, display.stage) if where == "guest" else on_host(specs, display.stage)
-        with maker as (manifest, floods), keep.create(out, specs, manifest) as writer:
+        with maker as (manifest, floods), keep.create_run(out, specs, manifest) as writer:
             found: list[Flood] = []
             for number, each in enumerate(floods):
-                keep.add(writer, number, each.flood, each.sent, each.taken)
+                keep.add_flood(writer, number, each.flood, each.sent, each.taken)
                 found.append(each.flood)
-                keep.finish(writer, found)
+                keep.finish_run(writer, found)
     return writer.path, found
 
 
@@ -180,10 +180,10 @@ def on_host(specs: list[Spec], say: Say) -> Iterator[tuple[dict[str, Any], Itera
     from hwrx.machine import description
 
     for spec in specs:
-        scene.check(spec)
-    with scene.wire(specs[0]) as bed:
-        manifest = {"emulated": False, "wire": bed.wire, "machine": description.manifest()}
-        yield manifest, (scene.made(spec, bed, lambda text: say("flood", text)) for spec in specs)
+        scene.check_spec(spec)
+    with scene.flood_wire(specs[0]) as bed:
+        manifest = {"emulated": False, "wire": bed.wire, "machine": description.describe_machine()}
+        yield manifest, (scene.made_wire(spec, bed, lambda text: say("flood", text)) for spec in specs)
 
 
 @contextlib.contextmanager
@@ -205,31 +205,31 @@ def _floods(machine: Guest, specs: list[Spec], say: Say) -> Iterator[Made]:
         if line.startswith(b"say "):
             say("flood", line[4:].decode(errors="replace"))
         else:
-            yield keep.unpack(line)
+            yield keep.unpack_flood(line)
 
 
 # --- telling ----------------------------------------------------------------------------------------------------------
 
 
-def report(directory: pathlib.Path, floods: list[Flood], *, as_json: bool) -> None:
+def report_flood(directory: pathlib.Path, floods: list[Flood], *, as_json: bool) -> None:
     """Write the page and the pictures, print the tables; with `as_json` print everything as JSON instead."""
     from hwrx.flood import page, words
 
-    written = page.write(directory, floods)
+    written = page.write_page(directory, floods)
     if as_json:
         content = {"run": str(directory), "floods": msgspec.to_builtins(floods)}
         click.echo(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())
         return
     from hwrx.report import terminal
 
-    console = terminal.wide()
+    console = terminal.wide_table()
     for each in floods:
-        console.print(Text(words.answer(each), style="bold"))
-    for table in [*words.tables(floods), *(words.kernels_account(each) for each in floods[:1])]:
+        console.print(Text(words.answer_of(each), style="bold"))
+    for table in [*words.tables_of(floods), *(words.kernels_account(each) for each in floods[:1])]:
         console.print()
-        console.print(terminal.plain(table))
+        console.print(terminal.plain_text(table))
     console.print()
-    for note in words.notes(floods):
+    for note in words.notes_of(floods):
         console.print(Text(f"not seen: {note}" if note.startswith("the length") else note, style="dim"))
     for path in written:
         click.echo(path)

@@ -46,7 +46,7 @@ def hooks(run: pathlib.Path | None, as_json: bool) -> None:
     import hwrx
     from hwrx.paths.hooks import HOOKS
 
-    found = {cost.hook: cost for cost in costs(hwrx.load(run))} if run is not None else {}
+    found = {cost.hook: cost for cost in costs_of(hwrx.load(run))} if run is not None else {}
     rows: list[dict[str, Any]] = []
     for hook in HOOKS:
         row = {"hook": hook.name, "where": hook.where, "sees": hook.sees, "may": hook.may, "works": hook.works}
@@ -58,10 +58,10 @@ def hooks(run: pathlib.Path | None, as_json: bool) -> None:
         _print(rows)
 
 
-def costs(run: Run) -> list[Cost]:
+def costs_of(run: Run) -> list[Cost]:
     """Return what each hook of a run adds to the median, pair by pair: the hook's repeat against the bare one's."""
     from hwrx.paths.hooks import BY_NAME
-    from hwrx.stats import student
+    from hwrx.stats import student_factor
 
     medians: dict[str, dict[int, float]] = {}
     for row, samples in run.each_trial():
@@ -78,7 +78,7 @@ def costs(run: Run) -> list[Cost]:
         mean = statistics.fmean(added)
         low = high = None
         if len(added) > 1:
-            half = student(len(added) - 1) * statistics.stdev(added) / len(added) ** 0.5
+            half = student_factor(len(added) - 1) * statistics.stdev(added) / len(added) ** 0.5
             low, high = mean - half, mean + half
         holds = None if low is None or high is None else low <= 0 <= high
         expected = None if holds is None else holds != BY_NAME[name].works

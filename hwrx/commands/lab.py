@@ -19,7 +19,7 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
-from hwrx.commands.compare import described, experiment_options, run_and_report
+from hwrx.commands.compare import described_experiment, experiment_options, run_and_report
 from hwrx.errors import UsageError
 from hwrx.host import undo
 from hwrx.lab import kernel
@@ -50,7 +50,7 @@ def run(file: Path, runs: Path, log: Path | None, dry_run: bool, as_json: bool, 
       hwrx lab run lab/experiments/first.toml
       hwrx lab run lab/experiments/stages.toml --kernel 6.12
     """
-    experiment = described(file, options)
+    experiment = described_experiment(file, options)
     run_and_report(experiment, Wanted(log=log), runs=runs, dry_run=dry_run, as_json=as_json)
 
 
@@ -100,7 +100,7 @@ def shell(
     if mtu and name not in topology.WITH_MTU:
         raise UsageError(f"--mtu is for the wire of {', '.join(topology.WITH_MTU)}", remedy="leave it out")
     if in_guest is None:
-        in_guest = topology.find(name).where == "guest"
+        in_guest = topology.find_topology(name).where == "guest"
     if not in_guest:
         _refuse_ignored()
         sys.exit(_on_host(name, command, more))
@@ -134,7 +134,7 @@ def _refuse_ignored() -> None:
 
 
 def _on_host(name: str, command: tuple[str, ...], options: dict[str, Any]) -> int:
-    with topology.build(name, **options) as made:
+    with topology.build_topology(name, **options) as made:
         spaces = {end: peer.partition(":")[2] for end, peer in made.peers.items()}
         words = list(command) or [os.environ.get("SHELL", "/bin/sh")]
         if spaces["client"]:
@@ -213,7 +213,7 @@ def _progress() -> Iterator[Progress]:
 @lab.command()
 def down() -> None:
     """Take down what killed runs have left on this machine: namespaces, veth pairs, rxe devices, settings."""
-    mended = undo.mend()
+    mended = undo.mend_leftovers()
     for line in mended:
         click.echo(f"taken down: {line}")
     if not mended:
@@ -235,12 +235,12 @@ def kernels(fetch: str | None) -> None:
     """
     if fetch is not None:
         with _progress() as progress:
-            kernel.find(fetch or None, progress, update=True)
-    found = kernel.cached()
+            kernel.find_kernel(fetch or None, progress, update=True)
+    found = kernel.cached_kernels()
     table = Table(box=None, pad_edge=False)
     for column in ("version", "package", "chosen by"):
         table.add_column(column)
-    chosen = kernel.choices()
+    chosen = kernel.kernel_choices()
     for each in found:
         table.add_row(each.version, each.package, ", ".join(chosen.get(each.package, [])))
     if found:

@@ -55,20 +55,20 @@ def lookup(
     if everything:
         if target is not None:
             raise UsageError("--all looks at every socket, so that no address is to be given beside it")
-        audit = answer.audit(protocol, namespace)
+        audit = answer.audit_tables(protocol, namespace)
         click.echo(msgspec.json.encode(audit).decode() if as_json else _audit_words(audit))
         sys.exit(1 if audit.differ else 0)
     if target is None:
         raise UsageError("whose packet? Give ADDRESS:PORT", remedy="for example: hwrx lookup 127.0.0.1:53")
-    address, port = parse(target)
-    sender: tuple[Address | None, int] = parse(source) if source else (None, 0)
+    address, port = parse_endpoint(target)
+    sender: tuple[Address | None, int] = parse_endpoint(source) if source else (None, 0)
     if sender[0] is not None and sender[0].version != address.version:
         raise UsageError(f"{source} and {target} are of two families")
     if slots < 1 or slots & slots - 1:
         raise UsageError(f"a table has a power of two of slots, not {slots}")
     packet = winner.Packet(address, port, *sender, _index(device))
     try:
-        found = answer.ask(protocol, packet, namespace)
+        found = answer.ask_tables(protocol, packet, namespace)
     except MachineError as error:
         if namespace is not None:
             raise
@@ -76,7 +76,7 @@ def lookup(
             stated = int(seed, 16)
         except ValueError:
             raise UsageError(f"'{seed}' is no hexadecimal number", remedy="for example: --seed 1f2e3d4c") from None
-        found = answer.compute(protocol, packet, stated & 0xFFFFFFFF, slots, str(error))
+        found = answer.compute_answer(protocol, packet, stated & 0xFFFFFFFF, slots, str(error))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
     else:
@@ -84,7 +84,7 @@ def lookup(
     sys.exit({"differs": 1, "nobody": 4}.get(found.verdict, 0))
 
 
-def parse(text: str) -> tuple[Address, int]:
+def parse_endpoint(text: str) -> tuple[Address, int]:
     """Return address and port of `1.2.3.4:5` or `[::1]:5`; UsageError in words."""
     host, colon, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")

@@ -108,12 +108,12 @@ def doctor(as_json: bool) -> None:
     """
     console = Console(stderr=True)
     with console.status("looking") as status:
-        findings = checks.examine(lambda _, text: status.update(f"looking at: {text}"))
+        findings = checks.examine_machine(lambda _, text: status.update(f"looking at: {text}"))
     if as_json:
-        print_json({"healthy": checks.healthy(findings), "findings": findings})
+        print_json({"healthy": checks.is_healthy(findings), "findings": findings})
     else:
         _show_findings(findings)
-    if not checks.healthy(findings):
+    if not checks.is_healthy(findings):
         sys.exit(MachineError.exit_code)
 
 
@@ -140,11 +140,11 @@ def rxe() -> None:
 @click.option("--name", help="Name of the verbs device; the first free of rxe0, rxe1, … otherwise.")
 def up(netdev: str, name: str | None) -> None:
     """Put a SoftRoCE device on NETDEV. It stays until `hwrx rxe down` or a reboot."""
-    click.echo(f"{softroce.up(netdev, name)} on {netdev}")
+    click.echo(f"{softroce.put_up(netdev, name)} on {netdev}")
 
 
 @rxe.command()
 @click.argument("name", metavar="NETDEV|DEVICE")
 def down(name: str) -> None:
     """Take a SoftRoCE device away, named itself or by its netdev."""
-    click.echo(f"{softroce.down(name)} is gone")
+    click.echo(f"{softroce.take_down(name)} is gone")

@@ -52,7 +52,7 @@ def memory(
       hwrx memory --device rxe0 --json
       hwrx memory --guest --kernel 6.12 --clock icount
     """
-    from hwrx.memory.everything import everything, in_guest
+    from hwrx.memory.everything import in_guest, measure_everything
 
     if picture is not None and picture.suffix not in PICTURES:
         raise UsageError(f"a picture is {' or '.join(PICTURES)}, not '{picture.suffix}'")
@@ -68,11 +68,11 @@ def memory(
         found = in_guest(kernel, clock, pages, _quiet if as_json else _aloud)
     else:
         say = (lambda text: None) if as_json else (lambda text: _aloud("memory", text))
-        found = everything(pages=pages, device=device, nic=nic, clock=clock, say=say)
+        found = measure_everything(pages=pages, device=device, nic=nic, clock=clock, say=say)
     if picture is not None:
-        from hwrx.memory.picture import draw
+        from hwrx.memory.picture import draw_pages
 
-        draw(found.pages, picture)
+        draw_pages(found.pages, picture)
     if as_json:
         print_json(found)
     else:

@@ -13,7 +13,7 @@ import msgspec
 
 from hwrx.host import strict_json
 from hwrx.nic import Access, E1000e, pci
-from hwrx.nic import open as open_nic
+from hwrx.nic import open_nic as open_nic
 
 access_option = click.option(
     "--access",
@@ -38,7 +38,7 @@ def nic() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """List the NICs on the PCI bus: who drives them, and what speaks against taking them."""
-    found = [(one, pci.uses(one)) for one in pci.nics()]
+    found = [(one, pci.uses_of(one)) for one in pci.list_nics()]
     if as_json:
         rows = [
             {**msgspec.to_builtins(one), "model": one.model, "supported": one.supported, "uses": uses}
@@ -75,10 +75,10 @@ def bind(name: str, access: str, force: bool) -> None:
 
     Refuses one that carries the default route, an address or an open connection. `hwrx nic unbind` gives it back.
     """
-    one = pci.find(name)
+    one = pci.find_nic(name)
     if access == "auto":
         access = "vfio" if one.group is not None else "uio"
-    bound = pci.take(one, pci.DRIVER_OF[access], force=force)
+    bound = pci.take_nic(one, pci.DRIVER_OF[access], force=force)
     click.echo(f"{bound.address} is bound to {bound.driver}; `hwrx nic unbind {bound.address}` gives it back")
 
 
@@ -86,7 +86,7 @@ def bind(name: str, access: str, force: bool) -> None:
 @click.argument("name", metavar="NIC")
 def unbind(name: str) -> None:
     """Give NIC back to the driver it had, with its name, addresses and state; also after hwrx was killed."""
-    one = pci.give_back(pci.find(name).address)
+    one = pci.give_back(pci.find_nic(name).address)
     click.echo(f"{one.address} is driven by {one.driver or 'nobody'}{f' as {one.netdev}' if one.netdev else ''}")
 
 
@@ -165,11 +165,13 @@ def _opened(name: str, access: Access, force: bool, **options: Any) -> Iterator[
 def _sink(write: Path | None, one: E1000e, snap: int) -> Iterator[Any]:
     """What takes each packet and its time: a file, or standard output."""
     if write is None:
-        from hwrx.nic.summary import summary
+        from hwrx.nic.summary import summarise_frame
 
         def show(frame: Any, at: int) -> None:
             seconds, nanoseconds = divmod(at, 1_000_000_000)
-            click.echo(f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{nanoseconds:09} {summary(frame)}")
+            click.echo(
+                f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{nanoseconds:09} {summarise_frame(frame)}"
+            )
 
         yield show
         return

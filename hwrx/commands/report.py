@@ -47,7 +47,7 @@ def report(
     """
     import hwrx
     from hwrx.report import tables
-    from hwrx.report.summary import summarise
+    from hwrx.report.summary import summarise_runs
 
     loaded = [hwrx.load(run) for run in runs]
     if schema:
@@ -60,15 +60,17 @@ def report(
         from hwrx.commands import flood
         from hwrx.flood import keep
 
-        flood.report(floods[0].path, keep.load(floods[0].path), as_json=as_json)
+        flood.report_flood(floods[0].path, keep.load_floods(floods[0].path), as_json=as_json)
         return
-    summary = summarise(loaded)
+    summary = summarise_runs(loaded)
     if as_json:
         click.echo(tables.to_json(summary))
         return
-    from hwrx.report import write
+    from hwrx.report import write_report
 
-    for path in write(summary, formats or ("table", "html"), out or summary.runs[0].path, check_latex=check_latex):
+    for path in write_report(
+        summary, formats or ("table", "html"), out or summary.runs[0].path, check_latex=check_latex
+    ):
         click.echo(path)
 
 
@@ -88,4 +90,4 @@ def print_columns(columns: list[Column], *, as_json: bool) -> None:
         shown.add_column(name, overflow="fold")
     for column in columns:
         shown.add_row(*map(Text, (column.table, column.name, column.type, column.unit, column.meaning)))
-    terminal.wide().print(shown)
+    terminal.wide_table().print(shown)

@@ -114,5 +114,5 @@ def export(run: pathlib.Path, perfetto: bool, out: pathlib.Path | None, messages
 
     found = hwrx.load(run)
     path = out or found.path / "timelines.json"
-    count = format_.export(found, path, messages)
+    count = format_.export_timelines(found, path, messages)
     click.echo(f"{path}: {count:,} messages; open it at ui.perfetto.dev")

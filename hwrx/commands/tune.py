@@ -27,10 +27,10 @@ def tune(show: bool, apply_: bool, restore: bool, as_json: bool) -> None:
     if show + apply_ + restore > 1:
         raise UsageError("--show, --apply and --restore exclude each other")
     if apply_ or restore:
-        changed = settings.apply() if apply_ else settings.restore()
+        changed = settings.apply_tuning() if apply_ else settings.restore_tuning()
         click.echo("\n".join(changed) or "nothing was to change")
         return
-    found = settings.findings()
+    found = settings.find_noise()
     if as_json:
         click.echo(strict_json.to_json(msgspec.to_builtins(found), indent=1))
         return

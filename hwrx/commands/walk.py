@@ -48,12 +48,12 @@ def walk(
       hwrx walk udp rdma-write --svg walk.svg
     """
     from hwrx.timelines.traced import RunTracer
-    from hwrx.timelines.walk import svg
-    from hwrx.timelines.walk import walk as follow
+    from hwrx.timelines.walk import walk_message as follow
+    from hwrx.timelines.walk import walk_picture
 
     if size < 8:
         raise UsageError(f"a message has at least 8 bytes, not {size}", remedy="the sequence number must fit")
-    verbs = any(paths.find(name).needs == "verbs" for name in names)
+    verbs = any(paths.find_path(name).needs == "verbs" for name in names)
     wanted: dict[str, Any] = {"topology": topology or ("pair" if verbs else "netns"), "kernel": kernel}
     plan = experiments.from_options(
         paths=list(names), sizes=[size], messages=messages, limit=60.0, name="walk", **wanted
@@ -61,13 +61,13 @@ def walk(
     journeys: list[Journey] = []
     say = _quiet if as_json else _aloud
     with (
-        testbed.opened(plan, testbed.Wanted(here=here), say) as bed,
+        testbed.opened_bed(plan, testbed.Wanted(here=here), say) as bed,
         RunTracer(_traceable(bed), names) as tracer,
         Pair(bed) as pair,
     ):
         say("trace", "attaching the programs (in an emulated guest that takes a second or two)")
         tracer.attach()
-        settings = {setting.path: setting for setting in experiments.plan(plan).settings}
+        settings = {setting.path: setting for setting in experiments.plan_run(plan).settings}
         for name in names:
             say("trace", f"following {name}")
             setting = msgspec.structs.replace(settings[name], wait="poll" if name == "rdma-write" else wait)
@@ -78,7 +78,7 @@ def walk(
         _print(journeys)
     picture = picture or (None if as_json else Path("walk.svg"))
     if picture is not None:
-        picture.write_text(svg(journeys), encoding="utf-8")
+        picture.write_text(walk_picture(journeys), encoding="utf-8")
         if not as_json:
             click.echo(f"picture: {picture}")
 

@@ -30,7 +30,7 @@ class LeftAloneError(TrialError):
 
     def __init__(self, silent: Peer, first: Peer, done: Done) -> None:
         super().__init__(
-            f"{first.name} {ending(done)}, and {silent.name} waited in vain for more; its agent was started anew"
+            f"{first.name} {ending_words(done)}, and {silent.name} waited in vain for more; its agent was started anew"
         )
         self.silent = silent
 
@@ -44,7 +44,7 @@ class Pulse(Struct):
     asked: bool = False  # and has not answered
 
 
-def ending(done: Done) -> str:
+def ending_words(done: Done) -> str:
     """Say how a loop ended."""
     words = {
         "complete": "got all it expected",

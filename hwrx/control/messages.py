@@ -299,7 +299,7 @@ class Done(Struct, tag="done", frozen=True):
     ended: Ended
     error: str = ""
     resent: int = 0  # packets that the path's own recovery sent again, as far as it tells
-    cpu: dict[str, int] = {}  # ns over the measured messages, as hwrx.paths.cputime.used gives them
+    cpu: dict[str, int] = {}  # ns over the measured messages, as hwrx.paths.cputime.time_used gives them
     resident: int = 0  # bytes, peak
     chosen: dict[str, Any] = {}  # as in Prepared, with what only the connection decided: the window, the agreed MTU, …
     placed: Placed | None = None  # where the loop ran
@@ -321,7 +321,7 @@ class Chunk(Struct, tag="chunk", frozen=True):
 
 
 class Described(Struct, tag="described", frozen=True):
-    """The machine that the agent runs on, as `hwrx.machine.description.manifest` gives it."""
+    """The machine that the agent runs on, as `hwrx.machine.description.describe_machine` gives it."""
 
     machine: dict[str, Any]
 
@@ -404,7 +404,7 @@ _decode_from_agent = msgspec.json.Decoder(FromAgent).decode
 _LENGTH = struct.Struct(">I")
 
 
-def frame(message: ToAgent | FromAgent) -> bytes:
+def frame_message(message: ToAgent | FromAgent) -> bytes:
     """Return the bytes of one frame; PeerError where the message is larger than a frame may be."""
     body = _encode(message)
     if len(body) > LARGEST_FRAME:

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
 from hwrx import errors
-from hwrx.control.messages import Failed, Frames, FromAgent, Hello, Quit, ToAgent, frame, same_version
+from hwrx.control.messages import Failed, Frames, FromAgent, Hello, Quit, ToAgent, frame_message, same_version
 from hwrx.errors import HwrxError, PeerError, SilenceError, UsageError
 
 Reply = TypeVar("Reply")
@@ -184,14 +184,14 @@ class Peer:
     def send(self, message: ToAgent) -> None:
         """Send a message whose reply `wait` collects."""
         try:
-            self._channel.sendall(frame(message))
+            self._channel.sendall(frame_message(message))
         except OSError:
             raise self._gone() from None
 
     def ask(self, message: ToAgent, kind: type[Reply], limit: float = ANSWER_WITHIN) -> Reply:
         """Send a message and return the reply, which must be of `kind`, within `limit` seconds."""
         self.send(message)
-        reply: Reply = wait({self: kind}, limit)[self]
+        reply: Reply = wait_for_replies({self: kind}, limit)[self]
         return reply
 
     def receive(self) -> None:
@@ -253,7 +253,7 @@ class Peer:
             self._channel.close()
 
 
-def wait(expected: Mapping[Peer, type[Any]], limit: float) -> dict[Peer, Any]:
+def wait_for_replies(expected: Mapping[Peer, type[Any]], limit: float) -> dict[Peer, Any]:
     """Wait until each peer has replied with its kind, at most `limit` seconds in all.
 
     Raises the first failure that is noticed: the error that an agent reports, or PeerError naming the peer that died or

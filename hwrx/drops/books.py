@@ -63,7 +63,7 @@ class Row(Struct, frozen=True):
 Told = Callable[[int], None]  # hears how many messages have been sent
 
 
-def unheard(sent: int) -> None:
+def tell_nobody(sent: int) -> None:
     """Nobody listens."""
 
 
@@ -90,13 +90,13 @@ class Books:
     """
 
     def __init__(self, trial: int, spaces: Sequence[str | None] = (None,)) -> None:
-        attaching.require()
+        attaching.require_tracer()
         from cython_ext.bpf_reader import Reader, enumeration
         from cython_ext.object_btf import structures
         from cython_ext.tracer import LoadError
 
         try:
-            path = build.find_or_build(stages.header(), "drops")
+            path = build.find_or_build(stages.stage_header(), "drops")
             self._types = {name: np.dtype(form) for name, form in structures(path, STRUCTURES).items()}
             self.reader = Reader(path, bytes(self._types["machine"].itemsize))
         except build.BuildError as error:
@@ -114,7 +114,7 @@ class Books:
         self._before: dict[str, int] = {}
 
     def __enter__(self) -> Self:
-        self._before = witnesses(self._spaces)
+        self._before = read_witnesses(self._spaces)
         self.reader.attach("message_dropped")
         return self
 
@@ -149,7 +149,7 @@ class Books:
 
     def witnessed(self) -> dict[str, int]:
         """Return by how much the kernel's own counters have grown since entering."""
-        now = witnesses(self._spaces)
+        now = read_witnesses(self._spaces)
         return {name: value - self._before.get(name, 0) for name, value in now.items()}
 
     def close(self, sent: int, delivered: int, told: Mapping[str, int] = MappingProxyType({})) -> Balance:
@@ -157,10 +157,10 @@ class Books:
 
         `told`: place to the count of a loss that no skb tells of: the reader's, a packet socket's, a queue pair's.
         """
-        return balance(sent, delivered, told, self.drops(), self.witnessed())
+        return close_balance(sent, delivered, told, self.drops(), self.witnessed())
 
 
-def balance(
+def close_balance(
     sent: int, delivered: int, told: Mapping[str, int], drops: Sequence[Drop], witnessed: Mapping[str, int]
 ) -> Balance:
     """Put every loss at its place; `told` are those of which no skb tells.
@@ -213,11 +213,11 @@ def _row(place: Place, count: int, how: list[str], witnessed: Mapping[str, int])
 # --- the kernel's own counters ----------------------------------------------------------------------------------------
 
 
-def witnesses(spaces: Sequence[str | None]) -> dict[str, int]:
+def read_witnesses(spaces: Sequence[str | None]) -> dict[str, int]:
     """Return the counters that `Place.witness` names, added up over the namespaces. One that is missing is left out."""
     total: dict[str, int] = {"softnet": softnet_dropped()}
     for space in spaces:
-        with netns.entered(space):
+        with netns.entered_namespace(space):
             found = _snmp()
             found |= _devices()
         for name, value in found.items():
@@ -255,9 +255,9 @@ def _snmp() -> dict[str, int]:
 def _devices() -> dict[str, int]:
     """Drops of queueing disciplines and devices. `ip` and `tc` run in the calling thread's namespace."""
     found = {"qdisc": 0, "device": 0}
-    for each in json.loads(tools.run("tc", "-s", "-j", "qdisc", "show") or "[]"):
+    for each in json.loads(tools.run_tool("tc", "-s", "-j", "qdisc", "show") or "[]"):
         found["qdisc"] += int(each.get("drops", 0))
-    for link in json.loads(tools.run("ip", "-s", "-s", "-j", "link", "show") or "[]"):
+    for link in json.loads(tools.run_tool("ip", "-s", "-s", "-j", "link", "show") or "[]"):
         stats = link.get("stats64", {})
         found["device"] += int(stats.get("tx", {}).get("dropped", 0))
         if not re.match(r"veth|lo$", link.get("linkinfo", {}).get("info_kind", link["ifname"])):

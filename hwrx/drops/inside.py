@@ -14,7 +14,7 @@ def main() -> int:
     """Serve one request; the exit code."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=run.Request)
     try:
-        for provoked in run.here(request, lambda stage, text: _print(run.Line(say=text))):
+        for provoked in run.drops_here(request, lambda stage, text: _print(run.Line(say=text))):
             _print(run.Line(provoked=provoked))
     except HwrxError as error:
         sys.stderr.write(f"{error}\n")

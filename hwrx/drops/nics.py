@@ -38,7 +38,7 @@ Take = Callable[[], list[bytes]]  # the messages that came, once the ring is ser
 
 
 @contextlib.contextmanager
-def wire() -> Iterator[None]:
+def nic_wire() -> Iterator[None]:
     """The two NICs: those that are up, or for so long. Of their own accord neither sends anything meanwhile."""
     nics_there()
     with topology.at_hand("nic"), Undo("NICs without IPv6") as undo:
@@ -49,7 +49,7 @@ def wire() -> Iterator[None]:
 
 def nics_there() -> None:
     """MachineError where this machine has not the lab's two 82574L."""
-    if [nic.model for nic in pci.nics()].count("82574L") < 2:
+    if [nic.model for nic in pci.list_nics()].count("82574L") < 2:
         raise MachineError("there are no two 82574L on one segment", remedy="hwrx drops --guest nic-ring")
 
 
@@ -96,7 +96,7 @@ def _burst(count: int, first: int, trial: int) -> int:
 
 def _statistics(netdev: str) -> Counters:
     """The driver's own counters (ethtool -S)."""
-    found = re.findall(r"^\s*(\S+): (\d+)$", tools.run("ethtool", "-S", netdev), re.MULTILINE)
+    found = re.findall(r"^\s*(\S+): (\d+)$", tools.run_tool("ethtool", "-S", netdev), re.MULTILINE)
     return {name: int(value) for name, value in found}
 
 
@@ -110,7 +110,7 @@ class Ours:
     def __enter__(self) -> Ours:
         import hwrx.nic
 
-        self._nic = hwrx.nic.open(
+        self._nic = hwrx.nic.open_nic(
             topology.NIC_HARDWARE["server"], own=(topology.NIC_ADDRESSES["server"],), rx=RING, promiscuous=True
         )
         return self
@@ -152,7 +152,7 @@ class Kernels:
         undo.sysctl("kernel/sched_rt_runtime_us", "-1")
         # else a multicast that the one sends and the other does not want would seem lost
         undo.plan("ip", "link", "set", netdev, "promisc", "off")
-        tools.run("ip", "link", "set", netdev, "promisc", "on")
+        tools.run_tool("ip", "link", "set", netdev, "promisc", "on")
         for thread in _threads(f"napi/{netdev}"):
             os.sched_setaffinity(thread, {self._cpu})
         os.sched_setaffinity(0, {cpus[0]})

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from hwrx.drops import nics, roce
-from hwrx.drops.books import XDP_GENERIC, Balance, Books, Told, unheard
+from hwrx.drops.books import XDP_GENERIC, Balance, Books, Told, tell_nobody
 from hwrx.drops.scene import HERE, PORT, SIZE, Names, Scene
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import netns, tools
@@ -35,7 +35,7 @@ Provoke = Callable[[Scene, contextlib.ExitStack, Books], None]
 
 
 def _server(scene: Scene, *argv: str, given: str = "") -> str:
-    return tools.run("ip", "netns", "exec", scene.names["server"], *argv, given=given)
+    return tools.run_tool("ip", "netns", "exec", scene.names["server"], *argv, given=given)
 
 
 def _nothing(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
@@ -43,19 +43,19 @@ def _nothing(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
 
 
 def _wire(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
-    tools.run("tc", "-n", scene.names["client"], "qdisc", "add", "dev", topology.LINKS["client"], "root",
+    tools.run_tool("tc", "-n", scene.names["client"], "qdisc", "add", "dev", topology.LINKS["client"], "root",
                "netem", "loss", "10%", "limit", "10000")  # fmt: skip
-    stack.callback(tools.run, "tc", "-n", scene.names["client"], "qdisc", "delete", "dev", topology.LINKS["client"],
-                   "root")  # fmt: skip
+    stack.callback(tools.run_tool, "tc", "-n", scene.names["client"], "qdisc", "delete", "dev",
+                   topology.LINKS["client"], "root")  # fmt: skip
 
 
 def _xdp(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
-    with netns.entered(scene.names["server"]):
+    with netns.entered_namespace(scene.names["server"]):
         try:
             books.reader.attach_xdp("drop_messages", socket.if_nametoindex(topology.LINKS["server"]), XDP_GENERIC)
         except OSError as error:
             raise MachineError(f"this kernel takes no generic XDP program: {error.strerror}") from None
-    stack.callback(tools.run, "ip", "-n", scene.names["server"], "link", "set", topology.LINKS["server"],
+    stack.callback(tools.run_tool, "ip", "-n", scene.names["server"], "link", "set", topology.LINKS["server"],
                    "xdpgeneric", "off")  # fmt: skip
 
 
@@ -75,9 +75,9 @@ def _backlog(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
 
 def _tc_ingress(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
     tc = ("tc", "-n", scene.names["server"])
-    tools.run(*tc, "qdisc", "add", "dev", topology.LINKS["server"], "clsact")
-    stack.callback(tools.run, *tc, "qdisc", "delete", "dev", topology.LINKS["server"], "clsact")
-    tools.run(*tc, "filter", "add", "dev", topology.LINKS["server"], "ingress", "matchall", "action", "drop")
+    tools.run_tool(*tc, "qdisc", "add", "dev", topology.LINKS["server"], "clsact")
+    stack.callback(tools.run_tool, *tc, "qdisc", "delete", "dev", topology.LINKS["server"], "clsact")
+    tools.run_tool(*tc, "filter", "add", "dev", topology.LINKS["server"], "ingress", "matchall", "action", "drop")
 
 
 def _netfilter(hook: str) -> Provoke:
@@ -93,16 +93,16 @@ def _rp_filter(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
     _server(scene, "sysctl", "-qw", f"net.ipv4.conf.{topology.LINKS['server']}.rp_filter=1")
     stack.callback(_server, scene, "sysctl", "-qw", f"net.ipv4.conf.{topology.LINKS['server']}.rp_filter=0")
     ip = ("ip", "-n", scene.names["client"], "address")
-    tools.run(*ip, "add", f"{STRANGER}/32", "dev", "lo")
-    stack.callback(tools.run, *ip, "delete", f"{STRANGER}/32", "dev", "lo")
+    tools.run_tool(*ip, "add", f"{STRANGER}/32", "dev", "lo")
+    stack.callback(tools.run_tool, *ip, "delete", f"{STRANGER}/32", "dev", "lo")
     scene.sender.bind((STRANGER, 0))
 
 
 def _not_local(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
     ip = ("ip", "-n", scene.names["client"], "neighbour")
     words = (ABSENT, "dev", topology.LINKS["client"])
-    tools.run(*ip, "replace", *words, "lladdr", topology.HARDWARE["server"], "nud", "permanent")
-    stack.callback(tools.run, *ip, "delete", *words)
+    tools.run_tool(*ip, "replace", *words, "lladdr", topology.HARDWARE["server"], "nud", "permanent")
+    stack.callback(tools.run_tool, *ip, "delete", *words)
     scene.destination = (ABSENT, PORT)
 
 
@@ -161,7 +161,7 @@ def _truncated(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
 
 
 def _af_packet(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
-    with netns.entered(scene.names["server"]):
+    with netns.entered_namespace(scene.names["server"]):
         tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
     stack.callback(tap.close)
     tap.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
@@ -194,14 +194,14 @@ PLACES = (*PROVOKED, *nics.OVERRUN, *roce.TURNED_AWAY, roce.UNASKED, *roce.GIVEN
 
 
 @contextlib.contextmanager
-def wire() -> Iterator[Names]:
+def drop_wire() -> Iterator[Names]:
     """The two namespaces for any number of experiments."""
     with topology.netns() as made:
         names = {end: made.peers[end].removeprefix("netns:") for end in topology.ENDS}
         yield names
 
 
-def provoke(place: str, names: Names, messages: int, trial: int, told: Told = unheard) -> Balance:
+def provoke_drops(place: str, names: Names, messages: int, trial: int, told: Told = tell_nobody) -> Balance:
     """Provoke one place and return the balance. MachineError where this kernel cannot.
 
     `told` hears now and then how many messages have been sent.
@@ -212,7 +212,7 @@ def provoke(place: str, names: Names, messages: int, trial: int, told: Told = un
         if place in PROVOKED:
             return _on(names, PROVOKED[place], place, messages, trial, told)
         if place in nics.OVERRUN:
-            stack.enter_context(nics.wire())
+            stack.enter_context(nics.nic_wire())
             books = stack.enter_context(Books(trial))
             return nics.ring_full(place, books, messages, trial, told)
         stack.enter_context(topology.at_hand("pair"))
@@ -220,7 +220,7 @@ def provoke(place: str, names: Names, messages: int, trial: int, told: Told = un
             return _on(HERE, roce.TURNED_AWAY[place], place, messages, trial, told)
         books = stack.enter_context(Books(trial))
         if place == roce.UNASKED:
-            return roce.unasked(books, messages, trial)
+            return roce.send_unasked(books, messages, trial)
         return roce.given_up(place, books, messages, trial, told)
 
 

@@ -47,7 +47,7 @@ def _prepare(role: Role, trial: int, **setting: Any) -> Prepare:
 # --- packets that rxe turns away --------------------------------------------------------------------------------------
 
 
-def packet(qpn: int, qkey: int, psn: int, message: bytes) -> bytes:
+def roce_packet(qpn: int, qkey: int, psn: int, message: bytes) -> bytes:
     """Return a RoCE datagram for a UD queue pair, from BTH to ICRC; the ICRC is wrong."""
     bth = struct.pack(">BBHII", UD_SEND_ONLY, 0, PKEY, qpn, psn & 0xFFFFFF)
     deth = struct.pack(">II", qkey, 1)
@@ -64,7 +64,7 @@ def send_to(scene: Scene, qpn: int, qkey: int) -> None:
         topology.ADDRESSES["server"], PORT, PORT,
     )  # fmt: skip
     scene.raw()
-    scene.make = lambda message: udp_frame(template, packet(qpn, qkey, payload.sequence(message), message))
+    scene.make = lambda message: udp_frame(template, roce_packet(qpn, qkey, payload.sequence(message), message))
 
 
 def no_queue_pair(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
@@ -91,7 +91,7 @@ def wrong_icrc(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
 # --- datagrams that nobody has asked for ------------------------------------------------------------------------------
 
 
-def unasked(books: Books, messages: int, trial: int) -> Balance:
+def send_unasked(books: Books, messages: int, trial: int) -> Balance:
     """Send datagrams to a queue pair that has a few receive requests, posts no more, and reads nothing meanwhile."""
     from cython_ext import flood
     from cython_ext.ud import UdSendTransport
@@ -180,11 +180,11 @@ def _dead_wire() -> Iterator[bool]:
     """The wire loses everything, so that nothing is acknowledged."""
     qdisc = ("tc", "qdisc")
     device = ("dev", topology.LINKS["client"], "root")
-    tools.run(*qdisc, "add", *device, "netem", "loss", "100%")
+    tools.run_tool(*qdisc, "add", *device, "netem", "loss", "100%")
     try:
         yield False
     finally:
-        tools.run(*qdisc, "delete", *device)
+        tools.run_tool(*qdisc, "delete", *device)
 
 
 Spoil = Callable[[], contextlib.AbstractContextManager[bool]]

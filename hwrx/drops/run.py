@@ -40,7 +40,7 @@ class Line(Struct, frozen=True, omit_defaults=True):
     provoked: Provoked | None = None
 
 
-def check(places: Sequence[str], messages: int) -> None:
+def check_place(places: Sequence[str], messages: int) -> None:
     """UsageError where there is no such place, or nothing to send."""
     if unknown := [place for place in places if place not in provoke.PLACES]:
         raise UsageError(f"'{unknown[0]}' cannot be provoked", remedy=f"choose of: {', '.join(provoke.PLACES)}")
@@ -48,16 +48,18 @@ def check(places: Sequence[str], messages: int) -> None:
         raise UsageError("at least one message has to be sent")
 
 
-def here(request: Request, say: Say) -> Iterator[Provoked]:
+def drops_here(request: Request, say: Say) -> Iterator[Provoked]:
     """Provoke the places on this kernel, one after the other, on a wire that is made for it. Needs root."""
-    with provoke.wire() as names:
+    with provoke.drop_wire() as names:
         for place in request.places:
             say("provoking", place)
             since = time.monotonic()
             balance, refused = None, ""
             try:
                 trial = provoke.PLACES.index(place) + 1
-                balance = provoke.provoke(place, names, request.messages, trial, _pace(place, request.messages, say))
+                balance = provoke.provoke_drops(
+                    place, names, request.messages, trial, _pace(place, request.messages, say)
+                )
             except MachineError as error:
                 refused = error.args[0].splitlines()[0]
             yield Provoked(place, round(time.monotonic() - since, 3), balance, refused)

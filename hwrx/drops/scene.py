@@ -9,7 +9,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from hwrx.control.messages import Role
-from hwrx.drops.books import Told, unheard
+from hwrx.drops.books import Told, tell_nobody
 from hwrx.host import netns
 from hwrx.wires import topology
 
@@ -48,13 +48,13 @@ class Scene:
         self.make: Callable[[bytes], bytes] | None = None  # a frame for AF_PACKET instead of a datagram
         self.tap: socket.socket | None = None
         self.pause = 0.0  # seconds after a burst, for what runs elsewhere
-        with netns.entered(names["client"] or None):
+        with netns.entered_namespace(names["client"] or None):
             self.sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.many = 0  # messages after which the reader is closed and another opened; 0: never
         self.reader = self._open()
 
     def _open(self) -> socket.socket:
-        with netns.entered(self.names["server"] or None):
+        with netns.entered_namespace(self.names["server"] or None):
             reader = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         reader.bind((topology.ADDRESSES["server"], PORT))
         reader.setblocking(False)
@@ -74,11 +74,11 @@ class Scene:
     def raw(self) -> None:
         """Send frames from now on, with `make`."""
         self.sender.close()
-        with netns.entered(self.names["client"] or None):
+        with netns.entered_namespace(self.names["client"] or None):
             self.sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         self.sender.bind((topology.LINKS["client"], 0))
 
-    def run(self, messages: int, burst: int = BURST, told: Told = unheard) -> Sent:
+    def run(self, messages: int, burst: int = BURST, told: Told = tell_nobody) -> Sent:
         """Send so many messages and read what comes of them, until nothing comes any more."""
         from cython_ext import payload
 

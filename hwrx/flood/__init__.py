@@ -14,6 +14,6 @@ is the arithmetic.
 from __future__ import annotations
 
 from hwrx.flood.model import Flood, Spec
-from hwrx.flood.scene import Bed, measure, wire
+from hwrx.flood.scene import Bed, flood_wire, measure_flood
 
-__all__ = ["Bed", "Flood", "Spec", "measure", "wire"]
+__all__ = ["Bed", "Flood", "Spec", "flood_wire", "measure_flood"]

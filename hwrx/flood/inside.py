@@ -20,11 +20,11 @@ def main(text: bytes) -> int:
 
     try:
         specs = msgspec.json.decode(text, type=list[Spec])
-        with scene.wire(specs[0]) as bed:
+        with scene.flood_wire(specs[0]) as bed:
             for spec in specs:
-                made = scene.made(spec, bed, say)
+                made = scene.made_wire(spec, bed, say)
                 sys.stdout.flush()
-                sys.stdout.buffer.write(keep.pack(made.flood, made.sent, made.taken) + b"\n")
+                sys.stdout.buffer.write(keep.pack_flood(made.flood, made.sent, made.taken) + b"\n")
                 sys.stdout.buffer.flush()
     except HwrxError as error:
         sys.stderr.write(f"{error}\n")

@@ -17,7 +17,7 @@ from msgspec import Struct
 from hwrx.errors import StoreError
 from hwrx.flood import words
 from hwrx.flood.model import Flood, Spec
-from hwrx.flood.scene import WIRES, Made, setting
+from hwrx.flood.scene import WIRES, Made, setting_of
 from hwrx.probes import account
 from hwrx.runs import reading, store
 from hwrx.runs.experiment import Experiment, Plan, Trial
@@ -39,7 +39,7 @@ class Kept(Struct):
     floods: list[Flood]
 
 
-def pack(flood: Flood, sent: account.Int64s, taken: account.Int64s) -> bytes:
+def pack_flood(flood: Flood, sent: account.Int64s, taken: account.Int64s) -> bytes:
     """Return the line that `unpack` reads."""
     buffer = io.BytesIO()
     # differences of neighbours are small numbers, and those compress
@@ -47,14 +47,14 @@ def pack(flood: Flood, sent: account.Int64s, taken: account.Int64s) -> bytes:
     return msgspec.json.encode(Crossing(flood, base64.b64encode(buffer.getvalue()).decode()))
 
 
-def unpack(line: bytes) -> Made:
+def unpack_flood(line: bytes) -> Made:
     """Return the flood and when its messages were sent and taken."""
     crossing = msgspec.json.decode(line, type=Crossing)
     with np.load(io.BytesIO(base64.b64decode(crossing.times))) as arrays:
         return Made(crossing.flood, np.cumsum(arrays["sent"]), np.cumsum(arrays["taken"]))
 
 
-def create(root: pathlib.Path, specs: Sequence[Spec], manifest: Mapping[str, Any]) -> store.Writer:
+def create_run(root: pathlib.Path, specs: Sequence[Spec], manifest: Mapping[str, Any]) -> store.Writer:
     """Make the run directory of floods that are to come."""
     first = specs[0]
     experiment = Experiment(
@@ -68,14 +68,14 @@ def create(root: pathlib.Path, specs: Sequence[Spec], manifest: Mapping[str, Any
         setting={"messages": first.wants},
     )
     trials = [
-        Trial(number=number, repeat=0, setting=setting(spec), label=words.label(spec))
+        Trial(number=number, repeat=0, setting=setting_of(spec), label=words.label_of(spec))
         for number, spec in enumerate(specs)
     ]
     plan = Plan(experiment=experiment, settings=[trial.setting for trial in trials], trials=trials, skipped=[])
     return store.Writer.create(root, plan, {**manifest, "kind": "flood", "command": sys.argv})
 
 
-def add(writer: store.Writer, number: int, flood: Flood, sent: account.Int64s, taken: account.Int64s) -> None:
+def add_flood(writer: store.Writer, number: int, flood: Flood, sent: account.Int64s, taken: account.Int64s) -> None:
     """Record one flood: each message's times, and what was found of it."""
     sequence = np.arange(len(sent))
     writer.add_table(
@@ -89,7 +89,7 @@ def add(writer: store.Writer, number: int, flood: Flood, sent: account.Int64s, t
         }),
     )  # fmt: skip
     writer.add_table("timeline", _timeline(number, flood))
-    trial = Trial(number=number, repeat=0, setting=setting(flood.spec), label=words.label(flood.spec))
+    trial = Trial(number=number, repeat=0, setting=setting_of(flood.spec), label=words.label_of(flood.spec))
     tally = {"posted": flood.sent, "delivered": flood.delivered, "lost": flood.loss.lost, **flood.reader}
     writer.add_trial(trial, status="ok", tally=tally, extra={"unexplained": flood.loss.unexplained})
 
@@ -115,18 +115,18 @@ def _timeline(number: int, flood: Flood) -> pa.Table:
     })  # fmt: skip
 
 
-def finish(writer: store.Writer, floods: Sequence[Flood]) -> None:
+def finish_run(writer: store.Writer, floods: Sequence[Flood]) -> None:
     """Write FILE, from which the report is made."""
     writer.add_document(FILE, msgspec.to_builtins(Kept(list(floods))))
 
 
-def load(path: pathlib.Path) -> list[Flood]:
+def load_floods(path: pathlib.Path) -> list[Flood]:
     """Read a run's floods; StoreError says what is wrong."""
     if not (path / FILE).exists():
         raise StoreError(
             f"{path} holds no flood", remedy="give a path (udp, tcp, …) to make one, or a run directory that has one"
         )
     try:
-        return msgspec.convert(reading.load(path).document(FILE), Kept, str_keys=True).floods
+        return msgspec.convert(reading.load_run(path).document(FILE), Kept, str_keys=True).floods
     except msgspec.MsgspecError as error:
         raise StoreError(f"{path / FILE} is damaged: {error}") from None

@@ -181,7 +181,7 @@ class Flood(Struct, frozen=True, kw_only=True):
     @property
     def jain(self) -> float:
         """Jain's index of what the sockets were delivered."""
-        return account.jain([socket.delivered for socket in self.sockets])
+        return account.jain_index([socket.delivered for socket in self.sockets])
 
     def polls_of(self, poller: str) -> dict[int, int]:
         """Packets a poll brought -> how often, of one poller."""

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from hwrx.flood import pictures, words
 from hwrx.flood.model import Flood
 from hwrx.host import disk
-from hwrx.report.diff import flat
+from hwrx.report.diff import flat_changes
 from hwrx.report.html import NARROW, WIDE
-from hwrx.report.page import page
+from hwrx.report.page import render_template
 from hwrx.report.provenance import label_of_run
 from hwrx.runs import reading
 
@@ -28,35 +28,35 @@ ABOUT = (
 )
 
 
-def write(directory: pathlib.Path, floods: Sequence[Flood]) -> list[pathlib.Path]:
+def write_page(directory: pathlib.Path, floods: Sequence[Flood]) -> list[pathlib.Path]:
     """Write the page and the pictures into the run directory; return the files."""
-    label = label_of_run(reading.load(directory))
-    with disk.guarded(directory):
+    label = label_of_run(reading.load_run(directory))
+    with disk.guarded_writes(directory):
         page = directory / "report.html"
-        page.write_text(render(directory, floods, label), encoding="utf-8")
+        page.write_text(render_page(directory, floods, label), encoding="utf-8")
         return [*pictures.write_all(floods, label, directory / "figures"), page]
 
 
-def render(directory: pathlib.Path, floods: Sequence[Flood], label: str) -> str:
+def render_page(directory: pathlib.Path, floods: Sequence[Flood], label: str) -> str:
     """Return the page; the same for the same run each time."""
-    run = reading.load(directory)
-    lines = [(key, text) for key, text in flat(run.manifest) if key not in ("question", "skipped", "warnings")]
+    run = reading.load_run(directory)
+    lines = [(key, text) for key, text in flat_changes(run.manifest) if key not in ("question", "skipped", "warnings")]
     drawn = [
         {
             "name": name,
-            "title": pictures.title(floods, name),
-            "wide": pictures.inline(floods, name, label, WIDE, f"{name}-wide"),
-            "narrow": pictures.inline(floods, name, label, NARROW, f"{name}-narrow"),
+            "title": pictures.title_of(floods, name),
+            "wide": pictures.inline_svg(floods, name, label, WIDE, f"{name}-wide"),
+            "narrow": pictures.inline_svg(floods, name, label, NARROW, f"{name}-narrow"),
         }
-        for name in pictures.names(floods)
+        for name in pictures.picture_names(floods)
     ]
-    return page(
+    return render_template(
         "flood.html",
-        title=words.label(floods[0].spec) if floods else run.name,
-        answers=[words.answer(flood) for flood in floods],
+        title=words.label_of(floods[0].spec) if floods else run.name,
+        answers=[words.answer_of(flood) for flood in floods],
         label=label,
-        notes=words.notes(floods),
-        tables=[*words.tables(floods), *(words.kernels_account(flood) for flood in floods[:1])],
+        notes=words.notes_of(floods),
+        tables=[*words.tables_of(floods), *(words.kernels_account(flood) for flood in floods[:1])],
         figures=drawn,
         about=ABOUT,
         lines=lines,

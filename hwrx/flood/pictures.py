@@ -45,27 +45,27 @@ OVER_TIME = 4  # floods that have a picture over time: the first, the last, and 
 MEGA, KILO = 1e6, 1e3
 
 
-def names(floods: Sequence[Flood]) -> list[str]:
+def picture_names(floods: Sequence[Flood]) -> list[str]:
     """The pictures that these floods can fill, in the page's order."""
-    shown = style.spread(range(len(floods)), OVER_TIME)
+    shown = style.spread_labels(range(len(floods)), OVER_TIME)
     return [*(f"time-{number}" for number in shown), *(name for name, (_, has) in OF_ALL.items() if has(floods))]
 
 
-def title(floods: Sequence[Flood], name: str) -> str:
+def title_of(floods: Sequence[Flood], name: str) -> str:
     """What a picture shows."""
     if name.startswith("time-"):
         flood = floods[int(name.removeprefix("time-"))]
         return (
-            f"Over time: {words.label(flood.spec)}; messages, queues, and whose time each CPU's is, "
+            f"Over time: {words.label_of(flood.spec)}; messages, queues, and whose time each CPU's is, "
             f"in bins of {flood.timeline.width_ns / MEGA:.3g} ms"
         )
     return (OF_ALL[name][0].__doc__ or name).rstrip(".")
 
 
-def draw(floods: Sequence[Flood], name: str, label: str, width: float = COLUMN) -> Figure:
+def draw_picture(floods: Sequence[Flood], name: str, label: str, width: float = COLUMN) -> Figure:
     """Draw one picture, `width` inches wide. UsageError names those that there are."""
-    if name not in names(floods):
-        raise UsageError(f"there is no picture '{name}'", remedy=f"choose of: {', '.join(names(floods))}")
+    if name not in picture_names(floods):
+        raise UsageError(f"there is no picture '{name}'", remedy=f"choose of: {', '.join(picture_names(floods))}")
     with rc_context(STYLE):
         figure = Figure(layout="constrained")
         FigureCanvasAgg(figure)
@@ -77,9 +77,9 @@ def draw(floods: Sequence[Flood], name: str, label: str, width: float = COLUMN) 
     return figure
 
 
-def inline(floods: Sequence[Flood], name: str, label: str, width: float, ident: str) -> str:
+def inline_svg(floods: Sequence[Flood], name: str, label: str, width: float, ident: str) -> str:
     """Return a picture as an <svg> element; a hundredth of a point is exact enough for so many points."""
-    svg = figures.inline(draw(floods, name, label, width), ident)
+    svg = figures.inline_figure(draw_picture(floods, name, label, width), ident)
     return re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\d+\.\d\d)\d+", r"\1", path[0]), svg)
 
 
@@ -87,11 +87,11 @@ def write_all(floods: Sequence[Flood], label: str, directory: pathlib.Path) -> l
     """Write every picture as PDF and SVG; return the files."""
     directory.mkdir(parents=True, exist_ok=True)
     written = []
-    for name in names(floods):
-        figure = draw(floods, name, label)
+    for name in picture_names(floods):
+        figure = draw_picture(floods, name, label)
         for kind in ("pdf", "svg"):
             written.append(directory / f"{name}.{kind}")
-            figures.save(figure, written[-1])
+            figures.save_figure(figure, written[-1])
     return written
 
 
@@ -115,11 +115,11 @@ def _over_time(flood: Flood, figure: Figure, width: float) -> None:
     axes[-1].set_xlabel("time [ms]")
     axes[0].set_xlim(0, len(places) * ms)
     figure.align_ylabels(list(axes))
-    style.legend(figure, list(axes[2:]))
+    style.draw_legend(figure, list(axes[2:]))
 
 
 def _added(values: Sequence[int], together: int) -> Any:
-    return account.coarser(np.array(values)[:, None], -(-len(values) // together))[0][:, 0]
+    return account.coarser_bins(np.array(values)[:, None], -(-len(values) // together))[0][:, 0]
 
 
 def _highest(values: Sequence[int], together: int) -> Any:
@@ -257,13 +257,13 @@ def _visits(floods: Sequence[Flood], figure: Figure, width: float) -> None:
         for number, flood in enumerate(floods):
             colour, marker, dashes = _look(number)
             histogram = of(flood)
-            packets = account.total(histogram)
+            packets = account.total_time(histogram)
             if not packets:
                 continue
             values = sorted(value for value in histogram if value)
             shares = np.cumsum([value * histogram[value] for value in values]) / packets
             ax.step([values[0], *values], [0, *shares], where="post", color=colour, linestyle=dashes, marker=marker,
-                    markevery=[-1], label=words.label(flood.spec))  # fmt: skip
+                    markevery=[-1], label=words.label_of(flood.spec))  # fmt: skip
         most = floods[0].poll_budget if limit == "poll_budget" else floods[0].machine.get(limit, 0)
         if most:
             ax.axvline(most, color=INK, linewidth=0.6, linestyle=(0, (2, 2)))
@@ -278,7 +278,7 @@ def _visits(floods: Sequence[Flood], figure: Figure, width: float) -> None:
         ax.set_title(name, loc="right", pad=2)
         ax.set_xlabel("packets at most")
     axes[0].set_ylabel("share of packets")
-    style.legend(figure, list(axes))
+    style.draw_legend(figure, list(axes))
 
 
 def _all_polls(flood: Flood) -> dict[int, int]:
@@ -309,7 +309,7 @@ def _curve(floods: Sequence[Flood], figure: Figure, width: float) -> None:
     ax.set_ylabel("delivered [1000 messages/s]")
     ax.set_xlim(left=0)
     ax.set_ylim(bottom=0)
-    style.legend(figure, [ax])
+    style.draw_legend(figure, [ax])
 
 
 def _look(number: int) -> tuple[str, str, Any]:

@@ -51,7 +51,7 @@ class Raw(Struct, frozen=True):
     own_driver: bool
 
 
-def assemble(raw: Raw, books: Books, notes: list[str]) -> Flood:
+def assemble_flood(raw: Raw, books: Books, notes: list[str]) -> Flood:
     """Put everything together; `books` are still open."""
     counts, spec = raw.counts, raw.spec
     sent = raw.sent[: raw.posted]
@@ -84,17 +84,17 @@ def assemble(raw: Raw, books: Books, notes: list[str]) -> Flood:
         loss=loss,
         first_loss=_first_loss(sent, taken, drops, loss),
         polls={
-            name: account.histogram(cpus["polls"][:, number].sum(axis=0, dtype=np.int64))
+            name: account.time_histogram(cpus["polls"][:, number].sum(axis=0, dtype=np.int64))
             for number, name in enumerate(account.POLLERS)
         },
         poll_budget=int(cpus["poll_budget"].max()),
-        runs=account.histogram(cpus["runs"].sum(axis=0, dtype=np.int64)),
+        runs=account.time_histogram(cpus["runs"].sum(axis=0, dtype=np.int64)),
         by_budget=int(cpus["by_budget"].sum()),
         by_time=int(cpus["by_time"].sum()),
         squeezed=counts.squeezed,
         outside=int(cpus["outside_packets"].sum()),
         contexts=_contexts(cpus),
-        per_interrupt=account.histogram(cpus["per_interrupt"].sum(axis=0, dtype=np.int64)) if raw.irqs else None,
+        per_interrupt=account.time_histogram(cpus["per_interrupt"].sum(axis=0, dtype=np.int64)) if raw.irqs else None,
         cpus=cpu_times,
         sockets=_sockets(raw, sent, taken),
         timeline=_timeline(raw, sent, taken, window),
@@ -125,7 +125,7 @@ def _balance(raw: Raw, books: Books, drops: list[Drop], delivered: int) -> Balan
     if raw.spec.path in VERBS:
         told = {}
         if raw.spec.path == "rdma-write":
-            told["overwritten"] = overwritten(raw)
+            told["overwritten"] = count_overwritten(raw)
         elif raw.spec.path == "rdma-ud":
             told["no-receive"] = sum(each.get(OUT_OF_BUFFER, 0) for each in raw.counters.values())
         found = books.close(raw.posted, delivered, told)
@@ -163,7 +163,7 @@ def _balance(raw: Raw, books: Books, drops: list[Drop], delivered: int) -> Balan
     return Balance(raw.posted, delivered, rows, beside, unexplained, [])
 
 
-def overwritten(raw: Raw) -> int:
+def count_overwritten(raw: Raw) -> int:
     """Of WRITE: messages that a later one was written over.
 
     Before the reader came to them; while it looked at them (neither whole); or in between, so that it found another.
@@ -266,12 +266,12 @@ def _timeline(raw: Raw, sent: account.Int64s, taken: account.Int64s, window: sli
     """Everything over time, coarse enough for a picture."""
     counts = raw.counts
     start = counts.start + window.start * counts.width
-    time, together = account.coarser(counts.time[:, window], MOST_BINS)
+    time, together = account.coarser_bins(counts.time[:, window], MOST_BINS)
     width = counts.width * together
     bins = time.shape[1]
     online = sorted(counts.stat)
-    polled = account.coarser(counts.bins["packets"][:, window, None].astype(np.int64), MOST_BINS)[0][..., 0]
-    interrupts = account.coarser(counts.bins["interrupts"][:, window, None].astype(np.int64), MOST_BINS)[0][..., 0]
+    polled = account.coarser_bins(counts.bins["packets"][:, window, None].astype(np.int64), MOST_BINS)[0][..., 0]
+    interrupts = account.coarser_bins(counts.bins["interrupts"][:, window, None].astype(np.int64), MOST_BINS)[0][..., 0]
     backlog = account.most_of(counts.bins["backlog"][:, window, None], MOST_BINS)[..., 0]
     queues = account.most_of(counts.queues["bytes"][None, window], MOST_BINS)[0]
     verbs = raw.spec.path in ("rdma-send", "rdma-ud") and bool(counts.queues["receives"].any())

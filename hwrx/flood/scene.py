@@ -61,10 +61,10 @@ class Bed:
 
 
 @contextlib.contextmanager
-def wire(spec: Spec) -> Iterator[Bed]:
+def flood_wire(spec: Spec) -> Iterator[Bed]:
     """Put up what the flood's path needs on this kernel (in a guest: take what is there), and take it down again."""
     name = spec.topology or WIRES.get(spec.path, "netns")
-    found = topology.find(name)
+    found = topology.find_topology(name)
     with topology.at_hand(name) as up:
         spaces = {end: _space(peer) for end, peer in up.peers.items()}
         with contextlib.closing(Bed(up.places, spaces, found.sentence)) as bed:
@@ -75,7 +75,7 @@ def _space(peer: str) -> str | None:
     return peer.removeprefix("netns:") if peer.startswith("netns:") else None
 
 
-def check(spec: Spec) -> None:
+def check_spec(spec: Spec) -> None:
     """UsageError where there cannot be such a flood, MachineError where not on this machine; nothing is started."""
     check_words([spec])
     cpus = sorted(os.sched_getaffinity(0))
@@ -109,7 +109,7 @@ def _check_words(spec: Spec) -> None:
         raise UsageError(
             "the receiver of a WRITE has no completions", remedy="leave --completions out, or take rdma-send or rdma-ud"
         )
-    paths.check(setting(spec))
+    paths.check_setting(setting_of(spec))
 
 
 class Made(Struct, frozen=True):
@@ -120,23 +120,23 @@ class Made(Struct, frozen=True):
     taken: Int64s
 
 
-def measure(spec: Spec, bed: Bed | None = None, say: Say = lambda text: None) -> Flood:
+def measure_flood(spec: Spec, bed: Bed | None = None, say: Say = lambda text: None) -> Flood:
     """Make one flood and return what was found of it.
 
     `bed`: where, None: a wire of its own, taken down afterwards. `say` is told what is being done. Needs root.
     UsageError, MachineError and PathError say in words what cannot be or failed.
     """
     if bed is None:
-        check(spec)
+        check_spec(spec)
         tools.need_root("counting what the kernel does with a flood")
-        with wire(spec) as own:
-            return measure(spec, own, say)
-    return made(spec, bed, say).flood
+        with flood_wire(spec) as own:
+            return measure_flood(spec, own, say)
+    return made_wire(spec, bed, say).flood
 
 
-def made(spec: Spec, bed: Bed, say: Say = lambda text: None) -> Made:
+def made_wire(spec: Spec, bed: Bed, say: Say = lambda text: None) -> Made:
     """As `measure`, with the messages' times."""
-    check(spec)
+    check_spec(spec)
     tools.need_root("counting what the kernel does with a flood")
     with contextlib.ExitStack() as stack:
         scene = _Scene(spec, bed, stack, say)
@@ -145,7 +145,7 @@ def made(spec: Spec, bed: Bed, say: Say = lambda text: None) -> Made:
         return Made(flood, scene.wave.sent[:count], scene.wave.taken[:count])
 
 
-def setting(spec: Spec) -> Setting:
+def setting_of(spec: Spec) -> Setting:
     """The endpoints' setting: an open loop's, whose ends wait for nobody; TCP and SEND stop a sender by themselves."""
     sockets = spec.path in ("udp", "tcp")
     pattern: Pattern = "stream" if spec.path in ("tcp", "rdma-send") else "paced"
@@ -164,7 +164,7 @@ def setting(spec: Spec) -> Setting:
         socket_buffer=spec.receive_buffer if sockets else None,
         receives=spec.receives,
         completions=spec.completions,
-        **{name: value for name, value in selective.items() if paths.reads(spec.path, pattern, name)},  # type: ignore[arg-type]
+        **{name: value for name, value in selective.items() if paths.reads_field(spec.path, pattern, name)},  # type: ignore[arg-type]
     )
 
 
@@ -191,7 +191,7 @@ class _Scene:
         device = bed.places["server"].netdev or ""
         self.say("opening the endpoints")
         self._open()
-        limits = dict(counting.sysctls())
+        limits = dict(counting.read_sysctls())
         own = spec.path == "nic-ring"  # the kernel has no such device meanwhile
         limits["receive_queues"] = queues = 1 if own else self._receive_queues(device)
         irqs = [] if own else counting.interrupts_of(device)
@@ -218,7 +218,7 @@ class _Scene:
         chosen = self.ends["server"][0].chosen()
         if "receive_buffer" in chosen:
             limits["receive_buffer"] = int(chosen["receive_buffer"])
-        return result.assemble(
+        return result.assemble_flood(
             result.Raw(
                 spec=spec,
                 wire=bed.wire,
@@ -247,9 +247,9 @@ class _Scene:
         for role, other in ENDS:
             for _ in range(spec.sockets):
                 prepare = Prepare(
-                    trial=spec.trial, role=role, setting=setting(spec), here=places[role], there=places[other]
+                    trial=spec.trial, role=role, setting=setting_of(spec), here=places[role], there=places[other]
                 )
-                with netns.entered(self.bed.spaces[role]):
+                with netns.entered_namespace(self.bed.spaces[role]):
                     end = paths.open_endpoint(prepare)
                 self.stack.callback(end.close)
                 self.ends[role].append(end)
@@ -266,14 +266,14 @@ class _Scene:
 
         def accept() -> None:
             try:
-                with netns.entered(self.bed.spaces["server"]):
+                with netns.entered_namespace(self.bed.spaces["server"]):
                     server.connect(told["client"])
             except HwrxError as error:
                 failed.append(error)
 
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()
-        with netns.entered(self.bed.spaces["client"]):
+        with netns.entered_namespace(self.bed.spaces["client"]):
             client.connect(told["server"])
         thread.join(30.0)
         if failed:
@@ -313,17 +313,17 @@ class _Scene:
         mask = sum(1 << cpu for cpu in others)
         for number in range(queues):
             file = f"class/net/{device}/queues/rx-{number}/rps_cpus"
-            with netns.entered(self.bed.spaces["server"]):
+            with netns.entered_namespace(self.bed.spaces["server"]):
                 hooks.in_own_sysfs(f"echo {mask:x} > {file}")
             self.stack.callback(self._unsteer, file)
 
     def _unsteer(self, file: str) -> None:
-        with netns.entered(self.bed.spaces["server"]):
+        with netns.entered_namespace(self.bed.spaces["server"]):
             hooks.in_own_sysfs(f"echo 0 > {file}")
 
     def _receive_queues(self, device: str) -> int:
         """How many receive queues the device uses; it may have been made with more."""
-        with netns.entered(self.bed.spaces["server"]):
+        with netns.entered_namespace(self.bed.spaces["server"]):
             names = hooks.in_own_sysfs(f"ls class/net/{device}/queues")
         return len(re.findall(r"^rx-", names, re.MULTILINE))
 

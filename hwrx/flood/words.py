@@ -34,7 +34,7 @@ OURS = {
 }
 
 
-def label(spec: Spec, *, path: bool = True) -> str:
+def label_of(spec: Spec, *, path: bool = True) -> str:
     """What tells one flood from another."""
     words = [f"{spec.path} {spec.size} B"] if path else []
     if spec.seconds is None:
@@ -46,11 +46,11 @@ def label(spec: Spec, *, path: bool = True) -> str:
     return ", ".join(words)
 
 
-def answer(flood: Flood) -> str:
+def answer_of(flood: Flood) -> str:
     """One sentence for a flood."""
     share = flood.delivered / flood.sent if flood.sent else 0.0
     text = (
-        f"{label(flood.spec)}: of {flood.sent:,} messages, sent at {flood.offered_rate:,.0f}/s,"
+        f"{label_of(flood.spec)}: of {flood.sent:,} messages, sent at {flood.offered_rate:,.0f}/s,"
         f" {flood.delivered:,} ({share:.1%}) were delivered"
     )
     first = flood.first_loss
@@ -62,7 +62,7 @@ def answer(flood: Flood) -> str:
     return text + f", at: {first.place}."
 
 
-def tables(floods: Sequence[Flood]) -> list[Table]:
+def tables_of(floods: Sequence[Flood]) -> list[Table]:
     """Every table that these floods fill."""
     found = [_outcome(floods), _taking(floods), _contexts(floods), _cpus(floods)]
     if any(flood.loss.rows or flood.loss.beside for flood in floods):
@@ -74,7 +74,7 @@ def tables(floods: Sequence[Flood]) -> list[Table]:
     return found
 
 
-def notes(floods: Sequence[Flood]) -> list[str]:
+def notes_of(floods: Sequence[Flood]) -> list[str]:
     """What could not be seen, and why; each once."""
     return list(dict.fromkeys(note for flood in floods for note in flood.notes))
 
@@ -86,7 +86,7 @@ def _outcome(floods: Sequence[Flood]) -> Table:
         rows.append((
             True,
             [
-                (label(flood.spec), ""),
+                (label_of(flood.spec), ""),
                 (f"{flood.sent:,}", ""),
                 (f"{flood.offered_rate:,.0f}", ""),
                 (f"{flood.delivered:,}", ""),
@@ -115,12 +115,12 @@ def _taking(floods: Sequence[Flood]) -> Table:
         for poller in account.POLLERS:
             polls = flood.polls_of(poller)
             if polls:
-                rows.append((first, [(label(flood.spec) if first else "", ""), (f"a poll ({poller})", ""),
+                rows.append((first, [(label_of(flood.spec) if first else "", ""), (f"a poll ({poller})", ""),
                                      *_spread(polls, POLL_MOST), (f"{flood.poll_budget:,}", "weight")]))  # fmt: skip
                 first = False
         budget = flood.machine.get("netdev_budget")
         stopped = f"{flood.by_budget:,} had it, {flood.by_time:,} their time; time_squeeze +{flood.squeezed:,}"
-        name = label(flood.spec) if first else ""
+        name = label_of(flood.spec) if first else ""
         rows.append((first, [(name, ""), ("a run of net_rx_action", ""), *_spread(flood.runs, RUN_MOST),
                              (f"{budget or '?'}", f"budget: {stopped}")]))  # fmt: skip
         if flood.per_interrupt is not None:
@@ -143,9 +143,9 @@ def _spread(histogram: dict[int, int], most: int) -> list[Cell]:
     more = "+" if longest >= most else ""
     return [
         (f"{sum(histogram.values()):,}", ""),
-        (f"{account.mean(histogram):,.1f}{more}", ""),
-        (f"{account.quantile(histogram, 0.5):,}", ""),
-        (f"{account.quantile(histogram, 0.99):,}", ""),
+        (f"{account.mean_of(histogram):,.1f}{more}", ""),
+        (f"{account.quantile_of(histogram, 0.5):,}", ""),
+        (f"{account.quantile_of(histogram, 0.99):,}", ""),
         (f"{longest:,}{more}", ""),
     ]
 
@@ -158,7 +158,10 @@ def _contexts(floods: Sequence[Flood]) -> Table:
         for each in flood.contexts:
             if each.runs:
                 share = f"{each.packets / packets:.1%}" if packets else "-"
-                cells: list[Cell] = [(label(flood.spec) if first else "", ""), (account.CONTEXT_WORDS[each.name], "")]
+                cells: list[Cell] = [
+                    (label_of(flood.spec) if first else "", ""),
+                    (account.CONTEXT_WORDS[each.name], ""),
+                ]
                 cells += [(f"{each.runs:,}", ""), (f"{each.packets:,}", ""), (share, ""), (f"{each.ns / MS:,.1f}", "")]
                 rows.append((first, cells))
                 first = False
@@ -176,7 +179,7 @@ def _cpus(floods: Sequence[Flood]) -> Table:
     rows: list[tuple[bool, list[Cell]]] = []
     for flood in floods:
         for place, cpu in enumerate(flood.cpus):
-            cells: list[Cell] = [(label(flood.spec) if not place else "", ""), (str(cpu.number), "")]
+            cells: list[Cell] = [(label_of(flood.spec) if not place else "", ""), (str(cpu.number), "")]
             cells += [(f"{cpu.ns[name] / cpu.total_ns:.1%}", "") for name in shown]
             cells += [(f"{sum(cpu.ns.values()) / cpu.total_ns:.1%}", ""), (f"{cpu.packets:,}", "")]
             cells += [("-" if cpu.interrupts is None else f"{cpu.interrupts:,}", ""), (f"{cpu.calls:,}", "")]
@@ -220,7 +223,7 @@ def _losses(floods: Sequence[Flood]) -> Table:
         for row in [*flood.loss.rows, *flood.loss.beside]:
             beside = "" if row in flood.loss.rows else " (not lost)"
             witness = "-" if row.witness is None else f"{row.witness:,}"
-            rows.append((first, [(label(flood.spec) if first else "", ""), (row.place + beside, ""),
+            rows.append((first, [(label_of(flood.spec) if first else "", ""), (row.place + beside, ""),
                                  (f"{row.count:,}", ""), ("; ".join(row.how) or row.sentence, ""),
                                  (witness, row.counter)]))  # fmt: skip
             first = False
@@ -242,7 +245,7 @@ def _told(floods: Sequence[Flood]) -> Table:
         for who, counts in said.items():
             for name, value in counts.items():
                 if value:
-                    cells = (label(flood.spec) if first else "", who, name, f"{value:,}")
+                    cells = (label_of(flood.spec) if first else "", who, name, f"{value:,}")
                     rows.append((first, [(cell, "") for cell in cells]))
                     first = False
     return Table(
@@ -262,7 +265,7 @@ def _sockets(floods: Sequence[Flood]) -> Table:
         if flood.spec.sockets == 1:
             continue
         for socket in flood.sockets:
-            name = f"{label(flood.spec)}: Jain's index {flood.jain:.4f}" if not socket.number else ""
+            name = f"{label_of(flood.spec)}: Jain's index {flood.jain:.4f}" if not socket.number else ""
             share = socket.delivered / flood.delivered if flood.delivered else 0.0
             rows.append((not socket.number, [(name, ""), (str(socket.number), ""), (f"{socket.offered:,}", ""),
                                              (f"{socket.delivered:,}", ""), (f"{share:.1%}", "")]))  # fmt: skip

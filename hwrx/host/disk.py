@@ -15,7 +15,7 @@ from hwrx.errors import StoreError
 
 
 @contextlib.contextmanager
-def replacing(target: pathlib.Path) -> Iterator[BinaryIO]:
+def replacing_file(target: pathlib.Path) -> Iterator[BinaryIO]:
     """Write a file that appears under its name only when it is whole and on the disk."""
     fresh = target.with_name(f".{target.name}.part")
     try:
@@ -29,13 +29,13 @@ def replacing(target: pathlib.Path) -> Iterator[BinaryIO]:
         raise
 
 
-def replace(target: pathlib.Path, content: bytes) -> None:
+def replace_file(target: pathlib.Path, content: bytes) -> None:
     """Put `content` into the place of the file, in one step."""
-    with replacing(target) as file:
+    with replacing_file(target) as file:
         file.write(content)
 
 
-def append(path: pathlib.Path, content: bytes) -> None:
+def append_line(path: pathlib.Path, content: bytes) -> None:
     """Append all of it or nothing."""
     with path.open("r+b", buffering=0) as file:
         before = file.seek(0, io.SEEK_END)
@@ -49,19 +49,19 @@ def append(path: pathlib.Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
+def locked_directory(folder: pathlib.Path) -> Iterator[None]:
     """Hold a folder for one writer; StoreError if another has it.
 
     The lock is the folder's own (flock), so it needs no file, ends with the process however that ends, and stays when
     the folder is renamed. File systems that have no such locks let everybody in.
     """
-    with guarded(folder):
+    with guarded_writes(folder):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise busy(folder) from None
+            raise is_locked(folder) from None
         except OSError as error:
             if error.errno not in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
@@ -70,7 +70,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def busy(folder: pathlib.Path, pid: int | None = None) -> StoreError:
+def is_locked(folder: pathlib.Path, pid: int | None = None) -> StoreError:
     """Say that a run has a writer."""
     who = "another process" if pid is None else f"process {pid}"
     return StoreError(f"run {folder} is still being written by {who}", remedy="wait for it, or stop it")
@@ -106,11 +106,11 @@ def _began(pid: int) -> int | None:
 
 def check_place(root: pathlib.Path, need: int) -> None:
     """StoreError if runs cannot be written below `root`, or `need` bytes are more than there is room for."""
-    with guarded(root):
+    with guarded_writes(root):
         root.mkdir(parents=True, exist_ok=True)
         probe = root / f".probe.{os.getpid()}"
         try:
-            replace(probe, b"\0" * 4096)
+            replace_file(probe, b"\0" * 4096)
         finally:
             probe.unlink(missing_ok=True)
         room = os.statvfs(root)
@@ -123,7 +123,7 @@ def check_place(root: pathlib.Path, need: int) -> None:
 
 
 @contextlib.contextmanager
-def guarded(path: pathlib.Path) -> Iterator[None]:
+def guarded_writes(path: pathlib.Path) -> Iterator[None]:
     """Turn what the file system says into words."""
     try:
         yield
@@ -133,10 +133,10 @@ def guarded(path: pathlib.Path) -> Iterator[None]:
         remedy = "what was written before it stays readable"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             remedy = f"make room, or choose another place with --runs; {remedy}"
-        raise StoreError(f"cannot write the run in {path}: {reason(error)}", remedy=remedy) from error
+        raise StoreError(f"cannot write the run in {path}: {reason_of(error)}", remedy=remedy) from error
 
 
-def reason(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
     """What the system says, without the number."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full"

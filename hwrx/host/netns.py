@@ -15,13 +15,13 @@ CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def names() -> list[str]:
+def namespace_names() -> list[str]:
     """Return the namespaces that have a name (`ip netns`)."""
     return sorted(path.name for path in NAMED.iterdir()) if NAMED.is_dir() else []
 
 
 @contextlib.contextmanager
-def entered(name: str | None) -> Iterator[None]:
+def entered_namespace(name: str | None) -> Iterator[None]:
     """Let this thread be in the namespace called `name`, or a process's given by its PID; None: where it is.
 
     Sockets made inside stay in the namespace. UsageError where there is none of that name, MachineError where entering
@@ -34,7 +34,7 @@ def entered(name: str | None) -> Iterator[None]:
     try:
         target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        there = ", ".join(names()) or "none has a name here"
+        there = ", ".join(namespace_names()) or "none has a name here"
         raise UsageError(f"there is no network namespace '{name}'", remedy=f"ip netns list: {there}") from None
     except OSError as error:
         raise MachineError(

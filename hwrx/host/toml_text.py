@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def dumps(table: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> str:
+def to_toml(table: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> str:
     """Write plain data as TOML: values first, then sub-tables, as the format demands."""
     lines = [f"{_key(key)} = {_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
     text = "\n".join(lines) + "\n" if lines else ""
     for key, value in table.items():
         if isinstance(value, dict):
             inner = (*prefix, key)
-            text += f"\n[{'.'.join(map(_key, inner))}]\n" + dumps(value, inner)
+            text += f"\n[{'.'.join(map(_key, inner))}]\n" + to_toml(value, inner)
     return text
 
 

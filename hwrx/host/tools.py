@@ -31,7 +31,7 @@ PACKAGES = {
 }
 
 
-def tool(name: str) -> str:
+def find_tool(name: str) -> str:
     """Return the path of a tool; MachineError says which package has it."""
     # /sbin is not on everybody's PATH
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
@@ -40,9 +40,9 @@ def tool(name: str) -> str:
     return found
 
 
-def run(*argv: str, given: str = "") -> str:
+def run_tool(*argv: str, given: str = "") -> str:
     """Run a tool with `given` as its input, return what it printed; MachineError with its own words where it fails."""
-    done = subprocess.run([tool(argv[0]), *argv[1:]], input=given, capture_output=True, text=True, check=False)
+    done = subprocess.run([find_tool(argv[0]), *argv[1:]], input=given, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().removeprefix("RTNETLINK answers: ").removeprefix("error: ")
         denied = "not permitted" in said or "Permission denied" in said
@@ -59,7 +59,7 @@ def need_root(what: str) -> None:
         raise MachineError(f"{what} needs root", remedy="run it with sudo, or in the lab's virtual machine: hwrx lab")
 
 
-def shorten(command: Sequence[str]) -> str:
+def shorten_text(command: Sequence[str]) -> str:
     """Return a command for a message, not longer than a line."""
     line = " ".join(command)
     return line if len(line) <= 100 else f"{line[:97]}..."

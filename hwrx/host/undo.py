@@ -45,12 +45,12 @@ class Undo:
         self._journal = Journal(os.getpid(), process_start(os.getpid()) or 0, what, [])
 
     def __enter__(self) -> Self:
-        mend()
+        mend_leftovers()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        with unhurried():
-            undo(self._journal)
+        with hold_signals():
+            undo_journal(self._journal)
             self._path.unlink(missing_ok=True)
 
     def plan(self, *command: str) -> None:
@@ -73,7 +73,7 @@ class Undo:
             raise MachineError(f"cannot set the sysctl {name} to {value}: {error.strerror}") from None
 
 
-def mend() -> list[str]:
+def mend_leftovers() -> list[str]:
     """Undo what processes that are dead have left behind; returns a line for each."""
     mended = []
     for path in sorted(JOURNALS.glob("*.json")) if JOURNALS.is_dir() else []:
@@ -82,13 +82,13 @@ def mend() -> list[str]:
         except (OSError, msgspec.MsgspecError):
             continue  # gone meanwhile, or of another version
         if process_start(journal.pid) != journal.started:
-            undo(journal)
+            undo_journal(journal)
             path.unlink(missing_ok=True)
             mended.append(f"{journal.what}, left by process {journal.pid}")
     return mended
 
 
-def undo(journal: Journal) -> None:
+def undo_journal(journal: Journal) -> None:
     """Carry the entries out, last first."""
     for command in reversed(journal.entries):
         if command[0] == "sysctl":
@@ -96,7 +96,7 @@ def undo(journal: Journal) -> None:
                 (SYSCTL / command[1]).write_text(command[2])
         else:
             with contextlib.suppress(MachineError):  # the thing is gone already
-                tools.run(*command)
+                tools.run_tool(*command)
 
 
 def process_start(pid: int) -> int | None:
@@ -111,7 +111,7 @@ def process_start(pid: int) -> int | None:
 
 
 @contextlib.contextmanager
-def unhurried() -> Iterator[None]:
+def hold_signals() -> Iterator[None]:
     """Let a second Ctrl-C or SIGTERM wait: what is being taken down is taken down whole."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:

@@ -48,21 +48,21 @@ class _Memory(Struct):
 
 def qemu_version() -> str:
     """Return the version of QEMU; MachineError where there is none."""
-    said = tools.run(QEMU, "--version")
+    said = tools.run_tool(QEMU, "--version")
     match = re.search(r"version ([^\s)]+)", said)
     return match[1] if match else "unknown"
 
 
-def choose(
-    which: Kernel, progress: Progress = kernel.quiet, wanted: Literal["auto", "kvm", "tcg"] = "auto"
+def choose_accelerator(
+    which: Kernel, progress: Progress = kernel.quiet_boot, wanted: Literal["auto", "kvm", "tcg"] = "auto"
 ) -> Accelerator:
     """Return the accelerator to use; with `auto` the answer comes from the cache where the machine is the same."""
     if wanted != "auto":
         return Accelerator(wanted, "asked for")
-    found = remembered()
+    found = remembered_choice()
     if found is None:
         progress("kernel", "finding out whether hardware virtualisation boots a kernel here")
-        found = probe(which)
+        found = probe_kvm(which)
         memory = _memory()
         memory.parent.mkdir(parents=True, exist_ok=True)
         draft = memory.with_name(f".{memory.name}.{os.getpid()}")
@@ -71,7 +71,7 @@ def choose(
     return found
 
 
-def remembered() -> Accelerator | None:
+def remembered_choice() -> Accelerator | None:
     """Return the accelerator to use if that is known without booting anything."""
     device = Path("/dev/kvm")
     if not device.exists():
@@ -96,14 +96,14 @@ def _machine() -> str:
     return f"{platform.release()} {platform.version()} {_processor()} qemu {qemu_version()}"
 
 
-def probe(which: Kernel, limit: float = LIMIT) -> Accelerator:
+def probe_kvm(which: Kernel, limit: float = LIMIT) -> Accelerator:
     """Boot a kernel with hardware virtualisation, for at most `limit` seconds."""
     archive = initramfs.in_memory(initramfs.build_probe())
     command = [
-        tools.tool("setpriv"), "--pdeathsig", "KILL",
-        tools.tool(QEMU), "-accel", "kvm", "-machine", "q35", "-cpu", "host", "-m", "256M",
+        tools.find_tool("setpriv"), "--pdeathsig", "KILL",
+        tools.find_tool(QEMU), "-accel", "kvm", "-machine", "q35", "-cpu", "host", "-m", "256M",
         "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
-        "-kernel", str(kernel.bootable(which)), "-initrd", f"/proc/self/fd/{archive}",
+        "-kernel", str(kernel.is_bootable(which)), "-initrd", f"/proc/self/fd/{archive}",
         "-append", "console=ttyS0 quiet panic=-1",
     ]  # fmt: skip
     with subprocess.Popen(

@@ -47,7 +47,7 @@ class Finding(Struct, frozen=True):
     remedy: str = ""
 
 
-def examine(progress: kernel.Progress = kernel.quiet) -> list[Finding]:
+def examine_machine(progress: kernel.Progress = kernel.quiet_boot) -> list[Finding]:
     """Look at everything. May boot a kernel for some seconds, to learn whether KVM does, once for each machine."""
     findings = []
     for part, name, look in _LOOKS:
@@ -59,7 +59,7 @@ def examine(progress: kernel.Progress = kernel.quiet) -> list[Finding]:
     return findings
 
 
-def healthy(findings: list[Finding]) -> bool:
+def is_healthy(findings: list[Finding]) -> bool:
     """Whether all that the main job needs is there."""
     return all(finding.fine for finding in findings if finding.part == "main")
 
@@ -91,11 +91,11 @@ def _has(name: str) -> bool:
 
 
 def _busybox() -> str:
-    return str(initramfs.busybox())
+    return str(initramfs.find_busybox())
 
 
 def _lab_kernel() -> str:
-    cached = kernel.cached()
+    cached = kernel.cached_kernels()
     if cached:
         return ", ".join(found.version for found in cached)
     if not (_has("apt-get") and _has("dpkg")):
@@ -112,13 +112,13 @@ def _kvm() -> str:
             "there is no /dev/kvm: guests are emulated in software",
             remedy="enable (nested) virtualisation in the firmware or hypervisor, then: modprobe kvm_intel, or kvm_amd",
         )
-    cached = kernel.cached()
+    cached = kernel.cached_kernels()
     if not cached:
         raise MachineError(
             "/dev/kvm is there; whether it boots a kernel is tried when one is cached",
             remedy="hwrx lab kernels --fetch",
         )
-    found = accelerator.choose(cached[-1])
+    found = accelerator.choose_accelerator(cached[-1])
     if found.emulated:
         raise MachineError(
             f"{found.reason}: guests are emulated in software",
@@ -128,7 +128,7 @@ def _kvm() -> str:
 
 
 def _libibverbs() -> str:
-    version = description.versions()["libibverbs"]
+    version = description.find_versions()["libibverbs"]
     if version == "missing":
         raise MachineError("there is no libibverbs", remedy="apt-get install libibverbs-dev ibverbs-providers")
     return f"libibverbs.so.{version}"
@@ -141,7 +141,7 @@ def _pyverbs() -> str:
         raise MachineError(
             f"no pyverbs: {error}", remedy="apt-get install python3-pyverbs, and a .venv with --system-site-packages"
         ) from None
-    return description.versions()["pyverbs"]
+    return description.find_versions()["pyverbs"]
 
 
 def _verbs_device() -> str:
@@ -158,7 +158,7 @@ def _rxe_module() -> str:
     if Path("/sys/module", RXE_MODULE).exists():
         return "loaded"
     try:
-        tools.run("modprobe", "--dry-run", RXE_MODULE)
+        tools.run_tool("modprobe", "--dry-run", RXE_MODULE)
     except MachineError as error:
         raise MachineError(
             f"this kernel has no module {RXE_MODULE}: {error.args[0]}",
@@ -188,14 +188,14 @@ def _memlock() -> str:
 
 
 def _huge_pages() -> str:
-    pages = {name: count for name, count in description.memory()["huge_pages"].items() if count}
+    pages = {name: count for name, count in description.describe_memory()["huge_pages"].items() if count}
     if not pages:
         raise MachineError("none are reserved", remedy="echo 64 | sudo tee /proc/sys/vm/nr_hugepages")
     return ", ".join(f"{count} of {name}" for name, count in pages.items())
 
 
 def _clock() -> str:
-    current = description.kernel()["clocksource"]
+    current = description.describe_kernel()["clocksource"]
     if current != "tsc":
         raise MachineError(
             f"the clock source is {current or 'unknown'}: each reading is slow",
@@ -205,7 +205,7 @@ def _clock() -> str:
 
 
 def _governor() -> str:
-    governor = str(description.cpu()["governor"])
+    governor = str(description.describe_cpu()["governor"])
     if governor not in ("performance",) and not governor.startswith("none"):
         raise MachineError(
             f"the governor is {governor}: the clock rate moves", remedy="sudo cpupower frequency-set -g performance"

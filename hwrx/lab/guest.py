@@ -210,7 +210,7 @@ def enter_netns(name: str) -> None:
         os.close(fd)
 
 
-def preload() -> None:
+def preload_modules() -> None:
     """Import what agents need, so that an agent is only a fork away."""
     for name in ("hwrx.paths.agent", *{f"hwrx.paths.{path.family}" for path in paths.PATHS.values()}):
         # a family whose library is missing is reported by the trial that wants it
@@ -223,8 +223,8 @@ def main(topology: str, options: Mapping[str, Any]) -> int:
     port = os.open(find_port(), os.O_RDWR | os.O_CLOEXEC)
     supervisor = Supervisor(port)
     try:
-        with topologies.build(topology, **options) as made:
-            preload()
+        with topologies.build_topology(topology, **options) as made:
+            preload_modules()
             supervisor.mux.send(Kind.READY, 0, encode(made))
             supervisor.run()
     except HwrxError as error:

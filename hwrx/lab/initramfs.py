@@ -75,7 +75,7 @@ class Archive:
         self._out.write(bytes(-self._out.tell() % _ALIGN))
 
 
-def busybox() -> Path:
+def find_busybox() -> Path:
     """Return a busybox that needs no library; MachineError where there is none."""
     for name in ("busybox-static", "busybox.static", "busybox"):
         found = shutil.which(name)
@@ -114,7 +114,7 @@ def module_files(base: Path, version: str, names: Iterable[str] = MODULES) -> li
     return list(files)
 
 
-def unpacked(module: Path) -> bytes:
+def unpacked_modules(module: Path) -> bytes:
     """Return the module as the kernel wants it: busybox's insmod does not decompress."""
     data = module.read_bytes()
     if module.suffix == ".xz":
@@ -124,7 +124,7 @@ def unpacked(module: Path) -> bytes:
     return data
 
 
-def build(
+def build_initramfs(
     base: Path,
     version: str,
     command: Sequence[str],
@@ -143,7 +143,7 @@ def build(
     loads = []
     for module in module_files(base, version):
         name = f"modules/{module.name.partition('.')[0]}.ko"
-        archive.file(name, unpacked(module), 0o644)
+        archive.file(name, unpacked_modules(module), 0o644)
         loads.append(f"insmod /{name} || stuck 'loading {module.name}'")
     variables = {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -192,7 +192,7 @@ def _with_busybox() -> Archive:
         archive.folder(folder)
     archive.device("dev/console", 5, 1)
     archive.device("dev/null", 1, 3)
-    archive.file("bin/busybox", busybox().read_bytes())
+    archive.file("bin/busybox", find_busybox().read_bytes())
     for applet in APPLETS:
         archive.link(f"bin/{applet}", "busybox")
     return archive

@@ -21,7 +21,7 @@ class Asked(Protocol):
         """Return what its console printed."""
 
 
-def standing(guest: Asked, module: str) -> str:
+def where_it_stands(guest: Asked, module: str) -> str:
     """Say where a program stands still, as the guest knows it; the guest's log gets more (SysRq w: who is blocked).
 
     To be asked when there is nothing left to disturb.
@@ -45,7 +45,7 @@ def last_words(log: str) -> str:
     return (telling[:1] or lines[-1:] or ["it printed nothing"])[0].strip()
 
 
-def ended(who: str, code: int | None, epitaph: str, log: str = "") -> HwrxError:
+def ended_early(who: str, code: int | None, epitaph: str, log: str = "") -> HwrxError:
     """Return the error for a program that ended before its time. Asking for what there is not is the user's error.
 
     `code` None: its guest went with it, of which `log` is what it printed.

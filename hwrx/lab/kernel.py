@@ -31,7 +31,7 @@ _FLAVOURS = re.compile(r"-(cloud|rt|dbg|unsigned)(-|$)")
 Progress = Callable[[str, str], None]
 
 
-def quiet(stage: str, text: str) -> None:
+def quiet_boot(stage: str, text: str) -> None:
     """Take progress and say nothing."""
 
 
@@ -50,7 +50,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hwrx"
 
 
-def find(wanted: str | None = None, progress: Progress = quiet, *, update: bool = False) -> Kernel:
+def find_kernel(wanted: str | None = None, progress: Progress = quiet_boot, *, update: bool = False) -> Kernel:
     """Return a kernel by version (`6.12`, `6.1.0-56-amd64`) or path of a vmlinuz; None: the distribution's default.
 
     Downloads it where the cache has none, or, with `update`, where the distribution has a newer one.
@@ -66,7 +66,7 @@ def find(wanted: str | None = None, progress: Progress = quiet, *, update: bool 
         chosen = kernels / f"{name}.chosen"
         if chosen.is_symlink() and chosen.exists() and not update:
             return _load(chosen.resolve())
-        package, version = resolve(wanted)
+        package, version = resolve_release(wanted)
         folder = kernels / f"{package}_{version}"
         if not folder.exists():
             _fetch(package, folder, progress)
@@ -77,14 +77,14 @@ def find(wanted: str | None = None, progress: Progress = quiet, *, update: bool 
         return _load(folder)
 
 
-def cached() -> list[Kernel]:
+def cached_kernels() -> list[Kernel]:
     """Return the kernels of the cache, oldest version first."""
     kernels = cache_folder() / "kernels"
     folders = [path for path in kernels.glob("linux-image-*") if path.is_dir()] if kernels.is_dir() else []
     return [_load(folder) for folder in sorted(folders, key=_by_version)]
 
 
-def choices() -> dict[str, list[str]]:
+def kernel_choices() -> dict[str, list[str]]:
     """Return, for each cached package, what it is chosen for: versions that were asked for, and `default`."""
     chosen: dict[str, list[str]] = {}
     for link in sorted((cache_folder() / "kernels").glob("*.chosen")):
@@ -105,7 +105,7 @@ def from_image(image: Path) -> Kernel:
     raise UsageError(f"{image} has no modules: no lib/modules/VERSION in any folder above it")
 
 
-def resolve(wanted: str | None) -> tuple[str, str]:
+def resolve_release(wanted: str | None) -> tuple[str, str]:
     """Return package and package version for a kernel version, following the distribution's meta packages."""
     if wanted is None:
         candidates = [f"linux-image-{ARCHITECTURE}"]
@@ -148,7 +148,7 @@ def _follow(package: str) -> tuple[str, str] | None:
 
 def _apt_cache(*arguments: str) -> str:
     done = subprocess.run(
-        [tools.tool("apt-cache"), *arguments],
+        [tools.find_tool("apt-cache"), *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -176,7 +176,7 @@ def _fetch(package: str, folder: Path, progress: Progress) -> None:
             raise MachineError(f"cannot download {package}:\n    {last}", remedy="apt-get update, and try again")
         progress("kernel", f"unpacking {package}")
         unpacked = draft / "kernel"
-        tools.run("dpkg", "-x", str(packages[0]), str(unpacked))
+        tools.run_tool("dpkg", "-x", str(packages[0]), str(unpacked))
         modules = sorted((unpacked / "lib/modules").glob("*")) or sorted((unpacked / "usr/lib/modules").glob("*"))
         if not modules:
             raise MachineError(f"{packages[0].name} holds no modules")
@@ -197,7 +197,7 @@ def _load(folder: Path) -> Kernel:
 def _index(base: Path, version: str) -> None:
     """Write modules.dep, which the package's own installation would have done."""
     if not (base / "lib/modules" / version / "modules.dep").exists():
-        tools.run("depmod", "-a", "-b", str(base), version)
+        tools.run_tool("depmod", "-a", "-b", str(base), version)
 
 
 def _numbers(name: str) -> tuple[int, ...]:
@@ -244,7 +244,7 @@ def unpacked_image(image: Path) -> bytes | None:
     return kernel if kernel.startswith(b"\x7fELF") and has_pvh else None
 
 
-def bootable(kernel: Kernel) -> Path:
+def is_bootable(kernel: Kernel) -> Path:
     """Return what QEMU should start: the unpacked kernel, kept in the cache, or the image as it is."""
     key = f"{kernel.image.stat().st_mtime_ns:x}-{kernel.image.stat().st_size:x}"
     path = cache_folder() / "kernels" / f"vmlinux-{kernel.version}-{key}"

@@ -56,7 +56,7 @@ class Frame:
     payload: bytes
 
 
-def pack(kind: Kind, channel: int = 0, payload: bytes = b"") -> bytes:
+def pack_frame(kind: Kind, channel: int = 0, payload: bytes = b"") -> bytes:
     """Return a frame's bytes."""
     return HEADER.pack(MAGIC, kind, channel, len(payload)) + payload
 
@@ -150,7 +150,7 @@ class Mux:
 
     def send(self, kind: Kind, channel: int = 0, payload: bytes = b"") -> None:
         """Queue a frame."""
-        self._out += pack(kind, channel, payload)
+        self._out += pack_frame(kind, channel, payload)
 
     def drain(self, number: int) -> None:
         """Say that nothing new will be written to this channel's `read_fd`: send what is there, then the end."""

@@ -47,7 +47,7 @@ class Guest:
     """A virtual machine with a topology in it. A context manager: boots on entering, ends on leaving.
 
     Enter it in a thread that lives as long as the guest: QEMU is told to die with the thread that started it.
-    `beside` are topologies whose hardware it has, too: what runs in it puts them up. `kernel`: `hwrx.lab.kernel.find`.
+    `beside` are topologies whose hardware it has, too: what runs in it puts them up. `kernel`: see `find_kernel`.
     `append` goes to the kernel's command line, `qemu` to QEMU. `writable` are folders that the guest may write to;
     everything else that it writes is lost. `options` go to the topology (`mtu`). `log` is a file that gets all that the
     guest prints. `descriptors` are open files that QEMU inherits; they stay the caller's. `copies_priced`: with the
@@ -73,10 +73,10 @@ class Guest:
         log: Path | None = None,
         descriptors: Sequence[int] = (),
         limit: float = BOOT_LIMIT,
-        progress: Progress = kernel.quiet,
+        progress: Progress = kernel.quiet_boot,
     ) -> None:
-        found = topologies.find(topology)
-        all_found = [found, *(topologies.find(name) for name in beside)]
+        found = topologies.find_topology(topology)
+        all_found = [found, *(topologies.find_topology(name) for name in beside)]
         if clock == "icount" and accelerator == "kvm":
             raise UsageError("the clock `icount` counts emulated instructions: it cannot go with KVM")
         if clock == "wall" and copies_priced != "byte":
@@ -174,13 +174,13 @@ class Guest:
                     data = pipe.recv(1 << 16)
                 except TimeoutError:
                     pipe.kill()
-                    raise self.failure(f"`{tools.shorten(argv)}` did not end within {limit:.0f} s") from None
+                    raise self.failure(f"`{tools.shorten_text(argv)}` did not end within {limit:.0f} s") from None
                 if not data:
                     break
                 output += data
             code = pipe.wait(max(1.0, deadline - time.monotonic()))
         if code is None:
-            raise self.failure(f"`{tools.shorten(argv)}` ended, but the guest does not say how")
+            raise self.failure(f"`{tools.shorten_text(argv)}` ended, but the guest does not say how")
         return subprocess.CompletedProcess(list(argv), code, output.decode(errors="replace"), "")
 
     def lines(
@@ -207,7 +207,7 @@ class Guest:
                     quiet, alive = time.monotonic() - heard, self._need_port().ping(inquest.ANSWER)
                     if alive and quiet < silence:
                         continue
-                    where = inquest.standing(self, module) if alive else "the guest does not answer"
+                    where = inquest.where_it_stands(self, module) if alive else "the guest does not answer"
                     raise self.failure(f"{who} in the guest said nothing for {quiet:.0f} s: {where}") from None
                 if not data:
                     break
@@ -218,7 +218,7 @@ class Guest:
             if code is None:
                 self._settle()
             if code != 0:
-                raise inquest.ended(who, code, pipe.epitaph(), self.log())
+                raise inquest.ended_early(who, code, pipe.epitaph(), self.log())
 
     def check(self, limit: float = 30.0) -> None:
         """GuestError, with the guest's log, where the guest does not answer within `limit` seconds. It is ended then.
@@ -248,8 +248,8 @@ class Guest:
 
     def _boot(self) -> None:
         started = time.monotonic()
-        chosen = kernel.find(self._wanted_kernel, self._progress)
-        with_what = accelerator.choose(chosen, self._progress, self._wanted_accelerator)
+        chosen = kernel.find_kernel(self._wanted_kernel, self._progress)
+        with_what = accelerator.choose_accelerator(chosen, self._progress, self._wanted_accelerator)
         self._facts = {
             "kernel": chosen.version,
             "package": chosen.package,
@@ -278,7 +278,7 @@ class Guest:
     def _start(self, chosen: kernel.Kernel, with_what: accelerator.Accelerator) -> None:
         options = msgspec.json.encode(self._options).decode()
         archive = initramfs.in_memory(
-            initramfs.build(
+            initramfs.build_initramfs(
                 chosen.base,
                 chosen.version,
                 [sys.executable, "-S", "-P", "-m", inside.__name__, self.topology, options],
@@ -299,18 +299,18 @@ class Guest:
         ours, theirs = socket.socketpair()
         self._port = Port(ours)
         command = [
-            tools.tool("setpriv"), "--pdeathsig", "KILL",
+            tools.find_tool("setpriv"), "--pdeathsig", "KILL",
             *self._qemu_command(chosen, with_what, archive, theirs.fileno()),
         ]  # fmt: skip
         self._facts["command"] = shlex.join(command)
         space = self._stack.enter_context(self._outside()) if self._outside is not None else None
         output = None
         if self._log_path is not None:
-            with disk.guarded(self._log_path):
+            with disk.guarded_writes(self._log_path):
                 output = self._log_path.open("wb")
             self._stack.callback(output.close)
         try:
-            with netns.entered(space):  # QEMU stays where it was started
+            with netns.entered_namespace(space):  # QEMU stays where it was started
                 self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -334,7 +334,7 @@ class Guest:
         self, chosen: kernel.Kernel, with_what: accelerator.Accelerator, archive: int, port: int
     ) -> list[str]:
         command = [
-            tools.tool(accelerator.QEMU), "-name", "hwrx", "-machine", "q35", "-nodefaults", "-no-user-config",
+            tools.find_tool(accelerator.QEMU), "-name", "hwrx", "-machine", "q35", "-nodefaults", "-no-user-config",
             "-no-reboot", "-display", "none", "-serial", "stdio", "-m", self.memory, "-smp", str(self.cpus),
         ]  # fmt: skip
         cpu = "max" if self.copies_priced == "byte" else "max,-erms,-fsrm"
@@ -356,7 +356,7 @@ class Guest:
             "-chardev", f"socket,id=hwrx,fd={port}",
             "-device", "virtio-serial-pci",
             "-device", f"virtserialport,chardev=hwrx,name={inside.PORT}",
-            "-kernel", str(kernel.bootable(chosen)),
+            "-kernel", str(kernel.is_bootable(chosen)),
             "-initrd", f"/proc/self/fd/{archive}",
             "-append", " ".join((_COMMAND_LINE, *self._append)),
         ]  # fmt: skip
@@ -406,7 +406,7 @@ class Guest:
             self._reader.join(1.0)
 
     def _end(self) -> None:
-        with undo.unhurried():
+        with undo.hold_signals():
             if self._port is not None:
                 self._port.quit()
             if self._process is not None:

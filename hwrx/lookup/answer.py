@@ -17,12 +17,12 @@ from hwrx.lookup.hashes import (
     Step,
     Steps,
     ehashfn,
-    mapped,
+    mapped_address,
     portaddr_hash,
     reciprocal_scale,
     udp_hashfn,
 )
-from hwrx.lookup.owners import Owner, owners, user
+from hwrx.lookup.owners import Owner, owners_of, user_of
 from hwrx.lookup.table import (
     SENTENCES,
     TCP_ESTABLISHED,
@@ -92,13 +92,13 @@ class Answer(Struct, frozen=True):
     notes: list[str]
 
 
-def compute(protocol: Protocol, packet: winner.Packet, seed: int, slots: int, why: str) -> Answer:
+def compute_answer(protocol: Protocol, packet: winner.Packet, seed: int, slots: int, why: str) -> Answer:
     """Return the computation alone, with a seed that the user states."""
     looks = []
     if protocol == "udp":
         looks.append(_port_look(packet.port, seed, slots))
     kind = Kind.UDP_ADDRESS if protocol == "udp" else Kind.TCP_LISTEN
-    for looked_for in dict.fromkeys((packet.destination, winner.wildcard(packet.destination))):
+    for looked_for in dict.fromkeys((packet.destination, winner.is_wildcard(packet.destination))):
         looks.append(_address_look(kind, looked_for, packet.port, seed, slots))
     if protocol == "tcp" and packet.source is not None:
         looks.insert(0, _four_look(packet, seed, Secrets(), slots))
@@ -109,9 +109,9 @@ def compute(protocol: Protocol, packet: winner.Packet, seed: int, slots: int, wh
     )  # fmt: skip
 
 
-def ask(protocol: Protocol, packet: winner.Packet, namespace: str | None = None) -> Answer:
+def ask_tables(protocol: Protocol, packet: winner.Packet, namespace: str | None = None) -> Answer:
     """Compute, read the kernel's tables, compare. MachineError where they cannot be read."""
-    with netns.entered(namespace), Tables() as tables:
+    with netns.entered_namespace(namespace), Tables() as tables:
         return ask_in(tables, protocol, packet)
 
 
@@ -123,7 +123,7 @@ def ask_in(tables: Tables, protocol: Protocol, packet: winner.Packet) -> Answer:
     if len(there) > len(ours):
         notes.append(f"{len(there) - len(ours)} more sockets have port {packet.port}, bound to other addresses")
     looks, chains = _looks(tables, protocol, packet, notes)
-    held = owners({int(entry["inode"]) for entry in ours})
+    held = owners_of({int(entry["inode"]) for entry in ours})
     sockets = [_socket(tables, protocol, entry, held.get(int(entry["inode"]), [])) for entry in ours]
     judged = [socket.agrees for socket in sockets]
     if not sockets:
@@ -146,7 +146,7 @@ def ask_in(tables: Tables, protocol: Protocol, packet: winner.Packet) -> Answer:
 
 def _concerns(entry: Any, packet: winner.Packet) -> bool:
     local = local_of(entry)
-    local = mapped(local) or local
+    local = mapped_address(local) or local
     if int(local):
         return local == packet.destination
     # of the wildcards, those of the packet's family and the one that serves both
@@ -219,7 +219,7 @@ def _looks(
         if tables.four:
             notes.append("this kernel looks for connected UDP sockets in a table by four values first (hash4)")
     kind = Kind.UDP_ADDRESS if protocol == "udp" else Kind.TCP_LISTEN
-    for looked_for in dict.fromkeys((packet.destination, winner.wildcard(packet.destination))):
+    for looked_for in dict.fromkeys((packet.destination, winner.is_wildcard(packet.destination))):
         look, entries = _address_and_chain(kind, looked_for, packet.port, seed, tables.mask(kind) + 1, tables)
         looks.append(look)
         if entries is not None:
@@ -254,7 +254,7 @@ def _socket(tables: Tables, protocol: Protocol, entry: Any, held: list[Owner]) -
     judged = [computed[kind] == real[kind] for kind in real if computed[kind] is not None]
     before = zip(real, entry["before"], strict=False)
     return Socket(
-        local, far, STATES[int(entry["state"])], int(entry["uid"]), user(int(entry["uid"])), int(entry["inode"]),
+        local, far, STATES[int(entry["state"])], int(entry["uid"]), user_of(int(entry["uid"])), int(entry["inode"]),
         int(entry["namespace"]), int(entry["device"]), held,
         {kind.name: (computed[kind], real[kind]) for kind in real},
         {kind.name: int(count) for kind, count in before},
@@ -272,14 +272,14 @@ def _gets_it(
         if four == (packet.destination, packet.source, packet.source_port) and entry["state"] != TCP_LISTEN:
             return f"{_brief(entry)}: the connection itself, found by both addresses and ports (first look)"
     for looked_for, chain in chains:
-        found = winner.best(protocol, chain, packet, looked_for, tables.namespace)
+        found = winner.best_socket(protocol, chain, packet, looked_for, tables.namespace)
         if found is None:
             continue
         entry, points = found
         local, _ = _ends(entry)
         bound = "bound to this very address" if int(local_of(entry)) else "bound to all addresses (second look)"
         words = f"{local}, inode {entry['inode']}: {bound}, score {points}"
-        return words + _member(tables, protocol, packet, entry) if winner.grouped(protocol, entry) else words
+        return words + _member(tables, protocol, packet, entry) if winner.group_member(protocol, entry) else words
     return "nobody: the packet is dropped (NO_SOCKET), and its sender told so by ICMP or a reset"
 
 
@@ -328,9 +328,9 @@ class Audit(Struct, frozen=True):
     longest: dict[str, int]  # table to the most sockets that stand before one on its chain, and itself
 
 
-def audit(protocol: Protocol, namespace: str | None = None) -> Audit:
+def audit_tables(protocol: Protocol, namespace: str | None = None) -> Audit:
     """Compare every socket of the namespace."""
-    with netns.entered(namespace), Tables() as tables:
+    with netns.entered_namespace(namespace), Tables() as tables:
         agree, uncompared, differ = 0, 0, []
         longest: dict[str, int] = {}
         found = tables.sockets(protocol)

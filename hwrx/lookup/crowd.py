@@ -38,14 +38,14 @@ class Crowded(socket.socket):
             raise UsageError("a crowd is of IPv4 sockets", remedy="use an IPv4 address, or crowd = 0")
         allow_descriptors(count + SPARE)
         address, port = self.getsockname()
-        places = spread()
+        places = spread_crowd()
         if where == "chain":
             from hwrx.lookup.table import Kind, Tables
 
             with Tables() as tables:
                 mask = tables.mask(Kind.UDP_ADDRESS)
                 slot = portaddr_hash(ipaddress.IPv4Address(address), port, tables.hash_mix) & mask
-                places = chained(slot, mask, tables.hash_mix)
+                places = chained_crowd(slot, mask, tables.hash_mix)
         while len(self.company) < count:
             one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self.company.append(one)
@@ -67,7 +67,7 @@ class Crowded(socket.socket):
         self.along.close()
 
 
-def spread() -> Iterator[tuple[str, int]]:
+def spread_crowd() -> Iterator[tuple[str, int]]:
     """Places whose slots follow each other: a run of ports on one address covers each slot as often as any other."""
     for number in itertools.count():
         address = str(FIRST_ADDRESS + number)
@@ -75,7 +75,7 @@ def spread() -> Iterator[tuple[str, int]]:
             yield address, port
 
 
-def chained(slot: int, mask: int, hash_mix: int) -> Iterator[tuple[str, int]]:
+def chained_crowd(slot: int, mask: int, hash_mix: int) -> Iterator[tuple[str, int]]:
     """Places that all hash to one slot of the table by address and port, and evenly in the one by port."""
     for number in itertools.count():
         address = FIRST_ADDRESS + number

@@ -118,7 +118,7 @@ def udp_hashfn(port: int, hash_mix: int, mask: int, steps: Steps | None = None) 
     return slot
 
 
-def mapped(address: Address) -> ipaddress.IPv4Address | None:
+def mapped_address(address: Address) -> ipaddress.IPv4Address | None:
     """Return the IPv4 address within ::ffff:a.b.c.d; None for all others."""
     return address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
 
@@ -126,7 +126,7 @@ def mapped(address: Address) -> ipaddress.IPv4Address | None:
 def portaddr_hash(address: Address, port: int, hash_mix: int, steps: Steps | None = None) -> int:
     """ipv4_portaddr_hash or ipv6_portaddr_hash: of UDP's second table and of TCP's listeners, before the mask."""
     words = words_of(address)
-    if isinstance(address, ipaddress.IPv6Address) and int(address) and mapped(address) is None:
+    if isinstance(address, ipaddress.IPv6Address) and int(address) and mapped_address(address) is None:
         if steps is not None:
             steps.note("s6_addr32[0..3] through jhash2, initval = hash_mix", hash_mix)
         hashed = jhash2(words, hash_mix, steps)
@@ -189,7 +189,7 @@ def ehashfn(
     steps: Steps | None = None,
 ) -> int:
     """inet_ehashfn, inet6_ehashfn, udp_ehashfn, udp6_ehashfn: of both addresses and both ports, before the mask."""
-    inner, outer = mapped(local), mapped(far)
+    inner, outer = mapped_address(local), mapped_address(far)
     if inner is not None and outer is not None:
         local, far = inner, outer
     if isinstance(far, ipaddress.IPv6Address):

@@ -18,7 +18,7 @@ class Owner(Struct, frozen=True):
     name: str
 
 
-def owners(inodes: Collection[int]) -> dict[int, list[Owner]]:
+def owners_of(inodes: Collection[int]) -> dict[int, list[Owner]]:
     """Return the owners of each inode. Processes of others are seen by root alone, and those that end are passed over.
 
     A socket of the kernel's own (rxe's, a tunnel's) has no owner.
@@ -36,7 +36,7 @@ def owners(inodes: Collection[int]) -> dict[int, list[Owner]]:
     return found
 
 
-def user(uid: int) -> str:
+def user_of(uid: int) -> str:
     """Return a user's name, or the number where it has none here."""
     try:
         return pwd.getpwuid(uid).pw_name

@@ -92,14 +92,14 @@ class Tables:
     """
 
     def __init__(self) -> None:
-        attaching.require()
+        attaching.require_tracer()
         from cython_ext.bpf_reader import Reader
         from cython_ext.tracer import LoadError
 
-        self._symbols = symbols()
+        self._symbols = table_symbols()
         constants = np.array([self._symbols[names[0]] for names in SYMBOLS], dtype="u8").tobytes()
         try:
-            path = build.find_or_build(stages.header(), "tables")
+            path = build.find_or_build(stages.stage_header(), "tables")
             self._reader = Reader(path, constants)
         except build.BuildError as error:
             raise MachineError(str(error), remedy=error.remedy) from None
@@ -274,11 +274,11 @@ def far_of(entry: Any) -> Address:
     return _address(entry, entry["peer"])
 
 
-def symbols() -> dict[str, int]:
+def table_symbols() -> dict[str, int]:
     """Return the addresses of SYMBOLS by their first names; 0: /proc/kallsyms does not say. Noted once a boot."""
     first = {name: names[0] for names in SYMBOLS for name in names}
 
     def find(_: Sequence[str]) -> dict[str, int]:
         return {first[name]: address for name, address in kernel_symbols.from_kallsyms(list(first)).items()}
 
-    return kernel_symbols.noted("symbols", [names[0] for names in SYMBOLS], find)
+    return kernel_symbols.noted_symbols("symbols", [names[0] for names in SYMBOLS], find)

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from hwrx.lookup.hashes import Address, mapped
+from hwrx.lookup.hashes import Address, mapped_address
 from hwrx.lookup.table import AF_INET6, TCP_ESTABLISHED, Protocol, far_of, local_of
 
 AF_INET = 2
@@ -28,12 +28,12 @@ class Packet(Struct, frozen=True):
     device: int = 0
 
 
-def wildcard(address: Address) -> Address:
+def is_wildcard(address: Address) -> Address:
     """Return the address that stands for all of its family."""
     return ipaddress.IPv6Address(0) if isinstance(address, ipaddress.IPv6Address) else ipaddress.IPv4Address(0)
 
 
-def score(protocol: Protocol, entry: Any, packet: Packet, looked_for: Address, namespace: int) -> int | None:
+def score_socket(protocol: Protocol, entry: Any, packet: Packet, looked_for: Address, namespace: int) -> int | None:
     """compute_score: None where the socket is not for this packet. `looked_for`: the address of this pass."""
     if entry["namespace"] != namespace or entry["port"] != packet.port:
         return None
@@ -51,7 +51,7 @@ def score(protocol: Protocol, entry: Any, packet: Packet, looked_for: Address, n
     if protocol == "tcp":
         return (2 if entry["device"] else 1) + (0 if v6 else int(not six))
     far, port = far_of(entry), int(entry["peer_port"])
-    far = mapped(far) or far
+    far = mapped_address(far) or far
     connected = (bool(int(far)), bool(port))
     if (connected[0] and far != packet.source) or (connected[1] and port != packet.source_port):
         return None
@@ -62,16 +62,16 @@ def score(protocol: Protocol, entry: Any, packet: Packet, looked_for: Address, n
 
 def _is_for_v4(local: Address, looked_for: Address) -> bool:
     """An IPv6 socket takes IPv4's packets where it is bound to all of both families, or to a mapped address."""
-    return (int(local) == 0 and int(looked_for) == 0) or mapped(local) == looked_for
+    return (int(local) == 0 and int(looked_for) == 0) or mapped_address(local) == looked_for
 
 
-def best(
+def best_socket(
     protocol: Protocol, chain: Iterable[Any], packet: Packet, looked_for: Address, namespace: int
 ) -> tuple[Any, int] | None:
     """Return the first of the highest score on a chain, and the score; None where nobody is for the packet."""
     found: tuple[Any, int] | None = None
     for entry in chain:
-        points = score(protocol, entry, packet, looked_for, namespace)
+        points = score_socket(protocol, entry, packet, looked_for, namespace)
         if points is not None and (found is None or points > found[1]):
             found = entry, points
             if protocol == "tcp" and entry["reuseport"]:
@@ -79,7 +79,7 @@ def best(
     return found
 
 
-def grouped(protocol: Protocol, entry: Any) -> bool:
+def group_member(protocol: Protocol, entry: Any) -> bool:
     """Whether the packet goes to a member of the socket's SO_REUSEPORT group. A connected UDP socket keeps its own."""
     connected = protocol == "udp" and entry["state"] == TCP_ESTABLISHED
     return bool(entry["reuseport"] and entry["group"] and not connected)

@@ -38,24 +38,24 @@ _CMDLINE = re.compile(
 )
 
 
-def manifest() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Return what this machine is, as JSON will hold it."""
     return {
-        "kernel": kernel(),
+        "kernel": describe_kernel(),
         "clock_cost_ns": clock.cost(),
-        "cpu": cpu(),
-        "hypervisor": hypervisor(),
-        "memory": memory(),
-        "modules": modules(),
-        "nics": nics(),
+        "cpu": describe_cpu(),
+        "hypervisor": find_hypervisor(),
+        "memory": describe_memory(),
+        "modules": describe_modules(),
+        "nics": describe_nics(),
         "verbs": [msgspec.to_builtins(device) for device in verbs_devices()],
-        "versions": versions(),
-        "commit": commit(),
+        "versions": find_versions(),
+        "commit": find_commit(),
         "command": sys.argv,
     }
 
 
-def kernel() -> dict[str, Any]:
+def describe_kernel() -> dict[str, Any]:
     """Return the kernel's version, its clock, and those words of its command line that matter to a measurement."""
     clock = Path("/sys/devices/system/clocksource/clocksource0")
     words = _read(Path("/proc/cmdline")).split()
@@ -69,7 +69,7 @@ def kernel() -> dict[str, Any]:
     }
 
 
-def cpu() -> dict[str, Any]:
+def describe_cpu() -> dict[str, Any]:
     """Return the processor, which of it this process may use, and how it is clocked."""
     info = _read(Path("/proc/cpuinfo"))
     model = re.search(r"^model name\s*: (.*)$", info, re.MULTILINE)
@@ -87,7 +87,7 @@ def cpu() -> dict[str, Any]:
     }
 
 
-def hypervisor() -> dict[str, Any]:
+def find_hypervisor() -> dict[str, Any]:
     """Return what is beneath this machine, as far as it says so."""
     dmi = Path("/sys/class/dmi/id")
     flags = re.search(r"^flags\s*:.*\bhypervisor\b", _read(Path("/proc/cpuinfo")), re.MULTILINE)
@@ -106,7 +106,7 @@ def cpu_model() -> str:
     return match[1] if match else platform.processor()
 
 
-def memory() -> dict[str, Any]:
+def describe_memory() -> dict[str, Any]:
     """Return sizes in bytes."""
     fields = dict(re.findall(r"^(\w+):\s+(\d+)", _read(Path("/proc/meminfo")), re.MULTILINE))
     pages = {
@@ -120,13 +120,13 @@ def memory() -> dict[str, Any]:
     }
 
 
-def modules() -> list[str]:
+def describe_modules() -> list[str]:
     """Return the loaded modules that have to do with networks, verbs and devices."""
     loaded = [line.split()[0] for line in _read(Path("/proc/modules")).splitlines()]
     return sorted(name for name in loaded if _MODULES.search(name))
 
 
-def nics() -> list[dict[str, Any]]:
+def describe_nics() -> list[dict[str, Any]]:
     """Return the network devices: driver, speed, offloads, interrupts and where those may go."""
     return [_nic(path) for path in sorted(_NETDEVS.iterdir()) if (path / "ifindex").exists()]
 
@@ -148,7 +148,7 @@ def _nic(path: Path) -> dict[str, Any]:
         "interrupts": interrupts,
     }
     try:
-        features = dict(re.findall(r"^\s*([\w-]+): (on|off)", tools.run("ethtool", "-k", path.name), re.MULTILINE))
+        features = dict(re.findall(r"^\s*([\w-]+): (on|off)", tools.run_tool("ethtool", "-k", path.name), re.MULTILINE))
         about["offloads"] = {name: features[name] == "on" for name in _OFFLOADS if name in features}
     except MachineError as error:
         about["offloads"] = f"unknown: {error.args[0]}"
@@ -160,7 +160,7 @@ def _nic(path: Path) -> dict[str, Any]:
 def _kind(name: str) -> str:
     """Return the driver of a netdev without a device beneath it, as the kernel names it."""
     try:
-        match = re.search(r"^driver: (\S+)", tools.run("ethtool", "-i", name), re.MULTILINE)
+        match = re.search(r"^driver: (\S+)", tools.run_tool("ethtool", "-i", name), re.MULTILINE)
     except MachineError:
         match = None
     return match[1] if match else "virtual"
@@ -168,13 +168,13 @@ def _kind(name: str) -> str:
 
 def _coalescing(name: str) -> dict[str, str]:
     try:
-        text = tools.run("ethtool", "-c", name)
+        text = tools.run_tool("ethtool", "-c", name)
     except MachineError:
         return {}  # the driver has no such thing
     return dict(re.findall(r"^(rx-usecs|rx-frames|tx-usecs|tx-frames): (\d+)", text, re.MULTILINE))
 
 
-def versions() -> dict[str, str]:
+def find_versions() -> dict[str, str]:
     """Return the versions of all software that a figure goes through."""
     found = {"hwrx": __version__, "python": platform.python_version()}
     for package in ("numpy", "pyverbs", "pyudev", "msgspec", "pyarrow"):
@@ -205,7 +205,7 @@ def _package_version(name: str) -> str:
     return match[1] if match else "missing"
 
 
-def commit() -> dict[str, Any]:
+def find_commit() -> dict[str, Any]:
     """Return the commit that hwrx runs from and whether the tree differs from it; empty outside a git tree."""
     tree = Path(__file__).parents[2]
     if not (tree / ".git").exists() or os.environ.get("HWRX_IN_GUEST"):
@@ -231,4 +231,4 @@ def _number(path: Path) -> int | None:
     return int(text) if re.fullmatch(r"\d+", text) else None
 
 
-__all__ = ["commit", "driver_of", "manifest", "place_of", "verbs_devices"]
+__all__ = ["describe_machine", "driver_of", "find_commit", "place_of", "verbs_devices"]

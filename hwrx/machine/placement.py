@@ -48,7 +48,7 @@ OWN_CPUS = Wish()  # what is done if nobody asks for anything: each end has a CP
 # --- where the end is ----------------------------------------------------------------------------------------------
 
 
-def survey(place: Place, allowed: Collection[int], root: Path = Path("/")) -> Survey:
+def survey_cpus(place: Place, allowed: Collection[int], root: Path = Path("/")) -> Survey:
     """Return what a place's machine has of CPUs, and which of them handle the interrupts of the place's device.
 
     `allowed`: the CPUs that the process was started on.
@@ -187,7 +187,7 @@ def pin_thread(cpu: int | None, started_on: Collection[int]) -> None:
         ) from None
 
 
-def observe(place: Place, root: Path = Path("/")) -> Placed:
+def observe_placement(place: Place, root: Path = Path("/")) -> Placed:
     """Return where the calling thread runs and what is beside it there, as the kernel has it now."""
     allowed = sorted(os.sched_getaffinity(0))
     fields = read_text(root / "proc/thread-self/stat").rpartition(")")[2].split()
@@ -213,7 +213,7 @@ def _node_of(device: Path | None) -> int | None:
 # --- the choice ----------------------------------------------------------------------------------------------------
 
 
-def choose(wish: Wish, surveys: Mapping[Role, Survey], setting: Setting) -> list[dict[Role, int | None]]:
+def choose_cpus(wish: Wish, surveys: Mapping[Role, Survey], setting: Setting) -> list[dict[Role, int | None]]:
     """Return the CPU of both ends of each sender; None if the scheduler is to choose.
 
     Raises UsageError if a CPU or node that the user gave is not one that an end may use, TrialError if two ends that
@@ -325,7 +325,9 @@ def _refuse_sharing(setting: Setting, used: Mapping[str, Counter[int]]) -> None:
 # --- the record ----------------------------------------------------------------------------------------------------
 
 
-def record(wish: Wish, surveys: Mapping[Role, Survey], placed: Sequence[Mapping[Role, Placed]]) -> dict[str, Any]:
+def record_placement(
+    wish: Wish, surveys: Mapping[Role, Survey], placed: Sequence[Mapping[Role, Placed]]
+) -> dict[str, Any]:
     """Return what stands with a trial as `placement`: of both ends of the first sender, and what they share.
 
     `shared`: "nothing", "core" or "cpu"; with several senders `senders` has [client, server] of each, CPUs as run on.
@@ -364,7 +366,7 @@ def _by(wish: Wish) -> str:
     return "the user" if wish.cpu else "hwrx"
 
 
-def describe(placement: Mapping[str, Any]) -> str:
+def describe_placement(placement: Mapping[str, Any]) -> str:
     """Say in a sentence where the ends of a trial ran. `placement` is what `record` returned."""
     client, server = placement["client"], placement["server"]
     if placement["by"] == "the scheduler":

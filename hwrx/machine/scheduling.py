@@ -24,7 +24,7 @@ BY_HISTORY = ("WAKEUP_PREEMPTION", "DELAY_DEQUEUE", "PLACE_LAG")
 
 
 @contextlib.contextmanager
-def scheduled(policy: str) -> Iterator[None]:
+def scheduled_as(policy: str) -> Iterator[None]:
     """Let this thread run under a policy of sched(7): `normal`, or `batch`."""
     if policy == "normal":
         yield

@@ -50,7 +50,7 @@ class Finding(Struct, frozen=True, kw_only=True):
 
 def _governor(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
     for folder in sorted((root / CPU).glob("cpu[0-9]*/cpufreq")):
-        if "performance" in read(folder / "scaling_available_governors").split():
+        if "performance" in read_tuning(folder / "scaling_available_governors").split():
             yield folder / "scaling_governor", "performance"
 
 
@@ -68,7 +68,7 @@ def _idle(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
 
 
 def _smt(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
-    if read(root / CPU / "smt/control") in ("on", "off"):
+    if read_tuning(root / CPU / "smt/control") in ("on", "off"):
         yield root / CPU / "smt/control", "off"
 
 
@@ -125,13 +125,13 @@ KNOBS = (
 # --- looking -------------------------------------------------------------------------------------------------------
 
 
-def findings(root: pathlib.Path = pathlib.Path("/")) -> list[Finding]:
+def find_noise(root: pathlib.Path = pathlib.Path("/")) -> list[Finding]:
     """Look at this machine; an empty list is a quiet one. Nothing is changed, no privilege is needed."""
     found = []
     for knob in KNOBS:
-        off = [(file, wanted) for file, wanted in knob.find(root) if read(file) != wanted]
+        off = [(file, wanted) for file, wanted in knob.find(root) if read_tuning(file) != wanted]
         if off:
-            values = sorted({read(file) for file, _ in off})
+            values = sorted({read_tuning(file) for file, _ in off})
             places = "" if len(off) == 1 else f" ({len(off)} places)"
             state = f"{off[0][0].name} is {' and '.join(values) or 'unreadable'}{places}"
             remedy = f"`hwrx tune --apply` switches it: {knob.remedy[0].lower()}{knob.remedy[1:]}."
@@ -144,7 +144,7 @@ def _interrupts(root: pathlib.Path) -> Iterator[Finding]:
     cpus = len(list((root / CPU).glob("cpu[0-9]*")))
     free = []
     for irq in (root / "sys/class/net").glob("*/device/msi_irqs/*"):
-        listed = read(root / "proc/irq" / irq.name / "smp_affinity_list")
+        listed = read_tuning(root / "proc/irq" / irq.name / "smp_affinity_list")
         if cpus > 1 and listed and _count(listed) == cpus:
             free.append(irq.name)
     if free:
@@ -157,7 +157,7 @@ def _interrupts(root: pathlib.Path) -> Iterator[Finding]:
 
 
 def _clock(root: pathlib.Path) -> Iterator[Finding]:
-    source = read(root / "sys/devices/system/clocksource/clocksource0/current_clocksource")
+    source = read_tuning(root / "sys/devices/system/clocksource/clocksource0/current_clocksource")
     if source and source not in ("tsc", "arch_sys_counter", "kvm-clock", "hyperv_clocksource_tsc_page"):
         yield Finding(
             name="clock",
@@ -168,7 +168,7 @@ def _clock(root: pathlib.Path) -> Iterator[Finding]:
 
 
 def _hypervisor(root: pathlib.Path) -> Iterator[Finding]:
-    if re.search(r"^flags\s*:.*\bhypervisor\b", read(root / "proc/cpuinfo"), re.MULTILINE):
+    if re.search(r"^flags\s*:.*\bhypervisor\b", read_tuning(root / "proc/cpuinfo"), re.MULTILINE):
         yield Finding(
             name="virtual machine",
             state="a hypervisor is beneath this kernel",
@@ -178,7 +178,7 @@ def _hypervisor(root: pathlib.Path) -> Iterator[Finding]:
 
 
 def _load(root: pathlib.Path) -> Iterator[Finding]:
-    fields = read(root / "proc/loadavg").split()
+    fields = read_tuning(root / "proc/loadavg").split()
     cpus = max(1, len(list((root / CPU).glob("cpu[0-9]*"))))
     if fields and float(fields[0]) > 0.25 * cpus:
         yield Finding(
@@ -189,7 +189,7 @@ def _load(root: pathlib.Path) -> Iterator[Finding]:
         )
 
 
-def merging(machine: dict[str, Any], netdevs: Collection[str]) -> list[Finding]:
+def find_merging(machine: dict[str, Any], netdevs: Collection[str]) -> list[Finding]:
     """Look whether the network devices of a measurement merge packets. `machine`: see hwrx.machine.description."""
     found = []
     for nic in machine.get("nics", []):
@@ -218,7 +218,7 @@ _MERGING = {
 # --- changing ------------------------------------------------------------------------------------------------------
 
 
-def apply(root: pathlib.Path = pathlib.Path("/")) -> list[str]:
+def apply_tuning(root: pathlib.Path = pathlib.Path("/")) -> list[str]:
     """Set every knob to the quiet value and note the old ones; return a line for each that was changed.
 
     A second call adds to the notes and never overwrites what was noted first. Needs root.
@@ -228,7 +228,7 @@ def apply(root: pathlib.Path = pathlib.Path("/")) -> list[str]:
     changed = []
     for knob in KNOBS:
         for file, wanted in knob.find(root):
-            before = read(file)
+            before = read_tuning(file)
             if before == wanted:
                 continue
             # noted before it is changed: whatever happens in between, `restore` knows the old value
@@ -239,7 +239,7 @@ def apply(root: pathlib.Path = pathlib.Path("/")) -> list[str]:
     return changed
 
 
-def restore(root: pathlib.Path = pathlib.Path("/")) -> list[str]:
+def restore_tuning(root: pathlib.Path = pathlib.Path("/")) -> list[str]:
     """Write back what `apply` changed; return a line for each. UsageError where nothing is noted. Needs root."""
     _need_root(root)
     notes = _notes(root)
@@ -249,7 +249,7 @@ def restore(root: pathlib.Path = pathlib.Path("/")) -> list[str]:
     # the last changed first: a core that SMT took away has no files until it is back
     for name, before in sorted(notes.items(), key=lambda note: "smt/control" not in note[0]):
         file = root / name
-        now = read(file)
+        now = read_tuning(file)
         if now != before:
             _write(file, before)
             changed.append(f"{file} {now} -> {before}")
@@ -292,7 +292,7 @@ def _write(file: pathlib.Path, value: str) -> None:
         ) from error
 
 
-def read(file: pathlib.Path) -> str:
+def read_tuning(file: pathlib.Path) -> str:
     """Return a file's text without the blanks around it; empty where it cannot be read."""
     try:
         return file.read_text().strip()
@@ -301,7 +301,7 @@ def read(file: pathlib.Path) -> str:
 
 
 def _number(file: pathlib.Path) -> int:
-    text = read(file)
+    text = read_tuning(file)
     return int(text) if text.isdecimal() else 0
 
 

@@ -12,10 +12,21 @@ compact its memory and page out what it can, receives again, and looks up each p
 it. All of them need root; they undo what they changed.
 """
 
-from hwrx.memory.holding import Holding, holding
-from hwrx.memory.limits import Limit, limits
-from hwrx.memory.measuring import Fate, Measured, Row, measure
+from hwrx.memory.holding import Holding, hold_pages
+from hwrx.memory.limits import Limit, find_limits
+from hwrx.memory.measuring import Fate, Measured, Row, measure_pages
 from hwrx.memory.pages import Faults
 from hwrx.memory.subjects import KINDS
 
-__all__ = ["KINDS", "Fate", "Faults", "Holding", "Limit", "Measured", "Row", "holding", "limits", "measure"]
+__all__ = [
+    "KINDS",
+    "Fate",
+    "Faults",
+    "Holding",
+    "Limit",
+    "Measured",
+    "Row",
+    "find_limits",
+    "hold_pages",
+    "measure_pages",
+]

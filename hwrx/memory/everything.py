@@ -13,9 +13,9 @@ import msgspec
 from msgspec import Struct
 
 from hwrx.errors import GuestError
-from hwrx.memory.holding import Holding, holding
-from hwrx.memory.limits import Limit, limits
-from hwrx.memory.measuring import Measured, measure
+from hwrx.memory.holding import Holding, hold_pages
+from hwrx.memory.limits import Limit, find_limits
+from hwrx.memory.measuring import Measured, measure_pages
 from hwrx.wires import topology
 
 
@@ -34,18 +34,18 @@ class Everything(Struct, frozen=True):
     unavailable: dict[str, str]
 
 
-def everything(
+def measure_everything(
     *, pages: int = 512, device: str | None = None, nic: str | None = None, own: Collection[str] = (),
     clock: str = "wall", say: Callable[[str], None] = lambda text: None,
 ) -> Everything:  # fmt: skip
     """Measure all of it on this kernel; arguments are those of `measure`. `clock` is what the times are called."""
-    whole = measure(pages=pages, device=device, nic=nic, own=own, say=say)
+    whole = measure_pages(pages=pages, device=device, nic=nic, own=own, say=say)
     say("the same, where compaction must leave locked pages alone")
-    strict = measure(pages=pages, device=device, nic=nic, own=own, unevictable=False, pressure=False, say=say)
+    strict = measure_pages(pages=pages, device=device, nic=nic, own=own, unevictable=False, pressure=False, say=say)
     say("getting hold of memory")
-    held, lacking = holding(device=device)
+    held, lacking = hold_pages(device=device)
     say("exceeding limits")
-    exceeded, untried = limits(device=device, nic=nic, own=own)
+    exceeded, untried = find_limits(device=device, nic=nic, own=own)
     return Everything(os.uname().release, clock, whole, strict, held, exceeded, lacking | untried)
 
 

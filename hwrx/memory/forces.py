@@ -18,7 +18,7 @@ MADV_POPULATE_WRITE = 23  # asm-generic/mman-common.h
 UNEVICTABLE = "vm/compact_unevictable_allowed"
 
 
-def compact() -> None:
+def compact_memory() -> None:
     """Let the kernel compact all its memory now (vm.compact_memory): what can be moved goes to the upper end."""
     try:
         (SYSCTL / "vm/compact_memory").write_text("1")
@@ -28,7 +28,7 @@ def compact() -> None:
         raise MachineError(f"cannot let the kernel compact memory: {error.strerror}", remedy="run it as root") from None
 
 
-def available() -> int:
+def available_bytes() -> int:
     """Return the bytes of memory that programs could still get (MemAvailable)."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
@@ -83,7 +83,7 @@ class Filler:
         self._taken.clear()
 
 
-def swap(undo: Undo, size: int) -> str:
+def swap_space(undo: Undo, size: int) -> str:
     """See to it that there is swap, and return what it is: the machine's own, or else `size` bytes of zram.
 
     MachineError where there is neither.
@@ -93,7 +93,7 @@ def swap(undo: Undo, size: int) -> str:
         return f"the machine's own swap ({present[0].split()[0]})"
     if not ZRAM.exists():
         undo.plan("modprobe", "-r", "zram")
-        tools.run("modprobe", "zram", "num_devices=0")
+        tools.run_tool("modprobe", "zram", "num_devices=0")
     try:
         number = int((ZRAM / "hot_add").read_text())
         undo.plan("sh", "-c", f"echo {number} > {ZRAM}/hot_remove")
@@ -103,9 +103,9 @@ def swap(undo: Undo, size: int) -> str:
             f"no zram device can be made to swap to: {error.strerror}", remedy="swapon a device or a file of yours"
         ) from None
     device = f"/dev/zram{number}"
-    tools.run("mkswap", device)
+    tools.run_tool("mkswap", device)
     undo.plan("swapoff", device)
-    tools.run("swapon", device)
+    tools.run_tool("swapon", device)
     return f"zram of {size >> 20} MiB"
 
 

@@ -16,8 +16,8 @@ from cython_ext.pinned import PinnedBuffer
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools
 from hwrx.host.undo import Undo
-from hwrx.memory.pages import Faults, addresses, extents, faults, huge_page
-from hwrx.memory.subjects import domain, registered, reserve
+from hwrx.memory.pages import Faults, count_faults, extents_of, huge_page, physical_addresses
+from hwrx.memory.subjects import open_domain, register_buffer, reserve_huge
 
 REPEATS = 7
 UNTOUCHED = {"transparent": False, "fault_in": False}
@@ -40,7 +40,7 @@ class Holding(Struct, frozen=True):
     ns: int
 
 
-def holding(size: int = 4 << 20, *, device: str | None = None) -> tuple[list[Holding], dict[str, str]]:
+def hold_pages(size: int = 4 << 20, *, device: str | None = None) -> tuple[list[Holding], dict[str, str]]:
     """Time getting hold of `size` bytes by touching, mlock and ibv_reg_mr, in small, transparent and reserved pages.
 
     device: verbs device, by default the first. Returns the figures, and what could not be had with the reason why.
@@ -61,13 +61,13 @@ def holding(size: int = 4 << 20, *, device: str | None = None) -> tuple[list[Hol
     ]
     with Undo("huge pages") as undo, contextlib.ExitStack() as stack:
         try:
-            pd = domain(stack, device)
+            pd = open_domain(stack, device)
         except MachineError as error:
             unavailable["ibv_reg_mr"] = str(error.args[0])
         else:
 
             def register(buffer: PinnedBuffer, offset: int, size: int, until: contextlib.ExitStack) -> object:
-                return registered(until, pd, buffer, offset, size)
+                return register_buffer(until, pd, buffer, offset, size)
 
             steps += [
                 ("ibv_reg_mr, small pages", register, UNTOUCHED),
@@ -78,7 +78,7 @@ def holding(size: int = 4 << 20, *, device: str | None = None) -> tuple[list[Hol
         for what, step, options in steps:
             try:
                 if options.get("huge"):
-                    reserve(undo, -(-size // huge_page()))
+                    reserve_huge(undo, -(-size // huge_page()))
                 found.append(_held(what, size, step, options))
             except MachineError as error:
                 unavailable[what] = str(error.args[0])
@@ -101,19 +101,19 @@ def _held(what: str, size: int, step: Step, options: dict[str, Any]) -> Holding:
     try:
         for _ in range(REPEATS):
             with contextlib.ExitStack() as stack:
-                at, since = faults(), time.monotonic_ns()
+                at, since = count_faults(), time.monotonic_ns()
                 buffer = stack.enter_context(PinnedBuffer(size + room, **{"lock": False, **options}))
                 offset = -buffer.address % room if room else 0
                 if not locks:
-                    at, since = faults(), time.monotonic_ns()
+                    at, since = count_faults(), time.monotonic_ns()
                 step(buffer, offset, size, stack)
                 times.append(time.monotonic_ns() - since)
-                taken = faults() - at
+                taken = count_faults() - at
                 first = offset // buffer.page_size
-                physical = addresses(buffer)[first : first - (-size // buffer.page_size)]
+                physical = physical_addresses(buffer)[first : first - (-size // buffer.page_size)]
                 page_size = buffer.page_size
     finally:
         gc.enable()
     count = len(physical)
-    pieces = extents(physical, page_size)
+    pieces = extents_of(physical, page_size)
     return Holding(what, count * page_size, page_size, count, pieces, taken, int(statistics.median(times)))

@@ -18,7 +18,7 @@ from hwrx.errors import HwrxError, MachineError
 from hwrx.host import tools
 from hwrx.host.undo import Undo
 from hwrx.memory import forces
-from hwrx.memory.subjects import domain, no_nic, registered
+from hwrx.memory.subjects import no_nic, open_domain, register_buffer
 
 ASKED, LOCKED_LIMIT = 1 << 20, 64 << 10  # bytes
 CGROUP_ASKED, CGROUP_LIMIT = 64 << 20, 16 << 20
@@ -45,7 +45,7 @@ class Limit(Struct, frozen=True):
     said: str
 
 
-def limits(
+def find_limits(
     *, device: str | None = None, nic: str | None = None, own: Collection[str] = ()
 ) -> tuple[list[Limit], dict[str, str]]:
     """Exceed RLIMIT_MEMLOCK and a cgroup's memory.max by mlock, ibv_reg_mr and a VFIO mapping, each in a child.
@@ -85,8 +85,8 @@ def _locking(stack: contextlib.ExitStack) -> Attempt:
 
 
 def _registering(stack: contextlib.ExitStack, device: str | None) -> Attempt:
-    pd = domain(stack, device)
-    return lambda size: registered(stack, pd, stack.enter_context(PinnedBuffer(size, lock=False, fault_in=False)))
+    pd = open_domain(stack, device)
+    return lambda size: register_buffer(stack, pd, stack.enter_context(PinnedBuffer(size, lock=False, fault_in=False)))
 
 
 def _mapping(address: str) -> Prepare:
@@ -107,10 +107,10 @@ def _lent(stack: contextlib.ExitStack, nic: str | None, own: Collection[str]) ->
 
     if nic is None:
         raise no_nic()
-    one = pci.find(nic)
+    one = pci.find_nic(nic)
     if one.driver not in pci.USER_DRIVERS:
         stack.callback(pci.give_back, one.address)
-    return pci.take(one, pci.DRIVER_OF["vfio"], own=own).address
+    return pci.take_nic(one, pci.DRIVER_OF["vfio"], own=own).address
 
 
 def _little_may_be_locked() -> None:

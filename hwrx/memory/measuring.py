@@ -22,8 +22,8 @@ from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools
 from hwrx.host.undo import Undo
 from hwrx.memory import forces
-from hwrx.memory.pages import ABSENT, OUT, Faults, accounted, addresses, extents, faults
-from hwrx.memory.subjects import KINDS, Kind, opened
+from hwrx.memory.pages import ABSENT, OUT, Faults, accounted_bytes, count_faults, extents_of, physical_addresses
+from hwrx.memory.subjects import KINDS, Kind, open_subject
 
 PIECE = 16  # pages of a piece
 FILLER = 256 << 20  # bytes, but at most half of what is available
@@ -102,11 +102,11 @@ class _Subject:
 
     def take(self, size: int, post: _Post) -> None:
         """Take one piece more, and receive into each of its pages."""
-        locked, pinned = accounted()
-        at = faults()
+        locked, pinned = accounted_bytes()
+        at = count_faults()
         buffer = self.kind.take(size)
-        self.holding += faults() - at
-        now = accounted()
+        self.holding += count_faults() - at
+        now = accounted_bytes()
         self.locked += now[0] - locked
         self.pinned += now[1] - pinned
         self.buffers.append(buffer)
@@ -118,7 +118,7 @@ class _Subject:
         post.into(self.kind.take(1))
 
     def look(self) -> Look:
-        return np.concatenate([addresses(buffer) for buffer in self.buffers])
+        return np.concatenate([physical_addresses(buffer) for buffer in self.buffers])
 
 
 class _Post:
@@ -142,11 +142,11 @@ class _Post:
         with memoryview(buffer) as view:
             places = [view[at : at + LETTER] for at in range(0, buffer.size, buffer.page_size)]
             send, receive, letter = self._sender.send, self._reader.recv_into, self._letter
-            at = faults()
+            at = count_faults()
             for place in places:
                 send(letter)
                 receive(place)
-            found = faults() - at
+            found = count_faults() - at
             for place in places:
                 place.release()
         return found
@@ -158,7 +158,7 @@ def _marks(buffer: PinnedBuffer) -> Look:
     return words.reshape(-1, buffer.page_size // 8)[:, -1]
 
 
-def measure(
+def measure_pages(
     kinds: Sequence[str] | None = None,
     *,
     pages: int = 512,
@@ -198,7 +198,7 @@ def measure(
         subjects = []
         for name in kinds or KINDS:
             try:
-                kind = opened(name, stack, undo, device=device, nic=nic, own=own, huge_pages=HUGE_PAGES + 1)
+                kind = open_subject(name, stack, undo, device=device, nic=nic, own=own, huge_pages=HUGE_PAGES + 1)
                 subjects.append(_Subject(kind))
             except MachineError as error:
                 if kinds is not None:
@@ -206,7 +206,7 @@ def measure(
                 unavailable[name] = str(error.args[0])
         allowed = _allow(undo, unevictable) if compaction else None
         post = stack.enter_context(_Post())
-        between = forces.Filler(min(filler, forces.available() // 2) // -(-pages // PIECE))
+        between = forces.Filler(min(filler, forces.available_bytes() // 2) // -(-pages // PIECE))
         stack.callback(between.give)
         if compaction:
             say("tidying up")
@@ -220,7 +220,7 @@ def measure(
 
 def _pressure(undo: Undo, size: int) -> tuple[str, forces.Cgroup]:
     cgroup = forces.Cgroup(undo)
-    return forces.swap(undo, size + ROOM), cgroup
+    return forces.swap_space(undo, size + ROOM), cgroup
 
 
 def _allow(undo: Undo, unevictable: bool) -> bool | None:
@@ -241,7 +241,7 @@ def _tidy(between: forces.Filler, rounds: int, unavailable: dict[str, str]) -> N
         between.take()
     between.thin()
     try:
-        forces.compact()
+        forces.compact_memory()
     except MachineError as error:
         unavailable["compaction"] = str(error.args[0])
     between.give()
@@ -302,9 +302,9 @@ def _steps(
 def _compacted(subjects: Sequence[_Subject], before: Sequence[Look], between: forces.Filler) -> list[Look]:
     """Compact, with more gaps where nothing was moved for want of them; return where the pages are then."""
     for _ in range(TRIES):
-        forces.compact()
+        forces.compact_memory()
         after = [each.look() for each in subjects]
-        if any(fate(first, last).moved for first, last in zip(before, after, strict=True)):
+        if any(fate_of(first, last).moved for first, last in zip(before, after, strict=True)):
             break
         between.double()
     return after
@@ -317,14 +317,14 @@ def _row(each: _Subject, before: Look, compacted: Look, squeezed: Look, was_comp
         sentence=KINDS[each.kind.name],
         page_size=size,
         pages=len(before),
-        extents=extents(before, size),
+        extents=extents_of(before, size),
         locked=each.locked,
         pinned=each.pinned,
         holding=each.holding,
         receiving=each.receiving,
         again=each.again,
-        compaction=fate(before, compacted) if was_compacted else None,
-        pressure=fate(compacted, squeezed) if was_squeezed else None,
+        compaction=fate_of(before, compacted) if was_compacted else None,
+        pressure=fate_of(compacted, squeezed) if was_squeezed else None,
         damaged=each.damaged,
         before=before.tolist(),
         compacted=compacted.tolist(),
@@ -332,7 +332,7 @@ def _row(each: _Subject, before: Look, compacted: Look, squeezed: Look, was_comp
     )
 
 
-def fate(before: Look, after: Look) -> Fate:
+def fate_of(before: Look, after: Look) -> Fate:
     """Return what became of pages between two looks at them."""
     out = after == OUT
     same = (after == before) & ~out

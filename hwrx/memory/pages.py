@@ -33,13 +33,13 @@ class Faults(Struct, frozen=True):
         return Faults(self.minor - other.minor, self.major - other.major)
 
 
-def faults() -> Faults:
+def count_faults() -> Faults:
     """Return those that this thread has had so far; those of memory that a system call gets hold of are among them."""
     usage = resource.getrusage(resource.RUSAGE_THREAD)
     return Faults(usage.ru_minflt, usage.ru_majflt)
 
 
-def addresses(buffer: PinnedBuffer) -> np.ndarray[Any, np.dtype[np.int64]]:
+def physical_addresses(buffer: PinnedBuffer) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return the physical address of each page of a buffer, `OUT` for one in swap, `ABSENT` for one that never was.
 
     MachineError where the kernel hides them from this process, as it does without CAP_SYS_ADMIN.
@@ -58,12 +58,12 @@ def addresses(buffer: PinnedBuffer) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.where(present, frames.astype(np.int64) * mmap.PAGESIZE, elsewhere)
 
 
-def extents(physical: np.ndarray[Any, np.dtype[np.int64]], page_size: int) -> int:
+def extents_of(physical: np.ndarray[Any, np.dtype[np.int64]], page_size: int) -> int:
     """Return how many pieces that are contiguous in physical memory pages of `page_size` bytes make."""
     return 1 + int(np.count_nonzero(np.diff(physical) != page_size)) if len(physical) else 0
 
 
-def accounted() -> tuple[int, int]:
+def accounted_bytes() -> tuple[int, int]:
     """Return the bytes that the kernel counts as locked and as pinned by this process (VmLck, VmPin)."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return int(lines["VmLck"].split()[0]) * 1024, int(lines["VmPin"].split()[0]) * 1024

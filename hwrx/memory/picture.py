@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from hwrx.memory.measuring import Measured, Row
 from hwrx.memory.pages import OUT
-from hwrx.report.figures import save
+from hwrx.report.figures import save_figure
 from hwrx.report.style import COLUMN, GRID_INK, INK, STYLE
 
 STAYED, MOVED, SWAPPED = INK, "#0072B2", "#D55E00"
@@ -21,7 +21,7 @@ STROKES = 128  # of a kind: more cannot be told apart
 STEPS = ("before", "compacted", "paged out")
 
 
-def draw(measured: Measured, path: Path) -> None:
+def draw_pages(measured: Measured, path: Path) -> None:
     """Write the picture as SVG, PDF or PNG, by the name's ending."""
     rows = measured.rows
     with rc_context(STYLE):
@@ -42,7 +42,7 @@ def draw(measured: Measured, path: Path) -> None:
             axes.set_title(f"{row.kind}: {_words(row)}", loc="left")
             axes.spines["bottom"].set_color(GRID_INK)
         all_axes[-1].set_xlabel("physical address, MiB")
-        save(figure, path)
+        save_figure(figure, path)
 
 
 def _strokes(row: Row) -> tuple[list[list[tuple[float, float]]], list[str]]:

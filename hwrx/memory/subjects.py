@@ -36,7 +36,7 @@ class Kind(Struct, frozen=True):
     huge: bool = False
 
 
-def opened(
+def open_subject(
     kind: str, stack: contextlib.ExitStack, undo: Undo, *, device: str | None, nic: str | None,
     own: Collection[str], huge_pages: int,
 ) -> Kind:  # fmt: skip
@@ -46,7 +46,7 @@ def opened(
     if kind == "ring":
         return Kind(kind, _mapping(stack, nic, own))
     if kind == "huge":
-        reserve(undo, huge_pages)
+        reserve_huge(undo, huge_pages)
         return Kind(kind, lambda size: _kept(stack, PinnedBuffer(size, huge=True, lock=False)), huge=True)
     locks = kind == "locked"
     return Kind(kind, lambda size: _kept(stack, PinnedBuffer(size, lock=locks, fault_in=False, transparent=False)))
@@ -56,7 +56,7 @@ def _kept(stack: contextlib.ExitStack, buffer: PinnedBuffer) -> PinnedBuffer:
     return stack.enter_context(buffer)
 
 
-def domain(stack: contextlib.ExitStack, device: str | None) -> ProtectionDomain:
+def open_domain(stack: contextlib.ExitStack, device: str | None) -> ProtectionDomain:
     """Return a protection domain of a verbs device, by default the first; MachineError where there is none."""
     try:
         from cython_ext.verbs_device import Context, ProtectionDomain, device_names
@@ -74,7 +74,7 @@ def domain(stack: contextlib.ExitStack, device: str | None) -> ProtectionDomain:
     return made
 
 
-def registered(
+def register_buffer(
     stack: contextlib.ExitStack, pd: ProtectionDomain, buffer: PinnedBuffer, offset: int = 0, size: int | None = None
 ) -> MemoryRegion:
     """Register `size` bytes of a buffer [all] for the device to write to, until the stack is closed."""
@@ -88,17 +88,17 @@ def registered(
 
 
 def _registering(stack: contextlib.ExitStack, device: str | None) -> Take:
-    pd = domain(stack, device)
+    pd = open_domain(stack, device)
 
     def take(size: int) -> PinnedBuffer:
         buffer = _kept(stack, PinnedBuffer(size, lock=False, fault_in=False, transparent=False))
-        registered(stack, pd, buffer)
+        register_buffer(stack, pd, buffer)
         return buffer
 
     return take
 
 
-def taken(stack: contextlib.ExitStack, nic: str | None, own: Collection[str]) -> VfioDevice:
+def take_nic(stack: contextlib.ExitStack, nic: str | None, own: Collection[str]) -> VfioDevice:
     """Take a NIC from the kernel and open it through VFIO, until the stack is closed; MachineError where that fails."""
     from hwrx.nic import open_device, pci
     from hwrx.nic.vfio import VfioDevice
@@ -125,12 +125,12 @@ def no_nic() -> MachineError:
 def _mapping(stack: contextlib.ExitStack, nic: str | None, own: Collection[str]) -> Take:
     from cython_ext.dma import DmaRegion
 
-    device = taken(stack, nic, own)
+    device = take_nic(stack, nic, own)
     # VFIO's own pins are to be seen, so the memory is not locked besides; the device closes it
     return lambda size: device.share(DmaRegion(size, lock=False, fault_in=False, transparent=False))
 
 
-def reserve(undo: Undo, pages: int) -> None:
+def reserve_huge(undo: Undo, pages: int) -> None:
     """Reserve so many more huge pages of the default size, until `undo` is left; MachineError where that fails."""
     from hwrx.host.undo import SYSCTL
 

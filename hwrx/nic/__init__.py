@@ -1,6 +1,6 @@
 """NICs that hwrx drives itself, from user space: packets by DMA straight into the user's pinned buffers.
 
-    with hwrx.nic.open("0000:00:04.0") as nic:
+    with hwrx.nic.open_nic("0000:00:04.0") as nic:
         for packet in nic.receive(timeout=10):
             print(len(packet), packet.data[:14])   # a NumPy view of the NIC's own buffer
 
@@ -23,7 +23,7 @@ from hwrx.nic import pci
 from hwrx.nic.device import Device, InterruptKind
 from hwrx.nic.e1000e import E1000e
 
-__all__ = ["Access", "E1000e", "open", "open_device"]
+__all__ = ["Access", "E1000e", "open_device", "open_nic"]
 
 Access = Literal["auto", "vfio", "uio"]
 
@@ -39,11 +39,11 @@ def open_device(
     the NIC is bound to already. force, own: see `pci.take`. Returns the device, and whether it was taken here (then
     `pci.give_back` is the caller's duty).
     """
-    nic = pci.find(name)
+    nic = pci.find_nic(name)
     if access == "auto":
         access = "uio" if nic.driver == "uio_pci_generic" or nic.group is None else "vfio"
     taken = nic.driver not in pci.USER_DRIVERS
-    bound = pci.take(nic, pci.DRIVER_OF[access], force=force, own=own)
+    bound = pci.take_nic(nic, pci.DRIVER_OF[access], force=force, own=own)
     try:
         return _device(bound.address, access), taken
     except BaseException:
@@ -62,7 +62,7 @@ def _device(address: str, access: Access) -> Device:
     return UioDevice(address)
 
 
-def open(  # noqa: A001 - it is read as hwrx.nic.open
+def open_nic(
     name: str,
     *,
     access: Access = "auto",
@@ -85,7 +85,7 @@ def open(  # noqa: A001 - it is read as hwrx.nic.open
     `hwrx nic unbind` does. Arguments are those of `open_device` and `E1000e`. MachineError for a NIC in use, or without
     what the access needs; UsageError for one that hwrx has no driver for.
     """
-    nic = pci.find(name)
+    nic = pci.find_nic(name)
     if nic.model == "ne2k_pci" or not nic.supported:
         raise UsageError(
             f"{nic.address} is a {nic.model}, which this driver does not know",

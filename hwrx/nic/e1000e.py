@@ -363,18 +363,18 @@ class E1000e:
         """Lines: every register that can be read without changing anything, decoded; then both rings' descriptors."""
         for name, offset, fields in reg.DUMPED:
             value = self.bar.read(offset)
-            yield f"{name:<9}{offset:#07x} {value:#010x}  {reg.decode(value, fields)}".rstrip()
+            yield f"{name:<9}{offset:#07x} {value:#010x}  {reg.decode_register(value, fields)}".rstrip()
         yield f"receive ring: {self.rx.count} descriptors, next {self.rx.fresh}, {self.rx.held} held"
         for index, (address, report) in enumerate(self.rx.table.tolist()):
             if report or index == self.rx.fresh:
-                status = reg.decode(report >> 32 & 0xFF, reg.RX_STATUS) or "the NIC's"
-                errors = reg.decode(report >> 40 & 0xFF, reg.RX_ERRORS) or "none"
+                status = reg.decode_register(report >> 32 & 0xFF, reg.RX_STATUS) or "the NIC's"
+                errors = reg.decode_register(report >> 40 & 0xFF, reg.RX_ERRORS) or "none"
                 yield f"  {index:4} {address:#014x} length {report & 0xFFFF:5} status {status} errors {errors}"
         yield f"transmit ring: {self.tx.count} descriptors, {self.tx.pending} pending"
         for index, (address, command) in enumerate(self.tx.table.tolist()):
             if command:
-                asked = reg.decode(command >> 24 & 0xFF, reg.TX_COMMAND)
-                status = reg.decode(command >> 32 & 0xF, reg.TX_STATUS) or "the NIC's"
+                asked = reg.decode_register(command >> 24 & 0xFF, reg.TX_COMMAND)
+                status = reg.decode_register(command >> 32 & 0xF, reg.TX_STATUS) or "the NIC's"
                 yield f"  {index:4} {address:#014x} length {command & 0xFFFF:5} command {asked} status {status}"
 
     # --- the end ---------------------------------------------------------------------------------------------------
@@ -415,6 +415,6 @@ class E1000e:
         self.close()
 
 
-def regions(nic: E1000e) -> list[DmaRegion]:
+def dma_regions(nic: E1000e) -> list[DmaRegion]:
     """The memory that the NIC reaches: both rings and their buffers."""
     return [nic.rx.descriptors, nic.rx.buffers, nic.tx.descriptors, nic.tx.buffers]

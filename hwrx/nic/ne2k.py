@@ -19,11 +19,11 @@ def open_link(name: str, *, width: Literal[1, 2, 4] = 2, event: bool = False, fo
     width: bytes of a port access. event: wait by interrupt. It masters no bus, so neither an IOMMU nor huge pages are
     needed.
     """
-    nic = pci.find(name)
+    nic = pci.find_nic(name)
     if nic.model != "ne2k_pci":
         raise UsageError(f"{nic.address} is a {nic.model}, no NE2000", remedy="QEMU's -device ne2k_pci")
     taken = nic.driver not in pci.USER_DRIVERS
-    pci.take(nic, pci.DRIVER_OF["uio"], force=force)
+    pci.take_nic(nic, pci.DRIVER_OF["uio"], force=force)
     try:
         return _open(nic.address, width, event, taken)
     except BaseException:
@@ -51,13 +51,13 @@ def _open(address: str, width: int, event: bool, taken: bool) -> Ne2kLink:
 
     card = Card(address, memory=False)
     try:
-        return Ne2kLink(card, ports(address), width=width, interrupt=card.interrupt("intx") if event else None)
+        return Ne2kLink(card, open_ports(address), width=width, interrupt=card.interrupt("intx") if event else None)
     except BaseException:
         card.close()
         raise
 
 
-def ports(address: str) -> int:
+def open_ports(address: str) -> int:
     """The first I/O port of BAR 0; MachineError where that is no port region."""
     first = (pci.DEVICES / address / "resource").read_text().splitlines()[0].split()
     start, flags = int(first[0], 16), int(first[2], 16)

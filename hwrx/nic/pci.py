@@ -80,7 +80,7 @@ class Kept(Struct, kw_only=True):
     rxe: str | None = None  # SoftRoCE device on the network device: it goes with it
 
 
-def inspect(address: str) -> Nic:
+def inspect_nic(address: str) -> Nic:
     """The NIC at a PCI address; UsageError where there is none."""
     path = DEVICES / address
     if not ADDRESS.fullmatch(address) or not path.exists():
@@ -105,22 +105,22 @@ def inspect(address: str) -> Nic:
     )
 
 
-def nics() -> list[Nic]:
+def list_nics() -> list[Nic]:
     """Every network device on the bus, in the order of their addresses."""
     return [
-        inspect(path.name)
+        inspect_nic(path.name)
         for path in sorted(DEVICES.glob("*"))
         if (path / "class").read_text().startswith(NETWORK_CLASS)
     ]
 
 
-def find(name: str) -> Nic:
+def find_nic(name: str) -> Nic:
     """A NIC by PCI address (0000:00:04.0 or 00:04.0), network device or MAC address."""
     if ADDRESS.fullmatch(name):
-        return inspect(name)
+        return inspect_nic(name)
     if ADDRESS.fullmatch(f"0000:{name}"):
-        return inspect(f"0000:{name}")
-    present = nics()
+        return inspect_nic(f"0000:{name}")
+    present = list_nics()
     found = [nic for nic in present if name in (nic.netdev, nic.was) or name.lower() == nic.mac]
     if len(found) == 1:
         return found[0]
@@ -134,7 +134,7 @@ def find(name: str) -> Nic:
 # --- may it be taken? ----------------------------------------------------------------------------------------------
 
 
-def uses(nic: Nic, own: Collection[str] = (), tables: Mapping[str, list[dict[str, Any]]] | None = None) -> list[str]:
+def uses_of(nic: Nic, own: Collection[str] = (), tables: Mapping[str, list[dict[str, Any]]] | None = None) -> list[str]:
     """Why this NIC should not be taken, in words: default route, addresses, connections, whatever stands on it.
 
     `own` are addresses that the caller put there, and that do not count. `tables`: what `ip` has shown of it already.
@@ -156,7 +156,7 @@ def uses(nic: Nic, own: Collection[str] = (), tables: Mapping[str, list[dict[str
     if (Path("/sys/class/net") / nic.netdev / "master").exists():
         reasons.append("it belongs to a bridge or bond")
     device = rxe.on_netdev(nic.netdev)
-    if device is not None and (users := rxe.users(device)):
+    if device is not None and (users := rxe.users_of(device)):
         reasons.append(f"the verbs device {device} on it has queue pairs of {', '.join(users)}")
     return reasons
 
@@ -205,7 +205,7 @@ def _connections(addresses: set[str]) -> int:
 # --- taking and giving back ----------------------------------------------------------------------------------------
 
 
-def take(nic: Nic, driver: str, *, force: bool = False, own: Collection[str] = ()) -> Nic:
+def take_nic(nic: Nic, driver: str, *, force: bool = False, own: Collection[str] = ()) -> Nic:
     """Bind the NIC to a user-space driver's kernel side (vfio-pci, uio_pci_generic).
 
     Refuses, with MachineError, a NIC that is in use (`uses`), unless `force`. What it was is written down before it
@@ -214,7 +214,7 @@ def take(nic: Nic, driver: str, *, force: bool = False, own: Collection[str] = (
     if nic.driver == driver:
         return nic
     tables = _tables(nic.netdev) if nic.netdev is not None else None
-    reasons = uses(nic, own, tables)
+    reasons = uses_of(nic, own, tables)
     if reasons and not force:
         raise MachineError(
             f"{nic.netdev or nic.address} is in use: {'; '.join(reasons)}",
@@ -228,7 +228,7 @@ def take(nic: Nic, driver: str, *, force: bool = False, own: Collection[str] = (
     except BaseException:
         give_back(nic.address)
         raise
-    return inspect(nic.address)
+    return inspect_nic(nic.address)
 
 
 def give_back(address: str) -> Nic:
@@ -236,7 +236,7 @@ def give_back(address: str) -> Nic:
 
     Where nothing is known about it (it was not hwrx that took it), the kernel chooses the driver.
     """
-    nic = inspect(address)
+    nic = inspect_nic(address)
     kept = _kept(address)
     driver = kept.driver if kept else None
     if nic.driver in USER_DRIVERS or nic.driver is None:
@@ -249,7 +249,7 @@ def give_back(address: str) -> Nic:
             _rebind(address, nic.driver, driver)
         else:
             _unbind(address, nic.driver)
-    nic = inspect(address)
+    nic = inspect_nic(address)
     if kept is not None:
         if kept.netdev is not None:
             nic = _restore(nic, kept)
@@ -303,7 +303,7 @@ def _rebind(address: str, old: str | None, new: str | None) -> None:
         raise MachineError(f"cannot bind {address} to {new}: {error.strerror}", remedy="run as root") from error
     except OSError as error:
         raise MachineError(f"cannot bind {address} to {new}: {error.strerror} ({error.filename})") from error
-    bound = inspect(address).driver
+    bound = inspect_nic(address).driver
     if new is not None and bound != new:
         raise MachineError(
             f"{address} did not bind to {new} but to {bound or 'no driver'}",
@@ -317,7 +317,7 @@ def _restore(nic: Nic, kept: Kept) -> Nic:
         return nic
     deadline = time.monotonic() + _PATIENCE
     ours_from = time.monotonic() + _RENAME
-    while (name := inspect(nic.address).netdev) != kept.netdev:
+    while (name := inspect_nic(nic.address).netdev) != kept.netdev:
         if time.monotonic() > deadline:
             raise MachineError(
                 f"{nic.address} went back to {nic.driver}, and its network device is"
@@ -340,10 +340,10 @@ def _restore(nic: Nic, kept: Kept) -> Nic:
             carrier = Path("/sys/class/net") / kept.netdev / "carrier"
             _until(lambda: carrier.read_text().strip() == "1", time.monotonic() + _PATIENCE)
         if kept.rxe is not None:
-            rxe.restore(kept.rxe, kept.netdev, [address.split("/")[0] for address in kept.addresses])
+            rxe.restore_rxe(kept.rxe, kept.netdev, [address.split("/")[0] for address in kept.addresses])
     except MachineError as error:
         raise MachineError(f"{kept.netdev} is back, but not as it was: {error}") from error
-    return inspect(nic.address)
+    return inspect_nic(nic.address)
 
 
 def _until(condition: Callable[[], bool], deadline: float) -> None:

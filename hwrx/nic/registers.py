@@ -270,7 +270,7 @@ TX_COMMAND = tuple(Field(n, i) for i, n in enumerate(("EOP", "IFCS", "IC", "RS",
 TX_STATUS = tuple(Field(n, i) for i, n in enumerate(("DD", "EC", "LC")))
 
 
-def decode(value: int, fields: tuple[Field, ...]) -> str:
+def decode_register(value: int, fields: tuple[Field, ...]) -> str:
     """`FD SLU SPEED=2`: single bits that are set by name, wider fields with their value."""
     words = []
     for field in fields:

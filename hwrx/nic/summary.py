@@ -17,7 +17,7 @@ TCP_FLAGS = "FSRP.UEW"  # tcpdump's letters, from bit 0 on; an ACK is a dot
 PROTOCOLS = {1: "ICMP", 2: "IGMP", 6: "TCP", 17: "UDP", 41: "IPv6", 47: "GRE", 58: "ICMPv6", 89: "OSPF", 132: "SCTP"}
 
 
-def summary(frame: Buffer) -> str:
+def summarise_frame(frame: Buffer) -> str:
     """Addresses, kind, length; for UDP ports and whether the checksum is good; for ARP question and answer."""
     data = bytes(frame)
     if len(data) < 14:

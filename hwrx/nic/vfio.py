@@ -47,7 +47,7 @@ class VfioDevice(HeldDevice):
             if not vfio.group_is_viable(group):
                 raise MachineError(
                     f"the IOMMU group of {self.address} has devices that other drivers use:"
-                    f" {', '.join(companions(self.address)) or 'none that sysfs shows'}",
+                    f" {', '.join(group_companions(self.address)) or 'none that sysfs shows'}",
                     remedy="all devices of a group go to one process: bind those to vfio-pci too, or use another slot",
                 )
             vfio.join(group, self._container)
@@ -169,7 +169,7 @@ def iommu_group(address: str) -> str:
     return link.resolve().name
 
 
-def companions(address: str) -> list[str]:
+def group_companions(address: str) -> list[str]:
     """Other devices of the IOMMU group that a driver other than vfio-pci holds, as `address (driver)`."""
     held = []
     for other in sorted((Path("/sys/bus/pci/devices") / address / "iommu_group/devices").iterdir()):

@@ -31,7 +31,7 @@ def _swapped(port: int) -> int:
     return (port & 0xFF) << 8 | port >> 8
 
 
-def steer(port: int, sockets: int) -> bytes:
+def steer_port(port: int, sockets: int) -> bytes:
     """Instructions that send IPv4 UDP to `port` to the socket of the receive queue in the XSKMAP `sockets` (its fd).
 
     Without an entry for the queue, and for all other frames, the answer is XDP_PASS.

@@ -154,7 +154,7 @@ _SELECTIVE = frozenset().union(
 )
 
 
-def find(name: str) -> Path:
+def find_path(name: str) -> Path:
     """Return the path called `name`; UsageError names the ones that exist."""
     try:
         return PATHS[name]
@@ -162,9 +162,9 @@ def find(name: str) -> Path:
         raise UsageError(f"there is no path '{name}'", remedy=f"choose of: {', '.join(PATHS)}") from None
 
 
-def reads(path: str, pattern: Pattern, field: str) -> bool:
+def reads_field(path: str, pattern: Pattern, field: str) -> bool:
     """Whether a path reads this field of a Setting in this pattern; UsageError if there is no such path."""
-    found = find(path)
+    found = find_path(path)
     return (
         field not in _SELECTIVE
         or field in BY_PATTERN[pattern]
@@ -179,14 +179,16 @@ def settings_read(setting: Setting) -> dict[str, Any]:
     A field that is left out had no influence, whatever its value.
     """
     return {
-        name: getattr(setting, name) for name in setting.__struct_fields__ if reads(setting.path, setting.pattern, name)
+        name: getattr(setting, name)
+        for name in setting.__struct_fields__
+        if reads_field(setting.path, setting.pattern, name)
     }
 
 
 def refuse_unread(path: str, pattern: Pattern, field: str) -> UsageError:
     """Return the error for a field that was asked for and that the path does not read in this pattern."""
-    elsewhere = [other for other in BY_PATTERN if reads(path, other, field)]
-    others = [name for name in PATHS if reads(name, pattern, field)]
+    elsewhere = [other for other in BY_PATTERN if reads_field(path, other, field)]
+    others = [name for name in PATHS if reads_field(name, pattern, field)]
     words = f"{path} does not read {field} in {pattern}"
     if elsewhere:
         words += f", only in {' and '.join(elsewhere)}"
@@ -197,20 +199,20 @@ def refuse_unread(path: str, pattern: Pattern, field: str) -> UsageError:
     return UsageError(words, remedy=f"leave {field} out{bounds}{readers}")
 
 
-def check(setting: Setting) -> None:
+def check_setting(setting: Setting) -> None:
     """Raise UsageError if the path cannot do the setting, or does not read a field that differs from its default."""
-    if setting.crowd and not reads(setting.path, setting.pattern, "crowd"):
+    if setting.crowd and not reads_field(setting.path, setting.pattern, "crowd"):
         raise UsageError(f"a crowd stands in UDP's table, which {setting.path} does not use", remedy="leave crowd out")
-    if setting.hook != "none" and not reads(setting.path, setting.pattern, "hook"):
+    if setting.hook != "none" and not reads_field(setting.path, setting.pattern, "hook"):
         raise UsageError(
             f"a hook lies on the way to the kernel's sockets, not on that of {setting.path}", remedy="leave hook out"
         )
-    if setting.netem and not reads(setting.path, setting.pattern, "netem"):
+    if setting.netem and not reads_field(setting.path, setting.pattern, "netem"):
         raise UsageError(
             f"netem is a queueing discipline of the kernel, and what {setting.path} sends passes none",
             remedy="leave netem out, or choose packet-ring, a socket path or a verbs path",
         )
-    if setting.senders > 1 and not reads(setting.path, setting.pattern, "senders"):
+    if setting.senders > 1 and not reads_field(setting.path, setting.pattern, "senders"):
         raise UsageError(
             f"{setting.path} takes the device's queue for itself, so several senders cannot share the device",
             remedy="senders = 1, or choose packet-ring, a socket path or a verbs path",
@@ -222,14 +224,14 @@ def check(setting: Setting) -> None:
             f"one call takes or sends at most {MOST_BATCH} messages, not {setting.batch}", remedy="a smaller batch"
         )
     for field, default in DEFAULTS.items():
-        if getattr(setting, field) != default and not reads(setting.path, setting.pattern, field):
+        if getattr(setting, field) != default and not reads_field(setting.path, setting.pattern, field):
             raise refuse_unread(setting.path, setting.pattern, field)
-    importlib.import_module(f"hwrx.paths.{find(setting.path).family}").check(setting)
+    importlib.import_module(f"hwrx.paths.{find_path(setting.path).family}").check_setting(setting)
 
 
 def open_endpoint(prepare: Prepare) -> Transport:
     """Create one end of a path; the caller closes it."""
-    family = importlib.import_module(f"hwrx.paths.{find(prepare.setting.path).family}")
+    family = importlib.import_module(f"hwrx.paths.{find_path(prepare.setting.path).family}")
     return cast("Transport", family.open_endpoint(prepare))
 
 

@@ -53,7 +53,7 @@ from hwrx.control.messages import (
     TraceClose,
     TraceEnd,
     TraceOpen,
-    frame,
+    frame_message,
     same_version,
 )
 from hwrx.errors import HwrxError, PeerError
@@ -96,13 +96,13 @@ class Agent:
                 same_version(message)
                 return Hello(hwrx=__version__)
             case LookAround():
-                return Surveyed(placement.survey(message.here, self._started_on))
+                return Surveyed(placement.survey_cpus(message.here, self._started_on))
             case Prepare():
                 return self._open(message)
             case Connect():
                 self._need_endpoint().connect(message.remote)
                 if self._prepare is not None and self._prepare.setting.netem:  # the connection is there, unharmed
-                    impair.spoil(self._prepare.here.netdev, self._prepare.setting.netem)
+                    impair.spoil_wire(self._prepare.here.netdev, self._prepare.setting.netem)
                     self._spoiled = True
                 return Ready()
             case Start():
@@ -122,7 +122,7 @@ class Agent:
                 # not needed by the trials themselves, and slow to import in a guest
                 from hwrx.machine import description
 
-                return Described(machine=description.manifest())
+                return Described(machine=description.describe_machine())
             case TraceOpen() | TraceBegin() | TraceEnd() | FetchEvents() | TraceClose():
                 if self._tracer is None:
                     from hwrx.probes.service import Service  # an endpoint has no use for it
@@ -147,10 +147,10 @@ class Agent:
         placement.pin_thread(prepare.here.cpu, self._started_on)
         self._switched_off = scheduling.settle_features(prepare.setting.schedule)
         if self._spoiled:
-            impair.mend(prepare.here.netdev)
+            impair.mend_wire(prepare.here.netdev)
             self._spoiled = False
         if prepare.counted:
-            self._name = cputime.rename(cputime.COUNTED_NAMES[prepare.role])
+            self._name = cputime.rename_thread(cputime.COUNTED_NAMES[prepare.role])
         self._endpoint = paths.open_endpoint(prepare)
         setting = prepare.setting
         sends_on_time = setting.pattern == "paced" and prepare.role == "client"
@@ -162,9 +162,9 @@ class Agent:
             trial=prepare.trial,
             batch=setting.batch,
             check_every=setting.check_every,
-            due=arrivals.schedule(setting, prepare.repeat, prepare.seed) if sends_on_time else None,
+            due=arrivals.schedule_sends(setting, prepare.repeat, prepare.seed) if sends_on_time else None,
             limit_ns=round(setting.limit * 1e9),
-            counters=cputime.counters(prepare.alone),
+            counters=cputime.meter_files(prepare.alone),
             patience_ns=round(setting.patience * 1e9),
             stamped=prepare.stamped or prepare.stamps,
         )
@@ -192,7 +192,7 @@ class Agent:
         if prepare is None or trial is None:
             raise PeerError("asked to start before anything was prepared")
         before = endpoint.resent()
-        with scheduling.scheduled(prepare.setting.schedule):
+        with scheduling.scheduled_as(prepare.setting.schedule):
             if prepare.counted and self._counters is not None:
                 self._counters.begin(prepare.counted)
             setting = prepare.setting
@@ -201,10 +201,10 @@ class Agent:
             tally={**endpoint.counts(), **trial.counts()},  # what is said of messages wins
             ended=loop.ENDED.get(status, "error"),
             resent=endpoint.resent() - before,
-            cpu=cputime.used(trial.meter, prepare.alone, prepare.setting.rest if prepare.role == "client" else 0),
+            cpu=cputime.time_used(trial.meter, prepare.alone, prepare.setting.rest if prepare.role == "client" else 0),
             resident=peak_resident(),
             chosen=endpoint.chosen(),
-            placed=placement.observe(prepare.here),
+            placed=placement.observe_placement(prepare.here),
             boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
             between=trial.meter.times,
         )
@@ -242,14 +242,14 @@ class Agent:
         scheduling.switch_features_on(self._switched_off)
         self._switched_off = []
         if self._name is not None:
-            cputime.rename(self._name)
+            cputime.rename_thread(self._name)
             self._name = None
         if endpoint is not None:
             endpoint.close()
         if prepare is not None and not prepare.hold:
             paths.release_held()
         if prepare is not None and prepare.setting.netem and self._spoiled:
-            impair.mend(prepare.here.netdev)
+            impair.mend_wire(prepare.here.netdev)
             self._spoiled = False
 
 
@@ -274,7 +274,7 @@ def _buffers(endpoint: Any) -> dict[str, str]:
     return found
 
 
-def serve(read_fd: int, write_fd: int) -> None:
+def serve_pipe(read_fd: int, write_fd: int) -> None:
     """Answer messages from `read_fd` on `write_fd` until Quit or the end of the stream.
 
     Both descriptors stay the caller's. What is no message of hwrx is answered with Failed, and ends the service.
@@ -338,7 +338,7 @@ class Pipe:
 
     def write(self, message: FromAgent) -> None:
         """Send a message; BrokenPipeError if nobody reads any more."""
-        view = memoryview(frame(message))
+        view = memoryview(frame_message(message))
         with self._lock:
             while view:
                 view = view[os.write(self._fd, view) :]
@@ -350,4 +350,4 @@ def main() -> None:
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdout = sys.stderr
-    serve(inward, outward)
+    serve_pipe(inward, outward)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hwrx.control.messages import Setting
 
 
-def schedule(setting: Setting, repeat: int, seed: int | None) -> npt.NDArray[np.int64]:
+def schedule_sends(setting: Setting, repeat: int, seed: int | None) -> npt.NDArray[np.int64]:
     """Return when each message of a paced trial is due, warm-up and cool-down included: ns from the trial's beginning.
 
     `even` has one distance between all of them. `poisson` draws the distances from the exponential distribution, so
@@ -29,8 +29,8 @@ def schedule(setting: Setting, repeat: int, seed: int | None) -> npt.NDArray[np.
     return np.round(np.cumsum(gaps)).astype(np.int64)
 
 
-def intended(
+def intended_times(
     setting: Setting, repeat: int, seed: int | None, sequence: npt.NDArray[np.uint32]
 ) -> npt.NDArray[np.int64]:
     """The same of the recorded messages with these sequence numbers, which count from the first after the warm-up."""
-    return schedule(setting, repeat, seed)[sequence.astype(np.int64) + setting.warmup]
+    return schedule_sends(setting, repeat, seed)[sequence.astype(np.int64) + setting.warmup]

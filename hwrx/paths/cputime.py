@@ -44,12 +44,12 @@ COUNTED_NAMES: dict[Role, str] = {"client": "hwrx-send", "server": "hwrx-read"}
 # --- in the agent --------------------------------------------------------------------------------------------------
 
 
-def counters(alone: bool) -> list[str]:
+def meter_files(alone: bool) -> list[str]:
     """Name the files that an end's meter reads: none unless the machine is the trial's `alone`."""
     return [TIMERS, *_workers()] if alone else []
 
 
-def used(meter: Meter, alone: bool, rest: int = 0) -> dict[str, int]:
+def time_used(meter: Meter, alone: bool, rest: int = 0) -> dict[str, int]:
     """What one end used, in ns, as `Done.cpu`; empty unless both readings were taken.
 
     `messages` that lie between the readings, `elapsed`, `away` (on the bytes of checks, and in neither `elapsed` nor
@@ -75,7 +75,7 @@ def used(meter: Meter, alone: bool, rest: int = 0) -> dict[str, int]:
             found[f"housekeeping_{name}"] = sum(ran[path][place] for path in keeping)
             found[f"worker_{name}"] = sum(times[place] for path, times in ran.items() if path not in keeping)
         if timers is not None:
-            before, after = (idle(text.decode()) for text in timers)
+            before, after = (idle_times(text.decode()) for text in timers)
             if len(before) == len(after) == 1:
                 found["idle_began"], found["idle_ended"] = before[0], after[0]
         found |= _between(found, found)
@@ -88,7 +88,7 @@ def _between(first: Mapping[str, int], last: Mapping[str, int]) -> dict[str, int
     return {name: last[f"{name}_ended"] - first[f"{name}_began"] for name in counted}
 
 
-def rename(name: str) -> str:
+def rename_thread(name: str) -> str:
     """Give the calling thread a name (15 bytes of it), and return the one that it had."""
     file = Path("/proc/thread-self/comm")
     before = file.read_text().rstrip("\n")
@@ -96,7 +96,7 @@ def rename(name: str) -> str:
     return before
 
 
-def idle(timers: str) -> list[int]:
+def idle_times(timers: str) -> list[int]:
     """Return how long each CPU has been idle, in ns, of the text of /proc/timer_list.
 
     It is brought up to date when a CPU stops to be idle, so it is exact for the one that reads it, and no other.
@@ -138,7 +138,7 @@ def _run_time(schedstat: bytes) -> int:
 # --- both ends -----------------------------------------------------------------------------------------------------
 
 
-def account(setting: Setting, client: Done, server: Done, alone: bool) -> tuple[dict[str, Any], dict[str, str]]:
+def account_time(setting: Setting, client: Done, server: Done, alone: bool) -> tuple[dict[str, Any], dict[str, str]]:
     """Put both ends of a trial together: time by actor over the measured messages, and why an actor is missing.
 
     Also `client` and `server`, what each end's meter found. What concerns the machine is counted once, by the end that
@@ -171,7 +171,7 @@ def account(setting: Setting, client: Done, server: Done, alone: bool) -> tuple[
     return found, missing
 
 
-def together(ends: Sequence[Mapping[str, int]]) -> dict[str, int]:
+def add_ends(ends: Sequence[Mapping[str, int]]) -> dict[str, int]:
     """Add up what several senders, or their receivers, used; nothing unless it is known of each."""
     if not all(ends):
         return {}
@@ -182,13 +182,13 @@ def together(ends: Sequence[Mapping[str, int]]) -> dict[str, int]:
 
 def is_passive(setting: Setting, role: Role) -> bool:
     """Whether an end's thread has no part in the messages: RDMA reads and writes its memory without it."""
-    known = paths.find(setting.path)
+    known = paths.find_path(setting.path)
     return role == "server" and (known.full_rtt or (setting.pattern == "stream" and known.stream_seen_by == "client"))
 
 
-def observer(setting: Setting) -> Role:
+def observing_end(setting: Setting) -> Role:
     """Return the end that sees the messages arrive."""
-    return paths.find(setting.path).stream_seen_by if setting.pattern == "stream" else "client"
+    return paths.find_path(setting.path).stream_seen_by if setting.pattern == "stream" else "client"
 
 
 def _machine(
@@ -210,7 +210,7 @@ def _machine(
         if "idle" in end:
             found["idle"] = _scaled(end["idle"], end, setting)
             # both ends fill and verify what is only to be checked; this end's meter left out its own part of that
-            checking = sum(ends[role].get("away", 0) for role in ends if role != observer(setting))
+            checking = sum(ends[role].get("away", 0) for role in ends if role != observing_end(setting))
             found["busy"] = _scaled(end["elapsed"] - checking, end, setting) - found["idle"] - found["housekeeping"]
             # the ends of a stream are measured a few messages apart
             found["other"] = max(0, found["busy"] - found["thread"] - found["worker"])
@@ -225,7 +225,7 @@ def _whole(setting: Setting, ends: Mapping[Role, Mapping[str, int]]) -> Mapping[
     Of a stream that settles it begins with the sender's first reading, which is after its sleep: whatever ran while
     the messages slept is not theirs.
     """
-    last, first = ends[observer(setting)], ends["client"]
+    last, first = ends[observing_end(setting)], ends["client"]
     if not setting.settle or last is first or not ("ended" in last and "began" in first):
         return last
     return {**last, "elapsed": last["ended"] - first["began"], **_between(first, last)}

@@ -51,9 +51,9 @@ def _reader(stack: contextlib.ExitStack) -> Reader:
     from hwrx import stages
     from hwrx.probes import attaching, build
 
-    attaching.require()
+    attaching.require_tracer()
     try:
-        return stack.enter_context(Reader(build.find_or_build(stages.header(), "hooks"), b""))
+        return stack.enter_context(Reader(build.find_or_build(stages.stage_header(), "hooks"), b""))
     except build.BuildError as error:
         raise MachineError(str(error), remedy=error.remedy) from None
     except LoadError as error:
@@ -65,7 +65,7 @@ def _xdp(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
         _reader(stack).attach_xdp("pass_frame", socket.if_nametoindex(netdev), XDP_GENERIC)
     except OSError as error:
         raise MachineError(f"no XDP program can be put on {netdev}: {error.strerror}") from None
-    stack.callback(tools.run, "ip", "link", "set", netdev, "xdpgeneric", "off")
+    stack.callback(tools.run_tool, "ip", "link", "set", netdev, "xdpgeneric", "off")
 
 
 def _rps(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
@@ -80,15 +80,15 @@ def in_own_sysfs(command: str) -> str:
     The one on /sys may show those of another namespace, and a device of the same name among them. The mount is the
     shell's own and goes with it.
     """
-    return tools.run("unshare", "--mount", "sh", "-c", f"mount -t sysfs sysfs /mnt && cd /mnt && {command}")
+    return tools.run_tool("unshare", "--mount", "sh", "-c", f"mount -t sysfs sysfs /mnt && cd /mnt && {command}")
 
 
 def _gro(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
     # GRO leaves datagrams for this machine's own sockets alone, and a veth does not even poll for them
     # (veth_skb_is_eligible_for_gro), unless it is told to join those too
     words = ("gro", "rx-udp-gro-forwarding")
-    tools.run("ethtool", "-K", netdev, words[0], "on", words[1], "on")
-    stack.callback(tools.run, "ethtool", "-K", netdev, words[1], "off", words[0], "off")
+    tools.run_tool("ethtool", "-K", netdev, words[0], "on", words[1], "on")
+    stack.callback(tools.run_tool, "ethtool", "-K", netdev, words[1], "off", words[0], "off")
 
 
 def _tap(device: str | None) -> Put:
@@ -102,9 +102,9 @@ def _tap(device: str | None) -> Put:
 
 
 def _tc(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
-    tools.run("tc", "qdisc", "add", "dev", netdev, "clsact")
-    stack.callback(tools.run, "tc", "qdisc", "delete", "dev", netdev, "clsact")
-    tools.run("tc", "filter", "add", "dev", netdev, "ingress", "matchall", "action", "ok")
+    tools.run_tool("tc", "qdisc", "add", "dev", netdev, "clsact")
+    stack.callback(tools.run_tool, "tc", "qdisc", "delete", "dev", netdev, "clsact")
+    tools.run_tool("tc", "filter", "add", "dev", netdev, "ingress", "matchall", "action", "ok")
 
 
 def _netfilter(hook: str) -> Put:
@@ -113,8 +113,8 @@ def _netfilter(hook: str) -> Put:
         rules = (
             f"table ip {table} {{\nchain c {{\ntype filter hook {hook} priority 0\nudp dport 1-65535 accept\n}}\n}}\n"
         )
-        tools.run("nft", "-f", "-", given=rules)
-        stack.callback(tools.run, "nft", "delete", "table", "ip", table)
+        tools.run_tool("nft", "-f", "-", given=rules)
+        stack.callback(tools.run_tool, "nft", "delete", "table", "ip", table)
 
     return put
 
@@ -163,7 +163,7 @@ HOOKS: tuple[Hook, ...] = (
 BY_NAME = {hook.name: hook for hook in HOOKS}
 
 
-def find(name: str) -> Hook:
+def find_hook(name: str) -> Hook:
     """Return the hook called `name`; UsageError names the ones that exist."""
     try:
         return BY_NAME[name]
@@ -171,9 +171,9 @@ def find(name: str) -> Hook:
         raise UsageError(f"there is no hook '{name}'", remedy=f"choose of: {', '.join(BY_NAME)}") from None
 
 
-def put(name: str, sock: socket.socket, netdev: str | None, stack: contextlib.ExitStack, *, first: bool) -> None:
+def put_hook(name: str, sock: socket.socket, netdev: str | None, stack: contextlib.ExitStack, *, first: bool) -> None:
     """Switch a hook on for the end that `sock` is bound at, until `stack` is closed. `first`: of the trial's ends."""
-    hook = find(name)
+    hook = find_hook(name)
     if hook.once and not first:
         return
     if netdev is None:

@@ -31,7 +31,7 @@ FIRST_PORT = 40_000
 TRIALS, SENDERS = 192, 64
 
 
-def check(setting: Setting) -> None:
+def check_setting(setting: Setting) -> None:
     """UsageError where the setting cannot be."""
     if setting.size > LARGEST:
         raise UsageError(
@@ -50,7 +50,7 @@ def open_endpoint(prepare: Prepare) -> DatagramTransport:
     from cython_ext.datagram import DatagramTransport
 
     setting = prepare.setting
-    check(setting)
+    check_setting(setting)
     link, notes = LINKS[setting.path](prepare)
     try:
         return DatagramTransport(
@@ -79,7 +79,7 @@ def _ring(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
     here = prepare.here
     if prepare.hold:
         _keep_taken(_netdev(prepare), here.address)
-    nic = hwrx.nic.open(
+    nic = hwrx.nic.open_nic(
         _netdev(prepare),
         own=(here.address,),
         rx=RING,
@@ -104,14 +104,14 @@ def _keep_taken(netdev: str, address: str) -> None:
     """Take the NIC beneath a network device, until `give_back_nics`."""
     from hwrx.nic import pci
 
-    nic = pci.find(netdev)
+    nic = pci.find_nic(netdev)
     if nic.driver in pci.USER_DRIVERS or not nic.supported:
         return
     if not _taken:
         atexit.register(give_back_nics)
     _taken.append(nic.address)
     try:
-        pci.take(nic, pci.DRIVER_OF["uio" if nic.group is None else "vfio"], own=(address,))
+        pci.take_nic(nic, pci.DRIVER_OF["uio" if nic.group is None else "vfio"], own=(address,))
     except BaseException:
         _taken.remove(nic.address)
         raise

@@ -42,12 +42,12 @@ ETHTOOL_GRXCSUM, ETHTOOL_GTXCSUM = 0x14, 0x16
 MANNERS = {"poll": "spin", "event": "block"}
 
 
-def manner(setting: Setting) -> str:
+def socket_manner(setting: Setting) -> str:
     """How the socket waits, in the sockets' own words: block, busy-poll, epoll, select or spin."""
     return MANNERS.get(setting.wait, setting.wait)
 
 
-def check(setting: Setting) -> None:
+def check_setting(setting: Setting) -> None:
     """UsageError where the setting cannot be."""
     if setting.path == "udp" and setting.size > LARGEST_DATAGRAM:
         raise UsageError(
@@ -61,7 +61,7 @@ def check(setting: Setting) -> None:
             f"zerocopy_receive maps whole pages: the size must be a multiple of {PAGE} bytes, not {setting.size}",
             remedy=f"for example {-(-setting.size // PAGE) * PAGE}",
         )
-    hooks.find(setting.hook)
+    hooks.find_hook(setting.hook)
 
 
 def open_endpoint(prepare: Prepare) -> SocketTransport:
@@ -70,14 +70,14 @@ def open_endpoint(prepare: Prepare) -> SocketTransport:
     from cython_ext.udp import UdpTransport
 
     setting = prepare.setting
-    check(setting)
+    check_setting(setting)
     sock, notes = _open_socket(setting, prepare.here)
     try:
         if setting.crowd and prepare.role == "server":
             sock.gather(setting.crowd, setting.crowd_on)
             notes["crowd"] = f"{setting.crowd} {setting.crowd_on}"
         if setting.hook != "none":
-            hooks.put(setting.hook, sock, prepare.here.netdev, sock.along, first=prepare.role == "server")
+            hooks.put_hook(setting.hook, sock, prepare.here.netdev, sock.along, first=prepare.role == "server")
             notes["hook"] = setting.hook
     except BaseException:
         sock.close()
@@ -88,7 +88,7 @@ def open_endpoint(prepare: Prepare) -> SocketTransport:
         "size": setting.size,
         "window": setting.window,
         "batch": batch,
-        "manner": manner(setting),
+        "manner": socket_manner(setting),
         "patience": min(setting.patience, setting.limit),
         "limit": setting.limit,
         "huge": setting.huge_pages,
@@ -116,7 +116,7 @@ def _open_socket(setting: Setting, here: Place) -> tuple[Crowded, dict[str, Any]
     stream = setting.path == "tcp"
     family, address = _address(here)
     notes: dict[str, Any] = {
-        "wait": manner(setting),
+        "wait": socket_manner(setting),
         "family": "IPv6" if family == socket.AF_INET6 else "IPv4",
         "device": here.netdev,
         **checksummed_by(here.netdev or "lo"),

@@ -23,7 +23,7 @@ WAITS = ("poll", "event")
 LARGEST_MTU = 4096
 
 
-def check(setting: Setting) -> None:
+def check_setting(setting: Setting) -> None:
     """UsageError where the setting cannot be on any device; what a device cannot is said when it is opened."""
     if setting.wait not in WAITS:
         raise UsageError(
@@ -41,7 +41,7 @@ def check(setting: Setting) -> None:
 
 def open_endpoint(prepare: Prepare) -> VerbsTransport:
     """Return one end of a trial, its queue pair in INIT and its buffers pinned; the caller closes it."""
-    check(prepare.setting)
+    check_setting(prepare.setting)
     try:
         from importlib import import_module
 

@@ -153,7 +153,7 @@ def choose_mtu(here: int, wanted: int | None, where: str) -> int:
     return wanted or here
 
 
-def agree(here: End, there: End) -> int:
+def agree_ends(here: End, there: End) -> int:
     """Check that the two ends fit each other; their common MTU. Refuses rxe's short-cut."""
     if here.path != there.path or here.size != there.size:
         raise PeerError(

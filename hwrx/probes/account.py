@@ -38,7 +38,7 @@ CONTEXT_WORDS = {
 POLLERS = ("backlog", "device", "elsewhere")  # enum poller
 
 
-def spread(ns: Int64s, whole: Int64s, width: int) -> Int64s:
+def spread_time(ns: Int64s, whole: Int64s, width: int) -> Int64s:
     """Return whose each bin's time was: (CPUs, bins, actors) nanoseconds.
 
     `ns` are the pieces that do not fill a bin. `whole` are differences: +1 where an actor begins to have all of every
@@ -47,7 +47,7 @@ def spread(ns: Int64s, whole: Int64s, width: int) -> Int64s:
     return np.asarray(ns + np.cumsum(whole, axis=1) * width, dtype=np.int64)
 
 
-def close(time: Int64s, last: int, until: int, actor: int, start: int, width: int) -> None:
+def close_account(time: Int64s, last: int, until: int, actor: int, start: int, width: int) -> None:
     """Give the time from the last event to the end to who has it then. `time` is one CPU's (bins, actors), changed.
 
     `last` and `until` are ns of the clock that `start`, the first bin's, is of.
@@ -61,7 +61,7 @@ def close(time: Int64s, last: int, until: int, actor: int, start: int, width: in
             time[number, actor] += high - low
 
 
-def coarser(values: npt.NDArray[Any], most: int) -> tuple[npt.NDArray[Any], int]:
+def coarser_bins(values: npt.NDArray[Any], most: int) -> tuple[npt.NDArray[Any], int]:
     """Add up neighbouring bins of the last but one axis, so that at most `most` are left; and say how many make one."""
     grouped = _grouped(values, most)
     return grouped.sum(axis=-2), grouped.shape[-2]
@@ -82,23 +82,23 @@ def _grouped(values: npt.NDArray[Any], most: int) -> npt.NDArray[Any]:
     return padded.reshape(*values.shape[:-2], -1, together, values.shape[-1])
 
 
-def histogram(counts: Sequence[int] | Int64s) -> dict[int, int]:
+def time_histogram(counts: Sequence[int] | Int64s) -> dict[int, int]:
     """Return value -> how often, of an array that counts by value; what never was is left out."""
     return {value: int(count) for value, count in enumerate(counts) if count}
 
 
-def total(histogram: Mapping[int, int]) -> int:
+def total_time(histogram: Mapping[int, int]) -> int:
     """The sum of all values: packets, where it says how many packets each poll brought."""
     return sum(value * count for value, count in histogram.items())
 
 
-def mean(histogram: Mapping[int, int]) -> float:
+def mean_of(histogram: Mapping[int, int]) -> float:
     """The mean; 0 of nothing."""
     times = sum(histogram.values())
-    return total(histogram) / times if times else 0.0
+    return total_time(histogram) / times if times else 0.0
 
 
-def quantile(histogram: Mapping[int, int], p: float) -> int:
+def quantile_of(histogram: Mapping[int, int], p: float) -> int:
     """The smallest value that at least the share `p` of all does not exceed; 0 of nothing."""
     times, so_far = sum(histogram.values()), 0
     for value in sorted(histogram):
@@ -108,7 +108,7 @@ def quantile(histogram: Mapping[int, int], p: float) -> int:
     return 0
 
 
-def jain(shares: Sequence[float]) -> float:
+def jain_index(shares: Sequence[float]) -> float:
     """Jain's index of fairness: 1 where all get the same, 1/n where one gets all (Jain, Chiu, Hawe 1984)."""
     squares = sum(share * share for share in shares)
     return sum(shares) ** 2 / (len(shares) * squares) if squares else 0.0

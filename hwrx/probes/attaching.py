@@ -77,7 +77,7 @@ class Prober:
         ring_bytes: int = 1 << 24,
         histograms: bool = False,
     ) -> None:
-        require()
+        require_tracer()
         self._namespaces = tuple(namespaces)
         self._ring_bytes = ring_bytes
         wanted = None if paths is None else set(paths)
@@ -246,7 +246,7 @@ class Prober:
             self.tracer = None
 
 
-def require() -> None:
+def require_tracer() -> None:
     """Raise MachineError, naming what to type, where this machine cannot trace at all."""
     try:
         from cython_ext import tracer  # noqa: F401
@@ -274,14 +274,14 @@ def _capable() -> bool:
 
 def _object() -> pathlib.Path:
     try:
-        return build.find_or_build(stages.header())
+        return build.find_or_build(stages.stage_header())
     except build.BuildError as error:
         raise MachineError(str(error), remedy=error.remedy) from None
 
 
 def _memory_layout() -> dict[str, Any]:
     """Find where the kernel maps its pages: the variables' addresses where the layout is random, or x86's constants."""
-    addresses = symbols.noted("layout", ("page_offset_base", "vmemmap_base"), _find_bases)
+    addresses = symbols.noted_symbols("layout", ("page_offset_base", "vmemmap_base"), _find_bases)
     if all(addresses.values()):
         return {**addresses, "constant": False}
     if os.uname().machine == "x86_64":
@@ -295,7 +295,7 @@ def _find_bases(names: Sequence[str]) -> dict[str, int]:
 
     answer = bytearray(8 * len(names))
     try:
-        with Reader(build.find_or_build(stages.header(), "symbols"), b"") as reader:
+        with Reader(build.find_or_build(stages.stage_header(), "symbols"), b"") as reader:
             reader.run("find_bases", answer)
     except (OSError, build.BuildError):
         return symbols.from_kallsyms(names)

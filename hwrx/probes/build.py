@@ -31,7 +31,7 @@ class BuildError(Exception):
         self.remedy = remedy
 
 
-def digest(header: str) -> str:
+def digest_sources(header: str) -> str:
     """Return what names the object: a digest of the sources, the stages' numbers and the architecture."""
     total = hashlib.sha256()
     for source in sorted(SOURCES.iterdir()):
@@ -43,10 +43,10 @@ def digest(header: str) -> str:
 
 def object_name(header: str, program: str = "ledger") -> str:
     """Return the file name of the object that belongs to these sources; `program` is the source that is compiled."""
-    return f"{program}-{digest(header)}.bpf.o"
+    return f"{program}-{digest_sources(header)}.bpf.o"
 
 
-def cache() -> pathlib.Path:
+def cache_folder() -> pathlib.Path:
     """Return the folder for objects that were built after installation."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "hwrx"
 
@@ -82,7 +82,7 @@ def compile_into(folder: pathlib.Path, header: str, program: str = "ledger") -> 
 
 def find_or_build(header: str, program: str = "ledger") -> pathlib.Path:
     """Return the object, from the installation, from the cache, or compiled now. BuildError in words."""
-    for folder in (HERE, cache()):
+    for folder in (HERE, cache_folder()):
         if (path := folder / object_name(header, program)).exists():
             return path
-    return compile_into(cache(), header, program)
+    return compile_into(cache_folder(), header, program)

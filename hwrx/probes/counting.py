@@ -101,7 +101,7 @@ class Counter:
     """
 
     def __init__(self, seconds: float, *, rxe: bool = False) -> None:
-        attaching.require()
+        attaching.require_tracer()
         self.lacks: list[str] = []
         self._optional: tuple[Lack, ...] = (*OPTIONAL, *([QUEUE_PAIRS] if rxe else []))
         self._never = () if rxe else RXE
@@ -123,7 +123,7 @@ class Counter:
         left_out = list(self._never)
         while True:
             try:
-                path = build.find_or_build(stages.header(), "flood")
+                path = build.find_or_build(stages.stage_header(), "flood")
                 reader = Reader(path, b"", left_out, sizes)
                 break
             except build.BuildError as error:
@@ -189,7 +189,7 @@ class Counter:
         self._reader.put(".bss", self._settings.tobytes())
         for name in ("timeline", "queues", "cpus"):
             self._reader.clear(name)
-        self._before = stat(), time_squeeze()
+        self._before = read_stat(), time_squeeze()
         self._settings["start"] = start = time.monotonic_ns()
         self._settings["enabled"] = 1
         self._reader.put(".bss", self._settings.tobytes())
@@ -198,7 +198,7 @@ class Counter:
     def end(self) -> Counts:
         """Stop to count, and return what was."""
         stop = time.monotonic_ns()
-        after = stat(), time_squeeze()
+        after = read_stat(), time_squeeze()
         self._settings["enabled"] = 0
         self._reader.put(".bss", self._settings.tobytes())
         start, shift = int(self._settings["start"]), int(self._settings["shift"])
@@ -209,10 +209,10 @@ class Counter:
         stop = min(stop, start + self._bins * width)
         used = min(self._bins, -(-(stop - start) // width))
         bins = bins[:, :used]
-        spans = account.spread(bins["ns"], bins["whole"].astype(np.int64), width)
+        spans = account.spread_time(bins["ns"], bins["whole"].astype(np.int64), width)
         for number in range(self.cpus):
             last = int(cpus[number]["last"]) or start
-            account.close(spans[number], last, stop, actor_of(cpus[number]), start, width)
+            account.close_account(spans[number], last, stop, actor_of(cpus[number]), start, width)
         queues = np.frombuffer(self._reader.take("queues", used, QUEUES.itemsize), dtype=QUEUES)
         before, squeezed = self._before
         ticks = {
@@ -259,7 +259,7 @@ def possible_cpus() -> int:
     return 1 + max(int(number) for number in re.findall(r"\d+", text))
 
 
-def stat() -> dict[int, dict[str, int]]:
+def read_stat() -> dict[int, dict[str, int]]:
     """Return what /proc/stat says of each CPU, in ns; its grain is a tick of 10 ms."""
     found = {}
     for line in Path("/proc/stat").read_text().splitlines():
@@ -311,7 +311,7 @@ def cpus_of(irqs: Sequence[int]) -> set[int]:
     return found
 
 
-def sysctls() -> Mapping[str, int]:
+def read_sysctls() -> Mapping[str, int]:
     """Return the limits that a flood meets."""
     names = ("netdev_budget", "netdev_budget_usecs", "dev_weight", "netdev_max_backlog", "rmem_default", "rmem_max")
     found = {}

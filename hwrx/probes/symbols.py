@@ -12,13 +12,13 @@ from hwrx.probes import build
 KALLSYMS = pathlib.Path("/proc/kallsyms")
 
 
-def noted(kind: str, names: Sequence[str], find: Callable[[Sequence[str]], dict[str, int]]) -> dict[str, int]:
+def noted_symbols(kind: str, names: Sequence[str], find: Callable[[Sequence[str]], dict[str, int]]) -> dict[str, int]:
     """Return what `find` found for the names since the machine booted, asking it where nothing is noted; 0: not known.
 
     `kind` names the note, a file in the user's cache.
     """
     boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    note = build.cache() / f"{kind}-{boot}"
+    note = build.cache_folder() / f"{kind}-{boot}"
     with contextlib.suppress(OSError, ValueError):
         kept = {name: int(value, 16) for name, value in map(str.split, note.read_text().splitlines())}
         if kept.keys() == set(names):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hwrx.report.model import Summary
 
 
-def write(
+def write_report(
     summary: Summary, formats: Sequence[str], directory: pathlib.Path, *, check_latex: bool = False
 ) -> list[pathlib.Path]:
     """Make the formats (table, html, pdf, svg, latex, csv, json) in `directory`; return the files. `table` prints."""
@@ -23,10 +23,10 @@ def write(
         directory.mkdir(parents=True, exist_ok=True)
         if "table" in formats:
             page = directory / "report.html"
-            terminal.show(summary, page=page if "html" in formats else None)
+            terminal.show_summary(summary, page=page if "html" in formats else None)
         if "html" in formats:
             written.append(directory / "report.html")
-            html.write(summary, written[-1])
+            html.write_html(summary, written[-1])
         kinds = [kind for kind in ("pdf", "svg") if kind in formats]
         if kinds:
             written += figures.write_all(summary, directory / "figures", kinds)
@@ -34,7 +34,7 @@ def write(
             files = latex.write_all(summary, directory / "tables")
             written += files
             if check_latex:
-                latex.check(files)
+                latex.check_latex(files)
         for kind, function in (("csv", tables.to_csv), ("json", tables.to_json)):
             if kind in formats:
                 written.append(directory / f"summary.{kind}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hwrx.paths.cputime import ACTORS
 from hwrx.report import text
-from hwrx.report.cells import Cell, Table, grouped, heads
+from hwrx.report.cells import Cell, Table, column_heads, grouped_digits
 from hwrx.report.model import Summary
 from hwrx.stats import Estimate
 
@@ -35,15 +35,17 @@ SPLIT = (
 )
 
 
-def tables(summary: Summary) -> list[Table]:
+def actor_tables(summary: Summary) -> list[Table]:
     """The table, if any run tells of processor time: a column for each actor that some row has, and why others lack."""
     rows = [row for row in summary.rows if row.cpu]
     shown = [actor for actor in ACTORS if any(actor in row.cpu for row in rows)]
     if not rows:
         return []
-    columns, head = heads(rows)
+    columns, head = column_heads(rows)
     columns += [(HEADS.get(actor, actor), "") for actor in shown]
-    cells = [(first, [*head(row), *(_time(row.cpu.get(actor)) for actor in shown)]) for first, row in grouped(rows)]
+    cells = [
+        (first, [*head(row), *(_time(row.cpu.get(actor)) for actor in shown)]) for first, row in grouped_digits(rows)
+    ]
     unit = "guest instructions" if all(row.counted for row in rows) else "µs"
     lacking: dict[str, list[str]] = {}
     for actor in ACTORS:
@@ -62,11 +64,11 @@ def _counted(summary: Summary, unit: str) -> list[Table]:
     shown = [actor for actor in COUNTED if any(actor in row.cpu_counted for row in rows)]
     if not rows:
         return []
-    columns, head = heads(rows)
+    columns, head = column_heads(rows)
     columns += [(COUNTED[actor], "") for actor in shown]
     columns += [("busy, not counted", "")] if any("busy" in row.cpu for row in rows) else []
     cells = []
-    for first, row in grouped(rows):
+    for first, row in grouped_digits(rows):
         line: list[Cell] = [_plain(row.cpu_counted.get(actor)) for actor in shown]
         line += [_time(row.cpu.get("busy"))] if columns[-1][0] == "busy, not counted" else []
         cells.append((first, [*head(row), *line]))
@@ -75,8 +77,8 @@ def _counted(summary: Summary, unit: str) -> list[Table]:
 
 
 def _plain(found: float | None) -> Cell:
-    return (text.WITHHELD if found is None else text.number(found), "")
+    return (text.WITHHELD if found is None else text.number_text(found), "")
 
 
 def _time(found: Estimate | None) -> Cell:
-    return (text.value(found), text.plus_minus(found))
+    return (text.value_text(found), text.plus_minus(found))

@@ -51,14 +51,14 @@ class Answer(Struct, kw_only=True):
         return _laid_out(self.heads, self.rows) if self.rows else []
 
 
-def compares(summary: Summary) -> bool:
+def compares_paths(summary: Summary) -> bool:
     """Whether paths were compared, so that there is an answer."""
     return any(row.path != summary.baseline for row in summary.of("pingpong") + summary.of("stream"))
 
 
-def answers(summary: Summary) -> list[Answer]:
+def answers_of(summary: Summary) -> list[Answer]:
     """The answer for each pattern of a comparison that has one: half a round trip, then a streamed message."""
-    if not compares(summary):
+    if not compares_paths(summary):
         return []
     return [_answer(summary, pattern) for pattern in ("pingpong", "stream") if _lines(summary, pattern)]
 
@@ -193,7 +193,7 @@ def _costs(
 
 def _amount(value: float, measure: _Measure) -> str:
     """Three digits; of counted instructions with a prefix from 1,000 on, for there are many columns."""
-    return text.compact(value) if measure.counted or value >= 1e5 else text.number(value)
+    return text.compact_number(value) if measure.counted or value >= 1e5 else text.number_text(value)
 
 
 def _ratios(
@@ -224,7 +224,7 @@ def ratio_words(ratio: Estimate | None) -> str:
         return text.WITHHELD
     if math.isnan(ratio.low):
         return f"{ratio.value:.2f}"
-    if not told(ratio):
+    if not told_apart(ratio):
         return NOT_TOLD
     half = (ratio.high - ratio.low) / 2
     if half > NARROW * ratio.value / 2:
@@ -236,10 +236,10 @@ def ratio_words(ratio: Estimate | None) -> str:
 def _bare_ratio(ratio: Estimate | None) -> str:
     if ratio is None:
         return text.WITHHELD
-    return f"{ratio.value:.2f}" if math.isnan(ratio.low) or told(ratio) else "?"
+    return f"{ratio.value:.2f}" if math.isnan(ratio.low) or told_apart(ratio) else "?"
 
 
-def told(ratio: Estimate) -> bool:
+def told_apart(ratio: Estimate) -> bool:
     """Whether a ratio is told apart from 1, or is known to be 1 as nearly as matters."""
     return ratio.low > 1 or ratio.high < 1 or max(ratio.high - 1, 1 - ratio.low) <= SAME
 
@@ -248,7 +248,7 @@ def _handled(
     summary: Summary, shown: Sequence[Line], sizes: Sequence[int]
 ) -> list[tuple[str, list[tuple[str, str, list[str]]]]]:
     """Columns of copies and of passes, each kind once for all sizes where they are alike, else for each."""
-    known = ledgers.handled(summary)
+    known = ledgers.bytes_handled(summary)
     if not known:
         return []
     kinds: list[tuple[str, Callable[[ledgers.Handled], tuple[float | None, float | None]]]] = [
@@ -378,7 +378,7 @@ def _notes(
         notes.append("1 repeat: no intervals.")
     elif widths and len(prices) > 1:
         notes.append(f"Every ratio's 95 % interval is within ±{100 * max(widths):.2g} % of it.")
-    if any(value for value in ledgers.handled(summary).values()):
+    if any(value for value in ledgers.bytes_handled(summary).values()):
         notes.append("copies, passes: how often CPUs write, or only read, each byte: sender + receiver.")
     elif not measure.stream or not summary.of("pingpong"):
         notes.append("CPU copies a byte were not counted: --trace counts them.")
@@ -389,7 +389,7 @@ def _notes(
     unsure = [
         row
         for row in rows
-        if (ratio := measure.ratio(row)) is not None and not math.isnan(ratio.low) and not told(ratio)
+        if (ratio := measure.ratio(row)) is not None and not math.isnan(ratio.low) and not told_apart(ratio)
     ]
     if unsure and len(unsure) < len(ratios):
         notes.append(f"not told apart from {summary.baseline} (the 95 % interval holds 1): {_some(unsure)}.")
@@ -438,26 +438,26 @@ def nothing_told(summary: Summary, lines: dict[tuple[Any, ...], Line], measure: 
     """If no path is told apart from the baseline: that, and why; else empty."""
     rows = [row for line in lines.values() for row in line.values()]
     ratios = [ratio for row in rows if (ratio := measure.ratio(row)) is not None and not math.isnan(ratio.low)]
-    if not ratios or any(told(ratio) for ratio in ratios):
+    if not ratios or any(told_apart(ratio) for ratio in ratios):
         return ""
     base = next((row for row in rows if row.path == summary.baseline and measure.figure(row) is not None), None)
     why = ""
     if base is not None and (own := measure.figure(base)) is not None and not math.isnan(own.low):
         why = (
             f" repeats of one and the same path differ as much as paths do ({_row_words(base)}: "
-            f"{text.number(own.low, own.value)}–{text.number(own.high, own.value)} {measure.unit})."
+            f"{text.number_text(own.low, own.value)}–{text.number_text(own.high, own.value)} {measure.unit})."
         )
     remedy = " More repeats, an idle machine, or --clock icount, which counts instructions, tell more."
     return f"NOTHING IS TOLD APART from {summary.baseline}:{why or ' every interval holds 1.'}{remedy}"
 
 
-def sentence(summary: Summary) -> str:
+def answer_sentence(summary: Summary) -> str:
     """The answer in a sentence, for who asks for no table: the paths against the baseline at the smallest size."""
     lines = _lines(summary, "pingpong")
     measure = _Measure(summary, "pingpong")
     if not measure.counted:
         nothing = nothing_told(summary, lines, measure)
-        return nothing or words.answer(summary.rows, summary.baseline)
+        return nothing or words.answer_words(summary.rows, summary.baseline)
     size = summary.sizes("pingpong")[0]
     parts: list[str] = []
     for name, line in zip(_names(list(lines.values())), lines.values(), strict=True):

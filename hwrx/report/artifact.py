@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from hwrx.errors import StoreError
 from hwrx.host import disk
 from hwrx.report.provenance import find_key
-from hwrx.report.summary import summarise
+from hwrx.report.summary import summarise_runs
 from hwrx.version import __version__
 
 if TYPE_CHECKING:
@@ -62,14 +62,14 @@ To read it without running anything: hwrx report run
 {warning}"""
 
 
-def pack(run: Run, target: pathlib.Path | None = None) -> pathlib.Path:
+def pack_artifact(run: Run, target: pathlib.Path | None = None) -> pathlib.Path:
     """Write NAME.tar.gz and return its path. The same run, packed by the same hwrx, gives the same bytes."""
     name = run.path.name
     target = target or pathlib.Path(f"{name}.tar.gz")
     if target.exists():
         raise StoreError(f"{target} exists", remedy="name another file with --out")
     source, commit, warning = _source(run)
-    summary = summarise([run])
+    summary = summarise_runs([run])
     try:
         files: dict[str, bytes] = {
             f"run/{file.relative_to(run.path)}": file.read_bytes()
@@ -77,9 +77,9 @@ def pack(run: Run, target: pathlib.Path | None = None) -> pathlib.Path:
             if file.is_file() and not file.is_symlink() and not file.name.startswith(".")
         }
     except OSError as error:
-        raise StoreError(f"{run.path} cannot be read: {disk.reason(error)}") from error
+        raise StoreError(f"{run.path} cannot be read: {disk.reason_of(error)}") from error
     warning += "".join(f"\nThe run is damaged: {loss}\n" for loss in run.damage)
-    files["requirements.txt"] = requirements().encode()
+    files["requirements.txt"] = requirements_of().encode()
     files["rerun.sh"] = _RERUN.replace("@VERSION@", __version__).encode()
     files["README.txt"] = _README.format(
         heading=": ".join(filter(None, [run.name, str(run.manifest.get("question") or "").partition("\n")[0]])),
@@ -96,7 +96,7 @@ def pack(run: Run, target: pathlib.Path | None = None) -> pathlib.Path:
     return target
 
 
-def requirements() -> str:
+def requirements_of() -> str:
     """Every Python package that hwrx needs here, directly or not, each pinned to its version."""
     found: dict[str, str] = {}
     waiting = ["hwrx"]
@@ -157,4 +157,4 @@ def _write(target: pathlib.Path, name: str, files: dict[str, bytes], when: float
         fresh.replace(target)
     except OSError as error:
         fresh.unlink(missing_ok=True)
-        raise StoreError(f"cannot write {target}: {disk.reason(error)}") from error
+        raise StoreError(f"cannot write {target}: {disk.reason_of(error)}") from error

@@ -39,10 +39,11 @@ def save_baseline(name: str, runs: Sequence[pathlib.Path]) -> pathlib.Path:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         content = {"runs": [str(run.resolve()) for run in runs]}
-        disk.replace(file, strict_json.to_json(content, indent=1).encode() + b"\n")
+        disk.replace_file(file, strict_json.to_json(content, indent=1).encode() + b"\n")
     except OSError as error:
         raise StoreError(
-            f"cannot keep the baseline in {file.parent}: {disk.reason(error)}", remedy="set XDG_STATE_HOME to a folder"
+            f"cannot keep the baseline in {file.parent}: {disk.reason_of(error)}",
+            remedy="set XDG_STATE_HOME to a folder",
         ) from error
     return file
 

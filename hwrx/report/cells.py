@@ -32,7 +32,9 @@ class Table(Struct):
     folded: bool = False
 
 
-def heads(rows: Sequence[Row], *, offered: bool = True) -> tuple[list[tuple[str, Kind]], Callable[[Row], list[Cell]]]:
+def column_heads(
+    rows: Sequence[Row], *, offered: bool = True
+) -> tuple[list[tuple[str, Kind]], Callable[[Row], list[Cell]]]:
     """The columns that tell these rows apart, and what gives a row's cells under them.
 
     Size and path come first and stand in every row: so they can stay in sight where the others scroll away. `offered`:
@@ -55,7 +57,7 @@ def heads(rows: Sequence[Row], *, offered: bool = True) -> tuple[list[tuple[str,
         found += [(row.pattern, "")] if patterns else []
         found += [(row.wait, ""), *((swept_cell(row.swept.get(key)), "") for key in swept)]
         if loads or rates:
-            found.append((text.share(row.load) if loads else text.offered(row.rate), ""))
+            found.append((text.share_words(row.load) if loads else text.offered_words(row.rate), ""))
         return found
 
     return columns, cells
@@ -66,18 +68,18 @@ def swept_cell(value: object) -> str:
     return "none" if value is None or value == "" else str(value)
 
 
-def estimate(found: Estimate | None) -> Cell:
+def estimate_cell(found: Estimate | None) -> Cell:
     """A figure and its interval."""
-    return text.value(found), text.plus_minus(found)
+    return text.value_text(found), text.plus_minus(found)
 
 
-def ratio(row: Row, baseline: str) -> Cell:
+def ratio_cell(row: Row, baseline: str) -> Cell:
     """A row's ratio to the baseline and its interval."""
-    value, _, interval = text.ratio(row, baseline).partition(" ")
+    value, _, interval = text.ratio_text(row, baseline).partition(" ")
     return value, interval
 
 
-def grouped(rows: Sequence[Row]) -> list[tuple[bool, Row]]:
+def grouped_digits(rows: Sequence[Row]) -> list[tuple[bool, Row]]:
     """Rows, each with whether it is the first of its size and of what was swept."""
     groups = [(row.size, {key: value for key, value in row.swept.items() if key != "rate"}) for row in rows]
     return [(not place or groups[place - 1] != groups[place], row) for place, row in enumerate(rows)]

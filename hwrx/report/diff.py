@@ -19,7 +19,7 @@ from hwrx.host import strict_json
 from hwrx.report.diff_exact import exact_changes
 from hwrx.report.model import Change, Row, name_of
 from hwrx.report.provenance import kernel_of
-from hwrx.report.summary import summarise
+from hwrx.report.summary import summarise_runs
 from hwrx.report.words import size_words
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Diff(Struct, frozen=True, kw_only=True):
         ]
 
 
-def compare(before: Sequence[Run], after: Sequence[Run], *, anyway: bool = False, single: bool = False) -> Diff:
+def compare_runs(before: Sequence[Run], after: Sequence[Run], *, anyway: bool = False, single: bool = False) -> Diff:
     """Hold runs against runs.
 
     :param before, after: one run or more a side
@@ -88,7 +88,7 @@ def compare(before: Sequence[Run], after: Sequence[Run], *, anyway: bool = False
             f"{_names(before)} and {_names(after)} cannot be compared: {'; '.join(reasons)}",
             remedy="--anyway compares them nevertheless; the ratios then mix what changed with what you changed",
         )
-    sides = [_by_setting([summarise([run]).rows for run in side], anyway) for side in (before, after)]
+    sides = [_by_setting([summarise_runs([run]).rows for run in side], anyway) for side in (before, after)]
     sampled = len(before) > 1 or len(after) > 1
     changes: list[Change] = []
     withheld = []
@@ -106,7 +106,7 @@ def compare(before: Sequence[Run], after: Sequence[Run], *, anyway: bool = False
             remedy="hwrx report says why" if withheld else "--anyway leaves the length of the trials out of account",
         )
     judged = [change for change in changes if not change.exact]
-    adjusted = stats.holm([1.0 if math.isnan(change.chance) else change.chance for change in judged])
+    adjusted = stats.holm_adjusted([1.0 if math.isnan(change.chance) else change.chance for change in judged])
     firm = dict(zip(map(id, judged), adjusted, strict=True))
     return Diff(
         a=[run.path.name for run in before],
@@ -133,14 +133,18 @@ def to_json(diff: Diff) -> str:
     return strict_json.to_json(content, indent=1)
 
 
-def flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
+def flat_changes(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Nested values as lines `a.b.c`, value. What is empty is left out."""
     if isinstance(tree, dict):
-        return [line for key, value in tree.items() for line in flat(value, f"{prefix}.{key}" if prefix else str(key))]
+        return [
+            line
+            for key, value in tree.items()
+            for line in flat_changes(value, f"{prefix}.{key}" if prefix else str(key))
+        ]
     if isinstance(tree, list | tuple):
         if all(not isinstance(item, dict | list) for item in tree):
             return [(prefix, " ".join(map(str, tree)))] if tree else []
-        return [line for place, value in enumerate(tree) for line in flat(value, f"{prefix}.{place}")]
+        return [line for place, value in enumerate(tree) for line in flat_changes(value, f"{prefix}.{place}")]
     return [] if tree is None or tree == "" else [(prefix, str(tree))]
 
 
@@ -230,7 +234,7 @@ def _change(
     units = runs if max(map(len, runs)) > 1 else [side[0] for side in trials]
     step = 0.0 if more_is_better else 2 * max(_step(row) for row in (*before, *after))
     found = stats.compare_groups(units[0], units[1], step)
-    before_value, after_value = (stats.across(side).value for side in runs)
+    before_value, after_value = (stats.interval_across(side).value for side in runs)
     slower = found.ratio.value < 1 if more_is_better else found.ratio.value > 1
     return Change(
         row=name_of_row(before[0]),
@@ -258,7 +262,7 @@ def _names(runs: Sequence[Run]) -> str:
 
 
 def _label(runs: Sequence[Run]) -> str:
-    return "; ".join(dict.fromkeys(summarise([run]).label for run in runs))
+    return "; ".join(dict.fromkeys(summarise_runs([run]).label for run in runs))
 
 
 def _counts(runs: Sequence[Run]) -> bool:
@@ -311,7 +315,7 @@ def _environment(before: Sequence[Run], after: Sequence[Run]) -> list[tuple[str,
     for runs in (before, after):
         found: dict[str, list[str]] = {}
         for run in runs:
-            about = dict(flat({**run.manifest, "experiment": to_builtins(run.experiment)}))
+            about = dict(flat_changes({**run.manifest, "experiment": to_builtins(run.experiment)}))
             for key, value in about.items():
                 if value not in found.setdefault(key, []):
                     found[key].append(value)

@@ -18,7 +18,7 @@ MANY = "†"  # holds for all figures together
 GROUPED = "‡"
 
 
-def show(diff: Diff, file: IO[str] | None = None, width: int | None = None) -> None:
+def show_diff(diff: Diff, file: IO[str] | None = None, width: int | None = None) -> None:
     """Print what changed; figures that chance may explain are counted only."""
     console = Console(file=file, width=width, highlight=False)
     if width is None and not console.is_terminal:
@@ -33,7 +33,7 @@ def show(diff: Diff, file: IO[str] | None = None, width: int | None = None) -> N
         console.print(_figures("figures", told))
     elif doubtful := _doubtful(diff):
         console.print(_figures("figures that differ by more than their repeats do", doubtful))
-    for sentence in verdict(diff):
+    for sentence in diff_verdict(diff):
         console.print(Text(sentence))
     for side, row in diff.only:
         console.print(Text(f"only in {', '.join(diff.a if side == 'a' else diff.b)}: {row}"))
@@ -44,11 +44,11 @@ def show(diff: Diff, file: IO[str] | None = None, width: int | None = None) -> N
 def to_text(diff: Diff) -> str:
     """Return what `show` prints."""
     buffer = io.StringIO()
-    show(diff, buffer, 80)
+    show_diff(diff, buffer, 80)
     return buffer.getvalue()
 
 
-def verdict(diff: Diff) -> list[str]:
+def diff_verdict(diff: Diff) -> list[str]:
     """How many figures changed, and how many of those chance is to be thanked for."""
     said = []
     judged, exact = diff.judged, [change for change in diff.changes if change.exact]
@@ -100,7 +100,7 @@ def _figures(title: str, told: list[Change]) -> Table:
         table.add_column(column, justify=side, overflow="fold")  # type: ignore[arg-type]
     table.add_column("change (95 %)", justify="right", no_wrap=True)
     for change in sorted(told, key=lambda change: -abs(change.percent if not math.isnan(change.percent) else 0.0)):
-        number = _digits if change.exact else text.number
+        number = _digits if change.exact else text.number_text
         table.add_row(
             Text(change.row),
             change.figure,

@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from hwrx.errors import UsageError
 from hwrx.report import style, sweeps, text, waterfall
-from hwrx.report.model import Row, Summary, scaled
+from hwrx.report.model import Row, Summary, scaled_estimate
 from hwrx.report.style import COLUMN, GRID_INK, INK, PAPER, STYLE, Look
 from hwrx.report.words import size_words
 from hwrx.stats import BEYOND, GRID, NAMED
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
 logging.getLogger("fontTools").setLevel(logging.WARNING)
 
 
-def names(summary: Summary) -> list[str]:
+def figure_names(summary: Summary) -> list[str]:
     """The figures that these runs can fill, in the report's order."""
     return [name for name, (_, _, has) in FIGURES.items() if has(summary)]
 
 
-def title(name: str) -> str:
+def figure_title(name: str) -> str:
     """What a figure shows, as a caption's first words."""
     return FIGURES[name][1]
 
 
-def draw(summary: Summary, name: str, width: float = COLUMN) -> Figure:
+def draw_figure(summary: Summary, name: str, width: float = COLUMN) -> Figure:
     """Draw one figure, `width` inches wide. UsageError names the figures that there are."""
     if name not in FIGURES:
-        raise UsageError(f"there is no figure '{name}'", remedy=f"choose of: {', '.join(names(summary))}")
+        raise UsageError(f"there is no figure '{name}'", remedy=f"choose of: {', '.join(figure_names(summary))}")
     function, _, has = FIGURES[name]
     if not has(summary):
         raise UsageError(
             f"these runs have nothing to draw the figure '{name}' from",
-            remedy=f"they have: {', '.join(names(summary)) or 'none'}",
+            remedy=f"they have: {', '.join(figure_names(summary)) or 'none'}",
         )
     with rc_context(STYLE):
         figure = Figure(layout="constrained")
@@ -67,12 +67,12 @@ def _wrapped(words: str, width: float) -> str:
     return "\n".join(textwrap.wrap(words, int(24 * width)))
 
 
-def save(figure: Figure, path: pathlib.Path) -> None:
+def save_figure(figure: Figure, path: pathlib.Path) -> None:
     """Write a figure as PDF, SVG or PNG, by the name's ending, the same bytes each time."""
-    path.write_bytes(render(figure, path.suffix.lstrip(".")))
+    path.write_bytes(render_figure(figure, path.suffix.lstrip(".")))
 
 
-def render(figure: Figure, kind: str) -> bytes:
+def render_figure(figure: Figure, kind: str) -> bytes:
     """Return a figure as PDF, SVG or PNG."""
     metadata: dict[str, dict[str, Any]] = {
         "pdf": {"CreationDate": None, "ModDate": None, "Creator": "hwrx", "Producer": None},
@@ -85,9 +85,9 @@ def render(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def inline(figure: Figure, name: str) -> str:
+def inline_figure(figure: Figure, name: str) -> str:
     """Return a figure as an <svg> element whose ink follows the page's colours, with ids of its own."""
-    svg = render(figure, "svg").decode()
+    svg = render_figure(figure, "svg").decode()
     svg = svg[svg.index("<svg") :]
     svg = svg.replace(INK, "currentColor").replace(GRID_INK, "var(--rule)").replace(PAPER, "var(--paper)")
     svg = re.sub(r'id="([^"]+)"', rf'id="{name}-\1"', svg)
@@ -105,10 +105,10 @@ def _cdf(summary: Summary, figure: Figure, width: float) -> str:
     """Share of messages slower than a time, on a logarithmic axis, so that the tail is as readable as the middle."""
     pattern: Literal["pingpong", "paced"] = "pingpong" if summary.of("pingpong") else "paced"
     sizes, note = style.some_sizes(summary, pattern, 3)
-    axes = style.panels(figure, width, len(sizes), sharey=True, tall=1.6)
+    axes = style.make_panels(figure, width, len(sizes), sharey=True, tall=1.6)
     for ax, size in zip(axes, sizes, strict=True):
-        for row in style.few(style.of_size(summary, pattern, size)):
-            _tail(ax, row, style.look(summary, row), style.name(summary, row))
+        for row in style.few_ticks(style.of_size(summary, pattern, size)):
+            _tail(ax, row, style.look_of(summary, row), style.row_name(summary, row))
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_ylim(1.0, _smallest_share(summary, pattern))
@@ -117,10 +117,10 @@ def _cdf(summary: Summary, figure: Figure, width: float) -> str:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
         ax.yaxis.set_minor_locator(NullLocator())
         # `measures` differs only for READ, which the legend marks
-        ax.set_xlabel(f"{style.measure(summary, pattern)} [µs]")
-        if style.stacked(width) or ax is axes[0]:
+        ax.set_xlabel(f"{style.measure_text(summary, pattern)} [µs]")
+        if style.stack_panels(width) or ax is axes[0]:
             ax.set_ylabel("messages slower")
-    style.legend(figure, axes)
+    style.draw_legend(figure, axes)
     return note
 
 
@@ -147,7 +147,7 @@ def _latency(summary: Summary, figure: Figure, width: float) -> None:
     ax = figure.subplots()
     for look, rows in _series(summary, "pingpong"):
         colour, marker, line = look
-        for quantile, fill, label in (("p50", colour, style.name(summary, rows[0])), ("p99", PAPER, None)):
+        for quantile, fill, label in (("p50", colour, style.row_name(summary, rows[0])), ("p99", PAPER, None)):
             points = [(row.size, row.quantiles[quantile]) for row in rows]
             look_of = {"color": colour, "marker": marker, "linestyle": line, "markerfacecolor": fill, "label": label}
             if label is None:
@@ -157,53 +157,53 @@ def _latency(summary: Summary, figure: Figure, width: float) -> None:
     style.size_axis(ax, summary.sizes("pingpong"))
     ax.set_yscale("log")
     shown = [row.quantiles[name] for row in summary.of("pingpong") for name in ("p50", "p99")]
-    style.clipped(ax, "y", *style.span(shown))
+    style.clip_interval(ax, "y", *style.span_of(shown))
     style.plain_log(ax, "y")
-    ax.set_ylabel(f"{style.measure(summary, 'pingpong')} [µs]")
+    ax.set_ylabel(f"{style.measure_text(summary, 'pingpong')} [µs]")
     ax.set_title("filled: p50 with 95 % interval, dots: p50 of each trial, open: p99", loc="right", pad=2, fontsize=5.5)
-    style.legend(figure, [ax])
+    style.draw_legend(figure, [ax])
 
 
 def _throughput(summary: Summary, figure: Figure, width: float) -> None:
     """Messages and bytes a second against message size."""
-    axes = style.panels(figure, width, 2, tall=1.75)
+    axes = style.make_panels(figure, width, 2, tall=1.75)
     for look, rows in _series(summary, "stream"):
         colour, marker, line = look
-        look_of = {"color": colour, "marker": marker, "linestyle": line, "label": style.name(summary, rows[0])}
+        look_of = {"color": colour, "marker": marker, "linestyle": line, "label": style.row_name(summary, rows[0])}
         style.with_bars(axes[0], [(row.size, row.messages_per_s) for row in rows], look_of)
         style.with_bars(axes[1], [(row.size, row.bytes_per_s) for row in rows], look_of, 1e-6)
     rates = [row.messages_per_s for row in summary.of("stream")]
-    bytes_ = [row.bytes_per_s and scaled(row.bytes_per_s, 1e-6) for row in summary.of("stream")]
+    bytes_ = [row.bytes_per_s and scaled_estimate(row.bytes_per_s, 1e-6) for row in summary.of("stream")]
     for ax, words, shown in zip(axes, ("messages/s", "MB/s"), (rates, bytes_), strict=True):
         ax.set_yscale("log")
-        style.clipped(ax, "y", *style.span(shown))
+        style.clip_interval(ax, "y", *style.span_of(shown))
         style.plain_log(ax, "y")
         ax.set_ylabel(f"delivered [{words}]")
         style.size_axis(ax, summary.sizes("stream"))
-    style.legend(figure, axes)
+    style.draw_legend(figure, axes)
 
 
 def _ratios(summary: Summary, figure: Figure, width: float) -> str:
     """Each path's p50 as a multiple of the baseline's, with its interval."""
     sizes, note = style.some_sizes(summary, "pingpong", 6)
     lines = [row for row in summary.of("pingpong") if row.ratio is not None and row.size in sizes]
-    labels = list(dict.fromkeys(style.name(summary, row) for row in lines))
+    labels = list(dict.fromkeys(style.row_name(summary, row) for row in lines))
     figure.set_size_inches(width, 0.9 + 0.17 * len(lines) + 0.08 * len(labels))
     ax = figure.subplots()
     places: list[tuple[float, str]] = []
-    for row in sorted(lines, key=lambda row: (labels.index(style.name(summary, row)), row.size)):
+    for row in sorted(lines, key=lambda row: (labels.index(style.row_name(summary, row)), row.size)):
         assert row.ratio is not None
-        colour, marker, _ = style.look(summary, row)
+        colour, marker, _ = style.look_of(summary, row)
         low, high = row.ratio.value - row.ratio.low, row.ratio.high - row.ratio.value
         bars = None if np.isnan(low) else [[low], [high]]
-        place = -len(places) - 0.5 * labels.index(style.name(summary, row))
+        place = -len(places) - 0.5 * labels.index(style.row_name(summary, row))
         ax.errorbar(row.ratio.value, place, xerr=bars, color=colour, marker=marker, capsize=1.5, linestyle="none")
-        places.append((place, f"{style.name(summary, row)}, {size_words(row.size)}"))
+        places.append((place, f"{style.row_name(summary, row)}, {size_words(row.size)}"))
     ax.axvline(1, color=INK, linewidth=0.8)
     ax.set_yticks([place for place, _ in places], [label for _, label in places])
     ax.set_xscale("log")
-    low, high = style.span([row.ratio for row in lines])
-    style.clipped(ax, "x", min(low, 0.95), max(high, 1.05))
+    low, high = style.span_of([row.ratio for row in lines])
+    style.clip_interval(ax, "x", min(low, 0.95), max(high, 1.05))
     style.plain_log(ax, "x")
     ax.set_xlabel(
         f"p50, multiple of {summary.baseline}'s, with 95 % interval\n(an arrow: it goes on beyond the border)"
@@ -217,33 +217,33 @@ def _shift(summary: Summary, figure: Figure, width: float) -> str:
     rows = _shifted(summary)
     sizes, note = style.some_sizes(summary, "pingpong", 3)
     sizes = [size for size in sizes if any(row.size == size for row in rows)]
-    axes = style.panels(figure, width, len(sizes), sharey=True, tall=1.5)
-    limits = style.span([estimate for row in rows for _, estimate in row.shift if row.size in sizes])
+    axes = style.make_panels(figure, width, len(sizes), sharey=True, tall=1.5)
+    limits = style.span_of([estimate for row in rows for _, estimate in row.shift if row.size in sizes])
     for ax, size in zip(axes, sizes, strict=True):
-        of_size = style.few([row for row in rows if row.size == size])
+        of_size = style.few_ticks([row for row in rows if row.size == size])
         longest = max((row.shift for row in of_size), key=len)
         for number, row in enumerate(of_size):
-            colour, marker, line = style.look(summary, row)
+            colour, marker, line = style.look_of(summary, row)
             # beside each other, so that no bar hides another
             aside = (number - (len(of_size) - 1) / 2) * 0.6 / len(of_size)
             points = [(place + aside, estimate) for place, (_, estimate) in enumerate(row.shift)]
-            look_of = {"color": colour, "marker": marker, "linestyle": line, "label": style.name(summary, row)}
+            look_of = {"color": colour, "marker": marker, "linestyle": line, "label": style.row_name(summary, row)}
             style.with_bars(ax, points, look_of)
         # a panel of three has room for every second label
-        step = 1 if len(sizes) == 1 or style.stacked(width) else 2
+        step = 1 if len(sizes) == 1 or style.stack_panels(width) else 2
         ax.set_xticks(range(len(longest)), [
             f"p{100 * p:.0f}" if place % step == 0 or place == len(longest) - 1 else ""
             for place, (p, _) in enumerate(longest)
         ])  # fmt: skip
         ax.axhline(1, color=INK, linewidth=0.8)
         ax.set_yscale("log")
-        style.clipped(ax, "y", min(limits[0], 0.95), max(limits[1], 1.05))
+        style.clip_interval(ax, "y", min(limits[0], 0.95), max(limits[1], 1.05))
         style.plain_log(ax, "y")
         ax.set_title(size_words(size), loc="right", pad=2)
         ax.set_xlabel("quantile")
-        if style.stacked(width) or ax is axes[0]:
+        if style.stack_panels(width) or ax is axes[0]:
             ax.set_ylabel(f"multiple of {summary.baseline}'s")
-    style.legend(figure, axes)
+    style.draw_legend(figure, axes)
     return note
 
 
@@ -255,13 +255,13 @@ def _over_time(summary: Summary, figure: Figure, width: float) -> str:
     """Every trial from its first to its last message: drift, steps and stalls, which no quantile shows."""
     pattern = next(name for name in ("pingpong", "paced", "stream") if summary.of(name))
     sizes, note = style.some_sizes(summary, pattern, 3)
-    axes = style.panels(figure, width, len(sizes), sharey=True, tall=1.6)
+    axes = style.make_panels(figure, width, len(sizes), sharey=True, tall=1.6)
     for ax, size in zip(axes, sizes, strict=True):
-        for row in style.few(style.of_size(summary, pattern, size)):
-            colour, _, line = style.look(summary, row)
+        for row in style.few_ticks(style.of_size(summary, pattern, size)):
+            colour, _, line = style.look_of(summary, row)
             for trial, (medians, largest) in enumerate(row.series):
                 share = (np.arange(len(medians)) + 0.5) / len(medians) * 100
-                label = style.name(summary, row) if not trial else None
+                label = style.row_name(summary, row) if not trial else None
                 ax.plot(share, np.maximum(medians, 1e-3), color=colour, linestyle=line, linewidth=0.6, label=label)
                 ax.plot(share, np.maximum(largest, 1e-3), color=colour, linestyle="none", marker=".", markersize=1.3,
                         markeredgewidth=0)  # fmt: skip
@@ -270,9 +270,9 @@ def _over_time(summary: Summary, figure: Figure, width: float) -> str:
         style.plain_log(ax, "y")
         ax.set_title(size_words(size), loc="right", pad=2)
         ax.set_xlabel("messages of the trial [%]")
-        if style.stacked(width) or ax is axes[0]:
+        if style.stack_panels(width) or ax is axes[0]:
             ax.set_ylabel("µs")
-    style.legend(figure, axes)
+    style.draw_legend(figure, axes)
     return note
 
 
@@ -282,10 +282,10 @@ def _cost(summary: Summary, figure: Figure, width: float) -> None:
     ax = figure.subplots()
     for cost in summary.costs:
         rows = [row for row in summary.of("pingpong") if row.line == cost.line]
-        colour, marker, line = style.look(summary, rows[0])
+        colour, marker, line = style.look_of(summary, rows[0])
         sizes = np.array([row.size for row in rows], float)
         medians = [row.quantiles["p50"] for row in rows]
-        label = f"{style.name(summary, rows[0])}: {text.number(cost.byte.value)} ns/B"
+        label = f"{style.row_name(summary, rows[0])}: {text.number_text(cost.byte.value)} ns/B"
         ax.plot(
             sizes / 1024,
             cost.message.value + cost.byte.value / 1e3 * sizes,
@@ -296,9 +296,9 @@ def _cost(summary: Summary, figure: Figure, width: float) -> None:
         points = [(row.size / 1024, median) for row, median in zip(rows, medians, strict=True)]
         style.with_bars(ax, points, {"color": colour, "marker": marker, "linestyle": "none", "label": label})
     ax.set_xlabel("message size [KiB]")
-    ax.set_ylabel(f"{style.measure(summary, 'pingpong')}, p50 [µs]")
+    ax.set_ylabel(f"{style.measure_text(summary, 'pingpong')}, p50 [µs]")
     ax.set_ylim(bottom=0)
-    style.legend(figure, [ax])
+    style.draw_legend(figure, [ax])
 
 
 # --- inside --------------------------------------------------------------------------------------------------------
@@ -340,16 +340,16 @@ FIGURES: dict[str, tuple[Callable[[Summary, Figure, float], str | None], str, Ca
         lambda s: _several("stream")(s) and any(r.messages_per_s for r in s.of("stream")),
     ),
     "cost": (_cost, "Cost of a byte: the slope of time over message size", lambda s: bool(s.costs)),
-    "load": (sweeps.load, "Latency under load", lambda s: len({row.rate for row in s.of("paced")} - {None}) > 1),
-    "waits": (sweeps.waits, "Manners of waiting", style.several_waits),
-    "sweep": (sweeps.numbers, "Latency and throughput over what was varied", sweeps.has(int | float)),  # type: ignore[arg-type]
-    "conditions": (sweeps.conditions, "Latency and throughput under each condition", sweeps.has(str)),
+    "load": (sweeps.draw_load, "Latency under load", lambda s: len({row.rate for row in s.of("paced")} - {None}) > 1),
+    "waits": (sweeps.draw_waits, "Manners of waiting", style.several_waits),
+    "sweep": (sweeps.numbers_of, "Latency and throughput over what was varied", sweeps.has_sweep(int | float)),  # type: ignore[arg-type]
+    "conditions": (sweeps.conditions_of, "Latency and throughput under each condition", sweeps.has_sweep(str)),
     "waterfall": (
-        waterfall.draw,
+        waterfall.draw_waterfall,
         "Where the time goes: the mean time from each stage to the next, in packet order, by who works; a segment is "
         "named by the stage that ends it, and holds all since the one before it (after a sleeper's sched_switch also "
         "the rest of its waking); from traced trials, from client to server",
-        waterfall.has,
+        waterfall.has_waterfall,
     ),
 }
 
@@ -359,7 +359,7 @@ def _series(summary: Summary, pattern: str) -> list[tuple[Look, list[Row]]]:
     found: dict[tuple[object, ...], list[Row]] = {}
     for row in summary.of(pattern):
         found.setdefault(row.line, []).append(row)
-    return [(style.look(summary, rows[0]), rows) for rows in found.values()]
+    return [(style.look_of(summary, rows[0]), rows) for rows in found.values()]
 
 
 def _smallest_share(summary: Summary, pattern: str) -> float:
@@ -371,9 +371,9 @@ def write_all(summary: Summary, directory: pathlib.Path, kinds: Sequence[str] = 
     """Write every figure at column width; return the files."""
     directory.mkdir(parents=True, exist_ok=True)
     written = []
-    for name in names(summary):
-        figure = draw(summary, name)
+    for name in figure_names(summary):
+        figure = draw_figure(summary, name)
         for kind in kinds:
-            save(figure, directory / f"{name}.{kind}")
+            save_figure(figure, directory / f"{name}.{kind}")
             written.append(directory / f"{name}.{kind}")
     return written

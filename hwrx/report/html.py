@@ -6,10 +6,10 @@ import pathlib
 from typing import Any
 
 from hwrx.report import answer, figures, text
-from hwrx.report.diff import flat
+from hwrx.report.diff import flat_changes
 from hwrx.report.model import Summary
-from hwrx.report.page import page
-from hwrx.report.tables import tables
+from hwrx.report.page import render_template
+from hwrx.report.tables import report_tables
 
 MAIN = (
     "latency",
@@ -21,27 +21,27 @@ MAIN = (
 WIDE, NARROW = 7.2, 3.5  # inches, of the figures on a desk and on a phone
 
 
-def render(summary: Summary) -> str:
+def render_html(summary: Summary) -> str:
     """Return the page; the same for the same runs each time."""
     runs = summary.runs
-    return page(
+    return render_template(
         "report.html",
         title=" and ".join(dict.fromkeys(run.name for run in runs)),
         questions=[_question(text) for text in dict.fromkeys(run.manifest.get("question") for run in runs) if text],
         summary=summary,
-        answers=[(found, answer.as_table(summary, found)) for found in answer.answers(summary)],
-        tables=tables(summary),
+        answers=[(found, answer.as_table(summary, found)) for found in answer.answers_of(summary)],
+        tables=report_tables(summary),
         main=MAIN,
-        about=text.about(summary),
-        figures=[_figure(summary, name) for name in figures.names(summary)],
+        about=text.about_row(summary),
+        figures=[_figure(summary, name) for name in figures.figure_names(summary)],
         manifests=[_manifest(run) for run in runs],
         names=" ".join(run.path.name for run in runs),
     )
 
 
-def write(summary: Summary, path: pathlib.Path) -> None:
+def write_html(summary: Summary, path: pathlib.Path) -> None:
     """Write the page to a file."""
-    path.write_text(render(summary), encoding="utf-8")
+    path.write_text(render_html(summary), encoding="utf-8")
 
 
 def _question(text: str) -> tuple[str, str]:
@@ -53,12 +53,14 @@ def _question(text: str) -> tuple[str, str]:
 def _figure(summary: Summary, name: str) -> dict[str, str]:
     return {
         "name": name,
-        "title": figures.title(name),
-        "wide": figures.inline(figures.draw(summary, name, WIDE), f"{name}-wide"),
-        "narrow": figures.inline(figures.draw(summary, name, NARROW), f"{name}-narrow"),
+        "title": figures.figure_title(name),
+        "wide": figures.inline_figure(figures.draw_figure(summary, name, WIDE), f"{name}-wide"),
+        "narrow": figures.inline_figure(figures.draw_figure(summary, name, NARROW), f"{name}-narrow"),
     }
 
 
 def _manifest(run: Any) -> dict[str, Any]:
-    lines = [(key, words) for key, words in flat(run.manifest) if key not in ("question", "skipped", "warnings")]
+    lines = [
+        (key, words) for key, words in flat_changes(run.manifest) if key not in ("question", "skipped", "warnings")
+    ]
     return {"name": run.path.name, "lines": lines, "experiment": (run.path / "experiment.toml").read_text()}

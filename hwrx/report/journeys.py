@@ -60,7 +60,7 @@ class Journey(Struct, frozen=True, kw_only=True):
         return next((step for step in self.steps if step.stage.name == name), None)
 
 
-def journeys(summary: Summary) -> list[Journey]:
+def journeys_of(summary: Summary) -> list[Journey]:
     """Return every traced row's journey, in the order of the rows, the way there before the way back."""
     found = []
     for run in summary.runs:
@@ -117,7 +117,7 @@ def _journey(
 ) -> Journey:
     messages = int((number == stages.BY_NAME["posted"].number).sum())
     steps = []
-    for stage in (*stages.chain(row.path), UNKNOWN):
+    for stage in (*stages.stage_chain(row.path), UNKNOWN):
         values = ns[number == stage.number]
         if len(values):
             tail = float(np.quantile(values, 0.99)) if len(values) * 0.01 >= BEYOND else float("nan")

@@ -13,7 +13,7 @@ import unicodedata
 from hwrx.errors import MachineError
 from hwrx.report.cells import Cell, Table
 from hwrx.report.model import Summary
-from hwrx.report.tables import tables
+from hwrx.report.tables import report_tables
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -69,7 +69,7 @@ _DOCUMENT = r"""\documentclass[twocolumn,10pt]{article}
 """
 
 
-def escape(words: str) -> str:
+def escape_latex(words: str) -> str:
     """Words as LaTeX shows them; a letter that its 8-bit fonts lack is given in ASCII, or by its number."""
     return "".join(_SPECIAL.get(c) or (c if c.isascii() and c.isprintable() else _in_ascii(c)) for c in words)
 
@@ -79,7 +79,7 @@ def _in_ascii(letter: str) -> str:
     return plain if plain.isprintable() and plain else f"U+{ord(letter):04X}" if letter.isprintable() else " "
 
 
-def parts(table: Table) -> list[Table]:
+def latex_parts(table: Table) -> list[Table]:
     """The table cut into such as a page has room for, each with the columns that say what a row is of."""
     cut: list[list[int]] = [[]]
     widths = [_width(table, place) for place in range(len(table.columns))]
@@ -114,9 +114,9 @@ def _head(name: str) -> list[str]:
     return textwrap.wrap(name, HEAD, break_long_words=False, break_on_hyphens=False) or [""]
 
 
-def render(table: Table) -> str:
+def render_latex(table: Table) -> str:
     """The table as one float, or as many as a page has room for; intervals stand behind figures in a smaller size."""
-    return "\n".join(map(_float, parts(table)))
+    return "\n".join(map(_float, latex_parts(table)))
 
 
 def _float(table: Table) -> str:
@@ -135,7 +135,7 @@ def _float(table: Table) -> str:
             "% needs \\usepackage{booktabs}, \\usepackage{graphicx} and, for the micro sign, \\usepackage{textcomp}",
             rf"\begin{{table{star}}}",
             r"\centering",
-            rf"\caption{{{escape(table.title)}. {escape(table.caption)}}}",
+            rf"\caption{{{escape_latex(table.title)}. {escape_latex(table.caption)}}}",
             rf"\label{{tab:hwrx-{table.name}}}",
             r"\footnotesize\setlength{\tabcolsep}{3.5pt}%",
             # a table that is wider than its place all the same is made smaller, and no other
@@ -157,22 +157,22 @@ def _float(table: Table) -> str:
 def _stacked(lines: list[str], kind: str) -> str:
     """A column's name, its lines one above the other."""
     if len(lines) == 1:
-        return escape(lines[0])
-    return rf"\shortstack[{'l' if kind else 'r'}]{{{_BREAK.join(map(escape, lines))}}}"
+        return escape_latex(lines[0])
+    return rf"\shortstack[{'l' if kind else 'r'}]{{{_BREAK.join(map(escape_latex, lines))}}}"
 
 
 def write_all(summary: Summary, directory: pathlib.Path) -> list[pathlib.Path]:
     """Write every table as NAME.tex; return the files."""
     directory.mkdir(parents=True, exist_ok=True)
     written = []
-    for table in tables(summary):
+    for table in report_tables(summary):
         path = directory / f"{table.name}.tex"
-        path.write_text(render(table), encoding="utf-8")
+        path.write_text(render_latex(table), encoding="utf-8")
         written.append(path)
     return written
 
 
-def check(files: list[pathlib.Path]) -> None:
+def check_latex(files: list[pathlib.Path]) -> None:
     """Compile the tables on pages of two columns of 86 mm.
 
     MachineError where there is no LaTeX, where it refuses them, and where one does not fit.
@@ -206,4 +206,4 @@ def check(files: list[pathlib.Path]) -> None:
 
 def _cell(cell: Cell) -> str:
     value, beside = cell
-    return escape(value) + (rf" {{\footnotesize {escape(beside)}}}" if beside else "")
+    return escape_latex(value) + (rf" {{\footnotesize {escape_latex(beside)}}}" if beside else "")

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from hwrx import stages
 from hwrx.report import text
-from hwrx.report.cells import Cell, Kind, Table, heads
+from hwrx.report.cells import Cell, Kind, Table, column_heads
 from hwrx.report.journeys import of_run
 from hwrx.report.model import Row, Summary
 
@@ -30,7 +30,7 @@ class Handled(Struct, frozen=True, kw_only=True):
     passed: tuple[float | None, float | None]
 
 
-def handled(summary: Summary) -> dict[tuple[Any, ...], Handled]:
+def bytes_handled(summary: Summary) -> dict[tuple[Any, ...], Handled]:
     """By the key of each row that was traced: its copies and passes a byte delivered."""
     found = {}
     for run in summary.runs:
@@ -65,7 +65,7 @@ def _sides(
     return sender, receiver
 
 
-def tables(summary: Summary) -> list[Table]:
+def ledger_tables(summary: Summary) -> list[Table]:
     """Copies per byte, and what tracing cost."""
     found = []
     for run in summary.runs:
@@ -97,7 +97,7 @@ def _copies(summary: Summary, run: Run, name: str) -> Table | None:
     if not copied or not tracing:
         return None
     traced = list(_traced_rows(summary, run, copied))
-    columns, head = heads([row for row, _ in traced])
+    columns, head = column_heads([row for row, _ in traced])
     rows: list[tuple[bool, list[Cell]]] = []
     for row, entries in traced:
         whole = sum(tracing[trial][0]["delivered_bytes"] for trial in row.trials if trial in tracing)
@@ -131,7 +131,7 @@ def _tracing(summary: Summary, run: Run, name: str) -> Table | None:
     traced = list(_traced_rows(summary, run, by_trial))
     if not traced:
         return None
-    columns, head = heads([row for row, _ in traced])
+    columns, head = column_heads([row for row, _ in traced])
     unit, factor = ("instructions", 1.0) if run.manifest.get("clock") == "icount" else ("µs", 1e-3)
     rows: list[tuple[bool, list[Cell]]] = []
     for row, mine in traced:
@@ -165,4 +165,4 @@ def _change(pairs: Sequence[tuple[float, float]], factor: float) -> Cell:
     if not pairs:
         return (text.WITHHELD, "")
     off, on = (float(np.exp(np.mean(np.log([pair[k] for pair in pairs])))) for k in (0, 1))
-    return (f"{text.number(off * factor)} → {text.number(on * factor)}", f"{100 * (on / off - 1):+.0f} %")
+    return (f"{text.number_text(off * factor)} → {text.number_text(on * factor)}", f"{100 * (on / off - 1):+.0f} %")

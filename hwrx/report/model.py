@@ -198,7 +198,7 @@ def name_of(p: float) -> str:
     return f"p{100 * p:g}"
 
 
-def scaled(estimate: Estimate, factor: float) -> Estimate:
+def scaled_estimate(estimate: Estimate, factor: float) -> Estimate:
     """The same in another unit."""
     return msgspec.structs.replace(
         estimate, value=estimate.value * factor, low=estimate.low * factor, high=estimate.high * factor

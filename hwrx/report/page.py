@@ -9,7 +9,7 @@ import jinja2
 from hwrx.version import __version__
 
 
-def page(template: str, **values: Any) -> str:
+def render_template(template: str, **values: Any) -> str:
     """Return the page that a template of hwrx/report/templates makes of `values`, all of which it must be given."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hwrx.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True

@@ -27,12 +27,12 @@ def by_actor(trial: dict[str, Any], ways: int) -> dict[str, float]:
     return {actor: float(ns) / messages for actor, ns in found.items() if ns is not None and messages}
 
 
-def busy(trials: Sequence[dict[str, float]]) -> list[float]:
+def busy_time(trials: Sequence[dict[str, float]]) -> list[float]:
     """What of each trial was not idle; nothing unless all trials tell."""
     return [found["busy"] for found in trials] if all("busy" in found for found in trials) else []
 
 
-def missing(trials: Sequence[dict[str, Any]], counting: Mapping[str, Any]) -> dict[str, str]:
+def missing_actors(trials: Sequence[dict[str, Any]], counting: Mapping[str, Any]) -> dict[str, str]:
     """Why actors have no time, in the words of the last trial that says.
 
     :param counting: what the run says of its counted twins (trace.counted): one that was to have some says for softirqs

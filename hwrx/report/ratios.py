@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hwrx.runs.reading import Run
 
 
-def relate(rows: list[Row], baseline: str) -> None:
+def relate_rows(rows: list[Row], baseline: str) -> None:
     """Set each row's ratios to the baseline's row of the same run, pattern, size and sweep.
 
     Where the baseline waits in the same manner it is that row; else the one that it has.
@@ -45,7 +45,7 @@ def _compare(row: Row, base: Row) -> None:
     a, b = ([of.digests[of.repeats.index(repeat)] for repeat in common] for of in (row, base))
     if row.pattern != "stream":
         row.ratio = stats.quantile_ratio(a, b, 0.5, row.level)
-        row.shift = stats.shift(a, b, row.level)
+        row.shift = stats.shift_between(a, b, row.level)
     elif not row.withheld and not base.withheld:
         ours, theirs = ([of.rates[of.repeats.index(repeat)] for repeat in common] for of in (row, base))
         row.ratio = stats.ratio_across(ours, theirs, level=row.level)
@@ -54,7 +54,7 @@ def _compare(row: Row, base: Row) -> None:
         row.cost_ratio = stats.ratio_across(pair[0], pair[1], row.level)
 
 
-def judge(run: Run, rows: list[Row]) -> None:
+def judge_rows(run: Run, rows: list[Row]) -> None:
     """Mark the rows whose interval is wider than the experiment asked."""
     if run.experiment.until is not None:
         for row in rows:
@@ -66,8 +66,8 @@ def is_converged(row: Row, until: Until) -> bool:
     stream's rate.
     """
     if row.pattern == "stream":
-        return stats.converged(row.messages_per_s, until.width)
-    return stats.converged(stats.quantile_across(row.digests, until.quantile, stats.SEQUENTIAL), until.width)
+        return stats.is_converged(row.messages_per_s, until.width)
+    return stats.is_converged(stats.quantile_across(row.digests, until.quantile, stats.SEQUENTIAL), until.width)
 
 
 def costs_of(rows: list[Row]) -> list[Cost]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hwrx.report.summary import summarise
+from hwrx.report.summary import summarise_runs
 from hwrx.runs import reading
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ class ReportedRun(reading.Run):
 
     def summary(self) -> Summary:
         """Figures of merit of every path and setting, with intervals: what all reports are made from."""
-        return summarise([self])
+        return summarise_runs([self])
 
     def figure(self, name: str) -> Figure:
         """Draw one of the report's figures, for example "cdf"; UsageError names the ones that this run has."""
-        from hwrx.report.figures import draw  # matplotlib takes longer to import than all else
+        from hwrx.report.figures import draw_figure  # matplotlib takes longer to import than all else
 
-        return draw(self.summary(), name)
+        return draw_figure(self.summary(), name)

@@ -18,7 +18,7 @@ from hwrx.control.messages import Setting
 from hwrx.modes import State
 from hwrx.paths import arrivals
 from hwrx.report import processor
-from hwrx.report.model import SERIES, Row, name_of, scaled
+from hwrx.report.model import SERIES, Row, name_of, scaled_estimate
 from hwrx.runs import streams
 from hwrx.runs.experiment import capacity_key
 from hwrx.runs.overrides import LISTED, SETTING_FIELDS
@@ -109,12 +109,14 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
     rates = [of.rate for of in taken if of.rate is not None] if not reason else []
     kept = [of.kept for of in taken if of.kept is not None]
     level = stats.LEVEL if run.experiment.until is None else stats.SEQUENTIAL
-    answered = stats.across(rates, level, max(_rate_step(of.digest, pattern) for of in taken)) if rates else None
+    answered = (
+        stats.interval_across(rates, level, max(_rate_step(of.digest, pattern) for of in taken)) if rates else None
+    )
     by_trial = {trial["trial"]: trial for trial in trials}
     counted = run.manifest["clock"] == "icount"
     ways = 2 if pattern == "paced" or half else 1  # messages of a round trip; of a full one the answer is the message
     cpu = [processor.by_actor(by_trial[of.trial], ways) for of in taken]
-    busy = processor.busy(cpu) if counted else []
+    busy = processor.busy_time(cpu) if counted else []
     return Row(
         run=name,
         path=path,
@@ -139,15 +141,15 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         quantiles={name_of(p): stats.quantile_across(digests, p, level) for p in stats.NAMED},
         service_quantiles={name_of(p): stats.quantile_across(service, p, level) for p in stats.NAMED if service},
         messages_per_s=answered,
-        bytes_per_s=None if answered is None else scaled(answered, size),
+        bytes_per_s=None if answered is None else scaled_estimate(answered, size),
         withheld=_withheld(reason, next((of.no_cost for of in taken if of.no_cost), "") if busy else ""),
         rate=trials[0].get("rate"),
         load=load,
         kept=float(np.median(kept)) if kept else math.nan,
         tally=_sum(trials),
-        cost=stats.across(busy, level) if busy else None,
+        cost=stats.interval_across(busy, level) if busy else None,
         cpu=processor.across_trials(cpu, 1.0 if counted else 1e-3, level),
-        cpu_missing=processor.missing(trials, run.manifest.get("counting", {})),
+        cpu_missing=processor.missing_actors(trials, run.manifest.get("counting", {})),
         counted=counted,
         resident=max((v for t in trials for f, v in t.items() if f.startswith("resident") and v), default=0),
         effective=min((found.effective[0.5] / found.count for found in digests), default=math.nan),
@@ -174,7 +176,7 @@ def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
     rate = kept = service = None
     withheld = no_cost = ""
     if samples.service_ns is not None:
-        service = _in_us(stats.digest(samples.service_ns), 1.0)
+        service = _in_us(stats.digest_samples(samples.service_ns), 1.0)
     # before the digest sorts the times
     if pattern == "stream":
         of_stream = _steady_rate(run, trial, samples.ns)
@@ -188,10 +190,10 @@ def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
         # a run that does not say what was offered is one that did not draw arrivals from its seed either
         sent = trial.get("offered_messages")
         seed = run.experiment.seed if sent is not None else None
-        due = arrivals.intended(_setting(trial), int(trial["repeat"]), seed, samples.sequence)
-        rate = stats.answered(due, ns)
+        due = arrivals.intended_times(_setting(trial), int(trial["repeat"]), seed, samples.sequence)
+        rate = stats.answered_within(due, ns)
         if sent is None:
-            offered = stats.answered(due, np.zeros_like(due))
+            offered = stats.answered_within(due, np.zeros_like(due))
         else:
             offered = (sent - 1) / trial["offered_ns"] * 1e9 if sent > 1 and trial["offered_ns"] else None
         kept = rate / offered if rate and offered else None
@@ -203,7 +205,7 @@ def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
             times = ns.copy()
         else:
             states = stats.find_states(ns, exact=False)
-    found = stats.digest(ns)
+    found = stats.digest_samples(ns)
     if pattern == "pingpong" and found.mean > 0:
         rate = 1e9 / found.mean * (trial.get("senders") or 1)
     return Taken(
@@ -272,7 +274,7 @@ def _groups(digests: Sequence[Digest], rates: Sequence[float], pattern: str) -> 
     """The groups that the trials' medians (a stream's rates) fall into, if they do."""
     if pattern == "stream":
         return stats.trial_groups(rates)
-    if not digests or not all(stats.shown(of.count, 0.5) and of.quantile(0.5) > 0 for of in digests):
+    if not digests or not all(stats.shown_quantiles(of.count, 0.5) and of.quantile(0.5) > 0 for of in digests):
         return []
     medians = [of.quantile(0.5) for of in digests]
     return stats.trial_groups(medians, max(of.step / median for of, median in zip(digests, medians, strict=True)))

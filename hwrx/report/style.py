@@ -86,7 +86,7 @@ MARKERS = "osD^vP<>X*h"
 LINES = 8  # of a panel: more cannot be told apart
 
 
-def measure(summary: Summary, pattern: str) -> str:
+def measure_text(summary: Summary, pattern: str) -> str:
     """What the rows of a pattern measure, for an axis."""
     kinds = list(dict.fromkeys(row.measures for row in summary.of(pattern)))
     return kinds[0] if len(kinds) == 1 else "half round trip (READ: full)"
@@ -103,14 +103,14 @@ def of_size(summary: Summary, pattern: str, size: int) -> list[Row]:
     return [row for row in summary.of(pattern) if row.size == size]
 
 
-def name(summary: Summary, row: Row) -> str:
+def row_name(summary: Summary, row: Row) -> str:
     """A row's name within one size and pattern; its manner of waiting where the path was measured in several."""
     waits = {other.wait for other in summary.of(row.pattern) if other.label == row.label}
     manner = f" {row.wait}" if len(waits) > 1 else ""
     return row.label + manner + (" (full)" if row.measures == "FULL round trip" else "")
 
 
-def look(summary: Summary, row: Row) -> Look:
+def look_of(summary: Summary, row: Row) -> Look:
     """A path's own look; among several waits, sweeps or runs of one path each has another marker and line."""
     colour, marker, line = LOOKS.get(row.path, OTHER)
     kin = list(dict.fromkeys(other.line for other in summary.of(row.pattern) if other.path == row.path))
@@ -128,19 +128,19 @@ def look(summary: Summary, row: Row) -> Look:
 def some_sizes(summary: Summary, pattern: str, most: int) -> tuple[list[int], str]:
     """At most so many of a pattern's sizes, and what a reader must be told where those are not all."""
     sizes = summary.sizes(pattern)
-    shown = spread(sizes, most)
+    shown = spread_labels(sizes, most)
     note = f"Shown: {', '.join(map(size_words, shown))} of {len(sizes)} sizes" if len(shown) < len(sizes) else ""
     return shown, note
 
 
-def stacked(width: float) -> bool:
+def stack_panels(width: float) -> bool:
     """Whether a figure is so narrow that its panels stand one above the other."""
     return width < 5
 
 
-def panels(figure: Figure, width: float, count: int, *, tall: float, sharey: bool = False) -> list[Axes]:
+def make_panels(figure: Figure, width: float, count: int, *, tall: float, sharey: bool = False) -> list[Axes]:
     """So many panels, beside each other or above, each `tall` inches where they are stacked."""
-    if stacked(width):
+    if stack_panels(width):
         figure.set_size_inches(width, 0.55 + tall * count)
         return list(figure.subplots(count, 1, squeeze=False).ravel())
     figure.set_size_inches(width, 3.1 if count > 1 else 3.6)
@@ -183,7 +183,7 @@ def trial_figures(row: Row, p: float) -> list[float]:
     return [digest.quantile(p) for digest in row.digests] if row.quantiles.get(name_of(p)) else []
 
 
-def clipped(ax: Axes, which: Literal["x", "y"], low: float, high: float) -> None:
+def clip_interval(ax: Axes, which: Literal["x", "y"], low: float, high: float) -> None:
     """Limit an axis, and mark with an arrow on its border each interval bar that goes on beyond it."""
     (ax.set_xlim if which == "x" else ax.set_ylim)(low, high)
     for container in ax.containers:
@@ -205,7 +205,7 @@ def clipped(ax: Axes, which: Literal["x", "y"], low: float, high: float) -> None
                                 markersize=4.5, linestyle="none", clip_on=False, zorder=4)  # fmt: skip
 
 
-def span(estimates: Sequence[Estimate | None], most: float = 1.9) -> tuple[float, float]:
+def span_of(estimates: Sequence[Estimate | None], most: float = 1.9) -> tuple[float, float]:
     """What a logarithmic axis should show: all values, and their intervals as far as `most` times beyond."""
     known = [estimate for estimate in estimates if estimate is not None]
     values = [estimate.value for estimate in known] or [1.0]  # all withheld: an axis without a figure
@@ -219,7 +219,7 @@ def span(estimates: Sequence[Estimate | None], most: float = 1.9) -> tuple[float
 def size_axis(ax: Axes, sizes: Sequence[int]) -> None:
     """A logarithmic axis of message sizes."""
     ax.set_xscale("log", base=2)
-    shown = spread(sizes, 6)
+    shown = spread_labels(sizes, 6)
     ax.xaxis.set_major_locator(FixedLocator(shown))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda size, _: size_words(int(size))))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -240,12 +240,12 @@ def plain_log(ax: Axes, which: Literal["x", "y"]) -> None:
     decades = np.log10(max(high, 1e-9) / max(low, 1e-9)) if low > 0 else 1.0
     steps = (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 0.9 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
     axis.set_major_locator(LogLocator(subs=steps, numticks=12))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short_label(value)))
     axis.set_minor_formatter(NullFormatter())
     axis.set_minor_locator(NullLocator())
 
 
-def short(value: float) -> str:
+def short_label(value: float) -> str:
     """A number for an axis: 12k, 1.5M."""
     for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= factor:
@@ -253,24 +253,24 @@ def short(value: float) -> str:
     return f"{value:,.6g}"
 
 
-def few(rows: Sequence[Row]) -> list[Row]:
+def few_ticks(rows: Sequence[Row]) -> list[Row]:
     """Of rows that differ by rate or sweep, as many as lines can be told apart: the first, the last, and between."""
     if len(rows) <= LINES:
         return list(rows)
     steps = list(dict.fromkeys((row.load or row.rate, str(row.swept)) for row in rows if not row.saturated))
     steps.sort()
-    chosen = [steps[place] for place in spread(range(len(steps)), max(1, LINES * len(steps) // len(rows)))]
+    chosen = [steps[place] for place in spread_labels(range(len(steps)), max(1, LINES * len(steps) // len(rows)))]
     return [row for row in rows if (row.load or row.rate, str(row.swept)) in chosen][: 2 * LINES]
 
 
-def spread(values: Sequence[T], most: int) -> list[T]:
+def spread_labels(values: Sequence[T], most: int) -> list[T]:
     """At most so many of the values: first, last and evenly between."""
     if len(values) <= most:
         return list(values)
     return [values[round(place)] for place in np.linspace(0, len(values) - 1, most)]
 
 
-def legend(figure: Figure, axes: Sequence[Axes], more: Mapping[str, Any] = {}) -> None:
+def draw_legend(figure: Figure, axes: Sequence[Axes], more: Mapping[str, Any] = {}) -> None:
     """One legend above all axes, each name once, in as many columns as the figure's width has room for."""
     found: dict[str, Any] = dict(more)
     for ax in axes:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from hwrx.report import answer, words
 from hwrx.report.model import BASELINE, Row, Summary
 from hwrx.report.provenance import label_of_run
-from hwrx.report.ratios import costs_of, judge, relate
+from hwrx.report.ratios import costs_of, judge_rows, relate_rows
 from hwrx.report.rows import rows_of
 
 if TYPE_CHECKING:
     from hwrx.runs.reading import Run
 
 
-def summarise(runs: Sequence[Run]) -> Summary:
+def summarise_runs(runs: Sequence[Run]) -> Summary:
     """Digest the runs, one trial in memory at a time."""
     rows: list[Row] = []
     for run in runs:
@@ -30,9 +30,9 @@ def summarise(runs: Sequence[Run]) -> Summary:
         )
     )  # fmt: skip
     baseline = BASELINE if any(row.path == BASELINE for row in rows) else next(iter(order), BASELINE)
-    relate(rows, baseline)
+    relate_rows(rows, baseline)
     for run in runs:
-        judge(run, [row for row in rows if row.run in ("", run.path.name)])
+        judge_rows(run, [row for row in rows if row.run in ("", run.path.name)])
     warnings = [warning for run in runs for warning in words.of_run(run)]
     warnings += words.of_rows(rows)
     summary = Summary(
@@ -40,13 +40,13 @@ def summarise(runs: Sequence[Run]) -> Summary:
         rows=rows,
         baseline=baseline,
         label="; ".join(dict.fromkeys(label_of_run(run) for run in runs)),
-        answer=words.answer(rows, baseline),
+        answer=words.answer_words(rows, baseline),
         warnings=warnings,
         costs=costs_of(rows),
         skipped=[(skip["label"], skip["reason"]) for run in runs for skip in run.manifest.get("skipped", [])],
     )
-    if answer.compares(summary) and summary.of("pingpong"):
-        summary.answer = answer.sentence(summary)
+    if answer.compares_paths(summary) and summary.of("pingpong"):
+        summary.answer = answer.answer_sentence(summary)
     return summary
 
 

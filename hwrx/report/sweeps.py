@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def load(summary: Summary, figure: Figure, width: float) -> str:
+def draw_load(summary: Summary, figure: Figure, width: float) -> str:
     """Response time against what was answered, with the time from the actual send that a closed loop would report."""
     rows = [row for row in summary.of("paced") if row.rate and row.messages_per_s]
     sizes, note = style.some_sizes(summary, "paced", 3)
     sizes = [size for size in sizes if any(row.size == size for row in rows)]
-    axes = style.panels(figure, width, len(sizes), tall=2.0)
+    axes = style.make_panels(figure, width, len(sizes), tall=2.0)
     for ax, size in zip(axes, sizes, strict=True):
         _load_panel(summary, ax, [row for row in rows if row.size == size])
         ax.set_title(f"{size_words(size)}; filled: p50, open: p99, dotted: p50 from actual send", loc="right", pad=2,
-                     fontsize=6 if len(sizes) == 1 or style.stacked(width) else 4.8)  # fmt: skip
-    style.legend(figure, axes)
+                     fontsize=6 if len(sizes) == 1 or style.stack_panels(width) else 4.8)  # fmt: skip
+    style.draw_legend(figure, axes)
     return note
 
 
@@ -56,15 +56,15 @@ def _load_panel(summary: Summary, ax: Axes, rows: list[Row]) -> None:
         dots = [(row.messages_per_s.value, style.trial_figures(row, 0.5)) for row in own if row.messages_per_s]
         style.with_dots(ax, dots, colour)
     ax.set_yscale("log")
-    style.clipped(ax, "y", *style.span([row.quantiles[name] for row in rows for name in ("p50", "p99")]))
+    style.clip_interval(ax, "y", *style.span_of([row.quantiles[name] for row in rows for name in ("p50", "p99")]))
     style.plain_log(ax, "y")
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.short(value)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.short_label(value)))
     ax.set_xlim(left=0)
     ax.set_xlabel("answered [messages/s]")
     ax.set_ylabel("response time [µs]")
 
 
-def waits(summary: Summary, figure: Figure, width: float) -> str:
+def draw_waits(summary: Summary, figure: Figure, width: float) -> str:
     """p50 and p99 of each manner of waiting, a panel for each size."""
     sizes, note = style.some_sizes(summary, "pingpong", 3)
     of_sizes = [[row for row in style.of_size(summary, "pingpong", size) if row.quantiles["p50"]] for size in sizes]
@@ -73,7 +73,7 @@ def waits(summary: Summary, figure: Figure, width: float) -> str:
     axes = figure.subplots(len(of_sizes), 1, squeeze=False, gridspec_kw={"height_ratios": list(map(len, of_sizes))})
     for ax, rows in zip(axes.ravel(), of_sizes, strict=True):
         for place, row in enumerate(rows):
-            colour, marker, _ = style.look(summary, row)
+            colour, marker, _ = style.look_of(summary, row)
             for quantile, fill in (("p99", PAPER), ("p50", colour)):
                 found = row.quantiles[quantile]
                 if found is not None:
@@ -84,10 +84,10 @@ def waits(summary: Summary, figure: Figure, width: float) -> str:
         ax.set_yticks([-place for place in range(len(rows))], [f"{row.label}, {row.wait}" for row in rows])
         ax.set_ylim(-len(rows) + 0.4, 0.6)
         ax.set_xscale("log")
-        style.clipped(ax, "x", *style.span([row.quantiles[name] for row in rows for name in ("p50", "p99")]))
+        style.clip_interval(ax, "x", *style.span_of([row.quantiles[name] for row in rows for name in ("p50", "p99")]))
         style.plain_log(ax, "x")
         ax.set_xlabel(
-            f"{style.measure(summary, 'pingpong')} at {size_words(rows[0].size)} [µs]; filled: p50, open: p99"
+            f"{style.measure_text(summary, 'pingpong')} at {size_words(rows[0].size)} [µs]; filled: p50, open: p99"
         )
         ax.grid(axis="y", visible=False)
     return note
@@ -103,11 +103,11 @@ def swept_field(summary: Summary, kind: type) -> str:
     return ""
 
 
-def numbers(summary: Summary, figure: Figure, width: float) -> str:
+def numbers_of(summary: Summary, figure: Figure, width: float) -> str:
     """Latency and throughput over a field that was swept through numbers, a panel for each pattern and size."""
     key = swept_field(summary, int | float)  # type: ignore[arg-type]
     panels, note = _panels(summary, key)
-    axes = style.panels(figure, width, len(panels), tall=1.85)
+    axes = style.make_panels(figure, width, len(panels), tall=1.85)
     for ax, (pattern, rows) in zip(axes, panels, strict=True):
         for name, own in _lines(summary, rows, key).items():
             colour, marker, line = _look_of(summary, own[0], key)
@@ -122,13 +122,13 @@ def numbers(summary: Summary, figure: Figure, width: float) -> str:
             style.with_dots(ax, [(x, style.trial_figures(row, 0.5)) for x, row in points], colour)
         _swept_axis(ax, sorted({float(row.swept[key]) for row in rows}))
         ax.set_yscale("log")
-        style.clipped(ax, "y", *style.span([estimate for row in rows for estimate in _shown(row)]))
+        style.clip_interval(ax, "y", *style.span_of([estimate for row in rows for estimate in _shown(row)]))
         style.plain_log(ax, "y")
         ax.set_ylabel(_axis_words(summary, pattern))
         words = "" if pattern == "stream" else "; filled: p50, open: p99"
         ax.set_title(f"{size_words(rows[0].size)}{words}", loc="right", pad=2, fontsize=6)
         ax.set_xlabel(key.replace("_", " "))
-    style.legend(figure, axes)
+    style.draw_legend(figure, axes)
     return note
 
 
@@ -139,19 +139,19 @@ def _swept_axis(ax: Axes, values: list[float]) -> None:
         ax.set_xscale("log", base=base)
     else:  # nothing is a value too, and stands a step below the smallest
         ax.set_xscale("symlog", base=base, linthresh=next((value for value in values if value > 0), 1.0))
-    ax.xaxis.set_major_locator(FixedLocator(style.spread(values, 7)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.short(value)))
+    ax.xaxis.set_major_locator(FixedLocator(style.spread_labels(values, 7)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.short_label(value)))
     ax.xaxis.set_minor_locator(NullLocator())
 
 
-def conditions(summary: Summary, figure: Figure, width: float) -> str:
+def conditions_of(summary: Summary, figure: Figure, width: float) -> str:
     """The same, row by row, over a field that was swept through words, such as what netem does to the wire."""
     key = swept_field(summary, str)
     panels, note = _panels(summary, key)
     run = next(run for run in summary.runs if key in run.experiment.sweep)
     order = [value for value in run.experiment.sweep[key] if any(row.swept.get(key) == value for row in summary.rows)]
     lines = list(dict.fromkeys(_line(summary, row, key) for _, rows in panels for row in rows))
-    stacked = style.stacked(width)
+    stacked = style.stack_panels(width)
     count = len(panels)
     tall = 0.7 + 0.085 * len(order) * (len(lines) + 1)
     figure.set_size_inches(width, count * tall if stacked else tall + 0.3)
@@ -167,12 +167,12 @@ def conditions(summary: Summary, figure: Figure, width: float) -> str:
             ax.axhline(0.5 - place, color=style.GRID_INK, linewidth=0.5)
         ax.grid(axis="y", visible=False)
         ax.set_xscale("log")
-        low, high = style.span([estimate for row in rows for estimate in _shown(row)])
-        style.clipped(ax, "x", low, high * (1.7 if any(row.lost_share for row in rows) else 1))
+        low, high = style.span_of([estimate for row in rows for estimate in _shown(row)])
+        style.clip_interval(ax, "x", low, high * (1.7 if any(row.lost_share for row in rows) else 1))
         style.plain_log(ax, "x")
         words = "" if pattern == "stream" else "; filled: p50, open: p99"
         ax.set_xlabel(f"{_axis_words(summary, pattern)}, {size_words(rows[0].size)}{words}")
-    style.legend(figure, list(axes))
+    style.draw_legend(figure, list(axes))
     return note
 
 
@@ -203,7 +203,7 @@ def _condition(ax: Axes, row: Row, place: float, look: style.Look, name: str) ->
         ax.annotate(words, (max(known), place), (4, 0), "data", "offset points", va="center", fontsize=5)
 
 
-def has(kind: type) -> Callable[[Summary], bool]:
+def has_sweep(kind: type) -> Callable[[Summary], bool]:
     """Whether a summary has rows to draw `numbers` or `conditions` from."""
 
     def any_rows(summary: Summary) -> bool:
@@ -244,7 +244,7 @@ def _shown(row: Row) -> list[Estimate | None]:
 
 
 def _axis_words(summary: Summary, pattern: str) -> str:
-    return "delivered [messages/s]" if pattern == "stream" else f"{style.measure(summary, pattern)} [µs]"
+    return "delivered [messages/s]" if pattern == "stream" else f"{style.measure_text(summary, pattern)} [µs]"
 
 
 def _line(summary: Summary, row: Row, key: str) -> str:

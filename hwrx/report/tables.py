@@ -11,14 +11,14 @@ import msgspec
 
 from hwrx.host import strict_json
 from hwrx.report import actors, ledgers, text, waterfall
-from hwrx.report.cells import Cell, Kind, Table, estimate, grouped, heads, ratio
+from hwrx.report.cells import Cell, Kind, Table, column_heads, estimate_cell, grouped_digits, ratio_cell
 from hwrx.report.model import Row, Summary, name_of
 from hwrx.report.words import size_words
 from hwrx.stats import NAMED, Estimate
 from hwrx.version import __version__
 
 
-def tables(summary: Summary) -> list[Table]:
+def report_tables(summary: Summary) -> list[Table]:
     """Every table that the runs can fill."""
     found = []
     if summary.of("pingpong"):
@@ -29,14 +29,14 @@ def tables(summary: Summary) -> list[Table]:
         found.append(_paced(summary))
     if summary.costs:
         found.append(_costs(summary))
-    found += actors.tables(summary)
+    found += actors.actor_tables(summary)
     found.append(_quality(summary))
-    return found + waterfall.tables(summary) + ledgers.tables(summary)
+    return found + waterfall.waterfall_tables(summary) + ledgers.ledger_tables(summary)
 
 
 def _latency(summary: Summary) -> Table:
     rows = summary.of("pingpong")
-    columns, head = heads(rows)
+    columns, head = column_heads(rows)
     shown = _shown_quantiles(rows)
     columns += [(f"{name} [µs]", "") for name in shown]
     columns += [(f"p50 × {summary.baseline}", ""), ("round trips/s", "")]
@@ -45,12 +45,12 @@ def _latency(summary: Summary) -> Table:
             first,
             [
                 *head(row),
-                *(estimate(row.quantiles[name]) for name in shown),
-                ratio(row, summary.baseline),
-                (text.value(row.messages_per_s), ""),
+                *(estimate_cell(row.quantiles[name]) for name in shown),
+                ratio_cell(row, summary.baseline),
+                (text.value_text(row.messages_per_s), ""),
             ],
         )
-        for first, row in grouped(rows)
+        for first, row in grouped_digits(rows)
     ]
     return Table("latency", "Latency", text.latency_caption(summary, rows), columns, cells, 2)
 
@@ -63,21 +63,24 @@ def _shown_quantiles(rows: list[Row]) -> list[str]:
 
 def _rates(summary: Summary) -> Table:
     rows = summary.of("stream")
-    columns, head = heads(rows)
+    columns, head = column_heads(rows)
     columns += [("messages/s", ""), ("bytes/s", ""), (f"rate × {summary.baseline}", ""), ("lost", "")]
     cells = []
-    for first, row in grouped(rows):
+    for first, row in grouped_digits(rows):
         lost = f"{100 * row.lost_share:.2g} %" if row.lost_share else "0"
         rate = (text.bytes_a_second(row.bytes_per_s), "")
         cells.append(
-            (first, [*head(row), estimate(row.messages_per_s), rate, ratio(row, summary.baseline), (lost, "")])
+            (
+                first,
+                [*head(row), estimate_cell(row.messages_per_s), rate, ratio_cell(row, summary.baseline), (lost, "")],
+            )
         )
     return Table("throughput", "Throughput", text.rate_caption(summary, rows), columns, cells, 2)
 
 
 def _paced(summary: Summary) -> Table:
     rows = summary.of("paced")
-    columns, head = heads(rows, offered=False)
+    columns, head = column_heads(rows, offered=False)
     shares = any(row.load is not None for row in rows)
     shown = _shown_quantiles(rows)
     columns += [("load", "")] if shares else []
@@ -85,17 +88,17 @@ def _paced(summary: Summary) -> Table:
     columns += [(f"{name} [µs]", "") for name in shown]
     columns += [(f"p50 × {summary.baseline}", "")]
     found = []
-    for first, row in grouped(rows):
+    for first, row in grouped_digits(rows):
         cells: list[Cell] = [
             *head(row),
-            *([(text.share(row.load), "")] if shares else []),
-            (text.offered(row.rate), ""),
+            *([(text.share_words(row.load), "")] if shares else []),
+            (text.offered_words(row.rate), ""),
         ]
-        cells.append((text.value(row.messages_per_s), text.SATURATED if row.saturated else ""))
+        cells.append((text.value_text(row.messages_per_s), text.SATURATED if row.saturated else ""))
         for name in shown:
             service = row.service_quantiles.get(name)
-            cells.append((text.value(row.quantiles[name]), f"({text.value(service)})" if service else ""))
-        found.append((first, [*cells, ratio(row, summary.baseline)]))
+            cells.append((text.value_text(row.quantiles[name]), f"({text.value_text(service)})" if service else ""))
+        found.append((first, [*cells, ratio_cell(row, summary.baseline)]))
     return Table("load", "Open loop", text.paced_caption(summary, rows), columns, found, 2)
 
 
@@ -113,14 +116,18 @@ def _costs(summary: Summary) -> Table:
         sizes = f"{size_words(cost.sizes[0])} to {size_words(cost.sizes[-1])}"
         cells: list[Cell] = [(cost.row, ""), (cost.wait, ""), (sizes, "")]
         size, off = cost.worst
-        cells += [text.signed(cost.byte), text.signed(cost.message), (f"{100 * off:+.0f} %", size_words(size))]
+        cells += [
+            text.signed_percent(cost.byte),
+            text.signed_percent(cost.message),
+            (f"{100 * off:+.0f} %", size_words(size)),
+        ]
         rows.append((False, cells))
     return Table("cost", "What a byte costs", text.cost_caption(summary), columns, rows, 1)
 
 
 def _quality(summary: Summary) -> Table:
     """How good the measurement is: what every row's figures stand on."""
-    columns, head = heads(summary.rows)
+    columns, head = column_heads(summary.rows)
     columns += [(name, "") for name in ("trials", "samples", "effective", "warm-up")]
     columns += [(name, "") for name in ("lost", "late", "sent again", "twice", "reordered", "corrupt")]
     asked = any(row.converged is not None for row in summary.rows)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from hwrx.report import answer, text
 from hwrx.report.cells import Table as Cells
-from hwrx.report.cells import grouped, swept_cell
+from hwrx.report.cells import grouped_digits, swept_cell
 from hwrx.report.model import Row, Summary, name_of
 from hwrx.report.words import size_words
 from hwrx.stats import NAMED
@@ -22,7 +22,7 @@ from hwrx.stats import NAMED
 NARROWEST = 80
 
 
-def show(
+def show_summary(
     summary: Summary, file: IO[str] | None = None, width: int | None = None, page: pathlib.Path | None = None
 ) -> None:
     """Print the answer, the tables and the warnings to `file` (standard output). `page`: where the report is."""
@@ -30,7 +30,7 @@ def show(
     if not console.is_terminal and width is None:
         columns = shutil.get_terminal_size((NARROWEST, 24)).columns if os.environ.get("COLUMNS") else NARROWEST
         console = Console(file=file, width=columns, highlight=False)
-    found = answer.answers(summary)
+    found = answer.answers_of(summary)
     for each in found:
         _show_answer(console, each)
     if not found:
@@ -51,7 +51,7 @@ def show(
         for warning in summary.warnings:
             console.print(Text(f"warning: {warning}", style="yellow"))
     console.print()
-    for paragraph in text.about(summary):
+    for paragraph in text.about_row(summary):
         console.print(Text(paragraph, style="dim"))
 
 
@@ -67,12 +67,12 @@ def _show_answer(console: Console, found: answer.Answer) -> None:
             console.print(Text(("" if not number else "  ") + line))
 
 
-def wide() -> Console:
+def wide_table() -> Console:
     """A console as wide as its terminal; where there is none, wide enough for tables with many columns."""
     return Console(highlight=False, width=None if Console().is_terminal else 160)
 
 
-def plain(table: Cells) -> Table:
+def plain_text(table: Cells) -> Table:
     """A table of the report, as it is."""
     shown = _table(f"{table.title}: {table.caption}")
     for name, kind in table.columns:
@@ -104,13 +104,13 @@ def _latency(summary: Summary) -> Table:
         if p == NAMED[0]:
             table.add_column("", justify="left", no_wrap=True)
     table.add_column(f"p50 × {summary.baseline}", overflow="fold")
-    for first, row in grouped(summary.of("pingpong")):
+    for first, row in grouped_digits(summary.of("pingpong")):
         table.add_row(
             *_head(summary, row, first),
-            text.value(row.quantiles["p50"]),
+            text.value_text(row.quantiles["p50"]),
             text.plus_minus(row.quantiles["p50"]),
-            *(text.value(row.quantiles[name_of(p)]) for p in tails),
-            text.ratio(row, summary.baseline),
+            *(text.value_text(row.quantiles[name_of(p)]) for p in tails),
+            text.ratio_text(row, summary.baseline),
         )
     return table
 
@@ -127,14 +127,14 @@ def _rates(summary: Summary) -> Table:
     if lossy:
         table.add_column("lost", justify="right", no_wrap=True)
     table.add_column(f"rate × {summary.baseline}", overflow="fold")
-    for first, row in grouped(summary.of("stream")):
+    for first, row in grouped_digits(summary.of("stream")):
         table.add_row(
             *_head(summary, row, first),
-            text.value(row.messages_per_s),
+            text.value_text(row.messages_per_s),
             text.plus_minus(row.messages_per_s),
             *([] if crowded else [text.bytes_a_second(row.bytes_per_s)]),
             *([f"{100 * row.lost_share:.2g} %" if row.lost_share else "0"] if lossy else []),
-            text.ratio(row, summary.baseline),
+            text.ratio_text(row, summary.baseline),
         )
     return table
 
@@ -149,15 +149,15 @@ def _paced(summary: Summary) -> Table:
     table.add_column("answered", justify="right", no_wrap=True)
     for p in NAMED[:-1]:
         table.add_column(name_of(p), justify="right")
-    for first, row in grouped(summary.of("paced")):
+    for first, row in grouped_digits(summary.of("paced")):
         cells = []
         for p in NAMED[:-1]:
             response, service = row.quantiles[name_of(p)], row.service_quantiles.get(name_of(p))
             cells.append(text.compact_value(response) + (f" ({text.compact_value(service)})" if service else ""))
         table.add_row(
             *_head(summary, row, first),
-            *([text.share(row.load)] if shares else []),
-            text.WITHHELD if row.rate is None else text.compact(row.rate),
+            *([text.share_words(row.load)] if shares else []),
+            text.WITHHELD if row.rate is None else text.compact_number(row.rate),
             text.compact_value(row.messages_per_s) + text.SATURATED * row.saturated,
             *cells,
         )

@@ -51,7 +51,7 @@ UNTIL = (
 )
 
 
-def about(summary: Summary) -> list[str]:
+def about_row(summary: Summary) -> list[str]:
     """Paragraphs to stand under the tables: how the figures were made, and what they are not."""
     paragraphs = [HOW]
     if any(run.experiment.until is not None for run in summary.runs):
@@ -67,8 +67,8 @@ def _conditions(summary: Summary) -> list[str]:
     said: dict[str, None] = {}
     for run in summary.runs:
         where = run.manifest.get("placement")
-        said[placement.describe(where) if where else ""] = None
-        said[renewal.describe(run.manifest)] = None
+        said[placement.describe_placement(where) if where else ""] = None
+        said[renewal.describe_renewal(run.manifest)] = None
     return [sentence for sentence in said if sentence]
 
 
@@ -117,10 +117,10 @@ def cost_caption(summary: Summary) -> str:
     return f"{COST}{' (1 ns = 1 guest instruction)' if virtual else ''}. {summary.label}."
 
 
-def signed(estimate: Estimate) -> tuple[str, str]:
+def signed_percent(estimate: Estimate) -> tuple[str, str]:
     """A figure of either sign and its interval."""
-    interval = "" if math.isnan(estimate.low) else f"({number(estimate.low)} to {number(estimate.high)})"
-    return number(estimate.value), interval
+    interval = "" if math.isnan(estimate.low) else f"({number_text(estimate.low)} to {number_text(estimate.high)})"
+    return number_text(estimate.value), interval
 
 
 def paced_caption(summary: Summary, rows: Sequence[Row]) -> str:
@@ -130,17 +130,17 @@ def paced_caption(summary: Summary, rows: Sequence[Row]) -> str:
     return f"{PACED}{'; Poisson arrivals' if random else ''}{note}; {basis(rows)}. {summary.label}."
 
 
-def offered(rate: float | None) -> str:
+def offered_words(rate: float | None) -> str:
     """The rate of an open loop."""
-    return WITHHELD if rate is None else number(rate)
+    return WITHHELD if rate is None else number_text(rate)
 
 
-def share(value: float | None) -> str:
+def share_words(value: float | None) -> str:
     """A share in percent: 80 %."""
     return WITHHELD if value is None else f"{100 * value:.3g} %"
 
 
-def number(value: float, like: float | None = None) -> str:
+def number_text(value: float, like: float | None = None) -> str:
     """Three digits, without exponent: 0.123, 4.56, 78.9, 123, 4,560, 78,900; from 100,000 on with a prefix: 1.92M.
 
     `like`: the figure beside which it stands, whose prefix it takes.
@@ -169,14 +169,14 @@ def _rounded(value: float) -> float:
     return float(f"{value:.2e}")
 
 
-def value(estimate: Estimate | None) -> str:
+def value_text(estimate: Estimate | None) -> str:
     """An estimate's value, or the sign for a withheld one."""
-    return WITHHELD if estimate is None else number(estimate.value)
+    return WITHHELD if estimate is None else number_text(estimate.value)
 
 
 def compact_value(estimate: Estimate | None) -> str:
     """The same in few characters: 12.3k."""
-    return WITHHELD if estimate is None else compact(estimate.value)
+    return WITHHELD if estimate is None else compact_number(estimate.value)
 
 
 def plus_minus(estimate: Estimate | None) -> str:
@@ -187,20 +187,20 @@ def plus_minus(estimate: Estimate | None) -> str:
     if estimate is None or math.isnan(estimate.width):
         return ""
     if estimate.width >= 0.2:
-        return f"{number(estimate.low, estimate.value)}–{number(estimate.high, estimate.value)}"
+        return f"{number_text(estimate.low, estimate.value)}–{number_text(estimate.high, estimate.value)}"
     percent = 100 * estimate.width
     return f"±{percent:.0f} %" if percent >= 9.95 else f"±{percent:.1f} %"
 
 
-def compact(value: float) -> str:
+def compact_number(value: float) -> str:
     """Three digits and a prefix: 12.3k, 1.92M."""
     for prefix, factor in PREFIXES:
         if _rounded(value) >= factor:
-            return f"{number(value / factor)}{prefix}"
-    return number(value)
+            return f"{number_text(value / factor)}{prefix}"
+    return number_text(value)
 
 
-def ratio(row: Row, baseline: str) -> str:
+def ratio_text(row: Row, baseline: str) -> str:
     """A row's ratio to the baseline, with its interval."""
     if row.path == baseline and row.ratio is None:
         return "1"
@@ -209,7 +209,7 @@ def ratio(row: Row, baseline: str) -> str:
     if math.isnan(row.ratio.low):
         return f"{row.ratio.value:.2f}"
     if row.ratio.high >= 10:
-        return f"{number(row.ratio.value)} ({number(row.ratio.low)}–{number(row.ratio.high)})"
+        return f"{number_text(row.ratio.value)} ({number_text(row.ratio.low)}–{number_text(row.ratio.high)})"
     digits = 2 if row.ratio.high - row.ratio.low >= 0.02 else 3
     return f"{row.ratio.value:.{digits}f} ({row.ratio.low:.{digits}f}–{row.ratio.high:.{digits}f})"
 
@@ -220,5 +220,5 @@ def bytes_a_second(estimate: Estimate | None) -> str:
         return WITHHELD
     for prefix, factor in PREFIXES:
         if _rounded(estimate.value) >= factor:
-            return f"{number(estimate.value / factor)} {prefix}B/s"
-    return f"{number(estimate.value)} B/s"
+            return f"{number_text(estimate.value / factor)} {prefix}B/s"
+    return f"{number_text(estimate.value)} B/s"

@@ -9,8 +9,8 @@ import numpy as np
 
 from hwrx import stages
 from hwrx.report import style, text
-from hwrx.report.cells import Cell, Kind, Table, heads
-from hwrx.report.journeys import UNKNOWN, Journey, Step, journeys
+from hwrx.report.cells import Cell, Kind, Table, column_heads
+from hwrx.report.journeys import UNKNOWN, Journey, Step, journeys_of
 from hwrx.report.model import Row, Summary, swept_words
 from hwrx.report.words import size_words
 
@@ -28,17 +28,17 @@ VARYING = 6  # stages of a sweep's table: those that vary most
 WAYS = {"there": "from client to server", "back": "from server to client"}
 
 
-def has(summary: Summary) -> bool:
+def has_waterfall(summary: Summary) -> bool:
     """Whether any run was traced."""
-    return bool(journeys(summary))
+    return bool(journeys_of(summary))
 
 
 # --- the tables ----------------------------------------------------------------------------------------------------
 
 
-def tables(summary: Summary) -> list[Table]:
+def waterfall_tables(summary: Summary) -> list[Table]:
     """What a sweep changes on the way; and the waterfall of each setting, paths side by side, each way by itself."""
-    traced = journeys(summary)
+    traced = journeys_of(summary)
     groups: dict[tuple[Any, ...], list[Journey]] = {}
     for journey in traced:
         row = journey.row
@@ -103,7 +103,7 @@ def _cells(step: Step | None, journey: Journey, factor: float) -> list[Cell]:
 def _amount(ns: float, journey: Journey) -> str:
     """An interval in the run's unit: instructions are counted, so they stand in full."""
     unit, factor = journey.unit
-    return f"{ns:,.0f}" if unit == "instructions" else text.number(ns * factor)
+    return f"{ns:,.0f}" if unit == "instructions" else text.number_text(ns * factor)
 
 
 def _over_sweeps(summary: Summary, traced: Sequence[Journey]) -> list[Table]:
@@ -120,11 +120,11 @@ def _over_sweeps(summary: Summary, traced: Sequence[Journey]) -> list[Table]:
 
 def _over_sweep(summary: Summary, several: Sequence[Journey], place: int) -> Table:
     unit, _ = several[0].unit
-    names = [stage.name for stage in stages.chain(several[0].row.path)]
+    names = [stage.name for stage in stages.stage_chain(several[0].row.path)]
     spread = {name: _spread([journey.step(name) for journey in several]) for name in names}
     most = sorted((name for name in names if spread[name] > 0), key=lambda name: -spread[name])[:VARYING]
     shown = [name for name in names if name in most]
-    columns, head = heads([journey.row for journey in several])
+    columns, head = column_heads([journey.row for journey in several])
     columns += [(f"{_before(several, name)} → {name} [{unit}]", "") for name in shown]
     columns.append((f"one way, mean [{unit}]", ""))
     rows: list[tuple[bool, list[Cell]]] = []
@@ -179,9 +179,9 @@ def _name(summary: Summary, row: Row) -> str:
 # --- the figure ----------------------------------------------------------------------------------------------------
 
 
-def draw(summary: Summary, figure: Figure, width: float) -> None:
+def draw_waterfall(summary: Summary, figure: Figure, width: float) -> None:
     """One bar a row, a panel for each size: mean intervals in packet order, coloured by who works."""
-    several = shown(summary)
+    several = shown_stages(summary)
     sizes = list(dict.fromkeys(journey.row.size for journey in several))
     by_size = [[journey for journey in several if journey.row.size == size] for size in sizes]
     figure.set_size_inches(width, 0.7 + sum(0.42 + 0.5 * len(of) for of in by_size))
@@ -192,16 +192,16 @@ def draw(summary: Summary, figure: Figure, width: float) -> None:
     for ax, of in zip(axes.ravel(), by_size, strict=True):
         _bars(ax, of, width, seen)
         ax.set_xlabel(f"mean one-way time, {size_words(of[0].row.size)} {of[0].row.pattern} [{of[0].unit[0]}]")
-    style.legend(figure, list(axes.ravel()), seen)
+    style.draw_legend(figure, list(axes.ravel()), seen)
 
 
-def shown(summary: Summary) -> list[Journey]:
+def shown_stages(summary: Summary) -> list[Journey]:
     """The journeys that the picture has room for: of the first pattern that was traced, on the way there."""
-    traced = [journey for journey in journeys(summary) if journey.direction == "there"]
+    traced = [journey for journey in journeys_of(summary) if journey.direction == "there"]
     patterns = [journey.row.pattern for journey in traced]
     pattern = "pingpong" if "pingpong" in patterns else patterns[0]
     traced = [journey for journey in traced if journey.row.pattern == pattern]
-    keys = {row.key for row in style.few([journey.row for journey in traced])}
+    keys = {row.key for row in style.few_ticks([journey.row for journey in traced])}
     return [journey for journey in traced if journey.row.key in keys]
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hwrx.stats import Estimate
 
 
-def answer(rows: list[Row], baseline: str) -> str:
+def answer_words(rows: list[Row], baseline: str) -> str:
     """One sentence: the paths at the smallest size, against the baseline."""
     for pattern in ("pingpong", "stream", "paced"):
         sizes = sorted({row.size for row in rows if row.pattern == pattern and row.digests})

@@ -28,18 +28,18 @@ HALVINGS = 4  # of the distance, on the logarithm, between a rate that it keeps 
 PATIENCE = 1.0  # seconds; what is lost at a rate that is too high is not waited for longer
 
 
-def calibrated(
+def calibrate_plan(
     layout: experiments.Plan,
     testbed: Testbed,
     *,
-    check: Callable[[Setting], None] = paths.check,
+    check: Callable[[Setting], None] = paths.check_setting,
     say: Callable[[str, str], None] = lambda stage, text: None,
 ) -> experiments.Plan:
     """Measure the capacities that the plan's experiment does not know, and return the plan with the rates they give.
 
     `check` is the one that the plan was made with. TrialError where a capacity cannot be measured.
     """
-    settings = experiments.uncalibrated(layout)
+    settings = experiments.uncalibrated_settings(layout)
     if not settings:
         return layout
     found: dict[str, float] = {}
@@ -51,12 +51,12 @@ def calibrated(
         for number, setting in enumerate(settings):
             key = experiments.capacity_key(setting)
             say("capacity", f"{number + 1} of {len(settings)}: {key}")
-            found[key] = float(f"{find(setting, measure):.3g}")
+            found[key] = float(f"{find_capacity(setting, measure):.3g}")
     experiment = msgspec.structs.replace(layout.experiment, capacity={**layout.experiment.capacity, **found})
-    return experiments.plan(experiment, check)
+    return experiments.plan_run(experiment, check)
 
 
-def find(setting: Setting, measure: Callable[[Setting], Measured]) -> float:
+def find_capacity(setting: Setting, measure: Callable[[Setting], Measured]) -> float:
     """Return the highest rate that a path keeps up with, messages a second, within a few percent.
 
     It begins with the rate of a ping-pong, doubles it until the path falls behind, and closes in on the rate between.
@@ -73,7 +73,7 @@ def find(setting: Setting, measure: Callable[[Setting], Measured]) -> float:
     def keeps_up(rate: float) -> bool:
         trial = msgspec.structs.replace(setting, rate=rate, limit=min(setting.limit, PATIENCE))
         try:
-            offered, answered = rates(measure(trial), trial)
+            offered, answered = rates_of(measure(trial), trial)
         except TrialError:  # one end gave up waiting for what the other has lost
             return False
         if answered < KEPT * offered and answered:
@@ -107,10 +107,10 @@ def find(setting: Setting, measure: Callable[[Setting], Measured]) -> float:
     return sustained if sustained >= COLLAPSE * good else good
 
 
-def rates(measured: Measured, setting: Setting) -> tuple[float, float]:
+def rates_of(measured: Measured, setting: Setting) -> tuple[float, float]:
     """Messages due and messages answered a second; the latter 0 where more than a few were not answered at all."""
-    due = arrivals.intended(setting, 0, 0, measured.sequence)
-    answered = stats.answered(due, measured.ns)
-    offered = stats.answered(due, np.zeros_like(due))  # random arrivals are not exactly at the rate
+    due = arrivals.intended_times(setting, 0, 0, measured.sequence)
+    answered = stats.answered_within(due, measured.ns)
+    offered = stats.answered_within(due, np.zeros_like(due))  # random arrivals are not exactly at the rate
     complete = len(measured.ns) >= ANSWERED * setting.messages
     return offered or 0.0, (answered or 0.0) if complete else 0.0

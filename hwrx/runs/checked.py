@@ -13,14 +13,16 @@ from hwrx.control.messages import NETEM
 from hwrx.errors import UsageError
 
 
-def convert(source: str, key: str, value: Any, kind: Any) -> None:
+def convert_field(source: str, key: str, value: Any, kind: Any) -> None:
     """UsageError where the value of a key is not of its type, which it puts into words."""
     try:
         msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
         at = str(error).partition(" - at `$")[2].rstrip("`")
         found = _at(value, at)
-        raise UsageError(f"{source}: {key}{at}: {_show(found)} is not allowed", remedy=allowed(kind, at)) from None
+        raise UsageError(
+            f"{source}: {key}{at}: {_show(found)} is not allowed", remedy=allowed_values(kind, at)
+        ) from None
 
 
 def _at(value: Any, where: str) -> Any:
@@ -35,7 +37,7 @@ def _show(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def allowed(kind: Any, at: str = "") -> str:
+def allowed_values(kind: Any, at: str = "") -> str:
     """Say in words which values a type takes."""
     return f"allowed: {_words(msgspec.inspect.type_info(kind), at)}"
 
@@ -69,7 +71,7 @@ def _words(info: msgspec.inspect.Type, at: str = "") -> str:
     return "any value"
 
 
-def known(source: str, key: str, value: str, names: Iterable[str]) -> None:
+def check_known(source: str, key: str, value: str, names: Iterable[str]) -> None:
     """UsageError where a value is none of the names there are."""
     if value not in names:
         close = difflib.get_close_matches(value, list(names), 1)
@@ -77,14 +79,14 @@ def known(source: str, key: str, value: str, names: Iterable[str]) -> None:
         raise UsageError(f"{source}: {key}: there is no '{value}'", remedy=f"{hint}allowed: {', '.join(names)}")
 
 
-def unknown(source: str, where: str, names: Iterable[str], key: str | None = None) -> UsageError:
+def unknown_field(source: str, where: str, names: Iterable[str], key: str | None = None) -> UsageError:
     """The error about a key that nobody knows, with the one that may have been meant."""
     close = difflib.get_close_matches(key or where, list(names), 1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return UsageError(f"{source}: unknown key '{where}'", remedy=f"{hint}allowed: {', '.join(names)}")
 
 
-def literals(kind: Any) -> tuple[str, ...]:
+def literals_of(kind: Any) -> tuple[str, ...]:
     """The strings that a Literal allows."""
     info = msgspec.inspect.type_info(kind)
     return cast("tuple[str, ...]", tuple(cast("msgspec.inspect.LiteralType", info).values))

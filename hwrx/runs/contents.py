@@ -110,7 +110,7 @@ class Contents:
             reader = Reader(path, run_key(self.manifest, "trials"))
             tables = [reader.read(group) for group in reader.groups]
             if reader.lost:
-                raise seal.damaged(path, "its rows are not what was written")
+                raise seal.damaged_error(path, "its rows are not what was written")
         except StoreError as error:
             self.damage.append(f"{_first(error)}; its rows are taken from {journal.FILE}")
             if not self.journal.lines:
@@ -137,7 +137,7 @@ class Contents:
         """What was written without checksums may have any type; what is counted with is a number, or nothing."""
         for row in rows:
             for name, value in row.items():
-                if schema.column("trials", name)[0] and not isinstance(value, int | float | None):
+                if schema.column_of("trials", name)[0] and not isinstance(value, int | float | None):
                     raise StoreError(f"{self.folder} is damaged: {name} of trial {row['trial']} is {value!r}")
 
     # --- tables ----------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ class Estimate(Struct, frozen=True, kw_only=True):
 _BYTES_A_SAMPLE = 5.0  # measured over runs of round trips around 300 µs: 3.5 to 5, zstd over deltas
 
 
-def estimate(layout: Plan) -> Estimate:
+def estimate_run(layout: Plan) -> Estimate:
     """Guess how long the plan runs and how much disk it fills; no promise, so the basis is part of the answer."""
     guess = topology.KNOWN[layout.experiment.topology].guess
     seconds = guess.start
@@ -55,7 +55,7 @@ def estimate(layout: Plan) -> Estimate:
 def check_budget(layout: Plan) -> None:
     """UsageError where the plan would take longer than the experiment's budget."""
     budget = layout.experiment.budget
-    guess = estimate(layout)
+    guess = estimate_run(layout)
     if budget is not None and guess.seconds > budget:
         raise UsageError(
             f"experiment '{layout.experiment.name}' would take about {guess.seconds:.0f} s ({guess.trials} trials on "

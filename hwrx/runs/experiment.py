@@ -118,7 +118,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 # --- from a file, from options -------------------------------------------------------------------------------------
 
 
-def load(path: pathlib.Path | str) -> Experiment:
+def load_experiment(path: pathlib.Path | str) -> Experiment:
     """Read an experiment file; UsageError names the file, the key and what is allowed there."""
     file = pathlib.Path(path)
     try:
@@ -131,10 +131,10 @@ def load(path: pathlib.Path | str) -> Experiment:
         raise UsageError(f"{file} is a directory, not an experiment file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {error}") from error
-    return loads(text, source=str(file), name=file.stem)
+    return parse_experiment(text, source=str(file), name=file.stem)
 
 
-def loads(text: str, *, source: str, name: str = "experiment") -> Experiment:
+def parse_experiment(text: str, *, source: str, name: str = "experiment") -> Experiment:
     """Parse an experiment's TOML; `source` is what errors call it, `name` stands in for a missing `name`."""
     try:
         content = tomllib.loads(text)
@@ -143,7 +143,7 @@ def loads(text: str, *, source: str, name: str = "experiment") -> Experiment:
     if "question" not in content:
         content["question"] = _header(text)
     content.setdefault("name", name)
-    return build(content, source=source)
+    return build_experiment(content, source=source)
 
 
 def from_options(*, name: str = "compare", source: str = "the options", **options: Any) -> Experiment:
@@ -162,27 +162,27 @@ def from_options(*, name: str = "compare", source: str = "the options", **option
             content[key] = list(value) if isinstance(value, tuple) else value
     if setting:
         content["setting"] = {**content.get("setting", {}), **setting}
-    return build(content, source=source)
+    return build_experiment(content, source=source)
 
 
-def override(experiment: Experiment, *, source: str = "the options", **options: Any) -> Experiment:
+def override_experiment(experiment: Experiment, *, source: str = "the options", **options: Any) -> Experiment:
     """Return the experiment with the options that are not None put over it: over its sweep and overrides, too."""
     if options.get("clock") == "wall" and experiment.clock == "auto":
-        experiment = uncounted(experiment)
+        experiment = without_counting(experiment)
     content = {**_content(experiment), "name": experiment.name}
     own = {key: value for key, value in options.items() if value is not None and key not in SETTING_FIELDS}
     setting = {key: value for key, value in options.items() if value is not None and key in SETTING_FIELDS}
     content.update({key: list(value) if isinstance(value, tuple) else value for key, value in own.items()})
     if setting:
         content = {**_without(content, setting), "setting": {**experiment.setting, **setting}}
-    return build(content, source=source)
+    return build_experiment(content, source=source)
 
 
-def uncounted(experiment: Experiment) -> Experiment:
+def without_counting(experiment: Experiment) -> Experiment:
     """Return the experiment by the wall clock, without what only a guest that counts instructions heeds."""
     content = {key: value for key, value in _content(experiment).items() if key != "boot"} | {"clock": "wall"}
     setting = {key: value for key, value in experiment.setting.items() if key not in COUNTED}
-    return build({**_without(content, COUNTED), "setting": setting}, source=experiment.name)
+    return build_experiment({**_without(content, COUNTED), "setting": setting}, source=experiment.name)
 
 
 def _without(content: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
@@ -198,17 +198,17 @@ def _without(content: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     return {**content, **over}
 
 
-def build(content: Mapping[str, Any], *, source: str) -> Experiment:
+def build_experiment(content: Mapping[str, Any], *, source: str) -> Experiment:
     """Check a parsed file or options; UsageError names `source`, the key and what is allowed."""
     fields = {field.name: field for field in msgspec.structs.fields(Experiment)}
     for key, value in content.items():
         if key not in fields:
-            raise checked.unknown(source, key, fields)
+            raise checked.unknown_field(source, key, fields)
         if key == "until" and isinstance(value, dict):
             check_until(source, value, Until)
         for inner, values in value.items() if key == "sweep" and isinstance(value, dict) else ():
-            checked.convert(source, f"sweep.{inner}", values, list[Any])
-        checked.convert(source, key, value, fields[key].type)
+            checked.convert_field(source, f"sweep.{inner}", values, list[Any])
+        checked.convert_field(source, key, value, fields[key].type)
     if "paths" not in content:
         raise UsageError(
             f"{source}: the key 'paths' is missing", remedy=f"a list of some of: {', '.join(delivery.PATHS)}"
@@ -216,40 +216,40 @@ def build(content: Mapping[str, Any], *, source: str) -> Experiment:
     experiment = msgspec.convert(dict(content), Experiment, strict=True)
     _check_together(source, experiment)
     for index, name in enumerate(experiment.paths):
-        checked.known(source, f"paths[{index}]", name, delivery.PATHS)
+        checked.check_known(source, f"paths[{index}]", name, delivery.PATHS)
     check_overrides(source, "setting", experiment.setting)
     for pattern, fields_of in experiment.pattern.items():
-        checked.known(source, f"pattern.{pattern}", pattern, checked.literals(Pattern))
+        checked.check_known(source, f"pattern.{pattern}", pattern, checked.literals_of(Pattern))
         check_by_size(source, f"pattern.{pattern}", fields_of)
     for size, fields_of in experiment.size.items():
         check_size(source, "size", size)
         check_overrides(source, f"size.{size}", fields_of)
     for path, fields_of in experiment.path.items():
-        checked.known(source, f"path.{path}", path, delivery.PATHS)
+        checked.check_known(source, f"path.{path}", path, delivery.PATHS)
         lists = {key: value for key, value in fields_of.items() if key in OWN_LISTS}
         for key, value in lists.items():
-            checked.convert(source, f"path.{path}.{key}", value, fields[key].type)
-        own = {key: value for key, value in fields_of.items() if key not in (*checked.literals(Pattern), *OWN_LISTS)}
-        check_overrides(source, f"path.{path}", own, also=(*OWN_LISTS, *checked.literals(Pattern)))
+            checked.convert_field(source, f"path.{path}.{key}", value, fields[key].type)
+        own = {key: value for key, value in fields_of.items() if key not in (*checked.literals_of(Pattern), *OWN_LISTS)}
+        check_overrides(source, f"path.{path}", own, also=(*OWN_LISTS, *checked.literals_of(Pattern)))
         for pattern in fields_of.keys() - own.keys() - lists.keys():
-            checked.convert(source, f"path.{path}.{pattern}", fields_of[pattern], Overrides)
+            checked.convert_field(source, f"path.{path}.{pattern}", fields_of[pattern], Overrides)
             check_by_size(source, f"path.{path}.{pattern}", fields_of[pattern])
     for key, values in experiment.sweep.items():
         if key in LISTED:
             raise UsageError(f"{source}: sweep.{key}: several values of '{key}' belong into the list '{LISTED[key]}'")
         if key not in SETTING_FIELDS:
-            raise checked.unknown(source, f"sweep.{key}", SETTING_FIELDS, key=key)
+            raise checked.unknown_field(source, f"sweep.{key}", SETTING_FIELDS, key=key)
         if not values:
             raise UsageError(f"{source}: sweep.{key}: the list is empty", remedy="leave the key out, or give values")
         for index, value in enumerate(values):
-            checked.convert(source, f"sweep.{key}[{index}]", value, SETTING_FIELDS[key])
+            checked.convert_field(source, f"sweep.{key}[{index}]", value, SETTING_FIELDS[key])
     return experiment
 
 
-def dumps(experiment: Experiment) -> str:
+def dump_experiment(experiment: Experiment) -> str:
     """Return the experiment as TOML that `loads` reads back to the same."""
     printable = "".join(c if c.isprintable() or c == "\n" else " " for c in experiment.question)
-    return "".join(f"# {line}\n" for line in printable.split("\n")) + toml_text.dumps(_content(experiment))
+    return "".join(f"# {line}\n" for line in printable.split("\n")) + toml_text.to_toml(_content(experiment))
 
 
 def with_seed(experiment: Experiment) -> Experiment:
@@ -266,7 +266,7 @@ def wish_of(experiment: Experiment) -> Wish:
 # --- to trials -----------------------------------------------------------------------------------------------------
 
 
-def plan(experiment: Experiment, check: Callable[[Setting], None] = delivery.check) -> Plan:
+def plan_run(experiment: Experiment, check: Callable[[Setting], None] = delivery.check_setting) -> Plan:
     """Lay out the run: each repeat holds every setting once, in an order drawn from the experiment's seed.
 
     `check` raises UsageError where a path cannot do a setting; such combinations are listed with the reason. A value
@@ -293,12 +293,12 @@ def plan(experiment: Experiment, check: Callable[[Setting], None] = delivery.che
     return Plan(experiment=experiment, settings=able, trials=order, skipped=skipped)
 
 
-def prices(layout: Plan) -> list[Priced]:
+def prices_of(layout: Plan) -> list[Priced]:
     """Return how copies are priced in a plan's trials, each once, as they come: a guest is booted for each."""
     return list(dict.fromkeys(trial.setting.copies_priced for trial in layout.trials))
 
 
-def uncalibrated(layout: Plan) -> list[Setting]:
+def uncalibrated_settings(layout: Plan) -> list[Setting]:
     """Return a setting to measure each capacity with that `load` needs and the experiment does not know yet.
 
     Its rate is beyond what any path can do, so that messages go as fast as they are answered, `window` at a time.
@@ -316,14 +316,14 @@ def capacity_key(setting: Setting) -> str:
     return f"{setting.path} {setting.size} B {setting.wait}"
 
 
-def repeated(layout: Plan, repeats: int) -> Plan:
+def repeat_plan(layout: Plan, repeats: int) -> Plan:
     """Return the plan with another number of repeats. The trials that both have are the same in both."""
     return msgspec.structs.replace(layout, trials=_order(layout.experiment, layout.settings, repeats))
 
 
-def trials(experiment: Experiment, check: Callable[[Setting], None] = delivery.check) -> list[Trial]:
+def trials_of(experiment: Experiment, check: Callable[[Setting], None] = delivery.check_setting) -> list[Trial]:
     """Return the trials of `plan`."""
-    return plan(experiment, check).trials
+    return plan_run(experiment, check).trials
 
 
 # --- inside --------------------------------------------------------------------------------------------------------
@@ -372,7 +372,7 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
 
 def _concerns(path: str, pattern: str, field: str) -> bool:
     """Whether a value that is given to all paths goes to this one. Conditions do, to be refused if it cannot be."""
-    return field in delivery.CONDITIONS or delivery.reads(path, cast("Pattern", pattern), field)
+    return field in delivery.CONDITIONS or delivery.reads_field(path, cast("Pattern", pattern), field)
 
 
 def _check_read(experiment: Experiment) -> None:
@@ -385,10 +385,11 @@ def _check_read(experiment: Experiment) -> None:
     for path, fields in experiment.path.items():
         own = {pattern for name, pattern in together if name == path}
         for field, value in fields.items():
-            for name in (inner := all_fields(value) if isinstance(value, dict) else []):
-                if not delivery.reads(path, cast("Pattern", field), name):
+            inner = all_fields(value) if isinstance(value, dict) else []
+            for name in inner:
+                if not delivery.reads_field(path, cast("Pattern", field), name):
                     raise delivery.refuse_unread(path, cast("Pattern", field), name)
-            if inner or field in OWN_LISTS or not own or any(delivery.reads(path, p, field) for p in own):  # type: ignore[arg-type]
+            if inner or field in OWN_LISTS or not own or any(delivery.reads_field(path, p, field) for p in own):  # type: ignore[arg-type]
                 continue
             raise delivery.refuse_unread(path, cast("Pattern", min(own)), field)
 

@@ -48,7 +48,7 @@ def read_journal(folder: pathlib.Path, key: str | None) -> Journal:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise seal.damaged(path, error) from None
+        raise seal.damaged_error(path, error) from None
     lines: dict[int, dict[str, Any]] = {}
     damaged = []
     *whole, last = content.split(b"\n")

@@ -66,7 +66,7 @@ class Lanes:
             self._end_all()
             raise
         finally:
-            with undo.unhurried():
+            with undo.hold_signals():
                 for thread in threads:
                     if thread.ident is not None:
                         thread.join()

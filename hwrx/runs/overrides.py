@@ -57,8 +57,8 @@ def check_overrides(source: str, where: str, fields: Overrides, also: Iterable[s
             raise UsageError(f"{source}: {where}.{key}: '{key}' is given by the list '{LISTED[key]}'")
         if key in ("path", "pattern", "size") or key not in SETTING_FIELDS:
             allowed = [name for name in SETTING_FIELDS if name not in ("path", "pattern", "size")]
-            raise checked.unknown(source, f"{where}.{key}", [*allowed, *also], key=key)
-        checked.convert(source, f"{where}.{key}", value, SETTING_FIELDS[key])
+            raise checked.unknown_field(source, f"{where}.{key}", [*allowed, *also], key=key)
+        checked.convert_field(source, f"{where}.{key}", value, SETTING_FIELDS[key])
 
 
 def check_until(source: str, table: Mapping[str, Any], kind: type[Struct]) -> None:
@@ -66,7 +66,7 @@ def check_until(source: str, table: Mapping[str, Any], kind: type[Struct]) -> No
     fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
     for key, value in table.items():
         if key not in fields:
-            raise checked.unknown(source, f"until.{key}", fields, key=key)
-        checked.convert(source, f"until.{key}", value, fields[key])
+            raise checked.unknown_field(source, f"until.{key}", fields, key=key)
+        checked.convert_field(source, f"until.{key}", value, fields[key])
     if "width" not in table:
-        raise UsageError(f"{source}: the key 'until.width' is missing", remedy=checked.allowed(fields["width"]))
+        raise UsageError(f"{source}: the key 'until.width' is missing", remedy=checked.allowed_values(fields["width"]))

@@ -138,8 +138,10 @@ class Run:
         file = self.path / "experiment.toml"
         try:
             if self._whole["format"] > 1:
-                return experiments.loads(self._whole["store"]["experiment"], source=str(file), name=file.stem)
-            return experiments.load(file)
+                return experiments.parse_experiment(
+                    self._whole["store"]["experiment"], source=str(file), name=file.stem
+                )
+            return experiments.load_experiment(file)
         except UsageError as error:
             raise StoreError(f"{self.path} is damaged: {error}") from None
 
@@ -197,13 +199,13 @@ class Run:
         try:
             return pa.concat_tables(tables) if tables else None
         except pa.ArrowException as error:
-            raise seal.damaged(self.path / f"{name}.parquet", error) from None
+            raise seal.damaged_error(self.path / f"{name}.parquet", error) from None
 
     def columns(self) -> list[schema.Column]:
         """Return every column of the run's tables: type, unit, meaning."""
         kept = {name: tables[0][0].schema for name, tables in self.contents.tables.items() if tables}
         kept["trials"] = self.trials.schema
-        return [column for name in sorted(kept) for column in schema.columns(name, kept[name])]
+        return [column for name in sorted(kept) for column in schema.columns_of(name, kept[name])]
 
     def document(self, name: str) -> dict[str, Any]:
         """Return a JSON document of the run; StoreError if it is missing or not as it was written."""
@@ -213,13 +215,13 @@ class Run:
             key = run_key(self._whole, name)
             found = json.loads(text) if key is None else seal.opened_document(text, key)
         except (OSError, ValueError, RecursionError) as error:
-            raise seal.damaged(file, error) from None
+            raise seal.damaged_error(file, error) from None
         if not isinstance(found, dict):
-            raise seal.damaged(file, "it is not what this run wrote there")
+            raise seal.damaged_error(file, "it is not what this run wrote there")
         return dict(found)
 
 
-def load(path: pathlib.Path | str) -> Run:
+def load_run(path: pathlib.Path | str) -> Run:
     """Open a run directory; see Run.open."""
     return Run.open(path)
 
@@ -232,13 +234,13 @@ def _manifest(directory: pathlib.Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{directory} is not a run directory: it has no manifest.json") from None
     except (ValueError, OSError, RecursionError) as error:
-        raise seal.damaged(file, error) from None
+        raise seal.damaged_error(file, error) from None
     if not isinstance(manifest, dict) or type(manifest.get("format")) is not int or manifest["format"] < 1:
         raise StoreError(f"{file} is not the manifest of a run")
     if seal.is_sealed(text) or manifest["format"] == schema.FORMAT:
         sealed = seal.opened_document(text, schema.MANIFEST)
         if sealed is None:
-            raise seal.damaged(file, "it is not what was written")
+            raise seal.damaged_error(file, "it is not what was written")
         manifest = sealed
     if manifest["format"] > schema.FORMAT:
         raise StoreError(
@@ -252,7 +254,7 @@ def _manifest(directory: pathlib.Path) -> dict[str, Any]:
         msgspec.convert(manifest, Manifest)
         datetime.datetime.fromisoformat(manifest["started"])
     except ValueError as error:
-        raise seal.damaged(file, error) from None
+        raise seal.damaged_error(file, error) from None
     return dict(manifest)
 
 

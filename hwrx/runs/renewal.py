@@ -43,7 +43,7 @@ def find_renewal(*, guest: bool, bound: bool, topology: str) -> Renewal:
     return Renewal(renewed=renewed, kept=kept)
 
 
-def describe(manifest: Mapping[str, Any]) -> str:
+def describe_renewal(manifest: Mapping[str, Any]) -> str:
     """Say in two sentences what the intervals of a run stand for; "" if the run does not tell (an older one)."""
     found = manifest.get("renewal")
     if not found:

@@ -17,7 +17,7 @@ from msgspec import Struct, structs
 
 from hwrx import paths
 from hwrx.control import endings
-from hwrx.control.endings import ENDS, LeftAloneError, ending
+from hwrx.control.endings import ENDS, LeftAloneError, ending_words
 from hwrx.control.messages import (
     SAMPLES_A_CHUNK,
     Array,
@@ -39,7 +39,7 @@ from hwrx.control.messages import (
     Survey,
     Surveyed,
 )
-from hwrx.control.peers import ANSWER_WITHIN, Peer, wait
+from hwrx.control.peers import ANSWER_WITHIN, Peer, wait_for_replies
 from hwrx.errors import HwrxError, PeerError, TrialError
 from hwrx.machine import placement
 from hwrx.machine.placement import OWN_CPUS, Wish
@@ -75,8 +75,8 @@ class Measured(Struct, frozen=True):
     client: Done
     server: Done
     chosen: dict[str, Any]
-    placement: dict[str, Any] = {}  # see hwrx.machine.placement.record
-    cpu: dict[str, Any] = {}  # time by actor, and why an actor is missing: see hwrx.paths.cputime.account
+    placement: dict[str, Any] = {}  # see hwrx.machine.placement.record_placement
+    cpu: dict[str, Any] = {}  # time by actor, and why an actor is missing: see hwrx.paths.cputime.account_time
     cpu_missing: dict[str, str] = {}
     late: npt.NDArray[np.bool_] | None = None  # answers that came after the client's patience; None of a stream
     steady: tuple[int, int] | None = None  # stream: ns from the first recorded delivery between which its rate is taken
@@ -163,7 +163,7 @@ class Pair:
         `look` is called with both agents while they still have the trial's arrays, `before` when they are connected.
         Of several senders it is called with the first one's. The other names: see Prepare.
         """
-        cpus = placement.choose(self._wish, self._surveys, setting)
+        cpus = placement.choose_cpus(self._wish, self._surveys, setting)
         self._enlarge(setting.senders)
         places = self._testbed.places
         prepared: dict[Role, Prepared] = {}
@@ -180,7 +180,7 @@ class Pair:
                         sender=sender,
                         seed=seed,
                         stamps=stamps,
-                        alone=self._testbed.alone and (role == cputime.observer(setting) or setting.settle > 0),
+                        alone=self._testbed.alone and (role == cputime.observing_end(setting) or setting.settle > 0),
                         stamped=stamped,
                         counted=counted,
                         hold=hold,
@@ -188,7 +188,7 @@ class Pair:
                     prepared[role] = peers[role].ask(message, Prepared)
                 for role, other in ENDS[::-1]:
                     peers[role].send(Connect(remote=prepared[other].remote))
-                wait(dict.fromkeys(peers.values(), Ready), ANSWER_WITHIN)
+                wait_for_replies(dict.fromkeys(peers.values(), Ready), ANSWER_WITHIN)
             before(self.peers)
             for role, _ in ENDS:
                 for peers in self._pairs[: setting.senders]:
@@ -225,26 +225,26 @@ class Pair:
 
     def _collect(self, setting: Setting, done: dict[Peer, Done]) -> Measured:
         """Fetch what all senders' messages met, in the order of their delivery where there are several."""
-        seen_by = cputime.observer(setting)
+        seen_by = cputime.observing_end(setting)
         pairs = self._pairs[: setting.senders]
         ends = [_times(setting, peers[seen_by], peers["client"]) for peers in pairs]
         stream, paced = setting.pattern == "stream", setting.pattern == "paced"
         times = _joined(ends) if stream or len(ends) > 1 else ends[0]
-        client, server = (together([done[peers[role]] for peers in pairs]) for role in ("client", "server"))
-        by_actor, missing = cputime.account(setting, client, server, self._testbed.alone)
+        client, server = (join_ends([done[peers[role]] for peers in pairs]) for role in ("client", "server"))
+        by_actor, missing = cputime.account_time(setting, client, server, self._testbed.alone)
         one_clock = client.boot == server.boot != ""
         return Measured(
             sequence=times.sequence.astype(np.uint32),
             ns=np.diff(times.delivered, prepend=times.delivered[:1]) if stream else times.delivered - times.intended,
             service_ns=times.delivered - times.sent if paced else None,
             late=None if stream else times.delivered - times.sent > round(setting.patience * 1e9),
-            steady=steady(times.delivered, times.posted if one_clock else None) if stream else None,
+            steady=steady_part(times.delivered, times.posted if one_clock else None) if stream else None,
             offered=(len(times.posted), int(np.ptp(times.posted))) if paced and len(times.posted) else None,
-            tally={**merged(client.tally, server.tally, seen_by), "resent": client.resent + server.resent},
+            tally={**merge_tallies(client.tally, server.tally, seen_by), "resent": client.resent + server.resent},
             client=client,
             server=server,
             chosen={"client": client.chosen, "server": server.chosen},
-            placement=placement.record(self._wish, self._surveys, [_placed(peers, done) for peers in pairs]),
+            placement=placement.record_placement(self._wish, self._surveys, [_placed(peers, done) for peers in pairs]),
             cpu=by_actor,
             cpu_missing=missing,
         )
@@ -283,10 +283,10 @@ class _Times(Struct, frozen=True):
 
 def _times(setting: Setting, observer: Peer, client: Peer) -> _Times:
     """Fetch the times of one sender's messages."""
-    delivered = fetch(observer, "delivered", setting.messages)
-    posted = fetch(client, "posted", setting.messages)
+    delivered = fetch_array(observer, "delivered", setting.messages)
+    posted = fetch_array(client, "posted", setting.messages)
     got = np.flatnonzero(delivered)
-    intended = fetch(client, "intended", setting.messages) if setting.pattern == "paced" else posted
+    intended = fetch_array(client, "intended", setting.messages) if setting.pattern == "paced" else posted
     return _Times(got, intended[got], posted[got], delivered[got], posted[posted > 0])
 
 
@@ -298,7 +298,7 @@ def _joined(times: Sequence[_Times]) -> _Times:
     return _Times(sequence, intended, sent, delivered, np.sort(joined[4]))
 
 
-def steady(delivered: Int64s, posted: Int64s | None) -> tuple[int, int]:
+def steady_part(delivered: Int64s, posted: Int64s | None) -> tuple[int, int]:
     """Between which times of a stream its rate may be taken: neither while buffers fill nor while they drain.
 
     `delivered` and `posted` are ns, ascending; `posted` is None if the ends have two clocks. Buffers hold no more than
@@ -317,7 +317,7 @@ def steady(delivered: Int64s, posted: Int64s | None) -> tuple[int, int]:
     return (begin - first, end - first) if begin < end else (0, 0)
 
 
-def together(done: Sequence[Done]) -> Done:
+def join_ends(done: Sequence[Done]) -> Done:
     """Several senders' (or their receivers') ends as one: counts and processor time added, the worst of the endings.
 
     What was chosen, where it ran and when is the first one's.
@@ -325,11 +325,11 @@ def together(done: Sequence[Done]) -> Done:
     worst = next((one for one in done if one.ended not in ("complete", "finished")), done[0])
     boots = {one.boot for one in done}
     return Done(
-        tally=added([one.tally for one in done]),
+        tally=add_counts([one.tally for one in done]),
         ended=worst.ended,
         error=worst.error,
         resent=sum(one.resent for one in done),
-        cpu=cputime.together([one.cpu for one in done]),
+        cpu=cputime.add_ends([one.cpu for one in done]),
         resident=max(one.resident for one in done),
         chosen=done[0].chosen,
         boot=boots.pop() if len(boots) == 1 else "",
@@ -338,13 +338,13 @@ def together(done: Sequence[Done]) -> Done:
     )
 
 
-def added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+def add_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     """Add what several ends counted, name by name; an end counts only what it met, so that not each has every name."""
     names = dict.fromkeys(name for one in counts for name in one)
     return {name: sum(one.get(name, 0) for one in counts) for name in names}
 
 
-def fetch(peer: Peer, array: Array, count: int) -> Int64s:
+def fetch_array(peer: Peer, array: Array, count: int) -> Int64s:
     """Fetch a whole array of the trial that the peer has just run, a bounded chunk at a time."""
     values = np.empty(count, dtype=np.int64)
     for first in range(0, count, SAMPLES_A_CHUNK):
@@ -356,7 +356,7 @@ def fetch(peer: Peer, array: Array, count: int) -> Int64s:
     return values
 
 
-def merged(client: Mapping[str, int], server: Mapping[str, int], seen_by: Role) -> dict[str, int]:
+def merge_tallies(client: Mapping[str, int], server: Mapping[str, int], seen_by: Role) -> dict[str, int]:
     """Merge both ends' counts: delivered and lost as the observing end saw it, the faults that either saw added."""
     observer = client if seen_by == "client" else server
     tally = {name: observer[name] for name in ("expected", "delivered", "bytes", "lost")}
@@ -376,7 +376,7 @@ class Outcome(Struct):
     failed: list[str] = []  # label and reason of each trial that failed
 
 
-def execute(
+def execute_trials(
     trials: Sequence[Trial],
     testbed: Testbed,
     writer: Writer,
@@ -412,7 +412,7 @@ def execute(
                     writer.log(f"trial {trial.number} {trial.label}: failed: {error}")
                     outcome.failed.append(f"{trial.label}: {error}")
                     continue
-            write(trial, measured, writer, outcome)
+            write_trial(trial, measured, writer, outcome)
             if "placement" not in writer.manifest:  # of the first trial; each has its own in the journal
                 writer.note(placement=measured.placement)
             twin(pair, trial, measured, writer)
@@ -442,7 +442,7 @@ def _named(trial: Trial, writer: Writer, stopped: Callable[[], bool]) -> Iterato
         ) from error
 
 
-def observed(measured: Measured) -> dict[str, Any]:
+def observed_facts(measured: Measured) -> dict[str, Any]:
     """Return what a trial's figures need besides its samples: the `steady` part of a stream, what was `offered`."""
     found: dict[str, Any] = {}
     if measured.steady is not None:
@@ -452,10 +452,10 @@ def observed(measured: Measured) -> dict[str, Any]:
     return found
 
 
-def write(trial: Trial, measured: Measured, writer: Writer, outcome: Outcome) -> None:
+def write_trial(trial: Trial, measured: Measured, writer: Writer, outcome: Outcome) -> None:
     """Store what a trial brought. One whose loop did not come to its end is a failed trial with samples."""
     problems = [
-        f"{role} {ending(done)}"
+        f"{role} {ending_words(done)}"
         for role, done in (("client", measured.client), ("server", measured.server))
         if done.ended not in ("complete", "finished")
     ]
@@ -475,7 +475,7 @@ def write(trial: Trial, measured: Measured, writer: Writer, outcome: Outcome) ->
         service_ns=measured.service_ns,
         late=measured.late,
         extra={
-            **observed(measured),
+            **observed_facts(measured),
             "chosen": measured.chosen,
             "placement": measured.placement,
             "cpu": measured.cpu,

@@ -165,7 +165,7 @@ PATTERNS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def column(table: str, name: str) -> tuple[str, str]:
+def column_of(table: str, name: str) -> tuple[str, str]:
     """Return the unit and the meaning of a column; empty words if nothing is known of it."""
     for key in (f"{table}.{name}", name):
         if key in COLUMNS:
@@ -186,20 +186,20 @@ class Column(Struct, frozen=True):
     meaning: str
 
 
-def columns(table: str, schema: pa.Schema) -> list[Column]:
+def columns_of(table: str, schema: pa.Schema) -> list[Column]:
     """Return what is to be known of each column of a table."""
-    return [Column(table, field.name, _type(field.type), *column(table, field.name)) for field in schema]
+    return [Column(table, field.name, _type(field.type), *column_of(table, field.name)) for field in schema]
 
 
 def _type(kind: pa.DataType) -> str:
     return str(kind.value_type) if pa.types.is_dictionary(kind) else str(kind)
 
 
-def described(table: str, schema: pa.Schema) -> pa.Schema:
+def describe_schema(table: str, schema: pa.Schema) -> pa.Schema:
     """Return the schema of a table with unit and meaning of each column in its metadata."""
     fields = []
     for field in schema:
-        unit, meaning = column(table, field.name)
+        unit, meaning = column_of(table, field.name)
         about = {key: words for key, words in (("unit", unit), ("meaning", meaning)) if words}
         fields.append(field.with_metadata(about or None))
     return pa.schema(fields, metadata={"table": TABLES.get(table, table)})

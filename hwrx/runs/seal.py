@@ -36,7 +36,7 @@ REMEDY = "take the run from a copy, or run it again"
 UNREADABLE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError, OverflowError)
 
 
-def checksum(content: bytes, key: str) -> int:
+def checksum_of(content: bytes, key: str) -> int:
     """CRC-32 of `content`, begun with that of the key."""
     return zlib.crc32(content, zlib.crc32(key.encode()))
 
@@ -72,7 +72,7 @@ def is_sealed(text: bytes) -> bool:
 
 
 def _sealed(body: bytes, comma: bytes, end: bytes, key: str) -> bytes:
-    return b'%s%s"crc32": "%08x"%s' % (body, comma, checksum(body, key), end)
+    return b'%s%s"crc32": "%08x"%s' % (body, comma, checksum_of(body, key), end)
 
 
 def _opened(text: bytes, comma: bytes, end: bytes, key: str) -> dict[str, Any] | None:
@@ -125,7 +125,7 @@ class Reader:
                     rows = file.metadata.row_group(number).num_rows
                     (self.groups if key is None else self.lost).append(Group(number, 0, _trial(file, number), rows))
         except UNREADABLE as error:
-            raise damaged(path, error) from None
+            raise damaged_error(path, error) from None
         self.groups.sort(key=lambda group: group.number)
 
     @property
@@ -144,7 +144,7 @@ class Reader:
         try:
             return _open(self).read_row_group(group.number, columns=columns)
         except UNREADABLE as error:
-            raise damaged(self.path, error) from None
+            raise damaged_error(self.path, error) from None
 
     def _check(self, key: str) -> None:
         """Check the whole file against its seals."""
@@ -157,12 +157,12 @@ class Reader:
                 raise ValueError("it is not what this run wrote there")
             for entry in by_kind["group"]:
                 file.seek(entry["at"])
-                intact = checksum(file.read(entry["bytes"]), key) == entry["sum"]
+                intact = checksum_of(file.read(entry["bytes"]), key) == entry["sum"]
                 group = Group(entry["group"], entry["part"], entry["trial"], entry["rows"])
                 (self.groups if intact else self.lost).append(group)
             for entry in by_kind["footer"]:
                 file.seek(entry["at"])
-                if checksum(file.read(), key) == entry["sum"]:
+                if checksum_of(file.read(), key) == entry["sum"]:
                     return
             for entry in by_kind["copy"]:
                 file.seek(0)
@@ -209,14 +209,14 @@ def write_parquet(
     lines = []
     for group, at, end in zip(groups, starts[:-1], starts[1:], strict=True):
         file.seek(at)
-        place = {"at": at, "bytes": end - at, "sum": checksum(file.read(end - at), key)}
+        place = {"at": at, "bytes": end - at, "sum": checksum_of(file.read(end - at), key)}
         of = {"part": group.part, "trial": group.trial, "rows": group.rows}
         lines.append({"seal": "group", "group": group.number, **of, **place})
     file.seek(footer_at)
     footer = file.read()
     # both lines say where the footer will be, behind all lines: the digits' number is not known before they are written
     copy = base64.b64encode(zlib.compress(footer)).decode()
-    total = checksum(footer, key)
+    total = checksum_of(footer, key)
     at = footer_at
     while True:
         last: list[dict[str, Any]] = [
@@ -232,7 +232,7 @@ def write_parquet(
     file.write(footer)
 
 
-def damaged(path: pathlib.Path, error: BaseException | str) -> StoreError:
+def damaged_error(path: pathlib.Path, error: BaseException | str) -> StoreError:
     """Say that a file is not what was written."""
     words = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else str(error)
     return StoreError(f"{path} is damaged: {words}", remedy=REMEDY)

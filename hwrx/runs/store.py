@@ -92,8 +92,8 @@ class Writer:
         """
         layout = plan if isinstance(plan, experiments.Plan) else None
         experiment = experiments.with_seed(layout.experiment if layout else cast("experiments.Experiment", plan))
-        text = experiments.dumps(experiment)
-        experiments.loads(text, source="the experiment")  # what could not be read again is not measured
+        text = experiments.dump_experiment(experiment)
+        experiments.parse_experiment(text, source="the experiment")  # what could not be read again is not measured
         now = _now()
         own = {
             "format": FORMAT,
@@ -115,17 +115,17 @@ class Writer:
         if taken := own.keys() & manifest.keys():
             raise ValueError(f"the store fills these itself: {', '.join(sorted(taken))}")
         root = pathlib.Path(root)
-        with disk.guarded(root):
+        with disk.guarded_writes(root):
             root.mkdir(parents=True, exist_ok=True)
             hidden = root / f".{now:%Y%m%dT%H%M%SZ}-{experiment.name}.{os.getpid()}"
             hidden.mkdir()
             writer = cls(hidden, {**own, **asked, **manifest})
             try:
-                writer._lock.enter_context(disk.locked(hidden))
+                writer._lock.enter_context(disk.locked_directory(hidden))
                 (hidden / "parts").mkdir()
                 (hidden / ".reserve").write_bytes(b"\0" * _RESERVE)
                 writer._write_manifest()
-                disk.replace(hidden / "experiment.toml", text.encode())
+                disk.replace_file(hidden / "experiment.toml", text.encode())
                 (hidden / journal.FILE).touch()
                 (hidden / "log.txt").touch()
                 writer.path = _settle(hidden, root / f"{now:%Y%m%dT%H%M%SZ}-{experiment.name}")
@@ -144,14 +144,14 @@ class Writer:
         Trials that failed run again. `manifest` is what the environment is now; where it differs from what the run
         began with, it is kept beside it as `resumed`.
         """
-        _check_resumable(run := reading.load(path))
+        _check_resumable(run := reading.load_run(path))
         with contextlib.ExitStack() as lock:
-            lock.enter_context(disk.locked(run.path))
-            _check_resumable(run := reading.load(run.path))  # it may have gone on meanwhile
+            lock.enter_context(disk.locked_directory(run.path))
+            _check_resumable(run := reading.load_run(run.path))  # it may have gone on meanwhile
             writer = cls(run.path, {**run.manifest, "store": dict(run.contents.store)})
             writer._lock = lock.pop_all()
         try:
-            with disk.guarded(run.path):
+            with disk.guarded_writes(run.path):
                 return writer, writer._go_on(run, manifest)
         except BaseException:
             writer._lock.close()
@@ -165,14 +165,14 @@ class Writer:
         kept = {line["trial"] for line in lines}
         labels = {row["trial"]: row["label"] for row in run.rows}
         left_out = {skip["label"] for skip in run.manifest["skipped"]}
-        plan = experiments.plan(run.experiment, _refuse(left_out, run.experiment))
-        plan = experiments.repeated(plan, max([run.experiment.repeats, *(row["repeat"] + 1 for row in run.rows)]))
+        plan = experiments.plan_run(run.experiment, _refuse(left_out, run.experiment))
+        plan = experiments.repeat_plan(plan, max([run.experiment.repeats, *(row["repeat"] + 1 for row in run.rows)]))
         wrong = [t.label for t in plan.trials if t.number in labels and labels[t.number] != t.label]
         if wrong:
             raise StoreError(f"run {run.path}: its trials are not those of its experiment.toml (first: {wrong[0]})")
         (self.path / "parts").mkdir(exist_ok=True)
         key = run_key(self.manifest, journal.FILE) or ""
-        disk.replace(self.path / journal.FILE, b"".join(seal.sealed_line(line, key) + b"\n" for line in lines))
+        disk.replace_file(self.path / journal.FILE, b"".join(seal.sealed_line(line, key) + b"\n" for line in lines))
         (self.path / ".reserve").write_bytes(b"\0" * _RESERVE)
         self.recorded = len(lines)
         self._parts = run.contents.last_part()
@@ -209,7 +209,7 @@ class Writer:
         says that no answer was late.
         """
         count = 0 if ns is None else len(ns)
-        with self._one, disk.guarded(self.path):
+        with self._one, disk.guarded_writes(self.path):
             part = self._parts + 1
             if count:
                 self._add_part("samples", _samples(trial, sequence, ns, service_ns, late), trial.number)
@@ -227,7 +227,7 @@ class Writer:
                 "extra": msgspec.to_builtins(dict(extra or {})),
             }
             key = run_key(self.manifest, journal.FILE) or ""
-            disk.append(self.path / journal.FILE, seal.sealed_line(line, key) + b"\n")
+            disk.append_line(self.path / journal.FILE, seal.sealed_line(line, key) + b"\n")
             self.recorded += 1
 
     def add_table(self, name: str, table: pa.Table) -> None:
@@ -236,13 +236,13 @@ class Writer:
             raise ValueError(f"'{name}' is no name for an extra table")
         if table.num_rows:
             trials = set(table["trial"].to_pylist()) if "trial" in table.column_names else set()
-            with self._one, disk.guarded(self.path):
+            with self._one, disk.guarded_writes(self.path):
                 self._add_part(name, table, trials.pop() if len(trials) == 1 else None)
 
     def add_document(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON document of the run, with its checksum, in the place of the one before."""
-        with self._one, disk.guarded(self.path):
-            disk.replace(self.path / name, seal.sealed_document(content, run_key(self.manifest, name) or ""))
+        with self._one, disk.guarded_writes(self.path):
+            disk.replace_file(self.path / name, seal.sealed_document(content, run_key(self.manifest, name) or ""))
 
     def expect(self, trials: int) -> None:
         """Say how many trials the run is to have, where that was not known when it began."""
@@ -250,7 +250,7 @@ class Writer:
 
     def note(self, **values: Any) -> None:
         """Put more into the manifest, for example what was found when the machines came up."""
-        with self._one, disk.guarded(self.path):
+        with self._one, disk.guarded_writes(self.path):
             self.manifest.update(values)
             self._write_manifest()
 
@@ -258,8 +258,8 @@ class Writer:
         """Append lines to log.txt, each with the time."""
         stamp = f"{_now():%H:%M:%S}"
         lines = "".join(f"{stamp} {line}\n" for line in text.splitlines())
-        with self._one, disk.guarded(self.path):
-            disk.append(self.path / "log.txt", lines.encode(errors="backslashreplace"))
+        with self._one, disk.guarded_writes(self.path):
+            disk.append_line(self.path / "log.txt", lines.encode(errors="backslashreplace"))
 
     def finish(self, status: Status = "complete", reason: str = "") -> None:
         """Merge the parts, write trials.parquet and the final manifest. A second call does nothing.
@@ -274,11 +274,11 @@ class Writer:
         if status == "complete" and planned is not None and self.recorded < planned:
             status, reason = "partial", reason or f"{self.recorded} of {planned} trials were run"
         self.manifest.update(status=status, reason=reason, ended=_now().isoformat())
-        with self._lock, disk.guarded(self.path):
+        with self._lock, disk.guarded_writes(self.path):
             try:
                 self._merge()
             except (OSError, StoreError) as error:
-                words = disk.reason(error) if isinstance(error, OSError) else str(error)
+                words = disk.reason_of(error) if isinstance(error, OSError) else str(error)
                 self.manifest.update(status="partial", reason=words)
                 raise
             finally:
@@ -312,8 +312,8 @@ class Writer:
         number = self._parts + 1
         stem = f"{name}-{number:06d}"
         key = run_key(self.manifest, stem) or ""
-        with disk.replacing(self.path / "parts" / f"{stem}.parquet") as file:
-            described = schema.described(name, table.schema)
+        with disk.replacing_file(self.path / "parts" / f"{stem}.parquet") as file:
+            described = schema.describe_schema(name, table.schema)
             seal.write_parquet(file, described, [(number, trial, table.cast(described))], key)
         self._parts = number
 
@@ -324,19 +324,19 @@ class Writer:
         tables = {name: kept for name, kept in found.tables.items() if kept or name == "samples"}
         for name, kept in tables.items():
             first = kept[0][0].schema if kept else SAMPLES
-            described = schema.described(name, first)
+            described = schema.describe_schema(name, first)
             one_by_one = ((group.part, group.trial, reader.read(group).cast(described)) for reader, group in kept)
-            with disk.replacing(self.path / f"{name}.parquet") as file:
+            with disk.replacing_file(self.path / f"{name}.parquet") as file:
                 seal.write_parquet(file, described, one_by_one, run_key(self.manifest, name) or "")
         trials = journal.trials_table(found.journal.lines)
-        described = schema.described("trials", trials.schema)
-        with disk.replacing(self.path / "trials.parquet") as file:
+        described = schema.describe_schema("trials", trials.schema)
+        with disk.replacing_file(self.path / "trials.parquet") as file:
             key = run_key(self.manifest, "trials") or ""
             seal.write_parquet(file, described, [(0, None, trials.cast(described))], key)
         self.manifest["store"]["tables"] = sorted([*tables, "trials"])
 
     def _write_manifest(self) -> None:
-        disk.replace(self.path / MANIFEST, seal.sealed_document(self.manifest, MANIFEST))
+        disk.replace_file(self.path / MANIFEST, seal.sealed_document(self.manifest, MANIFEST))
 
 
 # --- inside --------------------------------------------------------------------------------------------------------
@@ -379,7 +379,7 @@ def _check_resumable(run: Run) -> None:
     if run.status == "complete" and not run.contents.lost:
         raise StoreError(f"run {run.path} is complete: there is nothing to resume")
     if run.status == "running":
-        raise disk.busy(run.path, run.manifest["process"]["pid"])
+        raise disk.is_locked(run.path, run.manifest["process"]["pid"])
 
 
 def _refuse(labels: set[str], experiment: experiments.Experiment) -> Any:
@@ -413,7 +413,7 @@ def _point(link: pathlib.Path, name: str) -> str:
         fresh.symlink_to(name)
         fresh.replace(link)
     except OSError as error:  # of file systems without links it is EPERM, EOPNOTSUPP, ENOSYS
-        return f"{link.name} does not point to this run: no symbolic link can be made here ({disk.reason(error)})"
+        return f"{link.name} does not point to this run: no symbolic link can be made here ({disk.reason_of(error)})"
     return ""
 
 

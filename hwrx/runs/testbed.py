@@ -82,7 +82,7 @@ class Bed:
         # pyverbs and pyudev: not needed where only a guest is measured
         from hwrx.machine import description
 
-        about: dict[str, Any] = {"emulated": False, **self._about, "machine": description.manifest()}
+        about: dict[str, Any] = {"emulated": False, **self._about, "machine": description.describe_machine()}
         if self._peers["server"].startswith("ssh:") or "{agent}" in self._peers["server"]:
             with self.start("server") as server:
                 about["server machine"] = server.ask(Describe(), Described).machine
@@ -117,11 +117,11 @@ class GuestBed:
         with self.start("client") as peer:
             inside = peer.ask(Describe(), Described).machine
         return {
-            "wire": f"in the guest: {topology.find(self._guest.topology).sentence}",
+            "wire": f"in the guest: {topology.find_topology(self._guest.topology).sentence}",
             "guest": self._guest.describe(),
             "emulated": self._guest.describe()["emulated"],
             "machine": inside,
-            "host": description.manifest(),
+            "host": description.describe_machine(),
         }
 
 
@@ -138,13 +138,15 @@ def settle_clock(experiment: Experiment, wanted: Wanted, say: Say = lambda stage
     if in_guest(experiment, wanted):
         from hwrx.lab import accelerator, kernel
 
-        found = accelerator.remembered() or accelerator.choose(kernel.find(experiment.kernel, say), say)
+        found = accelerator.remembered_choice() or accelerator.choose_accelerator(
+            kernel.find_kernel(experiment.kernel, say), say
+        )
         if found.emulated:
             return msgspec.structs.replace(experiment, clock="icount")
-    return experiments.uncounted(experiment)
+    return experiments.without_counting(experiment)
 
 
-def check(experiment: Experiment, wanted: Wanted) -> None:
+def check_wanted(experiment: Experiment, wanted: Wanted) -> None:
     """Refuse what would be ignored: a figure is by the clock, kernel and wire that its run names.
 
     :raises UsageError: if the experiment or the command line asks for something that this testbed does not have.
@@ -207,15 +209,15 @@ def in_guest(experiment: Experiment, wanted: Wanted) -> bool:
     """Whether a virtual machine is booted: for rxe or NICs, for another kernel, or to count instructions."""
     if wanted.explicit or wanted.here or experiment.topology == "here":
         return False
-    found = topology.find(experiment.topology)
+    found = topology.find_topology(experiment.topology)
     return found.where == "guest" or experiment.kernel is not None or experiment.clock == "icount"
 
 
-def checker(experiment: Experiment, wanted: Wanted) -> Callable[[Setting], None]:
+def setting_checker(experiment: Experiment, wanted: Wanted) -> Callable[[Setting], None]:
     """Return what `experiment.plan` asks of each setting: whether its path, and this testbed, can do it."""
 
     def check_setting(setting: Setting) -> None:
-        paths.check(setting)
+        paths.check_setting(setting)
         if wanted.explicit and setting.path in ("nic-ring", "nic-pio"):
             raise UsageError(
                 f"{setting.path} drives the NICs of the topology `nic`, not what --device and --peer name",
@@ -237,7 +239,7 @@ def checker(experiment: Experiment, wanted: Wanted) -> Callable[[Setting], None]
 
 
 @contextlib.contextmanager
-def opened(
+def opened_bed(
     experiment: Experiment,
     wanted: Wanted,
     say: Say = lambda stage, text: None,
@@ -254,16 +256,16 @@ def opened(
     :raises MachineError: if this machine lacks something.
     :raises GuestError: if a guest does not come up.
     """
-    check(experiment, wanted)
+    check_wanted(experiment, wanted)
     if wanted.explicit:
-        yield explicit(wanted, experiment.setting.get("gid_index"))
+        yield explicit_bed(wanted, experiment.setting.get("gid_index"))
     elif experiment.topology == "here":
         about = {"wire": "the loopback device"}
         yield Bed({"client": Place(), "server": Place()}, {"client": "local", "server": "local"}, about)
     elif not in_guest(experiment, wanted):
         say("topology", experiment.topology)
-        with topology.build(experiment.topology, **_options(experiment)) as made:
-            yield Bed(made.places, made.peers, {"wire": topology.find(experiment.topology).sentence})
+        with topology.build_topology(experiment.topology, **_options(experiment)) as made:
+            yield Bed(made.places, made.peers, {"wire": topology.find_topology(experiment.topology).sentence})
     else:
         from hwrx.lab import vm
 
@@ -287,7 +289,7 @@ def _options(experiment: Experiment) -> dict[str, Any]:
     return {} if experiment.wire_mtu is None else {"mtu": experiment.wire_mtu}
 
 
-def explicit(wanted: Wanted, gid_index: int | None = None) -> Bed:
+def explicit_bed(wanted: Wanted, gid_index: int | None = None) -> Bed:
     """Return the ends that the user named: verbs devices of this machine, or one here and one at the peer.
 
     `gid_index`: the entry of the devices' GID tables that the user chose; sockets then share its wire.

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .beside import BESIDE
-from .delivering import DELIVERING
-from .model import FRAMES, KERNEL, Probe, Side, Stage
-from .receiving import RECEIVING
-from .sending import SENDING
+from hwrx.stages.beside import BESIDE
+from hwrx.stages.delivering import DELIVERING
+from hwrx.stages.model import FRAMES, KERNEL, Probe, Side, Stage
+from hwrx.stages.receiving import RECEIVING
+from hwrx.stages.sending import SENDING
 
 __all__ = [
     "BY_NAME",
@@ -52,7 +52,7 @@ def of_path(path: str) -> list[Stage]:
     return [stage for stage in STAGES if path in stage.paths]
 
 
-def chain(path: str) -> list[Stage]:
+def stage_chain(path: str) -> list[Stage]:
     """Return the stages of a path whose stamps follow each other, `posted` first and `delivered` last."""
     return [stage for stage in of_path(path) if stage.chain and stage.name != "intended"]
 
@@ -62,7 +62,7 @@ def probed_in_kernel(path: str) -> bool:
     return any(probe.kind != "user" for stage in of_path(path) for probe in stage.probes)
 
 
-def header(stages: Iterable[Stage] = STAGES) -> str:
+def stage_header(stages: Iterable[Stage] = STAGES) -> str:
     """Return the C header that gives the BPF programs the catalogue's numbers."""
     lines = ["/* made from hwrx/stages */", "#pragma once"]
     lines += [f"#define {stage.ident} {stage.number}" for stage in stages]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .model import (
+from hwrx.stages.model import (
     ALL,
     ENDPOINT,
     FRAMES,
@@ -21,9 +21,9 @@ from .model import (
     WRITE,
     Probe,
     Stage,
-    entry,
-    leaving,
-    tp,
+    function_entry,
+    function_exit,
+    tracepoint,
 )
 
 DELIVERING: tuple[Stage, ...] = (
@@ -33,7 +33,7 @@ DELIVERING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         VERBS,
-        (entry("rxe_udp_encap_recv", "rxe_udp_encap_recv__fentry"),),
+        (function_entry("rxe_udp_encap_recv", "rxe_udp_encap_recv__fentry"),),
     ),
     Stage(
         "rxe_rcv",
@@ -41,7 +41,7 @@ DELIVERING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         VERBS,
-        (entry("rxe_rcv", "rxe_rcv__fentry"),),
+        (function_entry("rxe_rcv", "rxe_rcv__fentry"),),
     ),
     Stage(
         "rxe_icrc_check",
@@ -49,7 +49,7 @@ DELIVERING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         VERBS,
-        (entry("rxe_icrc_check", "rxe_icrc_check__fentry"),),
+        (function_entry("rxe_icrc_check", "rxe_icrc_check__fentry"),),
     ),
     Stage(
         "rxe_icrc_checked",
@@ -57,7 +57,7 @@ DELIVERING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         VERBS,
-        (leaving("rxe_icrc_check", "rxe_icrc_check__fexit"),),
+        (function_exit("rxe_icrc_check", "rxe_icrc_check__fexit"),),
         handles="passed",
     ),
     Stage(
@@ -66,7 +66,11 @@ DELIVERING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         VERBS,
-        (entry("rxe_resp_queue_pkt, rxe_comp_queue_pkt", "rxe_resp_queue_pkt__fentry", "rxe_comp_queue_pkt__fentry"),),
+        (
+            function_entry(
+                "rxe_resp_queue_pkt, rxe_comp_queue_pkt", "rxe_resp_queue_pkt__fentry", "rxe_comp_queue_pkt__fentry"
+            ),
+        ),
     ),
     Stage(
         "rxe_responder",
@@ -83,7 +87,7 @@ DELIVERING: tuple[Stage, ...] = (
         "receiver",
         "kernel worker",
         VERBS,
-        (entry("rxe_mr_copy", "rxe_mr_copy__fentry"),),
+        (function_entry("rxe_mr_copy", "rxe_mr_copy__fentry"),),
     ),
     Stage(
         "rxe_mr_copied",
@@ -91,7 +95,7 @@ DELIVERING: tuple[Stage, ...] = (
         "receiver",
         "kernel worker",
         VERBS,
-        (leaving("rxe_mr_copy", "rxe_mr_copy__fexit"),),
+        (function_exit("rxe_mr_copy", "rxe_mr_copy__fexit"),),
         unless="a reader that polls its memory saw the last byte before the copying function returned",
         unless_on=WRITE,
         last=True,
@@ -103,7 +107,7 @@ DELIVERING: tuple[Stage, ...] = (
         "receiver",
         "kernel worker",
         SEND | IMM | READ,
-        (entry("rxe_cq_post", "rxe_cq_post__fentry"),),
+        (function_entry("rxe_cq_post", "rxe_cq_post__fentry"),),
         last=True,
     ),
     Stage(
@@ -112,7 +116,7 @@ DELIVERING: tuple[Stage, ...] = (
         "receiver",
         "kernel worker",
         SEND | IMM | READ,
-        (leaving("rxe_cq_post", "rxe_cq_post__fexit"),),
+        (function_exit("rxe_cq_post", "rxe_cq_post__fexit"),),
         last=True,
         chain=False,  # 6.12 sends the completion event before it returns, 6.1 afterwards: no one order
     ),
@@ -139,7 +143,7 @@ DELIVERING: tuple[Stage, ...] = (
         "receiver",
         "kernel",
         KERNEL,
-        (tp("sched_waking", "sched_waking__tp"),),
+        (tracepoint("sched_waking", "sched_waking__tp"),),
         last=True,
         unless="the reader does not sleep",
     ),
@@ -149,7 +153,7 @@ DELIVERING: tuple[Stage, ...] = (
         "receiver",
         "kernel",
         KERNEL,
-        (tp("sched_switch", "sched_switch__tp"),),
+        (tracepoint("sched_switch", "sched_switch__tp"),),
         last=True,
         unless="the reader does not sleep",
     ),
@@ -159,7 +163,7 @@ DELIVERING: tuple[Stage, ...] = (
         "receiver",
         "user thread",
         UDP,
-        (leaving("__skb_recv_udp", "skb_recv_udp__fexit"),),
+        (function_exit("__skb_recv_udp", "skb_recv_udp__fexit"),),
     ),
     Stage(
         "copied to the user",
@@ -174,7 +178,7 @@ DELIVERING: tuple[Stage, ...] = (
                 ("skb_consume_udp__fentry", "tcp_recvmsg__fexit", "udpv6_recvmsg__fexit"),
                 along=("udp_recvmsg__fexit",),
             ),
-            tp("sock_recv_length", "sock_recv_length__tp"),
+            tracepoint("sock_recv_length", "sock_recv_length__tp"),
         ),
         last=True,
         handles="copied",
@@ -185,7 +189,7 @@ DELIVERING: tuple[Stage, ...] = (
         "receiver",
         "user thread",
         TCP,
-        (leaving("tcp_zerocopy_receive", "tcp_zerocopy_receive__fexit"),),
+        (function_exit("tcp_zerocopy_receive", "tcp_zerocopy_receive__fexit"),),
         unless="zerocopy_receive is not asked for",
         last=True,
     ),
@@ -196,10 +200,10 @@ DELIVERING: tuple[Stage, ...] = (
         "user thread",
         SOCKETS,
         (
-            leaving(
+            function_exit(
                 "__sys_recvfrom, __sys_recvmsg", "sys_recvfrom__fexit", "sys_recvmsg__fexit", "sys_recvmmsg__fexit"
             ),
-            tp("sys_exit", "sys_exit__tp"),
+            tracepoint("sys_exit", "sys_exit__tp"),
         ),
         last=True,
     ),

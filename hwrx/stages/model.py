@@ -82,22 +82,22 @@ class Stage:
         return "STAGE_" + "".join(c if c.isalnum() else "_" for c in self.name).upper().strip("_")
 
 
-def tp(target: str, program: str, stand_in: str = "") -> Probe:
+def tracepoint(target: str, program: str, stand_in: str = "") -> Probe:
     """A tracepoint."""
     return Probe("tp_btf", target, (program,), stand_in)
 
 
-def entry(target: str, *programs: str, stand_in: str = "") -> Probe:
+def function_entry(target: str, *programs: str, stand_in: str = "") -> Probe:
     """The entry of functions that do the same (IPv4 and IPv6, the calls of a family)."""
     return Probe("fentry", target, programs, stand_in)
 
 
-def leaving(target: str, *programs: str, stand_in: str = "") -> Probe:
+def function_exit(target: str, *programs: str, stand_in: str = "") -> Probe:
     """The return of functions."""
     return Probe("fexit", target, programs, stand_in)
 
 
-def hook(target: str, *programs: str, stand_in: str = "") -> Probe:
+def netfilter_hook(target: str, *programs: str, stand_in: str = "") -> Probe:
     """A hook of netfilter's, where functions cannot be probed."""
     return Probe("netfilter", target, programs, stand_in, fallback=True)
 

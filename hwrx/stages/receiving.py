@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .model import (
+from hwrx.stages.model import (
     ALL,
     DEVICE,
     KERNEL,
@@ -17,10 +17,10 @@ from .model import (
     XDP,
     Probe,
     Stage,
-    entry,
-    hook,
-    leaving,
-    tp,
+    function_entry,
+    function_exit,
+    netfilter_hook,
+    tracepoint,
 )
 
 RECEIVING: tuple[Stage, ...] = (
@@ -76,7 +76,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         KERNEL | RINGS,
-        (tp("netif_rx", "netif_rx__tp"),),
+        (tracepoint("netif_rx", "netif_rx__tp"),),
         unless="the driver polls with NAPI",
     ),
     Stage(
@@ -85,7 +85,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         KERNEL | RINGS,
-        (entry("enqueue_to_backlog", "enqueue_to_backlog__fentry"),),
+        (function_entry("enqueue_to_backlog", "enqueue_to_backlog__fentry"),),
         unless="neither RPS nor netif_rx is used",
     ),
     Stage(
@@ -104,7 +104,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         KERNEL | RINGS,
-        (entry("__napi_poll", "napi_poll__fentry"),),
+        (function_entry("__napi_poll", "napi_poll__fentry"),),
         unless="the poll was already running when the packet came",
     ),
     Stage(
@@ -122,7 +122,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         KERNEL | RINGS,
-        (tp("napi_gro_receive_entry", "napi_gro_receive_entry__tp"),),
+        (tracepoint("napi_gro_receive_entry", "napi_gro_receive_entry__tp"),),
         unless="the device hands frames over without NAPI (loopback, veth without GRO)",
     ),
     Stage(
@@ -131,7 +131,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         KERNEL,
-        (entry("inet_gro_receive, ipv6_gro_receive", "inet_gro_receive__fentry", "ipv6_gro_receive__fentry"),),
+        (function_entry("inet_gro_receive, ipv6_gro_receive", "inet_gro_receive__fentry", "ipv6_gro_receive__fentry"),),
         unless="the device hands frames over without NAPI",
     ),
     Stage(
@@ -140,7 +140,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         KERNEL | RINGS,
-        (tp("netif_receive_skb", "netif_receive_skb__tp"),),
+        (tracepoint("netif_receive_skb", "netif_receive_skb__tp"),),
         unless="the driver itself runs the XDP program, and hands the frame over before there is an skb",
         unless_on=XDP,
     ),
@@ -150,7 +150,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         KERNEL | PACKET,
-        (entry("packet_rcv, tpacket_rcv", "packet_rcv__fentry", "tpacket_rcv__fentry"),),
+        (function_entry("packet_rcv, tpacket_rcv", "packet_rcv__fentry", "tpacket_rcv__fentry"),),
         unless="nobody taps the device",
         unless_on=KERNEL,
     ),
@@ -169,7 +169,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         XDP,
-        (leaving("xsk_generic_rcv", "xsk_generic_rcv__fexit"),),
+        (function_exit("xsk_generic_rcv", "xsk_generic_rcv__fexit"),),
         unless="the driver itself runs the XDP program",
         handles="copied",
     ),
@@ -180,8 +180,8 @@ RECEIVING: tuple[Stage, ...] = (
         "softirq",
         KERNEL,
         (
-            entry("ip_rcv_core, ip6_rcv_core", "ip_rcv_core__fentry", "ip6_rcv_core__fentry"),
-            entry("ip_rcv, ipv6_rcv", "ip_rcv__fentry", "ipv6_rcv__fentry"),
+            function_entry("ip_rcv_core, ip6_rcv_core", "ip_rcv_core__fentry", "ip6_rcv_core__fentry"),
+            function_entry("ip_rcv, ipv6_rcv", "ip_rcv__fentry", "ipv6_rcv__fentry"),
         ),
     ),
     Stage(
@@ -190,7 +190,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         KERNEL,
-        (hook("PRE_ROUTING", "pre_routing__netfilter"),),
+        (netfilter_hook("PRE_ROUTING", "pre_routing__netfilter"),),
     ),
     Stage(
         "ip_route_input",
@@ -198,7 +198,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         KERNEL,
-        (entry("ip_route_input_noref, ip6_route_input", "ip_route_input__fentry", "ip6_route_input__fentry"),),
+        (function_entry("ip_route_input_noref, ip6_route_input", "ip_route_input__fentry", "ip6_route_input__fentry"),),
         unless="the socket's cached route serves (early demux)",
     ),
     Stage(
@@ -207,7 +207,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         KERNEL,
-        (entry("ip_forward, ip6_forward", "ip_forward__fentry", "ip6_forward__fentry"),),
+        (function_entry("ip_forward, ip6_forward", "ip_forward__fentry", "ip6_forward__fentry"),),
         unless="the packet is for this host",
     ),
     Stage(
@@ -216,7 +216,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         KERNEL,
-        (entry("ip_local_deliver, ip6_input", "ip_local_deliver__fentry", "ip6_input__fentry"),),
+        (function_entry("ip_local_deliver, ip6_input", "ip_local_deliver__fentry", "ip6_input__fentry"),),
     ),
     Stage(
         "LOCAL_IN",
@@ -224,7 +224,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         KERNEL,
-        (hook("LOCAL_IN", "local_in__netfilter"),),
+        (netfilter_hook("LOCAL_IN", "local_in__netfilter"),),
     ),
     Stage(
         "udp_rcv",
@@ -232,7 +232,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         UDP | VERBS,
-        (entry("udp_rcv, udpv6_rcv", "udp_rcv__fentry", "udpv6_rcv__fentry"),),
+        (function_entry("udp_rcv, udpv6_rcv", "udp_rcv__fentry", "udpv6_rcv__fentry"),),
     ),
     Stage(
         "tcp_rcv",
@@ -240,7 +240,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         TCP,
-        (entry("tcp_v4_rcv, tcp_v6_rcv", "tcp_v4_rcv__fentry", "tcp_v6_rcv__fentry"),),
+        (function_entry("tcp_v4_rcv, tcp_v6_rcv", "tcp_v4_rcv__fentry", "tcp_v6_rcv__fentry"),),
     ),
     Stage(
         "udp_queue_rcv_one_skb",
@@ -249,7 +249,7 @@ RECEIVING: tuple[Stage, ...] = (
         "softirq",
         UDP | VERBS,
         (
-            entry(
+            function_entry(
                 "udp_queue_rcv_one_skb, udpv6_queue_rcv_one_skb",
                 "udp_queue_rcv_one_skb__fentry",
                 "udpv6_queue_rcv_one_skb__fentry",
@@ -263,7 +263,7 @@ RECEIVING: tuple[Stage, ...] = (
         "softirq",
         SOCKETS,
         (
-            entry("sk_filter_trim_cap", "sk_filter_trim_cap__fentry"),
+            function_entry("sk_filter_trim_cap", "sk_filter_trim_cap__fentry"),
             Probe(
                 "cgroup_skb",
                 "ingress",
@@ -279,7 +279,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         TCP,
-        (entry("tcp_v4_do_rcv, tcp_v6_do_rcv", "tcp_v4_do_rcv__fentry", "tcp_v6_do_rcv__fentry"),),
+        (function_entry("tcp_v4_do_rcv, tcp_v6_do_rcv", "tcp_v4_do_rcv__fentry", "tcp_v6_do_rcv__fentry"),),
     ),
     Stage(
         "__udp_enqueue_schedule_skb",
@@ -287,7 +287,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         UDP,
-        (entry("__udp_enqueue_schedule_skb", "udp_enqueue__fentry"),),
+        (function_entry("__udp_enqueue_schedule_skb", "udp_enqueue__fentry"),),
     ),
     Stage(
         "tcp_queue_rcv",
@@ -295,7 +295,7 @@ RECEIVING: tuple[Stage, ...] = (
         "receiver",
         "softirq",
         TCP,
-        (entry("tcp_queue_rcv", "tcp_queue_rcv__fentry"),),
+        (function_entry("tcp_queue_rcv", "tcp_queue_rcv__fentry"),),
         last=True,
     ),
     Stage(
@@ -306,7 +306,7 @@ RECEIVING: tuple[Stage, ...] = (
         SOCKETS,
         (
             Probe("fentry", "sock_def_readable", ("sock_def_readable__fentry",), along=("sock_def_readable__fexit",)),
-            tp("sk_data_ready", "sk_data_ready__tp"),
+            tracepoint("sk_data_ready", "sk_data_ready__tp"),
         ),
         last=True,
         unless="the reader looked by itself and took the message before the socket could tell",

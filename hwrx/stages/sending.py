@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .model import (
+from hwrx.stages.model import (
     ALL,
     ENDPOINT,
     FRAMES,
@@ -16,10 +16,10 @@ from .model import (
     VERBS,
     XDP,
     Stage,
-    entry,
-    hook,
-    leaving,
-    tp,
+    function_entry,
+    function_exit,
+    netfilter_hook,
+    tracepoint,
 )
 
 SENDING: tuple[Stage, ...] = (
@@ -39,7 +39,11 @@ SENDING: tuple[Stage, ...] = (
         "sender",
         "user thread",
         SOCKETS,
-        (entry("__sys_sendto, __sys_sendmsg", "sys_sendto__fentry", "sys_sendmsg__fentry", "sys_sendmmsg__fentry"),),
+        (
+            function_entry(
+                "__sys_sendto, __sys_sendmsg", "sys_sendto__fentry", "sys_sendmsg__fentry", "sys_sendmmsg__fentry"
+            ),
+        ),
         unless="the call carries several messages, or none that starts at its first byte",
     ),
     Stage(
@@ -48,7 +52,7 @@ SENDING: tuple[Stage, ...] = (
         "sender",
         "user thread",
         VERBS - READ,
-        (entry("rxe_post_send", "rxe_post_send__fentry"),),
+        (function_entry("rxe_post_send", "rxe_post_send__fentry"),),
         unless="rxe was already at work on the queue when the request was posted",
     ),
     Stage(
@@ -57,7 +61,7 @@ SENDING: tuple[Stage, ...] = (
         "sender",
         "user thread",
         UDP,
-        (leaving("ip_generic_getfrag", "ip_generic_getfrag__fexit"),),
+        (function_exit("ip_generic_getfrag", "ip_generic_getfrag__fexit"),),
         last=True,
         handles="copied",
     ),
@@ -68,7 +72,7 @@ SENDING: tuple[Stage, ...] = (
         "user thread",
         SOCKETS,
         (
-            leaving(
+            function_exit(
                 "skb_zerocopy_iter_stream, __zerocopy_sg_from_iter",
                 "skb_zerocopy_iter_stream__fexit",
                 "zerocopy_sg_from_iter__fexit",
@@ -83,7 +87,7 @@ SENDING: tuple[Stage, ...] = (
         "sender",
         "user thread",
         TCP,
-        (entry("tcp_write_xmit", "tcp_write_xmit__fentry"),),
+        (function_entry("tcp_write_xmit", "tcp_write_xmit__fentry"),),
         unless="the segment was sent later, by an incoming ACK or a timer",
     ),
     Stage(
@@ -92,7 +96,7 @@ SENDING: tuple[Stage, ...] = (
         "sender",
         "kernel",
         VERBS,
-        (leaving("rxe_mr_copy", "rxe_mr_copy__fexit"),),
+        (function_exit("rxe_mr_copy", "rxe_mr_copy__fexit"),),
         unless="the payload was posted inline",
         handles="copied",
     ),
@@ -102,7 +106,7 @@ SENDING: tuple[Stage, ...] = (
         "sender",
         "kernel",
         VERBS,
-        (entry("rxe_xmit_packet", "rxe_xmit_packet__fentry"),),
+        (function_entry("rxe_xmit_packet", "rxe_xmit_packet__fentry"),),
     ),
     Stage(
         "rxe_icrc_generate",
@@ -110,7 +114,7 @@ SENDING: tuple[Stage, ...] = (
         "sender",
         "kernel",
         VERBS,
-        (leaving("rxe_icrc_generate", "rxe_icrc_generate__fexit"),),
+        (function_exit("rxe_icrc_generate", "rxe_icrc_generate__fexit"),),
         handles="passed",
     ),
     Stage(
@@ -119,7 +123,7 @@ SENDING: tuple[Stage, ...] = (
         "sender",
         "kernel",
         KERNEL,
-        (hook("LOCAL_OUT", "local_out__netfilter"),),
+        (netfilter_hook("LOCAL_OUT", "local_out__netfilter"),),
     ),
     Stage(
         "ip_output",
@@ -127,7 +131,7 @@ SENDING: tuple[Stage, ...] = (
         "sender",
         "kernel",
         KERNEL,
-        (entry("ip_output, ip6_output", "ip_output__fentry", "ip6_output__fentry"),),
+        (function_entry("ip_output, ip6_output", "ip_output__fentry", "ip6_output__fentry"),),
     ),
     Stage(
         "POST_ROUTING",
@@ -135,7 +139,7 @@ SENDING: tuple[Stage, ...] = (
         "sender",
         "kernel",
         KERNEL,
-        (hook("POST_ROUTING", "post_routing__netfilter"),),
+        (netfilter_hook("POST_ROUTING", "post_routing__netfilter"),),
     ),
     Stage(
         "ip_finish_output2",
@@ -143,7 +147,7 @@ SENDING: tuple[Stage, ...] = (
         "sender",
         "kernel",
         KERNEL,
-        (entry("ip_finish_output2", "ip_finish_output2__fentry", "ip6_finish_output2__fentry"),),
+        (function_entry("ip_finish_output2", "ip_finish_output2__fentry", "ip6_finish_output2__fentry"),),
     ),
     Stage(
         "summed",
@@ -171,7 +175,7 @@ SENDING: tuple[Stage, ...] = (
         "sender",
         "kernel",
         XDP,
-        (entry("skb_store_bits", "skb_store_bits__fentry"),),
+        (function_entry("skb_store_bits", "skb_store_bits__fentry"),),
         unless="the driver sends from the shared memory (zero-copy)",
         handles="copied",
     ),
@@ -181,7 +185,7 @@ SENDING: tuple[Stage, ...] = (
         "sender",
         "kernel",
         KERNEL,
-        (tp("net_dev_queue", "net_dev_queue__tp"),),
+        (tracepoint("net_dev_queue", "net_dev_queue__tp"),),
     ),
     Stage(
         "net_dev_start_xmit",
@@ -189,6 +193,6 @@ SENDING: tuple[Stage, ...] = (
         "sender",
         "kernel",
         KERNEL,
-        (tp("net_dev_start_xmit", "net_dev_start_xmit__tp"),),
+        (tracepoint("net_dev_start_xmit", "net_dev_start_xmit__tp"),),
     ),
 )

@@ -66,7 +66,7 @@ class Ledger:
     receiver_passes: float = float("nan")
 
 
-def reckon(
+def reckon_copies(
     path: str,
     totals: npt.NDArray[Any],
     delivered: int,
@@ -296,7 +296,7 @@ class Slope:
     residual: float  # the largest distance of a median from the line, over that median
 
 
-def slope(sizes: Sequence[int], medians: Sequence[float]) -> Slope | None:
+def fit_slope(sizes: Sequence[int], medians: Sequence[float]) -> Slope | None:
     """Fit a line through median times over sizes, each weighted by its inverse; None with fewer than two sizes."""
     x, y = np.asarray(sizes, dtype=float), np.asarray(medians, dtype=float)
     if len(np.unique(x)) < 2:

@@ -85,7 +85,7 @@ class Counters:
                     raise PeerError("asked what was counted before anything was")
                 counts = self._counter.end()
                 start, stop = message.start - counts.start, message.stop - counts.start
-                return Counted(cut(counts.time, counts.width, start, stop).tolist())
+                return Counted(cut_interval(counts.time, counts.width, start, stop).tolist())
 
     def begin(self, seconds: float) -> None:
         """Count from now on, for about so long."""
@@ -100,7 +100,7 @@ class Counters:
             self._counter = None
 
 
-def cut(time: Int64s, width: int, start: int, stop: int) -> Int64s:
+def cut_interval(time: Int64s, width: int, start: int, stop: int) -> Int64s:
     """Return each CPU's ns by actor between two times: (CPUs, actors), each CPU's sum `stop - start`.
 
     `time` is (CPUs, bins, actors) in ns, a bin `width` ns, and the times are ns since the first bin began. Of the bins
@@ -125,7 +125,7 @@ def cut(time: Int64s, width: int, start: int, stop: int) -> Int64s:
 
 
 @contextlib.contextmanager
-def twins(
+def counted_twins(
     experiment: Experiment,
     testbed: Testbed,
     writer: Writer,
@@ -146,7 +146,7 @@ def twins(
     if experiment.trace:
         for trial, line, _ in owed.trials_without(writer, ["actors"], testbed):
             if trial.repeat == 0 and wanted(trial):
-                cpu = line["extra"].get("cpu", {}).get(cputime.observer(trial.setting), {})
+                cpu = line["extra"].get("cpu", {}).get(cputime.observing_end(trial.setting), {})
                 put_off(trial, _loop_seconds(cpu, trial.setting))
 
     def after(pair: Pair, trial: Trial, measured: Measured, writer: Writer) -> None:
@@ -158,7 +158,7 @@ def twins(
         return
     with Pair(testbed, wish_of(experiment)) as pair:
         try:
-            lacks = attach(pair)
+            lacks = attach_counter(pair)
         except PeerError:
             raise
         except HwrxError as error:
@@ -171,7 +171,7 @@ def twins(
         for index, (trial, seconds) in enumerate(waiting):
             hold = holds_for_next(trials, index)
             try:
-                found, measured = twin(pair, trial.number, trial.setting, seconds, alone=testbed.alone, hold=hold)
+                found, measured = run_twin(pair, trial.number, trial.setting, seconds, alone=testbed.alone, hold=hold)
             except PeerError:
                 raise
             except HwrxError as error:
@@ -179,12 +179,12 @@ def twins(
                 failed[str(trial.number)] = str(error)
                 writer.note(counting={"lacks": lacks, "failed": failed})
                 continue
-            writer.add_table("actors", rows(trial, found, measured))
+            writer.add_table("actors", twin_rows(trial, found, measured))
 
 
 def loop_seconds(measured: Measured, setting: Setting) -> float:
     """About how long the whole loop of a trial took; 0 if its observer saw too little."""
-    end = measured.server if cputime.observer(setting) == "server" else measured.client
+    end = measured.server if cputime.observing_end(setting) == "server" else measured.client
     return _loop_seconds(end.cpu, setting)
 
 
@@ -193,12 +193,12 @@ def _loop_seconds(cpu: Mapping[str, int], setting: Setting) -> float:
     return cpu["elapsed"] / 1e9 * setting.total / setting.messages if cpu else 0.0
 
 
-def attach(pair: Pair) -> list[str]:
+def attach_counter(pair: Pair) -> list[str]:
     """Attach the programs in the client's agent, MachineError if it cannot; return what this kernel does not show."""
     return pair.peers["client"].ask(CountOpen(), Counting, ATTACH_WITHIN).lacks
 
 
-def twin(
+def run_twin(
     pair: Pair, number: int, setting: Setting, seconds: float, *, alone: bool, hold: bool = False
 ) -> tuple[dict[str, int], Measured]:
     """Run a trial while the programs count, which are attached: ns by actor of its measured messages, and the trial.
@@ -213,7 +213,7 @@ def twin(
         setting = structs.replace(setting, check_every=0)
     measured = pair.measure(TWIN + number, setting, counted=SLOWER * seconds + SPARE, hold=hold)
     ends = {"client": measured.client, "server": measured.server}
-    end = ends[cputime.observer(setting)]
+    end = ends[cputime.observing_end(setting)]
     start, stop = end.between
     if setting.settle:  # not the sender's sleep
         start = measured.client.between[0]
@@ -242,10 +242,10 @@ def by_actor(ns: Sequence[Sequence[int]], share: float = 1.0, resting: int = 0) 
     return {actor: round(value * share) for actor, value in found.items()}
 
 
-def rows(trial: Trial, found: Mapping[str, int], measured: Measured) -> pa.Table:
+def twin_rows(trial: Trial, found: Mapping[str, int], measured: Measured) -> pa.Table:
     """Return a twin's rows of the table `actors`. Of a round trip both messages count, as in the report."""
     setting = trial.setting
-    both = setting.pattern == "paced" or (setting.pattern == "pingpong" and not paths.find(setting.path).full_rtt)
+    both = setting.pattern == "paced" or (setting.pattern == "pingpong" and not paths.find_path(setting.path).full_rtt)
     same = {"trial": trial.number, "path": setting.path, "size": setting.size, "pattern": setting.pattern}
     same["messages"] = len(measured.ns) * (2 if both else 1)
     return pa.Table.from_pylist([{**same, "actor": actor, "ns": ns} for actor, ns in found.items()], schema=TABLE)

@@ -85,7 +85,7 @@ class Timelines:
         return stamps[:, -1] - stamps[:, 0]
 
 
-def flows(events: Events) -> list[int]:
+def find_flows(events: Events) -> list[int]:
     """Return the flows in the events, busiest first; 0 (not known) is none."""
     values, counts = np.unique(events["flow"][events["flow"] != 0], return_counts=True)
     return [int(flow) for flow in values[np.argsort(-counts, kind="stable")]]
@@ -94,7 +94,7 @@ def flows(events: Events) -> list[int]:
 def flow_of(events: Events, ends: Ends) -> int:
     """Find the flow whose stamps lie between a direction's posted and delivered; 0 where none fits more than half."""
     best, fit = 0, 0.5
-    for flow in flows(events):
+    for flow in find_flows(events):
         mine = events[events["flow"] == flow]
         index, inside = _index(mine, ends)
         if not len(index):
@@ -121,7 +121,7 @@ def _index(events: Events, ends: Ends) -> tuple[Int64s, npt.NDArray[np.bool_]]:
     return at[inside], inside
 
 
-def join(
+def join_events(
     events: Events,
     ends: Ends,
     path: str,
@@ -139,9 +139,9 @@ def join(
     nothing at all, each `every`-th message is one.
     """
     if modulo:
-        events = unwrapped(events, ends, modulo)
+        events = unwrap_numbers(events, ends, modulo)
     flow = flow_of(events, ends) if flow is None else flow
-    chain = stages.chain(path)
+    chain = stages.stage_chain(path)
     if available is None:
         seen = set(np.unique(events["stage"]).tolist())
         columns = [s for s in chain if s.number in seen or s.name in {"posted", "delivered"} | ends.own.keys()]
@@ -185,7 +185,7 @@ def join(
     return _judge(Timelines(columns, sequence, stamps[which], mine, picked[which], np.zeros(0, dtype=bool)), path)
 
 
-def unwrapped(events: Events, ends: Ends, modulo: int) -> Events:
+def unwrap_numbers(events: Events, ends: Ends, modulo: int) -> Events:
     """Give events whose sequence number is known only modulo `modulo` that of the last message posted by then.
 
     At most `modulo` messages are outstanding at any time, so there is one such message; where none was posted yet the
@@ -243,7 +243,7 @@ class Interval:
     share: float  # of the mean one-way time
 
 
-def table(timelines: Timelines) -> list[Interval]:
+def timeline_table(timelines: Timelines) -> list[Interval]:
     """Summarise the intervals. Means (over all complete messages) add up to the mean one-way time; medians need not."""
     intervals, present = timelines.intervals()
     whole = float(timelines.one_way().mean()) if len(intervals) else 0.0

@@ -42,7 +42,7 @@ def trials_without(writer: Writer, tables: Sequence[str], testbed: Any) -> Itera
     if not writer.manifest.get("resumed"):
         return
 
-    run = reading.load(writer.path)
+    run = reading.load_run(writer.path)
     found = [rows for name in tables if (rows := run.table(name)) is not None]
     known = {trial for rows in found for trial in rows["trial"].to_pylist()}
     price = testbed.describe().get("copies_priced") if isinstance(testbed, GuestBed) else None

@@ -26,7 +26,7 @@ ACTORS = (*OBSERVED[1:], "kernel", "hard IRQ", "device", OBSERVED[0])
 MOST = 200  # messages of one trial and direction; many more make the viewer slow
 
 
-def export(run: Run, path: pathlib.Path, messages: int = MOST) -> int:
+def export_timelines(run: Run, path: pathlib.Path, messages: int = MOST) -> int:
     """Write the run's timelines to `path`; return how many messages they are of. UsageError where it was not traced."""
     table = run.table("stages")
     if table is None or not table.num_rows:

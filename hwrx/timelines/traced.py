@@ -74,7 +74,7 @@ class RunTracer:
     """
 
     def __init__(self, testbed: Bed | GuestBed, paths: Sequence[str]) -> None:
-        self._paths = [path for path in paths if len(stages.chain(path)) > 2]
+        self._paths = [path for path in paths if len(stages.stage_chain(path)) > 2]
         if not self._paths:
             raise MachineError(
                 f"no stage of {', '.join(paths)} is stamped by anybody",
@@ -143,7 +143,7 @@ class RunTracer:
             inspect("after", peers)
             for role, peer in peers.items():
                 for array in wanted:
-                    arrays[role, array] = schedule.fetch(peer, array, setting.messages)
+                    arrays[role, array] = schedule.fetch_array(peer, array, setting.messages)
 
         if setting.pattern == "pingpong":
             # messages that are only to be checked would be in what the endpoints count, and not among those traced
@@ -158,11 +158,11 @@ class RunTracer:
         totals = np.frombuffer(traced.totals, dtype=_types()[1])
         both = 1 if setting.path == "rdma-read" or setting.pattern == "stream" else 2
         delivered = measured.tally["delivered"] * setting.size * both
-        reckon = copies.reckon_frames if stamped else copies.reckon
+        reckon = copies.reckon_frames if stamped else copies.reckon_copies
         ledger = reckon(setting.path, totals, delivered, available=self.available, tally=measured.tally)
-        available = [stage for stage in self.available if stage.name not in excluded(setting)]
+        available = [stage for stage in self.available if stage.name not in excluded_reason(setting)]
         found = {
-            direction: join.join(
+            direction: join.join_events(
                 events, ends, setting.path, available=available, modulo=_modulo(setting, events), every=every
             )
             for direction, ends in _ends(setting, arrays).items()
@@ -296,7 +296,7 @@ def no_tracing(writer: Writer, error: HwrxError) -> None:
 
 
 @contextlib.contextmanager
-def twins(experiment: Experiment, testbed: Any, writer: Writer) -> Iterator[Callable[..., None]]:
+def traced_twins(experiment: Experiment, testbed: Any, writer: Writer) -> Iterator[Callable[..., None]]:
     """Yield what run.execute calls after each trial; leaving runs the twins that were put off.
 
     Does nothing where the experiment asks for no tracing.
@@ -342,7 +342,7 @@ def _types() -> tuple[np.dtype[Any], np.dtype[Any]]:
     return EVENT, TOTALS
 
 
-def excluded(setting: Setting) -> set[str]:
+def excluded_reason(setting: Setting) -> set[str]:
     """Name the stages that a setting's messages do not pass, though others of the path do."""
     gone = set()
     if setting.zerocopy_send:

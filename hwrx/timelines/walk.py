@@ -80,7 +80,7 @@ class Journey:
         return {**asdict(self), "copies": self.copies, "same_physical_page": self.stayed()}
 
 
-def walk(tracer: RunTracer, pair: Pair, setting: Setting) -> Journey:
+def walk_message(tracer: RunTracer, pair: Pair, setting: Setting) -> Journey:
     """Run a short traced trial and return the journey of its median message; TrialError where none was seen whole."""
     buffers: dict[str, dict[str, str]] = {}
 
@@ -187,7 +187,7 @@ def _row_words(row: copies.Row) -> str:
 # --- the picture ---------------------------------------------------------------------------------------------------
 
 
-def svg(journeys: Sequence[Journey]) -> str:
+def walk_picture(journeys: Sequence[Journey]) -> str:
     """Draw the journeys side by side, one row a stage in packet order, time downwards but not to scale."""
     from html import escape
 

@@ -82,9 +82,12 @@ def verbs_devices() -> list[Device]:
     try:
         import pyverbs.device
     except ImportError as error:
-        return [_from_sysfs(name, f"pyverbs is missing ({error}): apt-get install python3-pyverbs") for name in names()]
+        return [
+            _from_sysfs(name, f"pyverbs is missing ({error}): apt-get install python3-pyverbs")
+            for name in device_names()
+        ]
     devices = []
-    for name in names():
+    for name in device_names():
         try:
             with pyverbs.device.Context(name=name) as context:
                 devices.append(_from_pyverbs(name, context))
@@ -93,7 +96,7 @@ def verbs_devices() -> list[Device]:
     return devices
 
 
-def names() -> list[str]:
+def device_names() -> list[str]:
     """Return the names of the verbs devices."""
     try:
         import pyudev

@@ -36,15 +36,15 @@ def on_netdev(netdev: str) -> str | None:
     return None
 
 
-def users(device: str) -> list[str]:
+def users_of(device: str) -> list[str]:
     """Return the programs that have queue pairs on a verbs device, each as `NAME (process PID)`, without repetition."""
-    shown = tools.run("rdma", "-j", "resource", "show", "qp", "link", f"{device}/1")
+    shown = tools.run_tool("rdma", "-j", "resource", "show", "qp", "link", f"{device}/1")
     # the kernel's own queue pairs (GSI) have no process
     found = [entry for entry in json.loads(shown or "[]") if "pid" in entry]
     return sorted({f"{entry.get('comm', '?')} (process {entry['pid']})" for entry in found})
 
 
-def restore(device: str, netdev: str, addresses: Iterable[str]) -> None:
+def restore_rxe(device: str, netdev: str, addresses: Iterable[str]) -> None:
     """Put an rxe device that went with its netdev back on it; return when it has the GIDs of the IPv4 addresses."""
     if on_netdev(netdev) is None:
         load_rxe()
@@ -54,7 +54,7 @@ def restore(device: str, netdev: str, addresses: Iterable[str]) -> None:
             wait_for_gid(device, address)
 
 
-def up(netdev: str, name: str | None = None) -> str:
+def put_up(netdev: str, name: str | None = None) -> str:
     """Put an rxe device on a netdev and return its name."""
     tools.need_root("putting SoftRoCE on a netdev")
     if not (NETDEVS / netdev).exists():
@@ -71,7 +71,7 @@ def up(netdev: str, name: str | None = None) -> str:
     return name
 
 
-def down(name: str) -> str:
+def take_down(name: str) -> str:
     """Take an rxe device away, named itself or by its netdev; returns its name."""
     tools.need_root("taking SoftRoCE off a netdev")
     device = name if (VERBS / name).exists() else on_netdev(name)
@@ -98,7 +98,7 @@ def load_rxe() -> None:
     if Path("/sys/module", RXE_MODULE).exists():
         return
     try:
-        tools.run("modprobe", RXE_MODULE)
+        tools.run_tool("modprobe", RXE_MODULE)
     except MachineError as error:
         raise MachineError(
             f"this kernel has no module {RXE_MODULE} (SoftRoCE): {error.args[0]}",
@@ -108,12 +108,12 @@ def load_rxe() -> None:
 
 def add_rxe(device: str, netdev: str) -> None:
     """Put an rxe device on a netdev (`rdma link add`)."""
-    tools.run("rdma", "link", "add", device, "type", "rxe", "netdev", netdev)
+    tools.run_tool("rdma", "link", "add", device, "type", "rxe", "netdev", netdev)
 
 
 def remove_rxe(device: str) -> None:
     """Take an rxe device away (`rdma link delete`)."""
-    tools.run("rdma", "link", "delete", device)
+    tools.run_tool("rdma", "link", "delete", device)
 
 
 def gid_index(device: str, address: str, port: int = 1) -> int | None:

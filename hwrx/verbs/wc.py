@@ -115,7 +115,7 @@ def name_of(status: int) -> str:
     return f"ibv_wc_status {status}"
 
 
-def explain(status: int) -> str:
+def explain_status(status: int) -> str:
     """One sentence: the status by name and number, what it says, and the usual cause."""
     name = name_of(status)
     if name not in SENTENCES:

@@ -12,7 +12,7 @@ from hwrx.wires.topology import LINKS
 QUEUE = 10_000  # packets that may be on a slow wire; more would be lost on top of what is asked for
 
 
-def spoil(netdev: str | None, words: str) -> None:
+def spoil_wire(netdev: str | None, words: str) -> None:
     """Let netem do `words` (for example "loss 1%") to what leaves `netdev`.
 
     UsageError where the link is not of hwrx's making, PathError where the kernel refuses.
@@ -23,7 +23,7 @@ def spoil(netdev: str | None, words: str) -> None:
             remedy="leave 'netem' out, or use the topology pair or netns",
         )
     try:
-        tools.run("tc", "qdisc", "replace", "dev", netdev, "root", "netem", "limit", str(QUEUE), *words.split())
+        tools.run_tool("tc", "qdisc", "replace", "dev", netdev, "root", "netem", "limit", str(QUEUE), *words.split())
     except MachineError as error:
         raise PathError(
             f"netem '{words}' is refused: {error.args[0]}",
@@ -31,7 +31,11 @@ def spoil(netdev: str | None, words: str) -> None:
         ) from None
 
 
-def mend(netdev: str | None) -> None:
+def mend_wire(netdev: str | None) -> None:
     """Take away what `spoil` did to the link, whoever called it; harmless where nobody did."""
-    if netdev is not None and netdev in LINKS.values() and "netem" in tools.run("tc", "qdisc", "show", "dev", netdev):
-        tools.run("tc", "qdisc", "delete", "dev", netdev, "root")
+    if (
+        netdev is not None
+        and netdev in LINKS.values()
+        and "netem" in tools.run_tool("tc", "qdisc", "show", "dev", netdev)
+    ):
+        tools.run_tool("tc", "qdisc", "delete", "dev", netdev, "root")

@@ -22,17 +22,17 @@ LONGEST = 65_536  # packets that a tap holds for a guest that is slow: losses ar
 
 
 @contextlib.contextmanager
-def bridged() -> Iterator[str]:
+def bridged_taps() -> Iterator[str]:
     """Put the taps and the bridge up; yield the namespace's name."""
     tools.need_root("making the tap devices of a guest's NIC")
     with Undo("taps for a guest's NIC with several queues") as undo:
         space = f"hwrx-q-{undo.token}"
         undo.plan("ip", "netns", "delete", space)
-        tools.run("ip", "netns", "add", space)
+        tools.run_tool("ip", "netns", "add", space)
         lines = [f"link add {BRIDGE} type bridge mcast_snooping 0", f"link set {BRIDGE} up"]
         for end, name in NAMES.items():
             several = "multi_queue" if end == "server" else ""
             lines += [f"tuntap add dev {name} mode tap {several}"]
             lines += [f"link set {name} txqueuelen {LONGEST} master {BRIDGE} up"]
-        tools.run("ip", "-n", space, "-batch", "-", given="\n".join(lines))
+        tools.run_tool("ip", "-n", space, "-batch", "-", given="\n".join(lines))
         yield space

@@ -79,9 +79,9 @@ def netns(*, mtu: int = 1500) -> Iterator[Made]:
         names: dict[Role, str] = {"client": f"hwrx-a-{undo.token}", "server": f"hwrx-b-{undo.token}"}
         for end in ENDS:
             undo.plan("ip", "netns", "delete", names[end])
-            tools.run("ip", "netns", "add", names[end])
+            tools.run_tool("ip", "netns", "add", names[end])
         # both ends are created inside: at no time is either visible outside
-        tools.run("ip", "-n", names["client"], *_veth(mtu), "netns", names["server"])
+        tools.run_tool("ip", "-n", names["client"], *_veth(mtu), "netns", names["server"])
         _configure(names)
         yield Made(
             {end: Place(address=ADDRESSES[end], netdev=LINKS[end]) for end in ENDS},
@@ -106,7 +106,7 @@ def pair(*, mtu: int = 1500) -> Iterator[Made]:
                     remedy=f"wait for it to end, or, if it is left over from an experiment: ip link delete {name}",
                 )
         undo.plan("ip", "link", "delete", LINKS["client"])  # its peer goes with it, and the rxe devices on both
-        tools.run("ip", *_veth(mtu))
+        tools.run_tool("ip", *_veth(mtu))
         for scope in ("all", *LINKS.values()):
             undo.sysctl(f"net/ipv4/conf/{scope}/accept_local", "1")
             undo.sysctl(f"net/ipv4/conf/{scope}/rp_filter", "0")
@@ -130,7 +130,7 @@ def nic(*, mtu: int = 1500) -> Iterator[Made]:
     tools.need_root("configuring NICs")
     if not SMALLEST_MTU <= mtu <= LARGEST_NIC_MTU:
         raise UsageError(f"an 82574L cannot have an MTU of {mtu}", remedy=f"{SMALLEST_MTU} to {LARGEST_NIC_MTU}")
-    tools.run("modprobe", "-a", *NIC_MODULES)
+    tools.run_tool("modprobe", "-a", *NIC_MODULES)
     pairs = ((NIC_HARDWARE, NICS), (PIO_HARDWARE, PIO_NICS))
     with _two_nics("the guest's NICs", NICS, NIC_ADDRESSES, *pairs, mtu=mtu), _rxe_on_nics():
         yield _here("nic")
@@ -157,7 +157,7 @@ def _rxe_on_nics() -> Iterator[None]:
 def queues() -> Iterator[Made]:
     """The two virtio NICs of a guest, of which the server's has several receive queues; both in this namespace."""
     tools.need_root("configuring NICs")
-    tools.run("modprobe", "-a", *QUEUES_MODULES)
+    tools.run_tool("modprobe", "-a", *QUEUES_MODULES)
     with _two_nics("the guest's virtio NICs", QUEUES_NICS, QUEUES_ADDRESSES, (QUEUES_HARDWARE, QUEUES_NICS)):
         yield _here("queues")
 
@@ -177,7 +177,7 @@ def _two_nics(
             for end in ENDS:
                 found = _netdev(hardware[end])
                 lines += [f"link set {found} name {names[end]}"] if found != names[end] else []
-        tools.run("ip", "-batch", "-", given="\n".join(lines))
+        tools.run_tool("ip", "-batch", "-", given="\n".join(lines))
         for scope in ("all", "default", *used.values()):
             undo.sysctl(f"net/ipv4/conf/{scope}/accept_local", "1")
             undo.sysctl(f"net/ipv4/conf/{scope}/rp_filter", "0")
@@ -192,9 +192,9 @@ def _two_nics(
                 f"link set {used[end]} up",
                 f"neighbour replace {addresses[other]} lladdr {hardware[other]} dev {used[end]} nud permanent",
             ]
-        tools.run("ip", "-batch", "-", given="\n".join(lines))
+        tools.run_tool("ip", "-batch", "-", given="\n".join(lines))
         tools.wait_until(
-            lambda: all("state UP" in tools.run("ip", "-o", "link", "show", used[end]) for end in ENDS),
+            lambda: all("state UP" in tools.run_tool("ip", "-o", "link", "show", used[end]) for end in ENDS),
             "the NICs' links",
         )
         # a link that has just been taken down and up again may still be told as it was before
@@ -346,7 +346,7 @@ KNOWN: dict[str, Topology] = {
             make=queues,
             hardware=_queues_hardware(),
             modules=QUEUES_MODULES,
-            outside=taps.bridged,
+            outside=taps.bridged_taps,
         ),
         Topology(
             name="here",
@@ -369,7 +369,7 @@ WITH_MTU = tuple(name for name, topology in TOPOLOGIES.items() if topology.mtu)
 WITH_NETEM = tuple(name for name, topology in TOPOLOGIES.items() if topology.netem)
 
 
-def find(name: str) -> Topology:
+def find_topology(name: str) -> Topology:
     """Return the topology called `name`; UsageError names the ones that exist."""
     try:
         return TOPOLOGIES[name]
@@ -377,9 +377,9 @@ def find(name: str) -> Topology:
         raise UsageError(f"there is no topology '{name}'", remedy=f"choose of: {', '.join(TOPOLOGIES)}") from None
 
 
-def build(name: str, **options: Any) -> AbstractContextManager[Made]:
+def build_topology(name: str, **options: Any) -> AbstractContextManager[Made]:
     """Return the context in which the topology called `name` is up."""
-    make = find(name).make
+    make = find_topology(name).make
     assert make is not None  # of those that `find` knows
     return make(**options)
 
@@ -394,7 +394,7 @@ def at_hand(name: str) -> Iterator[Made]:
     if netdevs and all(_is_up(netdev) for netdev in netdevs.values()):
         yield _here(name)
         return
-    with build(name) as made:
+    with build_topology(name) as made:
         yield made
 
 
@@ -450,9 +450,9 @@ def _configure(namespaces: Mapping[Role, str]) -> None:
                 f"neighbour replace {ADDRESSES_V6[other]} lladdr {HARDWARE[other]} dev {LINKS[end]} nud permanent",
             ]
         # one process for all: each takes a tenth of a second on an emulated CPU
-        tools.run(*ip[end], "-batch", "-", given="\n".join(lines))
+        tools.run_tool(*ip[end], "-batch", "-", given="\n".join(lines))
     # what is sent before the kernel's link watch has seen the carrier is dropped
     tools.wait_until(
-        lambda: all("state UP" in tools.run(*ip[end], "-o", "link", "show", LINKS[end]) for end in ENDS),
+        lambda: all("state UP" in tools.run_tool(*ip[end], "-o", "link", "show", LINKS[end]) for end in ENDS),
         "the veth pair's carrier",
     )

@@ -30,7 +30,7 @@ import numpy as np
 import hwrx
 from hwrx.errors import HwrxError
 from hwrx.report import diff
-from hwrx.report.model import Row, Summary, scaled
+from hwrx.report.model import Row, Summary, scaled_estimate
 
 SIDE = 5
 FEWEST = 2 * SIDE
@@ -55,7 +55,7 @@ class Kept:
 
 def longer(row: Row, factor: float) -> Row:
     digests = [msgspec.structs.replace(digest, quantiles=digest.quantiles * factor) for digest in row.digests]
-    quantiles = {name: found and scaled(found, factor) for name, found in row.quantiles.items()}
+    quantiles = {name: found and scaled_estimate(found, factor) for name, found in row.quantiles.items()}
     return msgspec.structs.replace(
         row, digests=digests, quantiles=quantiles, rates=[rate / factor for rate in row.rates]
     )
@@ -117,7 +117,7 @@ def told(found: diff.Diff) -> Told:
 
 def singles(runs: Sequence[Kept], pairs: int, *, judged: bool) -> list[Told]:
     places = range(0, len(runs) - 1, 2)[:pairs]
-    return [told(diff.compare([runs[place]], [runs[place + 1]], single=judged)) for place in places]  # type: ignore[list-item]
+    return [told(diff.compare_runs([runs[place]], [runs[place + 1]], single=judged)) for place in places]  # type: ignore[list-item]
 
 
 def fives(runs: Sequence[Kept], slower: Sequence[Kept], times: int) -> list[Told]:
@@ -131,7 +131,7 @@ def fives(runs: Sequence[Kept], slower: Sequence[Kept], times: int) -> list[Told
                 first, second = second, first
             sides[0].append(runs[first])
             sides[1].append(slower[second])
-        found.append(told(diff.compare(*sides)))  # type: ignore[arg-type]
+        found.append(told(diff.compare_runs(*sides)))  # type: ignore[arg-type]
     return found
 
 

@@ -205,7 +205,7 @@ def made(root: pathlib.Path) -> list[pathlib.Path]:
 
     def plan(seed: int) -> experiment.Plan:
         options: dict[str, Any] = {"sizes": [64, 1024], "patterns": ["pingpong", "stream"], "messages": 300}
-        return experiment.plan(
+        return experiment.plan_run(
             experiment.from_options(name="made", paths=["udp", "tcp"], seed=seed, repeats=2, **options), lambda _: None
         )
 

@@ -67,7 +67,10 @@ def quantiles(kind: str, repeats: int, draw: Draw) -> Iterator[Held]:
     """p50, p90, p99, and the ratio of two paths at p50, paired by repeat."""
     make, truth = KINDS[kind]
     factors = np.exp(draw.normal(0, BETWEEN, repeats))
-    both = [[stats.digest((1e6 * factor * make(draw, COUNT)).astype(np.int64)) for factor in factors] for _ in range(2)]
+    both = [
+        [stats.digest_samples((1e6 * factor * make(draw, COUNT)).astype(np.int64)) for factor in factors]
+        for _ in range(2)
+    ]
     for p in (0.5, 0.9, 0.99):
         yield 1e6 * truth(p), stats.quantile_across(both[0], p)
     yield 1.0, stats.quantile_ratio(both[0], both[1], 0.5)
@@ -104,7 +107,7 @@ BETWEENS = (
 
 
 def between(kind: str, repeats: int, draw: Draw) -> Iterator[Held]:
-    yield 1.0, stats.across(np.exp(effects(kind, repeats, draw)).tolist())
+    yield 1.0, stats.interval_across(np.exp(effects(kind, repeats, draw)).tolist())
 
 
 def coarse(tick: float, repeats: int, draw: Draw) -> Iterator[Held]:
@@ -113,10 +116,15 @@ def coarse(tick: float, repeats: int, draw: Draw) -> Iterator[Held]:
     for factor in 10_000 * np.exp(draw.normal(0, 0.01, repeats)):
         begin = draw.random(COUNT) * 1e9
         end = begin + factor * np.exp(draw.normal(0, 0.03, COUNT))
-        trials.append(stats.digest((np.floor(end / tick) * tick - np.floor(begin / tick) * tick).astype(np.int64)))
+        trials.append(
+            stats.digest_samples((np.floor(end / tick) * tick - np.floor(begin / tick) * tick).astype(np.int64))
+        )
     yield 10_000, stats.quantile_across(trials, 0.5)
     mean = 10_000 * math.exp(0.03**2 / 2)
-    yield 1e9 / mean, stats.across([1e9 / of.mean for of in trials], step=max(of.step / of.mean for of in trials))
+    yield (
+        1e9 / mean,
+        stats.interval_across([1e9 / of.mean for of in trials], step=max(of.step / of.mean for of in trials)),
+    )
 
 
 def slopes(repeats: int, draw: Draw) -> Iterator[Held]:
@@ -136,8 +144,8 @@ def until(spread: float, draw: Draw, level: float) -> Iterator[Held]:
     """Repeats from 3 to at most 100 until the interval is within ±5 %."""
     values = np.exp(draw.normal(0, spread, 100)).tolist()
     for count in range(3, 101):
-        found = stats.across(values[:count], level)
-        if stats.converged(found, 0.05) or count == 100:
+        found = stats.interval_across(values[:count], level)
+        if stats.is_converged(found, 0.05) or count == 100:
             yield 1.0, found
             return
 
@@ -167,7 +175,7 @@ def family(figures: int, alike: float, draw: Draw) -> tuple[int, bool]:
         stats.compare_groups(np.exp(logs[0, :, place]).tolist(), np.exp(logs[1, :, place]).tolist()).chance
         for place in range(figures)
     ]
-    return sum(chance <= 0.05 for chance in chances), min(stats.holm(chances)) <= 0.05
+    return sum(chance <= 0.05 for chance in chances), min(stats.holm_adjusted(chances)) <= 0.05
 
 
 # --- states --------------------------------------------------------------------------------------------------------

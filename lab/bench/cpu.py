@@ -108,9 +108,9 @@ def in_guest(pairs: int, say: Console) -> Iterator[Row]:
             )  # fmt: skip
             say.print(words(row), highlight=False)
             yield row
-        counted.attach(agents)
+        counted.attach_counter(agents)
         for number, (setting, seconds) in enumerate(trials):
-            found, measured = counted.twin(agents, number, setting, seconds, alone=True)
+            found, measured = counted.run_twin(agents, number, setting, seconds, alone=True)
             messages = messages_of(setting, setting.messages)
             by_actor = {actor: value / messages for actor, value in found.items()}
             row = Row(
@@ -127,12 +127,12 @@ def busy(guest: Guest) -> int:
     """What the guest's one CPU has done since it booted, in instructions, by the kernel."""
     text = guest.run(["cat", cputime.TIMERS]).stdout
     now = next(int(line.split()[2]) for line in text.splitlines() if line.startswith("now at "))
-    (idle,) = cputime.idle(text)
+    (idle,) = cputime.idle_times(text)
     return now - idle
 
 
 def on_host(pairs: int, say: Console) -> Iterator[Row]:
-    with topology.build("netns") as made, control_group() as group:
+    with topology.build_topology("netns") as made, control_group() as group:
         against = "cpuacct.usage" if group else "schedstat of both threads"
         for path, pattern in HOST:
             setting = Setting(
@@ -175,11 +175,13 @@ class End(threading.Thread):
             size=setting.size,
             trial=self.number,
             batch=setting.batch,
-            counters=self.counters if self.role == cputime.observer(setting) else [],
+            counters=self.counters if self.role == cputime.observing_end(setting) else [],
         )
         self.at.wait(30)
         status = loop.run(trial, self.endpoint, setting.pattern, self.role)
-        self.done = Done(tally={}, ended=loop.ENDED.get(status, "error"), cpu=cputime.used(trial.meter, alone=False))
+        self.done = Done(
+            tally={}, ended=loop.ENDED.get(status, "error"), cpu=cputime.time_used(trial.meter, alone=False)
+        )
         self.said = trial.meter.said()
 
 
@@ -204,8 +206,8 @@ def compare(made: topology.Made, setting: Setting, number: int, group: Path | No
         at.wait(30)
         for end in ends.values():
             end.join(120)
-    by_actor, missing = cputime.account(setting, ends["client"].done, ends["server"].done, alone=False)
-    observer = ends[cputime.observer(setting)]
+    by_actor, missing = cputime.account_time(setting, ends["client"].done, ends["server"].done, alone=False)
+    observer = ends[cputime.observing_end(setting)]
     if "thread" not in by_actor or len(observer.said) != len(files):
         raise SystemExit(
             f"{setting.path} {setting.pattern}: nothing to compare: {missing.get('thread', 'no counters')}"
@@ -222,14 +224,14 @@ def connected(made: topology.Made, setting: Setting, number: int) -> Iterator[di
     ends: dict[Role, Any] = {}
 
     def connect(role: Role, remote: dict[str, Any]) -> None:
-        with netns.entered(spaces[role]):
+        with netns.entered_namespace(spaces[role]):
             ends[role].connect(remote)
 
     with contextlib.ExitStack() as stack:
         for role, other in ENDS:
             places = made.places
             prepare = Prepare(trial=number, role=role, setting=setting, here=places[role], there=places[other])
-            with netns.entered(spaces[role]):
+            with netns.entered_namespace(spaces[role]):
                 ends[role] = paths.open_endpoint(prepare)
             stack.callback(ends[role].close)
         told = {role: end.describe() for role, end in ends.items()}

@@ -57,9 +57,9 @@ def main() -> None:
         kept = msgspec.json.decode(options.json.read_bytes(), type=dict[str, list[run.Provoked]])
     ours = kept.setdefault(where, [])
     left = [place for place in options.only.split(",") if place not in {each.place for each in ours}]
-    run.check(left, options.messages)
+    run.check_place(left, options.messages)
     request = run.Request(left, options.messages)
-    maker = run.in_guest(request, options.kernel, say) if options.guest else run.here(request, say)
+    maker = run.in_guest(request, options.kernel, say) if options.guest else run.drops_here(request, say)
     for each in maker if left else ():
         ours.append(each)
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1))

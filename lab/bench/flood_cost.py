@@ -42,7 +42,7 @@ def counted(what: str, path: str, trial: int) -> Iterator[None]:
             stack.enter_context(Books(trial))
         if what in ("counters", "both"):
             counter = stack.enter_context(counting.Counter(20.0, rxe=path == "rdma-send"))
-            counter.aim(topology.LINKS["server"], [], counting.sysctls())
+            counter.aim(topology.LINKS["server"], [], counting.read_sysctls())
             counter.begin()
             stack.callback(counter.end)
         yield
@@ -79,7 +79,7 @@ def instructions(path: str, pairs: int) -> Iterator[Row]:
     from hwrx.flood import Spec, scene
     from hwrx.wires import topology
 
-    setting = scene.setting(Spec(path=path, burst=MESSAGES, batch=BATCH))
+    setting = scene.setting_of(Spec(path=path, burst=MESSAGES, batch=BATCH))
     with topology.at_hand("pair") as made, contextlib.ExitStack() as stack:
         ends = {}
         for role, other in (("server", "client"), ("client", "server")):
@@ -126,7 +126,7 @@ def capacity(pairs: int) -> Row:
     from hwrx.flood import scene
 
     spec = flood.Spec(burst=BURST)
-    with flood.wire(spec) as bed:
+    with flood.flood_wire(spec) as bed:
 
         def taken(counter: Any) -> float:
             with contextlib.ExitStack() as stack:

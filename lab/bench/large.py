@@ -23,7 +23,7 @@ def make(root: pathlib.Path, samples: int, trials: int) -> pathlib.Path:
     asked = experiment.from_options(
         name="large", paths=["udp", "tcp"], sizes=[64, 1024, 4096, 65536], repeats=trials // 8, seed=1
     )
-    plan = experiment.plan(asked, lambda setting: None)
+    plan = experiment.plan_run(asked, lambda setting: None)
     draw = np.random.default_rng(1)
     each = samples // trials
     with store.Writer.create(root, plan, {"emulated": False, "command": sys.argv}) as writer:
@@ -59,9 +59,9 @@ def main() -> int:
         summary = run.summary()
         print(f"summary in {time.monotonic() - start:.1f} s, peak {peak():.0f} MB", flush=True)
         start = time.monotonic()
-        for name in figures.names(summary):
+        for name in figures.figure_names(summary):
             for kind in ("pdf", "svg"):
-                figures.render(figures.draw(summary, name), kind)
+                figures.render_figure(figures.draw_figure(summary, name), kind)
         print(f"figures in {time.monotonic() - start:.1f} s, peak {peak():.0f} MB")
     return 0
 

@@ -50,7 +50,7 @@ class Rig:
 
         self.topology = topology
         self.address = topology.NIC_ADDRESSES
-        self.sender = hwrx.nic.open(topology.NIC_HARDWARE["client"], own=(self.address["client"],), tx=256, rx=64)
+        self.sender = hwrx.nic.open_nic(topology.NIC_HARDWARE["client"], own=(self.address["client"],), tx=256, rx=64)
 
     def frames(self, size: int, mac: str, first: int = 0) -> list[bytes]:
         from cython_ext.packet import udp_frame, udp_template
@@ -67,7 +67,7 @@ class Rig:
     def receiver(self, **options: Any) -> Any:
         import hwrx.nic
 
-        return hwrx.nic.open(
+        return hwrx.nic.open_nic(
             self.topology.NIC_HARDWARE["server"], own=(self.address["server"],), rx=512, tx=64, **options
         )
 
@@ -258,7 +258,7 @@ def integrity(rig: Rig, counts: dict[int, int]) -> dict[int, dict[str, int]]:
         for side in ("client", "server"):
             import hwrx.nic
 
-            nic = hwrx.nic.open(
+            nic = hwrx.nic.open_nic(
                 rig.topology.NIC_HARDWARE[side], own=(rig.address[side],), rx=1024, tx=256, interrupt="auto"
             )
             ends.append(

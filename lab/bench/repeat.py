@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 import hwrx
-from hwrx.commands.compare import measure
+from hwrx.commands.compare import measure_plan
 from hwrx.report.model import Row
 from hwrx.runs import experiment as experiments
 from hwrx.runs import testbed
@@ -96,16 +96,16 @@ def figures_of(row: Row) -> tuple[str, list[float]]:
 
 def counted(files: Sequence[Path]) -> list[Experiment]:
     """Return the experiments of the files that count instructions here."""
-    found = [testbed.settle_clock(experiments.load(file), Wanted()) for file in files]
+    found = [testbed.settle_clock(experiments.load_experiment(file), Wanted()) for file in files]
     return [experiment for experiment in found if experiment.clock == "icount"]
 
 
 def hold(experiment: Experiment, runs: int, digits: int, folder: Path) -> list[Held]:
     """Run an experiment so many times, and hold the runs against each other."""
-    layout = experiments.plan(experiments.with_seed(experiment), testbed.checker(experiment, Wanted()))
+    layout = experiments.plan_run(experiments.with_seed(experiment), testbed.setting_checker(experiment, Wanted()))
     each: list[dict[str, tuple[str, list[float]]]] = []
     for _ in range(runs):
-        outcome, path = measure(layout, Wanted(), folder)
+        outcome, path = measure_plan(layout, Wanted(), folder)
         for reason in outcome.failed:
             print(f"failed: {reason}", file=sys.stderr)
         each.append({name_of(row): figures_of(row) for row in hwrx.load(path).summary().rows})
@@ -156,7 +156,7 @@ def main(words: Sequence[str] | None = None) -> int:
     rows: list[Held] = []
     with tempfile.TemporaryDirectory() as temporary:
         for experiment in chosen:
-            changed = experiments.override(experiment, **more)
+            changed = experiments.override_experiment(experiment, **more)
             rows += hold(changed, given.runs, given.digits, given.out or Path(temporary))
             show(rows, given.digits)
     if given.json:

@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 
 from hwrx.control.messages import Connect, Hello, Place, Prepare, Prepared, Ready, Role, Setting, Start, same_version
-from hwrx.control.peers import Peer, ProcessChannel, agent_command, wait
+from hwrx.control.peers import Peer, ProcessChannel, agent_command, wait_for_replies
 from hwrx.errors import HwrxError
 
 # linux/ptrace.h
@@ -120,7 +120,7 @@ def count(asked: dict[str, Any]) -> dict[str, Any]:
             prepared[role] = peers[role].ask(message, Prepared, LIMIT)
         for role, other in (("client", "server"), ("server", "client")):
             peers[role].send(Connect(remote=prepared[other].remote))
-        wait(dict.fromkeys(peers.values(), Ready), LIMIT)
+        wait_for_replies(dict.fromkeys(peers.values(), Ready), LIMIT)
         for role in ROLES:
             peers[role].send(Start())
         time.sleep(0.2)

@@ -74,7 +74,7 @@ def agents(clock: Clock) -> Iterator[tuple[Pair, str]]:
             bed: GuestBed | Bed = GuestBed(guest)
             where = f"Linux {guest.describe()['kernel']}, {guest.describe()['accelerator']}, topology pair"
         else:
-            made = stack.enter_context(topology.build("netns"))
+            made = stack.enter_context(topology.build_topology("netns"))
             bed = Bed(made.places, made.peers, {})
             where = f"Linux {os.uname().release}, topology netns"
         yield stack.enter_context(Pair(bed)), where

@@ -102,7 +102,7 @@ def row_of(pair: Pair, number: int, path: str, size: int, messages: int, warmup:
                 path=path, size=size, messages=messages, warmup=warmup, cooldown=8, check_every=every,
                 rest=rest, schedule="batch", limit=120.0,
             )  # fmt: skip
-            paths.check(setting)
+            paths.check_setting(setting)
             measured = pair.measure(number + place, setting)
             wrong = {name: count for name, count in measured.tally.items() if count and name in ("corrupt", "lost")}
             if wrong or bool(every) != bool(measured.tally["checked"]):

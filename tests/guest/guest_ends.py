@@ -22,7 +22,7 @@ from hwrx.control.messages import (
     Setting,
     Start,
 )
-from hwrx.control.peers import Peer, wait
+from hwrx.control.peers import Peer, wait_for_replies
 from hwrx.errors import PeerError
 
 ROLES: tuple[Role, Role] = ("client", "server")
@@ -73,14 +73,14 @@ class Ends:
             peer.send(
                 Prepare(trial=self._trial, role=role, setting=settings[role], here=at[role], there=at[others[role]])
             )
-        replies = wait(dict.fromkeys(self.peers.values(), Prepared), LIMIT)
+        replies = wait_for_replies(dict.fromkeys(self.peers.values(), Prepared), LIMIT)
         return {role: replies[peer] for role, peer in self.peers.items()}
 
     def connect(self, prepared: dict[Role, Prepared], tamper: Tamper = lambda role, remote: remote) -> None:
         """`tamper(role, remote)` may change what that role is told of the other end."""
         self.peers["client"].send(Connect(tamper("client", prepared["server"].remote)))
         self.peers["server"].send(Connect(tamper("server", prepared["client"].remote)))
-        wait(dict.fromkeys(self.peers.values(), Ready), LIMIT)
+        wait_for_replies(dict.fromkeys(self.peers.values(), Ready), LIMIT)
 
     def finish(self) -> dict[Role, Done]:
         """What both ends say at the end; of the server nothing where it does not end after the client failed.
@@ -88,10 +88,10 @@ class Ends:
         A server that never saw a message waits for its first as long as its controller lets it: it is killed then.
         """
         client, server = self.peers["client"], self.peers["server"]
-        done: dict[Role, Done] = {"client": wait({client: Done}, LIMIT)[client]}
+        done: dict[Role, Done] = {"client": wait_for_replies({client: Done}, LIMIT)[client]}
         failed = done["client"].ended in ("error", "limit")
         try:
-            done["server"] = wait({server: Done}, GRACE if failed else LIMIT)[server]
+            done["server"] = wait_for_replies({server: Done}, GRACE if failed else LIMIT)[server]
         except PeerError:
             if not failed:
                 raise

@@ -9,7 +9,7 @@ import pytest
 from hwrx.claims import inside, instruments, model
 from hwrx.claims.session import Session
 
-CLAIMS = model.every()
+CLAIMS = model.every_claim()
 KNOWN = {
     "lo-takes-the-backlog": "confirmed",
     "tap-before-netfilter": "confirmed",
@@ -25,7 +25,7 @@ def session() -> Iterator[Session]:
 
 
 def changed(name: str, *settings: str) -> model.Claim:
-    return model.with_parameters(CLAIMS[name], settings, instruments.parameters(CLAIMS[name].instrument))
+    return model.with_parameters(CLAIMS[name], settings, instruments.parameters_of(CLAIMS[name].instrument))
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN, key=lambda name: (CLAIMS[name].topology, name)))

@@ -17,7 +17,7 @@ PARTLY = {"wire", "backlog", "receive-buffer", "memory", "no-receive", "rnr", *n
 
 @pytest.fixture(scope="module")
 def names() -> Iterator[Names]:
-    with provoke.wire() as made:
+    with provoke.drop_wire() as made:
         yield made
 
 
@@ -26,7 +26,7 @@ def names() -> Iterator[Names]:
 def test_the_balance_finds_what_was_provoked(names: Names, place: str) -> None:
     trial = provoke.PLACES.index(place) + 1
     messages = MANY.get(place, MESSAGES)
-    found = provoke.provoke(place, names, messages, trial)
+    found = provoke.provoke_drops(place, names, messages, trial)
     assert found.sent == messages
     assert found.unexplained == 0
     if place in ("nothing", "af-packet"):

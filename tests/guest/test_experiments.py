@@ -47,11 +47,11 @@ def test_an_open_loop_means_to_send_when_the_arrivals_say_so(trials: schedule.Pa
     intended: list[np.ndarray] = []
 
     def look(peers: Mapping[Role, Peer]) -> None:
-        intended.append(schedule.fetch(peers["client"], "intended", setting.messages))
+        intended.append(schedule.fetch_array(peers["client"], "intended", setting.messages))
 
     measured = trials.measure(1, setting, look, repeat=3)
     assert measured.client.ended == "complete"
-    due = arrivals.schedule(setting, 3, 0)[20:]
+    due = arrivals.schedule_sends(setting, 3, 0)[20:]
     assert np.array_equal(intended[0] - intended[0][0], due - due[0])
     assert measured.service_ns is not None
     assert (measured.ns >= measured.service_ns).all()  # nothing is sent before its time
@@ -124,5 +124,5 @@ def test_a_wire_that_is_not_ours_is_left_alone() -> None:
     from hwrx.wires import impair
 
     with pytest.raises(UsageError, match="only wires that hwrx has made, and lo is none"):
-        impair.spoil("lo", "loss 1%")
-    impair.mend("lo")
+        impair.spoil_wire("lo", "loss 1%")
+    impair.mend_wire("lo")

@@ -16,7 +16,7 @@ TINY = 4096  # bytes asked for; the kernel doubles it
 
 @pytest.fixture(scope="module")
 def bed() -> Iterator[flood.Bed]:
-    with flood.wire(flood.Spec()) as made:
+    with flood.flood_wire(flood.Spec()) as made:
         yield made
 
 
@@ -31,12 +31,12 @@ def closes(found: flood.Flood) -> None:
         assert all(value >= 0 for value in cpu.ns.values())
     # and so is all that was recorded, of every CPU for the same time
     assert len({sum(cpu.recorded.values()) for cpu in found.cpus}) == 1
-    polled = sum(account.total(polls) for polls in found.polls.values())
+    polled = sum(account.total_time(polls) for polls in found.polls.values())
     # every packet comes by a poll; a stranger or two may be among them (neighbour discovery)
     assert BURST <= polled <= BURST + 200
     assert sum(cpu.packets for cpu in found.cpus) == polled
     assert sum(each.packets for each in found.contexts) + found.outside == polled
-    assert account.total(found.runs) + found.outside == polled
+    assert account.total_time(found.runs) + found.outside == polled
     assert max(most for polls in found.polls.values() for most in polls) <= found.poll_budget == 64
     assert sum(found.timeline.sent) == found.sent
     assert sum(found.timeline.taken) == found.delivered
@@ -46,8 +46,8 @@ def closes(found: flood.Flood) -> None:
 
 
 def test_rps_moves_the_protocol_work_to_the_other_cpu(bed: flood.Bed) -> None:
-    off = flood.measure(flood.Spec(burst=BURST, sockets=2, trial=1), bed)
-    on = flood.measure(flood.Spec(burst=BURST, sockets=2, rps=True, trial=2), bed)
+    off = flood.measure_flood(flood.Spec(burst=BURST, sockets=2, trial=1), bed)
+    on = flood.measure_flood(flood.Spec(burst=BURST, sockets=2, rps=True, trial=2), bed)
     for found in (off, on):
         closes(found)
     sender, other = max(cpu.number for cpu in off.cpus), 0
@@ -66,9 +66,9 @@ def test_rps_moves_the_protocol_work_to_the_other_cpu(bed: flood.Bed) -> None:
 
 
 def test_with_a_tiny_receive_buffer_loss_begins_at_the_socket(bed: flood.Bed) -> None:
-    flood.measure(flood.Spec(burst=1, trial=2), bed)  # what is kept for further floods is open from now on
+    flood.measure_flood(flood.Spec(burst=1, trial=2), bed)  # what is kept for further floods is open from now on
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
-    found = flood.measure(flood.Spec(burst=BURST, receive_buffer=TINY, read="after", trial=3), bed)
+    found = flood.measure_flood(flood.Spec(burst=BURST, receive_buffer=TINY, read="after", trial=3), bed)
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
     closes(found)
     assert [row.place for row in found.loss.rows] == ["receive-buffer"]
@@ -86,12 +86,12 @@ def test_with_a_tiny_receive_buffer_loss_begins_at_the_socket(bed: flood.Bed) ->
 
 def test_a_receiver_without_room_says_so_over_send_nothing_over_ud_and_has_no_say_over_write() -> None:
     slow = flood.Spec(path="rdma-send", burst=120, work=5e-4, receives=16, trial=4)
-    with flood.wire(slow) as bed:
-        found = flood.measure(slow, bed)
-        overrun = flood.measure(flood.Spec(path="rdma-send", burst=120, work=5e-4, completions=8, trial=5), bed)
+    with flood.flood_wire(slow) as bed:
+        found = flood.measure_flood(slow, bed)
+        overrun = flood.measure_flood(flood.Spec(path="rdma-send", burst=120, work=5e-4, completions=8, trial=5), bed)
         unread = {"burst": 300, "receives": 64, "read": "after"}
-        datagrams = flood.measure(flood.Spec(path="rdma-ud", trial=6, **unread), bed)
-        writes = flood.measure(flood.Spec(path="rdma-write", trial=7, **unread), bed)
+        datagrams = flood.measure_flood(flood.Spec(path="rdma-ud", trial=6, **unread), bed)
+        writes = flood.measure_flood(flood.Spec(path="rdma-write", trial=7, **unread), bed)
     # more arrives than has a receive request: NAKs, sent again, nothing lost
     assert found.delivered == found.sent == 120
     assert found.loss.unexplained == found.loss.lost == 0
@@ -126,7 +126,7 @@ def test_a_receiver_without_room_says_so_over_send_nothing_over_ud_and_has_no_sa
 def test_a_nic_with_several_queues_spreads_its_flows_over_the_cpus(needs: Callable[..., None]) -> None:
     needs("queues")
     # so many that their hashes would all fall on one queue once in 30,000 times
-    found = flood.measure(flood.Spec(burst=BURST, sockets=16, topology="queues", trial=8))
+    found = flood.measure_flood(flood.Spec(burst=BURST, sockets=16, topology="queues", trial=8))
     closes(found)
     assert found.machine["receive_queues"] == 2
     for cpu in found.cpus:
@@ -135,7 +135,7 @@ def test_a_nic_with_several_queues_spreads_its_flows_over_the_cpus(needs: Callab
         assert cpu.packets > BURST / 16
         assert 0 < sum(found.timeline.interrupts[str(cpu.number)]) <= cpu.interrupts
     assert found.per_interrupt is not None
-    assert account.total(found.per_interrupt) <= account.total(found.polls_of("device")) >= BURST
+    assert account.total_time(found.per_interrupt) <= account.total_time(found.polls_of("device")) >= BURST
     # no send takes its own packet in here: what comes, an interrupt has told of
     by_context = {each.name: each.packets for each in found.contexts}
     assert by_context["task"] < BURST * 0.1

@@ -18,7 +18,7 @@ SEEN = {"xdp", "tc", "pre-routing", "forward", "local-in", "rps", "tap", "tap-el
 
 @pytest.fixture(scope="module")
 def names() -> Iterator[provoke.Names]:
-    with provoke.wire() as made:
+    with provoke.drop_wire() as made:
         yield made
 
 
@@ -31,14 +31,14 @@ def state(netdev: str) -> str:
 @pytest.mark.parametrize("name", hooks.BY_NAME)
 def test_a_hook_comes_and_goes_with_its_socket(names: provoke.Names, name: str) -> None:
     netdev = topology.LINKS["server"]
-    with netns.entered(names["client"]):
+    with netns.entered_namespace(names["client"]):
         client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    with netns.entered(names["server"]), client:
+    with netns.entered_namespace(names["server"]), client:
         before = state(netdev)
         with Crowded(socket.AF_INET, socket.SOCK_DGRAM) as server:
             server.settimeout(10)
             server.bind((topology.ADDRESSES["server"], 0))
-            hooks.put(name, server, netdev, server.along, first=True)
+            hooks.put_hook(name, server, netdev, server.along, first=True)
             assert (state(netdev) != before) == (name in SEEN)
             client.sendto(b"passes", server.getsockname())
             assert server.recv(64) == b"passes"

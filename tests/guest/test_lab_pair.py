@@ -123,7 +123,9 @@ def test_devices_named_on_the_command_line_are_compared_without_a_virtual_machin
     described = experiment.from_options(
         paths=paths, sizes=[64], waits=["poll"], repeats=1, messages=200, check_every=1, topology="hosts"
     )
-    outcome, directory = compare.measure(experiment.plan(described), Wanted(devices=("rxe0", "rxe1")), tmp_path)
+    outcome, directory = compare.measure_plan(
+        experiment.plan_run(described), Wanted(devices=("rxe0", "rxe1")), tmp_path
+    )
     assert not outcome.failed
     run = load(directory)
     assert (run.status, run.manifest["wire"]) == ("complete", "rxe0 to local rxe1")
@@ -145,7 +147,7 @@ def test_the_doctor_finds_verbs_here() -> None:
 
 
 def test_the_manifest_knows_the_guest_for_what_it_is() -> None:
-    about = description.manifest()
+    about = description.describe_machine()
     assert about["kernel"]["clocksource"] == "tsc"
     assert "clocksource=tsc" in about["kernel"]["command_line"]
     assert "rdma_rxe" in about["modules"]
@@ -211,7 +213,7 @@ def events(watcher: subprocess.Popen[bytes]) -> list[tuple[str, str]]:
 
 def test_a_device_that_is_no_rxe_is_not_taken_away() -> None:
     with pytest.raises(UsageError, match="no rxe device 'mlx5_0'"):
-        rxe.down("mlx5_0")
+        rxe.take_down("mlx5_0")
     done = hwrx("rxe", "up", "no-such-netdev")
     assert done.returncode == 2
     assert "there is no netdev 'no-such-netdev'" in done.stderr
@@ -250,7 +252,7 @@ def test_a_pair_whose_process_was_killed_is_mended() -> None:
         assert setting.read_text() == "2\n"
         assert not (rxe.VERBS / "rxe8").exists()
         assert not (topology.NETDEVS / "other0").exists()
-        assert undo.mend() == []
+        assert undo.mend_leftovers() == []
         assert hwrx("lab", "down").stdout == "nothing is left over\n"
     finally:
         setting.write_text(before)

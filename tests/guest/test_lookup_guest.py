@@ -37,12 +37,12 @@ def space() -> Iterator[str]:
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["this namespace", "another"])
 def test_every_slot_agrees_with_the_kernels(space: str, elsewhere: bool) -> None:
     name = space if elsewhere else None
-    with netns.entered(name):
+    with netns.entered_namespace(name):
         made = bound(SOCKETS, 20260131 + elsewhere)
         sockets = made.__enter__()
     try:
         for protocol in ("udp", "tcp"):
-            found = answer.audit(protocol, name)
+            found = answer.audit_tables(protocol, name)
             kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
             assert found.sockets >= sum(each.type == kind for each in sockets)
             assert found.differ == []
@@ -114,7 +114,7 @@ def test_the_command_names_process_and_verdict() -> None:
 
 
 def test_nobody_is_said_in_words() -> None:
-    found = answer.ask("udp", winner.Packet(ipaddress.ip_address("127.0.0.1"), 9))
+    found = answer.ask_tables("udp", winner.Packet(ipaddress.ip_address("127.0.0.1"), 9))
     assert found.verdict == "nobody"
     assert "NO_SOCKET" in found.gets_it
 

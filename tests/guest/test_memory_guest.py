@@ -35,9 +35,11 @@ def nothing_left() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def measured(pair: Places) -> memory.Measured:
-    tools.run("modprobe", "e1000e")
+    tools.run_tool("modprobe", "e1000e")
     nic = topology.NIC_HARDWARE["server"]
-    return memory.measure(pages=PAGES, device="rxe0", nic=nic, own=(topology.NIC_ADDRESSES["server"],), filler=LITTLE)
+    return memory.measure_pages(
+        pages=PAGES, device="rxe0", nic=nic, own=(topology.NIC_ADDRESSES["server"],), filler=LITTLE
+    )
 
 
 def test_pinned_pages_stay_where_locked_ones_are_moved_and_ordinary_ones_paged_out(measured: memory.Measured) -> None:
@@ -74,7 +76,7 @@ def test_who_faults_the_pages_in(measured: memory.Measured) -> None:
 
 
 def test_locked_pages_stay_where_compaction_may_not_move_them(pair: Places) -> None:
-    found = memory.measure(["ordinary", "locked"], pages=PAGES, filler=LITTLE, unevictable=False, pressure=False)
+    found = memory.measure_pages(["ordinary", "locked"], pages=PAGES, filler=LITTLE, unevictable=False, pressure=False)
     ordinary, locked = found.row("ordinary").compaction, found.row("locked").compaction
     assert ordinary is not None
     assert ordinary.moved > 0
@@ -82,7 +84,7 @@ def test_locked_pages_stay_where_compaction_may_not_move_them(pair: Places) -> N
 
 
 def test_a_registered_region_in_huge_pages_is_in_fewer_pieces(pair: Places) -> None:
-    found, unavailable = memory.holding(2 << 20)
+    found, unavailable = memory.hold_pages(2 << 20)
     assert unavailable == {}
     by = {one.what: one for one in found}
     assert by["ibv_reg_mr, small pages"].faults.minor >= by["ibv_reg_mr, small pages"].pages == 512
@@ -92,7 +94,7 @@ def test_a_registered_region_in_huge_pages_is_in_fewer_pieces(pair: Places) -> N
 
 
 def test_the_limits_end_in_words(pair: Places) -> None:
-    found, _ = memory.limits(device="rxe0")
+    found, _ = memory.find_limits(device="rxe0")
     assert [(each.limit, each.call) for each in found] == [
         (limit, call) for call in ("mlock", "ibv_reg_mr") for limit in ("RLIMIT_MEMLOCK", "memory.max")
     ]

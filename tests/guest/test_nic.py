@@ -42,7 +42,7 @@ def number_of(data: bytes) -> int:
 
 @pytest.fixture(scope="module")
 def segment() -> Iterator[topology.Made]:
-    with topology.build("nic") as made:
+    with topology.build_topology("nic") as made:
         yield made
 
 
@@ -76,13 +76,13 @@ def own(address: str = topology.NIC_ADDRESSES["server"]) -> dict[str, tuple[str,
 
 @contextlib.contextmanager
 def taken(**options: object) -> Iterator[hwrx.nic.E1000e]:
-    with hwrx.nic.open(OURS, **own(), **options) as nic:  # type: ignore[arg-type]
+    with hwrx.nic.open_nic(OURS, **own(), **options) as nic:  # type: ignore[arg-type]
         yield nic
 
 
 def state() -> dict[str, object]:
     """What must be the same after a NIC was taken and given back."""
-    nic = pci.find(OURS)
+    nic = pci.find_nic(OURS)
     shown = subprocess.run(
         ["ip", "-oneline", "-4", "addr", "show", "dev", topology.NICS["server"]],
         capture_output=True,
@@ -328,11 +328,11 @@ def test_a_spurious_interrupt_is_slept_over(kernel: Kernel) -> None:
 
 def test_a_nic_in_use_is_refused(segment: topology.Made) -> None:
     with pytest.raises(MachineError, match=rf"{topology.NICS['server']} is in use: it has the address 198.18.78.2/24"):
-        hwrx.nic.open(OURS)
+        hwrx.nic.open_nic(OURS)
     subprocess.run(["ip", "route", "add", "default", "dev", topology.NICS["server"]], check=True)
     try:
         with pytest.raises(MachineError, match="carries the default route"):
-            hwrx.nic.open(OURS, **own())
+            hwrx.nic.open_nic(OURS, **own())
     finally:
         subprocess.run(["ip", "route", "del", "default", "dev", topology.NICS["server"]], check=True)
 
@@ -342,26 +342,26 @@ def test_an_open_connection_is_a_use(segment: topology.Made) -> None:
         socket.create_server((topology.NIC_ADDRESSES["server"], 0)) as listener,
         socket.create_connection(listener.getsockname()),
     ):
-        assert any("open connection" in reason for reason in pci.uses(pci.find(OURS)))
+        assert any("open connection" in reason for reason in pci.uses_of(pci.find_nic(OURS)))
         with pytest.raises(MachineError, match="2 open connections use its address"):
-            hwrx.nic.open(OURS)
-    assert pci.find(OURS).driver == "e1000e"
+            hwrx.nic.open_nic(OURS)
+    assert pci.find_nic(OURS).driver == "e1000e"
 
 
 def test_a_nic_that_is_no_82574(segment: topology.Made) -> None:
     with pytest.raises(UsageError, match="ne2k_pci, which this driver does not know"):
-        hwrx.nic.open(topology.PIO_NICS["client"])
+        hwrx.nic.open_nic(topology.PIO_NICS["client"])
 
 
 def test_an_exception_gives_the_nic_back(segment: topology.Made) -> None:
     with pytest.raises(ZeroDivisionError), taken() as nic:
-        assert pci.find(OURS).driver == "vfio-pci"
+        assert pci.find_nic(OURS).driver == "vfio-pci"
         _ = 1 / 0
     assert nic.closed
 
 
 def test_two_processes_cannot_have_it(segment: topology.Made) -> None:
-    with taken() as nic, program(f"import hwrx.nic; hwrx.nic.open({nic.device.address!r})") as other:
+    with taken() as nic, program(f"import hwrx.nic; hwrx.nic.open_nic({nic.device.address!r})") as other:
         _, words = other.communicate(timeout=60)
         assert "in use by another process" in words
 
@@ -384,7 +384,7 @@ def holder() -> Iterator[subprocess.Popen[str]]:
 
 HOLD = f"""
 import hwrx.nic
-nic = hwrx.nic.open({OURS!r}, own=({topology.NIC_ADDRESSES["server"]!r},))
+nic = hwrx.nic.open_nic({OURS!r}, own=({topology.NIC_ADDRESSES["server"]!r},))
 print("open", flush=True)
 for packet in nic.receive(): pass
 """
@@ -395,7 +395,7 @@ def test_sigterm_gives_the_nic_back(kernel: Kernel) -> None:
         kernel.send(frame(1))
         running.send_signal(signal.SIGTERM)
     assert running.returncode == 128 + signal.SIGTERM
-    assert pci.find(OURS).driver == "e1000e"
+    assert pci.find_nic(OURS).driver == "e1000e"
 
 
 def test_after_a_kill_it_can_be_opened_again_and_unbind_mends_it(kernel: Kernel) -> None:
@@ -403,13 +403,13 @@ def test_after_a_kill_it_can_be_opened_again_and_unbind_mends_it(kernel: Kernel)
         running.kill()
     # frames still come for a NIC that nobody drives: the kernel took bus mastering away with the file descriptor
     kernel.send(*(frame(i) for i in range(100)))
-    left = pci.find(OURS)
+    left = pci.find_nic(OURS)
     assert left.driver == "vfio-pci" and left.was == topology.NICS["server"]
     with taken() as nic:
         kernel.send(frame(1))
         assert number_of(next(nic.receive(timeout=5)).data) == 1
     # it was bound when it was opened here, so it stays bound: who took it gives it back
-    assert pci.find(OURS).driver == "vfio-pci"
+    assert pci.find_nic(OURS).driver == "vfio-pci"
     assert f"driven by e1000e as {topology.NICS['server']}" in hwrx_nic("unbind", OURS)
 
 
@@ -460,7 +460,7 @@ def test_recv_writes_every_byte_to_the_file(kernel: Kernel, tmp_path: Path) -> N
     sent = [frame(i, size=60 + 100 * i) for i in range(5)]
 
     def send() -> None:
-        while pci.find(OURS).driver != "vfio-pci":
+        while pci.find_nic(OURS).driver != "vfio-pci":
             time.sleep(0.05)
         for _ in range(100):
             kernel.send(*sent)

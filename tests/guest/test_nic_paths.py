@@ -30,14 +30,14 @@ KIND = 0x88B5  # IEEE: for experiments
 
 @pytest.fixture(scope="module")
 def segment() -> Iterator[topology.Made]:
-    with topology.build("nic") as made:
+    with topology.build_topology("nic") as made:
         yield made
 
 
 @pytest.fixture(autouse=True)
 def given_back(segment: topology.Made) -> Iterator[None]:
     yield
-    assert [nic.driver for nic in pci.nics() if nic.supported] == ["e1000e", "e1000e", "ne2k-pci", "ne2k-pci"]
+    assert [nic.driver for nic in pci.list_nics() if nic.supported] == ["e1000e", "e1000e", "ne2k-pci", "ne2k-pci"]
     assert not list(pci.KEPT.glob("*"))
 
 
@@ -155,7 +155,7 @@ def abandoned(segment: topology.Made) -> Iterator[Ends]:
     ends.connect(ends.prepare(setting))
     for peer in ends.peers.values():
         peer.send(Start())
-    assert [nic.driver for nic in pci.nics() if nic.supported][:2] == ["vfio-pci", "vfio-pci"]
+    assert [nic.driver for nic in pci.list_nics() if nic.supported][:2] == ["vfio-pci", "vfio-pci"]
     yield ends
     ends.close()
 
@@ -167,7 +167,7 @@ def test_agents_whose_controller_goes_away_give_the_nics_back(abandoned: Ends) -
 def test_an_agent_that_is_killed_in_a_trial_leaves_a_nic_that_unbind_mends(abandoned: Ends) -> None:
     abandoned.kill("server")
     abandoned.close()
-    left = [nic for nic in pci.nics() if nic.driver == "vfio-pci"]
+    left = [nic for nic in pci.list_nics() if nic.driver == "vfio-pci"]
     assert [nic.was for nic in left] == [topology.NICS["server"]]
     done = CliRunner().invoke(command, ["unbind", left[0].address])
     assert f"driven by e1000e as {topology.NICS['server']}" in done.output

@@ -24,7 +24,7 @@ KERNEL = ("e1000e", "e1000e")
 
 @pytest.fixture(scope="module")
 def segment() -> Iterator[topology.Made]:
-    with topology.build("nic") as made:
+    with topology.build_topology("nic") as made:
         yield made
 
 
@@ -35,7 +35,7 @@ def trials(segment: topology.Made) -> Iterator[schedule.Pair]:
 
 
 def drivers() -> tuple[str | None, ...]:
-    return tuple(nic.driver for nic in pci.nics() if nic.model == "82574L")
+    return tuple(nic.driver for nic in pci.list_nics() if nic.model == "82574L")
 
 
 def setting(path: str, pattern: Pattern, size: int = 64) -> Setting:
@@ -49,7 +49,7 @@ def sent(end: Role, what: str = "bytes") -> int:
 
 # before the others, whose wire stands to the end
 def test_a_jumbo_frame_carries_4096_bytes_of_rxe() -> None:
-    with topology.build("nic", mtu=4200) as made, schedule.Pair(Bed(made.places, made.peers, {})) as pair:
+    with topology.build_topology("nic", mtu=4200) as made, schedule.Pair(Bed(made.places, made.peers, {})) as pair:
         for number, path in enumerate(("udp", "rdma-send"), 30):
             before = sent("client", "packets")
             measured = pair.measure(number, setting(path, "stream", 4000))
@@ -105,22 +105,22 @@ def test_a_nic_whose_verbs_device_is_in_use_is_not_taken(segment: topology.Made)
     ends = Ends(segment.places)
     try:
         ends.connect(ends.prepare(setting("rdma-send", "pingpong")))
-        nic = pci.find(topology.NICS["server"])
+        nic = pci.find_nic(topology.NICS["server"])
         with pytest.raises(MachineError, match=rf"{topology.NIC_DEVICES['server']} on it has queue pairs of .*process"):
-            pci.take(nic, "vfio-pci", own=(topology.NIC_ADDRESSES["server"],))
+            pci.take_nic(nic, "vfio-pci", own=(topology.NIC_ADDRESSES["server"],))
         assert drivers() == KERNEL
     finally:
         ends.release()
         ends.close()
-    assert pci.uses(nic, (topology.NIC_ADDRESSES["server"],)) == []
+    assert pci.uses_of(nic, (topology.NIC_ADDRESSES["server"],)) == []
 
 
 def test_a_verbs_device_that_cannot_come_back_is_named(segment: topology.Made) -> None:
     """Its name is given to another while the NIC is ours; as soon as that is gone, giving back mends it."""
     end = "server"
-    nic = pci.find(topology.NICS[end])
+    nic = pci.find_nic(topology.NICS[end])
     device = topology.NIC_DEVICES[end]
-    pci.take(nic, "vfio-pci", own=(topology.NIC_ADDRESSES[end],))
+    pci.take_nic(nic, "vfio-pci", own=(topology.NIC_ADDRESSES[end],))
     ip("link", "add", "hwrxt0", "type", "veth", "peer", "name", "hwrxt1")
     try:
         ip("link", "set", "hwrxt0", "up")

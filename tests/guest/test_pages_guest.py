@@ -18,9 +18,9 @@ NIC_OF_THE_PAGES = "00:04.0"
 @pytest.fixture
 def typed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Block], None]:
     """Types a block in a folder of its own, with the address of a NIC that hwrx drives for that of the pages."""
-    with topology.build("nic"):  # its NICs get their driver, and keep it
+    with topology.build_topology("nic"):  # its NICs get their driver, and keep it
         mac = topology.NIC_HARDWARE["server"]
-        address = next(nic.address for nic in pci.nics() if nic.mac == mac)
+        address = next(nic.address for nic in pci.list_nics() if nic.mac == mac)
     monkeypatch.chdir(tmp_path)
 
     def run(block: Block) -> None:

@@ -21,7 +21,7 @@ OWN = ["descriptor seen", "parsed", "looked up"]
 
 @pytest.fixture(scope="module")
 def nics() -> Iterator[Pair]:
-    with topology.build("nic") as made, Pair(Bed(made.places, dict.fromkeys(ROLES, "local"), {})) as agents:
+    with topology.build_topology("nic") as made, Pair(Bed(made.places, dict.fromkeys(ROLES, "local"), {})) as agents:
         yield agents
 
 

@@ -62,7 +62,7 @@ def test_with_ip_options(tracer: RunTracer) -> None:
             assert second.recv(200) == message
             delivered[number] = time.monotonic_ns()
     _, events = tracer.end()
-    timelines = join.join(events, join.Ends(posted, delivered), "udp", available=tracer.available)
+    timelines = join.join_events(events, join.Ends(posted, delivered), "udp", available=tracer.available)
     check(timelines, count)
 
 

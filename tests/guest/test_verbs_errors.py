@@ -16,7 +16,7 @@ from cython_ext.rc import RcSendTransport
 from cython_ext.trial import Trial
 from hwrx import paths
 from hwrx.control.messages import Connect, Done, Place, Prepare, Role, Setting, Start
-from hwrx.control.peers import wait, wait_first
+from hwrx.control.peers import wait_first, wait_for_replies
 from hwrx.errors import HwrxError, MachineError, PeerError, SilenceError, UsageError
 
 
@@ -133,9 +133,9 @@ def test_an_end_that_only_waits_learns_that_its_port_went_down(ends: Ends, spare
         if grace:
             ip("link", "set", spare.links["server"], "up")
             with pytest.raises(SilenceError):
-                wait({ends.peers["server"]: Done}, 3)
+                wait_for_replies({ends.peers["server"]: Done}, 3)
         else:
-            done = wait({ends.peers["server"]: Done}, 50)[ends.peers["server"]]
+            done = wait_for_replies({ends.peers["server"]: Done}, 50)[ends.peers["server"]]
             assert done.error.startswith("IBV_EVENT_PORT_ERR (10): the port went down")
             assert done.error.endswith(f"(on {spare.devices['server']} port 1)")
     finally:
@@ -157,7 +157,7 @@ def test_a_peer_that_is_killed_ends_the_trial(ends: Ends, path: str, role: Role)
             peer.send(Start())
         time.sleep(1.0)
         ends.kill(role)
-        done = wait({ends.peers[other]: Done}, 60)[ends.peers[other]]
+        done = wait_for_replies({ends.peers[other]: Done}, 60)[ends.peers[other]]
         assert done.ended in ("limit", "error")
         if done.ended == "error":
             assert "IBV_WC_RETRY_EXC_ERR" in done.error
@@ -173,7 +173,7 @@ def test_a_stream_notices_at_once_that_its_receiver_died(ends: Ends) -> None:
             peer.send(Start())
         time.sleep(1.0)
         ends.kill("server")
-        done = wait({ends.peers["client"]: Done}, 15)[ends.peers["client"]]
+        done = wait_for_replies({ends.peers["client"]: Done}, 15)[ends.peers["client"]]
         assert "IBV_WC_RETRY_EXC_ERR" in done.error
         assert "peer died" in done.error
     finally:
@@ -300,7 +300,7 @@ def test_a_connect_after_the_other_device_went_away_is_an_error(ends: Ends, spar
         remote = prepared["client"].remote
         ends.peers["server"].send(Connect({**remote, "gid": "0" * 20 + "ffff" + "c6124f63"}))
         with pytest.raises(HwrxError, match="ibv_modify_qp to RTR"):
-            wait({ends.peers["server"]: Done}, 60)
+            wait_for_replies({ends.peers["server"]: Done}, 60)
     finally:
         ends.release()
 

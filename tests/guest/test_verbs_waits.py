@@ -15,7 +15,7 @@ from guest_ends import ROLES, Places
 
 from hwrx.control.messages import Role, Setting
 from hwrx.control.peers import Peer, ProcessChannel
-from hwrx.runs.schedule import Pair, fetch
+from hwrx.runs.schedule import Pair, fetch_array
 from hwrx.runs.testbed import Bed
 
 MESSAGES = 200
@@ -56,7 +56,7 @@ def test_a_client_asks_for_its_event_within_its_round_trip(needs: Callable[..., 
 
     def look(peers: Mapping[Role, Peer]) -> None:
         nonlocal posted, delivered
-        posted, delivered = (fetch(peers["client"], array, MESSAGES) for array in ("posted", "delivered"))
+        posted, delivered = (fetch_array(peers["client"], array, MESSAGES) for array in ("posted", "delivered"))
 
     asked: list[int] = []
     with Pair(Bed(pair, dict.fromkeys(ROLES, "local"), {})) as agents:

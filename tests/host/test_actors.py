@@ -21,14 +21,14 @@ def test_the_ends_have_the_time_of_the_measured_messages_and_no_other(path: str)
     setting = Setting(path=path, messages=1000, warmup=5000, check_every=0)
     with topology.netns() as made, Pair(Bed(made.places, made.peers, {})) as pair:
         plain = pair.measure(0, setting)
-        counted.attach(pair)
-        found, measured = counted.twin(pair, 1, setting, counted.loop_seconds(plain, setting), alone=False)
+        counted.attach_counter(pair)
+        found, measured = counted.run_twin(pair, 1, setting, counted.loop_seconds(plain, setting), alone=False)
         own = found["user"] + found["system"]
         # the meter's time of a thread has in it what softirqs and interrupts took of it
         assert 0.2 * measured.cpu["thread"] < own <= 1.03 * measured.cpu["thread"]
         assert "other" not in found
         assert "idle" not in found
-        whole, again = counted.twin(pair, 2, setting, counted.loop_seconds(plain, setting), alone=True)
+        whole, again = counted.run_twin(pair, 2, setting, counted.loop_seconds(plain, setting), alone=True)
         start, stop = again.client.between
         assert sum(whole.values()) % (stop - start) == 0, "every CPU's sum is the time that has passed"
         assert whole["softirq"] > 0
@@ -38,16 +38,16 @@ def test_a_run_that_goes_on_counts_the_twins_that_it_was_interrupted_before(tmp_
     asked = experiment.from_options(
         name="broken-off", paths=["udp", "tcp"], topology="netns", repeats=2, messages=500, trace=True, seed=1
     )
-    plan = experiment.plan(asked)
+    plan = experiment.plan_run(asked)
     with topology.netns() as made:
         bed = Bed(made.places, made.peers, {})
         writer = store.Writer.create(tmp_path, plan, {"machine": {}})
         with pytest.raises(KeyboardInterrupt), writer:
-            schedule.execute(plan.trials, bed, writer)
+            schedule.execute_trials(plan.trials, bed, writer)
             raise KeyboardInterrupt
         assert hwrx.load(writer.path).table("actors") is None
         again, left = store.Writer.resume(writer.path)
-        with again, counted.twins(asked, bed, again):
+        with again, counted.counted_twins(asked, bed, again):
             assert not left.trials
     table = hwrx.load(writer.path).table("actors")
     assert table is not None

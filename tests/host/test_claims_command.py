@@ -43,20 +43,20 @@ def test_claims_that_ran_here_leave_no_descriptor(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_takes_down_what_was_put_up(tmp_path: Path) -> None:
-    before = netns.names()
+    before = netns.namespace_names()
     out = tmp_path / "run"
     words = [*HWRX, "run", "no-socket-is-dropped", "--set", "messages=2000000", "--here", "--out", str(out)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
     assert "testing: no-socket-is-dropped" in process.stderr.readline()
     for _ in range(200):
-        if netns.names() != before:
+        if netns.namespace_names() != before:
             break
         assert process.poll() is None
         signal.sigtimedwait([], 0.05)
-    assert netns.names() != before
+    assert netns.namespace_names() != before
     os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert (process.returncode, "Traceback" in said) == (130, False), said
-    assert netns.names() == before
+    assert netns.namespace_names() == before
     assert json.loads((out / "manifest.json").read_bytes())["status"] == "interrupted"

@@ -25,7 +25,7 @@ def hwrx(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
 def test_devices_prints_json_also_where_there_are_none() -> None:
     done = hwrx("devices", "--json")
     assert done.returncode == 0, done.stderr
-    assert [device["name"] for device in json.loads(done.stdout)] == devices.names()
+    assert [device["name"] for device in json.loads(done.stdout)] == devices.device_names()
 
 
 def test_the_doctor_has_a_remedy_for_each_lack_and_its_exit_code_is_the_main_jobs() -> None:
@@ -78,13 +78,13 @@ def test_the_manifest_names_the_commit_of_the_tree() -> None:
     head = subprocess.run(
         ["git", "-c", f"safe.directory={tree}", "-C", tree, "rev-parse", "HEAD"], capture_output=True, text=True
     )
-    assert description.commit().get("id", "") == head.stdout.strip()
+    assert description.find_commit().get("id", "") == head.stdout.strip()
 
 
 def test_a_kernel_without_rxe_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hwrx.verbs.rxe.RXE_MODULE", "hwrx_no_such_module")
     monkeypatch.setattr(doctor, "RXE_MODULE", "hwrx_no_such_module")
-    findings = {finding.name: finding for finding in doctor.examine()}
+    findings = {finding.name: finding for finding in doctor.examine_machine()}
     assert not findings["SoftRoCE module"].fine
     assert "hwrx_no_such_module" in findings["SoftRoCE module"].seen
 

@@ -25,9 +25,9 @@ from hwrx.control.messages import (
     Released,
     Setting,
     Start,
-    frame,
+    frame_message,
 )
-from hwrx.control.peers import Peer, ProcessChannel, agent_command, wait
+from hwrx.control.peers import Peer, ProcessChannel, agent_command, wait_for_replies
 from hwrx.errors import PeerError, UsageError
 
 
@@ -99,7 +99,7 @@ def test_something_else_than_an_agent_is_named(program: str, words: str) -> None
 
 
 def test_another_version_of_the_protocol_is_refused() -> None:
-    reply = frame(Hello(version=99, hwrx="9.9.9"))
+    reply = frame_message(Hello(version=99, hwrx="9.9.9"))
     program = f"import sys; sys.stdout.buffer.write({reply!r})"
     with pytest.raises(PeerError, match="version 99"):
         Peer.greet(ProcessChannel([sys.executable, "-c", program], "odd"), "odd")
@@ -108,7 +108,7 @@ def test_another_version_of_the_protocol_is_refused() -> None:
 def test_garbage_sent_to_an_agent_is_answered_and_ends_it(peer: Peer) -> None:
     peer._channel.sendall(b"GET / HTTP/1.1\r\n\r\n")
     with pytest.raises(PeerError, match="no frame of hwrx"):
-        wait({peer: Ready}, 20)
+        wait_for_replies({peer: Ready}, 20)
 
 
 def test_what_an_agent_cannot_do_comes_back_as_the_same_error(peer: Peer) -> None:

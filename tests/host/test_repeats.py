@@ -49,7 +49,7 @@ def pid_of(peer: Peer) -> int:
 
 def layout(**options: object) -> Plan:
     given = {"paths": ["udp", "tcp"], "topology": "here", "repeats": 3, "messages": 50, "seed": 1, **options}
-    return experiment.plan(experiment.from_options(**given))
+    return experiment.plan_run(experiment.from_options(**given))
 
 
 def carried_out(root: Path, plan: Plan, bed: Bed) -> tuple[Outcome, dict[int, set[tuple[int, int]]]]:
@@ -60,7 +60,7 @@ def carried_out(root: Path, plan: Plan, bed: Bed) -> tuple[Outcome, dict[int, se
         pids.setdefault(trial.repeat, set()).add((pid_of(pair.peers["client"]), pid_of(pair.peers["server"])))
 
     with store.Writer.create(root, plan, {}) as writer:
-        return schedule.execute(plan.trials, bed, writer, twin=look), pids
+        return schedule.execute_trials(plan.trials, bed, writer, twin=look), pids
 
 
 def test_each_repeat_has_processes_of_its_own_and_its_trials_share_them(tmp_path: Path) -> None:
@@ -90,12 +90,12 @@ def test_an_agent_that_died_between_two_trials_ends_its_repeat_only_if_it_has_tr
         os.kill(pid_of(pair.peers["server"]), signal.SIGKILL)
 
     with store.Writer.create(tmp_path, plan, {}) as writer:
-        outcome = schedule.execute(plan.trials, bed, writer, twin=kill)
+        outcome = schedule.execute_trials(plan.trials, bed, writer, twin=kill)
     assert outcome.measured == 2
 
     plan = layout(repeats=1)
     with store.Writer.create(tmp_path, plan, {}) as writer, pytest.raises(TrialError, match=r"trial 1 .* broke off"):
-        schedule.execute(plan.trials, Counted(), writer, twin=kill)
+        schedule.execute_trials(plan.trials, Counted(), writer, twin=kill)
 
 
 def compare(runs: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -187,8 +187,8 @@ def test_counted_instructions_are_the_same_in_every_repeat(needs: Callable[..., 
         paths=["udp"], topology="netns", clock="icount", repeats=3, messages=200, check_every=0, seed=1
     )
     medians = []
-    with testbed.opened(given, testbed.Wanted()) as bed, Pair(bed) as pair:
-        for trial in experiment.plan(given).trials:
+    with testbed.opened_bed(given, testbed.Wanted()) as bed, Pair(bed) as pair:
+        for trial in experiment.plan_run(given).trials:
             if trial.number:
                 pair.renew()
             measured = pair.measure(trial.number, trial.setting, repeat=trial.repeat)

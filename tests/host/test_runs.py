@@ -119,9 +119,9 @@ def test_what_the_plan_left_out_stays_out_when_the_rates_are_known() -> None:
     asked = experiment.from_options(
         paths=["udp", "tcp"], topology="here", patterns=["paced"], load=[0.5], messages=400, repeats=1, seed=1
     )
-    layout = experiment.plan(asked, no_tcp)
+    layout = experiment.plan_run(asked, no_tcp)
     bed = Bed({"client": Place(), "server": Place()}, {"client": "local", "server": "local"}, {})
-    known = capacity.calibrated(layout, bed, check=no_tcp)
+    known = capacity.calibrate_plan(layout, bed, check=no_tcp)
     assert [trial.setting.path for trial in known.trials] == ["udp"]
     assert [skip.reason for skip in known.skipped] == ["not on this wire"]
     assert set(known.experiment.capacity) == {"udp 64 B event"}

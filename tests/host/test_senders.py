@@ -22,11 +22,11 @@ from hwrx.wires import topology
 
 
 def carried_out(tmp_path: pathlib.Path, text: str) -> store.Run:
-    plan = experiment.plan(experiment.loads(text, source="test"))
-    with testbed.opened(plan.experiment, testbed.Wanted()) as bed, Writer.create(tmp_path, plan, {}) as writer:
-        outcome = schedule.execute(plan.trials, bed, writer)
+    plan = experiment.plan_run(experiment.parse_experiment(text, source="test"))
+    with testbed.opened_bed(plan.experiment, testbed.Wanted()) as bed, Writer.create(tmp_path, plan, {}) as writer:
+        outcome = schedule.execute_trials(plan.trials, bed, writer)
         assert outcome.failed == []
-    return reading.load(writer.path)
+    return reading.load_run(writer.path)
 
 
 @pytest.mark.parametrize("pattern", ["pingpong", "stream"])
@@ -125,15 +125,15 @@ def test_what_the_connection_decided_is_recorded(needs: Callable[..., None], tmp
     def look(pair: schedule.Pair, trial: experiment.Trial, found: schedule.Measured, writer: Writer) -> None:
         measured.append(found)
 
-    plan = experiment.plan(
-        experiment.loads(
+    plan = experiment.plan_run(
+        experiment.parse_experiment(
             'paths = ["udp", "tcp"]\npatterns = ["stream"]\nrepeats = 1\ntopology = "netns"\n'
             "[setting]\nmessages = 200\n[path.udp.stream]\nwindow = 4096\n[path.tcp]\nsizes = [1400]",
             source="test",
         )
     )
-    with testbed.opened(plan.experiment, testbed.Wanted()) as bed, Writer.create(tmp_path, plan, {}) as writer:
-        schedule.execute(plan.trials, bed, writer, twin=look)
+    with testbed.opened_bed(plan.experiment, testbed.Wanted()) as bed, Writer.create(tmp_path, plan, {}) as writer:
+        schedule.execute_trials(plan.trials, bed, writer, twin=look)
     chosen = {found.chosen["client"].get("segment") is not None: found.chosen for found in measured}
     # the window that both sockets' buffers hold, and the segment that both devices carry
     assert chosen[False]["client"]["window"] == chosen[False]["server"]["window"] < 4096

@@ -423,13 +423,13 @@ def test_a_peer_that_described_itself_wrongly(path: str, remote: dict[str, Any])
 
 def test_a_datagram_has_a_largest_size() -> None:
     with pytest.raises(UsageError, match=r"at most 65507 bytes, not 65508"):
-        sockets.check(Setting(path="udp", size=65508))
-    sockets.check(Setting(path="tcp", size=65508))
+        sockets.check_setting(Setting(path="udp", size=65508))
+    sockets.check_setting(Setting(path="tcp", size=65508))
 
 
 def test_paced_without_a_rate() -> None:
     with pytest.raises(UsageError, match="rate"):
-        sockets.check(Setting(path="udp", pattern="paced"))
+        sockets.check_setting(Setting(path="udp", pattern="paced"))
 
 
 def test_places_that_do_not_exist() -> None:

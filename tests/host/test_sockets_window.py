@@ -99,15 +99,18 @@ def test_a_clean_wire_loses_nothing_at_default_settings(
 ) -> None:
     needs(*(("root", "namespaces") if topology == "netns" else ()))
     sizes = [size for size in SIZES if size >= 64]
-    plan = experiment.plan(
-        experiment.loads(
+    plan = experiment.plan_run(
+        experiment.parse_experiment(
             f'paths = ["udp"]\npatterns = ["stream"]\nsizes = {sizes}\nrepeats = 1\ntopology = "{topology}"\n'
             "[setting]\nmessages = 600\ncheck_every = 1",
             source="test",
         )
     )
-    with testbed.opened(plan.experiment, testbed.Wanted()) as bed, store.Writer.create(tmp_path, plan, {}) as writer:
-        outcome = schedule.execute(plan.trials, bed, writer)
+    with (
+        testbed.opened_bed(plan.experiment, testbed.Wanted()) as bed,
+        store.Writer.create(tmp_path, plan, {}) as writer,
+    ):
+        outcome = schedule.execute_trials(plan.trials, bed, writer)
     assert outcome.failed == []
-    trials = reading.load(writer.path).trials.to_pylist()
+    trials = reading.load_run(writer.path).trials.to_pylist()
     assert {trial["size"]: (trial["lost"], trial["socket_drops"]) for trial in trials} == dict.fromkeys(sizes, (0, 0))

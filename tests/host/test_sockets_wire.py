@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hwrx.control.messages import Connect, Done, Place, Prepare, Prepared, Ready, Role, Setting, Start, Wait
-from hwrx.control.peers import Peer, ProcessChannel, wait, wait_first
+from hwrx.control.peers import Peer, ProcessChannel, wait_first, wait_for_replies
 from hwrx.errors import PeerError
 
 # set aside for benchmarks of networks (RFC 2544, RFC 5180)
@@ -42,7 +42,7 @@ class Wire:
         }
         for role, other in others.items():
             self.peers[role].send(Connect(remote=said[other].remote))
-        wait(dict.fromkeys(self.peers.values(), Ready), 10)
+        wait_for_replies(dict.fromkeys(self.peers.values(), Ready), 10)
         for role in ("server", "client"):
             self.peers[role].send(Start())  # type: ignore[index]
         return said
@@ -50,7 +50,7 @@ class Wire:
     def run(self, setting: Setting, places: dict[Role, Place] | None = None) -> dict[Role, Done]:
         """Run a trial to its end."""
         self.start(setting, places)
-        done = wait(dict.fromkeys(self.peers.values(), Done), 60)
+        done = wait_for_replies(dict.fromkeys(self.peers.values(), Done), 60)
         return {role: done[peer] for role, peer in self.peers.items()}
 
     def pid(self, role: Role) -> int:
@@ -148,7 +148,7 @@ def test_a_receiver_that_is_killed_ends_the_stream_by_name(wire: Wire, path: str
     time.sleep(0.5)
     os.kill(wire.pid("server"), signal.SIGKILL)
     with pytest.raises(PeerError, match="SIGKILL"):
-        wait({wire.peers["server"]: Done}, 5)
+        wait_for_replies({wire.peers["server"]: Done}, 5)
     _, done = wait_first([wire.peers["client"]], Done, 10)
     assert done.ended == "error"
     assert done.error.startswith("peer unreachable" if path == "udp" else f"{wire.places['server'].address} port")
@@ -172,7 +172,7 @@ def test_a_link_that_goes_down_ends_a_pingpong_at_the_limit(wire: Wire) -> None:
     netdev = wire.places["client"].netdev
     assert netdev is not None
     subprocess.check_call(["ip", "-n", wire.namespaces["client"], "link", "set", netdev, "down"])
-    done = wait(dict.fromkeys(wire.peers.values(), Done), 15)
+    done = wait_for_replies(dict.fromkeys(wire.peers.values(), Done), 15)
     assert done[wire.peers["server"]].ended == "limit"
     client = done[wire.peers["client"]]
     assert client.ended == "limit" or client.error.startswith("peer unreachable")

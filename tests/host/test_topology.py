@@ -62,13 +62,13 @@ def test_what_a_killed_process_left_is_mended_by_the_next() -> None:
     child.wait()
     child.stdout.close()
     assert len(namespaces() - before[0]) == 2
-    assert any(str(child.pid) in line for line in undo.mend())
+    assert any(str(child.pid) in line for line in undo.mend_leftovers())
     assert (namespaces(), journals()) == before
 
 
 def test_a_living_process_keeps_its_topology() -> None:
     with topology.netns() as made:
-        assert undo.mend() == []
+        assert undo.mend_leftovers() == []
         assert made.peers["client"].removeprefix("netns:") in namespaces()
 
 

@@ -95,7 +95,7 @@ def test_no_static_busybox_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MachineError, match="no static busybox"):
-        initramfs.busybox()
+        initramfs.find_busybox()
 
 
 OWNER = """

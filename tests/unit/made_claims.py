@@ -11,7 +11,7 @@ from hwrx.claims import model, pictures
 from hwrx.claims import run as driver
 from hwrx.claims.model import Measurement, Result, Verdict
 
-CLAIMS = model.every()
+CLAIMS = model.every_claim()
 
 
 def results() -> list[Result]:

@@ -48,13 +48,13 @@ KEPT = FLOODS[2:]
 def make_floods(root: Path) -> Path:
     """Write a run of the floods that are KEPT, without its page, and return its directory."""
     times = np.arange(1, 101) * 1_000_003
-    with keep.create(root, [flood.spec for flood in KEPT], {"emulated": False}) as writer:
+    with keep.create_run(root, [flood.spec for flood in KEPT], {"emulated": False}) as writer:
         for number, flood in enumerate(KEPT):
             taken = np.where(np.arange(100) < flood.delivered, times + 77, 0)
-            crossed = keep.unpack(keep.pack(flood, times, taken))
+            crossed = keep.unpack_flood(keep.pack_flood(flood, times, taken))
             assert crossed.flood == flood
             assert (crossed.sent == times).all()
             assert (crossed.taken == taken).all()
-            keep.add(writer, number, flood, crossed.sent, crossed.taken)
-            keep.finish(writer, KEPT[: number + 1])
+            keep.add_flood(writer, number, flood, crossed.sent, crossed.taken)
+            keep.finish_run(writer, KEPT[: number + 1])
     return writer.path

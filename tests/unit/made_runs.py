@@ -37,7 +37,7 @@ def times(setting: Setting, draw: np.random.Generator, block: float = 0.0) -> np
 def layout(**options: Any) -> experiment.Plan:
     fields: dict[str, Any] = {"paths": ["udp", "rdma-send"], "sizes": [64, 1024], "seed": 1, "messages": 1200}
     fields.update(options)
-    return experiment.plan(experiment.from_options(**{"name": "made", **fields}), lambda setting: None)
+    return experiment.plan_run(experiment.from_options(**{"name": "made", **fields}), lambda setting: None)
 
 
 def add(writer: store.Writer, trial: experiment.Trial, seed: int = 0, spread: float = 0.02) -> None:

@@ -26,7 +26,7 @@ def run(tmp_path: pathlib.Path) -> hwrx.runs.reading.Run:  # type: ignore[name-d
 
 
 def test_everything_is_in_it_and_its_sums_hold(run, tmp_path: pathlib.Path) -> None:  # type: ignore[no-untyped-def]
-    packed = artifact.pack(run, tmp_path / "a.tar.gz")
+    packed = artifact.pack_artifact(run, tmp_path / "a.tar.gz")
     (tmp_path / "out").mkdir()
     subprocess.run(["tar", "-xzf", packed, "-C", tmp_path / "out"], check=True)
     folder = tmp_path / "out" / run.path.name
@@ -51,7 +51,7 @@ def test_everything_is_in_it_and_its_sums_hold(run, tmp_path: pathlib.Path) -> N
 
 def test_source_is_that_of_the_commit_where_there_is_one(run, tmp_path: pathlib.Path) -> None:  # type: ignore[no-untyped-def]
     tree = pathlib.Path(artifact.__file__).parents[2]
-    packed = artifact.pack(run, tmp_path / "a.tar.gz")
+    packed = artifact.pack_artifact(run, tmp_path / "a.tar.gz")
     with tarfile.open(packed) as archive:
         names = archive.getnames()
         assert (f"{run.path.name}/hwrx-source.tar.gz" in names) == (tree / ".git").exists()
@@ -67,12 +67,12 @@ def test_source_is_that_of_the_commit_where_there_is_one(run, tmp_path: pathlib.
 
 
 def test_two_packings_are_the_same_bytes(run, tmp_path: pathlib.Path) -> None:  # type: ignore[no-untyped-def]
-    one, two = (artifact.pack(run, tmp_path / name) for name in ("a.tar.gz", "b.tar.gz"))
+    one, two = (artifact.pack_artifact(run, tmp_path / name) for name in ("a.tar.gz", "b.tar.gz"))
     assert one.read_bytes() == two.read_bytes()
 
 
 def test_requirements_pin_what_is_installed() -> None:
-    pins = dict(line.split("==") for line in artifact.requirements().splitlines())
+    pins = dict(line.split("==") for line in artifact.requirements_of().splitlines())
     assert {"numpy", "pyarrow", "msgspec", "matplotlib", "kiwisolver"} <= pins.keys()
     assert "pytest" not in pins
     assert all(pins.values())
@@ -81,9 +81,9 @@ def test_requirements_pin_what_is_installed() -> None:
 def test_a_file_that_is_there_is_not_overwritten(run, tmp_path: pathlib.Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a.tar.gz").touch()
     with pytest.raises(StoreError, match=r"a.tar.gz exists"):
-        artifact.pack(run, tmp_path / "a.tar.gz")
+        artifact.pack_artifact(run, tmp_path / "a.tar.gz")
     with pytest.raises(StoreError, match=r"cannot write .*: no such file or directory"):
-        artifact.pack(run, tmp_path / "absent" / "a.tar.gz")
+        artifact.pack_artifact(run, tmp_path / "absent" / "a.tar.gz")
 
 
 def test_command_names_the_file(run, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]

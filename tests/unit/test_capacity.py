@@ -26,7 +26,7 @@ def path(service_ns: float, latency_ns: float, room: int = 10**9):  # type: igno
             ns = np.full(setting.messages, int(service_ns + latency_ns))
             return Measured(np.arange(setting.messages, dtype=np.uint32), ns, None, {}, done, done, {})
         assert setting.rate is not None
-        free, sequence, ns, due = 0.0, [], [], arrivals.schedule(setting, 0, 0)
+        free, sequence, ns, due = 0.0, [], [], arrivals.schedule_sends(setting, 0, 0)
         for k in range(setting.messages):
             sent = float(due[k])
             if free - sent > room * service_ns:
@@ -45,11 +45,11 @@ def path(service_ns: float, latency_ns: float, room: int = 10**9):  # type: igno
 @pytest.mark.parametrize("how", ["even", "poisson"])
 def test_capacity_is_that_of_the_server_whatever_the_line(latency: float, how: Literal["even", "poisson"]) -> None:
     setting = msgspec.structs.replace(SETTING, arrivals=how)
-    assert capacity.find(setting, path(5_000.0, latency)) == pytest.approx(200_000, rel=0.03)
+    assert capacity.find_capacity(setting, path(5_000.0, latency)) == pytest.approx(200_000, rel=0.03)
 
 
 def test_a_path_that_loses_what_it_cannot_hold_is_not_taken_for_fast() -> None:
-    assert capacity.find(SETTING, path(5_000.0, 10_000.0, room=4)) == pytest.approx(200_000, rel=0.06)
+    assert capacity.find_capacity(SETTING, path(5_000.0, 10_000.0, room=4)) == pytest.approx(200_000, rel=0.06)
 
 
 def test_what_cannot_be_measured_is_said() -> None:
@@ -58,7 +58,7 @@ def test_what_cannot_be_measured_is_said() -> None:
         return Measured(np.array([], np.uint32), np.array([], np.int64), None, {}, lost, lost, {})
 
     with pytest.raises(TrialError, match="udp 64 B event cannot be measured: the cable is out"):
-        capacity.find(SETTING, nothing)
+        capacity.find_capacity(SETTING, nothing)
 
     def never(setting: Setting) -> Measured:
         if setting.pattern == "paced":
@@ -66,4 +66,4 @@ def test_what_cannot_be_measured_is_said() -> None:
         return path(5_000.0, 100.0)(setting)
 
     with pytest.raises(TrialError, match="does not keep up with"):
-        capacity.find(SETTING, never)
+        capacity.find_capacity(SETTING, never)

@@ -18,7 +18,7 @@ from hwrx.errors import MachineError, UsageError
 from hwrx.memory.pages import OUT
 from hwrx.verbs import devices
 
-CLAIMS = model.every()
+CLAIMS = model.every_claim()
 
 
 def made(confirmed: str, **more: str) -> Claim:
@@ -32,10 +32,10 @@ def made(confirmed: str, **more: str) -> Claim:
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_claim_is_whole(name: str) -> None:
     claim = CLAIMS[name]
-    instruments.check(claim)
+    instruments.check_parameters(claim)
     assert claim.claim.endswith(".") and claim.question.endswith("?") and claim.says
     assert claim.chapter in model.CHAPTERS
-    asked = set().union(*(predicate.names(text) for text in _predicates(claim)))
+    asked = set().union(*(predicate.names_in(text) for text in _predicates(claim)))
     assert asked, "a verdict that no figure can change is none"
     fields = set(re.findall(r"{(\w+)", claim.verdict.figure))
     assert fields, "the sentence gives no figure"
@@ -46,7 +46,7 @@ def test_a_claim_is_whole(name: str) -> None:
 def test_a_claim_can_be_confirmed_and_refuted(name: str) -> None:
     """By figures at either end of what its predicates compare with: no predicate holds always, or never."""
     claim = CLAIMS[name]
-    asked = sorted(set().union(*(predicate.names(text) for text in _predicates(claim))))
+    asked = sorted(set().union(*(predicate.names_in(text) for text in _predicates(claim))))
     constants = [float(text) for each in _predicates(claim) for text in re.findall(r"\b\d+(?:\.\d+)?\b", each)]
     values = sorted({0.0, 1.0, 1e6, *constants, *(value * 1.5 + 1 for value in constants)})
     seen = set()
@@ -56,8 +56,8 @@ def test_a_claim_can_be_confirmed_and_refuted(name: str) -> None:
             for value in values:
                 figures = dict.fromkeys(asked, common) | {name_: value}
                 ruling = claim.verdict
-                held = predicate.holds(ruling.confirmed, figures)
-                other = bool(ruling.depends) and predicate.holds(ruling.depends, figures)
+                held = predicate.predicate_holds(ruling.confirmed, figures)
+                other = bool(ruling.depends) and predicate.predicate_holds(ruling.depends, figures)
                 seen.add("confirmed" if held else "depends" if other else "refuted")
     assert {"confirmed", "refuted"} <= seen
     assert ("depends" in seen) == bool(claim.verdict.depends)
@@ -75,20 +75,20 @@ def _predicates(claim: Claim) -> list[str]:
 )
 def test_the_verdict_follows_the_figure(copies: float, expected: str) -> None:
     claim = made("0.99 <= copies <= 1.01", depends="copies < 0.99", on="the size")
-    ruled, words, why = verdict.judge(claim, Measurement({"copies": copies}))
+    ruled, words, why = verdict.judge_claim(claim, Measurement({"copies": copies}))
     assert (ruled, words, why) == (expected, f"{copies:.2f} copies", "")
 
 
 def test_what_was_not_measured_decides_nothing() -> None:
     claim = made("copies == 1", needs="messages >= 100")
-    assert verdict.judge(claim, Measurement({"messages": 5, "copies": 1.0}))[0::2] == (
+    assert verdict.judge_claim(claim, Measurement({"messages": 5, "copies": 1.0}))[0::2] == (
         "not tested here",
         "it takes messages >= 100, and messages is 5",
     )
     for figures in ({"messages": 100}, {"messages": 100, "copies": None}, {"messages": 100, "copies": float("nan")}):
-        ruled, _, why = verdict.judge(claim, Measurement(figures, absent={"copies": "no probe counts them"}))
+        ruled, _, why = verdict.judge_claim(claim, Measurement(figures, absent={"copies": "no probe counts them"}))
         assert (ruled, why) == ("not tested here", "no probe counts them")
-    assert verdict.judge(made("a / b > 1", figure="{a}"), Measurement({"a": 1, "b": 0}))[2].startswith(
+    assert verdict.judge_claim(made("a / b > 1", figure="{a}"), Measurement({"a": 1, "b": 0}))[2].startswith(
         "a quotient by 0"
     )
 
@@ -104,7 +104,7 @@ def test_what_was_not_measured_decides_nothing() -> None:
     ],
 )
 def test_predicates_are_arithmetic(text: str, expected: bool) -> None:
-    assert predicate.holds(text, {"a": 1, "b": 3}) is expected
+    assert predicate.predicate_holds(text, {"a": 1, "b": 3}) is expected
 
 
 @pytest.mark.parametrize(
@@ -112,12 +112,12 @@ def test_predicates_are_arithmetic(text: str, expected: bool) -> None:
 )
 def test_nothing_else_is_a_predicate(text: str) -> None:
     with pytest.raises(UsageError, match="is no predicate"):
-        predicate.holds(text, {"a": 1, "b": 2, "c": 3})
+        predicate.predicate_holds(text, {"a": 1, "b": 2, "c": 3})
 
 
 def test_a_sentence_with_an_unknown_field_is_named() -> None:
     with pytest.raises(UsageError, match=r"cannot be filled.*'speed'"):
-        verdict.judge(made("copies == 1", figure="{speed}"), Measurement({"copies": 1}))
+        verdict.judge_claim(made("copies == 1", figure="{speed}"), Measurement({"copies": 1}))
 
 
 # --- parameters, names ------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def test_a_bad_setting_gets_words(setting: str, words: str) -> None:
 
 def test_an_unknown_claim_gets_near_names() -> None:
     with pytest.raises(UsageError, match="there is no claim 'woken'") as told:
-        model.find(["woken"], CLAIMS)
+        model.find_claim(["woken"], CLAIMS)
     assert "woken-by-data-ready" in str(told.value)
 
 
@@ -156,15 +156,15 @@ def test_a_file_that_is_no_claim_is_named(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "x.toml"
     file.write_text('claim = "x"\nsurprise = 1\n')
     with pytest.raises(UsageError, match=r"x\.toml is no claim"):
-        model.load(file)
+        model.load_claim(file)
 
 
 def test_an_instrument_refuses_what_it_does_not_know() -> None:
     with pytest.raises(UsageError, match="no instrument 'function'"):
-        instruments.find("function")
+        instruments.find_instrument("function")
     for parameters, words in (({"sizes": 1}, "no parameter 'sizes'"), ({"size": "x"}, "size is to be int")):
         with pytest.raises(UsageError, match=words):
-            instruments.check(msgspec.structs.replace(made("a"), parameters=parameters))
+            instruments.check_parameters(msgspec.structs.replace(made("a"), parameters=parameters))
 
 
 def test_what_the_kernel_refuses_is_a_reason_and_what_the_file_asks_in_vain_an_error(
@@ -183,7 +183,7 @@ def test_what_the_kernel_refuses_is_a_reason_and_what_the_file_asks_in_vain_an_e
         def refuse(session: Session, error: MachineError = error) -> Measurement:
             raise error
 
-        monkeypatch.setattr(instruments, "find", lambda name, refuse=refuse: refuse)
+        monkeypatch.setattr(instruments, "find_instrument", lambda name, refuse=refuse: refuse)
         with Session() as session:
             found = inside.test(claim, session)
         assert (found.verdict, found.measurement) == ("not tested here", None)
@@ -192,7 +192,7 @@ def test_what_the_kernel_refuses_is_a_reason_and_what_the_file_asks_in_vain_an_e
     def nonsense(session: Session) -> Measurement:
         raise UsageError("there is no such place")
 
-    monkeypatch.setattr(instruments, "find", lambda name: nonsense)
+    monkeypatch.setattr(instruments, "find_instrument", lambda name: nonsense)
     with Session() as session, pytest.raises(UsageError, match="no such place"):
         inside.test(claim, session)
 
@@ -211,7 +211,7 @@ TRACE = """# tracer: function
 
 
 def test_the_tracers_lines_are_read() -> None:
-    calls = list(ftrace.parse(TRACE, {"ip_rcv": "ip_rcv_core"}))
+    calls = list(ftrace.parse_stack(TRACE, {"ip_rcv": "ip_rcv_core"}))
     assert [(call.name, call.context, call.cpu, call.tid) for call in calls] == [
         ("irq_handler_entry", "hard IRQ", 1, 0),
         ("ip_rcv_core", "softirq", 1, 0),
@@ -234,11 +234,11 @@ def test_functions_are_counted_by_message_and_context() -> None:
         call("sched_waking", 2040, "thread", "comm=x pid=7 prio=1"),
         call("sched_waking", 2050, detail="comm=y pid=70 "),
     ]  # fmt: skip
-    found = functions.reckon(times, 7, calls, ["a", "b"], ["a", "b"]).figures
+    found = functions.reckon_functions(times, 7, calls, ["a", "b"], ["a", "b"]).figures
     assert (found["messages"], found["delivered"], found["in_order"], found["seen_whole"]) == (3, 2, 0.5, 1.0)
     assert (found["a_share"], found["a_soft"], found["b_reader"], found["b_calls"]) == (1.0, 1.0, 0.5, 1.0)
     assert (found["woken_share"], found["woken_calls"], found["woken_soft"]) == (0.5, 0.5, 1.0)
-    begun = functions.reckon(times, 7, calls, ["a", "b"], ["a", "b"], "a").figures
+    begun = functions.reckon_functions(times, 7, calls, ["a", "b"], ["a", "b"], "a").figures
     assert begun["seen_whole"] == 0.5  # the second message's b came before its a
 
 
@@ -256,12 +256,12 @@ def test_interrupts_are_held_against_polls() -> None:
         call("napi_complete_done", 25), call("napi_poll", 26, detail=POLL.format(2), task="ksoftirqd/0"),
         call("softirq_exit", 27, detail="vec=3 [action=NET_RX]"),
     ]  # fmt: skip
-    found = interrupts.reckon(calls, "eth1", 80).figures
+    found = interrupts.reckon_interrupts(calls, "eth1", 80).figures
     assert (found["interrupts"], found["polls"], found["received"]) == (2, 3, 76)
     assert (found["most_in_a_poll"], found["most_in_a_softirq"], found["interrupts_while_polling"]) == (64, 74, 0)
     assert found["polls_in_ksoftirqd"] == pytest.approx(1 / 3)
     while_polling = [*calls[:2], call("irq_handler_entry", 6, "hard IRQ", rx), *calls[2:]]
-    assert interrupts.reckon(while_polling, "eth1", 80).figures["interrupts_while_polling"] == 1
+    assert interrupts.reckon_interrupts(while_polling, "eth1", 80).figures["interrupts_while_polling"] == 1
 
 
 def test_a_pages_fate_is_one_of_four() -> None:
@@ -316,13 +316,13 @@ def test_the_ends_are_two_active_ports_of_nics(
     chosen: list[tuple[str, int]] | str,
 ) -> None:
     monkeypatch.setattr(devices, "VERBS", verbs_tree(tmp_path, ports, ["rxe0", "rxe1"]))
-    monkeypatch.setattr(devices, "names", lambda: sorted(ports))
+    monkeypatch.setattr(devices, "device_names", lambda: sorted(ports))
     if isinstance(chosen, str):
         with pytest.raises(MachineError, match=re.escape(chosen)):
             devices.hardware_ends()
         return
     with Session() as session:
-        bypass.choose(session, "hardware")
+        bypass.choose_ports(session, "hardware")
         places = [session.wire.places[role] for role in ("client", "server")]
         assert [(place.verbs, place.port) for place in places] == chosen
         assert len({(place.address, place.netdev) for place in places}) == 2 and all(place.netdev for place in places)
@@ -335,12 +335,12 @@ def test_a_device_that_is_not_there_is_a_reason_and_one_for_both_ends_an_error(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "VERBS", verbs_tree(tmp_path, {"mlx5_0": [UP]}))
-    monkeypatch.setattr(devices, "names", lambda: ["mlx5_0"])
+    monkeypatch.setattr(devices, "device_names", lambda: ["mlx5_0"])
     with Session() as session:
         with pytest.raises(MachineError, match="no verbs device 'mlx5_7'"):
-            bypass.choose(session, "mlx5_0,mlx5_7")
+            bypass.choose_ports(session, "mlx5_0,mlx5_7")
         with pytest.raises(UsageError, match="both ends on one device"):
-            bypass.choose(session, "mlx5_0")
+            bypass.choose_ports(session, "mlx5_0")
 
 
 def test_ways_into_the_kernel_are_counted() -> None:

@@ -23,7 +23,7 @@ from hwrx.lab import inquest
 
 @pytest.mark.parametrize("dies_at", [0, 1, 2])
 def test_a_claim_that_its_guest_does_not_survive_is_told_and_the_others_go_on(dies_at: int) -> None:
-    claims = list(model.every().values())[:3]
+    claims = list(model.every_claim().values())[:3]
     taken: list[Result] = []
 
     def run(group: Sequence[Claim], take: Callable[[Result], None]) -> None:
@@ -32,7 +32,7 @@ def test_a_claim_that_its_guest_does_not_survive_is_told_and_the_others_go_on(di
                 raise GuestError("an experiment said nothing for 300 s\nthe console's last line")
             take(Result(claim, "confirmed", "seen"))
 
-    left, why = driver.survivors(claims, "6.1", True, run, taken.append)
+    left, why = driver.find_survivors(claims, "6.1", True, run, taken.append)
     assert why == f"{claims[dies_at].name}: an experiment said nothing for 300 s"
     assert list(left) == claims[dies_at + 1 :]
     assert [each.claim for each in taken] == claims[: dies_at + 1]
@@ -41,31 +41,31 @@ def test_a_claim_that_its_guest_does_not_survive_is_told_and_the_others_go_on(di
 
 
 def test_an_emulated_guest_is_given_a_second_chance() -> None:
-    claims = list(model.every().values())[:2]
+    claims = list(model.every_claim().values())[:2]
     taken: list[Result] = []
     again: set[str] = set()
 
     def run(group: Sequence[Claim], take: Callable[[Result], None]) -> None:
         raise GuestError("it stands still")
 
-    left, why = driver.survivors(claims, "6.1", True, run, taken.append, again=again)
+    left, why = driver.find_survivors(claims, "6.1", True, run, taken.append, again=again)
     assert (list(left), taken) == (claims, []) and "tried again in another guest: it stands still" in why
-    left, _ = driver.survivors(left, "6.1", True, run, taken.append, again=again)
+    left, _ = driver.find_survivors(left, "6.1", True, run, taken.append, again=again)
     assert list(left) == claims[1:] and [each.verdict for each in taken] == ["not tested here"]
     # what is not emulated stands still for a reason
-    left, _ = driver.survivors(left, "6.1", False, run, taken.append, again=again)
+    left, _ = driver.find_survivors(left, "6.1", False, run, taken.append, again=again)
     assert len(taken) == 2
 
 
 def test_a_guest_that_dies_when_all_is_done_takes_no_verdict_along() -> None:
-    claims = list(model.every().values())[:1]
+    claims = list(model.every_claim().values())[:1]
     taken: list[Result] = []
 
     def run(group: Sequence[Claim], take: Callable[[Result], None]) -> None:
         take(Result(group[0], "confirmed", "seen"))
         raise GuestError("it is gone")
 
-    assert driver.survivors(claims, "6.1", True, run, taken.append) == ((), "")
+    assert driver.find_survivors(claims, "6.1", True, run, taken.append) == ((), "")
     assert [each.verdict for each in taken] == ["confirmed"]
 
 
@@ -82,7 +82,7 @@ def test_what_a_user_asks_in_vain_is_told_from_what_kills_the_experiments(
     code: int | None, epitaph: str, kind: type[HwrxError], words: str
 ) -> None:
     log = "[    1.0] all is well\n[    2.0] Kernel panic - not syncing: crash\n[    2.1] CPU: 0 PID: 7"
-    error = inquest.ended("it", code, epitaph, log)
+    error = inquest.ended_early("it", code, epitaph, log)
     assert type(error) is kind and words in str(error)
     assert error.remedy == ("choose of: y" if kind is UsageError else "")
 
@@ -111,11 +111,11 @@ def test_a_ledger_is_read_back_and_makes_the_same_page(tmp_path: pathlib.Path) -
     with driver.Ledger.create(tmp_path / "run", claims, ["hwrx"]) as ledger:
         for each in results():
             ledger.add(each)
-    about, read = driver.load(tmp_path / "run")
+    about, read = driver.load_results(tmp_path / "run")
     assert about["status"] == "complete"
     assert read == results()
-    html = page.render(about, read)
-    assert html == page.render(*driver.load(tmp_path / "run"))
+    html = page.render_page(about, read)
+    assert html == page.render_page(*driver.load_results(tmp_path / "run"))
     assert html.count("<svg") == 2 * len(read)
     assert "words &amp; figures" in html and "a &lt;b&gt;" in html and "<b>" not in html
     assert not re.search(r'(?:src|href)="(?!#)', html), "the page opens without a network"
@@ -123,7 +123,7 @@ def test_a_ledger_is_read_back_and_makes_the_same_page(tmp_path: pathlib.Path) -
         driver.Ledger.create(tmp_path / "run", claims, [])
     with (tmp_path / "run" / driver.RESULTS).open("ab") as file:
         file.write(b'{"half": ')
-    assert driver.load(tmp_path / "run")[1] == read
+    assert driver.load_results(tmp_path / "run")[1] == read
 
 
 def test_a_ledger_that_broke_off_says_so(tmp_path: pathlib.Path) -> None:
@@ -132,14 +132,14 @@ def test_a_ledger_that_broke_off_says_so(tmp_path: pathlib.Path) -> None:
         with pytest.raises(stop), driver.Ledger.create(tmp_path / status, claims, ["hwrx"]) as ledger:
             ledger.add(results()[0])
             raise stop
-        about, read = driver.load(tmp_path / status)
+        about, read = driver.load_results(tmp_path / status)
         assert about["status"] == status and len(read) == 1
-        assert f"this run is {status}" in page.render(about, read)
+        assert f"this run is {status}" in page.render_page(about, read)
 
 
 def test_what_is_no_ledger_is_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(StoreError, match="holds no ledger of claims"):
-        driver.load(tmp_path)
+        driver.load_results(tmp_path)
 
 
 def test_claims_are_grouped_by_clock_and_topology() -> None:

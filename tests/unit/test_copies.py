@@ -26,7 +26,7 @@ def counted(**by_ident: int) -> npt.NDArray[Any]:
 
 def reckon(path: str, delivered: int, missing: tuple[str, ...] = (), **by_ident: int) -> copies.Ledger:
     probed = [stage for stage in stages.of_path(path) if stage.probes and stage.name not in missing]
-    return copies.reckon(path, counted(**by_ident), delivered, available=probed)
+    return copies.reckon_copies(path, counted(**by_ident), delivered, available=probed)
 
 
 def test_udp_copies_once_on_each_side() -> None:
@@ -60,7 +60,7 @@ def test_the_drivers_counters_say_what_was_sent_again() -> None:
     totals[stages.BY_NAME["rxe_mr_copied"].number]["count"] = 10
     probed = [stage for stage in stages.of_path("rdma-send") if stage.probes]
     tally = {"hw_duplicate_request": 1, "hw_out_of_seq_request": 0}
-    ledger = copies.reckon("rdma-send", totals, 1000, available=probed, tally=tally)
+    ledger = copies.reckon_copies("rdma-send", totals, 1000, available=probed, tally=tally)
     (row,) = [row for row in ledger.rows if row.kind == "balance"]
     assert "1 packets were sent again" in row.words
     assert "1 duplicate_request" in row.words
@@ -84,14 +84,14 @@ def test_a_payload_posted_inline_is_copied_twice_at_the_sender() -> None:
     """By the library into the work request, as the endpoint counts it; from there by rxe, as its packets show."""
     probed = [stage for stage in stages.of_path("rdma-send") if stage.probes]
     totals = counted(rxe_inline=64, rxe_mr_copied=64)
-    ledger = copies.reckon("rdma-send", totals, 64, available=probed, tally={"inline_bytes": 64})
+    ledger = copies.reckon_copies("rdma-send", totals, 64, available=probed, tally={"inline_bytes": 64})
     assert (ledger.sender, ledger.receiver, ledger.balanced) == (2.0, 1.0, True)
     assert {row.stage for row in ledger.rows if row.side == "sender"} == {"rxe inline", copies.INLINE}
 
 
 def test_an_inline_copy_that_nobody_saw_is_not_invented() -> None:
     probed = [stage for stage in stages.of_path("rdma-send") if stage.probes]
-    ledger = copies.reckon("rdma-send", counted(rxe_mr_copied=64), 64, available=probed)
+    ledger = copies.reckon_copies("rdma-send", counted(rxe_mr_copied=64), 64, available=probed)
     assert ledger.sender == 0.0
     assert [(row.side, row.bytes) for row in ledger.rows if row.kind == "balance"] == [("sender", -64)]
 
@@ -103,7 +103,7 @@ def test_by_whom_is_what_was_observed_not_what_the_catalogue_expects() -> None:
     totals[copied.number]["by"][ACTORS.index("user thread")] = 100
     assert copied.actor == "kernel worker"
     probed = [stage for stage in stages.of_path("rdma-send") if stage.probes]
-    ledger = copies.reckon("rdma-send", totals, 400, available=probed)
+    ledger = copies.reckon_copies("rdma-send", totals, 400, available=probed)
     (row,) = [row for row in ledger.rows if row.stage == "rxe_mr_copied"]
     assert row.actor == "softirq 75 %, user thread 25 %"
 
@@ -125,7 +125,7 @@ def test_where_no_probe_sees_it_the_endpoints_and_the_notifications_tell() -> No
     probed += [stages.BY_NAME["tcp_sendmsg"], stages.BY_NAME["copied to the user"]]
     tally = {"zerocopy_bytes": 1000, "zerocopy_copied_bytes": 250, "mapped_bytes": 900, "gathered_bytes": 50}
     totals = counted(tcp_sendmsg=1000, copied_to_the_user=100)
-    ledger = copies.reckon("tcp", totals, 1000, available=probed, tally=tally)
+    ledger = copies.reckon_copies("tcp", totals, 1000, available=probed, tally=tally)
     assert ledger.sender == 0.25
     assert ledger.receiver == pytest.approx(0.15)
     assert ledger.balanced
@@ -140,11 +140,11 @@ def test_nothing_delivered_makes_no_ratio() -> None:
 
 
 def test_the_slope_is_the_cost_of_a_byte() -> None:
-    found = copies.slope([64, 1024, 4096, 65536], [2000 + 0.5 * size for size in (64, 1024, 4096, 65536)])
+    found = copies.fit_slope([64, 1024, 4096, 65536], [2000 + 0.5 * size for size in (64, 1024, 4096, 65536)])
     assert found is not None
     assert found.ns_per_byte == pytest.approx(0.5)
     assert found.ns_fixed == pytest.approx(2000)
-    assert copies.slope([64, 64], [1.0, 2.0]) is None
+    assert copies.fit_slope([64, 64], [1.0, 2.0]) is None
 
 
 # --- whole frames ---------------------------------------------------------------------------------------------------

@@ -34,10 +34,10 @@ def time(*bins: dict[int, int]) -> np.ndarray[Any, Any]:
 
 def test_what_lies_before_and_behind_the_measured_messages_is_cut_off() -> None:
     bins = time({SENDER: 1000}, {SENDER: 400}, {SYSTEM: 1000}, {SENDER: 1000})
-    (found,) = counted.cut(bins, WIDTH, 1000, 3000)
+    (found,) = counted.cut_interval(bins, WIDTH, 1000, 3000)
     assert (found[SENDER], found[SYSTEM], found[IDLE]) == (400, 1000, 600)
     # of a bin that lies half in it everybody has half
-    (found,) = counted.cut(bins, WIDTH, 1500, 2250)
+    (found,) = counted.cut_interval(bins, WIDTH, 1500, 2250)
     assert (found[SENDER], found[SYSTEM], found[IDLE]) == (200, 250, 300)
 
 
@@ -47,7 +47,7 @@ def test_all_actors_together_have_all_of_the_time() -> None:
     bins = np.diff(cuts, axis=2, prepend=0, append=WIDTH)
     for start, stop in draw.integers(0, 50 * WIDTH, (100, 2)):
         if start < stop:
-            found = counted.cut(bins, WIDTH, int(start), int(stop))
+            found = counted.cut_interval(bins, WIDTH, int(start), int(stop))
             assert found.sum(axis=1).tolist() == [stop - start] * 2
             assert (found >= 0).all()
 
@@ -55,7 +55,7 @@ def test_all_actors_together_have_all_of_the_time() -> None:
 @pytest.mark.parametrize(("start", "stop"), [(-1, 500), (500, 2001), (700, 700)])
 def test_messages_that_were_not_counted_are_no_figure(start: int, stop: int) -> None:
     with pytest.raises(MachineError, match="not all measured messages lie in them"):
-        counted.cut(time({}, {}), WIDTH, start, stop)
+        counted.cut_interval(time({}, {}), WIDTH, start, stop)
 
 
 def test_both_ends_and_all_cpus_are_added_up_and_resting_is_no_work() -> None:
@@ -82,9 +82,9 @@ def test_no_figure_without_both_readings_nor_of_several_senders() -> None:
 
     pair = cast(Pair, Agents())
     with pytest.raises(MachineError, match="did not see the last"):
-        counted.twin(pair, 0, Setting(path="udp"), 1.0, alone=True)
+        counted.run_twin(pair, 0, Setting(path="udp"), 1.0, alone=True)
     with pytest.raises(MachineError, match="several senders"):
-        counted.twin(pair, 0, Setting(path="udp", senders=2), 1.0, alone=True)
+        counted.run_twin(pair, 0, Setting(path="udp", senders=2), 1.0, alone=True)
 
 
 def test_the_report_has_the_split_of_the_setting_whose_twin_was_counted(tmp_path: pathlib.Path) -> None:
@@ -95,19 +95,19 @@ def test_the_report_has_the_split_of_the_setting_whose_twin_was_counted(tmp_path
             if trial.repeat == 0 and trial.setting.path == "udp":
                 measured = Measured(*[np.zeros(100)] * 2, None, {}, *[Done(tally={}, ended="complete")] * 2, {})  # type: ignore[arg-type]
                 found = {"user": 200_000, "softirq": 400_000, "idle": 1_000_000}
-                writer.add_table("actors", counted.rows(trial, found, measured))
+                writer.add_table("actors", counted.twin_rows(trial, found, measured))
     summary = hwrx.load(writer.path).summary()
     by_path = {row.path: row.cpu_counted for row in summary.rows}
     # 100 round trips, µs a message
     assert by_path["udp"] == pytest.approx({"user": 1.0, "softirq": 2.0, "idle": 5.0, "busy": 3.0})
     assert by_path["tcp"] == {}
-    (table,) = [table for table in actors.tables(summary) if table.name == "processor-counted"]
+    (table,) = [table for table in actors.actor_tables(summary) if table.name == "processor-counted"]
     names = [name for name, _ in table.columns]
     place = names.index("user")
     assert names[place : place + 4] == ["user", "softirqs", "idle", "busy, counted"]
     ((_, cells),) = table.rows
     assert [cell[0] for cell in cells[place : place + 4]] == ["1.00", "2.00", "5.00", "3.00"]
-    assert schema.column("actors", "ns")[1].startswith("of all measured messages")
+    assert schema.column_of("actors", "ns")[1].startswith("of all measured messages")
 
 
 def test_what_cannot_be_counted_is_said_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,14 +133,14 @@ def test_what_cannot_be_counted_is_said_and_the_run_goes_on(monkeypatch: pytest.
     def refuse(pair: Pair) -> list[str]:
         raise MachineError("no BPF here")
 
-    monkeypatch.setattr(counted, "attach", refuse)
+    monkeypatch.setattr(counted, "attach_counter", refuse)
     monkeypatch.setattr(counted, "Pair", Agents)
     done = Done(tally={}, ended="complete", cpu={"elapsed": 5})
     measured = Measured(np.arange(1, dtype=np.uint32), np.array([5]), None, {}, done, done, {})
     bed = cast(schedule.Testbed, None)
     for trace in (False, True):
         plan = made_runs.layout(paths=["udp"], sizes=[64], repeats=1, trace=trace)
-        with counted.twins(plan.experiment, bed, cast(store.Writer, Writer())) as after:
+        with counted.counted_twins(plan.experiment, bed, cast(store.Writer, Writer())) as after:
             after(None, plan.trials[0], measured, None)
         assert bool(said) is trace
     assert said == ["no time by actor: no BPF here", {"counting": {"problem": "no BPF here"}}]
@@ -161,7 +161,7 @@ def test_a_traced_run_says_what_kept_softirqs_from_being_counted(
     plan = made_runs.layout(paths=["udp"], sizes=[64], repeats=1)
     with store.Writer.create(tmp_path, plan, {**made_runs.MANIFEST, "counting": counting}) as writer:
         made_runs.add(writer, plan.trials[0])
-    (table,) = actors.tables(hwrx.load(writer.path).summary())
+    (table,) = actors.actor_tables(hwrx.load(writer.path).summary())
     assert words in table.caption
     assert ("--trace" in table.caption) == (not counting)
 
@@ -171,8 +171,8 @@ def test_the_report_points_to_the_twin_that_told_softirqs_apart(tmp_path: pathli
     with store.Writer.create(tmp_path, plan, made_runs.MANIFEST) as writer:
         made_runs.add(writer, plan.trials[0])
         measured = Measured(*[np.zeros(100)] * 2, None, {}, *[Done(tally={}, ended="complete")] * 2, {})  # type: ignore[arg-type]
-        writer.add_table("actors", counted.rows(plan.trials[0], {"softirq": 400_000}, measured))
-    first, _ = actors.tables(hwrx.load(writer.path).summary())
+        writer.add_table("actors", counted.twin_rows(plan.trials[0], {"softirq": 400_000}, measured))
+    first, _ = actors.actor_tables(hwrx.load(writer.path).summary())
     assert "the table of what was counted by actor tells them apart" in first.caption
     assert "--trace" not in first.caption
 

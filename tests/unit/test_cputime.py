@@ -29,7 +29,7 @@ def end(**used: int) -> Done:
 
 
 def account(client: Done, server: Done, *, alone: bool = True, **setting: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    return cputime.account(Setting(**{"path": "udp", "messages": 1000, **setting}), client, server, alone)
+    return cputime.account_time(Setting(**{"path": "udp", "messages": 1000, **setting}), client, server, alone)
 
 
 def test_a_machine_of_one_cpu_is_busy_where_it_is_not_idle() -> None:
@@ -118,14 +118,14 @@ def test_an_end_whose_memory_alone_takes_part_uses_nothing(path: str, pattern: s
 
 
 def test_idle_time_is_what_the_kernel_calls_so() -> None:
-    assert cputime.idle(TIMERS) == [1_000_520]
-    assert cputime.idle(TIMERS + TIMERS) == [1_000_520, 1_000_520]
-    assert cputime.idle("") == []
+    assert cputime.idle_times(TIMERS) == [1_000_520]
+    assert cputime.idle_times(TIMERS + TIMERS) == [1_000_520, 1_000_520]
+    assert cputime.idle_times("") == []
 
 
 def test_the_report_has_a_table_of_it(tmp_path: pathlib.Path) -> None:
     made = hwrx.load(made_runs.make(tmp_path, patterns=["pingpong", "stream"])).summary()
-    (table,) = actors.tables(made)
+    (table,) = actors.actor_tables(made)
     assert [name for name, _ in table.columns[-5:]] == ["both ends' threads", "worker", "other", "idle", "busy"]
     assert f"Not known: softirq ({cputime.CHARGED}; --trace tells them apart)" in table.caption
     by_pattern = {row.pattern: row for row in made.rows}
@@ -147,9 +147,9 @@ def test_where_instructions_are_counted_what_was_busy_is_the_cost(tmp_path: path
 
 
 def test_several_senders_add_up() -> None:
-    added = cputime.together([end().cpu, end(thread=1).cpu])
+    added = cputime.add_ends([end().cpu, end(thread=1).cpu])
     assert added["thread"] == 4_000_001
-    assert cputime.together([end().cpu, {}]) == {}
+    assert cputime.add_ends([end().cpu, {}]) == {}
 
 
 def test_a_rest_is_nobodys_time() -> None:
@@ -159,7 +159,7 @@ def test_a_rest_is_nobodys_time() -> None:
         def found(self) -> dict[str, int]:
             return {"messages": 10, "beside": 0, "elapsed": 9000, "thread": 8000, "user": 0, "system": 0, "tick": 1}
 
-    rested = cputime.used(Read(), alone=False, rest=500)  # type: ignore[arg-type]
+    rested = cputime.time_used(Read(), alone=False, rest=500)  # type: ignore[arg-type]
     assert (rested["elapsed"], rested["thread"]) == (4000, 3000)
 
 
@@ -177,8 +177,8 @@ def test_what_runs_while_a_stream_settles_is_nobodys_message() -> None:
         "worker_began": 0, "worker_ended": 45, "idle_began": 5000, "idle_ended": 5500,
     }  # fmt: skip
     ends = [Done(tally={}, ended="complete", cpu=cpu) for cpu in (client, server)]
-    found, _ = cputime.account(setting, *ends, alone=True)
+    found, _ = cputime.account_time(setting, *ends, alone=True)
     assert (found["busy"], found["idle"], found["worker"], found["other"]) == (500, 0, 5, 0)
     plain = msgspec.structs.replace(setting, settle=0)
-    found, _ = cputime.account(plain, *ends, alone=True)
+    found, _ = cputime.account_time(plain, *ends, alone=True)
     assert (found["busy"], found["idle"], found["worker"], found["other"]) == (1000, 500, 40, 460)

@@ -20,7 +20,7 @@ import hwrx
 from hwrx.cli import main
 from hwrx.errors import HwrxError, StoreError
 from hwrx.report import artifact, diff, diff_text
-from hwrx.report.summary import summarise
+from hwrx.report.summary import summarise_runs
 from hwrx.runs import schema, seal, store
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -89,9 +89,9 @@ def test_the_loss_is_named_by_whatever_reads_the_run(
     assert main(["report", str(run), "--out", str(tmp_path / "out")]) == 0
     assert words in " ".join(capsys.readouterr().out.split())
     assert words in (tmp_path / "out" / "report.html").read_text()
-    diff_text.show(diff.compare([hwrx.load(whole)], [found], anyway=True))
+    diff_text.show_diff(diff.compare_runs([hwrx.load(whole)], [found], anyway=True))
     assert "DAMAGED run" in capsys.readouterr().out
-    packed = artifact.pack(found, tmp_path / "a.tar.gz")
+    packed = artifact.pack_artifact(found, tmp_path / "a.tar.gz")
     readme = subprocess.run(["tar", "-xzOf", packed, "run/README.txt"], capture_output=True, text=True, check=True)
     assert words in readme.stdout
     again, left = store.Writer.resume(run)
@@ -284,7 +284,7 @@ def test_whatever_happens_to_a_file_ends_in_data_or_a_store_error(
             assert np.array_equal(samples.ns, before.trial_samples(row["trial"]).ns)
         if found.samples.num_rows < before.samples.num_rows:
             assert found.damage or path.name == "trials.jsonl", "a journal cut at a line's end is one that was killed"
-        summarise([found])
+        summarise_runs([found])
 
 
 def wrong_type(tree: object, draw: random.Random) -> object:
@@ -314,8 +314,8 @@ def test_wrong_types_in_a_run_without_checksums_end_in_data_or_an_error_in_words
         run = hwrx.load(copy)
         for _ in run.each_trial():
             pass
-        summarise([run])
-        diff.compare([run], [run], anyway=True)
+        summarise_runs([run])
+        diff.compare_runs([run], [run], anyway=True)
     except HwrxError:
         pass
 

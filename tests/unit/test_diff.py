@@ -66,7 +66,7 @@ def strings(runs: Runs) -> list[str]:
 
 def test_several_runs_a_side_are_compared_by_runs(make_side: Callable[..., Runs]) -> None:
     before, after = make_side(4, 1), make_side(4, 2, factor=1.2)
-    found = diff.compare(load(before), load(after))
+    found = diff.compare_runs(load(before), load(after))
     assert found.sampled
     median = next(change for change in found.changes if change.figure == "p50 µs")
     assert median.ratio.trials == 4
@@ -81,9 +81,9 @@ def test_several_runs_a_side_are_compared_by_runs(make_side: Callable[..., Runs]
 def test_repeats_of_one_run_do_not_stand_for_runs(make_side: Callable[..., Runs]) -> None:
     """Runs that differ by a third among themselves: two single ones seem to differ, three a side do not."""
     before, after = make_side(3, 1, spread=0.3, repeats=5), make_side(3, 5, spread=0.3, repeats=5)
-    several = diff.compare(load(before), load(after))
+    several = diff.compare_runs(load(before), load(after))
     assert not any(change.told_apart for change in several.changes)
-    single = [diff.compare(load([a]), load([b])) for a in before for b in after]
+    single = [diff.compare_runs(load([a]), load([b])) for a in before for b in after]
     assert sum(any(change.chance <= 0.05 for change in found.changes) for found in single) >= 7
     assert not any(change.told_apart for found in single for change in found.changes)
     assert all(found.failures(0.0) == [] for found in single)
@@ -93,7 +93,7 @@ def test_repeats_of_one_run_do_not_stand_for_runs(make_side: Callable[..., Runs]
 def test_one_run_is_asked_whether_it_belongs_to_the_others(make_side: Callable[..., Runs]) -> None:
     base = make_side(5, 1, spread=0.05)
     for factor, told in ((1.0, False), (1.5, True)):
-        found = diff.compare(load(base), load(make_side(1, 9, factor=factor, spread=0.0)))
+        found = diff.compare_runs(load(base), load(make_side(1, 9, factor=factor, spread=0.0)))
         assert [change.told_apart for change in found.changes if change.figure == "p50 µs"] == [told]
         assert found.sampled
         assert "whether it belongs to the others" in " ".join(found.notes)
@@ -116,7 +116,7 @@ def test_single_runs_fail_nothing_unless_asked(pair: Runs, capsys: pytest.Captur
 
 
 def test_what_changed_is_found_and_what_did_not_is_not(pair: Runs) -> None:
-    found = diff.compare(*([run] for run in load(pair)), single=True)
+    found = diff.compare_runs(*([run] for run in load(pair)), single=True)
     slower = [change for change in found.failures(0.1) if change.row.startswith("rdma-send")]
     assert {change.figure for change in slower} >= {"p50 µs", "p90 µs", "messages/s"}
     assert not [change for change in found.failures(0.1) if change.row.startswith("udp")]
@@ -125,13 +125,13 @@ def test_what_changed_is_found_and_what_did_not_is_not(pair: Runs) -> None:
 
 
 def test_getting_better_is_no_failure(pair: Runs) -> None:
-    found = diff.compare(*([run] for run in reversed(load(pair))), single=True)
+    found = diff.compare_runs(*([run] for run in reversed(load(pair))), single=True)
     assert [change for change in found.changes if change.told_apart and change.row.startswith("rdma-send")]
     assert found.failures(0.1) == []
 
 
 def test_a_run_against_itself_changed_nothing(pair: Runs) -> None:
-    found = diff.compare(load(pair[:1]), load(pair[:1]))
+    found = diff.compare_runs(load(pair[:1]), load(pair[:1]))
     assert not any(change.told_apart for change in found.changes)
     assert found.environment == []
     words = " ".join(diff_text.to_text(found).split())
@@ -212,7 +212,7 @@ def test_counted_instructions_are_equal_whatever_the_share_of_their_states(
 ) -> None:
     a = exact_run(tmp_path, monkeypatch, [23_650, 26_114], [0.6, 0.4])
     b = exact_run(tmp_path, monkeypatch, [23_650, 26_114], [0.2, 0.8])
-    found = diff.compare([a], [b])
+    found = diff.compare_runs([a], [b])
     assert [(change.figure, change.told_apart) for change in found.changes] == [
         ("state 1 of 2, exact µs", False),
         ("state 2 of 2, exact µs", False),
@@ -226,7 +226,7 @@ def test_one_instruction_more_is_a_difference_and_no_run_more_is_needed_to_fail(
 ) -> None:
     a = exact_run(tmp_path, monkeypatch, [23_650, 26_114], [0.6, 0.4])
     b = exact_run(tmp_path, monkeypatch, [23_650, 26_116], [0.6, 0.4])
-    found = diff.compare([a], [b])
+    found = diff.compare_runs([a], [b])
     assert [change.told_apart for change in found.changes] == [False, True]
     assert "+1.0 ns" in diff_text.to_text(found)
     assert found.failures(0.05) == []
@@ -239,7 +239,7 @@ def test_one_instruction_more_is_a_difference_and_no_run_more_is_needed_to_fail(
 def test_a_state_of_one_side_alone_is_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a = exact_run(tmp_path, monkeypatch, [23_650, 26_114], [0.6, 0.4])
     b = exact_run(tmp_path, monkeypatch, [23_700], [1.0])
-    found = diff.compare([a], [b])
+    found = diff.compare_runs([a], [b])
     assert [change.figure for change in found.changes] == [
         "state 1 of 2, exact µs",
         "state 2 of 2, exact µs (on one side only)",
@@ -247,7 +247,7 @@ def test_a_state_of_one_side_alone_is_told(tmp_path: pathlib.Path, monkeypatch: 
     assert math.isnan(found.changes[1].after)
     assert "NaN" not in diff.to_json(found)
     assert found.failures(0.01) == []
-    assert len(diff.compare([b], [a]).changes) == 2
+    assert len(diff.compare_runs([b], [a]).changes) == 2
 
 
 # --- what belongs together -----------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def test_loads_are_compared_with_the_same_load(tmp_path: pathlib.Path) -> None:
         hwrx.load(made_runs.make(tmp_path, load=load, capacity={key: rate}, **options))
         for load, rate in (((0.1, 1.1), 1000.0), ((1.1, 0.1), 1500.0))
     ]
-    found = diff.compare(runs[:1], runs[1:])
+    found = diff.compare_runs(runs[:1], runs[1:])
     assert found.only == []
     assert {change.row for change in found.changes} == {
         "udp at 10 % load 64 B paced event",
@@ -283,9 +283,9 @@ def test_another_setting_is_another_row(tmp_path: pathlib.Path, options: dict[st
     a = hwrx.load(made_runs.make(tmp_path, **base))
     b = hwrx.load(made_runs.make(tmp_path, **base, **options))
     with pytest.raises(UsageError, match=f"no setting in common.*{words}"):
-        diff.compare([b], [a])
+        diff.compare_runs([b], [a])
     if "messages" in options:
-        assert diff.compare([b], [a], anyway=True).changes
+        assert diff.compare_runs([b], [a], anyway=True).changes
 
 
 @pytest.mark.parametrize(
@@ -304,10 +304,10 @@ def test_what_cannot_be_compared_is_refused_in_words(
     a = hwrx.load(made_runs.make(tmp_path))
     b = hwrx.load(made_runs.make(tmp_path, manifest={**made_runs.MANIFEST, **manifest}, **options))
     with pytest.raises(UsageError, match=words + r"[^\n]*\n.*--anyway"):
-        diff.compare([a], [b])
+        diff.compare_runs([a], [b])
     with pytest.raises(UsageError, match=words):
-        diff.compare([a, b], [a])
-    assert diff.compare([a], [b], anyway=True).changes
+        diff.compare_runs([a, b], [a])
+    assert diff.compare_runs([a], [b], anyway=True).changes
 
 
 def test_settings_of_one_run_alone_are_named_and_none_in_common_is_an_error(tmp_path: pathlib.Path) -> None:
@@ -315,16 +315,16 @@ def test_settings_of_one_run_alone_are_named_and_none_in_common_is_an_error(tmp_
         hwrx.load(made_runs.make(tmp_path, paths=["udp", *more], sizes=sizes, repeats=2))
         for more, sizes in (([], [64]), (["tcp"], [64]), ([], [128]))
     )
-    assert diff.compare([a], [b]).only == [("b", "tcp 64 B pingpong event")]
-    assert diff.compare([b], [a]).only == [("a", "tcp 64 B pingpong event")]
+    assert diff.compare_runs([a], [b]).only == [("b", "tcp 64 B pingpong event")]
+    assert diff.compare_runs([b], [a]).only == [("a", "tcp 64 B pingpong event")]
     with pytest.raises(UsageError, match="no setting in common"):
-        diff.compare([a], [c])
+        diff.compare_runs([a], [c])
 
 
 def test_settings_without_a_figure_are_named(tmp_path: pathlib.Path) -> None:
     few, many = (hwrx.load(made_runs.make(tmp_path, paths=["udp"], sizes=[64], messages=15)) for _ in range(2))
     with pytest.raises(UsageError, match="no figure in common: udp 64 B pingpong event has no figure in all runs"):
-        diff.compare([few], [many])
+        diff.compare_runs([few], [many])
 
 
 def test_a_damaged_part_is_named_and_the_rest_compared(tmp_path: pathlib.Path) -> None:
@@ -333,7 +333,7 @@ def test_a_damaged_part_is_named_and_the_rest_compared(tmp_path: pathlib.Path) -
     content = bytearray(samples.read_bytes())
     content[len(content) // 3] ^= 1
     samples.write_bytes(content)
-    found = diff.compare(*([run] for run in load(runs)))
+    found = diff.compare_runs(*([run] for run in load(runs)))
     assert {change.row for change in found.changes} == {"udp 64 B pingpong event", "udp 128 B pingpong event"}
     (lost,) = found.lost
     assert lost.startswith(f"{runs[1].name}: ")
@@ -343,7 +343,7 @@ def test_a_damaged_part_is_named_and_the_rest_compared(tmp_path: pathlib.Path) -
 
 def test_one_repeat_a_side_cannot_be_judged_and_is_null_in_json(tmp_path: pathlib.Path) -> None:
     runs = [hwrx.load(made_runs.make(tmp_path, seed=seed, repeats=1)) for seed in (1, 2)]
-    found = diff.compare(runs[:1], runs[1:])
+    found = diff.compare_runs(runs[:1], runs[1:])
     assert not any(change.told_apart for change in found.changes)
     assert "NaN" not in diff.to_json(found)
     assert all(change["ratio"]["low"] is None for change in json.loads(diff.to_json(found))["changes"])
@@ -379,6 +379,6 @@ def test_equal_figures_are_equal_and_unequal_ones_of_no_spread_are_not() -> None
 
 
 def test_holms_correction() -> None:
-    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert stats.holm([]) == []
-    assert stats.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert stats.holm_adjusted([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm_adjusted([]) == []
+    assert stats.holm_adjusted([0.9, 0.8]) == [1.0, 1.0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hwrx.drops import places, provoke
-from hwrx.drops.books import Drop, balance
+from hwrx.drops.books import Drop, close_balance
 
 
 def test_every_reason_has_one_place_but_netfilters_two() -> None:
@@ -57,7 +57,7 @@ def test_a_packet_that_is_sent_again_is_no_message_lost() -> None:
         Drop("QDISC_DROP", "kfree_skb_list_reason", True, 9, "wire", again=True),
         Drop("NOT_SPECIFIED", "f", True, 2, "", again=True),
     ]
-    found = balance(100, 40, {"retry-exceeded": 60}, dropped, {})
+    found = close_balance(100, 40, {"retry-exceeded": 60}, dropped, {})
     assert found.unexplained == 0
     assert [(row.place, row.count) for row in found.rows] == [("retry-exceeded", 60)]
     assert [(row.place, row.count) for row in found.beside] == [("wire", 9), ("NOT_SPECIFIED in f", 2)]
@@ -65,7 +65,7 @@ def test_a_packet_that_is_sent_again_is_no_message_lost() -> None:
 
 def test_a_balance_closes() -> None:
     lost = [Drop("NO_SOCKET", "__udp4_lib_rcv", True, 30, "no-socket"), Drop("NOT_SPECIFIED", "f", True, 5, "")]
-    found = balance(100, 60, {"truncated": 5, "af-packet": 7}, lost, {"UdpNoPorts": 30})
+    found = close_balance(100, 60, {"truncated": 5, "af-packet": 7}, lost, {"UdpNoPorts": 30})
     assert found.unexplained == 0
     assert [(row.place, row.count) for row in found.rows] == [
         ("no-socket", 30),
@@ -77,21 +77,21 @@ def test_a_balance_closes() -> None:
 
 
 def test_what_nobody_saw_is_unexplained_unless_a_device_counted_it() -> None:
-    found = balance(100, 90, {}, [], {})
+    found = close_balance(100, 90, {}, [], {})
     assert found.unexplained == 10
     assert "no device here counts" in found.notes[0]
-    assert balance(100, 90, {}, [], {"nic-ring": 0}).unexplained == 10
-    ring = balance(100, 90, {}, [], {"nic-ring": 25})
+    assert close_balance(100, 90, {}, [], {"nic-ring": 0}).unexplained == 10
+    ring = close_balance(100, 90, {}, [], {"nic-ring": 25})
     assert ring.unexplained == 0
     assert [(row.place, row.count) for row in ring.rows] == [("nic-ring", 10)]
 
 
 def test_what_is_counted_twice_shows() -> None:
-    assert balance(10, 10, {}, [Drop("NO_SOCKET", "f", True, 2, "no-socket")], {}).unexplained == -2
+    assert close_balance(10, 10, {}, [Drop("NO_SOCKET", "f", True, 2, "no-socket")], {}).unexplained == -2
 
 
 def test_what_rxe_frees_is_no_loss() -> None:
-    found = balance(10, 10, {}, [Drop("NOT_SPECIFIED", "free_pkt", True, 10, "rxe-handled")], {})
+    found = close_balance(10, 10, {}, [Drop("NOT_SPECIFIED", "free_pkt", True, 10, "rxe-handled")], {})
     assert found.unexplained == 0
     assert not found.rows
     assert found.beside[0].count == 10

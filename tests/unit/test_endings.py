@@ -12,7 +12,7 @@ import pytest
 
 from hwrx.control import endings
 from hwrx.control.endings import LeftAloneError, all_done
-from hwrx.control.messages import Done, Frames, FromAgent, Hello, Look, Moved, Setting, Stop, ToAgent, frame
+from hwrx.control.messages import Done, Frames, FromAgent, Hello, Look, Moved, Setting, Stop, ToAgent, frame_message
 from hwrx.control.peers import Peer
 from hwrx.errors import PeerError, SilenceError
 
@@ -52,7 +52,7 @@ class Line:
             self._answers(message, self.say)
 
     def say(self, message: FromAgent) -> None:
-        self.theirs.sendall(frame(message))
+        self.theirs.sendall(frame_message(message))
 
     def fileno(self) -> int:
         return self.ours.fileno()

@@ -45,7 +45,7 @@ def datagrams_are_small(setting: Setting) -> None:
 
 
 def parse(text: str) -> experiment.Experiment:
-    return experiment.loads(text, source="file.toml", name="file")
+    return experiment.parse_experiment(text, source="file.toml", name="file")
 
 
 def test_question_is_the_comment_at_the_top() -> None:
@@ -53,7 +53,7 @@ def test_question_is_the_comment_at_the_top() -> None:
 
 
 def test_each_repeat_holds_every_setting_once_in_another_order() -> None:
-    plan = experiment.plan(parse(TEXT), datagrams_are_small)
+    plan = experiment.plan_run(parse(TEXT), datagrams_are_small)
     blocks = collections.defaultdict(list)
     for trial in plan.trials:
         blocks[trial.repeat].append(trial.setting)
@@ -65,20 +65,20 @@ def test_each_repeat_holds_every_setting_once_in_another_order() -> None:
 
 
 def test_order_comes_from_the_seed_alone() -> None:
-    one, two = (experiment.trials(parse(TEXT), nothing_refused) for _ in range(2))
-    other = experiment.trials(parse(TEXT.replace("seed = 7", "seed = 8")), nothing_refused)
+    one, two = (experiment.trials_of(parse(TEXT), nothing_refused) for _ in range(2))
+    other = experiment.trials_of(parse(TEXT.replace("seed = 7", "seed = 8")), nothing_refused)
     assert one == two
     assert [t.setting for t in one] != [t.setting for t in other]
 
 
 def test_order_of_a_stored_seed_never_changes() -> None:
-    labels = [trial.label for trial in experiment.trials(parse(TEXT), nothing_refused)][:3]
+    labels = [trial.label for trial in experiment.trials_of(parse(TEXT), nothing_refused)][:3]
     assert labels == ["rdma-write 64 B pingpong poll", "tcp 64 B stream event", "rdma-write 64 B stream event"]
 
 
 def test_trials_of_a_path_that_takes_the_nic_follow_each_other_in_the_order_drawn() -> None:
     asked = 'paths = ["udp", "nic-ring", "tcp"]\nsizes = [64, 512, 1400]\nrepeats = 5\nseed = 3'
-    plan = experiment.plan(parse(asked), nothing_refused)
+    plan = experiment.plan_run(parse(asked), nothing_refused)
     orders = set()
     for repeat in range(5):
         trials = [trial.setting for trial in plan.trials if trial.repeat == repeat]
@@ -90,7 +90,7 @@ def test_trials_of_a_path_that_takes_the_nic_follow_each_other_in_the_order_draw
 
 
 def test_the_more_special_table_wins() -> None:
-    by_label = {trial.label: trial.setting for trial in experiment.trials(parse(TEXT), nothing_refused)}
+    by_label = {trial.label: trial.setting for trial in experiment.trials_of(parse(TEXT), nothing_refused)}
     assert by_label["udp 64 B pingpong event"].messages == 500
     assert by_label["udp 64 B stream event"].messages == 2000
     assert by_label["udp 64 B pingpong event"].warmup == 100
@@ -105,7 +105,7 @@ def test_a_table_of_one_size_wins_over_that_of_its_pattern() -> None:
 [pattern.stream]\nmessages = 2000\n[pattern.stream.1400]\nmessages = 500\nwarmup = 7
 [path.tcp.stream]\nmessages = 6000\n[path.tcp.stream.64]\nmessages = 30000"""
     )
-    found = {trial.label: trial.setting for trial in experiment.trials(asked, nothing_refused)}
+    found = {trial.label: trial.setting for trial in experiment.trials_of(asked, nothing_refused)}
     assert {label: setting.messages for label, setting in found.items() if "stream" in label} == {
         "udp 64 B stream event": 2000,
         "udp 1400 B stream event": 500,
@@ -114,57 +114,57 @@ def test_a_table_of_one_size_wins_over_that_of_its_pattern() -> None:
     }
     assert found["tcp 1400 B stream event"].warmup == 7
     assert found["udp 1400 B pingpong event"].messages == 1000
-    assert experiment.loads(experiment.dumps(asked), source="again") == asked
+    assert experiment.parse_experiment(experiment.dump_experiment(asked), source="again") == asked
 
 
 def test_a_field_that_a_size_gives_is_read_by_its_path_or_refused() -> None:
     with pytest.raises(UsageError, match="udp does not read signal_every"):
-        experiment.plan(parse('paths = ["udp"]\npatterns = ["stream"]\n[path.udp.stream.64]\nsignal_every = 3'))
+        experiment.plan_run(parse('paths = ["udp"]\npatterns = ["stream"]\n[path.udp.stream.64]\nsignal_every = 3'))
 
 
 def test_what_a_path_cannot_do_is_listed_with_the_reason() -> None:
-    plan = experiment.plan(parse(TEXT), datagrams_are_small)
+    plan = experiment.plan_run(parse(TEXT), datagrams_are_small)
     assert [skip.label for skip in plan.skipped] == ["udp 70000 B pingpong event", "udp 70000 B stream event"]
     assert plan.skipped[0].reason == "a UDP datagram holds at most 65507 bytes"
 
 
 def test_nothing_left_to_do_is_an_error_with_the_reasons() -> None:
     with pytest.raises(UsageError, match=r"no trial that its paths can do: udp 70000 B .* 65507"):
-        experiment.plan(parse('paths = ["udp"]\nsizes = [70000]'), datagrams_are_small)
+        experiment.plan_run(parse('paths = ["udp"]\nsizes = [70000]'), datagrams_are_small)
 
 
 def test_two_combinations_that_an_override_makes_one_run_once() -> None:
     text = 'paths = ["rdma-write"]\nwaits = ["poll", "event"]\nrepeats = 1\n[path.rdma-write]\nwait = "poll"'
-    assert [t.setting.wait for t in experiment.trials(parse(text), nothing_refused)] == ["poll"]
+    assert [t.setting.wait for t in experiment.trials_of(parse(text), nothing_refused)] == ["poll"]
 
 
 def test_a_path_may_have_lists_of_its_own() -> None:
     text = """paths = ["udp", "rdma-ud"]\nsizes = [64, 4096]\nrepeats = 1
 [path.rdma-ud]\nsizes = [64, 1024]\npatterns = ["stream"]\nwaits = ["poll"]"""
-    assert {trial.label for trial in experiment.trials(parse(text), nothing_refused)} == {
+    assert {trial.label for trial in experiment.trials_of(parse(text), nothing_refused)} == {
         "udp 64 B pingpong event",
         "udp 4096 B pingpong event",
         "rdma-ud 64 B stream poll",
         "rdma-ud 1024 B stream poll",
     }
-    assert experiment.loads(experiment.dumps(parse(text)), source="again") == parse(text)
+    assert experiment.parse_experiment(experiment.dump_experiment(parse(text)), source="again") == parse(text)
 
 
 LOAD = 'paths = ["udp", "tcp"]\npatterns = ["paced", "stream"]\nload = [0.5, 1.2]\nrepeats = 1\n'
 
 
 def test_load_asks_for_capacities_and_makes_rates_of_them() -> None:
-    plan = experiment.plan(parse(LOAD), nothing_refused)
-    wanted = experiment.uncalibrated(plan)
+    plan = experiment.plan_run(parse(LOAD), nothing_refused)
+    wanted = experiment.uncalibrated_settings(plan)
     assert [experiment.capacity_key(setting) for setting in wanted] == ["udp 64 B event", "tcp 64 B event"]
     assert {setting.rate for setting in wanted} == {1e9}
     known = parse(LOAD + '[capacity]\n"udp 64 B event" = 1000.0\n"tcp 64 B event" = 500')
-    plan = experiment.plan(known, nothing_refused)
-    assert experiment.uncalibrated(plan) == []
+    plan = experiment.plan_run(known, nothing_refused)
+    assert experiment.uncalibrated_settings(plan) == []
     rates = sorted((t.setting.path, t.setting.rate) for t in plan.trials if t.setting.pattern == "paced")
     assert rates == [("tcp", 250.0), ("tcp", 600.0), ("udp", 500.0), ("udp", 1200.0)]
     assert {t.setting.rate for t in plan.trials if t.setting.pattern == "stream"} == {None}
-    assert experiment.loads(experiment.dumps(known), source="again") == known
+    assert experiment.parse_experiment(experiment.dump_experiment(known), source="again") == known
 
 
 @pytest.mark.parametrize(
@@ -183,18 +183,18 @@ def test_load_and_rate_exclude_each_other(text: str, words: str) -> None:
 
 def test_sweep_multiplies_and_stands_in_the_label() -> None:
     text = 'paths = ["udp"]\nrepeats = 1\npatterns = ["stream"]\n[sweep]\nwindow = [1, 8]\nbatch = [1, 4]'
-    labels = {trial.label for trial in experiment.trials(parse(text), nothing_refused)}
+    labels = {trial.label for trial in experiment.trials_of(parse(text), nothing_refused)}
     assert labels == {f"udp 64 B stream event window={w} batch={b}" for w in (1, 8) for b in (1, 4)}
 
 
 def test_file_as_run_reads_back_to_the_same() -> None:
     original = experiment.with_seed(parse(TEXT + '\n[sweep]\nwindow = [1, 2]\n[path."udp"]\nhuge_pages = true'))
-    assert experiment.loads(experiment.dumps(original), source="again", name="other") == original
+    assert experiment.parse_experiment(experiment.dump_experiment(original), source="again", name="other") == original
 
 
 def test_strings_that_toml_would_choke_on_survive() -> None:
     original = msgspec.structs.replace(parse(TEXT), question='quo"te \\ back\nline\x7f µ \x01')
-    assert experiment.loads(experiment.dumps(original), source="again") == original
+    assert experiment.parse_experiment(experiment.dump_experiment(original), source="again") == original
 
 
 def test_a_seed_is_drawn_where_none_is_given_and_kept_where_one_is() -> None:
@@ -249,12 +249,12 @@ def test_bad_input_gets_words(text: str, words: str) -> None:
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UsageError, match="no experiment file"):
-        experiment.load(tmp_path / "absent.toml")
+        experiment.load_experiment(tmp_path / "absent.toml")
     with pytest.raises(UsageError, match="is a directory"):
-        experiment.load(tmp_path)
+        experiment.load_experiment(tmp_path)
     (tmp_path / "latin.toml").write_bytes(b"# \xff")
     with pytest.raises(UsageError, match="cannot be read"):
-        experiment.load(tmp_path / "latin.toml")
+        experiment.load_experiment(tmp_path / "latin.toml")
 
 
 def test_options_become_an_experiment() -> None:
@@ -266,14 +266,16 @@ def test_options_become_an_experiment() -> None:
 
 
 def test_options_go_over_a_file() -> None:
-    changed = experiment.override(parse(TEXT), repeats=9, messages=20, sizes=(128,))
+    changed = experiment.override_experiment(parse(TEXT), repeats=9, messages=20, sizes=(128,))
     assert (changed.repeats, changed.sizes, changed.setting) == (9, (128,), {"messages": 20})
     assert changed.pattern == {}  # the file's [pattern.stream] messages: an option wins over it
 
 
 def test_estimate_grows_with_the_work_and_names_its_basis() -> None:
-    small = estimate.estimate(experiment.plan(parse(TEXT), nothing_refused))
-    large = estimate.estimate(experiment.plan(experiment.override(parse(TEXT), repeats=8), nothing_refused))
+    small = estimate.estimate_run(experiment.plan_run(parse(TEXT), nothing_refused))
+    large = estimate.estimate_run(
+        experiment.plan_run(experiment.override_experiment(parse(TEXT), repeats=8), nothing_refused)
+    )
     assert large.trials == 2 * small.trials
     assert large.samples == 2 * small.samples
     assert large.seconds > small.seconds
@@ -282,7 +284,7 @@ def test_estimate_grows_with_the_work_and_names_its_basis() -> None:
 
 
 def test_a_plan_beyond_its_budget_is_refused_in_words() -> None:
-    tight = experiment.override(parse(TEXT), budget=2.0)
+    tight = experiment.override_experiment(parse(TEXT), budget=2.0)
     with pytest.raises(UsageError, match=r"would take about \d+ s \(48 trials .* budget is 2 s.*\n.*raise 'budget'"):
-        estimate.check_budget(experiment.plan(tight, nothing_refused))
-    estimate.check_budget(experiment.plan(experiment.override(parse(TEXT), budget=1e6), nothing_refused))
+        estimate.check_budget(experiment.plan_run(tight, nothing_refused))
+    estimate.check_budget(experiment.plan_run(experiment.override_experiment(parse(TEXT), budget=1e6), nothing_refused))

@@ -17,19 +17,21 @@ SHIPPED = sorted(FOLDER.glob("*.toml"))
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_shipped_experiment_is_whole(file: pathlib.Path) -> None:
-    read = experiment.load(file)
+    read = experiment.load_experiment(file)
     assert read.name == file.stem
     assert read.question.splitlines()[0].endswith("?")
-    layout = experiment.plan(read, lambda setting: None)
+    layout = experiment.plan_run(read, lambda setting: None)
     assert layout.trials
-    assert experiment.loads(experiment.dumps(layout.experiment), source="again") == layout.experiment
+    assert (
+        experiment.parse_experiment(experiment.dump_experiment(layout.experiment), source="again") == layout.experiment
+    )
 
 
 def test_first_experiment_counts_every_path_over_the_same_nics() -> None:
-    read = experiment.load(FOLDER / "first.toml")
+    read = experiment.load_experiment(FOLDER / "first.toml")
     assert (read.topology, read.clock, read.trace) == ("nic", "auto", True)
     counted = msgspec.structs.replace(read, clock="icount")
-    layout = experiment.plan(counted, testbed.checker(counted, Wanted()))
+    layout = experiment.plan_run(counted, testbed.setting_checker(counted, Wanted()))
     assert {s.path for s in layout.settings} == {
         "udp", "tcp", "rdma-send", "rdma-write", "rdma-write-imm", "nic-ring"
     }  # fmt: skip
@@ -45,17 +47,17 @@ def test_first_experiment_counts_every_path_over_the_same_nics() -> None:
 
 
 def test_the_experiment_in_wall_clock_time_is_short_and_has_a_p99() -> None:
-    layout = experiment.plan(experiment.load(FOLDER / "verbs-sockets.toml"), lambda setting: None)
+    layout = experiment.plan_run(experiment.load_experiment(FOLDER / "verbs-sockets.toml"), lambda setting: None)
     assert len(layout.trials) < 110
     assert all(trial.setting.messages >= 1000 for trial in layout.trials)
     assert {t.setting.wait for t in layout.trials if t.setting.path == "rdma-write"} == {"poll", "event"}
-    assert estimate.estimate(layout).seconds < 180
+    assert estimate.estimate_run(layout).seconds < 180
 
 
 def test_what_instructions_say_of_copies_is_asked_at_both_prices() -> None:
     for name in ("first", "copy-cost"):
-        layout = experiment.plan(experiment.load(FOLDER / f"{name}.toml"), lambda setting: None)
-        assert sorted(experiment.prices(layout)) == ["byte", "word"], name
+        layout = experiment.plan_run(experiment.load_experiment(FOLDER / f"{name}.toml"), lambda setting: None)
+        assert sorted(experiment.prices_of(layout)) == ["byte", "word"], name
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ def programs_account(events: list[tuple[int, int]], bins: int) -> tuple[np.ndarr
 def test_every_nanosecond_of_a_cpu_is_given_to_somebody_once(events: list[tuple[int, int]], until: int) -> None:
     events = sorted(events)
     ns, whole = programs_account(events, 10)
-    time = account.spread(ns, whole, WIDTH)
-    account.close(time[0], events[-1][0] if events else 0, until, 0, 0, WIDTH)
+    time = account.spread_time(ns, whole, WIDTH)
+    account.close_account(time[0], events[-1][0] if events else 0, until, 0, 0, WIDTH)
     assert (time >= 0).all()
     sums = time[0].sum(axis=1)
     assert (sums[:9] == WIDTH).all()
@@ -55,7 +55,7 @@ def test_every_nanosecond_of_a_cpu_is_given_to_somebody_once(events: list[tuple[
 
 def test_coarser_bins_hold_the_same_and_queues_keep_their_peaks() -> None:
     values = np.arange(2 * 7 * 3).reshape(2, 7, 3)
-    coarse, together = account.coarser(values, 3)
+    coarse, together = account.coarser_bins(values, 3)
     assert together == 3
     assert coarse.shape == (2, 3, 3)
     assert (coarse.sum(axis=1) == values.sum(axis=1)).all()
@@ -63,19 +63,19 @@ def test_coarser_bins_hold_the_same_and_queues_keep_their_peaks() -> None:
 
 
 def test_histograms_tell_sum_mean_and_quantiles() -> None:
-    histogram = account.histogram([0, 3, 0, 0, 1])
+    histogram = account.time_histogram([0, 3, 0, 0, 1])
     assert histogram == {1: 3, 4: 1}
-    assert account.total(histogram) == 7
-    assert account.mean(histogram) == 7 / 4
-    assert [account.quantile(histogram, p) for p in (0.5, 0.75, 0.76, 1.0)] == [1, 1, 4, 4]
-    assert account.mean({}) == account.quantile({}, 0.5) == 0
+    assert account.total_time(histogram) == 7
+    assert account.mean_of(histogram) == 7 / 4
+    assert [account.quantile_of(histogram, p) for p in (0.5, 0.75, 0.76, 1.0)] == [1, 1, 4, 4]
+    assert account.mean_of({}) == account.quantile_of({}, 0.5) == 0
 
 
 @given(st.integers(1, 16))
 def test_jains_index_is_1_for_equals_and_one_nth_for_one_who_has_all(sockets: int) -> None:
-    assert account.jain([5] * sockets) == pytest.approx(1)
-    assert account.jain([7] + [0] * (sockets - 1)) == pytest.approx(1 / sockets)
-    assert account.jain([0] * sockets) == 0
+    assert account.jain_index([5] * sockets) == pytest.approx(1)
+    assert account.jain_index([7] + [0] * (sockets - 1)) == pytest.approx(1 / sockets)
+    assert account.jain_index([0] * sockets) == 0
 
 
 def test_messages_over_time_and_the_first_that_is_missing() -> None:

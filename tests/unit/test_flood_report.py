@@ -19,7 +19,7 @@ from hwrx.report.summary import label
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = make_floods(tmp_path_factory.mktemp("runs"))
-    page.write(made, KEPT)
+    page.write_page(made, KEPT)
     return made
 
 
@@ -33,33 +33,35 @@ def test_a_run_of_floods_holds_every_message_and_everything_over_time(run: Path)
     assert arrivals.num_rows == 200
     assert arrivals["taken_ns"].null_count == 40
     assert "ns of CPU 1: sender, system" in timeline["series"].to_pylist()
-    assert keep.load(run) == KEPT
+    assert keep.load_floods(run) == KEPT
 
 
 def test_the_page_is_made_again_to_the_byte_and_needs_no_network(run: Path) -> None:
     text = (run / "report.html").read_text()
-    assert page.render(run, keep.load(run), label(hwrx.load(run))) == text
+    assert page.render_page(run, keep.load_floods(run), label(hwrx.load(run))) == text
     assert not re.findall(r"(?:src|href)=\"https?:", text)
     for flood in KEPT:
-        assert words.answer(flood).replace("'", "&#39;") in text
+        assert words.answer_of(flood).replace("'", "&#39;") in text
 
 
 def test_every_picture_that_the_floods_fill_is_there_and_no_other(run: Path) -> None:
-    assert pictures.names(FLOODS) == ["time-0", "time-1", "time-2", "time-3", "curve", "visits"]
-    assert pictures.names([FLOODS[0]] * 9) == ["time-0", "time-3", "time-5", "time-8", "visits"]
-    assert {file.stem for file in (run / "figures").iterdir()} == set(pictures.names(KEPT))
+    assert pictures.picture_names(FLOODS) == ["time-0", "time-1", "time-2", "time-3", "curve", "visits"]
+    assert pictures.picture_names([FLOODS[0]] * 9) == ["time-0", "time-3", "time-5", "time-8", "visits"]
+    assert {file.stem for file in (run / "figures").iterdir()} == set(pictures.picture_names(KEPT))
     with pytest.raises(UsageError, match="no picture 'nonsense'"):
-        pictures.draw(FLOODS, "nonsense", "")
+        pictures.draw_picture(FLOODS, "nonsense", "")
 
 
 def test_the_tables_say_what_was_found() -> None:
-    found = {table.name: table for table in words.tables(FLOODS)}
+    found = {table.name: table for table in words.tables_of(FLOODS)}
     assert [row[1][5][0] for row in found["outcome"].rows] == ["0", "10", "40", "0"]
     assert all(row[1][-4][0] == "100.0%" for row in found["cpus"].rows)
     assert [row[1][4][0] for row in found["contexts"].rows[:2]] == ["36.0%", "64.0%"]
     assert "Jain's index 0.6923" in found["sockets"].rows[4][1][0][0]  # 50 and 10: 60² / (2 · 2600)
     assert ["rxe0", "rcvd_rnr_err", "4"] in [[cell[0] for cell in cells[1:]] for _, cells in found["told"].rows]
-    assert words.answer(FLOODS[1]).endswith("loss began with message 90, 3.00 ms after the first, at: receive-buffer.")
+    assert words.answer_of(FLOODS[1]).endswith(
+        "loss began with message 90, 3.00 ms after the first, at: receive-buffer."
+    )
 
 
 def test_what_a_reliable_connection_drops_is_sent_again_and_lost_only_with_the_connection() -> None:
@@ -92,10 +94,10 @@ def test_a_datagram_that_a_broken_queue_pair_had_is_lost_with_it() -> None:
 
 def test_what_is_no_run_of_floods_is_told_in_words(run: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds no flood"):
-        keep.load(tmp_path)
+        keep.load_floods(tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     text = (copy / keep.FILE).read_text()
     (copy / keep.FILE).write_text(text.replace('"delivered": 60', '"delivered": 61', 1))
     with pytest.raises(StoreError, match=r"floods.json is damaged"):
-        keep.load(copy)
+        keep.load_floods(copy)

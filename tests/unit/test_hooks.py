@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from hwrx import paths
-from hwrx.commands.hooks import costs
+from hwrx.commands.hooks import costs_of
 from hwrx.control.messages import Setting
 from hwrx.errors import UsageError
 from hwrx.machine import scheduling
@@ -34,11 +34,11 @@ def test_some_hooks_are_on_and_have_no_work() -> None:
 
 
 def test_a_hook_that_is_none_or_on_another_path_is_refused() -> None:
-    paths.check(Setting(path="udp", hook="tap"))
+    paths.check_setting(Setting(path="udp", hook="tap"))
     with pytest.raises(UsageError, match="no hook 'nothing'"):
-        paths.check(Setting(path="udp", hook="nothing"))
+        paths.check_setting(Setting(path="udp", hook="nothing"))
     with pytest.raises(UsageError, match="kernel's sockets"):
-        paths.check(Setting(path="rdma-send", hook="tap"))
+        paths.check_setting(Setting(path="rdma-send", hook="tap"))
 
 
 def test_a_hook_needs_a_device() -> None:
@@ -47,17 +47,17 @@ def test_a_hook_needs_a_device() -> None:
         contextlib.ExitStack() as stack,
         pytest.raises(UsageError, match="device"),
     ):
-        hooks.put("tap", sock, None, stack, first=True)
+        hooks.put_hook("tap", sock, None, stack, first=True)
 
 
 def test_a_trial_of_the_experiment_is_scheduled_in_batch_and_nothing_after_it() -> None:
     file = Path(__file__).parents[2] / "lab/experiments/hooks.toml"
     policy = tomllib.loads(file.read_text())["setting"]["schedule"]
     before = os.sched_getscheduler(0)
-    with scheduling.scheduled(policy):
+    with scheduling.scheduled_as(policy):
         assert os.sched_getscheduler(0) == os.SCHED_BATCH
     assert os.sched_getscheduler(0) == before
-    with scheduling.scheduled("normal"):
+    with scheduling.scheduled_as("normal"):
         assert os.sched_getscheduler(0) == before
 
 
@@ -75,7 +75,7 @@ class Made:
 
 
 def test_a_cost_is_the_difference_of_pairs_with_its_interval() -> None:
-    found = {cost.hook: cost for cost in costs(cast("Run", Made()))}
+    found = {cost.hook: cost for cost in costs_of(cast("Run", Made()))}
     tap, forward = found["tap"], found["forward"]
     assert tap.added == pytest.approx(100)
     assert tap.low is not None

@@ -20,7 +20,7 @@ EVENT = np.dtype(
     ]
 )  # fmt: skip
 FORTH, BACK = 0x10002, 0x20001
-PROBED = [stage for stage in stages.chain("udp") if stage.probes]
+PROBED = [stage for stage in stages.stage_chain("udp") if stage.probes]
 INNER = [stage for stage in PROBED if stage.name not in ("posted", "delivered")]
 GAP = 100
 
@@ -43,7 +43,7 @@ def made(
 
 def test_a_whole_trial_is_complete_and_adds_up() -> None:
     events, ends = made(50, first=7)
-    timelines = join.join(events, ends, "udp", available=PROBED)
+    timelines = join.join_events(events, ends, "udp", available=PROBED)
     assert timelines.complete.all()
     assert timelines.sequence.tolist() == list(range(7, 57))
     intervals, present = timelines.intervals()
@@ -55,7 +55,7 @@ def test_a_whole_trial_is_complete_and_adds_up() -> None:
 def test_the_order_of_the_events_does_not_matter() -> None:
     events, ends = made(20)
     shuffled = np.random.default_rng(1).permutation(events)
-    assert (join.join(shuffled, ends, "udp").stamps == join.join(events, ends, "udp").stamps).all()
+    assert (join.join_events(shuffled, ends, "udp").stamps == join.join_events(events, ends, "udp").stamps).all()
 
 
 def test_the_other_direction_with_the_same_sequence_numbers_is_kept_apart() -> None:
@@ -64,14 +64,14 @@ def test_the_other_direction_with_the_same_sequence_numbers_is_kept_apart() -> N
     both = np.concatenate([forth, back])
     assert join.flow_of(both, ends_forth) == FORTH
     assert join.flow_of(both, ends_back) == BACK
-    assert (join.join(both, ends_back, "udp").intervals()[0][:, 1:] == GAP).all()
+    assert (join.join_events(both, ends_back, "udp").intervals()[0][:, 1:] == GAP).all()
 
 
 @pytest.mark.parametrize("name", [stage.name for stage in INNER if not stage.unless])
 def test_a_missing_unconditional_stage_is_counted_by_its_name(name: str) -> None:
     events, ends = made(10)
     lost = (events["stage"] == stages.BY_NAME[name].number) & (events["sequence"] == 3)
-    timelines = join.join(events[~lost], ends, "udp", available=PROBED)
+    timelines = join.join_events(events[~lost], ends, "udp", available=PROBED)
     assert timelines.missing == {name: 1}
     assert timelines.complete.sum() == 9
     assert not timelines.complete[3]
@@ -81,13 +81,13 @@ def test_the_first_missing_stage_is_named() -> None:
     events, ends = made(4)
     lost = events["sequence"] == 2
     lost &= np.isin(events["stage"], [stages.BY_NAME[n].number for n in ("sk_data_ready", "udp_rcv", "sys_exit recv")])
-    assert join.join(events[~lost], ends, "udp", available=PROBED).missing == {"udp_rcv": 1}
+    assert join.join_events(events[~lost], ends, "udp", available=PROBED).missing == {"udp_rcv": 1}
 
 
 def test_a_conditional_stage_may_be_absent_and_its_time_goes_to_the_next() -> None:
     events, ends = made(10)
     woken = np.isin(events["stage"], [stages.BY_NAME[n].number for n in ("sched_waking", "sched_switch")])
-    timelines = join.join(events[~woken], ends, "udp", available=PROBED)
+    timelines = join.join_events(events[~woken], ends, "udp", available=PROBED)
     assert timelines.complete.all()
     intervals, present = timelines.intervals()
     names = [stage.name for stage in timelines.stages]
@@ -100,7 +100,7 @@ def test_a_conditional_stamp_of_another_message_is_dropped() -> None:
     events, ends = made(10)
     stray = (events["stage"] == stages.BY_NAME["sched_switch"].number) & (events["sequence"] == 4)
     events["ns"][stray] += 2 * GAP
-    timelines = join.join(events, ends, "udp", available=PROBED)
+    timelines = join.join_events(events, ends, "udp", available=PROBED)
     assert timelines.dropped == {"sched_switch": 1}
     assert timelines.complete.all()
 
@@ -109,7 +109,7 @@ def test_an_unconditional_stamp_out_of_order_is_no_complete_message() -> None:
     events, ends = made(10)
     stray = (events["stage"] == stages.BY_NAME["ip_rcv"].number) & (events["sequence"] == 4)
     events["ns"][stray] -= 12 * GAP
-    timelines = join.join(events, ends, "udp", available=PROBED)
+    timelines = join.join_events(events, ends, "udp", available=PROBED)
     assert not timelines.complete[4]
     assert timelines.complete.sum() == 9
     assert sum(timelines.disordered.values()) > 0
@@ -118,7 +118,7 @@ def test_an_unconditional_stamp_out_of_order_is_no_complete_message() -> None:
 def test_a_kernel_stamp_outside_of_the_users_is_no_complete_message() -> None:
     events, ends = made(10)
     ends.delivered[5] = ends.posted[5] + GAP
-    assert not join.join(events, ends, "udp", available=PROBED).complete[5]
+    assert not join.join_events(events, ends, "udp", available=PROBED).complete[5]
 
 
 def test_of_several_stamps_the_first_or_the_last_counts() -> None:
@@ -127,7 +127,7 @@ def test_of_several_stamps_the_first_or_the_last_counts() -> None:
         np.isin(events["stage"], [stages.BY_NAME[n].number for n in ("ip_rcv", "copied to the user")])
     ].copy()
     again["ns"] += GAP // 2
-    timelines = join.join(np.concatenate([events, again]), ends, "udp", available=PROBED)
+    timelines = join.join_events(np.concatenate([events, again]), ends, "udp", available=PROBED)
     names = [stage.name for stage in timelines.stages]
     rcv, copied = names.index("ip_rcv"), names.index("copied to the user")
     assert (timelines.stamps[:, rcv] == ends.posted + rcv * GAP).all()
@@ -138,13 +138,13 @@ def test_messages_of_warm_up_and_of_lost_messages_are_no_rows() -> None:
     events, ends = made(10, first=0)
     ends = join.Ends(ends.posted[2:], ends.delivered[2:], first=2)
     ends.delivered[3] = 0
-    timelines = join.join(events, ends, "udp", available=PROBED)
+    timelines = join.join_events(events, ends, "udp", available=PROBED)
     assert timelines.sequence.tolist() == [2, 3, 4, 6, 7, 8, 9]
 
 
 def test_only_sampled_messages_are_rows() -> None:
     events, ends = made(100)
-    timelines = join.join(events[events["sequence"] % 10 == 0], ends, "udp", available=PROBED)
+    timelines = join.join_events(events[events["sequence"] % 10 == 0], ends, "udp", available=PROBED)
     assert timelines.sequence.tolist() == list(range(0, 100, 10))
     assert timelines.complete.all()
 
@@ -154,7 +154,9 @@ def test_stages_that_the_endpoint_stamps_itself_need_no_event() -> None:
     own = {"descriptor seen": posted + 300, "parsed": posted + 350, "looked up": posted + 360}
     own["parsed"][40] = 0
     ends = join.Ends(posted, posted + 400, 7, own)
-    timelines = join.join(np.zeros(0, dtype=EVENT), ends, "nic-ring", available=stages.chain("nic-ring"), every=10)
+    timelines = join.join_events(
+        np.zeros(0, dtype=EVENT), ends, "nic-ring", available=stages.stage_chain("nic-ring"), every=10
+    )
     assert timelines.sequence.tolist() == list(range(10, 107, 10))
     assert [stage.name for stage in timelines.stages] == [
         "posted",
@@ -165,23 +167,23 @@ def test_stages_that_the_endpoint_stamps_itself_need_no_event() -> None:
     ]
     intervals, _ = timelines.intervals()
     assert (intervals == [0, 300, 50, 10, 40]).all()
-    whole = join.join(np.zeros(0, dtype=EVENT), ends, "nic-ring", available=stages.chain("nic-ring"))
+    whole = join.join_events(np.zeros(0, dtype=EVENT), ends, "nic-ring", available=stages.stage_chain("nic-ring"))
     assert (len(whole.complete), whole.missing) == (100, {"parsed": 1})
 
 
 def test_no_events_make_no_rows() -> None:
     _, ends = made(5)
-    timelines = join.join(np.zeros(0, dtype=EVENT), ends, "udp", available=PROBED)
+    timelines = join.join_events(np.zeros(0, dtype=EVENT), ends, "udp", available=PROBED)
     assert len(timelines.complete) == 0
     assert timelines.share == 0.0
-    assert join.table(timelines)[0].count == 0
+    assert join.timeline_table(timelines)[0].count == 0
 
 
 def test_means_add_up_to_the_mean_one_way_time() -> None:
     events, ends = made(40)
     rng = np.random.default_rng(3)
     ends.delivered[:] += rng.integers(0, 1000, 40)
-    rows = join.table(join.join(events, ends, "udp", available=PROBED))
+    rows = join.timeline_table(join.join_events(events, ends, "udp", available=PROBED))
     assert sum(row.mean for row in rows) == pytest.approx(float((ends.delivered - ends.posted).mean()))
     assert sum(row.share for row in rows) == pytest.approx(1.0)
     assert all(np.isnan(row.p99) for row in rows), "forty messages give no p99"
@@ -194,7 +196,7 @@ def test_whatever_is_lost_complete_messages_add_up(data: st.DataObject) -> None:
     kept = np.array(data.draw(st.lists(st.booleans(), min_size=len(events), max_size=len(events))))
     shift = np.array(data.draw(st.lists(st.integers(-300, 300), min_size=len(events), max_size=len(events))))
     events["ns"] = (events["ns"].astype(np.int64) + shift).astype(np.uint64)
-    timelines = join.join(events[kept], ends, "udp", available=PROBED, flow=FORTH)
+    timelines = join.join_events(events[kept], ends, "udp", available=PROBED, flow=FORTH)
     intervals, _ = timelines.intervals()
     assert (intervals >= 0).all()
     assert (intervals.sum(axis=1) == timelines.one_way()).all()
@@ -205,6 +207,6 @@ def test_whatever_is_lost_complete_messages_add_up(data: st.DataObject) -> None:
 def test_sequence_numbers_that_wrap_are_those_of_the_last_message_posted() -> None:
     events, ends = made(30, first=5)
     events["sequence"] %= 4
-    timelines = join.join(events, ends, "udp", available=PROBED, modulo=4)
+    timelines = join.join_events(events, ends, "udp", available=PROBED, modulo=4)
     assert timelines.complete.all()
     assert timelines.sequence.tolist() == list(range(5, 35))

@@ -85,13 +85,13 @@ DISTRIBUTION = {
 )
 def test_a_version_finds_its_package_through_meta_packages(apt: Apt, wanted: str | None, package: str) -> None:
     apt(DISTRIBUTION)
-    assert kernel.resolve(wanted)[0] == package
+    assert kernel.resolve_release(wanted)[0] == package
 
 
 def test_a_kernel_is_fetched_once_and_stays_the_one_until_an_update_is_asked_for(apt: Apt) -> None:
     log = apt(DISTRIBUTION)
     said: list[str] = []
-    first = kernel.find(None, lambda stage, text: said.append(text))
+    first = kernel.find_kernel(None, lambda stage, text: said.append(text))
     assert first.version == "6.1.0-9-amd64"
     assert first.image.read_text() == "image\n"
     assert (first.base / "lib/modules/6.1.0-9-amd64/modules.dep").exists()
@@ -100,25 +100,25 @@ def test_a_kernel_is_fetched_once_and_stays_the_one_until_an_update_is_asked_for
 
     newer = {**DISTRIBUTION, "linux-image-amd64": DISTRIBUTION["linux-image-amd64"].replace("6.1.0-9", "6.1.0-10")}
     apt(newer)
-    assert kernel.find(None) == first
+    assert kernel.find_kernel(None) == first
     assert log.read_text() == asked
-    assert kernel.find(None, update=True).version == "6.1.0-10-amd64"
-    assert [found.version for found in kernel.cached()] == ["6.1.0-9-amd64", "6.1.0-10-amd64"]
-    assert kernel.choices() == {"linux-image-6.1.0-10-amd64_6.1.10-1": ["default"]}
+    assert kernel.find_kernel(None, update=True).version == "6.1.0-10-amd64"
+    assert [found.version for found in kernel.cached_kernels()] == ["6.1.0-9-amd64", "6.1.0-10-amd64"]
+    assert kernel.kernel_choices() == {"linux-image-6.1.0-10-amd64_6.1.10-1": ["default"]}
 
 
 def test_a_package_that_does_not_exist_is_named(apt: Apt) -> None:
     apt(DISTRIBUTION)
     with pytest.raises(MachineError, match=r"no kernel package for 5\.4") as caught:
-        kernel.find("5.4")
+        kernel.find_kernel("5.4")
     assert "apt-get update" in caught.value.remedy
 
 
 def test_a_download_that_fails_says_what_apt_said_and_leaves_nothing(apt: Apt) -> None:
     apt(DISTRIBUTION, download="echo 'E: 404 Not Found'; exit 100")
     with pytest.raises(MachineError, match="404 Not Found"):
-        kernel.find(None)
-    assert kernel.cached() == []
+        kernel.find_kernel(None)
+    assert kernel.cached_kernels() == []
     assert [path.name for path in (kernel.cache_folder() / "kernels").iterdir()] == [".lock"]
 
 
@@ -126,7 +126,7 @@ def test_a_download_that_fails_says_what_apt_said_and_leaves_nothing(apt: Apt) -
 def test_what_is_no_version_reaches_no_command(apt: Apt, wanted: str) -> None:
     log = apt(DISTRIBUTION)
     with pytest.raises(UsageError):
-        kernel.find(wanted)
+        kernel.find_kernel(wanted)
     assert not log.exists()
 
 
@@ -134,9 +134,9 @@ def test_an_image_without_modules_is_refused(tmp_path: Path) -> None:
     image = tmp_path / "vmlinuz-9.9"
     image.write_text("image")
     with pytest.raises(UsageError, match="has no modules"):
-        kernel.find(str(image))
+        kernel.find_kernel(str(image))
     with pytest.raises(UsageError, match="there is no kernel image"):
-        kernel.find(str(tmp_path / "none"))
+        kernel.find_kernel(str(tmp_path / "none"))
 
 
 def boot_image(path: Path, payload: bytes) -> Path:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from hwrx import paths
-from hwrx.commands.lookup import parse
+from hwrx.commands.lookup import parse_endpoint
 from hwrx.control.messages import Setting
 from hwrx.errors import UsageError
 from hwrx.host import netns
@@ -77,8 +77,8 @@ def test_steps_end_with_the_result() -> None:
 
 
 def test_without_privilege_the_seed_is_a_stated_one() -> None:
-    packet = winner.Packet(*parse("192.0.2.1:53"))
-    found = answer.compute("udp", packet, 0x1234, 1024, "no root")
+    packet = winner.Packet(*parse_endpoint("192.0.2.1:53"))
+    found = answer.compute_answer("udp", packet, 0x1234, 1024, "no root")
     assert found.verdict == "not compared"
     assert found.looks[0].slot == (53 + 0x1234) & 1023
     assert found.looks[1].slot == portaddr_hash(packet.destination, 53, 0x1234) & 1023
@@ -98,7 +98,7 @@ def test_without_privilege_the_seed_is_a_stated_one() -> None:
 )
 def test_bad_targets_get_words(text: str, word: str) -> None:
     with pytest.raises(UsageError, match=word):
-        parse(text)
+        parse_endpoint(text)
 
 
 def entry(local: str, port: int = 53, *, far: str = "", far_port: int = 0, device: int = 0, **more: int) -> Any:
@@ -122,33 +122,33 @@ def test_of_several_the_kernels_scores_decide() -> None:
     plain, tied = entry("192.0.2.1"), entry("192.0.2.1", device=3)
     friend = entry("192.0.2.1", far="192.0.2.9", far_port=999)
     stranger = entry("192.0.2.1", far="192.0.2.8", far_port=999)
-    assert winner.score("udp", plain, packet, here, 1) == 2
-    assert winner.score("udp", tied, packet, here, 1) == 6
-    assert winner.score("udp", friend, packet, here, 1) == 10
-    assert winner.score("udp", stranger, packet, here, 1) is None
-    assert winner.score("udp", entry("192.0.2.1", device=4), packet, here, 1) is None
-    assert winner.score("udp", plain, packet, here, 2) is None
+    assert winner.score_socket("udp", plain, packet, here, 1) == 2
+    assert winner.score_socket("udp", tied, packet, here, 1) == 6
+    assert winner.score_socket("udp", friend, packet, here, 1) == 10
+    assert winner.score_socket("udp", stranger, packet, here, 1) is None
+    assert winner.score_socket("udp", entry("192.0.2.1", device=4), packet, here, 1) is None
+    assert winner.score_socket("udp", plain, packet, here, 2) is None
     both = entry("::")
-    assert winner.score("udp", both, packet, any4, 1) == 1
-    assert winner.score("udp", entry("::", only6=1), packet, any4, 1) is None
-    first = winner.best("udp", [plain, tied, friend], packet, here, 1)
+    assert winner.score_socket("udp", both, packet, any4, 1) == 1
+    assert winner.score_socket("udp", entry("::", only6=1), packet, any4, 1) is None
+    first = winner.best_socket("udp", [plain, tied, friend], packet, here, 1)
     assert first is not None
     assert first[1] == 10
     # of equals the first on the chain
     one, two = entry("192.0.2.1", inode=1), entry("192.0.2.1", inode=2)
-    equal = winner.best("udp", [one, two], packet, here, 1)
+    equal = winner.best_socket("udp", [one, two], packet, here, 1)
     assert equal is not None
     assert equal[0]["inode"] == 1
 
 
 def test_a_crowd_on_one_chain_is_on_one_chain_and_a_spread_one_on_all() -> None:
     mask, mix, slot = 1023, 0xC0FFEE, 77
-    on_chain = list(itertools.islice(crowd.chained(slot, mask, mix), 5000))
+    on_chain = list(itertools.islice(crowd.chained_crowd(slot, mask, mix), 5000))
     assert len(set(on_chain)) == 5000
     assert {portaddr_hash(ipaddress.ip_address(a), p, mix) & mask for a, p in on_chain} == {slot}
     over_ports = np.bincount([(p + mix) & mask for _, p in on_chain], minlength=mask + 1)
     assert over_ports.max() < 500  # binding looks through the chain by port
-    everywhere = list(itertools.islice(crowd.spread(), 50 * 1024))
+    everywhere = list(itertools.islice(crowd.spread_crowd(), 50 * 1024))
     counts = np.bincount(
         [portaddr_hash(ipaddress.ip_address(a), p, mix) & mask for a, p in everywhere], minlength=mask + 1
     )
@@ -156,18 +156,18 @@ def test_a_crowd_on_one_chain_is_on_one_chain_and_a_spread_one_on_all() -> None:
 
 
 def test_a_crowd_is_for_udp_alone() -> None:
-    paths.check(Setting(path="udp", crowd=10))
+    paths.check_setting(Setting(path="udp", crowd=10))
     with pytest.raises(UsageError, match="UDP's table"):
-        paths.check(Setting(path="tcp", crowd=10))
+        paths.check_setting(Setting(path="tcp", crowd=10))
 
 
 def test_a_namespace_that_is_not_there_gets_words() -> None:
-    with pytest.raises(UsageError, match="no network namespace 'no-such'"), netns.entered("no-such"):
+    with pytest.raises(UsageError, match="no network namespace 'no-such'"), netns.entered_namespace("no-such"):
         pass
 
 
 def test_a_crowd_passes_over_a_port_that_somebody_has_on_every_address() -> None:
-    taken = list(itertools.islice(crowd.spread(), 5))[4][1]
+    taken = list(itertools.islice(crowd.spread_crowd(), 5))[4][1]
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder,
         crowd.Crowded(socket.AF_INET, socket.SOCK_DGRAM) as one,

@@ -21,7 +21,7 @@ from hwrx.control.messages import (
     Quit,
     Setting,
     Start,
-    frame,
+    frame_message,
     same_version,
 )
 from hwrx.errors import PeerError
@@ -32,7 +32,7 @@ PREPARE = Prepare(trial=7, role="client", setting=Setting(path="udp"), here=Plac
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60))
 def test_messages_survive_any_cutting_of_the_stream(cuts: list[int]) -> None:
     sent = [Hello(), PREPARE, Start(), Quit()]
-    stream = b"".join(frame(message) for message in sent)
+    stream = b"".join(frame_message(message) for message in sent)
     frames, got, at = Frames("to agent"), [], 0
     for cut in [*cuts, len(stream)]:
         got += frames.feed(stream[at : at + cut])
@@ -65,17 +65,17 @@ def test_an_oversized_length_is_refused_before_its_bytes_come() -> None:
 
 def test_a_message_of_the_other_direction_is_refused() -> None:
     with pytest.raises(PeerError, match="holds no message"):
-        Frames("from agent").feed(frame(PREPARE))
+        Frames("from agent").feed(frame_message(PREPARE))
 
 
 def test_a_message_too_large_for_a_frame_is_not_sent() -> None:
     with pytest.raises(PeerError, match="does not fit"):
-        frame(Done(tally={}, ended="error", error="x" * (LARGEST_FRAME + 1)))
+        frame_message(Done(tally={}, ended="error", error="x" * (LARGEST_FRAME + 1)))
 
 
 def test_the_largest_chunk_fits_a_frame() -> None:
     chunk = Chunk(first=0, data=b"\xff" * (8 * SAMPLES_A_CHUNK))
-    assert Frames("from agent").feed(frame(chunk)) == [chunk]
+    assert Frames("from agent").feed(frame_message(chunk)) == [chunk]
 
 
 def test_another_version_is_refused_with_both_numbers() -> None:

@@ -51,12 +51,12 @@ def dip_by_linear_programs(x: list[float]) -> float:
 @given(st.lists(st.integers(0, 60), min_size=4, max_size=9, unique=True))
 def test_the_dip_is_the_distance_to_the_nearest_distribution_with_one_mode(values: list[int]) -> None:
     x = sorted(map(float, values))
-    assert modes.dip(np.array(x)) == pytest.approx(dip_by_linear_programs(x), abs=1e-7)
+    assert modes.dip_statistic(np.array(x)) == pytest.approx(dip_by_linear_programs(x), abs=1e-7)
 
 
 def test_the_dip_of_what_cannot_have_two_modes_is_the_least() -> None:
-    assert modes.dip(np.full(50, 3.0)) == 1 / 100
-    assert modes.dip(np.array([1.0, 2.0])) == 1 / 4
+    assert modes.dip_statistic(np.full(50, 3.0)) == 1 / 100
+    assert modes.dip_statistic(np.array([1.0, 2.0])) == 1 / 4
 
 
 def ns(values: np.ndarray) -> np.ndarray:
@@ -158,7 +158,7 @@ def test_states_of_a_setting_are_those_that_most_trials_have() -> None:
 def test_trials_that_fall_into_groups_are_named_and_have_no_interval() -> None:
     values = [2.41, 2.45, 2.5, 4.0, 4.05, 4.1, 2.44, 4.02]
     assert [state.value for state in stats.trial_groups(values)] == pytest.approx([2.445, 4.035])
-    estimate = stats.across(values)
+    estimate = stats.interval_across(values)
     assert estimate.split
     assert math.isnan(estimate.low)
     assert stats.ratio_across(values, [1.0] * 8).split

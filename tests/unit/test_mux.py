@@ -26,7 +26,7 @@ frames = st.builds(
 
 @given(st.lists(frames, max_size=6), st.data())
 def test_frames_come_out_as_they_went_in_however_they_are_cut(sent: list[Frame], data: st.DataObject) -> None:
-    stream = b"".join(mux.pack(frame.kind, frame.channel, frame.payload) for frame in sent)
+    stream = b"".join(mux.pack_frame(frame.kind, frame.channel, frame.payload) for frame in sent)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
     splitter = Splitter()
     received = []
@@ -194,7 +194,7 @@ def test_more_than_was_allowed_is_refused() -> None:
     with ours, theirs, pytest.raises(GuestError, match="more than it was allowed"):
         theirs.settimeout(20)
         for _ in range(WINDOW // LARGEST + 40):  # nobody reads the pipe
-            theirs.sendall(mux.pack(Kind.DATA, 1, bytes(LARGEST)))
+            theirs.sendall(mux.pack_frame(Kind.DATA, 1, bytes(LARGEST)))
             side.step(1)
     side.close()
     os.close(read)
@@ -206,8 +206,8 @@ def test_frames_for_a_channel_that_is_gone_are_dropped() -> None:
     side = Mux(ours.fileno(), said.append)
     with ours, theirs:
         for kind in (Kind.DATA, Kind.EOF, Kind.CREDIT):
-            theirs.sendall(mux.pack(kind, 99, bytes(4)))
-        theirs.sendall(mux.pack(Kind.PING, 0))
+            theirs.sendall(mux.pack_frame(kind, 99, bytes(4)))
+        theirs.sendall(mux.pack_frame(Kind.PING, 0))
         while not said:
             side.step(1)
     assert said == [Frame(Kind.PING, 0, b"")]

@@ -12,7 +12,7 @@ from hwrx.commands.nic import nic as command
 from hwrx.errors import MachineError, UsageError
 from hwrx.nic import pci, registers
 from hwrx.nic.pcapng import Writer
-from hwrx.nic.summary import summary
+from hwrx.nic.summary import summarise_frame
 
 FRAME = udp_frame(
     udp_template("52:54:00:00:00:01", "52:54:00:00:00:02", "192.0.2.1", "192.0.2.2", 1111, 2222), b"hello"
@@ -93,14 +93,14 @@ def test_snapping_keeps_the_true_length():
     ],
 )
 def test_a_line_a_frame(frame, line):
-    assert line in summary(frame)
+    assert line in summarise_frame(frame)
 
 
 def test_decode_names_bits_and_gives_fields_their_values():
     fields = {name: fields for name, _, fields in registers.DUMPED}
-    assert registers.decode(0x04008002, fields["RCTL"]) == "EN BAM BSIZE=0x0 SECRC"
-    assert registers.decode(0x00080008, fields["IVAR"]) == "RXQ0=0x8 RXQ1=0x0 TXQ0=0x0 OTHER=0x8"
-    assert registers.decode(0, fields["CTRL"]) == "SPEED=0x0"
+    assert registers.decode_register(0x04008002, fields["RCTL"]) == "EN BAM BSIZE=0x0 SECRC"
+    assert registers.decode_register(0x00080008, fields["IVAR"]) == "RXQ0=0x8 RXQ1=0x0 TXQ0=0x0 OTHER=0x8"
+    assert registers.decode_register(0, fields["CTRL"]) == "SPEED=0x0"
 
 
 def test_dumped_registers_have_no_side_effects():
@@ -138,9 +138,9 @@ def test_a_nic_is_found_by_address_netdev_and_mac(bus):
     bus("0000:00:04.0", netdev="eth7")
     bus("0000:00:05.0", device=0x1533, netdev="eth8", mac="52:54:00:00:00:02", group=None)
     for name in ("0000:00:04.0", "00:04.0", "eth7", "52:54:00:00:00:01", "52:54:00:00:00:01".upper()):
-        assert pci.find(name).address == "0000:00:04.0"
-    assert pci.find("eth7").model == "82574L" and pci.find("eth7").supported
-    other = pci.find("eth8")
+        assert pci.find_nic(name).address == "0000:00:04.0"
+    assert pci.find_nic("eth7").model == "82574L" and pci.find_nic("eth7").supported
+    other = pci.find_nic("eth8")
     assert (other.model, other.supported, other.group) == ("8086:1533", False, None)
 
 
@@ -148,7 +148,7 @@ def test_a_nic_is_found_by_address_netdev_and_mac(bus):
 def test_a_nic_that_is_not_there_is_named_with_those_that_are(bus, name):
     bus("0000:00:04.0", netdev="eth7")
     with pytest.raises(UsageError, match=r"there is no"):
-        pci.find(name)
+        pci.find_nic(name)
 
 
 def test_what_speaks_against_taking_a_nic(bus, monkeypatch):
@@ -161,22 +161,22 @@ def test_what_speaks_against_taking_a_nic(bus, monkeypatch):
     shown = lambda commands, *options: "\n".join(json.dumps(answers[words.split()[0]]) for words in commands)  # noqa: E731
     monkeypatch.setattr(pci, "_ip", shown)
     monkeypatch.setattr(pci, "_connections", lambda addresses: 3 if "192.0.2.1" in addresses else 0)
-    one = pci.find("eth7")
-    assert pci.uses(one) == [
+    one = pci.find_nic("eth7")
+    assert pci.uses_of(one) == [
         "it carries the default route",
         "it has the address 192.0.2.1/24",
         "3 open connections use its address",
     ]
     with pytest.raises(MachineError, match=r"eth7 is in use: it carries the default route; it has the address"):
-        pci.take(one, "vfio-pci")
+        pci.take_nic(one, "vfio-pci")
     answers["route"] = []
-    assert pci.uses(one, own=["192.0.2.1"]) == []
+    assert pci.uses_of(one, own=["192.0.2.1"]) == []
 
 
 def test_a_nic_whose_netdev_is_elsewhere_is_not_taken(bus):
     bus("0000:00:04.0")
     with pytest.raises(MachineError, match="another network namespace"):
-        pci.take(pci.find("00:04.0"), "vfio-pci")
+        pci.take_nic(pci.find_nic("00:04.0"), "vfio-pci")
 
 
 def test_what_was_kept_and_cannot_be_read_is_named(bus):
@@ -184,7 +184,7 @@ def test_what_was_kept_and_cannot_be_read_is_named(bus):
     pci.KEPT.mkdir()
     (pci.KEPT / "0000:00:04.0.json").write_text("{not json")
     with pytest.raises(MachineError, match="cannot be read"):
-        pci.find("00:04.0")
+        pci.find_nic("00:04.0")
 
 
 def test_list_as_json(bus):

@@ -117,20 +117,20 @@ def test_floods_places_and_paths_that_the_pages_name_can_be_had() -> None:
         try:
             if words[0] == "flood" and not given["target"].startswith("runs/"):
                 asked = {key: value for key, value in given.items() if key not in NOT_OF_A_FLOOD}
-                assert flood.described(given["target"], **asked)
+                assert flood.specs_of(given["target"], **asked)
             elif words[0] == "drops":
-                drops.check(given["places"] or ["nothing"], given["messages"])
+                drops.check_place(given["places"] or ["nothing"], given["messages"])
             elif words[0] in ("walk", "stages"):
                 names = given.get("names") or [given["path"]]
-                assert [paths.find(name).name for name in names] == list(names)
+                assert [paths.find_path(name).name for name in names] == list(names)
             elif words[0] == "lookup" and given["target"]:
-                assert lookup.parse(given["target"])
+                assert lookup.parse_endpoint(given["target"])
         except UsageError as error:
             pytest.fail(f"{block}: hwrx {' '.join(words)}: {error}")
 
 
 def test_claims_that_the_pages_name_are_there() -> None:
-    known = model.every()
+    known = model.every_claim()
     for block, words in CALLS:
         if words[:2] == ["claims", "run"]:
             names = pages.parse_command(words).params["names"]

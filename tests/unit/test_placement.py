@@ -58,14 +58,14 @@ class Tree:
         self.write("proc/interrupts", "\n".join([*self.lines, " NMI:   0 0   Non-maskable interrupts"]) + "\n")
 
     def survey(self, place: Place | None = None, allowed: list[int] | None = None) -> Survey:
-        return placement.survey(place or Place(), allowed or self.cpus, self.root)
+        return placement.survey_cpus(place or Place(), allowed or self.cpus, self.root)
 
 
 def chosen(
     tree: Tree, setting: Setting | None = None, wish: Wish = placement.OWN_CPUS, **options: Any
 ) -> list[tuple[int | None, int | None]]:
     survey = tree.survey(**options)
-    cpus = placement.choose(wish, dict.fromkeys(ROLES, survey), setting or Setting(path="udp"))
+    cpus = placement.choose_cpus(wish, dict.fromkeys(ROLES, survey), setting or Setting(path="udp"))
     return [(pair["client"], pair["server"]) for pair in cpus]
 
 
@@ -153,8 +153,8 @@ def test_ends_on_two_machines_share_nothing(tmp_path: Path) -> None:
     there = msgspec.structs.replace(there, boot="another")
     setting = Setting(path="udp", wait="poll")
     surveys: dict[Role, Survey] = {"client": here, "server": there}
-    assert placement.choose(placement.OWN_CPUS, surveys, setting) == [{"client": 1, "server": 1}]
-    assert placement.choose(Wish(cpu=(0, 0)), surveys, setting) == [{"client": 0, "server": 0}]
+    assert placement.choose_cpus(placement.OWN_CPUS, surveys, setting) == [{"client": 1, "server": 1}]
+    assert placement.choose_cpus(Wish(cpu=(0, 0)), surveys, setting) == [{"client": 0, "server": 0}]
 
 
 @pytest.mark.parametrize(
@@ -169,12 +169,12 @@ def test_ends_on_two_machines_share_nothing(tmp_path: Path) -> None:
 def test_a_cpu_or_node_that_cannot_be_is_named(tmp_path: Path, wish: Wish, words: str) -> None:
     survey = Tree(tmp_path, [[0], [1], [2]]).survey(allowed=[0, 1])  # possible: 0-4
     with pytest.raises(UsageError, match=words):
-        placement.choose(wish, dict.fromkeys(ROLES, survey), Setting(path="udp"))
+        placement.choose_cpus(wish, dict.fromkeys(ROLES, survey), Setting(path="udp"))
 
 
 def test_this_machine_is_surveyed_and_the_affinity_stays_what_it_was() -> None:
     before = os.sched_getaffinity(0)
-    survey = placement.survey(Place(netdev="lo"), before)
+    survey = placement.survey_cpus(Place(netdev="lo"), before)
     assert os.sched_getaffinity(0) == before
     assert survey.allowed == sorted(before)
     assert set(survey.allowed) <= set(survey.permitted) <= set(survey.online) <= set(survey.possible)
@@ -187,7 +187,7 @@ def test_a_thread_is_bound_and_set_free_again() -> None:
     cpu = max(before)
     try:
         placement.pin_thread(cpu, before)
-        seen = placement.observe(Place())
+        seen = placement.observe_placement(Place())
         assert (seen.allowed, seen.ran_on) == ([cpu], cpu)
         with pytest.raises(PathError, match="cannot run on CPU 4000"):
             placement.pin_thread(4000, before)
@@ -211,25 +211,25 @@ def placed(ran_on: int, siblings: list[int], irq_cpus: list[int]) -> Placed:
 )
 def test_what_the_ends_share_is_recorded_and_said(tmp_path: Path, server: Placed, shared: str, words: str) -> None:
     survey = Tree(tmp_path, [[0, 2], [1, 3]]).survey()
-    found = placement.record(
+    found = placement.record_placement(
         placement.OWN_CPUS, dict.fromkeys(ROLES, survey), [{"client": placed(0, [2], []), "server": server}]
     )
     assert found["shared"] == shared
-    assert words in placement.describe(found)
+    assert words in placement.describe_placement(found)
     assert msgspec.json.decode(msgspec.json.encode(found)) == found
 
 
 def test_an_experiment_says_where_its_ends_run_and_keeps_it() -> None:
     given = experiment.from_options(paths=["udp"], cpu=[2, 3], numa=1)
     assert experiment.wish_of(given) == Wish(cpu=(2, 3), numa=1)
-    assert experiment.loads(experiment.dumps(given), source="again") == given
+    assert experiment.parse_experiment(experiment.dump_experiment(given), source="again") == given
     assert experiment.wish_of(experiment.from_options(paths=["udp"])) == placement.OWN_CPUS
 
 
 def test_counted_instructions_are_in_one_scheduling_state_unless_said_otherwise() -> None:
     def schedules(**options: Any) -> set[str]:
         given = experiment.from_options(paths=["udp", "tcp"], topology="pair", **options)
-        return {trial.setting.schedule for trial in experiment.plan(given).trials}
+        return {trial.setting.schedule for trial in experiment.plan_run(given).trials}
 
     assert schedules(clock="icount") == {"batch"}
     assert schedules(clock="wall") == {"normal"}
@@ -240,11 +240,11 @@ def test_counted_instructions_are_in_one_scheduling_state_unless_said_otherwise(
 
 def test_pollers_that_would_share_a_cpu_are_left_out_of_the_plan_with_the_reason() -> None:
     given = experiment.from_options(paths=["udp"], topology="pair", clock="icount", waits=["event", "poll"])
-    layout = experiment.plan(given)
+    layout = experiment.plan_run(given)
     assert {trial.setting.wait for trial in layout.trials} == {"event"}
     assert "one CPU" in layout.skipped[0].reason
     with pytest.raises(UsageError, match=r"both ends are to share CPU 1"):
-        experiment.plan(experiment.from_options(paths=["udp"], waits=["poll"], cpu=[1, 1]))
+        experiment.plan_run(experiment.from_options(paths=["udp"], waits=["poll"], cpu=[1, 1]))
 
 
 @pytest.mark.parametrize("text", ["", "0", "0-3", "0-1,4,6-7"])

@@ -20,7 +20,7 @@ def run(root: pathlib.Path, until: dict[str, Any], spread: float, **options: Any
     with store.Writer.create(root, plan, {}) as writer:
         for trial in plan.trials:
             made_runs.add(writer, trial, spread=spread)
-        for block in precision.blocks(plan, writer):
+        for block in precision.repeat_blocks(plan, writer):
             assert len({trial.repeat for trial in block}) == 1
             assert len(block) == 2
             for trial in block:
@@ -47,7 +47,7 @@ def test_what_does_not_converge_is_said_in_table_and_warnings(tmp_path: pathlib.
     assert {row.converged for row in summary.rows} == {False}
     assert len(summary.rows[0].digests) == 5
     assert any(warning.startswith("DID NOT CONVERGE") for warning in summary.warnings)
-    quality = next(table for table in tables.tables(summary) if table.name == "quality")
+    quality = next(table for table in tables.report_tables(summary) if table.name == "quality")
     assert [cells[-1][0] for _, cells in quality.rows] == ["did not converge"] * 2
     assert "did not converge in 5 repeats: udp 64 B pingpong" in (writer.path / "log.txt").read_text()
 
@@ -61,25 +61,25 @@ def test_the_budget_ends_it_too(tmp_path: pathlib.Path) -> None:
 def test_an_experiment_that_asks_for_no_width_is_not_judged(tmp_path: pathlib.Path) -> None:
     summary = hwrx.load(made_runs.make(tmp_path)).summary()
     assert {row.converged for row in summary.rows} == {None}
-    assert "converged" not in [name for table in tables.tables(summary) for name, _ in table.columns]
+    assert "converged" not in [name for table in tables.report_tables(summary) for name, _ in table.columns]
 
 
 def test_a_longer_plan_begins_like_the_shorter_one() -> None:
     plan = made_runs.layout()
-    assert experiment.repeated(plan, 7).trials[: len(plan.trials)] == plan.trials
-    assert experiment.repeated(plan, 3).trials == plan.trials
+    assert experiment.repeat_plan(plan, 7).trials[: len(plan.trials)] == plan.trials
+    assert experiment.repeat_plan(plan, 3).trials == plan.trials
 
 
 def test_resume_goes_on_after_repeats_that_were_added(tmp_path: pathlib.Path) -> None:
     plan = made_runs.layout(sizes=[64], until={"width": 0.001, "repeats": 9})
     with pytest.raises(KeyboardInterrupt), store.Writer.create(tmp_path, plan, {}) as writer:
-        for trial in experiment.repeated(plan, 5).trials[:-1]:
+        for trial in experiment.repeat_plan(plan, 5).trials[:-1]:
             made_runs.add(writer, trial)
         raise KeyboardInterrupt
     again, left = store.Writer.resume(writer.path)
     assert [trial.number for trial in left.trials] == [9]
     made_runs.add(again, left.trials[0])
-    assert {trial.repeat for trial in next(precision.blocks(left, again))} == {5}
+    assert {trial.repeat for trial in next(precision.repeat_blocks(left, again))} == {5}
     again.finish("partial")
 
 
@@ -93,4 +93,4 @@ def test_resume_goes_on_after_repeats_that_were_added(tmp_path: pathlib.Path) ->
 )
 def test_a_wrong_until_is_named(until: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        experiment.loads(f'paths = ["udp"]\n[until]\n{until}', source="f")
+        experiment.parse_experiment(f'paths = ["udp"]\n[until]\n{until}', source="f")

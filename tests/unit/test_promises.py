@@ -55,7 +55,7 @@ def test_a_dry_run_counts_what_would_be_run_and_writes_nothing(
 
 def test_the_disk_that_is_promised_is_about_what_a_run_takes(tmp_path: pathlib.Path) -> None:
     options = {"paths": ["udp", "tcp"], "messages": 20_000, "repeats": 3, "patterns": ["pingpong"]}
-    promised = estimate.estimate(made_runs.layout(**options)).disk
+    promised = estimate.estimate_run(made_runs.layout(**options)).disk
     made = made_runs.make(tmp_path, **options)
     taken = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
     assert 0.33 < taken / promised < 3
@@ -70,7 +70,7 @@ def measured(root: pathlib.Path, ns: np.ndarray) -> Summary:
 
 
 def quality(summary: Summary, column: str) -> str:
-    table = next(table for table in tables.tables(summary) if table.name == "quality")
+    table = next(table for table in tables.report_tables(summary) if table.name == "quality")
     return table.rows[0][1][[name for name, _ in table.columns].index(column)][0]
 
 
@@ -84,7 +84,7 @@ def test_a_warmup_that_was_left_is_found_and_shown_and_nothing_is_taken_away(tmp
     assert int(quality(cold, "warm-up")) == pytest.approx(600, abs=30)
     assert any(warning.startswith("samples that are still warm-up") for warning in cold.warnings)
     assert cold.rows[0].samples == 2 * 5000
-    assert "samples of an initial transient" in html.render(cold)
+    assert "samples of an initial transient" in html.render_html(cold)
     drifting = measured(tmp_path / "drifting", np.linspace(1e4, 5e4, 5000))
     assert quality(drifting, "warm-up") == "did not settle"
     assert any(warning.startswith("a trial did not settle") for warning in drifting.warnings)

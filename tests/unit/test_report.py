@@ -19,7 +19,7 @@ from hwrx.cli import main
 from hwrx.errors import MachineError, UsageError
 from hwrx.report import figures, html, latex, style, tables, terminal, text
 from hwrx.report.model import Summary
-from hwrx.report.summary import label, summarise
+from hwrx.report.summary import label, summarise_runs
 from hwrx.report.words import size_words, time_words
 from hwrx.runs import store
 
@@ -86,7 +86,7 @@ def test_ratio_is_to_udp_pair_by_pair_and_finds_it_where_it_waits_otherwise(
 def test_p999_of_too_few_samples_is_withheld_in_every_table(summary: Summary) -> None:
     assert row(summary, "udp").quantiles["p99.9"] is None
     assert row(summary, "udp").quantiles["p99"] is not None
-    names = [name for name, _ in tables.tables(summary)[0].columns]
+    names = [name for name, _ in tables.report_tables(summary)[0].columns]
     assert "p99 [µs]" in names
     assert "p99.9 [µs]" not in names, "a column of nothing but dashes"
     assert '"p99.9_us": null' in tables.to_json(summary)
@@ -101,25 +101,25 @@ def test_the_answer_is_one_sentence_with_figures(summary: Summary) -> None:
 
 
 def test_rxe_is_explained_and_never_called_zero_copy(summary: Summary, path: pathlib.Path) -> None:
-    page = html.render(summary)
+    page = html.render_html(summary)
     assert "the CPU does the HCA" in page
     assert "zero-copy" not in page.lower()
     assert "zero copy" not in page.lower()
     sockets = hwrx.load(made_runs.make(path.parent / "sockets", paths=["udp", "tcp"])).summary()
-    assert text.about(sockets) == [text.HOW]
+    assert text.about_row(sockets) == [text.HOW]
 
 
 def test_every_table_and_picture_says_that_the_guest_is_emulated(summary: Summary, tmp_path: pathlib.Path) -> None:
-    assert all(EMULATED in table.caption for table in tables.tables(summary))
+    assert all(EMULATED in table.caption for table in tables.report_tables(summary))
     buffer = io.StringIO()
-    terminal.show(summary, buffer, width=400)
+    terminal.show_summary(summary, buffer, width=400)
     assert " ".join(buffer.getvalue().split()).count(EMULATED) == 2
-    page = html.render(summary)
+    page = html.render_html(summary)
     captions = re.findall(r'<p class="caption"[^>]*>(.*?)</p>|<figcaption>(.*?)</figcaption>', page, re.DOTALL)
-    assert len(captions) == 6 + len(figures.names(summary))  # two answers and four tables
+    assert len(captions) == 6 + len(figures.figure_names(summary))  # two answers and four tables
     assert all(EMULATED in "".join(caption) for caption in captions)
-    for name in figures.names(summary):
-        drawn = figures.draw(summary, name)
+    for name in figures.figure_names(summary):
+        drawn = figures.draw_figure(summary, name)
         assert EMULATED in drawn.get_supxlabel()
     assert all(EMULATED in line["measured_on"] for line in csv.DictReader(io.StringIO(tables.to_csv(summary))))
     assert json.loads(tables.to_json(summary))["label"].startswith(EMULATED)
@@ -139,7 +139,7 @@ def test_labels_tell_clocks_and_states_apart(tmp_path: pathlib.Path) -> None:
 
 def test_terminal_fits_80_columns_and_has_no_colours_in_a_file(summary: Summary) -> None:
     buffer = io.StringIO()
-    terminal.show(summary, buffer, width=80)
+    terminal.show_summary(summary, buffer, width=80)
     shown = buffer.getvalue()
     assert max(map(len, shown.splitlines())) <= 80
     assert "\x1b" not in shown
@@ -149,38 +149,40 @@ def test_terminal_fits_80_columns_and_has_no_colours_in_a_file(summary: Summary)
 
 
 def test_every_figure_is_drawn_in_every_format_the_same_each_time(path: pathlib.Path, summary: Summary) -> None:
-    assert figures.names(summary) == ["cdf", "latency", "ratio", "shift", "time", "throughput"]
+    assert figures.figure_names(summary) == ["cdf", "latency", "ratio", "shift", "time", "throughput"]
     again = hwrx.load(path).summary()
-    for name in figures.names(summary):
-        drawn = figures.draw(summary, name)
-        one = figures.render(drawn, "pdf")
-        assert one == figures.render(figures.draw(again, name), "pdf")
+    for name in figures.figure_names(summary):
+        drawn = figures.draw_figure(summary, name)
+        one = figures.render_figure(drawn, "pdf")
+        assert one == figures.render_figure(figures.draw_figure(again, name), "pdf")
         assert drawn.get_size_inches()[0] == figures.COLUMN
-        assert figures.render(figures.draw(summary, name), "svg") == figures.render(figures.draw(again, name), "svg")
+        assert figures.render_figure(figures.draw_figure(summary, name), "svg") == figures.render_figure(
+            figures.draw_figure(again, name), "svg"
+        )
         assert b"FontFile2" in one  # TrueType, embedded
 
 
 def test_load_and_waits_have_their_figures(tmp_path: pathlib.Path) -> None:
     load = made_runs.make(tmp_path, patterns=["paced"], sweep={"rate": [100.0, 1000.0]}, sizes=[64])
     summary = hwrx.load(load).summary()
-    assert figures.names(summary) == ["cdf", "time", "load"]
+    assert figures.figure_names(summary) == ["cdf", "time", "load"]
     assert {r.swept["rate"] for r in summary.rows} == {100.0, 1000.0}
     assert row(summary, "udp", pattern="paced").service_quantiles["p50"] is not None
-    assert "(" in tables.tables(summary)[0].rows[0][1][5][1]
+    assert "(" in tables.report_tables(summary)[0].rows[0][1][5][1]
     waits = hwrx.load(made_runs.make(tmp_path, waits=["event", "poll"], sizes=[64])).summary()
-    assert "waits" in figures.names(waits)
+    assert "waits" in figures.figure_names(waits)
     assert re.fullmatch(
         r"At 64 B, half a round trip over udp, waiting by event, takes .* at the median; rdma-send 2.\d\d times .*; "
         r"over udp, waiting by poll, takes .* at the median; rdma-send .* times as long .*",
         waits.answer,
     ), waits.answer
-    ax = figures.draw(waits, "cdf").axes[0]
+    ax = figures.draw_figure(waits, "cdf").axes[0]
     looks = {(line.get_label(), line.get_marker(), str(line._dash_pattern)) for line in ax.lines}
     assert {label for label, _, _ in looks} == {f"{p} {w}" for p in ("udp", "rdma-send") for w in ("event", "poll")}
     assert len({(marker, dash) for _, marker, dash in looks}) == 4
     for s in (summary, waits):
-        for name in figures.names(s):
-            assert figures.render(figures.draw(s, name), "svg")
+        for name in figures.figure_names(s):
+            assert figures.render_figure(figures.draw_figure(s, name), "svg")
 
 
 def test_cost_of_a_byte_is_the_slope_over_size(tmp_path: pathlib.Path) -> None:
@@ -191,10 +193,10 @@ def test_cost_of_a_byte_is_the_slope_over_size(tmp_path: pathlib.Path) -> None:
     assert udp.byte.low < 5 < udp.byte.high
     assert udp.byte.value == pytest.approx(5, rel=0.05)
     assert udp.message.value == pytest.approx(100, rel=0.05)
-    table = next(table for table in tables.tables(summary) if table.name == "cost")
+    table = next(table for table in tables.report_tables(summary) if table.name == "cost")
     assert EMULATED in table.caption
-    assert "cost" in figures.names(summary)
-    assert figures.render(figures.draw(summary, "cost"), "svg")
+    assert "cost" in figures.figure_names(summary)
+    assert figures.render_figure(figures.draw_figure(summary, "cost"), "svg")
     assert json.loads(tables.to_json(summary))["costs"][0]["byte_ns"] == udp.byte.value
 
 
@@ -208,7 +210,7 @@ def test_the_shift_is_the_ratio_at_each_decile_and_its_figure_shows_it(path: pat
         )
         assert estimate.value == pytest.approx(expected, rel=1e-3)
     assert found.shift[4][1] == found.ratio
-    handles, labels = figures.draw(summary, "shift").axes[0].get_legend_handles_labels()
+    handles, labels = figures.draw_figure(summary, "shift").axes[0].get_legend_handles_labels()
     assert list(handles[labels.index("tcp")].lines[0].get_ydata()) == [estimate.value for _, estimate in found.shift]
     assert (
         json.loads(tables.to_json(summary))["rows"][summary.rows.index(found)]["shift_p99"] == found.shift[-1][1].value
@@ -225,15 +227,15 @@ def test_unknown_figures_are_named(summary: Summary, path: pathlib.Path) -> None
     with pytest.raises(UsageError, match=r"no figure 'pie'.*\n.*cdf, latency"):
         hwrx.load(path).figure("pie")
     with pytest.raises(UsageError, match=r"nothing to draw the figure 'load' from.*\n.*cdf"):
-        figures.draw(summary, "load")
+        figures.draw_figure(summary, "load")
 
 
 def test_page_needs_nothing_from_elsewhere_and_is_the_same_each_time(path: pathlib.Path, summary: Summary) -> None:
-    page = html.render(summary)
-    assert page == html.render(hwrx.load(path).summary())
+    page = html.render_html(summary)
+    assert page == html.render_html(hwrx.load(path).summary())
     assert not re.search(r'(src|href)="(?!#)', page)
     assert not re.search(r"@import|url\((?!#)", page)
-    assert page.count("<svg") == 2 * len(figures.names(summary))
+    assert page.count("<svg") == 2 * len(figures.figure_names(summary))
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert "prefers-color-scheme: dark" in page
@@ -243,7 +245,7 @@ def test_page_needs_nothing_from_elsewhere_and_is_the_same_each_time(path: pathl
 
 def test_page_shows_markup_in_names_as_text(tmp_path: pathlib.Path) -> None:
     evil = {"machine": {"cpu": "<script>alert(1)</script>"}, "warnings": ["<img src=x>"]}
-    page = html.render(hwrx.load(made_runs.make(tmp_path, manifest=evil, question="<b>why?</b>")).summary())
+    page = html.render_html(hwrx.load(made_runs.make(tmp_path, manifest=evil, question="<b>why?</b>")).summary())
     assert "<script>" not in page
     assert "<img" not in page
     assert "&lt;b&gt;why?" in page
@@ -261,15 +263,17 @@ def test_csv_and_json_hold_every_row_with_its_interval(summary: Summary) -> None
 
 def test_every_latex_table_compiles(summary: Summary, tmp_path: pathlib.Path, needs) -> None:  # type: ignore[no-untyped-def]
     needs("pdflatex")
-    latex.check(latex.write_all(summary, tmp_path))
+    latex.check_latex(latex.write_all(summary, tmp_path))
 
 
 def test_latex_escapes_what_tex_would_take_as_its_own(tmp_path: pathlib.Path) -> None:
-    assert latex.escape("50 % of a_b & c\\d #1 {x} µs ×2 ±3 –") == (
+    assert latex.escape_latex("50 % of a_b & c\\d #1 {x} µs ×2 ±3 –") == (
         r"50 \% of a\_b \& c\textbackslash{}d \#1 \{x\} \textmu{}s $\times$2 $\pm$3 --"
     )
-    assert latex.escape("off → on ≥ 3 · 2|1 …") == (r"off $\rightarrow$ on $\geq$ 3 $\cdot$ 2\textbar{}1 \ldots{}")
-    assert latex.escape("日 é") == "U+65E5 e", "what the fonts lack is told, not lost"
+    assert latex.escape_latex("off → on ≥ 3 · 2|1 …") == (
+        r"off $\rightarrow$ on $\geq$ 3 $\cdot$ 2\textbar{}1 \ldots{}"
+    )
+    assert latex.escape_latex("日 é") == "U+65E5 e", "what the fonts lack is told, not lost"
 
 
 def test_no_latex_is_said_in_words_and_the_tables_are_there(
@@ -328,21 +332,21 @@ def test_a_run_without_samples_still_has_a_report(tmp_path: pathlib.Path) -> Non
             writer.add_trial(trial, status="failed", error="no device")
     summary = hwrx.load(writer.path).summary()
     assert summary.answer == "No trial was measured."
-    assert figures.names(summary) == []
-    assert "No trial was measured." in html.render(summary)
-    terminal.show(summary, io.StringIO(), width=80)
+    assert figures.figure_names(summary) == []
+    assert "No trial was measured." in html.render_html(summary)
+    terminal.show_summary(summary, io.StringIO(), width=80)
 
 
 def test_two_runs_stand_side_by_side_each_with_its_own_ratios(tmp_path: pathlib.Path) -> None:
     one, two = (hwrx.load(made_runs.make(tmp_path, seed=seed, sizes=[64])) for seed in (1, 2))
-    both = summarise([one, two])
+    both = summarise_runs([one, two])
     assert len(both.rows) == 4
     assert {r.run for r in both.rows} == {one.path.name, two.path.name}
     alone = one.summary()
     ours = next(r for r in both.rows if r.run == one.path.name and r.path == "rdma-send")
     assert ours.ratio == next(r for r in alone.rows if r.path == "rdma-send").ratio
-    for name in figures.names(both):
-        assert figures.render(figures.draw(both, name), "svg")
+    for name in figures.figure_names(both):
+        assert figures.render_figure(figures.draw_figure(both, name), "svg")
 
 
 @pytest.mark.parametrize(

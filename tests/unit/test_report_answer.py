@@ -46,7 +46,7 @@ def counted(summary: Summary, costs: dict[str, tuple[int, int]], half: float = 0
 
 def shown(summary: Summary) -> list[str]:
     buffer = io.StringIO()
-    terminal.show(summary, buffer, width=80, page=pathlib.Path("runs/made/report.html"))
+    terminal.show_summary(summary, buffer, width=80, page=pathlib.Path("runs/made/report.html"))
     return buffer.getvalue().splitlines()
 
 
@@ -85,7 +85,7 @@ def test_where_nothing_can_be_told_apart_the_first_line_says_so_and_why(tmp_path
     for line in lines[:10]:
         if line.startswith(("tcp", "rdma-send")):
             assert line.split()[2:] == ["not", "told"], "no ratio of 1.77 that lies anywhere between 0 and 2,000"
-    assert "NOTHING IS TOLD APART" in html.render(summary)
+    assert "NOTHING IS TOLD APART" in html.render_html(summary)
 
 
 def test_one_repeat_says_that_it_has_no_interval(tmp_path: pathlib.Path) -> None:
@@ -118,7 +118,7 @@ def test_counted_costs_stand_with_both_prices_of_a_copy_and_with_copies(tmp_path
     assert any("±" in line and "every" in line.lower() for line in lines[:12])
     # virtual times hold waiting, and are left to the report
     assert not any("round trip of a ping-pong" in line for line in lines)
-    found = answer.sentence(summary)
+    found = answer.answer_sentence(summary)
     assert found.startswith("At 64 B, half a round trip over udp costs 17.3k or 12.8k guest instructions")
     assert "over rdma-send 2.00 or 2.65 times as many" in found
     assert "over tcp 1.07 or 1.00 times as many" in found
@@ -144,7 +144,7 @@ def test_what_is_lost_late_or_left_out_is_a_line(plain: Summary) -> None:
     summary = msgspec.structs.replace(
         plain, rows=rows, skipped=[("nic-ring 4096 B pingpong event", "one frame a message; more words")]
     )
-    (found,) = answer.answers(summary)
+    (found,) = answer.answers_of(summary)
     assert any(note.startswith("lost: udp event 64 B 3,") for note in found.notes)
     assert any(note.startswith("late, and counted with their true times: udp event 64 B") for note in found.notes)
     assert "left out: nic-ring: one frame a message" in found.notes
@@ -159,17 +159,17 @@ def test_a_withheld_rate_says_why_and_a_stream_has_no_quantiles(tmp_path: pathli
         for row in summary.rows
     ]
     withheld = msgspec.structs.replace(summary, rows=rows)
-    (found,) = answer.answers(withheld)
+    (found,) = answer.answers_of(withheld)
     assert "withheld: udp event 64 B, udp event 1 KiB, tcp event 64 B and 1 more (too short)." in found.notes
     assert found.lines() == [], "a table of dashes"
-    assert "throughput" not in figures.names(withheld)
-    assert html.render(withheld)
+    assert "throughput" not in figures.figure_names(withheld)
+    assert html.render_html(withheld)
     parsed = json.loads(tables.to_json(withheld))
     assert {row["withheld_messages/s"] for row in parsed["rows"]} == {"too short"}
     # a gap between deliveries is what batching makes it: its quantiles are no figures of the path
     assert not [key for row in parsed["rows"] for key in row if key.startswith(("p50_us", "p99_us"))]
     assert "p50_us" not in tables.to_csv(summary).splitlines()[0]
-    rates = next(table for table in tables.tables(withheld) if table.name == "throughput")
+    rates = next(table for table in tables.report_tables(withheld) if table.name == "throughput")
     assert "too short" in rates.caption
 
 
@@ -179,14 +179,14 @@ def test_a_stream_that_was_never_steady_has_no_cost_either(tmp_path: pathlib.Pat
     (tcp,) = [place for place, row in enumerate(summary.rows) if row.path == "tcp"]
     rows = [msgspec.structs.replace(row, withheld={}) for row in summary.rows]
     rows[tcp] = msgspec.structs.replace(rows[tcp], withheld={"cost": "the buffers held all"})
-    (found,) = answer.answers(msgspec.structs.replace(summary, rows=rows))
+    (found,) = answer.answers_of(msgspec.structs.replace(summary, rows=rows))
     assert found.rows == [["udp", "10.0k", "1"], ["tcp", "–", "–"], ["rdma-send", "20.0k", "2.000±.004"]]
     assert "withheld: tcp event 64 B (the buffers held all)." in found.notes
     rows[tcp] = msgspec.structs.replace(rows[tcp], withheld={"messages/s": "it moved"})
-    (found,) = answer.answers(msgspec.structs.replace(summary, rows=rows))
+    (found,) = answer.answers_of(msgspec.structs.replace(summary, rows=rows))
     assert not any("withheld" in note for note in found.notes), "what a message costs is known however fast they came"
     rows[0] = msgspec.structs.replace(rows[0], withheld={"cost": "too short"})
-    (found,) = answer.answers(msgspec.structs.replace(summary, rows=rows))
+    (found,) = answer.answers_of(msgspec.structs.replace(summary, rows=rows))
     assert found.heads == [("", "path"), ("instructions", "64 B")], "nothing to hold the others against"
 
 
@@ -205,7 +205,7 @@ def test_processor_time_and_what_was_late_have_their_columns(plain: Summary) -> 
         msgspec.structs.replace(row, cpu={"user": known, "busy": known}, tally={**row.tally, "late": 7})
         for row in plain.rows
     ]
-    made = tables.tables(msgspec.structs.replace(plain, rows=rows))
+    made = tables.report_tables(msgspec.structs.replace(plain, rows=rows))
     cpu = next(table for table in made if table.name == "processor")
     assert [name for name, _ in cpu.columns][-2:] == ["of it user", "busy"]
     assert "In µs" in cpu.caption
@@ -214,12 +214,12 @@ def test_processor_time_and_what_was_late_have_their_columns(plain: Summary) -> 
     place = [name for name, _ in quality.columns].index("late")
     assert {cells[place][0] for _, cells in quality.rows} == {"7"}
     without = msgspec.structs.replace(plain, rows=[msgspec.structs.replace(row, cpu={}) for row in plain.rows])
-    assert not [table for table in tables.tables(without) if table.name == "processor"]
+    assert not [table for table in tables.report_tables(without) if table.name == "processor"]
 
 
 def test_of_many_conditions_a_few_stand_in_it_and_it_says_so(tmp_path: pathlib.Path) -> None:
     summary = made(tmp_path, sizes=[64], repeats=2, topology="pair", sweep={"senders": [1, 2, 3, 4, 5, 6]})
-    (found,) = answer.answers(summary)
+    (found,) = answer.answers_of(summary)
     assert len(found.rows) <= answer.LINES
     assert any(note.startswith(f"{len(found.rows)} of 18 rows stand here") for note in found.notes)
     assert max(map(len, found.lines())) <= 80
@@ -227,5 +227,5 @@ def test_of_many_conditions_a_few_stand_in_it_and_it_says_so(tmp_path: pathlib.P
 
 def test_a_run_of_one_path_alone_has_its_sentence(tmp_path: pathlib.Path) -> None:
     summary = made(tmp_path, paths=["udp"], sizes=[64])
-    assert answer.answers(summary) == []
+    assert answer.answers_of(summary) == []
     assert shown(summary)[0].startswith("At 64 B, half a round trip over udp takes ")

@@ -64,13 +64,13 @@ def test_one_wide_interval_neither_presses_the_others_nor_ends_unmarked(wild: Su
     row = next(row for row in wild.rows if (row.path, row.size) == ("tcp", 64))
     assert row.ratio is not None
     assert row.ratio.high / row.ratio.low > 20
-    (ax,) = figures.draw(wild, "ratio").axes
+    (ax,) = figures.draw_figure(wild, "ratio").axes
     low, high = ax.get_xlim()
     assert ax.get_xscale() == "log"
     assert high / low < 20, "the axis is for the values, not for the widest interval"
     arrows = [line.get_marker() for line in ax.lines]
     assert arrows.count(CARETRIGHTBASE) == arrows.count(CARETLEFTBASE) == 1
-    panels = figures.draw(wild, "shift").axes
+    panels = figures.draw_figure(wild, "shift").axes
     assert [ax.get_title(loc="right") for ax in panels] == ["64 B", "1 KiB", "4 KiB"], "every size is drawn"
     of_64 = [line.get_marker() for line in panels[0].lines]
     assert CARETUPBASE in of_64
@@ -82,9 +82,9 @@ def test_one_wide_interval_neither_presses_the_others_nor_ends_unmarked(wild: Su
 
 
 def test_legends_stay_within_the_figure_at_either_width(wild: Summary) -> None:
-    for name in figures.names(wild):
+    for name in figures.figure_names(wild):
         for width in (style.COLUMN, html.WIDE):
-            drawn = figures.draw(wild, name, width)
+            drawn = figures.draw_figure(wild, name, width)
             drawn.draw_without_rendering()
             for legend in drawn.legends:
                 box = legend.get_window_extent()
@@ -96,13 +96,13 @@ def test_legends_stay_within_the_figure_at_either_width(wild: Summary) -> None:
 
 
 def test_trials_are_dots_and_a_series_over_time(wild: Summary) -> None:
-    (ax,) = figures.draw(wild, "latency").axes
+    (ax,) = figures.draw_figure(wild, "latency").axes
     dots = [line for line in ax.lines if line.get_marker() == "."]
     assert sorted(len(line.get_ydata()) for line in dots) == [9] * 4  # three trials of three sizes of each path
     row = next(row for row in wild.rows if (row.path, row.size) == ("udp", 64))
     (udp,) = [line for line in dots if line.get_color() == style.LOOKS["udp"][0]]
     assert sorted(udp.get_ydata()[:3]) == sorted(digest.quantile(0.5) for digest in row.digests)
-    panels = figures.draw(wild, "time").axes
+    panels = figures.draw_figure(wild, "time").axes
     assert len(panels) == 3
     lines = [line for line in panels[0].lines if line.get_color() == style.LOOKS["udp"][0] and line.get_marker() != "."]
     assert len(lines) == 3
@@ -110,13 +110,13 @@ def test_trials_are_dots_and_a_series_over_time(wild: Summary) -> None:
 
 
 def test_open_markers_and_seams_take_the_pages_colour(wild: Summary) -> None:
-    svg = figures.inline(figures.draw(wild, "latency"), "x")
+    svg = figures.inline_figure(figures.draw_figure(wild, "latency"), "x")
     assert "var(--paper)" in svg
     assert style.PAPER not in svg
 
 
 def test_size_and_path_stay_in_sight(wild: Summary) -> None:
-    page = html.render(wild)
+    page = html.render_html(wild)
     assert 'class="keys2' in page
     assert re.search(r"\.keys2 td:nth-child\(2\) { position: sticky", PAGE)
 
@@ -135,4 +135,4 @@ def test_a_figure_and_its_interval_have_three_digits_and_one_prefix(
     value: float, low: float, high: float, words: str
 ) -> None:
     found = Estimate(value=value, low=low, high=high, trials=3)
-    assert f"{text.value(found)} {text.plus_minus(found)}" == words
+    assert f"{text.value_text(found)} {text.plus_minus(found)}" == words

@@ -105,7 +105,7 @@ def test_a_size_off_the_line_is_told(tmp_path: pathlib.Path, monkeypatch: pytest
     assert size == 4096
     assert off > 0.5
     assert len(cost.misfit) == 6
-    (table,) = [table for table in tables.tables(summary) if table.name == "cost"]
+    (table,) = [table for table in tables.report_tables(summary) if table.name == "cost"]
     assert table.rows[0][1][-1] == (f"{100 * off:+.0f} %", "4 KiB")
     assert json.loads(tables.to_json(summary))["costs"][0]["off_the_line"] == cost.misfit
 
@@ -118,5 +118,5 @@ def test_intervals_of_a_run_that_looked_again_and_again_are_wider_and_it_says_wh
     assert wide is not None
     widths = [math.log(estimate.high / estimate.value) for estimate in (narrow, wide)]
     assert widths[1] / widths[0] == pytest.approx(6.965 / 4.303, rel=1e-3)
-    assert text.UNTIL in text.about(looked)
-    assert text.UNTIL not in text.about(plain)
+    assert text.UNTIL in text.about_row(looked)
+    assert text.UNTIL not in text.about_row(plain)

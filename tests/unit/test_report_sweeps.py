@@ -24,7 +24,7 @@ LOADS = [0.2, 0.5, 0.8, 1.2]
 
 def loaded(root: pathlib.Path) -> Summary:
     """A run of one server behind a line of 5 µs, at shares of what it can do: a queue, computed."""
-    plan = experiment.plan(
+    plan = experiment.plan_run(
         experiment.from_options(
             name="load", paths=["udp", "tcp"], patterns=["paced"], load=LOADS, repeats=3, messages=2000, warmup=100,
             arrivals="poisson", seed=1, capacity={f"{path} 64 B event": 1e9 / SERVICE for path in ("udp", "tcp")},
@@ -33,7 +33,7 @@ def loaded(root: pathlib.Path) -> Summary:
     )  # fmt: skip
     with store.Writer.create(root, plan, made_runs.MANIFEST) as writer:
         for trial in plan.trials:
-            due = arrivals.schedule(trial.setting, trial.repeat, 0)
+            due = arrivals.schedule_sends(trial.setting, trial.repeat, 0)
             ends = np.maximum.accumulate(due - SERVICE * np.arange(len(due))) + SERVICE * np.arange(1, len(due) + 1)
             ns = (ends - due)[100:2100] + 5_000
             sequence = np.arange(2000, dtype=np.uint32)
@@ -60,7 +60,7 @@ def test_a_queue_below_capacity_is_that_of_theory_and_above_it_is_marked(tmp_pat
     assert over.ratio is None
     assert at(summary, 1.2, "tcp").ratio is None
     assert at(summary, 0.5, "tcp").ratio is not None
-    table = tables.tables(summary)[0]
+    table = tables.report_tables(summary)[0]
     assert [name for name, _ in table.columns][:4] == ["size", "path", "wait", "load"]
     marked = [cells[5][1] for _, cells in table.rows if cells[3][0] == "120 %"]
     assert marked == ["†", "†"]
@@ -79,14 +79,14 @@ def test_the_answer_to_load_is_what_each_path_can_do_and_where_its_tail_begins(t
 
 def test_the_curve_of_load_stands_over_what_was_answered(tmp_path: pathlib.Path) -> None:
     summary = loaded(tmp_path)
-    ax = figures.draw(summary, "load").axes[0]
+    ax = figures.draw_figure(summary, "load").axes[0]
     places = np.sort(ax.lines[0].get_xdata())
     assert places[:3] == pytest.approx([10_000, 25_000, 40_000], rel=0.05)
     assert places[3] == pytest.approx(50_000, rel=0.05)
     low, high = ax.get_ylim()
     assert low < 25 < high < 2.5 * max(row.quantiles["p99"].value for row in summary.rows)  # type: ignore[union-attr]
     # a curve of eight lines a panel at most
-    assert len({line.get_label() for line in figures.draw(summary, "cdf").axes[0].lines}) <= 8
+    assert len({line.get_label() for line in figures.draw_figure(summary, "cdf").axes[0].lines}) <= 8
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def swept(root: pathlib.Path, **sweep: list[Any]) -> Summary:
 
 
 def test_conditions_come_in_the_experiments_order_with_a_column_of_their_own(spoiled: Summary) -> None:
-    latency = tables.tables(spoiled)[0]
+    latency = tables.report_tables(spoiled)[0]
     assert [name for name, _ in latency.columns][:4] == ["size", "path", "wait", "netem"]
     assert [(first, cells[1][0], cells[3][0]) for first, cells in latency.rows] == [
         (True, "udp", "none"),
@@ -112,25 +112,25 @@ def test_conditions_come_in_the_experiments_order_with_a_column_of_their_own(spo
     ]
     assert spoiled.rows[2].label == "udp loss 1%"
     buffer = io.StringIO()
-    terminal.show(spoiled, buffer, width=80)
+    terminal.show_summary(spoiled, buffer, width=80)
     assert max(map(len, buffer.getvalue().splitlines())) <= 80
     assert "loss 1%" in buffer.getvalue()
     assert "× udp" in buffer.getvalue()
 
 
 def test_each_condition_is_a_line_of_its_figure(spoiled: Summary) -> None:
-    assert "conditions" in figures.names(spoiled)
-    assert "sweep" not in figures.names(spoiled)
-    latency, rates = figures.draw(spoiled, "conditions").axes
+    assert "conditions" in figures.figure_names(spoiled)
+    assert "sweep" not in figures.figure_names(spoiled)
+    latency, rates = figures.draw_figure(spoiled, "conditions").axes
     assert [label.get_text() for label in latency.get_yticklabels()] == ["none", "loss 1%", "delay 1ms reorder 5%"]
     assert "messages/s" in rates.get_xlabel()
-    assert 'id="figure-conditions"' in html.render(spoiled)
+    assert 'id="figure-conditions"' in html.render_html(spoiled)
 
 
 def test_a_field_swept_through_numbers_is_an_axis(tmp_path: pathlib.Path) -> None:
     summary = swept(tmp_path, senders=[1, 2, 8])
-    assert "sweep" in figures.names(summary)
-    latency, rates = figures.draw(summary, "sweep").axes
+    assert "sweep" in figures.figure_names(summary)
+    latency, rates = figures.draw_figure(summary, "sweep").axes
     assert list(latency.lines[0].get_xdata()) == [1, 2, 8]
     assert rates.get_xlabel() == "senders"
     one, eight = (
@@ -145,15 +145,15 @@ def test_a_field_swept_through_numbers_is_an_axis(tmp_path: pathlib.Path) -> Non
 
 def test_words_beside_numbers_tell_the_lines_over_the_numbers_apart(tmp_path: pathlib.Path) -> None:
     summary = swept(tmp_path, crowd=[0, 64, 1024], crowd_on=["spread", "chain"])
-    assert "sweep" in figures.names(summary)
-    assert "conditions" not in figures.names(summary)
-    ax = figures.draw(summary, "sweep").axes[0]
+    assert "sweep" in figures.figure_names(summary)
+    assert "conditions" not in figures.figure_names(summary)
+    ax = figures.draw_figure(summary, "sweep").axes[0]
     _, labels = ax.get_legend_handles_labels()
     assert set(labels) == {f"udp {where}" for where in ("spread", "chain")}
-    assert "Not read by rdma-send: crowd" in figures.draw(summary, "sweep").get_supxlabel().replace("\n", " ")
+    assert "Not read by rdma-send: crowd" in figures.draw_figure(summary, "sweep").get_supxlabel().replace("\n", " ")
     assert list(ax.lines[0].get_xdata()) == [0, 64, 1024]
     assert ax.get_xlim()[0] < 0
-    assert figures.render(figures.draw(summary, "sweep"), "svg")
+    assert figures.render_figure(figures.draw_figure(summary, "sweep"), "svg")
 
 
 def test_the_answer_to_a_sweep_is_one_sentence_however_much_was_swept(spoiled: Summary) -> None:
@@ -169,7 +169,7 @@ def test_packets_sent_again_are_in_the_table_of_quality(tmp_path: pathlib.Path) 
         writer.add_trial(plan.trials[0], status="ok", tally={"resent": 17}, sequence=np.arange(count, dtype=np.uint32),
                          ns=np.full(count, 1000))  # fmt: skip
     summary = hwrx.load(writer.path).summary()
-    quality = next(table for table in tables.tables(summary) if table.name == "quality")
+    quality = next(table for table in tables.report_tables(summary) if table.name == "quality")
     place = [name for name, _ in quality.columns].index("sent again")
     assert quality.rows[0][1][place][0] == "17"
     assert json.loads(tables.to_json(summary))["rows"][0]["resent"] == 17
@@ -187,14 +187,14 @@ def test_packets_sent_again_are_in_the_table_of_quality(tmp_path: pathlib.Path) 
 )
 def test_what_cannot_be_varied_is_refused_in_words(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        experiment.loads(f'paths = ["udp"]\n{text}', source="f")
+        experiment.parse_experiment(f'paths = ["udp"]\n{text}', source="f")
 
 
 def test_an_open_loop_of_several_senders_is_left_out_with_the_reason() -> None:
     asked = experiment.from_options(
         name="x", paths=["udp"], patterns=["paced", "stream"], rate=10.0, sweep={"senders": [1, 2]}, repeats=1
     )
-    plan = experiment.plan(asked)
+    plan = experiment.plan_run(asked)
     assert len(plan.trials) == 3
     assert [(skip.label, skip.reason) for skip in plan.skipped] == [
         ("udp 64 B paced event senders=2", "an open loop has one sender")

@@ -12,7 +12,7 @@ import hwrx
 from hwrx.control.messages import Setting
 from hwrx.report import figures, html, ledgers, tables, waterfall
 from hwrx.report.cells import Table
-from hwrx.report.journeys import UNKNOWN, journeys
+from hwrx.report.journeys import UNKNOWN, journeys_of
 from hwrx.report.model import Summary
 
 LOOKUP = "udp_queue_rcv_one_skb"
@@ -37,7 +37,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Summary:
 
 
 def named(summary: Summary, name: str) -> Table:
-    return next(table for table in tables.tables(summary) if table.name == name)
+    return next(table for table in tables.report_tables(summary) if table.name == name)
 
 
 def test_a_sweeps_table_shows_the_interval_of_each_crowd_by_itself(crowded: Summary) -> None:
@@ -61,7 +61,7 @@ def test_a_sweeps_table_shows_the_interval_of_each_crowd_by_itself(crowded: Summ
 
 
 def test_every_setting_and_way_has_a_waterfall_of_its_own_that_adds_up(crowded: Summary) -> None:
-    found = journeys(crowded)
+    found = journeys_of(crowded)
     assert len(found) == 2 * 8
     for journey in found:
         setting = Setting(path="udp", **journey.row.swept)
@@ -69,11 +69,11 @@ def test_every_setting_and_way_has_a_waterfall_of_its_own_that_adds_up(crowded: 
         assert step is not None
         assert (step.p50, step.mean) == (lookup(setting, journey.direction, LOOKUP),) * 2
         assert journey.whole == step.mean + 4 * 100
-    waterfalls = [table for table in tables.tables(crowded) if table.name.startswith("stages-")]
+    waterfalls = [table for table in tables.report_tables(crowded) if table.name.startswith("stages-")]
     assert len({table.title for table in waterfalls}) == len(waterfalls) == 16
     assert all(table.folded for table in waterfalls)
     assert any("crowd 100000" in table.title and "chain" in table.title for table in waterfalls)
-    assert html.render(crowded).count('<details class="folded">') == 16
+    assert html.render_html(crowded).count('<details class="folded">') == 16
 
 
 def test_patterns_waits_and_sizes_are_not_averaged(tmp_path: pathlib.Path) -> None:
@@ -85,7 +85,7 @@ def test_patterns_waits_and_sizes_are_not_averaged(tmp_path: pathlib.Path) -> No
         patterns=["pingpong", "stream"], waits=["event", "poll"], repeats=2,
     )  # fmt: skip
     summary = hwrx.load(made).summary()
-    found = {(j.row.pattern, j.row.wait, j.row.size, j.direction): j.steps[-1].p50 for j in journeys(summary)}
+    found = {(j.row.pattern, j.row.wait, j.row.size, j.direction): j.steps[-1].p50 for j in journeys_of(summary)}
     ways = [("pingpong", "there"), ("pingpong", "back"), ("stream", "there")]
     assert found == {
         (pattern, wait, size, way): size * (7 if pattern == "stream" else 1) * (3 if wait == "poll" else 1)
@@ -93,7 +93,7 @@ def test_patterns_waits_and_sizes_are_not_averaged(tmp_path: pathlib.Path) -> No
         for wait in ("event", "poll")
         for size in (64, 1024)
     }
-    copies = ledgers.handled(summary)
+    copies = ledgers.bytes_handled(summary)
     assert {key: value.copied for key, value in copies.items()} == {
         row.key: (1.0, 2.0 if row.size == 64 else 1.0) for row in summary.rows
     }
@@ -103,7 +103,7 @@ def test_patterns_waits_and_sizes_are_not_averaged(tmp_path: pathlib.Path) -> No
         heads = [tuple(cell for cell, _ in cells[:4]) for _, cells in table.rows if cells[0][0]]
         assert len(heads) == len(set(heads)) == 8, name
     assert {cells[-2] for _, cells in named(summary, "tracing").rows} == {("1.00 → 2.27", "+127 %")}
-    drawn = figures.draw(summary, "waterfall")
+    drawn = figures.draw_figure(summary, "waterfall")
     assert [label.get_text() for ax in drawn.axes for label in ax.get_yticklabels()] == ["udp event", "udp poll"] * 2
     assert ["64 B" in drawn.axes[0].get_xlabel(), "1 KiB" in drawn.axes[1].get_xlabel()] == [True, True]
 
@@ -116,7 +116,7 @@ def test_what_the_kernel_did_not_count_is_not_known_instead_of_none(tmp_path: pa
             row = {"trial": trial.number, "path": "udp", "size": 64, "pattern": "pingpong", "direction": "there"}
             row |= {"delivered_bytes": 640, "receiver_copies": 1.0, "missing": json.dumps({}), "messages": 10}
             writer.add_table("tracing", made_runs._table([row], made_runs.tables.TRACING))
-    (found,) = ledgers.handled(hwrx.load(writer.path).summary()).values()
+    (found,) = ledgers.bytes_handled(hwrx.load(writer.path).summary()).values()
     assert found.copied == (None, 0.0)
     assert found.passed == (None, None)
 
@@ -124,13 +124,13 @@ def test_what_the_kernel_did_not_count_is_not_known_instead_of_none(tmp_path: pa
 def test_a_stage_of_another_version_keeps_its_time(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(made_runs, "STAMPED", (*made_runs.STAMPED[:2], "a stage that was", *made_runs.STAMPED[2:]))
     made = made_runs.make_traced(tmp_path, lambda setting, way, stage: 100, sizes=[64], repeats=1)
-    (there, _) = journeys(hwrx.load(made).summary())
+    (there, _) = journeys_of(hwrx.load(made).summary())
     assert there.step(UNKNOWN.name) is not None
     assert there.whole == 600
 
 
 def test_a_run_without_timelines_has_no_waterfall(tmp_path: pathlib.Path) -> None:
     summary = hwrx.load(made_runs.make(tmp_path, sizes=[64], messages=60)).summary()
-    assert journeys(summary) == []
-    assert not waterfall.has(summary)
-    assert waterfall.tables(summary) == ledgers.tables(summary) == []
+    assert journeys_of(summary) == []
+    assert not waterfall.has_waterfall(summary)
+    assert waterfall.waterfall_tables(summary) == ledgers.ledger_tables(summary) == []

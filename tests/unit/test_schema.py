@@ -19,7 +19,7 @@ def test_units_and_meanings_are_in_the_files(tmp_path: pathlib.Path) -> None:
     for name in ("samples", "trials"):
         found = pq.read_schema(path / f"{name}.parquet")
         for field in found:
-            unit, meaning = schema.column(name, field.name)
+            unit, meaning = schema.column_of(name, field.name)
             assert (field.metadata or {}).get(b"unit", b"").decode() == unit, field.name
             assert meaning or field.name not in schema.SAMPLES.names, field.name
     assert pq.read_schema(path / "samples.parquet").field("ns").metadata[b"unit"] == b"ns"
@@ -52,4 +52,4 @@ def test_every_field_of_a_setting_and_every_column_of_a_traced_run_has_a_meaning
         "tracing": tables.TRACING.names,
         "actors": counted.TABLE.names,
     }.items():
-        assert [name for name in names if not schema.column(table, name)[1]] == [], table
+        assert [name for name in names if not schema.column_of(table, name)[1]] == [], table

@@ -15,7 +15,7 @@ from hwrx.control.messages import Done, Pattern, Place, Prepare, Role, Setting
 from hwrx.errors import UsageError
 from hwrx.paths import nic
 from hwrx.runs import experiment
-from hwrx.runs.schedule import together
+from hwrx.runs.schedule import join_ends
 
 PATTERNS = get_args(Pattern)
 # one value for each field that is not every path's, different from the default and possible
@@ -36,14 +36,14 @@ def setting(path: str, pattern: str, **fields: Any) -> Setting:
 def test_a_field_is_read_and_recorded_or_refused_by_name(path: str, pattern: Pattern) -> None:
     for field, value in OTHER.items():
         asked = setting(path, pattern, **{field: value})
-        if paths.reads(path, pattern, field):
+        if paths.reads_field(path, pattern, field):
             assert paths.settings_read(asked)[field] == value
             if (field, pattern) != ("senders", "paced"):  # an open loop has one sender
-                paths.check(asked)
+                paths.check_setting(asked)
         else:
             assert field not in paths.settings_read(asked)
             with pytest.raises(UsageError, match=f"{field}|crowd|hook|netem|senders") as caught:
-                paths.check(asked)
+                paths.check_setting(asked)
             assert caught.value.remedy
 
 
@@ -51,7 +51,7 @@ def test_every_field_that_only_some_paths_read_is_tried() -> None:
     selective = {
         field
         for field in Setting.__struct_fields__
-        if not all(paths.reads(path, pattern, field) for path in paths.PATHS for pattern in PATTERNS)
+        if not all(paths.reads_field(path, pattern, field) for path in paths.PATHS for pattern in PATTERNS)
     }
     assert selective == set(OTHER)
 
@@ -69,26 +69,26 @@ def test_every_field_that_only_some_paths_read_is_tried() -> None:
     ],
 )  # fmt: skip
 def test_what_each_path_reads(path: str, pattern: Pattern, field: str, holds: bool) -> None:
-    assert paths.reads(path, pattern, field) is holds
+    assert paths.reads_field(path, pattern, field) is holds
 
 
 def test_a_stream_of_tcp_says_what_bounds_it() -> None:
     with pytest.raises(UsageError, match="congestion window and both socket buffers") as caught:
-        paths.check(setting("tcp", "stream", window=4))
+        paths.check_setting(setting("tcp", "stream", window=4))
     assert "socket_buffer" in caught.value.remedy
     assert "rdma-send" in caught.value.remedy
 
 
 def test_a_batch_that_no_call_takes_is_refused() -> None:
     with pytest.raises(UsageError, match="at most 256 messages, not 257"):
-        paths.check(setting("udp", "stream", batch=257))
+        paths.check_setting(setting("udp", "stream", batch=257))
 
 
 # --- in an experiment ------------------------------------------------------------------------------------------------
 
 
 def layout(text: str) -> experiment.Plan:
-    return experiment.plan(experiment.loads(text, source="test"))
+    return experiment.plan_run(experiment.parse_experiment(text, source="test"))
 
 
 def test_a_common_value_goes_to_the_paths_that_read_it() -> None:
@@ -157,7 +157,7 @@ def test_ends_that_met_different_things_are_added() -> None:
         Done(tally={"lost": 1, "wrong port": 2}, ended="complete", chosen={"port": 1}),
         Done(tally={"lost": 2, "bad checksum": 3}, ended="finished", chosen={"port": 2}),
     ]
-    one = together(ends)
+    one = join_ends(ends)
     assert one.tally == {"lost": 3, "wrong port": 2, "bad checksum": 3}
     assert one.chosen == {"port": 1}
 

@@ -21,14 +21,14 @@ def test_names_are_unique_also_in_c() -> None:
 
 
 def test_the_header_has_every_stage() -> None:
-    defined = dict(re.findall(r"#define (STAGE\w+) (\d+)", stages.header()))
+    defined = dict(re.findall(r"#define (STAGE\w+) (\d+)", stages.stage_header()))
     assert {stage.ident: str(stage.number) for stage in stages.STAGES}.items() <= defined.items()
     assert defined["STAGES"] == str(stages.COUNT)
 
 
 @pytest.mark.parametrize("path", list(paths.PATHS))
 def test_every_path_has_a_chain_from_the_sender_to_the_receiver(path: str) -> None:
-    chain = stages.chain(path)
+    chain = stages.stage_chain(path)
     assert chain[0].name == "posted"
     assert chain[-1].name == "delivered"
     sides = [stage.side for stage in chain]
@@ -38,7 +38,7 @@ def test_every_path_has_a_chain_from_the_sender_to_the_receiver(path: str) -> No
 
 
 def test_reception_is_in_packet_order() -> None:
-    names = [stage.name for stage in stages.chain("udp")]
+    names = [stage.name for stage in stages.stage_chain("udp")]
     order = [
         "net_dev_start_xmit", "netif_rx", "enqueue_to_backlog", "net_rx_action", "netif_receive_skb", "packet_rcv",
         "ip_rcv", "PRE_ROUTING", "ip_route_input", "ip_local_deliver", "LOCAL_IN", "udp_rcv", "udp_queue_rcv_one_skb",

@@ -21,7 +21,7 @@ def nanoseconds(values: np.ndarray) -> np.ndarray:
 def digests(count: int, size: int, seed: int, effect: float = 0.05, factor: float = 1.0) -> list[stats.Digest]:
     draw = np.random.default_rng(seed)
     blocks = np.exp(np.random.default_rng(99).normal(0, effect, count))
-    return [stats.digest(nanoseconds(factor * block * draw.exponential(1, size))) for block in blocks]
+    return [stats.digest_samples(nanoseconds(factor * block * draw.exponential(1, size))) for block in blocks]
 
 
 @given(
@@ -29,16 +29,16 @@ def digests(count: int, size: int, seed: int, effect: float = 0.05, factor: floa
     st.lists(st.floats(0.0, 1.0), min_size=1, max_size=20),
 )
 def test_quantiles_are_hyndman_and_fan_type_8(values: list[int], places: list[float]) -> None:
-    ours = stats.quantile(np.sort(np.array(values)), places)
+    ours = stats.quantile_of(np.sort(np.array(values)), places)
     np.testing.assert_allclose(ours, np.quantile(values, places, method="median_unbiased"), rtol=1e-9, atol=1e-3)
     np.testing.assert_allclose(ours, scipy.stats.mstats.mquantiles(values, places, 1 / 3, 1 / 3), rtol=1e-9, atol=1e-3)
 
 
 def test_quantiles_of_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="no samples"):
-        stats.quantile(np.array([], np.int64), 0.5)
+        stats.quantile_of(np.array([], np.int64), 0.5)
     with pytest.raises(ValueError, match="no samples"):
-        stats.digest(np.array([], np.int64))
+        stats.digest_samples(np.array([], np.int64))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_quantiles_of_nothing_are_refused() -> None:
      (9_999, 0.999, False), (20, 0.5, True), (19, 0.5, False), (100, 0.1, True), (99, 0.1, False)],
 )  # fmt: skip
 def test_a_quantile_needs_ten_samples_beyond(count: int, p: float, expected: bool) -> None:
-    assert stats.shown(count, p) is expected
+    assert stats.shown_quantiles(count, p) is expected
 
 
 def test_withheld_quantiles_are_none() -> None:
@@ -60,7 +60,7 @@ def test_withheld_quantiles_are_none() -> None:
 
 def test_a_digest_holds_the_quantiles_exactly_at_its_grid() -> None:
     ns = nanoseconds(np.random.default_rng(1).exponential(1, 100_003))
-    digest = stats.digest(ns.copy())
+    digest = stats.digest_samples(ns.copy())
     for p in (*stats.NAMED, 0.1, 0.3, 0.7, 0.9999):
         assert digest.quantile(p) == pytest.approx(np.quantile(ns, p, method="median_unbiased"), abs=1e-6)
     assert (digest.count, digest.lowest, digest.highest, digest.total) == (len(ns), ns.min(), ns.max(), ns.sum())
@@ -71,14 +71,14 @@ def test_a_digest_leaves_a_read_only_array_as_it_is() -> None:
     ns = nanoseconds(np.random.default_rng(1).exponential(1, 1000))
     before = ns.copy()
     ns.flags.writeable = False
-    stats.digest(ns)
+    stats.digest_samples(ns)
     assert np.array_equal(ns, before)
 
 
 def test_no_outlier_is_dropped() -> None:
     ns = np.full(1000, 1000, np.int64)
     ns[500] = 10**12
-    digest = stats.digest(ns)
+    digest = stats.digest_samples(ns)
     assert digest.highest == 10**12
     assert digest.count == 1000
 
@@ -88,17 +88,17 @@ def test_effective_size_of_an_autoregression_is_the_closed_form(phi: float) -> N
     noise = np.random.default_rng(5).normal(size=200_000)
     series = scipy.signal.lfilter([1], [1, -phi], noise)
     assert stats.effective_share(series) == pytest.approx((1 - phi) / (1 + phi), rel=0.12)
-    np.testing.assert_allclose(stats.autocorrelation(series)[:5], phi ** np.arange(5), atol=0.02)
+    np.testing.assert_allclose(stats.lag_autocorrelation(series)[:5], phi ** np.arange(5), atol=0.02)
 
 
 def test_autocorrelation_of_a_constant_is_that_of_nothing() -> None:
-    assert stats.autocorrelation(np.full(10, 3.0)).tolist() == [1.0] + [0.0] * 9
+    assert stats.lag_autocorrelation(np.full(10, 3.0)).tolist() == [1.0] + [0.0] * 9
     assert stats.effective_share(np.full(10, 3.0)) == 1.0
 
 
 def test_one_value_a_trial_has_students_interval_on_the_logarithm() -> None:
     values = [100.0, 110.0, 95.0, 103.0, 99.0]
-    ours = stats.across(values)
+    ours = stats.interval_across(values)
     logs = np.log(values)
     low, high = scipy.stats.t.interval(0.95, len(logs) - 1, logs.mean(), scipy.stats.sem(logs))
     assert ours.value == pytest.approx(scipy.stats.gmean(values))
@@ -145,7 +145,7 @@ def test_one_trial_has_no_interval() -> None:
     assert math.isnan(estimate.low)
     assert math.isnan(estimate.high)
     assert not estimate.split
-    assert math.isnan(stats.across([5.0]).low)
+    assert math.isnan(stats.interval_across([5.0]).low)
     ratio = stats.quantile_ratio(digests(1, 1000, 1), digests(1, 1000, 2), 0.5)
     assert ratio is not None
     assert math.isnan(ratio.low)
@@ -154,7 +154,7 @@ def test_one_trial_has_no_interval() -> None:
 def test_no_interval_is_narrower_than_the_step_of_the_clock() -> None:
     """All trials have one and the same median, which says nothing of what lies between two ticks."""
     ticks = [np.repeat([9_000, 10_000, 11_000], [300, 500, 200]) for _ in range(4)]
-    trials = [stats.digest(ns) for ns in ticks]
+    trials = [stats.digest_samples(ns) for ns in ticks]
     assert {trial.step for trial in trials} == {1000.0}
     estimate = stats.quantile_across(trials, 0.5)
     assert estimate is not None
@@ -162,7 +162,7 @@ def test_no_interval_is_narrower_than_the_step_of_the_clock() -> None:
     ratio = stats.quantile_ratio(trials, trials, 0.5)
     assert ratio is not None
     assert (ratio.low, ratio.high) == pytest.approx((0.8, 1.2))
-    rate = stats.across([100.0] * 3, step=0.01)
+    rate = stats.interval_across([100.0] * 3, step=0.01)
     assert (rate.low, rate.high) == pytest.approx((99, 101))
     slope = stats.mean_across([2.0] * 3, step=0.5)
     assert (slope.low, slope.high) == (1.5, 2.5)
@@ -170,14 +170,14 @@ def test_no_interval_is_narrower_than_the_step_of_the_clock() -> None:
 
 def test_a_quantile_of_zero_has_no_logarithm_and_is_withheld() -> None:
     gaps = [np.repeat([0, 5_000], [900, 100]) for _ in range(3)]
-    trials = [stats.digest(ns) for ns in gaps]
+    trials = [stats.digest_samples(ns) for ns in gaps]
     assert stats.quantile_across(trials, 0.5) is None
     assert stats.quantile_ratio(trials, digests(3, 1000, 1), 0.5) is None
 
 
 def test_low_quantiles_are_their_own_and_beyond_the_grid_refused() -> None:
     ns = nanoseconds(np.random.default_rng(1).lognormal(0, 1, 200_000))
-    digest = stats.digest(ns.copy())
+    digest = stats.digest_samples(ns.copy())
     for p in (0.0001, 0.001, 0.01):
         assert digest.quantile(p) == pytest.approx(np.quantile(ns, p, method="median_unbiased"), rel=1e-9)
     assert digest.quantile(0.0001) < digest.quantile(0.0005) < digest.quantile(0.002)
@@ -196,7 +196,7 @@ def test_stopping_at_a_narrow_interval_keeps_the_truth_in_95_of_100() -> None:
             estimate = next(
                 found
                 for count in range(3, 101)
-                if stats.converged(found := stats.across(values[:count], level), 0.05) or count == 100
+                if stats.is_converged(found := stats.interval_across(values[:count], level), 0.05) or count == 100
             )
             hits[level] += estimate.low <= 1 <= estimate.high
     assert hits[stats.SEQUENTIAL] >= 0.945 * 1500
@@ -204,15 +204,17 @@ def test_stopping_at_a_narrow_interval_keeps_the_truth_in_95_of_100() -> None:
 
 
 def test_two_repeats_are_never_converged() -> None:
-    assert not stats.converged(stats.across([1.0, 1.0]), 0.5)
-    assert stats.converged(stats.across([1.0, 1.0, 1.0]), 0.5)
+    assert not stats.is_converged(stats.interval_across([1.0, 1.0]), 0.5)
+    assert stats.is_converged(stats.interval_across([1.0, 1.0, 1.0]), 0.5)
 
 
 def test_shift_shows_where_a_distribution_moved() -> None:
     draw = np.random.default_rng(1)
     base = [nanoseconds(draw.lognormal(0, 0.1, 20_000)) for _ in range(4)]
     slow_tail = [np.where(draw.random(len(ns)) < 0.05, ns * 3, ns) for ns in base]
-    moved = dict(stats.shift([stats.digest(ns) for ns in slow_tail], [stats.digest(ns) for ns in base]))
+    moved = dict(
+        stats.shift_between([stats.digest_samples(ns) for ns in slow_tail], [stats.digest_samples(ns) for ns in base])
+    )
     assert set(moved) == {*(k / 10 for k in range(1, 10)), 0.99}
     assert moved[0.5].value == pytest.approx(1.0, abs=0.02)
     assert moved[0.99].value > 2
@@ -220,20 +222,20 @@ def test_shift_shows_where_a_distribution_moved() -> None:
 
 def test_convergence_is_the_width_of_the_interval() -> None:
     estimate = stats.Estimate(value=100.0, low=96.0, high=104.0, trials=3)
-    assert stats.converged(estimate, 0.05)
-    assert not stats.converged(estimate, 0.03)
-    assert not stats.converged(None, 0.5)
-    assert not stats.converged(stats.across([5.0]), 0.5)
+    assert stats.is_converged(estimate, 0.05)
+    assert not stats.is_converged(estimate, 0.03)
+    assert not stats.is_converged(None, 0.5)
+    assert not stats.is_converged(stats.interval_across([5.0]), 0.5)
 
 
 def test_answers_a_second_of_an_open_loop() -> None:
     """Below capacity it is the rate; above, what the path can do: here 10 µs a message, offered every 4 µs."""
     each = np.arange(1000)
-    kept_up = stats.answered(each * 10_000, np.full(1000, 7_000))
+    kept_up = stats.answered_within(each * 10_000, np.full(1000, 7_000))
     assert kept_up == pytest.approx(1e5)
-    behind = stats.answered(each * 4_000, each * (10_000 - 4_000) + 10_000)
+    behind = stats.answered_within(each * 4_000, each * (10_000 - 4_000) + 10_000)
     assert behind == pytest.approx(1e5)
-    assert stats.answered(each[:1], np.ones(1, np.int64)) is None
+    assert stats.answered_within(each[:1], np.ones(1, np.int64)) is None
 
 
 def test_a_transient_is_found_and_a_steady_trial_has_none() -> None:

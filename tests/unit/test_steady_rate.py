@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from hwrx.runs import streams
-from hwrx.runs.schedule import steady
+from hwrx.runs.schedule import steady_part
 from hwrx.runs.streams import Rate, Withheld
 
 MS = 1_000_000
@@ -71,7 +71,7 @@ def test_neither_filling_nor_draining_is_steady() -> None:
     posted = np.concatenate([np.arange(2000) * 1000, 2_000_000 + np.arange(8000) * 2000]).astype(np.int64)
     delivered = (2000 + np.arange(10_000) * 2000).astype(np.int64)
     delivered[-1000:] = delivered[-1001] + np.arange(1, 1001) * 100  # nobody sends any more: faster
-    begin, end = steady(delivered, posted)
+    begin, end = steady_part(delivered, posted)
     assert begin >= 2_000_000 - 2000
     assert end <= posted[-1]
     rate = streams.steady_rate(delivered - delivered[0], begin=begin, end=end, least_ns=MS)
@@ -80,12 +80,12 @@ def test_neither_filling_nor_draining_is_steady() -> None:
 
 
 def test_messages_that_were_all_under_way_at_once_have_no_steady_part() -> None:
-    assert steady(np.arange(2000, 2100), np.arange(100)) == (0, 0)
-    assert steady(np.arange(0), np.arange(100)) == (0, 0)
+    assert steady_part(np.arange(2000, 2100), np.arange(100)) == (0, 0)
+    assert steady_part(np.arange(0), np.arange(100)) == (0, 0)
 
 
 def test_ends_with_two_clocks_have_what_was_recorded() -> None:
-    assert steady(np.arange(100, 400, 10), None) == (0, 290)
+    assert steady_part(np.arange(100, 400, 10), None) == (0, 290)
 
 
 def test_a_rate_that_moved_within_the_trial_is_withheld() -> None:

@@ -25,7 +25,7 @@ from hwrx.control.messages import Done
 from hwrx.errors import StoreError, UsageError
 from hwrx.host import disk
 from hwrx.runs import experiment, schema, seal, store
-from hwrx.runs.schedule import Measured, Outcome, write
+from hwrx.runs.schedule import Measured, Outcome, write_trial
 
 
 def test_a_complete_run_reads_back(tmp_path: pathlib.Path) -> None:
@@ -270,7 +270,7 @@ def test_resume_leaves_out_what_was_skipped(tmp_path: pathlib.Path) -> None:
             raise experiment.UsageError("no")
 
     asked = experiment.from_options(paths=["udp", "tcp"], messages=1200, seed=3, name="made")
-    plan = experiment.plan(asked, no_udp)
+    plan = experiment.plan_run(asked, no_udp)
     with pytest.raises(KeyboardInterrupt), store.Writer.create(tmp_path, plan, {}) as writer:
         raise KeyboardInterrupt
     again, left = store.Writer.resume(writer.path)
@@ -329,7 +329,7 @@ def test_a_run_has_one_writer(tmp_path: pathlib.Path) -> None:
     one, left = store.Writer.resume(path)
     with pytest.raises(StoreError, match="still being written by"):
         store.Writer.resume(path)
-    with disk.locked(path.parent):  # the lock is the run's own
+    with disk.locked_directory(path.parent):  # the lock is the run's own
         pass
     with one:
         for trial in left.trials[:2]:
@@ -495,12 +495,12 @@ def test_which_answers_were_late_goes_from_the_trial_into_the_run(tmp_path: path
         np.arange(2, dtype=np.uint32), np.array([5, 900]), None, {}, done, done, {}, late=np.array([False, True])
     )
     with store.Writer.create(tmp_path, plan, {}) as writer:
-        write(plan.trials[0], measured, writer, Outcome())
+        write_trial(plan.trials[0], measured, writer, Outcome())
     assert hwrx.load(writer.path).trial_samples(0).late.tolist() == [False, True]
 
 
 def test_several_threads_may_add_trials_and_tables(tmp_path: pathlib.Path) -> None:
-    plan = experiment.plan(experiment.from_options(paths=["udp", "tcp"], topology="here", repeats=40, seed=1))
+    plan = experiment.plan_run(experiment.from_options(paths=["udp", "tcp"], topology="here", repeats=40, seed=1))
     together = threading.Barrier(4)
     with store.Writer.create(tmp_path, plan, {}) as writer:
 

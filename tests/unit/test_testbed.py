@@ -60,9 +60,9 @@ def asked(**options: Any) -> Experiment:
 def test_what_would_be_ignored_is_refused(options: dict[str, Any], wanted: Wanted, words: str) -> None:
     refused = asked(**options)
     with pytest.raises(UsageError, match=words) as caught:
-        testbed.check(refused, wanted)
+        testbed.check_wanted(refused, wanted)
     assert caught.value.remedy
-    with pytest.raises(UsageError, match=words), testbed.opened(refused, wanted):
+    with pytest.raises(UsageError, match=words), testbed.opened_bed(refused, wanted):
         pass
 
 
@@ -80,7 +80,7 @@ def test_what_would_be_ignored_is_refused(options: dict[str, Any], wanted: Wante
     ],
 )
 def test_what_a_testbed_has_is_taken(options: dict[str, Any], wanted: Wanted) -> None:
-    testbed.check(asked(**options), wanted)
+    testbed.check_wanted(asked(**options), wanted)
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,10 @@ def test_the_clock_is_by_what_executes_the_ends(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], wanted: Wanted, kvm: Any, clock: str
 ) -> None:
     # what this machine's /dev/kvm can do is the one thing that a test cannot choose
-    monkeypatch.setattr(accelerator, "remembered", lambda: Accelerator(kvm, "said by the test"))
+    monkeypatch.setattr(accelerator, "remembered_choice", lambda: Accelerator(kvm, "said by the test"))
     settled = testbed.settle_clock(asked(clock="auto", **options), wanted)
     assert settled.clock == clock
-    testbed.check(settled, wanted)
+    testbed.check_wanted(settled, wanted)
     assert testbed.settle_clock(settled, wanted) is settled
 
 
@@ -110,7 +110,7 @@ def test_a_writes_receiver_that_would_fill_the_wait_with_looks_is_left_out_with_
     counted = asked(
         paths=["rdma-write", "rdma-write-imm"], topology="nic", clock="icount", patterns=["pingpong", "stream"]
     )
-    layout = experiment.plan(counted, testbed.checker(counted, Wanted()))
+    layout = experiment.plan_run(counted, testbed.setting_checker(counted, Wanted()))
     assert [skip.label for skip in layout.skipped] == ["rdma-write 64 B pingpong event"]
     assert "looking at memory alone" in layout.skipped[0].reason
     assert {(s.path, s.pattern) for s in layout.settings} == {
@@ -119,12 +119,12 @@ def test_a_writes_receiver_that_would_fill_the_wait_with_looks_is_left_out_with_
         ("rdma-write-imm", "stream"),
     }
     timed = asked(paths=["rdma-write"], topology="nic", waits=["poll"])
-    assert not experiment.plan(timed, testbed.checker(timed, Wanted())).skipped
+    assert not experiment.plan_run(timed, testbed.setting_checker(timed, Wanted())).skipped
 
 
 def test_our_driver_is_left_out_where_the_users_devices_are_compared() -> None:
     named = asked(paths=["udp", "nic-ring"], topology="hosts")
-    layout = experiment.plan(named, testbed.checker(named, Wanted(devices=DEVICES)))
+    layout = experiment.plan_run(named, testbed.setting_checker(named, Wanted(devices=DEVICES)))
     assert [skip.label for skip in layout.skipped] == ["nic-ring 64 B pingpong event"]
 
 
@@ -133,8 +133,8 @@ def test_our_driver_is_left_out_where_the_users_devices_are_compared() -> None:
 
 def test_both_prices_of_a_copy_are_two_guests_in_one_run() -> None:
     both = asked(topology="nic", clock="icount", sweep={"copies_priced": ["byte", "word"]})
-    layout = experiment.plan(both)
-    assert experiment.prices(layout) in (["byte", "word"], ["word", "byte"])
+    layout = experiment.plan_run(both)
+    assert experiment.prices_of(layout) in (["byte", "word"], ["word", "byte"])
     assert {trial.setting.copies_priced for trial in layout.trials} == {"byte", "word"}
 
 
@@ -160,7 +160,7 @@ def test_a_guest_that_does_not_count_has_no_price() -> None:
 
 
 def test_an_option_wins_over_whatever_the_file_says() -> None:
-    file = experiment.build(
+    file = experiment.build_experiment(
         {
             "name": "file",
             "clock": "icount",
@@ -176,7 +176,7 @@ def test_an_option_wins_over_whatever_the_file_says() -> None:
         },
         source="file",
     )
-    settings = experiment.plan(experiment.override(file, messages=10, copies_priced="word")).settings
+    settings = experiment.plan_run(experiment.override_experiment(file, messages=10, copies_priced="word")).settings
     assert {setting.messages for setting in settings} == {10}
     assert {setting.copies_priced for setting in settings} == {"word"}
     assert {(s.path, s.window) for s in settings if s.pattern == "stream"} == {("udp", 8), ("rdma-send", 2)}
@@ -186,7 +186,7 @@ def test_an_option_wins_over_whatever_the_file_says() -> None:
 
 def test_settings_of_every_shipped_topology_have_an_estimate() -> None:
     for name in ("here", "netns", "pair", "nic", "queues", "hosts"):
-        assert estimate.estimate(experiment.plan(asked(topology=name))).seconds > 0
+        assert estimate.estimate_run(experiment.plan_run(asked(topology=name))).seconds > 0
     assert Setting(path="udp").copies_priced == "byte"
 
 
@@ -230,14 +230,14 @@ def test_what_only_a_counting_guest_heeds_is_left_away_where_time_is_measured(mo
         "setting": {"copies_priced": "byte", "warmup": 3},
         "sweep": {"copies_priced": ["byte", "word"]},
     }
-    both = experiment.build(content, source="both")
-    monkeypatch.setattr(accelerator, "remembered", lambda: Accelerator("kvm", "said by the test"))
-    for timed in (testbed.settle_clock(both, Wanted()), experiment.override(both, clock="wall")):
+    both = experiment.build_experiment(content, source="both")
+    monkeypatch.setattr(accelerator, "remembered_choice", lambda: Accelerator("kvm", "said by the test"))
+    for timed in (testbed.settle_clock(both, Wanted()), experiment.override_experiment(both, clock="wall")):
         assert (timed.clock, timed.boot, timed.pattern.get("stream", {})) == ("wall", (), {})
-        settings = experiment.plan(timed).settings
+        settings = experiment.plan_run(timed).settings
         assert [(s.rest, s.copies_priced, s.messages, s.warmup) for s in settings] == [(0, "byte", 5, 3)]
-    monkeypatch.setattr(accelerator, "remembered", lambda: Accelerator("tcg", "said by the test"))
-    counted = experiment.plan(testbed.settle_clock(both, Wanted())).settings
+    monkeypatch.setattr(accelerator, "remembered_choice", lambda: Accelerator("tcg", "said by the test"))
+    counted = experiment.plan_run(testbed.settle_clock(both, Wanted())).settings
     assert [(s.rest, s.copies_priced) for s in counted] == [(1000, "byte"), (1000, "word")]
 
 
@@ -245,4 +245,4 @@ def test_a_rest_is_refused_where_time_is_measured_and_where_nobody_takes_it() ->
     with pytest.raises(UsageError, match="rest: it is about counted instructions, and the clock is 'wall'"):
         asked(setting={"rest": 1000})
     with pytest.raises(UsageError, match="udp does not read rest in stream, only in pingpong"):
-        experiment.plan(asked(topology="nic", clock="icount", patterns=["stream"], setting={"rest": 1000}))
+        experiment.plan_run(asked(topology="nic", clock="icount", patterns=["stream"], setting={"rest": 1000}))

@@ -23,7 +23,7 @@ from hwrx.timelines import traced
 def test_without_clang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLANG", "no-such-clang")
     with pytest.raises(build.BuildError, match="clang") as caught:
-        build.compile_into(tmp_path, stages.header())
+        build.compile_into(tmp_path, stages.stage_header())
     assert "apt install" in caught.value.remedy
     assert not list(tmp_path.glob("*.o"))
 
@@ -34,18 +34,18 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     fake.chmod(0o755)
     monkeypatch.setenv("CLANG", str(fake))
     with pytest.raises(build.BuildError, match="something odd"):
-        build.compile_into(tmp_path / "out", stages.header())
+        build.compile_into(tmp_path / "out", stages.stage_header())
     assert not list((tmp_path / "out").glob("*.o"))
 
 
 def test_an_architecture_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "s390x")
     with pytest.raises(build.BuildError, match="s390x"):
-        build.compile_into(tmp_path, stages.header())
+        build.compile_into(tmp_path, stages.stage_header())
 
 
 def test_the_objects_name_follows_the_catalogue() -> None:
-    one, other = build.object_name(stages.header()), build.object_name(stages.header(stages.STAGES[1:]))
+    one, other = build.object_name(stages.stage_header()), build.object_name(stages.stage_header(stages.STAGES[1:]))
     assert one != other
 
 
@@ -53,7 +53,7 @@ def test_without_privilege(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(attaching, "_capable", lambda: False)
     with pytest.raises(MachineError, match="needs root"):
-        attaching.require()
+        attaching.require_tracer()
 
 
 def test_without_btf(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_without_btf(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(2, "No such file or directory")
 
     monkeypatch.setattr(kernel_btf, "kernel_knows", refuse)
-    monkeypatch.setattr(attaching, "require", lambda: None)
+    monkeypatch.setattr(attaching, "require_tracer", lambda: None)
     with pytest.raises(MachineError, match="no BTF"):
         attaching.Prober(["udp"])
 
@@ -74,10 +74,10 @@ def test_locked_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attaching, "LOCKDOWN", lockdown)
     for state in ("[none] integrity confidentiality", "none [integrity] confidentiality"):
         lockdown.write_text(state)
-        attaching.require()
+        attaching.require_tracer()
     lockdown.write_text("none integrity [confidentiality]")
     with pytest.raises(MachineError, match="locked down") as caught:
-        attaching.require()
+        attaching.require_tracer()
     assert "lockdown=confidentiality" in str(caught.value.remedy)
 
 
@@ -89,7 +89,7 @@ def test_a_kernel_without_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
         return {name: (1, "") for name in functions if name not in ("udp_rcv", "udpv6_rcv", "__skb_recv_udp")}, {}
 
     monkeypatch.setattr(kernel_btf, "kernel_knows", knows)
-    monkeypatch.setattr(attaching, "require", lambda: None)
+    monkeypatch.setattr(attaching, "require_tracer", lambda: None)
     found = {each.stage.name: each for each in attaching.Prober(["udp"]).choose()}
     assert not found["udp_rcv"].available
     assert "this kernel has no function udp_rcv to probe" in found["udp_rcv"].reason
@@ -111,9 +111,9 @@ def test_a_path_of_which_nothing_is_stamped(monkeypatch: pytest.MonkeyPatch) -> 
 
     with pytest.raises(MachineError, match="no stage of hca is stamped by anybody"):
         traced.RunTracer(cast(Any, None), ["hca"])
-    monkeypatch.setattr(stages, "chain", lambda path: [])
+    monkeypatch.setattr(stages, "stage_chain", lambda path: [])
     asked = experiment.from_options(paths=["udp"], trace=True)
-    with traced.twins(asked, None, cast(Any, Writer())) as after:
+    with traced.traced_twins(asked, None, cast(Any, Writer())) as after:
         after(None, None, None, None)
     assert "no tracing: no stage of udp" in said[0]
     assert "problem" in said[1]

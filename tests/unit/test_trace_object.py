@@ -16,7 +16,7 @@ def test_the_layouts_are_those_of_the_extension() -> None:
     from cython_ext.object_btf import structures
     from cython_ext.tracer import EVENT, TOTALS
 
-    found = structures(build.find_or_build(stages.header()), ["event", "totals", "cpu"])
+    found = structures(build.find_or_build(stages.stage_header()), ["event", "totals", "cpu"])
     assert np.dtype(found["event"]) == EVENT
     assert np.dtype(found["totals"]) == TOTALS
     assert np.dtype(found["cpu"])["stages"].shape == (max(stage.number for stage in stages.STAGES) + 1,)
@@ -25,7 +25,7 @@ def test_the_layouts_are_those_of_the_extension() -> None:
 def test_a_layout_is_as_the_compiler_laid_it_down(tmp_path: Path) -> None:
     from cython_ext.object_btf import structures
 
-    found = structures(build.find_or_build(stages.header(), "drops"), ["dropped", "message"])
+    found = structures(build.find_or_build(stages.stage_header(), "drops"), ["dropped", "message"])
     dropped, message = np.dtype(found["dropped"]), np.dtype(found["message"])
     assert dropped["function"] == np.dtype("S40")
     assert dropped.itemsize % 8 == 0
@@ -37,7 +37,7 @@ def test_what_has_no_such_structure(tmp_path: Path) -> None:
     from cython_ext.object_btf import structures
 
     with pytest.raises(OSError, match="no struct carrier_pigeon"):
-        structures(build.find_or_build(stages.header(), "drops"), ["carrier_pigeon"])
+        structures(build.find_or_build(stages.stage_header(), "drops"), ["carrier_pigeon"])
     (tmp_path / "no.bpf.o").write_text("no object")
     with pytest.raises(OSError):
         structures(tmp_path / "no.bpf.o", ["settings"])
@@ -57,7 +57,7 @@ def test_what_a_flood_counts_is_read_as_it_was_written(name: str, read: np.dtype
     """Signs and shapes are the reader's own; where each member stands is not."""
     from cython_ext.object_btf import structures
 
-    written = np.dtype(structures(build.find_or_build(stages.header(), "flood"), (name,))[name])
+    written = np.dtype(structures(build.find_or_build(stages.stage_header(), "flood"), (name,))[name])
     assert (read.names, read.itemsize) == (written.names, written.itemsize)
     for member in read.names or ():
         ours, theirs = read.fields[member], written.fields[member]  # type: ignore[index]

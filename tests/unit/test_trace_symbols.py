@@ -30,11 +30,11 @@ def test_a_boot_asks_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "hwrx").mkdir()
     (tmp_path / "hwrx" / "things-of-another-boot").write_text("one 7\ntwo 8\n")
     for _ in range(2):
-        assert symbols.noted("things", ["one", "two"], find) == {"one": 16, "two": 0}
+        assert symbols.noted_symbols("things", ["one", "two"], find) == {"one": 16, "two": 0}
     assert asked == [["one", "two"]]
     assert len(list((tmp_path / "hwrx").iterdir())) == 1
     # a note that was made for other names, or is damaged, is no answer
-    assert symbols.noted("things", ["one"], find) == {"one": 16}
+    assert symbols.noted_symbols("things", ["one"], find) == {"one": 16}
     next((tmp_path / "hwrx").iterdir()).write_text("nonsense")
-    assert symbols.noted("things", ["one"], find) == {"one": 16}
+    assert symbols.noted_symbols("things", ["one"], find) == {"one": 16}
     assert len(asked) == 3

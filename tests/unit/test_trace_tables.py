@@ -36,7 +36,7 @@ def timelines(flow: int = FORTH) -> join.Timelines:
     events["context"] = ACTORS.index("softirq")
     # as ftrace shows it for a veth pair: the sender's own thread goes on to netif_rx
     events["context"][events["stage"] <= stages.BY_NAME["netif_rx"].number] = ACTORS.index("user thread")
-    return join.join(events, ends, "udp", available=PROBED, flow=flow)
+    return join.join_events(events, ends, "udp", available=PROBED, flow=flow)
 
 
 class FakeRun:
@@ -74,7 +74,7 @@ def test_a_row_for_every_stamp() -> None:
 
 def test_no_complete_message_makes_no_rows() -> None:
     events, ends = made(5)
-    found = join.join(events[:0], ends, "udp", available=PROBED)
+    found = join.join_events(events[:0], ends, "udp", available=PROBED)
     assert stage_rows(TRIAL, "there", found).num_rows == 0
 
 
@@ -95,7 +95,7 @@ def test_perfettos_file_has_a_track_for_each_cpu_and_actor(tmp_path: Path) -> No
     both = [stage_rows(TRIAL, "there", timelines()), stage_rows(TRIAL, "back", timelines(BACK))]
     run: Any = FakeRun({"stages": pa.concat_tables([table.unify_dictionaries() for table in both])})
     path = tmp_path / "t.json"
-    assert perfetto.export(run, path) == 80
+    assert perfetto.export_timelines(run, path) == 80
     events = json.loads(path.read_text())["traceEvents"]
     slices = [event for event in events if event["ph"] == "X"]
     assert len(slices) == 80 * (len(timelines().stages) - 1)
@@ -110,7 +110,7 @@ def test_perfettos_file_has_a_track_for_each_cpu_and_actor(tmp_path: Path) -> No
 def test_perfetto_of_an_untraced_run_is_refused_in_words(tmp_path: Path) -> None:
     run: Any = FakeRun({})
     with pytest.raises(UsageError, match="no timelines"):
-        perfetto.export(run, tmp_path / "t.json")
+        perfetto.export_timelines(run, tmp_path / "t.json")
 
 
 def test_the_walk_is_the_median_messages() -> None:
@@ -124,7 +124,7 @@ def test_the_walk_is_the_median_messages() -> None:
     assert journey.stayed() is None
     rows = tuple(copies.Row(f"stage {n}", "sender", "kernel", "copied", 1, 64, 1.0, "") for n in range(15))
     journey.ledger = copies.Ledger("udp", 64, rows, 15.0, 0.0, balanced=True)
-    picture = walk.svg([journey, journey])
+    picture = walk.walk_picture([journey, journey])
     height = int(picture.split('height="')[1].split('"')[0])
     lines = [float(y) for y in re.findall(r'<text x="[^"]*" y="([^"]*)"', picture)]
     assert max(lines) < height, "words below the picture"
@@ -204,5 +204,5 @@ def test_a_stage_that_the_catalogue_has_lost_is_left_out(tmp_path: Path) -> None
     assert "ip_rcv" in names
     assert {"gone", "ip_rcv"}.isdisjoint(step.stage.name for step in steps_of(table))
     assert UNKNOWN.name in [step.stage.name for step in steps_of(table)], "its time would be missing from the sum"
-    assert perfetto.export(run, tmp_path / "x.json") == 40
+    assert perfetto.export_timelines(run, tmp_path / "x.json") == 40
     assert "ip_rcv" not in (tmp_path / "x.json").read_text()

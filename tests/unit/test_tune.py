@@ -50,7 +50,7 @@ def snapshot(root: pathlib.Path) -> dict[str, str]:
 
 
 def names(root: pathlib.Path) -> list[str]:
-    return [finding.name for finding in tune.findings(root)]
+    return [finding.name for finding in tune.find_noise(root)]
 
 
 def test_everything_that_disturbs_is_found(machine: pathlib.Path) -> None:
@@ -63,28 +63,28 @@ def test_everything_that_disturbs_is_found(machine: pathlib.Path) -> None:
         "NUMA balancing",
         "interrupt affinity",
     ]
-    deep = next(finding for finding in tune.findings(machine) if finding.name == "deep C-states")
+    deep = next(finding for finding in tune.find_noise(machine) if finding.name == "deep C-states")
     assert deep.state == "disable is 0 (2 places)"
-    assert all(finding.effect and finding.remedy for finding in tune.findings(machine))
+    assert all(finding.effect and finding.remedy for finding in tune.find_noise(machine))
 
 
 def test_apply_switches_it_off_and_restore_puts_it_back(machine: pathlib.Path) -> None:
     before = snapshot(machine)
-    changed = tune.apply(machine)
+    changed = tune.apply_tuning(machine)
     assert len(changed) == 8
     assert names(machine) == ["interrupt affinity"]
     assert (machine / CPU / "cpu1/cpuidle/state0/disable").read_text() == "0"
-    assert tune.apply(machine) == []
-    assert len(tune.restore(machine)) == 8
+    assert tune.apply_tuning(machine) == []
+    assert len(tune.restore_tuning(machine)) == 8
     assert snapshot(machine) == before
 
 
 def test_what_was_noted_first_is_restored_after_two_applies(machine: pathlib.Path) -> None:
     before = snapshot(machine)
-    tune.apply(machine)
+    tune.apply_tuning(machine)
     (machine / CPU / "cpu0/cpufreq/scaling_governor").write_text("powersave")
-    tune.apply(machine)
-    tune.restore(machine)
+    tune.apply_tuning(machine)
+    tune.restore_tuning(machine)
     assert snapshot(machine) == before
 
 
@@ -100,16 +100,16 @@ def test_an_apply_that_breaks_off_can_be_restored(machine: pathlib.Path, monkeyp
 
     monkeypatch.setattr(tune, "_write", breaks)
     with pytest.raises(MachineError):
-        tune.apply(machine)
+        tune.apply_tuning(machine)
     monkeypatch.setattr(tune, "_write", genuine)
     assert snapshot(machine) != before
-    tune.restore(machine)
+    tune.restore_tuning(machine)
     assert snapshot(machine) == before
 
 
 def test_nothing_to_restore_is_said(machine: pathlib.Path) -> None:
     with pytest.raises(UsageError, match="nothing to restore"):
-        tune.restore(machine)
+        tune.restore_tuning(machine)
 
 
 def test_a_file_that_cannot_be_written_is_named(machine: pathlib.Path) -> None:
@@ -117,14 +117,14 @@ def test_a_file_that_cannot_be_written_is_named(machine: pathlib.Path) -> None:
     knob.unlink()
     knob.mkdir()
     with pytest.raises(MachineError, match=r"cannot write 1 to .*no_turbo: is a directory"):
-        tune.apply(machine)
+        tune.apply_tuning(machine)
 
 
 def test_damaged_notes_are_named(machine: pathlib.Path) -> None:
     (machine / tune.NOTES).parent.mkdir(parents=True)
     (machine / tune.NOTES).write_text("{")
     with pytest.raises(MachineError, match=r"tune.json is damaged"):
-        tune.restore(machine)
+        tune.restore_tuning(machine)
 
 
 @pytest.mark.parametrize(
@@ -149,15 +149,15 @@ def test_interrupts_that_are_bound_are_no_warning(machine: pathlib.Path) -> None
 def test_a_device_that_merges_packets_is_a_warning_where_it_is_measured() -> None:
     offloads = {"generic-receive-offload": True, "large-receive-offload": False}
     machine = {"nics": [{"name": "eth0", "offloads": offloads}, {"name": "eth1"}]}
-    found = tune.merging(machine, {"eth0", "eth1"})
+    found = tune.find_merging(machine, {"eth0", "eth1"})
     assert [finding.state for finding in found] == ["eth0 merges or cuts packets (generic-receive-offload)"]
     assert "ethtool -K eth0 gro off" in found[0].remedy
-    assert tune.merging(machine, {"eth1"}) == []
+    assert tune.find_merging(machine, {"eth1"}) == []
 
 
 def test_an_empty_machine_has_nothing_to_tell(tmp_path: pathlib.Path) -> None:
-    assert tune.findings(tmp_path) == []
-    assert tune.apply(tmp_path) == []
+    assert tune.find_noise(tmp_path) == []
+    assert tune.apply_tuning(tmp_path) == []
 
 
 def test_command_shows_and_refuses_contradictions(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from hwrx import paths
 from hwrx.control.messages import Place, Prepare, Setting
 from hwrx.errors import MachineError, PathError, PeerError, UsageError
 from hwrx.paths import verbs_end
-from hwrx.paths.verbs_end import End, agree, choose_device, choose_gid, choose_mtu, parse_end
+from hwrx.paths.verbs_end import End, agree_ends, choose_device, choose_gid, choose_mtu, parse_end
 from hwrx.verbs import wc
 
 
@@ -50,14 +50,14 @@ def test_every_status_of_the_header_has_its_sentence() -> None:
 @pytest.mark.parametrize("name", sorted(wc.SENTENCES))
 def test_a_status_is_explained_by_name_number_meaning_and_cause(name: str) -> None:
     value = verbs_device.WC_STATUS[name]
-    words = wc.explain(value)
+    words = wc.explain_status(value)
     assert words.startswith(f"{name} ({value}): ")
     assert "; usual cause: " in words
     assert len(words.split()) > 8
 
 
 def test_a_status_of_the_future_is_still_a_sentence() -> None:
-    assert "newer" in wc.explain(999)
+    assert "newer" in wc.explain_status(999)
     assert "newer" in wc.explain_event(999)
 
 
@@ -129,28 +129,28 @@ OTHER = {"device": "rxe1", "node_guid": "02", "mac": "02:00:00:00:00:02", "gid":
 
 
 def test_the_smaller_mtu_of_both_ports_holds() -> None:
-    assert agree(end(mtu=4096), end(**OTHER, mtu=1024)) == 1024
+    assert agree_ends(end(mtu=4096), end(**OTHER, mtu=1024)) == 1024
 
 
 @pytest.mark.parametrize("same", ["node_guid", "mac", "gid"])
 def test_the_short_cut_is_known_by_guid_mac_or_gid(same: str) -> None:
     other = end(**{**OTHER, same: getattr(end(), same)})
     with pytest.raises(UsageError, match="both ends stand on the rxe device rxe0") as caught:
-        agree(end(), other)
+        agree_ends(end(), other)
     assert "device of its own" in caught.value.remedy
 
 
 def test_equal_names_on_two_machines_and_real_hardware_are_no_short_cut() -> None:
-    agree(end(), end(**{**OTHER, "device": "rxe0"}))
-    agree(end(rxe=False), end(rxe=False))
-    agree(end(), end(boot="another kernel"))
+    agree_ends(end(), end(**{**OTHER, "device": "rxe0"}))
+    agree_ends(end(rxe=False), end(rxe=False))
+    agree_ends(end(), end(boot="another kernel"))
 
 
 def test_ends_that_do_not_fit_are_refused() -> None:
     with pytest.raises(PeerError, match="the ends do not fit"):
-        agree(end(), end(**OTHER, size=128))
+        agree_ends(end(), end(**OTHER, size=128))
     with pytest.raises(PathError, match="GIDs of different kinds"):
-        agree(end(), end(**{**OTHER, "gid": LINK_LOCAL.raw.hex()}))
+        agree_ends(end(), end(**{**OTHER, "gid": LINK_LOCAL.raw.hex()}))
 
 
 @pytest.mark.parametrize(
@@ -255,9 +255,9 @@ def test_an_errno_becomes_words_and_a_remedy(number: int, kind: type, remedy: st
 )
 def test_a_setting_that_cannot_be_is_refused_before_anything_starts(change: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        paths.check(Setting(**{"path": "rdma-send", **change}))
+        paths.check_setting(Setting(**{"path": "rdma-send", **change}))
 
 
 @pytest.mark.parametrize("path", ["rdma-send", "rdma-write", "rdma-write-imm", "rdma-read", "rdma-ud"])
 def test_the_defaults_are_allowed_on_every_path(path: str) -> None:
-    paths.check(Setting(path=path))
+    paths.check_setting(Setting(path=path))

@@ -44,30 +44,30 @@ MODULES: dict[str, str] = {
 }
 
 
-def find(name: str) -> Callable[..., Measurement]:
+def find_instrument(name: str) -> Callable[..., Measurement]:
     """Return an instrument; UsageError has near names."""
     if name not in MODULES:
         raise UsageError(
-            f"there is no instrument '{name}'", remedy=f"{model.near(name, MODULES)}; {', '.join(MODULES)}"
+            f"there is no instrument '{name}'", remedy=f"{model.near_names(name, MODULES)}; {', '.join(MODULES)}"
         )
     function: Callable[..., Measurement] = getattr(importlib.import_module(f"{__name__}.{MODULES[name]}"), name)
     return function
 
 
-def parameters(name: str) -> dict[str, Any]:
+def parameters_of(name: str) -> dict[str, Any]:
     """Return an instrument's parameters with their defaults."""
-    found = inspect.signature(find(name)).parameters
+    found = inspect.signature(find_instrument(name)).parameters
     return {key: each.default for key, each in found.items() if key != "session"}
 
 
-def check(claim: Claim) -> None:
+def check_parameters(claim: Claim) -> None:
     """UsageError where a claim's file asks its instrument for a parameter that it has not, or of another kind."""
-    known = parameters(claim.instrument)
+    known = parameters_of(claim.instrument)
     for key, value in claim.parameters.items():
         if key not in known:
             raise UsageError(
                 f"{claim.name}: the instrument '{claim.instrument}' has no parameter '{key}'",
-                remedy=f"{model.near(key, known)}; it has: {', '.join(known)}",
+                remedy=f"{model.near_names(key, known)}; it has: {', '.join(known)}",
             )
         wanted = type(known[key])
         if not isinstance(value, wanted) and not (wanted is float and isinstance(value, int)):

@@ -31,8 +31,8 @@ def balance(
         raise UsageError(f"with functions watched at most {MOST_WATCHED} messages can be sent", remedy="or watch none")
     with contextlib.ExitStack() as stack:
         tracer = stack.enter_context(Ftrace(watch)) if watch else None
-        found = provoke.provoke(place, _names(session), messages, 1)
-    figures = reckon(found, place)
+        found = provoke.provoke_drops(place, _names(session), messages, 1)
+    figures = reckon_balance(found, place)
     for name in (each.split("|")[0] for each in watch):
         calls = sum(call.name == name for call in tracer.calls) if tracer else 0
         figures[f"{name}_calls"] = calls / found.sent if found.sent else None
@@ -43,7 +43,7 @@ def balance(
     return Measurement(figures, Bars(rows, "messages", [0, 2, *[3] * len(found.rows), 5]), notes=notes + found.notes)
 
 
-def reckon(found: Balance, place: str) -> dict[str, float | int | bool | str | None]:
+def reckon_balance(found: Balance, place: str) -> dict[str, float | int | bool | str | None]:
     """Return the figures of a balance."""
     return {
         "sent": found.sent,

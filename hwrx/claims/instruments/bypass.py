@@ -56,7 +56,7 @@ def entries(
     message: `entries` (system calls of the two ends, device interrupts, NET_RX and drivers' softirqs, work items),
     `control_entries` (over UDP), `delivered`.
     """
-    choose(session, device)
+    choose_ports(session, device)
     wait = "poll" if path == "rdma-write" else "event"
     ours, delivered = _fewest(session.agents, path, size, messages, wait, rounds)
     with _loopback() as pair:
@@ -78,7 +78,7 @@ def busy(
     and `control_copies`, the time that all CPUs were busy for a byte that was delivered over that of one copy of a
     byte, for the path and for TCP; `copy_ns` of a KiB; `delivered` messages.
     """
-    choose(session, device)
+    choose_ports(session, device)
     copy = _copy_cost()
     ours, delivered = _least(session.agents, path, megabytes, rounds)
     with _loopback() as pair:
@@ -90,7 +90,7 @@ def busy(
     return Measurement(figures, Bars(rows, "CPU time for a byte, in copies of a byte", [2, 3]))
 
 
-def choose(session: Session, device: str) -> None:
+def choose_ports(session: Session, device: str) -> None:
     """Let the session's ends be verbs ports: "any": the topology's; "hardware": two of NICs; or "A,B" by name.
 
     MachineError where the machine has not what is asked for.
@@ -100,7 +100,7 @@ def choose(session: Session, device: str) -> None:
     if device == "hardware":
         session.over(dict(zip(ROLES, devices.hardware_ends(), strict=True)))
     else:
-        session.over(testbed.explicit(Wanted(devices=tuple(device.split(",")))).places)
+        session.over(testbed.explicit_bed(Wanted(devices=tuple(device.split(",")))).places)
 
 
 @contextlib.contextmanager

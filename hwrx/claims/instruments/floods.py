@@ -42,7 +42,7 @@ def flooded(
     # closed at once: the counting programs would be run by every packet of the claims that follow
     wire = session.wire
     with _burdened(wire, burden), contextlib.closing(flood.Bed(wire.places, wire.spaces, wire.name)) as bed:
-        return reckon(flood.measure(spec, bed))
+        return reckon_flood(flood.measure_flood(spec, bed))
 
 
 @contextlib.contextmanager
@@ -59,7 +59,7 @@ def _burdened(wire: Wire, count: int) -> Iterator[None]:
         yield
 
 
-def reckon(found: Flood) -> Measurement:
+def reckon_flood(found: Flood) -> Measurement:
     """Put the figures together."""
     polls: dict[int, int] = {}
     for histogram in found.polls.values():

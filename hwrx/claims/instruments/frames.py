@@ -54,13 +54,13 @@ def frames(session: Session, count: int = 100, size: int = 64) -> Measurement:
         run("bound", mac, port)
         run("unbound", mac, SOMEWHERE)
         run("foreign", STRANGER, port)
-        tools.run("ip", "link", "set", device, "address", STRANGER)
-        stack.callback(tools.run, "ip", "link", "set", device, "address", mac)
+        tools.run_tool("ip", "link", "set", device, "address", STRANGER)
+        stack.callback(tools.run_tool, "ip", "link", "set", device, "address", mac)
         run("renamed", STRANGER, port)
         run("old", mac, port)
         stack.close()
-        tools.run("ip", "link", "set", device, "promisc", "on")
-        stack.callback(tools.run, "ip", "link", "set", device, "promisc", "off")
+        tools.run_tool("ip", "link", "set", device, "promisc", "on")
+        stack.callback(tools.run_tool, "ip", "link", "set", device, "promisc", "off")
         run("promiscuous", STRANGER, port)
     rows = [
         ("to the NIC's address, a process waits", found["taken_bound"]),
@@ -76,7 +76,7 @@ def frames(session: Session, count: int = 100, size: int = 64) -> Measurement:
 
 def _taken(device: str) -> int:
     """Packets that the NIC says it has received (its register GPRC)."""
-    found = re.search(r"^\s*rx_packets: (\d+)$", tools.run("ethtool", "-S", device), re.MULTILINE)
+    found = re.search(r"^\s*rx_packets: (\d+)$", tools.run_tool("ethtool", "-S", device), re.MULTILINE)
     return int(found[1]) if found else 0
 
 

@@ -47,16 +47,16 @@ def functions(
         sender = stack.enter_context(wire.socket("client"))
         with wire.inside("server"):
             for hook in switch_on:
-                hooks.put(hook, target, wire.netdev("server"), stack, first=True)
+                hooks.put_hook(hook, target, wire.netdev("server"), stack, first=True)
         tracer = Ftrace(watch, ["sched/sched_waking"])
         with tracer:
             times, tid = one_by_one(wire, messages, size, reader=target, sender=sender, manner=reader)
         with wire.inside("server"):
             stack.close()
-    return reckon(times, tid, tracer.calls, names, order, begin)
+    return reckon_functions(times, tid, tracer.calls, names, order, begin)
 
 
-def reckon(
+def reckon_functions(
     times: Sequence[Sent], tid: int, calls: Sequence[Call], names: Sequence[str], order: Sequence[str], begin: str = ""
 ) -> Measurement:
     """Give each call to the message in whose time it fell, and count."""

@@ -48,7 +48,7 @@ def interrupts(
                 sent += _burst(sender, reader.getsockname(), min(burst, packets - sent), size)
                 time.sleep(gap_ms / 1000)
             time.sleep(QUIET)
-        found = reckon(tracer.calls, device, sent)
+        found = reckon_interrupts(tracer.calls, device, sent)
         now = int((SYSCTL / "net/core/netdev_budget").read_text())
     return msgspec.structs.replace(found, figures={**found.figures, "budget": now})
 
@@ -64,7 +64,7 @@ def _burst(sender: socket.socket, target: tuple[str, int], count: int, size: int
     return done
 
 
-def reckon(calls: Sequence[Call], device: str, sent: int) -> Measurement:
+def reckon_interrupts(calls: Sequence[Call], device: str, sent: int) -> Measurement:
     """Count interrupts of the device's receive side, its polls, and what lies between them."""
     arrivals = [call.at for call in calls if _is_of(call, device)]
     polls = [(call, found) for call in calls if (found := _poll_of(call, device))]

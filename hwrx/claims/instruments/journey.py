@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hwrx.claims.instruments.bypass import choose
+from hwrx.claims.instruments.bypass import choose_ports
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Step, Steps
 from hwrx.claims.session import Session
@@ -25,14 +25,14 @@ def journey(
     `kernel_share` of the one-way time that lies between the first and the last of them, `system_ns` of both ends'
     processors for each message, `delivered`, `complete` (timelines).
     """
-    choose(session, device)
+    choose_ports(session, device)
     wait = "poll" if path == "rdma-write" else "event"
     setting = Setting(path=path, size=size, messages=messages, warmup=20, cooldown=8, wait=wait)  # type: ignore[arg-type]
     found = session.tracer.trace(session.agents, TRIAL, setting, timelines=messages)
-    return reckon(found, setting, session.tracer.tracing.available if session.tracer.tracing else {})
+    return reckon_journey(found, setting, session.tracer.tracing.available if session.tracer.tracing else {})
 
 
-def reckon(found: Directions, setting: Setting, available: dict[str, str]) -> Measurement:
+def reckon_journey(found: Directions, setting: Setting, available: dict[str, str]) -> Measurement:
     """Put the figures together."""
     timelines = found.timelines["there"]
     figures: dict[str, float | int | bool | str | None] = {

@@ -28,7 +28,7 @@ def pinning(
     faults while a message was received into each page for the first time, a page), K_pinned (bytes, VmPin); `pages`.
     """
     device = session.wire.places["server"].verbs
-    found = memory.measure(kinds, pages=pages, device=device, filler=filler_mb << 20)
+    found = memory.measure_pages(kinds, pages=pages, device=device, filler=filler_mb << 20)
     figures: dict[str, float | int | bool | str | None] = {"pages": pages}
     rows: dict[str, list[int]] = {}
     for row in found.rows:

@@ -14,7 +14,7 @@ from hwrx.claims.pictures import Bars, Cells
 from hwrx.claims.session import Session
 from hwrx.errors import HwrxError, UsageError
 from hwrx.host.undo import Undo
-from hwrx.memory.subjects import reserve
+from hwrx.memory.subjects import reserve_huge
 from hwrx.nic import ne2k
 from hwrx.nic import registers as reg
 from hwrx.nic.e1000e import E1000e
@@ -74,7 +74,7 @@ def descriptors(session: Session) -> Measurement:
         try:
             with contextlib.ExitStack() as stack:
                 if access == "uio":
-                    reserve(stack.enter_context(Undo("huge pages for a NIC's buffers")), HUGE_PAGES)
+                    reserve_huge(stack.enter_context(Undo("huge pages for a NIC's buffers")), HUGE_PAGES)
                 nic = stack.enter_context(_nic("server", rx=64, tx=64, access=access))
                 pages = nic.rx.buffers.physical_pages()
                 step = nic.rx.buffers.page_size
@@ -170,7 +170,7 @@ def _transport(link: Any, size: int, mac: str) -> Any:
 
 
 def _nic(end: Literal["client", "server"], **options: Any) -> E1000e:
-    return hwrx.nic.open(topology.NIC_HARDWARE[end], own=(topology.NIC_ADDRESSES[end],), **options)
+    return hwrx.nic.open_nic(topology.NIC_HARDWARE[end], own=(topology.NIC_ADDRESSES[end],), **options)
 
 
 def _send(sender: E1000e, frames: list[bytes]) -> int:

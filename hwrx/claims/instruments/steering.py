@@ -33,7 +33,7 @@ def steering(session: Session, flows: int = 32, packets: int = 4) -> Measurement
             reader = stack.enter_context(wire.socket("server"))
             reader.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)  # SO_RCVBUFFORCE
             if state == "on":
-                hooks.put("rps", reader, device, stack, first=True)
+                hooks.put_hook("rps", reader, device, stack, first=True)
             tracer = Ftrace(["udp_rcv"])
             with tracer:
                 for _ in range(flows):
