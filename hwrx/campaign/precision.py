@@ -7,14 +7,13 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hwrx.runs import experiment as experiments
-from hwrx.runs import reading
+from hwrx.runs import planning, reading
 
 if TYPE_CHECKING:
     from hwrx.runs.store import Writer
 
 
-def repeat_blocks(layout: experiments.Plan, writer: Writer) -> Iterator[list[experiments.Trial]]:
+def repeat_blocks(layout: planning.Plan, writer: Writer) -> Iterator[list[planning.Trial]]:
     """Yield one more repeat of every setting at a time, while the experiment's `until` asks for it.
 
     To be asked again when the trials that were yielded are written. It ends with the first repeat (the third or a later
@@ -37,7 +36,7 @@ def repeat_blocks(layout: experiments.Plan, writer: Writer) -> Iterator[list[exp
             writer.log(f"did not converge within {budget:g} s: {', '.join(wide)}")
             return
         repeats += 1
-        longer = experiments.repeat_plan(layout, repeats).trials
+        longer = planning.repeat_plan(layout, repeats).trials
         writer.expect(len(longer))
         start = time.monotonic()
         yield [trial for trial in longer if trial.repeat == repeats - 1]

@@ -31,9 +31,10 @@ from hwrx.host import disk, strict_json
 from hwrx.lab import kernel
 from hwrx.machine import tune
 from hwrx.machine.placement import OWN_CPUS
-from hwrx.runs import capacity, estimate, lanes, reading, renewal, schedule, store, testbed
+from hwrx.runs import capacity, estimate, lanes, planning, reading, renewal, schedule, store, testbed
 from hwrx.runs import experiment as experiments
-from hwrx.runs.experiment import Experiment, Plan, Trial
+from hwrx.runs.experiment import Experiment
+from hwrx.runs.planning import Plan, Trial
 from hwrx.runs.schedule import Outcome
 from hwrx.runs.testbed import Wanted
 from hwrx.timelines import counted, traced
@@ -197,7 +198,7 @@ def run_and_report(
     with Display() as display:
         experiment = testbed.settle_clock(experiment, wanted, display.stage)
     testbed.check_wanted(experiment, wanted)
-    layout = experiments.plan_run(experiment, testbed.setting_checker(experiment, wanted))
+    layout = planning.plan_run(experiment, testbed.setting_checker(experiment, wanted))
     estimate.check_budget(layout)
     if dry_run:
         print_plan(layout, as_json)
@@ -250,7 +251,7 @@ class Measuring:
         self._display = display
         self._kept = kept
         self._wish = experiments.wish_of(layout.experiment)
-        self._prices = experiments.prices_of(layout)
+        self._prices = planning.prices_of(layout)
         self._begun = threading.Event()
         self._lanes = lanes.Lanes(together=self._may_be_together())
 

@@ -12,7 +12,7 @@ from hwrx import paths
 from hwrx.errors import UsageError
 from hwrx.host import strict_json
 from hwrx.runs import experiment as experiments
-from hwrx.runs import testbed
+from hwrx.runs import planning, testbed
 from hwrx.runs.schedule import Pair
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def walk(
     ):
         say("trace", "attaching the programs (in an emulated guest that takes a second or two)")
         tracer.attach()
-        settings = {setting.path: setting for setting in experiments.plan_run(plan).settings}
+        settings = {setting.path: setting for setting in planning.plan_run(plan).settings}
         for name in names:
             say("trace", f"following {name}")
             setting = msgspec.structs.replace(settings[name], wait="poll" if name == "rdma-write" else wait)

@@ -20,7 +20,8 @@ from hwrx.flood.model import Flood, Spec
 from hwrx.flood.scene import WIRES, Made, setting_of
 from hwrx.probes import account
 from hwrx.runs import reading, store
-from hwrx.runs.experiment import Experiment, Plan, Trial
+from hwrx.runs.experiment import Experiment
+from hwrx.runs.planning import Plan, Trial
 from hwrx.wires import topology
 
 FILE = "floods.json"

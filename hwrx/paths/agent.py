@@ -63,8 +63,8 @@ from hwrx.version import __version__
 from hwrx.wires import impair
 
 if TYPE_CHECKING:
+    from hwrx.probes.counters import Counters
     from hwrx.probes.service import Service
-    from hwrx.timelines.counted import Counters
 
 
 class Agent:
@@ -131,7 +131,7 @@ class Agent:
                 return self._tracer.answer(message)
             case CountOpen() | CountEnd():
                 if self._counters is None:
-                    from hwrx.timelines.counted import Counters  # as above
+                    from hwrx.probes.counters import Counters  # as above
 
                     self._counters = Counters()
                 return self._counters.answer(message)

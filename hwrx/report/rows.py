@@ -20,8 +20,8 @@ from hwrx.paths import arrivals
 from hwrx.report import processor
 from hwrx.report.model import SERIES, Row, name_of, scaled_estimate
 from hwrx.runs import streams
-from hwrx.runs.experiment import capacity_key
 from hwrx.runs.overrides import LISTED, SETTING_FIELDS
+from hwrx.runs.planning import capacity_key
 from hwrx.stats import Digest, Floats
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from hwrx import paths, stats
 from hwrx.errors import TrialError
 from hwrx.paths import arrivals
 from hwrx.runs import experiment as experiments
-from hwrx.runs import schedule
+from hwrx.runs import planning, schedule
 
 if TYPE_CHECKING:
     from hwrx.control.messages import Setting
@@ -29,17 +29,17 @@ PATIENCE = 1.0  # seconds; what is lost at a rate that is too high is not waited
 
 
 def calibrate_plan(
-    layout: experiments.Plan,
+    layout: planning.Plan,
     testbed: Testbed,
     *,
     check: Callable[[Setting], None] = paths.check_setting,
     say: Callable[[str, str], None] = lambda stage, text: None,
-) -> experiments.Plan:
+) -> planning.Plan:
     """Measure the capacities that the plan's experiment does not know, and return the plan with the rates they give.
 
     `check` is the one that the plan was made with. TrialError where a capacity cannot be measured.
     """
-    settings = experiments.uncalibrated_settings(layout)
+    settings = planning.uncalibrated_settings(layout)
     if not settings:
         return layout
     found: dict[str, float] = {}
@@ -49,11 +49,11 @@ def calibrate_plan(
             return pair.measure(0, setting)
 
         for number, setting in enumerate(settings):
-            key = experiments.capacity_key(setting)
+            key = planning.capacity_key(setting)
             say("capacity", f"{number + 1} of {len(settings)}: {key}")
             found[key] = float(f"{find_capacity(setting, measure):.3g}")
     experiment = msgspec.structs.replace(layout.experiment, capacity={**layout.experiment.capacity, **found})
-    return experiments.plan_run(experiment, check)
+    return planning.plan_run(experiment, check)
 
 
 def find_capacity(setting: Setting, measure: Callable[[Setting], Measured]) -> float:
@@ -66,7 +66,7 @@ def find_capacity(setting: Setting, measure: Callable[[Setting], Measured]) -> f
     closed = measure(msgspec.structs.replace(setting, pattern="pingpong", rate=None))
     if not len(closed.ns):
         error = closed.client.error or closed.server.error or "no message came back"
-        raise TrialError(f"the capacity of {experiments.capacity_key(setting)} cannot be measured: {error}")
+        raise TrialError(f"the capacity of {planning.capacity_key(setting)} cannot be measured: {error}")
 
     behind: dict[float, float] = {}  # rate that it fell behind -> what it answered without loss
 
@@ -93,7 +93,7 @@ def find_capacity(setting: Setting, measure: Callable[[Setting], Measured]) -> f
                 break
     if not good:
         raise TrialError(
-            f"the capacity of {experiments.capacity_key(setting)} cannot be measured: it does not keep up "
+            f"the capacity of {planning.capacity_key(setting)} cannot be measured: it does not keep up "
             f"with {bad:.3g} messages a second",
             remedy="look for other load, or lower 'window'",
         )

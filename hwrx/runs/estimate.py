@@ -10,7 +10,7 @@ from hwrx.errors import UsageError
 from hwrx.wires import topology
 
 if TYPE_CHECKING:
-    from hwrx.runs.experiment import Plan
+    from hwrx.runs.planning import Plan
 
 
 class Estimate(Struct, frozen=True, kw_only=True):

@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import itertools
 import pathlib
-import random
 import secrets
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from hwrx import paths as delivery
-from hwrx.control.messages import MessageSize, Pattern, Priced, Setting, Wait
+from hwrx.control.messages import MessageSize, Pattern, Wait
 from hwrx.errors import UsageError
 from hwrx.host import toml_text
-from hwrx.machine.placement import POLLING, Wish
-from hwrx.runs import checked, streams
+from hwrx.machine.placement import Wish
+from hwrx.runs import checked
 from hwrx.runs.overrides import (
     LISTED,
     SETTING_FIELDS,
@@ -35,7 +34,6 @@ from hwrx.runs.overrides import (
     check_overrides,
     check_size,
     check_until,
-    plain_fields,
 )
 from hwrx.wires import topology as topologies
 
@@ -88,31 +86,6 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pattern: dict[str, Overrides] = {}
     size: dict[str, Overrides] = {}
     path: dict[str, Overrides] = {}
-
-
-class Trial(Struct, frozen=True, kw_only=True):
-    """One path in one setting, once. `number` counts from 0 in the order of the run."""
-
-    number: int
-    repeat: int
-    setting: Setting
-    label: str
-
-
-class Skipped(Struct, frozen=True, kw_only=True):
-    """A combination that the experiment asks for and a path cannot do."""
-
-    label: str
-    reason: str
-
-
-class Plan(Struct, frozen=True, kw_only=True):
-    """The trials of an experiment in the order in which they run, and what was left out."""
-
-    experiment: Experiment
-    settings: list[Setting]  # each once, in the file's order
-    trials: list[Trial]
-    skipped: list[Skipped]
 
 
 # --- from a file, from options -------------------------------------------------------------------------------------
@@ -263,199 +236,7 @@ def wish_of(experiment: Experiment) -> Wish:
     return Wish(cpu=experiment.cpu, numa=experiment.numa)
 
 
-# --- to trials -----------------------------------------------------------------------------------------------------
-
-
-def plan_run(experiment: Experiment, check: Callable[[Setting], None] = delivery.check_setting) -> Plan:
-    """Lay out the run: each repeat holds every setting once, in an order drawn from the experiment's seed.
-
-    `check` raises UsageError where a path cannot do a setting; such combinations are listed with the reason. A value
-    that is given to all paths goes to those that read it; UsageError if none does, or if a path's own table holds a
-    field that it does not read. Trials of a path that takes a NIC from the kernel follow each other. The order is
-    drawn with random.Random's `random()` alone, the one method whose sequence Python promises to keep.
-    """
-    experiment = with_seed(experiment)
-    _check_read(experiment)
-    able: list[Setting] = []
-    skipped: list[Skipped] = []
-    for setting in _settings(experiment):
-        try:
-            check(setting)
-            _check_cpus(setting, experiment)
-        except UsageError as error:
-            skipped.append(Skipped(label=label_of(setting, experiment), reason=error.args[0]))
-        else:
-            able.append(setting)
-    if not able:
-        reasons = "; ".join(f"{skip.label}: {skip.reason}" for skip in skipped)
-        raise UsageError(f"experiment '{experiment.name}' has no trial that its paths can do: {reasons}")
-    order = _order(experiment, able, experiment.repeats)
-    return Plan(experiment=experiment, settings=able, trials=order, skipped=skipped)
-
-
-def prices_of(layout: Plan) -> list[Priced]:
-    """Return how copies are priced in a plan's trials, each once, as they come: a guest is booted for each."""
-    return list(dict.fromkeys(trial.setting.copies_priced for trial in layout.trials))
-
-
-def uncalibrated_settings(layout: Plan) -> list[Setting]:
-    """Return a setting to measure each capacity with that `load` needs and the experiment does not know yet.
-
-    Its rate is beyond what any path can do, so that messages go as fast as they are answered, `window` at a time.
-    """
-    experiment = layout.experiment
-    found: dict[str, Setting] = {}
-    for setting in layout.settings if experiment.load else ():
-        if setting.pattern == "paced" and capacity_key(setting) not in experiment.capacity:
-            found.setdefault(capacity_key(setting), msgspec.structs.replace(setting, rate=1e9))
-    return list(found.values())
-
-
-def capacity_key(setting: Setting) -> str:
-    """Name what a capacity belongs to."""
-    return f"{setting.path} {setting.size} B {setting.wait}"
-
-
-def repeat_plan(layout: Plan, repeats: int) -> Plan:
-    """Return the plan with another number of repeats. The trials that both have are the same in both."""
-    return msgspec.structs.replace(layout, trials=_order(layout.experiment, layout.settings, repeats))
-
-
-def trials_of(experiment: Experiment, check: Callable[[Setting], None] = delivery.check_setting) -> list[Trial]:
-    """Return the trials of `plan`."""
-    return plan_run(experiment, check).trials
-
-
 # --- inside --------------------------------------------------------------------------------------------------------
-
-
-def _settings(experiment: Experiment) -> Iterable[Setting]:
-    """Every combination once, in the file's order."""
-    seen: set[Setting] = set()
-    names = list(experiment.sweep)
-    for path, pattern, size, wait in _combinations(experiment):
-        own = experiment.path.get(path, {})
-        shares: tuple[float | None, ...] = experiment.load if pattern == "paced" and experiment.load else (None,)
-        for share, *values in itertools.product(shares, *experiment.sweep.values()):
-            common = {
-                **_defaults(experiment),
-                **experiment.setting,
-                **plain_fields(experiment.pattern.get(pattern, {})),
-                **experiment.size.get(str(size), {}),
-                **experiment.pattern.get(pattern, {}).get(str(size), {}),
-                **dict(zip(names, values, strict=True)),
-            }
-            fields = {
-                **(
-                    {"messages": streams.stream_length(size, clock=experiment.clock, topology=experiment.topology)}
-                    if pattern == "stream"
-                    else {}
-                ),
-                **{key: value for key, value in common.items() if _concerns(path, pattern, key)},
-                "path": path,
-                "pattern": pattern,
-                "size": size,
-                "wait": wait,
-                **{key: value for key, value in plain_fields(own).items() if key not in OWN_LISTS},
-                **plain_fields(own.get(pattern, {})),
-                **own.get(pattern, {}).get(str(size), {}),
-            }
-            setting = msgspec.convert(fields, Setting)
-            if share is not None:
-                guessed = 1 / topologies.KNOWN[experiment.topology].guess.message
-                rate = experiment.capacity.get(capacity_key(setting), guessed)
-                setting = msgspec.structs.replace(setting, rate=share * rate)
-            if setting not in seen:  # two combinations that an override makes one
-                seen.add(setting)
-                yield setting
-
-
-def _concerns(path: str, pattern: str, field: str) -> bool:
-    """Whether a value that is given to all paths goes to this one. Conditions do, to be refused if it cannot be."""
-    return field in delivery.CONDITIONS or delivery.reads_field(path, cast("Pattern", pattern), field)
-
-
-def _check_read(experiment: Experiment) -> None:
-    """UsageError if a field was given that no path, or not the path whose own it is, reads."""
-    together = {(path, pattern) for path, pattern, _, _ in _combinations(experiment)}
-    for field in (*experiment.setting, *experiment.sweep):
-        if not any(_concerns(path, pattern, field) for path, pattern in together):
-            path, pattern = min(together)
-            raise delivery.refuse_unread(path, cast("Pattern", pattern), field)
-    for path, fields in experiment.path.items():
-        own = {pattern for name, pattern in together if name == path}
-        for field, value in fields.items():
-            inner = all_fields(value) if isinstance(value, dict) else []
-            for name in inner:
-                if not delivery.reads_field(path, cast("Pattern", field), name):
-                    raise delivery.refuse_unread(path, cast("Pattern", field), name)
-            if inner or field in OWN_LISTS or not own or any(delivery.reads_field(path, p, field) for p in own):  # type: ignore[arg-type]
-                continue
-            raise delivery.refuse_unread(path, cast("Pattern", min(own)), field)
-
-
-def _check_cpus(setting: Setting, experiment: Experiment) -> None:
-    """Raise UsageError if two ends that poll would share a CPU. What only a machine knows is seen when it is there."""
-    if setting.wait not in POLLING:
-        return
-    if experiment.clock == "icount":
-        raise UsageError(
-            f"a guest that counts instructions has one CPU, and two ends that wait by {setting.wait} take it from each"
-            " other",
-            remedy="wait by event, or use the clock wall",
-        )
-    if len(experiment.cpu) == 2 and experiment.cpu[0] == experiment.cpu[1] and experiment.topology != "hosts":
-        raise UsageError(
-            f"both ends are to share CPU {experiment.cpu[0]}, and two ends that wait by {setting.wait} take it from"
-            " each other",
-            remedy="wait by event, or give two CPUs: --cpu CLIENT,SERVER",
-        )
-
-
-def _defaults(experiment: Experiment) -> Overrides:
-    """Return the fields of Setting whose default depends on the experiment.
-
-    A guest that counts instructions has one CPU. Under the scheduler's usual policy the woken end preempts the other
-    or does not, as their past shares of the CPU have it, and p50 is then whichever of the two is more frequent.
-    """
-    return {"schedule": "batch"} if experiment.clock == "icount" else {}
-
-
-def _combinations(experiment: Experiment) -> Iterable[tuple[str, str, int, str]]:
-    for path in experiment.paths:
-        own = experiment.path.get(path, {})
-        lists = (own.get(name, getattr(experiment, name)) for name in ("patterns", "sizes", "waits"))
-        yield from ((path, *values) for values in itertools.product(*lists))
-
-
-def _order(experiment: Experiment, settings: list[Setting], repeats: int) -> list[Trial]:
-    draw = random.Random(experiment.seed)
-    order: list[Trial] = []
-    for repeat in range(repeats):
-        drawn = sorted(((draw.random(), setting) for setting in settings), key=lambda pair: pair[0])
-        for setting in _together([setting for _, setting in drawn]):
-            label = label_of(setting, experiment)
-            order.append(Trial(number=len(order), repeat=repeat, setting=setting, label=label))
-    return order
-
-
-def _together(drawn: list[Setting]) -> list[Setting]:
-    """Put the trials of paths that hold a NIC behind the first of them: to take it and give it back takes long."""
-    holding = [setting for setting in drawn if setting.path in delivery.HOLDING]
-    first = drawn.index(holding[0]) if holding else 0
-    return [*drawn[:first], *holding, *(setting for setting in drawn[first:] if setting.path not in delivery.HOLDING)]
-
-
-def label_of(setting: Setting, experiment: Experiment) -> str:
-    """Name a setting: what is listed always, and what is swept."""
-    swept = [
-        f"{name}={getattr(setting, name)}"
-        for name in experiment.sweep
-        if _concerns(setting.path, setting.pattern, name)
-    ]
-    if experiment.load and setting.pattern == "paced":
-        swept.insert(0, f"rate={setting.rate:.0f}")
-    return " ".join([setting.path, f"{setting.size} B", setting.pattern, setting.wait, *swept])
 
 
 def _content(experiment: Experiment) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from msgspec import Struct
 from hwrx.errors import StoreError, UsageError
 from hwrx.host import disk
 from hwrx.runs import experiment as experiments
-from hwrx.runs import journal, schema, seal
+from hwrx.runs import journal, planning, schema, seal
 from hwrx.runs.contents import Contents, run_key
 
 MANIFEST_KEYS = ("format", "status", "name", "topology", "clock", "started", "process", "skipped", "trials_planned")
@@ -48,7 +48,7 @@ class Manifest(Struct, frozen=True):
     clock: str
     started: str
     process: dict[str, Any]
-    skipped: list[experiments.Skipped]
+    skipped: list[planning.Skipped]
     trials_planned: int | None
     reason: str = ""
     question: str = ""

@@ -46,7 +46,7 @@ from hwrx.machine.placement import OWN_CPUS, Wish
 from hwrx.paths import cputime
 
 if TYPE_CHECKING:
-    from hwrx.runs.experiment import Trial
+    from hwrx.runs.planning import Trial
     from hwrx.runs.store import Writer
 
 Int64s = npt.NDArray[np.int64]

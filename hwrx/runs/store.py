@@ -50,7 +50,7 @@ from hwrx import paths
 from hwrx.errors import StoreError, UsageError
 from hwrx.host import disk
 from hwrx.runs import experiment as experiments
-from hwrx.runs import journal, reading, schema, seal
+from hwrx.runs import journal, planning, reading, schema, seal
 from hwrx.runs.contents import Contents, run_key
 from hwrx.runs.reading import Run
 from hwrx.runs.schema import FORMAT, MANIFEST, SAMPLES, Status
@@ -82,7 +82,7 @@ class Writer:
     def create(
         cls,
         root: pathlib.Path | str,
-        plan: experiments.Plan | experiments.Experiment,
+        plan: planning.Plan | experiments.Experiment,
         manifest: Mapping[str, Any],
     ) -> Self:
         """Make a new run directory under `root` and point `latest` to it.
@@ -90,7 +90,7 @@ class Writer:
         The directory appears under its name only with manifest and experiment inside. `manifest` describes the
         environment; the keys that the store itself fills (`format`, `status`, …) must not be among it.
         """
-        layout = plan if isinstance(plan, experiments.Plan) else None
+        layout = plan if isinstance(plan, planning.Plan) else None
         experiment = experiments.with_seed(layout.experiment if layout else cast("experiments.Experiment", plan))
         text = experiments.dump_experiment(experiment)
         experiments.parse_experiment(text, source="the experiment")  # what could not be read again is not measured
@@ -138,7 +138,7 @@ class Writer:
         return writer
 
     @classmethod
-    def resume(cls, path: pathlib.Path | str, manifest: Mapping[str, Any] = {}) -> tuple[Self, experiments.Plan]:
+    def resume(cls, path: pathlib.Path | str, manifest: Mapping[str, Any] = {}) -> tuple[Self, planning.Plan]:
         """Go on with a run that did not end; return the writer and a plan of the trials that are still to run.
 
         Trials that failed run again. `manifest` is what the environment is now; where it differs from what the run
@@ -157,7 +157,7 @@ class Writer:
             writer._lock.close()
             raise
 
-    def _go_on(self, run: Run, manifest: Mapping[str, Any]) -> experiments.Plan:
+    def _go_on(self, run: Run, manifest: Mapping[str, Any]) -> planning.Plan:
         """Make the directory ready for what is still to run; return the plan of that."""
         kept = {row["trial"] for row in run.rows if row["status"] == "ok"}
         # what only trials.parquet has runs again: it will be written anew from the journal
@@ -165,8 +165,8 @@ class Writer:
         kept = {line["trial"] for line in lines}
         labels = {row["trial"]: row["label"] for row in run.rows}
         left_out = {skip["label"] for skip in run.manifest["skipped"]}
-        plan = experiments.plan_run(run.experiment, _refuse(left_out, run.experiment))
-        plan = experiments.repeat_plan(plan, max([run.experiment.repeats, *(row["repeat"] + 1 for row in run.rows)]))
+        plan = planning.plan_run(run.experiment, _refuse(left_out, run.experiment))
+        plan = planning.repeat_plan(plan, max([run.experiment.repeats, *(row["repeat"] + 1 for row in run.rows)]))
         wrong = [t.label for t in plan.trials if t.number in labels and labels[t.number] != t.label]
         if wrong:
             raise StoreError(f"run {run.path}: its trials are not those of its experiment.toml (first: {wrong[0]})")
@@ -192,7 +192,7 @@ class Writer:
 
     def add_trial(
         self,
-        trial: experiments.Trial,
+        trial: planning.Trial,
         *,
         status: str,
         error: str = "",
@@ -343,7 +343,7 @@ class Writer:
 
 
 def _samples(
-    trial: experiments.Trial,
+    trial: planning.Trial,
     sequence: npt.NDArray[np.uint32] | None,
     ns: npt.NDArray[np.int64] | None,
     service_ns: npt.NDArray[np.int64] | None,
@@ -384,7 +384,7 @@ def _check_resumable(run: Run) -> None:
 
 def _refuse(labels: set[str], experiment: experiments.Experiment) -> Any:
     def check(setting: Any) -> None:
-        if experiments.label_of(setting, experiment) in labels:
+        if planning.label_of(setting, experiment) in labels:
             raise UsageError("skipped when the run began")
 
     return check

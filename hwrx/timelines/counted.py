@@ -11,31 +11,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 from msgspec import structs
 
 from hwrx import paths
-from hwrx.control.messages import Counted, CountEnd, Counting, CountOpen, FromAgent, Setting, ToCounter
+from hwrx.control.messages import Counted, CountEnd, Counting, CountOpen, Setting
 from hwrx.errors import HwrxError, MachineError, PeerError
 from hwrx.paths import cputime
 from hwrx.probes import account
-from hwrx.probes.account import Int64s
-from hwrx.runs.experiment import Experiment, Trial, wish_of
+from hwrx.probes.counters import SPARE
+from hwrx.runs.experiment import Experiment, wish_of
+from hwrx.runs.planning import Trial
 from hwrx.runs.schedule import Measured, Pair, Testbed, holds_for_next
 from hwrx.runs.schema import TEXT
 from hwrx.runs.store import Writer
 from hwrx.timelines import owed
 
-if TYPE_CHECKING:
-    from hwrx.probes.counting import Counter
-
 ATTACH_WITHIN = 300.0  # seconds: an emulated machine verifies some thirty programs
-FINEST = 12  # as a shift: a bin of 4 µs
 TWIN = 1 << 29  # added to a trial's number, as traced.TWIN is
-SLOWER, SPARE = 4.0, 0.05  # how much longer a counted loop may take than the plain one, and seconds besides
+SLOWER = 4.0  # how much longer a counted loop may take than the plain one
 
 UNKNOWN_AMONG_OTHERS = ("worker", "other", "housekeeping", "idle")
 
@@ -60,65 +55,6 @@ TABLE = pa.schema(
         pa.field("messages", pa.int32(), nullable=False),
     ]
 )
-
-
-# --- in the client's agent -----------------------------------------------------------------------------------------
-
-
-class Counters:
-    """The programs, attached by CountOpen, and what the last trial that they counted brought."""
-
-    def __init__(self) -> None:
-        self._counter: Counter | None = None
-
-    def answer(self, message: ToCounter) -> FromAgent:
-        """Do what the message asks."""
-        match message:
-            case CountOpen():
-                from hwrx.probes.counting import Counter  # not before it is asked for: it needs libbpf
-
-                self.close()
-                self._counter = Counter(SPARE)
-                return Counting(lacks=self._counter.lacks)
-            case CountEnd():
-                if self._counter is None:
-                    raise PeerError("asked what was counted before anything was")
-                counts = self._counter.end()
-                start, stop = message.start - counts.start, message.stop - counts.start
-                return Counted(cut_interval(counts.time, counts.width, start, stop).tolist())
-
-    def begin(self, seconds: float) -> None:
-        """Count from now on, for about so long."""
-        if self._counter is not None:
-            self._counter.reach(seconds, FINEST)
-            self._counter.begin()
-
-    def close(self) -> None:
-        """Detach everything; harmless when nothing is attached."""
-        if self._counter is not None:
-            self._counter.__exit__()
-            self._counter = None
-
-
-def cut_interval(time: Int64s, width: int, start: int, stop: int) -> Int64s:
-    """Return each CPU's ns by actor between two times: (CPUs, actors), each CPU's sum `stop - start`.
-
-    `time` is (CPUs, bins, actors) in ns, a bin `width` ns, and the times are ns since the first bin began. Of the bins
-    that the interval begins or ends in, each actor has its share of what lies within. MachineError if not all of the
-    interval was counted.
-    """
-    if not 0 <= start < stop <= time.shape[1] * width:
-        raise MachineError(
-            f"only {time.shape[1] * width / 1e9:.3f} s were counted, and not all measured messages lie in them",
-            remedy="measure fewer messages",
-        )
-    begins = np.arange(time.shape[1]) * width
-    within = np.clip(np.minimum(stop, begins + width) - np.maximum(start, begins), 0, width)
-    found = np.einsum("cba,b->ca", time, within / width)
-    rounded = np.floor(found).astype(np.int64)
-    # what rounding took goes to whoever has most
-    rounded[np.arange(len(rounded)), rounded.argmax(axis=1)] += stop - start - rounded.sum(axis=1)
-    return np.asarray(rounded)
 
 
 # --- in the controller ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import msgspec
 
 from hwrx.control.messages import Setting
 from hwrx.runs import reading
-from hwrx.runs.experiment import Trial
+from hwrx.runs.planning import Trial
 from hwrx.runs.testbed import GuestBed
 
 if TYPE_CHECKING:

@@ -39,7 +39,8 @@ from hwrx.control.peers import Peer
 from hwrx.errors import HwrxError, MachineError, PeerError
 from hwrx.machine.placement import Wish
 from hwrx.runs import schedule
-from hwrx.runs.experiment import Experiment, Trial, wish_of
+from hwrx.runs.experiment import Experiment, wish_of
+from hwrx.runs.planning import Trial
 from hwrx.runs.schedule import Measured, Pair
 from hwrx.runs.store import Writer
 from hwrx.runs.testbed import Bed, GuestBed

@@ -201,11 +201,11 @@ def in_a_child(work: Any) -> Any:
 
 def made(root: pathlib.Path) -> list[pathlib.Path]:
     """Write three small runs out of random numbers."""
-    from hwrx.runs import experiment, store
+    from hwrx.runs import experiment, planning, store
 
-    def plan(seed: int) -> experiment.Plan:
+    def plan(seed: int) -> planning.Plan:
         options: dict[str, Any] = {"sizes": [64, 1024], "patterns": ["pingpong", "stream"], "messages": 300}
-        return experiment.plan_run(
+        return planning.plan_run(
             experiment.from_options(name="made", paths=["udp", "tcp"], seed=seed, repeats=2, **options), lambda _: None
         )
 

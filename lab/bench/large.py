@@ -16,14 +16,14 @@ import numpy as np
 
 import hwrx
 from hwrx.report import figures
-from hwrx.runs import experiment, store
+from hwrx.runs import experiment, planning, store
 
 
 def make(root: pathlib.Path, samples: int, trials: int) -> pathlib.Path:
     asked = experiment.from_options(
         name="large", paths=["udp", "tcp"], sizes=[64, 1024, 4096, 65536], repeats=trials // 8, seed=1
     )
-    plan = experiment.plan_run(asked, lambda setting: None)
+    plan = planning.plan_run(asked, lambda setting: None)
     draw = np.random.default_rng(1)
     each = samples // trials
     with store.Writer.create(root, plan, {"emulated": False, "command": sys.argv}) as writer:

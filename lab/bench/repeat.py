@@ -34,7 +34,7 @@ import hwrx
 from hwrx.commands.compare import measure_plan
 from hwrx.report.model import Row
 from hwrx.runs import experiment as experiments
-from hwrx.runs import testbed
+from hwrx.runs import planning, testbed
 from hwrx.runs.experiment import Experiment
 from hwrx.runs.testbed import Wanted
 
@@ -102,7 +102,7 @@ def counted(files: Sequence[Path]) -> list[Experiment]:
 
 def hold(experiment: Experiment, runs: int, digits: int, folder: Path) -> list[Held]:
     """Run an experiment so many times, and hold the runs against each other."""
-    layout = experiments.plan_run(experiments.with_seed(experiment), testbed.setting_checker(experiment, Wanted()))
+    layout = planning.plan_run(experiments.with_seed(experiment), testbed.setting_checker(experiment, Wanted()))
     each: list[dict[str, tuple[str, list[float]]]] = []
     for _ in range(runs):
         outcome, path = measure_plan(layout, Wanted(), folder)

@@ -22,7 +22,7 @@ from hwrx.commands import compare
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import undo
 from hwrx.machine import description
-from hwrx.runs import experiment
+from hwrx.runs import experiment, planning
 from hwrx.runs.testbed import Wanted
 from hwrx.verbs import devices, rxe
 from hwrx.wires import topology
@@ -123,9 +123,7 @@ def test_devices_named_on_the_command_line_are_compared_without_a_virtual_machin
     described = experiment.from_options(
         paths=paths, sizes=[64], waits=["poll"], repeats=1, messages=200, check_every=1, topology="hosts"
     )
-    outcome, directory = compare.measure_plan(
-        experiment.plan_run(described), Wanted(devices=("rxe0", "rxe1")), tmp_path
-    )
+    outcome, directory = compare.measure_plan(planning.plan_run(described), Wanted(devices=("rxe0", "rxe1")), tmp_path)
     assert not outcome.failed
     run = load(directory)
     assert (run.status, run.manifest["wire"]) == ("complete", "rxe0 to local rxe1")

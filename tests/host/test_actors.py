@@ -8,7 +8,7 @@ import pytest
 
 import hwrx
 from hwrx.control.messages import Setting
-from hwrx.runs import experiment, schedule, store
+from hwrx.runs import experiment, planning, schedule, store
 from hwrx.runs.schedule import Pair
 from hwrx.runs.testbed import Bed
 from hwrx.timelines import counted
@@ -38,7 +38,7 @@ def test_a_run_that_goes_on_counts_the_twins_that_it_was_interrupted_before(tmp_
     asked = experiment.from_options(
         name="broken-off", paths=["udp", "tcp"], topology="netns", repeats=2, messages=500, trace=True, seed=1
     )
-    plan = experiment.plan_run(asked)
+    plan = planning.plan_run(asked)
     with topology.netns() as made:
         bed = Bed(made.places, made.peers, {})
         writer = store.Writer.create(tmp_path, plan, {"machine": {}})

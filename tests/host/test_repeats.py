@@ -20,8 +20,8 @@ from hwrx.control.peers import Peer, ProcessChannel
 from hwrx.errors import TrialError
 from hwrx.machine import placement
 from hwrx.machine.placement import Wish
-from hwrx.runs import experiment, schedule, store, testbed
-from hwrx.runs.experiment import Plan, Trial
+from hwrx.runs import experiment, planning, schedule, store, testbed
+from hwrx.runs.planning import Plan, Trial
 from hwrx.runs.schedule import Measured, Outcome, Pair
 from hwrx.runs.store import Writer
 from hwrx.runs.testbed import Bed
@@ -49,7 +49,7 @@ def pid_of(peer: Peer) -> int:
 
 def layout(**options: object) -> Plan:
     given = {"paths": ["udp", "tcp"], "topology": "here", "repeats": 3, "messages": 50, "seed": 1, **options}
-    return experiment.plan_run(experiment.from_options(**given))
+    return planning.plan_run(experiment.from_options(**given))
 
 
 def carried_out(root: Path, plan: Plan, bed: Bed) -> tuple[Outcome, dict[int, set[tuple[int, int]]]]:
@@ -188,7 +188,7 @@ def test_counted_instructions_are_the_same_in_every_repeat(needs: Callable[..., 
     )
     medians = []
     with testbed.opened_bed(given, testbed.Wanted()) as bed, Pair(bed) as pair:
-        for trial in experiment.plan_run(given).trials:
+        for trial in planning.plan_run(given).trials:
             if trial.number:
                 pair.renew()
             measured = pair.measure(trial.number, trial.setting, repeat=trial.repeat)

@@ -13,7 +13,7 @@ import pytest
 import hwrx
 from hwrx.control.messages import Place, Setting
 from hwrx.errors import UsageError
-from hwrx.runs import capacity, experiment
+from hwrx.runs import capacity, experiment, planning
 from hwrx.runs.testbed import Bed
 
 COMPARE = [sys.executable, "-m", "hwrx", "compare"]
@@ -119,7 +119,7 @@ def test_what_the_plan_left_out_stays_out_when_the_rates_are_known() -> None:
     asked = experiment.from_options(
         paths=["udp", "tcp"], topology="here", patterns=["paced"], load=[0.5], messages=400, repeats=1, seed=1
     )
-    layout = experiment.plan_run(asked, no_tcp)
+    layout = planning.plan_run(asked, no_tcp)
     bed = Bed({"client": Place(), "server": Place()}, {"client": "local", "server": "local"}, {})
     known = capacity.calibrate_plan(layout, bed, check=no_tcp)
     assert [trial.setting.path for trial in known.trials] == ["udp"]

@@ -16,13 +16,13 @@ from two_sides import TRIAL, Side
 from hwrx.control.messages import Place, Prepare, Setting
 from hwrx.errors import MachineError
 from hwrx.paths import open_endpoint, sockets
-from hwrx.runs import experiment, reading, schedule, store, testbed
+from hwrx.runs import experiment, planning, reading, schedule, store, testbed
 from hwrx.runs.store import Writer
 from hwrx.wires import topology
 
 
 def carried_out(tmp_path: pathlib.Path, text: str) -> store.Run:
-    plan = experiment.plan_run(experiment.parse_experiment(text, source="test"))
+    plan = planning.plan_run(experiment.parse_experiment(text, source="test"))
     with testbed.opened_bed(plan.experiment, testbed.Wanted()) as bed, Writer.create(tmp_path, plan, {}) as writer:
         outcome = schedule.execute_trials(plan.trials, bed, writer)
         assert outcome.failed == []
@@ -122,10 +122,10 @@ def test_what_the_connection_decided_is_recorded(needs: Callable[..., None], tmp
     needs("root", "namespaces")
     measured = []
 
-    def look(pair: schedule.Pair, trial: experiment.Trial, found: schedule.Measured, writer: Writer) -> None:
+    def look(pair: schedule.Pair, trial: planning.Trial, found: schedule.Measured, writer: Writer) -> None:
         measured.append(found)
 
-    plan = experiment.plan_run(
+    plan = planning.plan_run(
         experiment.parse_experiment(
             'paths = ["udp", "tcp"]\npatterns = ["stream"]\nrepeats = 1\ntopology = "netns"\n'
             "[setting]\nmessages = 200\n[path.udp.stream]\nwindow = 4096\n[path.tcp]\nsizes = [1400]",

@@ -15,7 +15,7 @@ from two_sides import TRIAL, Side
 from cython_ext.udp import buffer_for, datagrams_held, truesize
 from hwrx.control.messages import Place, Prepare, Setting
 from hwrx.paths import open_endpoint
-from hwrx.runs import experiment, reading, schedule, store, testbed
+from hwrx.runs import experiment, planning, reading, schedule, store, testbed
 
 SO_MEMINFO = 55
 SIZES = (1, 64, 257, 700, 1400, 1472, 1473, 1700, 2953, 4096, 8192, 16000, 65507)
@@ -99,7 +99,7 @@ def test_a_clean_wire_loses_nothing_at_default_settings(
 ) -> None:
     needs(*(("root", "namespaces") if topology == "netns" else ()))
     sizes = [size for size in SIZES if size >= 64]
-    plan = experiment.plan_run(
+    plan = planning.plan_run(
         experiment.parse_experiment(
             f'paths = ["udp"]\npatterns = ["stream"]\nsizes = {sizes}\nrepeats = 1\ntopology = "{topology}"\n'
             "[setting]\nmessages = 600\ncheck_every = 1",

@@ -12,7 +12,7 @@ import pytest
 import hwrx
 from hwrx.control.messages import Done, Setting
 from hwrx.errors import MachineError
-from hwrx.probes import account
+from hwrx.probes import account, counters
 from hwrx.report import actors
 from hwrx.runs import experiment, schedule, schema, store
 from hwrx.runs.schedule import Measured, Pair
@@ -34,10 +34,10 @@ def time(*bins: dict[int, int]) -> np.ndarray[Any, Any]:
 
 def test_what_lies_before_and_behind_the_measured_messages_is_cut_off() -> None:
     bins = time({SENDER: 1000}, {SENDER: 400}, {SYSTEM: 1000}, {SENDER: 1000})
-    (found,) = counted.cut_interval(bins, WIDTH, 1000, 3000)
+    (found,) = counters.cut_interval(bins, WIDTH, 1000, 3000)
     assert (found[SENDER], found[SYSTEM], found[IDLE]) == (400, 1000, 600)
     # of a bin that lies half in it everybody has half
-    (found,) = counted.cut_interval(bins, WIDTH, 1500, 2250)
+    (found,) = counters.cut_interval(bins, WIDTH, 1500, 2250)
     assert (found[SENDER], found[SYSTEM], found[IDLE]) == (200, 250, 300)
 
 
@@ -47,7 +47,7 @@ def test_all_actors_together_have_all_of_the_time() -> None:
     bins = np.diff(cuts, axis=2, prepend=0, append=WIDTH)
     for start, stop in draw.integers(0, 50 * WIDTH, (100, 2)):
         if start < stop:
-            found = counted.cut_interval(bins, WIDTH, int(start), int(stop))
+            found = counters.cut_interval(bins, WIDTH, int(start), int(stop))
             assert found.sum(axis=1).tolist() == [stop - start] * 2
             assert (found >= 0).all()
 
@@ -55,7 +55,7 @@ def test_all_actors_together_have_all_of_the_time() -> None:
 @pytest.mark.parametrize(("start", "stop"), [(-1, 500), (500, 2001), (700, 700)])
 def test_messages_that_were_not_counted_are_no_figure(start: int, stop: int) -> None:
     with pytest.raises(MachineError, match="not all measured messages lie in them"):
-        counted.cut_interval(time({}, {}), WIDTH, start, stop)
+        counters.cut_interval(time({}, {}), WIDTH, start, stop)
 
 
 def test_both_ends_and_all_cpus_are_added_up_and_resting_is_no_work() -> None:

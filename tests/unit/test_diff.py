@@ -19,7 +19,7 @@ from hwrx import stats
 from hwrx.cli import main
 from hwrx.errors import StoreError, UsageError
 from hwrx.report import baselines, diff, diff_text
-from hwrx.runs.experiment import capacity_key
+from hwrx.runs.planning import capacity_key
 
 Runs = list[pathlib.Path]
 

@@ -10,7 +10,7 @@ import pytest
 
 from hwrx.control.messages import Setting
 from hwrx.errors import UsageError
-from hwrx.runs import estimate, experiment
+from hwrx.runs import estimate, experiment, planning
 
 TEXT = """
 # Which path is faster?
@@ -53,7 +53,7 @@ def test_question_is_the_comment_at_the_top() -> None:
 
 
 def test_each_repeat_holds_every_setting_once_in_another_order() -> None:
-    plan = experiment.plan_run(parse(TEXT), datagrams_are_small)
+    plan = planning.plan_run(parse(TEXT), datagrams_are_small)
     blocks = collections.defaultdict(list)
     for trial in plan.trials:
         blocks[trial.repeat].append(trial.setting)
@@ -65,20 +65,20 @@ def test_each_repeat_holds_every_setting_once_in_another_order() -> None:
 
 
 def test_order_comes_from_the_seed_alone() -> None:
-    one, two = (experiment.trials_of(parse(TEXT), nothing_refused) for _ in range(2))
-    other = experiment.trials_of(parse(TEXT.replace("seed = 7", "seed = 8")), nothing_refused)
+    one, two = (planning.trials_of(parse(TEXT), nothing_refused) for _ in range(2))
+    other = planning.trials_of(parse(TEXT.replace("seed = 7", "seed = 8")), nothing_refused)
     assert one == two
     assert [t.setting for t in one] != [t.setting for t in other]
 
 
 def test_order_of_a_stored_seed_never_changes() -> None:
-    labels = [trial.label for trial in experiment.trials_of(parse(TEXT), nothing_refused)][:3]
+    labels = [trial.label for trial in planning.trials_of(parse(TEXT), nothing_refused)][:3]
     assert labels == ["rdma-write 64 B pingpong poll", "tcp 64 B stream event", "rdma-write 64 B stream event"]
 
 
 def test_trials_of_a_path_that_takes_the_nic_follow_each_other_in_the_order_drawn() -> None:
     asked = 'paths = ["udp", "nic-ring", "tcp"]\nsizes = [64, 512, 1400]\nrepeats = 5\nseed = 3'
-    plan = experiment.plan_run(parse(asked), nothing_refused)
+    plan = planning.plan_run(parse(asked), nothing_refused)
     orders = set()
     for repeat in range(5):
         trials = [trial.setting for trial in plan.trials if trial.repeat == repeat]
@@ -90,7 +90,7 @@ def test_trials_of_a_path_that_takes_the_nic_follow_each_other_in_the_order_draw
 
 
 def test_the_more_special_table_wins() -> None:
-    by_label = {trial.label: trial.setting for trial in experiment.trials_of(parse(TEXT), nothing_refused)}
+    by_label = {trial.label: trial.setting for trial in planning.trials_of(parse(TEXT), nothing_refused)}
     assert by_label["udp 64 B pingpong event"].messages == 500
     assert by_label["udp 64 B stream event"].messages == 2000
     assert by_label["udp 64 B pingpong event"].warmup == 100
@@ -105,7 +105,7 @@ def test_a_table_of_one_size_wins_over_that_of_its_pattern() -> None:
 [pattern.stream]\nmessages = 2000\n[pattern.stream.1400]\nmessages = 500\nwarmup = 7
 [path.tcp.stream]\nmessages = 6000\n[path.tcp.stream.64]\nmessages = 30000"""
     )
-    found = {trial.label: trial.setting for trial in experiment.trials_of(asked, nothing_refused)}
+    found = {trial.label: trial.setting for trial in planning.trials_of(asked, nothing_refused)}
     assert {label: setting.messages for label, setting in found.items() if "stream" in label} == {
         "udp 64 B stream event": 2000,
         "udp 1400 B stream event": 500,
@@ -119,29 +119,29 @@ def test_a_table_of_one_size_wins_over_that_of_its_pattern() -> None:
 
 def test_a_field_that_a_size_gives_is_read_by_its_path_or_refused() -> None:
     with pytest.raises(UsageError, match="udp does not read signal_every"):
-        experiment.plan_run(parse('paths = ["udp"]\npatterns = ["stream"]\n[path.udp.stream.64]\nsignal_every = 3'))
+        planning.plan_run(parse('paths = ["udp"]\npatterns = ["stream"]\n[path.udp.stream.64]\nsignal_every = 3'))
 
 
 def test_what_a_path_cannot_do_is_listed_with_the_reason() -> None:
-    plan = experiment.plan_run(parse(TEXT), datagrams_are_small)
+    plan = planning.plan_run(parse(TEXT), datagrams_are_small)
     assert [skip.label for skip in plan.skipped] == ["udp 70000 B pingpong event", "udp 70000 B stream event"]
     assert plan.skipped[0].reason == "a UDP datagram holds at most 65507 bytes"
 
 
 def test_nothing_left_to_do_is_an_error_with_the_reasons() -> None:
     with pytest.raises(UsageError, match=r"no trial that its paths can do: udp 70000 B .* 65507"):
-        experiment.plan_run(parse('paths = ["udp"]\nsizes = [70000]'), datagrams_are_small)
+        planning.plan_run(parse('paths = ["udp"]\nsizes = [70000]'), datagrams_are_small)
 
 
 def test_two_combinations_that_an_override_makes_one_run_once() -> None:
     text = 'paths = ["rdma-write"]\nwaits = ["poll", "event"]\nrepeats = 1\n[path.rdma-write]\nwait = "poll"'
-    assert [t.setting.wait for t in experiment.trials_of(parse(text), nothing_refused)] == ["poll"]
+    assert [t.setting.wait for t in planning.trials_of(parse(text), nothing_refused)] == ["poll"]
 
 
 def test_a_path_may_have_lists_of_its_own() -> None:
     text = """paths = ["udp", "rdma-ud"]\nsizes = [64, 4096]\nrepeats = 1
 [path.rdma-ud]\nsizes = [64, 1024]\npatterns = ["stream"]\nwaits = ["poll"]"""
-    assert {trial.label for trial in experiment.trials_of(parse(text), nothing_refused)} == {
+    assert {trial.label for trial in planning.trials_of(parse(text), nothing_refused)} == {
         "udp 64 B pingpong event",
         "udp 4096 B pingpong event",
         "rdma-ud 64 B stream poll",
@@ -154,13 +154,13 @@ LOAD = 'paths = ["udp", "tcp"]\npatterns = ["paced", "stream"]\nload = [0.5, 1.2
 
 
 def test_load_asks_for_capacities_and_makes_rates_of_them() -> None:
-    plan = experiment.plan_run(parse(LOAD), nothing_refused)
-    wanted = experiment.uncalibrated_settings(plan)
-    assert [experiment.capacity_key(setting) for setting in wanted] == ["udp 64 B event", "tcp 64 B event"]
+    plan = planning.plan_run(parse(LOAD), nothing_refused)
+    wanted = planning.uncalibrated_settings(plan)
+    assert [planning.capacity_key(setting) for setting in wanted] == ["udp 64 B event", "tcp 64 B event"]
     assert {setting.rate for setting in wanted} == {1e9}
     known = parse(LOAD + '[capacity]\n"udp 64 B event" = 1000.0\n"tcp 64 B event" = 500')
-    plan = experiment.plan_run(known, nothing_refused)
-    assert experiment.uncalibrated_settings(plan) == []
+    plan = planning.plan_run(known, nothing_refused)
+    assert planning.uncalibrated_settings(plan) == []
     rates = sorted((t.setting.path, t.setting.rate) for t in plan.trials if t.setting.pattern == "paced")
     assert rates == [("tcp", 250.0), ("tcp", 600.0), ("udp", 500.0), ("udp", 1200.0)]
     assert {t.setting.rate for t in plan.trials if t.setting.pattern == "stream"} == {None}
@@ -183,7 +183,7 @@ def test_load_and_rate_exclude_each_other(text: str, words: str) -> None:
 
 def test_sweep_multiplies_and_stands_in_the_label() -> None:
     text = 'paths = ["udp"]\nrepeats = 1\npatterns = ["stream"]\n[sweep]\nwindow = [1, 8]\nbatch = [1, 4]'
-    labels = {trial.label for trial in experiment.trials_of(parse(text), nothing_refused)}
+    labels = {trial.label for trial in planning.trials_of(parse(text), nothing_refused)}
     assert labels == {f"udp 64 B stream event window={w} batch={b}" for w in (1, 8) for b in (1, 4)}
 
 
@@ -272,9 +272,9 @@ def test_options_go_over_a_file() -> None:
 
 
 def test_estimate_grows_with_the_work_and_names_its_basis() -> None:
-    small = estimate.estimate_run(experiment.plan_run(parse(TEXT), nothing_refused))
+    small = estimate.estimate_run(planning.plan_run(parse(TEXT), nothing_refused))
     large = estimate.estimate_run(
-        experiment.plan_run(experiment.override_experiment(parse(TEXT), repeats=8), nothing_refused)
+        planning.plan_run(experiment.override_experiment(parse(TEXT), repeats=8), nothing_refused)
     )
     assert large.trials == 2 * small.trials
     assert large.samples == 2 * small.samples
@@ -286,5 +286,5 @@ def test_estimate_grows_with_the_work_and_names_its_basis() -> None:
 def test_a_plan_beyond_its_budget_is_refused_in_words() -> None:
     tight = experiment.override_experiment(parse(TEXT), budget=2.0)
     with pytest.raises(UsageError, match=r"would take about \d+ s \(48 trials .* budget is 2 s.*\n.*raise 'budget'"):
-        estimate.check_budget(experiment.plan_run(tight, nothing_refused))
-    estimate.check_budget(experiment.plan_run(experiment.override_experiment(parse(TEXT), budget=1e6), nothing_refused))
+        estimate.check_budget(planning.plan_run(tight, nothing_refused))
+    estimate.check_budget(planning.plan_run(experiment.override_experiment(parse(TEXT), budget=1e6), nothing_refused))

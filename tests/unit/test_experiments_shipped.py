@@ -8,7 +8,7 @@ import subprocess
 import msgspec
 import pytest
 
-from hwrx.runs import estimate, experiment, testbed
+from hwrx.runs import estimate, experiment, planning, testbed
 from hwrx.runs.testbed import Wanted
 
 FOLDER = pathlib.Path(__file__).parents[2] / "lab" / "experiments"
@@ -20,7 +20,7 @@ def test_shipped_experiment_is_whole(file: pathlib.Path) -> None:
     read = experiment.load_experiment(file)
     assert read.name == file.stem
     assert read.question.splitlines()[0].endswith("?")
-    layout = experiment.plan_run(read, lambda setting: None)
+    layout = planning.plan_run(read, lambda setting: None)
     assert layout.trials
     assert (
         experiment.parse_experiment(experiment.dump_experiment(layout.experiment), source="again") == layout.experiment
@@ -31,7 +31,7 @@ def test_first_experiment_counts_every_path_over_the_same_nics() -> None:
     read = experiment.load_experiment(FOLDER / "first.toml")
     assert (read.topology, read.clock, read.trace) == ("nic", "auto", True)
     counted = msgspec.structs.replace(read, clock="icount")
-    layout = experiment.plan_run(counted, testbed.setting_checker(counted, Wanted()))
+    layout = planning.plan_run(counted, testbed.setting_checker(counted, Wanted()))
     assert {s.path for s in layout.settings} == {
         "udp", "tcp", "rdma-send", "rdma-write", "rdma-write-imm", "nic-ring"
     }  # fmt: skip
@@ -47,7 +47,7 @@ def test_first_experiment_counts_every_path_over_the_same_nics() -> None:
 
 
 def test_the_experiment_in_wall_clock_time_is_short_and_has_a_p99() -> None:
-    layout = experiment.plan_run(experiment.load_experiment(FOLDER / "verbs-sockets.toml"), lambda setting: None)
+    layout = planning.plan_run(experiment.load_experiment(FOLDER / "verbs-sockets.toml"), lambda setting: None)
     assert len(layout.trials) < 110
     assert all(trial.setting.messages >= 1000 for trial in layout.trials)
     assert {t.setting.wait for t in layout.trials if t.setting.path == "rdma-write"} == {"poll", "event"}
@@ -56,8 +56,8 @@ def test_the_experiment_in_wall_clock_time_is_short_and_has_a_p99() -> None:
 
 def test_what_instructions_say_of_copies_is_asked_at_both_prices() -> None:
     for name in ("first", "copy-cost"):
-        layout = experiment.plan_run(experiment.load_experiment(FOLDER / f"{name}.toml"), lambda setting: None)
-        assert sorted(experiment.prices_of(layout)) == ["byte", "word"], name
+        layout = planning.plan_run(experiment.load_experiment(FOLDER / f"{name}.toml"), lambda setting: None)
+        assert sorted(planning.prices_of(layout)) == ["byte", "word"], name
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hwrx.control.messages import Place, Placed, Role, Setting, Survey
 from hwrx.errors import PathError, TrialError, UsageError
 from hwrx.machine import placement
 from hwrx.machine.placement import Wish
-from hwrx.runs import experiment
+from hwrx.runs import experiment, planning
 
 ROLES: tuple[Role, Role] = ("client", "server")
 
@@ -229,7 +229,7 @@ def test_an_experiment_says_where_its_ends_run_and_keeps_it() -> None:
 def test_counted_instructions_are_in_one_scheduling_state_unless_said_otherwise() -> None:
     def schedules(**options: Any) -> set[str]:
         given = experiment.from_options(paths=["udp", "tcp"], topology="pair", **options)
-        return {trial.setting.schedule for trial in experiment.plan_run(given).trials}
+        return {trial.setting.schedule for trial in planning.plan_run(given).trials}
 
     assert schedules(clock="icount") == {"batch"}
     assert schedules(clock="wall") == {"normal"}
@@ -240,11 +240,11 @@ def test_counted_instructions_are_in_one_scheduling_state_unless_said_otherwise(
 
 def test_pollers_that_would_share_a_cpu_are_left_out_of_the_plan_with_the_reason() -> None:
     given = experiment.from_options(paths=["udp"], topology="pair", clock="icount", waits=["event", "poll"])
-    layout = experiment.plan_run(given)
+    layout = planning.plan_run(given)
     assert {trial.setting.wait for trial in layout.trials} == {"event"}
     assert "one CPU" in layout.skipped[0].reason
     with pytest.raises(UsageError, match=r"both ends are to share CPU 1"):
-        experiment.plan_run(experiment.from_options(paths=["udp"], waits=["poll"], cpu=[1, 1]))
+        planning.plan_run(experiment.from_options(paths=["udp"], waits=["poll"], cpu=[1, 1]))
 
 
 @pytest.mark.parametrize("text", ["", "0", "0-3", "0-1,4,6-7"])

@@ -12,7 +12,7 @@ import hwrx
 from hwrx.campaign import precision
 from hwrx.errors import UsageError
 from hwrx.report import tables
-from hwrx.runs import experiment, store
+from hwrx.runs import experiment, planning, store
 
 
 def run(root: pathlib.Path, until: dict[str, Any], spread: float, **options: Any) -> store.Writer:
@@ -66,14 +66,14 @@ def test_an_experiment_that_asks_for_no_width_is_not_judged(tmp_path: pathlib.Pa
 
 def test_a_longer_plan_begins_like_the_shorter_one() -> None:
     plan = made_runs.layout()
-    assert experiment.repeat_plan(plan, 7).trials[: len(plan.trials)] == plan.trials
-    assert experiment.repeat_plan(plan, 3).trials == plan.trials
+    assert planning.repeat_plan(plan, 7).trials[: len(plan.trials)] == plan.trials
+    assert planning.repeat_plan(plan, 3).trials == plan.trials
 
 
 def test_resume_goes_on_after_repeats_that_were_added(tmp_path: pathlib.Path) -> None:
     plan = made_runs.layout(sizes=[64], until={"width": 0.001, "repeats": 9})
     with pytest.raises(KeyboardInterrupt), store.Writer.create(tmp_path, plan, {}) as writer:
-        for trial in experiment.repeat_plan(plan, 5).trials[:-1]:
+        for trial in planning.repeat_plan(plan, 5).trials[:-1]:
             made_runs.add(writer, trial)
         raise KeyboardInterrupt
     again, left = store.Writer.resume(writer.path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
 import tokenize
@@ -20,6 +22,7 @@ HOT = [
     *("e1000e_ring", "packet_ring", "xdp_ring"),
 ]
 COMMENTS_A_LINE = 0.15
+ONE_WORD = 0.15  # of public functions: commands, and what has the field's own name
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,38 @@ def test_the_tree_is_clean(tool: list[str]) -> None:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run([sys.executable, *tool], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_arrows_between_the_rooms_go_down() -> None:
+    lint = "from importlinter.cli import lint_imports_command; lint_imports_command(['--no-cache'])"
+    done = subprocess.run([sys.executable, "-c", lint], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_room_stands_in_the_build() -> None:
+    import tomllib
+
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    rooms = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "hwrx").rglob("__init__.py")}
+    assert rooms == {name for name in listed if name.startswith("hwrx")}
+
+
+def test_extensions_know_nothing_of_hwrx_but_its_errors_and_shapes() -> None:
+    allowed = {"hwrx.errors", "hwrx.paths.verbs_end"}
+    for path in (*(ROOT / "cython_ext").rglob("*.pyx"), *(ROOT / "cython_ext").rglob("*.pxd")):
+        known = set(re.findall(r"(?m)^\s*(?:from|import|cimport) (hwrx[\w.]*)", path.read_text()))
+        assert known <= allowed, path.name
+
+
+def test_public_functions_say_their_object() -> None:
+    names = [
+        node.name
+        for path in (ROOT / "hwrx").rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    ]
+    alone = [name for name in names if "_" not in name]
+    assert len(alone) <= ONE_WORD * len(names), sorted(alone)
 
 
 def test_every_extension_has_a_stub_and_a_place_in_the_build() -> None:

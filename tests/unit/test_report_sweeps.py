@@ -16,7 +16,7 @@ from hwrx.errors import UsageError
 from hwrx.paths import arrivals
 from hwrx.report import figures, html, tables, terminal
 from hwrx.report.model import Row, Summary
-from hwrx.runs import experiment, store
+from hwrx.runs import experiment, planning, store
 
 SERVICE = 20_000  # ns, of the made-up server below: it can do 50,000 messages a second
 LOADS = [0.2, 0.5, 0.8, 1.2]
@@ -24,7 +24,7 @@ LOADS = [0.2, 0.5, 0.8, 1.2]
 
 def loaded(root: pathlib.Path) -> Summary:
     """A run of one server behind a line of 5 µs, at shares of what it can do: a queue, computed."""
-    plan = experiment.plan_run(
+    plan = planning.plan_run(
         experiment.from_options(
             name="load", paths=["udp", "tcp"], patterns=["paced"], load=LOADS, repeats=3, messages=2000, warmup=100,
             arrivals="poisson", seed=1, capacity={f"{path} 64 B event": 1e9 / SERVICE for path in ("udp", "tcp")},
@@ -194,7 +194,7 @@ def test_an_open_loop_of_several_senders_is_left_out_with_the_reason() -> None:
     asked = experiment.from_options(
         name="x", paths=["udp"], patterns=["paced", "stream"], rate=10.0, sweep={"senders": [1, 2]}, repeats=1
     )
-    plan = experiment.plan_run(asked)
+    plan = planning.plan_run(asked)
     assert len(plan.trials) == 3
     assert [(skip.label, skip.reason) for skip in plan.skipped] == [
         ("udp 64 B paced event senders=2", "an open loop has one sender")

@@ -14,7 +14,7 @@ from hwrx import paths
 from hwrx.control.messages import Done, Pattern, Place, Prepare, Role, Setting
 from hwrx.errors import UsageError
 from hwrx.paths import nic
-from hwrx.runs import experiment
+from hwrx.runs import experiment, planning
 from hwrx.runs.schedule import join_ends
 
 PATTERNS = get_args(Pattern)
@@ -87,8 +87,8 @@ def test_a_batch_that_no_call_takes_is_refused() -> None:
 # --- in an experiment ------------------------------------------------------------------------------------------------
 
 
-def layout(text: str) -> experiment.Plan:
-    return experiment.plan_run(experiment.parse_experiment(text, source="test"))
+def layout(text: str) -> planning.Plan:
+    return planning.plan_run(experiment.parse_experiment(text, source="test"))
 
 
 def test_a_common_value_goes_to_the_paths_that_read_it() -> None:

@@ -24,7 +24,7 @@ import hwrx
 from hwrx.control.messages import Done
 from hwrx.errors import StoreError, UsageError
 from hwrx.host import disk
-from hwrx.runs import experiment, schema, seal, store
+from hwrx.runs import experiment, planning, schema, seal, store
 from hwrx.runs.schedule import Measured, Outcome, write_trial
 
 
@@ -270,7 +270,7 @@ def test_resume_leaves_out_what_was_skipped(tmp_path: pathlib.Path) -> None:
             raise experiment.UsageError("no")
 
     asked = experiment.from_options(paths=["udp", "tcp"], messages=1200, seed=3, name="made")
-    plan = experiment.plan_run(asked, no_udp)
+    plan = planning.plan_run(asked, no_udp)
     with pytest.raises(KeyboardInterrupt), store.Writer.create(tmp_path, plan, {}) as writer:
         raise KeyboardInterrupt
     again, left = store.Writer.resume(writer.path)
@@ -500,7 +500,7 @@ def test_which_answers_were_late_goes_from_the_trial_into_the_run(tmp_path: path
 
 
 def test_several_threads_may_add_trials_and_tables(tmp_path: pathlib.Path) -> None:
-    plan = experiment.plan_run(experiment.from_options(paths=["udp", "tcp"], topology="here", repeats=40, seed=1))
+    plan = planning.plan_run(experiment.from_options(paths=["udp", "tcp"], topology="here", repeats=40, seed=1))
     together = threading.Barrier(4)
     with store.Writer.create(tmp_path, plan, {}) as writer:
 

@@ -13,7 +13,7 @@ from hwrx.errors import UsageError
 from hwrx.lab import accelerator
 from hwrx.lab.accelerator import Accelerator
 from hwrx.lab.vm import Guest
-from hwrx.runs import estimate, experiment, testbed
+from hwrx.runs import estimate, experiment, planning, testbed
 from hwrx.runs.experiment import Experiment
 from hwrx.runs.testbed import Wanted
 
@@ -110,7 +110,7 @@ def test_a_writes_receiver_that_would_fill_the_wait_with_looks_is_left_out_with_
     counted = asked(
         paths=["rdma-write", "rdma-write-imm"], topology="nic", clock="icount", patterns=["pingpong", "stream"]
     )
-    layout = experiment.plan_run(counted, testbed.setting_checker(counted, Wanted()))
+    layout = planning.plan_run(counted, testbed.setting_checker(counted, Wanted()))
     assert [skip.label for skip in layout.skipped] == ["rdma-write 64 B pingpong event"]
     assert "looking at memory alone" in layout.skipped[0].reason
     assert {(s.path, s.pattern) for s in layout.settings} == {
@@ -119,12 +119,12 @@ def test_a_writes_receiver_that_would_fill_the_wait_with_looks_is_left_out_with_
         ("rdma-write-imm", "stream"),
     }
     timed = asked(paths=["rdma-write"], topology="nic", waits=["poll"])
-    assert not experiment.plan_run(timed, testbed.setting_checker(timed, Wanted())).skipped
+    assert not planning.plan_run(timed, testbed.setting_checker(timed, Wanted())).skipped
 
 
 def test_our_driver_is_left_out_where_the_users_devices_are_compared() -> None:
     named = asked(paths=["udp", "nic-ring"], topology="hosts")
-    layout = experiment.plan_run(named, testbed.setting_checker(named, Wanted(devices=DEVICES)))
+    layout = planning.plan_run(named, testbed.setting_checker(named, Wanted(devices=DEVICES)))
     assert [skip.label for skip in layout.skipped] == ["nic-ring 64 B pingpong event"]
 
 
@@ -133,8 +133,8 @@ def test_our_driver_is_left_out_where_the_users_devices_are_compared() -> None:
 
 def test_both_prices_of_a_copy_are_two_guests_in_one_run() -> None:
     both = asked(topology="nic", clock="icount", sweep={"copies_priced": ["byte", "word"]})
-    layout = experiment.plan_run(both)
-    assert experiment.prices_of(layout) in (["byte", "word"], ["word", "byte"])
+    layout = planning.plan_run(both)
+    assert planning.prices_of(layout) in (["byte", "word"], ["word", "byte"])
     assert {trial.setting.copies_priced for trial in layout.trials} == {"byte", "word"}
 
 
@@ -176,7 +176,7 @@ def test_an_option_wins_over_whatever_the_file_says() -> None:
         },
         source="file",
     )
-    settings = experiment.plan_run(experiment.override_experiment(file, messages=10, copies_priced="word")).settings
+    settings = planning.plan_run(experiment.override_experiment(file, messages=10, copies_priced="word")).settings
     assert {setting.messages for setting in settings} == {10}
     assert {setting.copies_priced for setting in settings} == {"word"}
     assert {(s.path, s.window) for s in settings if s.pattern == "stream"} == {("udp", 8), ("rdma-send", 2)}
@@ -186,7 +186,7 @@ def test_an_option_wins_over_whatever_the_file_says() -> None:
 
 def test_settings_of_every_shipped_topology_have_an_estimate() -> None:
     for name in ("here", "netns", "pair", "nic", "queues", "hosts"):
-        assert estimate.estimate_run(experiment.plan_run(asked(topology=name))).seconds > 0
+        assert estimate.estimate_run(planning.plan_run(asked(topology=name))).seconds > 0
     assert Setting(path="udp").copies_priced == "byte"
 
 
@@ -234,10 +234,10 @@ def test_what_only_a_counting_guest_heeds_is_left_away_where_time_is_measured(mo
     monkeypatch.setattr(accelerator, "remembered_choice", lambda: Accelerator("kvm", "said by the test"))
     for timed in (testbed.settle_clock(both, Wanted()), experiment.override_experiment(both, clock="wall")):
         assert (timed.clock, timed.boot, timed.pattern.get("stream", {})) == ("wall", (), {})
-        settings = experiment.plan_run(timed).settings
+        settings = planning.plan_run(timed).settings
         assert [(s.rest, s.copies_priced, s.messages, s.warmup) for s in settings] == [(0, "byte", 5, 3)]
     monkeypatch.setattr(accelerator, "remembered_choice", lambda: Accelerator("tcg", "said by the test"))
-    counted = experiment.plan_run(testbed.settle_clock(both, Wanted())).settings
+    counted = planning.plan_run(testbed.settle_clock(both, Wanted())).settings
     assert [(s.rest, s.copies_priced) for s in counted] == [(1000, "byte"), (1000, "word")]
 
 
@@ -245,4 +245,4 @@ def test_a_rest_is_refused_where_time_is_measured_and_where_nobody_takes_it() ->
     with pytest.raises(UsageError, match="rest: it is about counted instructions, and the clock is 'wall'"):
         asked(setting={"rest": 1000})
     with pytest.raises(UsageError, match="udp does not read rest in stream, only in pingpong"):
-        experiment.plan_run(asked(topology="nic", clock="icount", patterns=["stream"], setting={"rest": 1000}))
+        planning.plan_run(asked(topology="nic", clock="icount", patterns=["stream"], setting={"rest": 1000}))
