@@ -32,9 +32,9 @@ from cython_ext.verbs_wait cimport acknowledge, stop_tick
 
 from cython_ext.verbs_device import verbs_error
 
-from hwrx.errors import MachineError, UsageError
-from hwrx.paths.verbs_end import End, Shape, agree, choose_gid, choose_mtu, gid_text, hw_counters, parse_end
 from hwrx.verbs import wc as wc_words
+from hwrx.errors import MachineError, UsageError
+from hwrx.paths.verbs_end import End, Shape, agree_ends, choose_gid, choose_mtu, gid_text, hw_counters, parse_end
 
 # Bytes that one ring of buffers may take: locked memory, faulted in before each trial.
 RING_LIMIT = 64 << 20
@@ -267,7 +267,7 @@ cdef class VerbsTransport(Transport):
     def connect(self, remote):
         """Check the other end, agree on the MTU, take the queue pair to RTS. Refuses two ends on one rxe device."""
         there = parse_end(remote)
-        self.path_mtu = agree(self.end, there)
+        self.path_mtu = agree_ends(self.end, there)
         self.remote = there
         self.st.remote = there.address
         self.st.remote_slots = there.slots
@@ -353,7 +353,7 @@ cdef class VerbsTransport(Transport):
             return Transport.explain(self, status)
         if status <= EVENT_STATUS:
             return f"{wc_words.explain_event(EVENT_STATUS - status)} (on {self.context.name} port {self.port.number})"
-        words = wc_words.explain(WC_STATUS - status)
+        words = wc_words.explain_status(WC_STATUS - status)
         if status == WC_STATUS - <int> IBV_WC_WR_FLUSH_ERR:
             # what threw the request away may have been told by an event, which nobody has looked for yet
             self.st.watch.looked = 0

@@ -20,7 +20,7 @@ from cython_ext.pinned cimport PinnedBuffer
 from cython_ext.sys_socket cimport MSG_DONTWAIT, recv, send
 
 from hwrx.errors import MachineError
-from hwrx.nic.xdp import steer
+from hwrx.nic.xdp import steer_port
 
 AF_XDP = 44       # linux/socket.h; Python's socket module has neither
 SOL_XDP = 283
@@ -387,7 +387,7 @@ cdef class XdpRing(FrameLink):
         # The socket into the map before the program runs: what it would steer meanwhile would be lost.
         if bpf_map_update_elem(sockets, &queue, &own, BPF_ANY) < 0:
             raise OSError(errno, f"BPF_MAP_UPDATE_ELEM: {os.strerror(errno)}")
-        instructions = steer(port, sockets)
+        instructions = steer_port(port, sockets)
         program = bpf_prog_load(BPF_PROG_TYPE_XDP, "hwrx_steer", "Dual BSD/GPL",
                                 <const bpf_insn *> <const char *> instructions, len(instructions) // 8, NULL)
         if program < 0:

@@ -13,7 +13,7 @@ import hwrx
 from hwrx.drops.books import Balance, Row
 from hwrx.errors import StoreError, UsageError
 from hwrx.flood import keep, page, pictures, result, words
-from hwrx.report.summary import label
+from hwrx.report.provenance import label_of_run
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_a_run_of_floods_holds_every_message_and_everything_over_time(run: Path)
 
 def test_the_page_is_made_again_to_the_byte_and_needs_no_network(run: Path) -> None:
     text = (run / "report.html").read_text()
-    assert page.render_page(run, keep.load_floods(run), label(hwrx.load(run))) == text
+    assert page.render_page(run, keep.load_floods(run), label_of_run(hwrx.load(run))) == text
     assert not re.findall(r"(?:src|href)=\"https?:", text)
     for flood in KEPT:
         assert words.answer_of(flood).replace("'", "&#39;") in text

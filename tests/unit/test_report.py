@@ -19,7 +19,8 @@ from hwrx.cli import main
 from hwrx.errors import MachineError, UsageError
 from hwrx.report import figures, html, latex, style, tables, terminal, text
 from hwrx.report.model import Summary
-from hwrx.report.summary import label, summarise_runs
+from hwrx.report.provenance import label_of_run
+from hwrx.report.summary import summarise_runs
 from hwrx.report.words import size_words, time_words
 from hwrx.runs import store
 
@@ -129,12 +130,14 @@ def test_every_table_and_picture_says_that_the_guest_is_emulated(summary: Summar
 
 def test_labels_tell_clocks_and_states_apart(tmp_path: pathlib.Path) -> None:
     real = {"emulated": False, "machine": {"kernel": {"release": "6.12.1"}}}
-    assert label(hwrx.load(made_runs.make(tmp_path, manifest=real))) == "wall clock, Linux 6.12.1, topology netns"
+    assert (
+        label_of_run(hwrx.load(made_runs.make(tmp_path, manifest=real))) == "wall clock, Linux 6.12.1, topology netns"
+    )
     virtual = hwrx.load(made_runs.make(tmp_path, manifest={"emulated": True}, clock="icount"))
-    assert label(virtual) == "virtual time, 1 ns = 1 guest instruction, topology netns"
+    assert label_of_run(virtual) == "virtual time, 1 ns = 1 guest instruction, topology netns"
     with store.Writer.create(tmp_path, made_runs.layout(), real) as writer:
         made_runs.add(writer, made_runs.layout().trials[0])
-    assert label(hwrx.load(writer.path)).endswith("PARTIAL run")
+    assert label_of_run(hwrx.load(writer.path)).endswith("PARTIAL run")
 
 
 def test_terminal_fits_80_columns_and_has_no_colours_in_a_file(summary: Summary) -> None:
