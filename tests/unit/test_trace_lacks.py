@@ -125,7 +125,7 @@ def test_without_the_extension_the_rest_works() -> None:
         "import hwrx.runs.schedule, hwrx.runs.testbed, hwrx.commands.compare, hwrx.timelines.traced\n"
         "from hwrx.probes import attaching\n"
         "from hwrx.errors import MachineError\n"
-        "try:\n    attaching.require()\nexcept MachineError as error:\n    print(error)\n"
+        "try:\n    attaching.require_tracer()\nexcept MachineError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "without libbpf" in done.stdout
