@@ -33,7 +33,7 @@ def drops(
       hwrx drops receive-buffer no-socket --messages 1000000
       hwrx drops --guest --kernel 6.12
     """
-    from hwrx.commands.compare import Display
+    from hwrx.commands.display import Display
     from hwrx.drops import provoke, run
     from hwrx.drops.places import PLACES
 

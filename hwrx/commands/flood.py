@@ -154,7 +154,7 @@ def run_floods(
     specs: list[Spec], where: Literal["here", "guest"] | None, kernel: str | None, out: pathlib.Path
 ) -> tuple[pathlib.Path, list[Flood]]:
     """Make the floods, and write the run directory; return it and what was found."""
-    from hwrx.commands.compare import Display
+    from hwrx.commands.display import Display
     from hwrx.flood import keep, scene
     from hwrx.wires import topology
 

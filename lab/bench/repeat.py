@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 import hwrx
-from hwrx.commands.compare import measure_plan
+from hwrx.campaign.measuring import measure_plan
 from hwrx.report.model import Row
 from hwrx.runs import experiment as experiments
 from hwrx.runs import planning, testbed

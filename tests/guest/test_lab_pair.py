@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from hwrx import cli, load
-from hwrx.commands import compare
+from hwrx.campaign import measuring
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import undo
 from hwrx.machine import description
@@ -123,7 +123,9 @@ def test_devices_named_on_the_command_line_are_compared_without_a_virtual_machin
     described = experiment.from_options(
         paths=paths, sizes=[64], waits=["poll"], repeats=1, messages=200, check_every=1, topology="hosts"
     )
-    outcome, directory = compare.measure_plan(planning.plan_run(described), Wanted(devices=("rxe0", "rxe1")), tmp_path)
+    outcome, directory = measuring.measure_plan(
+        planning.plan_run(described), Wanted(devices=("rxe0", "rxe1")), tmp_path
+    )
     assert not outcome.failed
     run = load(directory)
     assert (run.status, run.manifest["wire"]) == ("complete", "rxe0 to local rxe1")

@@ -24,7 +24,7 @@ import hwrx
 from hwrx.control.messages import Done
 from hwrx.errors import StoreError, UsageError
 from hwrx.host import disk
-from hwrx.runs import experiment, planning, schema, seal, store
+from hwrx.runs import experiment, planning, reading, schema, seal, store
 from hwrx.runs.schedule import Measured, Outcome, write_trial
 
 
@@ -364,7 +364,7 @@ def test_a_process_number_that_came_again_is_no_writer(tmp_path: pathlib.Path) -
 
 
 def test_a_run_that_was_killed_after_its_last_trial_can_end(tmp_path: pathlib.Path) -> None:
-    from hwrx.commands.compare import Display
+    from hwrx.commands.display import Display
 
     plan = made_runs.layout()
     killed = store.Writer.create(tmp_path, plan, {})
@@ -520,7 +520,7 @@ def test_several_threads_may_add_trials_and_tables(tmp_path: pathlib.Path) -> No
             thread.start()
         for thread in threads:
             thread.join()
-    run = store.load(writer.path)
+    run = reading.load_run(writer.path)
     assert (run.status, run.damage) == ("complete", [])
     samples = run.samples.to_pydict()
     for trial in plan.trials:

@@ -1,0 +1,232 @@
+"""A run from its plan to its directory: the testbed of each price, its trials, their twins, one writer.
+
+`settle_plan` says what is to be run, `measure_plan` runs it. Whoever calls says what becomes of progress and figures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from hwrx.campaign import precision
+from hwrx.control.messages import Priced
+from hwrx.host import disk
+from hwrx.lab import kernel
+from hwrx.machine import tune
+from hwrx.machine.placement import OWN_CPUS
+from hwrx.runs import capacity, estimate, lanes, planning, renewal, schedule, store, testbed
+from hwrx.runs import experiment as experiments
+from hwrx.runs.experiment import Experiment
+from hwrx.runs.planning import Plan, Trial
+from hwrx.runs.schedule import Outcome
+from hwrx.runs.testbed import Wanted
+from hwrx.timelines import counted, traced
+
+
+class Progress(Protocol):
+    """What is told how far a run is, from any thread."""
+
+    def stage(self, stage: str, text: str) -> None:
+        """Hear what is being done before the first trial."""
+
+    def expect(self, lane: str, total: int) -> None:
+        """Hear how many trials a lane will have."""
+
+    def trial(self, done: int, total: int, label: str, lane: str = "") -> None:
+        """Hear which trial runs, of those that a lane has."""
+
+
+class Quiet:
+    """Nobody waits."""
+
+    def stage(self, stage: str, text: str) -> None:
+        """Nothing."""
+
+    def expect(self, lane: str, total: int) -> None:
+        """Nothing."""
+
+    def trial(self, done: int, total: int, label: str, lane: str = "") -> None:
+        """Nothing."""
+
+
+def settle_plan(experiment: Experiment, wanted: Wanted, say: Callable[[str, str], None]) -> Plan:
+    """Decide the clock, and lay out the trials of an experiment on the testbed that is wanted.
+
+    :param say: is told a stage and what is being done, for people who wait.
+    :raises UsageError: if the testbed lacks what is asked for, or the plan does not fit into the experiment's budget.
+    """
+    experiment = testbed.settle_clock(experiment, wanted, say)
+    testbed.check_wanted(experiment, wanted)
+    layout = planning.plan_run(experiment, testbed.setting_checker(experiment, wanted))
+    estimate.check_budget(layout)
+    return layout
+
+
+def measure_plan(
+    layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None, *, progress: Progress | None = None
+) -> tuple[Outcome, Path]:
+    """Put the testbed up, run every trial, and return the outcome and the run's directory.
+
+    :param runs: the folder that the run's directory is made in.
+    :param resume: a run of the same experiment that did not end: what it lacks is run, and written into it.
+    :param progress: is told how far the run is; nobody is if it is None.
+    :raises HwrxError: if there is no place for the run, the testbed cannot be put up, or an agent dies.
+    """
+    disk.check_place(runs if resume is None else resume, estimate.estimate_run(layout).disk)
+    with contextlib.ExitStack() as kept:
+        measuring = Measuring(layout, wanted, runs, resume, progress or Quiet(), kept)
+        measuring.measure_all()
+        assert measuring.writer is not None  # a plan has a trial
+        return measuring.total, measuring.writer.path
+
+
+class Measuring:
+    """A run on its way: the testbeds of all its prices, the one writer, and how the trials went.
+
+    The testbed of the first price describes the machine and begins the run; those of the others wait for that, and
+    measure at the same time if they are guests that count instructions and the machine has room for all.
+    """
+
+    def __init__(
+        self,
+        layout: Plan,
+        wanted: Wanted,
+        runs: Path,
+        resume: Path | None,
+        display: Progress,
+        kept: contextlib.ExitStack,
+    ) -> None:
+        self.total = Outcome()
+        self.writer: store.Writer | None = None
+        self._layout = layout
+        self._wanted = wanted
+        self._runs = runs
+        self._resume = resume
+        self._display = display
+        self._kept = kept
+        self._wish = experiments.wish_of(layout.experiment)
+        self._prices = planning.prices_of(layout)
+        self._begun = threading.Event()
+        self._lanes = lanes.Lanes(together=self._may_be_together())
+
+    def measure_all(self) -> None:
+        """Measure all prices, and return when all is measured and every testbed taken down."""
+        if self._lanes.together:
+            # one thread downloads, and can be stopped
+            kernel.find_kernel(self._layout.experiment.kernel, self._display.stage)
+        self._lanes.carry_out([functools.partial(self._measure, price) for price in self._prices])
+
+    def _may_be_together(self) -> bool:
+        experiment, wanted = self._layout.experiment, self._wanted
+        if len(self._prices) < 2 or experiment.clock != "icount" or not testbed.in_guest(experiment, wanted):
+            return False
+        return not (experiment.load or experiment.until) and lanes.has_room(len(self._prices), testbed.GUEST_MEMORY)
+
+    def _measure(self, price: Priced) -> None:
+        """Put up the testbed of one price, and measure all of its trials."""
+        experiment, wanted = self._layout.experiment, self._wanted
+        first = price == self._prices[0]
+        if wanted.log is not None and not first:  # each guest has a log of its own
+            log = wanted.log.with_name(f"{wanted.log.stem}-{price}{wanted.log.suffix}")
+            wanted = msgspec.structs.replace(wanted, log=log)
+
+        def say(stage: str, text: str) -> None:
+            self._lanes.check_going()
+            self._display.stage(stage, text if first else f"{text} (copies priced by the {price})")
+
+        with testbed.opened_bed(experiment, wanted, say, copies_priced=price, held=self._lanes.held) as bed:
+            if first:
+                self._begin(bed)
+                self._begun.set()
+            else:
+                self._lanes.wait_for(self._begun)
+            assert self.writer is not None  # set by _begin
+            if not first and isinstance(bed, testbed.GuestBed):
+                self.writer.note(**{f"guest, copies priced by the {price}": bed.describe()})
+            trials = [trial for trial in self._layout.trials if trial.setting.copies_priced == price]
+            self._execute(trials, bed, self.writer, price)
+
+    def _begin(self, bed: schedule.Testbed) -> None:
+        """Describe the machine, find out what the trials depend on, and begin the run, or go on with it."""
+        manifest = _manifest(bed, self._layout, self._wanted, self._display)
+        if self._wish != OWN_CPUS:
+            with schedule.Pair(bed, self._wish):  # what cannot be is said before there is a run
+                pass
+        check = testbed.setting_checker(self._layout.experiment, self._wanted)
+        layout = capacity.calibrate_plan(self._layout, bed, check=check, say=self._display.stage)
+        if self._resume is None:
+            self.writer = store.Writer.create(self._runs, layout, manifest)
+        else:
+            self.writer, layout = store.Writer.resume(self._resume, manifest)
+            for words in self.writer.manifest["resumed"][-1]["damage"]:
+                self._display.stage("damaged", words)
+        self._kept.enter_context(self.writer)
+        for skip in layout.skipped:
+            self.writer.log(f"left out: {skip.label}: {skip.reason}")
+        self._layout = layout
+        for price in self._prices:
+            self._display.expect(price, sum(trial.setting.copies_priced == price for trial in layout.trials))
+
+    def _execute(self, trials: Sequence[Trial], bed: schedule.Testbed, writer: store.Writer, price: Priced) -> None:
+        """Run the trials of one testbed, and as many repeats more as `until` asks for."""
+        experiment = traces = self._layout.experiment
+        if price != self._prices[0]:
+            # of two prices one is traced: the stages and the bytes that each copies are the same in both guests
+            traces = msgspec.structs.replace(experiment, trace=False)
+        last = self._prices[-1]
+        elsewhere = {setting for setting in self._layout.settings if setting.copies_priced == last != price}
+
+        def counts(trial: Trial) -> bool:
+            # and the other one is counted by actor, so that both guests have as much to do
+            return msgspec.structs.replace(trial.setting, copies_priced=last) not in elsewhere
+
+        def progress(done: int, total: int, label: str) -> None:
+            self._lanes.check_going()
+            self._display.trial(done, total, label, price)
+
+        with (
+            traced.traced_twins(traces, bed, writer) as trace,
+            counted.counted_twins(experiment, bed, writer, counts) as count,
+        ):
+
+            def twin(pair: schedule.Pair, trial: Trial, measured: schedule.Measured, writer: store.Writer) -> None:
+                trace(pair, trial, measured, writer)
+                count(pair, trial, measured, writer)
+
+            for block in itertools.chain([trials], precision.repeat_blocks(self._layout, writer)):
+                outcome = schedule.execute_trials(
+                    block, bed, writer, wish=self._wish, progress=progress, twin=twin, stopped=self._lanes.stopped
+                )
+                self.total.measured += outcome.measured
+                self.total.failed += outcome.failed
+
+
+def _manifest(bed: schedule.Testbed, layout: Plan, wanted: Wanted, display: Progress) -> dict[str, Any]:
+    """Describe the machine, what was asked for, and what is known to disturb the figures."""
+    display.stage("manifest", "what this machine is")
+    manifest = {**bed.manifest(), "command": sys.argv}
+    manifest["asked"] = msgspec.to_builtins(msgspec.structs.replace(wanted, log=None))
+    manifest["renewal"] = msgspec.to_builtins(
+        renewal.find_renewal(
+            guest=isinstance(bed, testbed.GuestBed),
+            bound=layout.experiment.cpu != "any",
+            topology=str(manifest.get("topology", layout.experiment.topology)),
+        )
+    )
+    netdevs = {place.netdev for place in bed.places.values() if place.netdev}
+    findings = [*tune.find_noise(), *tune.find_merging(manifest["machine"], netdevs)]
+    if layout.experiment.clock == "icount":
+        findings = []  # counted instructions are the same whatever else the machine does
+    elif manifest["emulated"]:
+        # where the processor is emulated no setting of the host means anything, but what else runs there does
+        findings = [finding for finding in findings if finding.name == "other load"]
+    manifest["warnings"] = [str(finding) for finding in findings]
+    return manifest
