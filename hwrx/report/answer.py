@@ -358,7 +358,8 @@ def _about(summary: Summary, pattern: str, shown: Sequence[Line], prices: Sequen
     known = topology.KNOWN.get(run.manifest["topology"])
     where = known.brief if known else f"topology {run.manifest['topology']}"
     kernel = f"Linux {kernel_of(run)}" if kernel_of(run) else "an unknown kernel"
-    return f"{what}{manner}; {times} repeat{'s' * (times != '1')}. On {where}; {guest}{kernel}."
+    booted = f", booted with {' '.join(run.experiment.boot)}" if run.experiment.boot else ""
+    return f"{what}{manner}; {times} repeat{'s' * (times != '1')}. On {where}; {guest}{kernel}{booted}."
 
 
 def _notes(

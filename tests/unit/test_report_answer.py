@@ -80,7 +80,7 @@ def test_where_nothing_can_be_told_apart_the_first_line_says_so_and_why(tmp_path
     summary = made(tmp_path, spread=3.0, sizes=[64], topology="pair")
     lines = shown(summary)
     assert lines[0].startswith("NOTHING IS TOLD APART from udp: repeats of one and the same path differ as much")
-    assert "--clock icount" in " ".join(lines[:4])
+    assert "--clock icount" in " ".join(" ".join(lines[:4]).split())
     assert summary.answer.startswith("NOTHING IS TOLD APART")
     for line in lines[:10]:
         if line.startswith(("tcp", "rdma-send")):
@@ -100,6 +100,7 @@ def test_counted_costs_stand_with_both_prices_of_a_copy_and_with_copies(tmp_path
 
     plan = made_runs.layout(
         paths=PATHS, sizes=[64, 1400], messages=60, clock="icount", sweep={"copies_priced": ["byte", "word"]},
+        topology="pair", boot=["init_on_alloc=0"],
     )  # fmt: skip
     with hwrx.runs.store.Writer.create(tmp_path, plan, COUNTED) as writer:
         for trial in plan.trials:
@@ -112,6 +113,7 @@ def test_counted_costs_stand_with_both_prices_of_a_copy_and_with_copies(tmp_path
     lines = shown(summary)
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith("Half a round trip of a message: guest instructions executed at both ends")
+    assert "booted with init_on_alloc=0." in " ".join(" ".join(lines[:4]).split())
     (head,) = [line for line in lines[:10] if "byte|word" in line]
     (tcp,) = [line for line in lines[:10] if line.startswith("tcp")]
     assert tcp.split() == ["tcp", "18.5k", "18.5k", "1.07|1.00", "1.07|1.00", *["1+2", "1+1"], "0+0"], head
