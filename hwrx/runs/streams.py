@@ -65,9 +65,10 @@ def steady_rate(
     if calls >= CALLS and span >= least_ns:
         error = _rate_error(at, messages)
         if error > UNSTEADY:
+            quiet = "stop what else runs, or " if least_ns == STEADY_NS else ""  # counted instructions: nothing does
             return Withheld(
-                f"it moved within the trial, so that its mean is known to ±{2 * error:.0%} only: stop what else runs,"
-                f" or raise 'messages' to {_round_up(len(delivered) * max(2.0, (error / UNSTEADY) ** 2)):,} or more",
+                f"it moved within the trial, so that its mean is known to ±{2 * error:.0%} only: {quiet}"
+                f"raise 'messages' to {_round_up(len(delivered) * max(2.0, (error / UNSTEADY) ** 2)):,} or more",
                 moved=True,
             )
         return Rate(value=count / span * 1e9, messages=count, calls=calls, ns=span)

@@ -13,7 +13,7 @@ import pytest
 
 import hwrx
 from hwrx.control.messages import Setting
-from hwrx.report import answer, figures, html, tables, terminal
+from hwrx.report import answer, figures, html, tables, terminal, words
 from hwrx.report.model import Row, Summary
 from hwrx.stats import Estimate
 
@@ -42,6 +42,9 @@ def counted(summary: Summary, costs: dict[str, tuple[int, int]], half: float = 0
         ratio = None if row.path == "udp" else known(cost / costs["udp"][price])
         rows.append(msgspec.structs.replace(row, cost=known(cost), cost_ratio=ratio))
     return msgspec.structs.replace(summary, rows=rows)
+
+
+ONE = Estimate(value=1.0, low=1.0, high=1.0, trials=3)
 
 
 def shown(summary: Summary) -> list[str]:
@@ -126,8 +129,20 @@ def test_counted_costs_stand_with_both_prices_of_a_copy_and_with_copies(tmp_path
     assert "over tcp 1.07 or 1.00 times as many" in found
 
 
+def test_withheld_rates_are_one_warning_where_costs_were_counted(plain: Summary) -> None:
+    reasons = [f"it moved within the trial by {number}" for number in range(len(plain.rows))]
+    rows = [
+        msgspec.structs.replace(row, withheld={"messages/s": reason})
+        for row, reason in zip(plain.rows, reasons, strict=True)
+    ]
+    assert sum("withheld" in line for line in words.of_rows(rows)) == len(rows)
+    costs = [msgspec.structs.replace(row, counted=True, cost=ONE) for row in rows]
+    (line,) = [line for line in words.of_rows(costs) if "withheld" in line]
+    assert "what a message costs stands" in line
+
+
 @pytest.mark.parametrize(
-    ("value", "low", "high", "words"),
+    ("value", "low", "high", "said"),
     [
         (1.243, 1.238, 1.248, "1.24±.01"),
         (1.243, 1.242, 1.244, "1.243±.001"),
@@ -137,8 +152,8 @@ def test_counted_costs_stand_with_both_prices_of_a_copy_and_with_copies(tmp_path
         (12.3, 11.9, 12.7, "12.30±.40"),
     ],
 )
-def test_a_ratio_says_how_sure_it_is(value: float, low: float, high: float, words: str) -> None:
-    assert answer.ratio_words(Estimate(value=value, low=low, high=high, trials=3)) == words
+def test_a_ratio_says_how_sure_it_is(value: float, low: float, high: float, said: str) -> None:
+    assert answer.ratio_words(Estimate(value=value, low=low, high=high, trials=3)) == said
 
 
 def test_what_is_lost_late_or_left_out_is_a_line(plain: Summary) -> None:

@@ -93,6 +93,10 @@ def test_a_rate_that_moved_within_the_trial_is_withheld() -> None:
     found = streams.steady_rate(np.concatenate([fast, fast[-1] + slow]))
     assert isinstance(found, Withheld)
     assert "moved within the trial" in found.reason
+    assert "stop what else runs" in found.reason
+    counted = streams.steady_rate(np.concatenate([fast, fast[-1] + slow]), least_ns=streams.STEADY_INSTRUCTIONS)
+    assert isinstance(counted, Withheld)
+    assert "stop what else runs" not in counted.reason, "nothing else runs where instructions are counted"
 
 
 def test_a_rate_whose_calls_bring_what_has_gathered_is_steady() -> None:
