@@ -10,7 +10,7 @@ import click
 from hwrx.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
-    from hwrx.runs.reading import Run
+    from hwrx.report.reported import ReportedRun
 
 BETWEEN = "\x1f--"  # stands for `--` among the arguments: options may follow it, which click would not allow
 
@@ -122,7 +122,7 @@ def _sides(words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (words[0],), (words[1],)
 
 
-def _load(words: tuple[str, ...]) -> list[Run]:
+def _load(words: tuple[str, ...]) -> list[ReportedRun]:
     """The runs of a side, each once; a word that is no directory is the name of a baseline."""
     import hwrx
     from hwrx.report import baselines

@@ -19,11 +19,10 @@ from hwrx.host import strict_json
 from hwrx.report.diff_exact import exact_changes
 from hwrx.report.model import Change, Row, name_of
 from hwrx.report.provenance import kernel_of
-from hwrx.report.summary import summarise_runs
 from hwrx.report.words import size_words
 
 if TYPE_CHECKING:
-    from hwrx.runs.reading import Run
+    from hwrx.report.reported import ReportedRun
 
 # what differs between any two runs, and says nothing
 VOLATILE = ("started", "ended", "process", "seed", "reason", "resumed", "command", "clock_cost_ns", "question",
@@ -73,7 +72,9 @@ class Diff(Struct, frozen=True, kw_only=True):
         ]
 
 
-def compare_runs(before: Sequence[Run], after: Sequence[Run], *, anyway: bool = False, single: bool = False) -> Diff:
+def compare_runs(
+    before: Sequence[ReportedRun], after: Sequence[ReportedRun], *, anyway: bool = False, single: bool = False
+) -> Diff:
     """Hold runs against runs.
 
     :param before, after: one run or more a side
@@ -88,7 +89,7 @@ def compare_runs(before: Sequence[Run], after: Sequence[Run], *, anyway: bool = 
             f"{_names(before)} and {_names(after)} cannot be compared: {'; '.join(reasons)}",
             remedy="--anyway compares them nevertheless; the ratios then mix what changed with what you changed",
         )
-    sides = [_by_setting([summarise_runs([run]).rows for run in side], anyway) for side in (before, after)]
+    sides = [_by_setting([run.summary().rows for run in side], anyway) for side in (before, after)]
     sampled = len(before) > 1 or len(after) > 1
     changes: list[Change] = []
     withheld = []
@@ -257,19 +258,19 @@ def _step(row: Row) -> float:
 # --- around the figures --------------------------------------------------------------------------------------------
 
 
-def _names(runs: Sequence[Run]) -> str:
+def _names(runs: Sequence[ReportedRun]) -> str:
     return runs[0].path.name if len(runs) == 1 else f"{runs[0].path.name} and {len(runs) - 1} more"
 
 
-def _label(runs: Sequence[Run]) -> str:
-    return "; ".join(dict.fromkeys(summarise_runs([run]).label for run in runs))
+def _label(runs: Sequence[ReportedRun]) -> str:
+    return "; ".join(dict.fromkeys(run.summary().label for run in runs))
 
 
-def _counts(runs: Sequence[Run]) -> bool:
+def _counts(runs: Sequence[ReportedRun]) -> bool:
     return all(run.manifest["clock"] == "icount" for run in runs)
 
 
-def _incomparable(before: Sequence[Run], after: Sequence[Run]) -> list[str]:
+def _incomparable(before: Sequence[ReportedRun], after: Sequence[ReportedRun]) -> list[str]:
     """Why runs must not be held against each other, of either side or within one."""
     runs = [*before, *after]
     first = runs[0]
@@ -292,7 +293,7 @@ def _incomparable(before: Sequence[Run], after: Sequence[Run]) -> list[str]:
     return list(reasons.values())
 
 
-def _notes(before: Sequence[Run], after: Sequence[Run], *, judged: bool) -> list[str]:
+def _notes(before: Sequence[ReportedRun], after: Sequence[ReportedRun], *, judged: bool) -> list[str]:
     notes = []
     if judged and len(before) == len(after) == 1:
         notes.append(
@@ -309,7 +310,7 @@ def _notes(before: Sequence[Run], after: Sequence[Run], *, judged: bool) -> list
     return notes + status
 
 
-def _environment(before: Sequence[Run], after: Sequence[Run]) -> list[tuple[str, str, str]]:
+def _environment(before: Sequence[ReportedRun], after: Sequence[ReportedRun]) -> list[tuple[str, str, str]]:
     """What no run of one side has in common with a run of the other."""
     sides = []
     for runs in (before, after):

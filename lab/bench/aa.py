@@ -31,6 +31,7 @@ import hwrx
 from hwrx.errors import HwrxError
 from hwrx.report import diff
 from hwrx.report.model import Row, Summary, scaled_estimate
+from hwrx.report.reported import ReportedRun
 
 SIDE = 5
 FEWEST = 2 * SIDE
@@ -40,7 +41,7 @@ HWRX = (sys.executable, "-m", "hwrx")
 class Kept:
     """A run whose summary is made once, and whose times may be longer by a factor."""
 
-    def __init__(self, run: hwrx.Run, summary: Summary, factor: float = 1.0) -> None:
+    def __init__(self, run: ReportedRun, summary: Summary, factor: float = 1.0) -> None:
         self._run = run
         self._summary = summary if factor == 1 else msgspec.structs.replace(
             summary, rows=[longer(row, factor) for row in summary.rows]

@@ -138,9 +138,10 @@ def capacity(pairs: int) -> Row:
 
         def on(trial: int) -> float:
             from hwrx.drops.books import Books
+            from hwrx.probes import counting
 
-            with Books(spec.trial, list(bed.spaces.values())), scene.counting.Counter(20.0) as counter:
-                counter.aim(bed.places["server"].netdev or "", [], scene.counting.sysctls())
+            with Books(spec.trial, list(bed.spaces.values())), counting.Counter(20.0) as counter:
+                counter.aim(bed.places["server"].netdev or "", [], counting.read_sysctls())
                 return taken(counter)
 
         taken(Nothing())
