@@ -35,12 +35,12 @@ class BuildPy(build_py):  # type: ignore[misc]  # setuptools has no types
         """Copy the modules, then compile."""
         super().run()
         package = pathlib.Path("hwrx").resolve()
-        build, stages = _load(package / "trace" / "build.py"), _load(package / "stages")
+        build, stages = _load(package / "probes" / "build.py"), _load(package / "stages")
         folder = package if self.editable_mode else pathlib.Path(self.build_lib, "hwrx")
-        for old in (folder / "trace").glob("*.bpf.o"):
+        for old in (folder / "probes").glob("*.bpf.o"):
             old.unlink()
         try:
             for program in build.PROGRAMS:
-                build.compile_into(folder / "trace", stages.header(), program)
+                build.compile_into(folder / "probes", stages.stage_header(), program)
         except build.BuildError as error:
             self.warn(f"tracing programs not built: {error}; {error.remedy}")

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hwrx.stages.beside import BESIDE
-from hwrx.stages.delivering import DELIVERING
-from hwrx.stages.model import FRAMES, KERNEL, Probe, Side, Stage
-from hwrx.stages.receiving import RECEIVING
-from hwrx.stages.sending import SENDING
+from .beside import BESIDE
+from .delivering import DELIVERING
+from .model import FRAMES, KERNEL, Probe, Side, Stage
+from .receiving import RECEIVING
+from .sending import SENDING
 
 __all__ = [
     "BY_NAME",

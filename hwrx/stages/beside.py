@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hwrx.stages.model import (
+from .model import (
     KERNEL,
     READ,
     RINGS,
