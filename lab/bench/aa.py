@@ -4,18 +4,22 @@ A pool of runs is made on this machine, one after the other, each by a command o
 network namespaces, 64 and 1400 B. Then they are held against each other by hwrx.report.diff itself:
 
 * single: neighbours in time, one run on either side;
-* five a side: ten runs in a row, made in turn (A B A B …), who begins drawn for each pair;
+* five a side: ten runs in a row, made in turn (A B A B …), who begins drawn for each pair, in each of the 16 ways
+  there are (the other 16 are the same with the sides' names exchanged): one draw alone would be chance, for the figures
+  of ten runs go up and down together;
 * the same with every time of one side longer by 10 % and by 20 % (planted: a quantile of scaled times is the scaled
   quantile, so that the figures of the runs are scaled).
 
-Windows of ten overlap, as there are fewer runs than ten times the comparisons: shares are right, their errors larger
-than those of as many independent comparisons. A pool is kept with --pool and goes on from what is there; it may be of
-another machine, or of other settings. Prints Markdown.
+Windows of ten overlap, as there are fewer runs than ten times the comparisons. So the standard error that stands with
+a share is that of as many windows as lie side by side in the pool, each window's share taken as one observation. A
+pool is kept with --pool and goes on from what is there; it may be of another machine, or of other settings. Prints
+Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import pathlib
 import subprocess
 import sys
@@ -121,27 +125,33 @@ def singles(runs: Sequence[Kept], pairs: int, *, judged: bool) -> list[Told]:
     return [told(diff.compare_runs([runs[place]], [runs[place + 1]], single=judged)) for place in places]  # type: ignore[list-item]
 
 
-def fives(runs: Sequence[Kept], slower: Sequence[Kept], times: int) -> list[Told]:
-    draw = np.random.default_rng(1)
+def fives(runs: Sequence[Kept], slower: Sequence[Kept], times: int) -> list[list[Told]]:
+    """Each window of ten runs, told in each way in which the order within its pairs may have been drawn."""
     found = []
     for place in np.linspace(0, len(runs) - 2 * SIDE, times).astype(int):
-        sides: tuple[list[Kept], list[Kept]] = ([], [])
-        for pair in range(SIDE):
-            first, second = place + 2 * pair, place + 2 * pair + 1
-            if draw.random() < 0.5:
-                first, second = second, first
-            sides[0].append(runs[first])
-            sides[1].append(slower[second])
-        found.append(told(diff.compare_runs(*sides)))  # type: ignore[arg-type]
+        window = []
+        for order in itertools.product((0, 1), repeat=SIDE - 1):
+            sides: tuple[list[Kept], list[Kept]] = ([], [])
+            for pair, second in enumerate((0, *order)):
+                sides[0].append(runs[place + 2 * pair + second])
+                sides[1].append(slower[place + 2 * pair + 1 - second])
+            window.append(told(diff.compare_runs(*sides)))  # type: ignore[arg-type]
+        found.append(window)
     return found
 
 
-def line(what: str, found: Sequence[Told], goal: str) -> None:
-    total = Told(*(sum(of) for of in zip(*found, strict=True)))
+def line(what: str, found: Sequence[Sequence[Told]], goal: str, apart_from_others: float = 0.0) -> None:
+    """Print a row: shares over all comparisons; with `apart_from_others` windows a standard error from theirs."""
+    total = Told(*(sum(of) for of in zip(*itertools.chain(*found), strict=True)))
+    error = ""
+    if apart_from_others > 1:
+        shares = [sum(each.apart for each in window) / sum(each.figures for each in window) for window in found]
+        error = f" ± {100 * float(np.std(shares, ddof=1)) / apart_from_others**0.5:.1f}"
+    comparisons = sum(len(window) for window in found)
     print(
-        f"| {what} | {len(found)} | {total.figures} | {100 * total.apart / total.figures:.1f} % "
+        f"| {what} | {comparisons} | {total.figures} | {100 * total.apart / total.figures:.1f}{error} % "
         f"| {100 * total.middles_apart / total.middles:.1f} % | {100 * total.firm / total.figures:.1f} % "
-        f"| {100 * total.failed / len(found):.0f} % | {goal} |",
+        f"| {100 * total.failed / comparisons:.0f} % | {goal} |",
         flush=True,
     )
 
@@ -196,11 +206,12 @@ def main() -> int:
         "| goal |\n"
         "|---|---|---|---|---|---|---|---|"
     )
-    line("the same, one a side", singles(same, arguments.pairs, judged=False), "told apart ≤ 7 %")
-    line("the same, one a side, --single", singles(same, arguments.pairs, judged=True), "none; it must be asked for")
-    line("the same, five a side", fives(same, same, arguments.pairs), "told apart ≤ 7 %")
-    line("+10 %, five a side", fives(same, pools[1.1], arguments.pairs), "told apart ≥ 50 %")
-    line("+20 %, five a side", fives(same, pools[1.2], arguments.pairs), "told apart ≥ 80 %")
+    apart = len(same) / (2 * SIDE)
+    line("the same, one a side", [singles(same, arguments.pairs, judged=False)], "told apart ≤ 7 %")
+    line("the same, one a side, --single", [singles(same, arguments.pairs, judged=True)], "none; it must be asked for")
+    line("the same, five a side", fives(same, same, arguments.pairs), "told apart ≤ 7 %", apart)
+    line("+10 %, five a side", fives(same, pools[1.1], arguments.pairs), "told apart ≥ 50 %", apart)
+    line("+20 %, five a side", fives(same, pools[1.2], arguments.pairs), "told apart ≥ 80 %", apart)
     spreads(same)
     return 0
 
