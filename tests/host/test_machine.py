@@ -58,7 +58,7 @@ def test_the_doctor_on_a_machine_without_tools_names_packages_and_fails(tmp_path
 
 
 def test_the_manifest_is_json_without_names_and_secrets() -> None:
-    program = "import json; from hwrx import machine; print(json.dumps(machine.manifest()))"
+    program = "import json; from hwrx.machine import description; print(json.dumps(description.describe_machine()))"
     done = subprocess.run(
         ["unshare", "--uts", "sh", "-c", 'hostname a-telling-name && exec "$@"', "sh", sys.executable, "-c", program],
         capture_output=True,

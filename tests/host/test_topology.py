@@ -53,7 +53,7 @@ def test_an_error_inside_takes_it_down_as_well() -> None:
 def test_what_a_killed_process_left_is_mended_by_the_next() -> None:
     before = namespaces(), journals()
     program = (
-        "import sys, time; from hwrx import topology\nwith topology.netns(): print('up', flush=True); time.sleep(60)"
+        "import sys, time; from hwrx.wires import topology\nwith topology.netns(): print('up', flush=True); time.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     assert child.stdout is not None
@@ -107,7 +107,7 @@ assert file.read_text() == before
 
 def test_a_stopped_process_takes_its_topology_down() -> None:
     before = namespaces(), journals()
-    program = "from hwrx.cli import _terminated\nimport signal, time\nfrom hwrx import topology\n" + (
+    program = "from hwrx.cli import _terminated\nimport signal, time\nfrom hwrx.wires import topology\n" + (
         "signal.signal(signal.SIGTERM, _terminated)\nwith topology.netns(): print('up', flush=True); time.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -121,7 +121,7 @@ def test_a_stopped_process_takes_its_topology_down() -> None:
 
 def test_no_rxe_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     # a kernel without the module cannot be had on demand: the module's name is made one that no kernel has
-    monkeypatch.setattr(topology, "RXE_MODULE", "hwrx_no_such_module")
+    monkeypatch.setattr(rxe, "RXE_MODULE", "hwrx_no_such_module")
     with pytest.raises(MachineError, match="no module hwrx_no_such_module") as caught:
         rxe.load_rxe()
     assert "virtual machine" in caught.value.remedy
