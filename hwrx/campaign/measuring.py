@@ -149,7 +149,8 @@ class Measuring:
             else:
                 self._lanes.wait_for(self._begun)
             assert self.writer is not None  # set by _begin
-            if not first and isinstance(bed, testbed.GuestBed):
+            # a run that goes on may begin with the price that was second before, and whose guest nobody has noted
+            if isinstance(bed, testbed.GuestBed) and not (first and self._resume is None):
                 self.writer.note(**{f"guest, copies priced by the {price}": bed.describe()})
             trials = [trial for trial in self._layout.trials if trial.setting.copies_priced == price]
             self._execute(trials, bed, self.writer, price)
