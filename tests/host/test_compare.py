@@ -68,7 +68,10 @@ def busy(pid: int) -> list[int]:
     """The agents that use processor time: they are in their loops."""
     found = []
     for child in children(pid):
-        fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        try:
+            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        except OSError:  # a tool that was called meanwhile, and has ended
+            continue
         if int(fields[11]) + int(fields[12]) > 60:
             found.append(child)
     return found
