@@ -52,7 +52,8 @@ def test_an_error_inside_takes_it_down_as_well() -> None:
 
 def test_what_a_killed_process_left_is_mended_by_the_next() -> None:
     before = namespaces(), journals()
-    program = "import sys, time; from hwrx.wires import topology\nwith topology.netns(): print('up', flush=True); time.sleep(60)"
+    program = "import time; from hwrx.wires import topology\n"
+    program += "with topology.netns(): print('up', flush=True); time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     assert child.stdout is not None
     assert child.stdout.readline() == b"up\n"
