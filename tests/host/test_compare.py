@@ -59,9 +59,15 @@ def begun(runs: Path) -> tuple[subprocess.Popen[str], list[int]]:
     def measuring() -> bool:
         return len(busy(process.pid)) == 2 and (runs / "latest").exists()
 
-    wait_for(measuring)
-    time.sleep(0.5)
-    return process, busy(process.pid)
+    try:
+        wait_for(measuring)
+        time.sleep(0.5)
+        return process, busy(process.pid)
+    except BaseException:
+        # a run that goes on would be in the way of all tests that come after
+        process.terminate()
+        process.wait(60)
+        raise
 
 
 def busy(pid: int) -> list[int]:
