@@ -85,6 +85,13 @@ def guest() -> str:
     return ""
 
 
+def two_guests() -> str:
+    """Whether two guests of one CPU can run at the same time."""
+    from hwrx.runs import lanes, testbed
+
+    return "" if lanes.has_room(2, testbed.GUEST_MEMORY) else "there is no CPU or no memory for two guests"
+
+
 CAPABILITIES: dict[str, Callable[[], str]] = {
     "root": root,
     "namespaces": namespaces,
@@ -95,6 +102,7 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
     "two CPUs": two_cpus,
     "pyverbs": pyverbs,
     "guest": guest,
+    "two guests": two_guests,
 }
 
 

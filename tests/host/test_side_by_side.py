@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import hwrx
-from hwrx.runs import lanes, testbed
 
 EXPERIMENT = """
 name = "prices"
@@ -59,7 +59,11 @@ def started(*words: str) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.mark.skipif(not lanes.has_room(2, testbed.GUEST_MEMORY), reason="no CPU or no memory for two guests")
+@pytest.fixture(autouse=True)
+def _needs(needs: Callable[..., None]) -> None:
+    needs("guest", "two guests")
+
+
 def test_both_guests_end_with_an_interrupted_run_and_what_it_lacks_is_measured_later(tmp_path: Path) -> None:
     file = tmp_path / "prices.toml"
     file.write_text(EXPERIMENT)
