@@ -1,0 +1,268 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""CRC-32 in two ways, by PCLMULQDQ and by tables of eight bytes, and the invariant CRC on top of it.
+
+Which way is taken is decided when the module is imported, by what the CPU says of itself. The constants of both are
+computed from the polynomial, x^32 + x^26 + … + 1, written with its lowest power first as in Ethernet: 0xEDB88320.
+"""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from cython_ext.frames.packet cimport IPV4, UDP_HEADER, load64
+
+cdef enum:
+    BTH = 12
+    MASKED = 8 + 40 + UDP_HEADER + BTH     # with IPv6's header, the longer one
+
+cdef extern from *:
+    """
+    #include <stddef.h>
+    #include <stdint.h>
+    #include <string.h>
+
+    #define HWRX_CRC 0xEDB88320u
+
+    /* [0] is the remainder of a byte, [k] that of a byte with k bytes of zeros behind it. */
+    static uint32_t hwrx_crc_table[8][256];
+
+    static inline uint32_t hwrx_crc_bytes(uint32_t crc, const unsigned char *at, size_t size)
+    {
+        while (size--)
+            crc = crc >> 8 ^ hwrx_crc_table[0][(crc ^ *at++) & 0xFF];
+        return crc;
+    }
+
+    static uint32_t hwrx_crc_slicing(uint32_t crc, const char *data, size_t size)
+    {
+        const unsigned char *at = (const unsigned char *)data;
+        uint32_t low, high;
+        while (size >= 8) {
+            memcpy(&low, at, 4);
+            memcpy(&high, at + 4, 4);
+            low ^= crc;
+            crc = hwrx_crc_table[7][low & 0xFF] ^ hwrx_crc_table[6][low >> 8 & 0xFF]
+                ^ hwrx_crc_table[5][low >> 16 & 0xFF] ^ hwrx_crc_table[4][low >> 24]
+                ^ hwrx_crc_table[3][high & 0xFF] ^ hwrx_crc_table[2][high >> 8 & 0xFF]
+                ^ hwrx_crc_table[1][high >> 16 & 0xFF] ^ hwrx_crc_table[0][high >> 24];
+            at += 8;
+            size -= 8;
+        }
+        return hwrx_crc_bytes(crc, at, size);
+    }
+
+    /* x to the n modulo the polynomial, the lowest power in the highest bit. */
+    static uint32_t hwrx_crc_power(unsigned n)
+    {
+        uint32_t value = 0x80000000u;
+        while (n--)
+            value = value >> 1 ^ (value & 1 ? HWRX_CRC : 0);
+        return value;
+    }
+
+    #if defined(__x86_64__)
+    #include <immintrin.h>
+    #define HWRX_PCLMUL __attribute__((target("pclmul,sse4.1")))
+
+    /* Factors by which 128 bits move past 512 and past 128 bits of message, and those of the reduction to 32 bits.
+       A product of two values in this bit order stands one bit too low: the factors are doubled for that. */
+    static uint64_t hwrx_past_512[2], hwrx_past_128[2], hwrx_past_64, hwrx_barrett[2];
+
+    static void hwrx_pclmul_constants(void)
+    {
+        uint64_t left = 0, quotient = 0;
+        int power;
+        hwrx_past_512[0] = (uint64_t)hwrx_crc_power(512 + 32) << 1;
+        hwrx_past_512[1] = (uint64_t)hwrx_crc_power(512 - 32) << 1;
+        hwrx_past_128[0] = (uint64_t)hwrx_crc_power(128 + 32) << 1;
+        hwrx_past_128[1] = (uint64_t)hwrx_crc_power(128 - 32) << 1;
+        hwrx_past_64 = (uint64_t)hwrx_crc_power(64) << 1;
+        hwrx_barrett[0] = (uint64_t)HWRX_CRC << 1 | 1;
+        /* x^64 divided by the polynomial; 33 bits, again lowest power first */
+        for (power = 64; power >= 0; power--) {
+            left = left << 1 | (power == 64);
+            if (left >> 32) {
+                left ^= 0x104C11DB7ull;
+                quotient |= 1ull << (32 - power);
+            }
+        }
+        hwrx_barrett[1] = quotient;
+    }
+
+    HWRX_PCLMUL static inline __m128i hwrx_load128(const char *at) { return _mm_loadu_si128((const __m128i *)at); }
+
+    HWRX_PCLMUL static inline __m128i hwrx_move(__m128i sum, __m128i factors, __m128i next)
+    {
+        return _mm_xor_si128(_mm_xor_si128(_mm_clmulepi64_si128(sum, factors, 0x00),
+                                           _mm_clmulepi64_si128(sum, factors, 0x11)), next);
+    }
+
+    /* Fold whole blocks of 16 bytes into the sum. */
+    HWRX_PCLMUL static inline __m128i hwrx_fold_blocks(__m128i sum, const char *at, size_t size)
+    {
+        const __m128i one = _mm_loadu_si128((const __m128i *)hwrx_past_128);
+        if (size >= 112) {
+            /* four independent sums: a multiplication takes several cycles, and one can begin in each */
+            const __m128i four = _mm_loadu_si128((const __m128i *)hwrx_past_512);
+            __m128i b = hwrx_load128(at), c = hwrx_load128(at + 16), d = hwrx_load128(at + 32);
+            at += 48;
+            size -= 48;
+            while (size >= 64) {
+                sum = hwrx_move(sum, four, hwrx_load128(at));
+                b = hwrx_move(b, four, hwrx_load128(at + 16));
+                c = hwrx_move(c, four, hwrx_load128(at + 32));
+                d = hwrx_move(d, four, hwrx_load128(at + 48));
+                at += 64;
+                size -= 64;
+            }
+            sum = hwrx_move(hwrx_move(hwrx_move(sum, one, b), one, c), one, d);
+        }
+        for (; size >= 16; at += 16, size -= 16)
+            sum = hwrx_move(sum, one, hwrx_load128(at));
+        return sum;
+    }
+
+    /* 128 bits to 96, to 64, and by Barrett's method to 32. */
+    HWRX_PCLMUL static inline uint32_t hwrx_reduce(__m128i sum)
+    {
+        const __m128i one = _mm_loadu_si128((const __m128i *)hwrx_past_128);
+        const __m128i half = _mm_cvtsi64_si128((long long)hwrx_past_64);
+        const __m128i barrett = _mm_loadu_si128((const __m128i *)hwrx_barrett);
+        const __m128i low = _mm_setr_epi32(-1, 0, 0, 0);
+        __m128i rest;
+        sum = _mm_xor_si128(_mm_srli_si128(sum, 8), _mm_clmulepi64_si128(sum, one, 0x10));
+        sum = _mm_xor_si128(_mm_srli_si128(sum, 4), _mm_clmulepi64_si128(_mm_and_si128(sum, low), half, 0x00));
+        rest = _mm_clmulepi64_si128(_mm_and_si128(sum, low), barrett, 0x10);
+        rest = _mm_clmulepi64_si128(_mm_and_si128(rest, low), barrett, 0x00);
+        return (uint32_t)_mm_extract_epi32(_mm_xor_si128(sum, rest), 1);
+    }
+
+    /* `head`, a whole number of blocks and not empty, then `at`. */
+    HWRX_PCLMUL static uint32_t hwrx_crc_pclmul_two(uint32_t crc, const char *head, size_t first, const char *at,
+                                                    size_t size)
+    {
+        size_t whole = size & ~(size_t)15;
+        __m128i sum = _mm_xor_si128(hwrx_load128(head), _mm_cvtsi32_si128((int)crc));
+        sum = hwrx_fold_blocks(sum, head + 16, first - 16);
+        return hwrx_crc_slicing(hwrx_reduce(hwrx_fold_blocks(sum, at, whole)), at + whole, size - whole);
+    }
+
+    static uint32_t hwrx_crc_pclmul(uint32_t crc, const char *at, size_t size)
+    {
+        size_t whole = size & ~(size_t)15;
+        if (whole < 32) /* the reduction costs more than two steps by table */
+            return hwrx_crc_slicing(crc, at, size);
+        return hwrx_crc_pclmul_two(crc, at, whole, at + whole, size - whole);
+    }
+
+    static int hwrx_crc_has_pclmul(void)
+    {
+        return __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.1");
+    }
+    #else
+    static void hwrx_pclmul_constants(void) { }
+    static int hwrx_crc_has_pclmul(void) { return 0; }
+    static uint32_t hwrx_crc_pclmul(uint32_t crc, const char *at, size_t size)
+    {
+        return hwrx_crc_slicing(crc, at, size);
+    }
+    static uint32_t hwrx_crc_pclmul_two(uint32_t crc, const char *head, size_t first, const char *at, size_t size)
+    {
+        return hwrx_crc_slicing(hwrx_crc_slicing(crc, head, first), at, size);
+    }
+    #endif
+
+    static void hwrx_crc_tables(void)
+    {
+        unsigned byte, k;
+        uint32_t value;
+        for (byte = 0; byte < 256; byte++) {
+            value = byte;
+            for (k = 0; k < 8; k++)
+                value = value >> 1 ^ (value & 1 ? HWRX_CRC : 0);
+            hwrx_crc_table[0][byte] = value;
+        }
+        for (byte = 0; byte < 256; byte++)
+            for (k = 1; k < 8; k++)
+                hwrx_crc_table[k][byte] = hwrx_crc_table[k - 1][byte] >> 8
+                    ^ hwrx_crc_table[0][hwrx_crc_table[k - 1][byte] & 0xFF];
+        hwrx_pclmul_constants();
+    }
+    """
+    void make_tables "hwrx_crc_tables"() noexcept nogil
+    bint has_pclmul "hwrx_crc_has_pclmul"() noexcept nogil
+    uint32_t crc_slicing "hwrx_crc_slicing"(uint32_t crc, const char *at, size_t size) noexcept nogil
+    uint32_t crc_pclmul "hwrx_crc_pclmul"(uint32_t crc, const char *at, size_t size) noexcept nogil
+    uint32_t crc_pclmul_two "hwrx_crc_pclmul_two"(uint32_t crc, const char *head, size_t first, const char *at,
+                                                  size_t size) noexcept nogil
+
+make_tables()
+
+cdef bint by_pclmul = has_pclmul()
+
+WAYS = ("pclmul", "slicing") if by_pclmul else ("slicing",)
+
+
+# --- the hot part --------------------------------------------------------------------------------------------------
+
+cdef uint32_t crc_update(uint32_t register, const char *at, size_t size) noexcept nogil:
+    return crc_pclmul(register, at, size) if by_pclmul else crc_slicing(register, at, size)
+
+
+cdef inline uint32_t mask(char *out, const char *ip, uint32_t network) noexcept nogil:
+    """What is covered up to the BTH, with ones in the place of what a hop may change: how many bytes."""
+    cdef uint32_t size = network + UDP_HEADER + BTH
+    cdef char *copy = out + 8
+    memset(out, 0xFF, 8)
+    memcpy(copy, ip, size)
+    if network == IPV4:
+        copy[1] = copy[8] = copy[10] = copy[11] = <char> 0xFF
+    else:
+        # the version, four bits, is all of the first word that stays
+        copy[0] |= 0x0F
+        copy[1] = copy[2] = copy[3] = copy[7] = <char> 0xFF
+    copy[network + 6] = copy[network + 7] = <char> 0xFF
+    copy[network + UDP_HEADER + 4] = <char> 0xFF
+    return 8 + size
+
+
+cdef uint32_t icrc_begin(const char *ip, uint32_t network) noexcept nogil:
+    cdef char[MASKED] head
+    cdef uint32_t size = mask(head, ip, network)
+    return crc_update(0xFFFFFFFF, head, size)
+
+
+cdef uint32_t icrc_of(const char *ip, uint32_t network, const char *at, size_t size) noexcept nogil:
+    cdef char[MASKED] head
+    cdef uint64_t[6] words
+    cdef uint32_t first
+    if by_pclmul and network == IPV4:
+        # The same as `mask`, a word at a time, for little-endian machines, as those with PCLMULQDQ are. It makes three
+        # blocks of 16 bytes, so that what follows needs no reduction of its own.
+        words[0] = 0xFFFFFFFFFFFFFFFFU
+        words[1] = load64(ip) | 0xFF00U                 # type of service
+        words[2] = load64(ip + 8) | 0xFFFF00FFU         # time to live, checksum
+        words[3] = load64(ip + 16)
+        words[4] = load64(ip + 24) | 0xFFFF0000U        # UDP's checksum
+        words[5] = load64(ip + 32) | 0xFFU              # resv8a
+        return ~crc_pclmul_two(0xFFFFFFFF, <const char *> words, sizeof(words), at, size)
+    first = mask(head, ip, network)
+    return ~crc_update(crc_update(0xFFFFFFFF, head, first), at, size)
+
+
+# --- for Python ----------------------------------------------------------------------------------------------------
+
+def crc32(const unsigned char[::1] data not None, *, uint32_t start=0, way=None) -> int:
+    """CRC-32 as `zlib.crc32` has it.
+
+    :param start: the CRC of what stands before; 0: nothing does
+    :param way: one of WAYS; None: the one that this CPU is given
+    :raises ValueError: if the CPU has no such way
+    """
+    cdef const char *at = <const char *> &data[0] if data.shape[0] else NULL
+    cdef size_t size = <size_t> data.shape[0]
+    if way is None:
+        return <uint32_t> ~crc_update(~start, at, size)
+    if way not in WAYS:
+        raise ValueError(f"this CPU computes a CRC by {' or '.join(WAYS)}, not by {way}")
+    return <uint32_t> ~(crc_pclmul(~start, at, size) if way == "pclmul" else crc_slicing(~start, at, size))

@@ -1,0 +1,13 @@
+"""The requester: numbers packets, sends them, and sees them acknowledged (9.7.3, 9.7.6)."""
+
+from libc.stdint cimport int64_t
+
+from cython_ext.roce.connection cimport Connection
+from cython_ext.roce.packet cimport Packet
+
+# Give the request at `posted` its numbers, and post it.
+cdef void post_request(Connection *c) noexcept nogil
+# A response that has come, whole and with the right ICRC; `at` is the time, in nanoseconds.
+cdef void take_response(Connection *c, const Packet *p, int64_t at) noexcept nogil
+# Look at the timer, and send what may be sent.
+cdef void send_requests(Connection *c, int64_t at) noexcept nogil

@@ -1,0 +1,28 @@
+"""When a connection gives up waiting: the retransmission timer, and the wait that a receiver not ready asks for."""
+
+from libc.stdint cimport int64_t, uint32_t
+
+from cython_ext.roce.connection cimport Connection
+
+cdef int64_t timeout_of_code(uint32_t code) noexcept nogil
+cdef int64_t rnr_wait_of_code(uint32_t code) noexcept nogil
+cdef bint timer_expired(Connection *c, int64_t at) noexcept nogil
+cdef int64_t next_event(const Connection *c) noexcept nogil
+
+
+cdef inline void restart_timer(Connection *c, int64_t at) noexcept nogil:
+    """Count from here on, if anything is sent and not acknowledged; otherwise stop."""
+    c.deadline = at + c.timeout_ns if c.timeout_ns and c.unacked_psn != c.highest_psn else 0
+
+
+cdef inline void start_timer(Connection *c, int64_t at) noexcept nogil:
+    """Count from here on, if nothing counts yet."""
+    if c.deadline == 0 and c.timeout_ns:
+        c.deadline = at + c.timeout_ns
+
+
+cdef inline void wait_for_receiver(Connection *c, int64_t at, uint32_t code) noexcept nogil:
+    """The other end has no receive request: send nothing for the time that it named."""
+    c.rnr_until = at + rnr_wait_of_code(code)
+    # what waits to be sent is not waiting for an answer
+    c.deadline = 0
