@@ -10,13 +10,14 @@ import contextlib
 import faulthandler
 import importlib
 import os
-import signal
 import sys
-from typing import Any
 
 import click
 
 from hwrx.errors import HwrxError
+from hwrx.host import streams, tools
+from hwrx.host.interruption import INTERRUPTED, Ending
+from hwrx.host.shortage import shortage_remedy
 from hwrx.version import __version__
 
 # name -> (module, attribute, one line for --help); in the order of the help
@@ -43,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "flood": ("hwrx.commands.flood", "flood", "100,000 at once, or more than is taken: polls, CPUs, queues, losses"),
     "nic": ("hwrx.commands.nic", "nic", "NICs that hwrx drives itself: list, bind, unbind, dump, recv"),
+    "roce": ("hwrx.commands.roce", "roce", "packets of RoCEv2, decoded header by header"),
     "export": ("hwrx.commands.trace", "export", "the timelines of a traced run, for Perfetto's viewer"),
     "walk": ("hwrx.commands.walk", "walk", "the journey of one message: stages, copies, addresses"),
     "agent": ("hwrx.commands.agent", "agent", "one endpoint, driven over standard input and output"),
@@ -82,32 +84,45 @@ def cli() -> None:
     """
 
 
-def main(args: list[str] | None = None) -> Any:
-    """Run the command; HwrxErrors become words and an exit code, Ctrl-C becomes 130, SIGTERM cleans up like Ctrl-C."""
-    signal.signal(signal.SIGTERM, _terminated)
-    with contextlib.suppress(OSError, ValueError):  # no standard error, or one without a descriptor
+def main(args: list[str] | None = None) -> int:
+    """Run the command, and return its exit code.
+
+    HwrxErrors become words and a code; Ctrl-C, SIGTERM and SIGHUP clean up, and become 130.
+    """
+    streams.settle_streams()
+    tools.widen_path()
+    # Figures are drawn into files, never into a window. A notebook leaves its own backend to those that it starts, and
+    # importing Matplotlib fails if that one is not installed here
+    os.environ.pop("MPLBACKEND", None)
+    with contextlib.suppress(OSError, ValueError):  # a standard error without a descriptor, as some test tools make it
         faulthandler.enable()  # drivers and libraries in C are loaded: where a crash was must be seen
+    with Ending():
+        return _run(args)
+
+
+def _run(args: list[str] | None) -> int:
     try:
-        return cli.main(args=args, prog_name="hwrx", standalone_mode=False) or 0
-    except click.exceptions.Abort:
-        click.echo("interrupted", err=True)
-        return 130
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        return 130
+        code = cli.main(args=args, prog_name="hwrx", standalone_mode=False) or 0
+        sys.stdout.flush()  # here, where what the reader or the disk says to it can be told
+        return code
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        streams.say_last("interrupted")
+        return INTERRUPTED
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(OSError):
+            error.show()
         return error.exit_code
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except HwrxError as error:
-        click.echo(f"hwrx: {error}", err=True)
+        streams.say_last(f"hwrx: {error}")
         return error.exit_code
     except BrokenPipeError:
         # the reader of our output went away (`| head`): not an error of ours, and nothing more can be said to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.drop_output()
         return 141
-
-
-def _terminated(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
+    except OSError as error:
+        streams.drop_output()
+        remedy = shortage_remedy(error.errno)
+        streams.say_last(f"hwrx: {streams.error_words(error)}" + (f"\n  remedy: {remedy}" if remedy else ""))
+        return 1

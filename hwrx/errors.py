@@ -53,5 +53,9 @@ class GuestError(HwrxError):
     """A virtual machine did not come up, or stopped answering; carries the last lines of its log."""
 
 
+class StandstillError(GuestError):
+    """A virtual machine is there and does nothing any more, as an emulated one does now and then."""
+
+
 class StoreError(HwrxError):
     """A run directory cannot be written or read."""

@@ -99,7 +99,9 @@ class Digest(Struct, frozen=True, kw_only=True):
     def quantile(self, p: float) -> float:
         """The quantile at `p`, exact if GRID holds it (NAMED, and the deciles), else between its neighbours there.
 
-        Raises ValueError if `p` lies beyond the ends of GRID.
+        :param p: 0.5 is the median
+        :return: ns
+        :raises ValueError: if `p` lies beyond the ends of GRID
         """
         if not GRID[0] <= p <= GRID[-1]:
             raise ValueError(f"no quantile at {p}: a digest holds them from {GRID[0]} to {GRID[-1]}")

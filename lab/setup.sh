@@ -60,11 +60,9 @@ virtual_environment() {
     fi
     mkdir -p "$stamps"
 
-    wanted=$(printf '%s\0' pyproject.toml | stamp_of)
+    wanted=$(printf '%s\0' "$(listed "$extra")" | stamp_of)
     if [[ $(cat "$stamps/packages-${extra:-none}" 2>/dev/null) != "$wanted" ]]; then
-        say "installing Python packages into .venv: what pyproject.toml lists${extra:+, with [$extra]}"
-        requirements "$extra" >"$root/.venv/requirements.txt"
-        "$root/.venv/bin/pip" install -q -r "$root/.venv/requirements.txt" >&2 || fail 'pip failed'
+        install_packages "$extra"
         printf '%s\n' "$wanted" >"$stamps/packages-${extra:-none}"
     fi
 
@@ -75,6 +73,24 @@ virtual_environment() {
         built || fail 'the extensions were built, but do not import'
         printf '%s\n' "$wanted" >"$stamps/extensions"
     fi
+}
+
+# The file that says which Python packages are installed: the lock of the extra, which names each file by its sha256, or
+# pyproject.toml, which names versions only
+listed() { [[ ${HWRX_UNLOCKED:-} ]] && printf 'pyproject.toml' || printf 'lab/requirements%s.lock' "${1:+-$1}"; }
+
+# Only wheels by the lock: a source distribution would fetch what it is built with, which no lock names
+install_packages() {
+    local extra=$1 pip=("$root/.venv/bin/pip" install -q)
+    if [[ ${HWRX_UNLOCKED:-} ]]; then
+        say "installing Python packages into .venv: what pyproject.toml lists${extra:+, with [$extra]}, and no hash checked"
+        requirements "$extra" >"$root/.venv/requirements.txt"
+        "${pip[@]}" -r "$root/.venv/requirements.txt" >&2 || fail 'pip failed'
+        return
+    fi
+    say "installing Python packages into .venv: the files that $(listed "$extra") names by sha256"
+    "${pip[@]}" --require-hashes --only-binary :all: -r "$(listed "$extra")" >&2 ||
+        fail 'pip failed; HWRX_UNLOCKED=1 installs what pyproject.toml lists instead, with no hash checked'
 }
 
 # What building, running and the extras need, one a line
@@ -89,9 +105,25 @@ if sys.argv[1]:
 PYTHON
 }
 
+# Writes the lock files anew, after a change of pyproject.toml; `uv` has to be on PATH, and .venv there. Versions stay as
+# they are if they may; `lock_packages --upgrade` takes the newest.
+lock_packages() {
+    local extra by
+    cd "$root" || exit 3
+    by="bash -c '. lab/setup.sh && lock_packages'"
+    # that of the tests first: what both name is of one version
+    for extra in test ''; do
+        [[ $extra ]] || set -- "$@" --constraints=lab/requirements-test.lock
+        requirements "$extra" | uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
+            --custom-compile-command "$by" -o "lab/requirements${extra:+-$extra}.lock" "$@" - >/dev/null || fail 'uv failed'
+    done
+}
+
 build() {
+    local compiler=${CC:-}
+    [[ $compiler ]] || ! command -v ccache >/dev/null || compiler='ccache gcc'
     # without debugging information the compiler takes two thirds of the time
-    CFLAGS="${CFLAGS--g0}" "$root/.venv/bin/pip" install -q --no-build-isolation --no-deps -e . \
+    env ${compiler:+"CC=$compiler"} CFLAGS="${CFLAGS--g0}" "$root/.venv/bin/pip" install -q --no-build-isolation --no-deps -e . \
         >"$root/.venv/build.log" 2>&1 && return
     tail -n 40 "$root/.venv/build.log" >&2
     fail 'building hwrx failed (whole output: .venv/build.log)'
@@ -99,18 +131,18 @@ build() {
 
 # All that the extensions are built from
 sources() {
-    printf '%s\0' pyproject.toml setup.cfg
-    find cython_ext hwrx \( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.c' \) -print0 |
-        grep -zvE "^cython_ext/($(find cython_ext -name '*.pyx' -printf '%f|' | sed 's/\.pyx//g; s/|$//'))\.c$"
+    printf '%s\0' pyproject.toml setup.cfg cython_ext/setup_step.py
+    # the .c files in cython_ext are what Cython makes
+    find cython_ext hwrx \( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.c' \) \
+        -not -path 'cython_ext/*.c' -print0
 }
 
-# Every extension that pyproject.toml lists is there and loads
+# Every extension is there and loads
 built() {
     "$root/.venv/bin/python" - 2>/dev/null <<'PYTHON'
-import importlib, tomllib
-with open("pyproject.toml", "rb") as file:
-    for extension in tomllib.load(file)["tool"]["setuptools"]["ext-modules"]:
-        importlib.import_module(extension["name"])
+import importlib, pathlib
+for source in sorted(pathlib.Path("cython_ext").rglob("*.pyx")):
+    importlib.import_module(".".join(source.with_suffix("").parts))
 PYTHON
 }
 

@@ -1,6 +1,6 @@
 """What the layers of the tests need, decided in one place.
 
-unit/ runs anywhere. host/ needs root and network namespaces. guest/ runs inside one virtual machine (`guest_layer`).
+unit/ runs anywhere. host/ needs root and network namespaces. guest/ runs inside two virtual machines (`elsewhere`).
 hil/ needs a real verbs NIC. What this machine lacks is a skip that says why; HWRX_REQUIRE_HW=1 makes it a failure.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ("guest_layer",)
+pytest_plugins = ("elsewhere",)
 
 REQUIRED = os.environ.get("HWRX_REQUIRE_HW") == "1"
 LAYERS = {"host": ("root", "namespaces"), "hil": ("root", "nic")}

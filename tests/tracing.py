@@ -18,7 +18,7 @@ from hwrx.timelines.traced import Directions, RunTracer
 
 # Both ends on one CPU, where (under SCHED_BATCH) none interrupts the other: what one call sends, one receives.
 ONE_CPU = Wish(cpu=(0, 0))
-MAGIC = 0x78727768  # of a message (cython_ext/payload.pxd)
+MAGIC = 0x78727768  # of a message (cython_ext/core/payload.pxd)
 
 
 def trace(tracer: RunTracer, pair: Pair, number: int, setting: Setting) -> Directions:
@@ -95,7 +95,7 @@ def actors(timelines: Timelines, stage: str) -> set[str]:
 
 def count(traced: Directions, stage: str) -> int:
     """How many messages passed a stage, warm-up and cool-down included."""
-    from cython_ext.tracer import TOTALS
+    from cython_ext.bpf.tracer import TOTALS
 
     totals = np.frombuffer(traced.traced.totals, dtype=TOTALS)
     return int(totals[stages.BY_NAME[stage].number]["count"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
-from cython_ext import loop
-from cython_ext.transport import Transport
-from cython_ext.trial import Trial
+from cython_ext.core.transport import Transport
+from cython_ext.core.trial import Trial
+from cython_ext.loops import loop
 from hwrx.control.messages import Place, Prepare, Role, Setting, Wait
 from hwrx.paths import arrivals, open_endpoint
 

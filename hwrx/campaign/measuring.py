@@ -17,17 +17,20 @@ from typing import Any, Protocol
 import msgspec
 
 from hwrx.campaign import precision
-from hwrx.control.messages import Priced
+from hwrx.control.messages import Priced, Setting
+from hwrx.errors import StandstillError
 from hwrx.host import disk
 from hwrx.lab import kernel
 from hwrx.machine import tune
 from hwrx.machine.placement import OWN_CPUS
 from hwrx.runs import capacity, estimate, lanes, planning, renewal, schedule, store, testbed
 from hwrx.runs import experiment as experiments
+from hwrx.runs.beds import Testbed
 from hwrx.runs.experiment import Experiment
-from hwrx.runs.planning import Plan, Trial
+from hwrx.runs.planning import Plan
 from hwrx.runs.schedule import Outcome
 from hwrx.runs.testbed import Wanted
+from hwrx.runs.trials import Trial
 from hwrx.timelines import counted, traced
 
 
@@ -142,20 +145,31 @@ class Measuring:
             self._lanes.check_going()
             self._display.stage(stage, text if first else f"{text} (copies priced by the {price})")
 
-        with testbed.opened_bed(experiment, wanted, say, copies_priced=price, held=self._lanes.held) as bed:
-            if first:
-                self._begin(bed)
-                self._begun.set()
-            else:
-                self._lanes.wait_for(self._begun)
-            assert self.writer is not None  # set by _begin
-            # a run that goes on may begin with the price that was second before, and whose guest nobody has noted
-            if isinstance(bed, testbed.GuestBed) and not (first and self._resume is None):
-                self.writer.note(**{f"guest, copies priced by the {price}": bed.describe()})
-            trials = [trial for trial in self._layout.trials if trial.setting.copies_priced == price]
-            self._execute(trials, bed, self.writer, price)
+        def measure() -> None:
+            with testbed.opened_bed(experiment, wanted, say, copies_priced=price, held=self._lanes.held) as bed:
+                if first and not self._begun.is_set():
+                    self._begin(bed)
+                    self._begun.set()
+                else:
+                    self._lanes.wait_for(self._begun)
+                assert self.writer is not None  # set by _begin
+                # a run that goes on may begin with the price that was second before, and whose guest nobody has noted
+                if isinstance(bed, testbed.GuestBed) and not (first and self._resume is None):
+                    self.writer.note(**{f"guest, copies priced by the {price}": bed.describe()})
+                there = {line["trial"] for line in self.writer.lines()}
+                trials = [trial for trial in self._layout.trials if trial.setting.copies_priced == price]
+                self._execute([trial for trial in trials if trial.number not in there], bed, self.writer, price)
 
-    def _begin(self, bed: schedule.Testbed) -> None:
+        try:
+            measure()
+        except StandstillError as error:
+            words = f"{Exception.__str__(error).splitlines()[0]}; another one goes on"
+            say("guest", words)
+            if self.writer is not None:
+                self.writer.log(words)
+            measure()
+
+    def _begin(self, bed: Testbed) -> None:
         """Describe the machine, find out what the trials depend on, and begin the run, or go on with it."""
         manifest = _manifest(bed, self._layout, self._wanted, self._display)
         if self._wish != OWN_CPUS:
@@ -176,25 +190,26 @@ class Measuring:
         for price in self._prices:
             self._display.expect(price, sum(trial.setting.copies_priced == price for trial in layout.trials))
 
-    def _execute(self, trials: Sequence[Trial], bed: schedule.Testbed, writer: store.Writer, price: Priced) -> None:
-        """Run the trials of one testbed, and as many repeats more as `until` asks for."""
-        experiment = traces = self._layout.experiment
-        if price != self._prices[0]:
-            # of two prices one is traced: the stages and the bytes that each copies are the same in both guests
-            traces = msgspec.structs.replace(experiment, trace=False)
-        last = self._prices[-1]
-        elsewhere = {setting for setting in self._layout.settings if setting.copies_priced == last != price}
+    def _prices_of(self, setting: Setting) -> list[Priced]:
+        """Return the prices that a setting is measured at, whichever its own is, in the order of the run."""
+        known = set(self._layout.settings)
+        return [price for price in self._prices if msgspec.structs.replace(setting, copies_priced=price) in known]
 
-        def counts(trial: Trial) -> bool:
-            # and the other one is counted by actor, so that both guests have as much to do
-            return msgspec.structs.replace(trial.setting, copies_priced=last) not in elsewhere
+    def _execute(self, trials: Sequence[Trial], bed: Testbed, writer: store.Writer, price: Priced) -> None:
+        """Run the trials of one testbed, and as many repeats more as `until` asks for."""
+        experiment = self._layout.experiment
+
+        # What one price tells of a setting is not told again: its stages, and the bytes that each of them copies, are
+        # the same in both guests. The first one counts by actor, the last one traces: both have as much to do
+        counts = {setting for setting in self._layout.settings if self._prices_of(setting)[0] == price}
+        traces = {setting for setting in self._layout.settings if self._prices_of(setting)[-1] == price}
 
         def progress(done: int, total: int, label: str) -> None:
             self._lanes.check_going()
             self._display.trial(done, total, label, price)
 
         with (
-            traced.traced_twins(traces, bed, writer) as trace,
+            traced.traced_twins(experiment, bed, writer, traces) as trace,
             counted.counted_twins(experiment, bed, writer, counts) as count,
         ):
 
@@ -203,14 +218,19 @@ class Measuring:
                 count(pair, trial, measured, writer)
 
             for block in itertools.chain([trials], precision.repeat_blocks(self._layout, writer)):
-                outcome = schedule.execute_trials(
-                    block, bed, writer, wish=self._wish, progress=progress, twin=twin, stopped=self._lanes.stopped
+                schedule.execute_trials(
+                    block,
+                    bed,
+                    writer,
+                    wish=self._wish,
+                    progress=progress,
+                    twin=twin,
+                    stopped=self._lanes.stopped,
+                    outcome=self.total,
                 )
-                self.total.measured += outcome.measured
-                self.total.failed += outcome.failed
 
 
-def _manifest(bed: schedule.Testbed, layout: Plan, wanted: Wanted, display: Progress) -> dict[str, Any]:
+def _manifest(bed: Testbed, layout: Plan, wanted: Wanted, display: Progress) -> dict[str, Any]:
     """Describe the machine, what was asked for, and what is known to disturb the figures."""
     display.stage("manifest", "what this machine is")
     manifest = {**bed.manifest(), "command": sys.argv}

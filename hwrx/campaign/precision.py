@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hwrx.report.summary import summarise_runs
 from hwrx.runs import planning, reading
+from hwrx.runs.trials import Trial
 
 if TYPE_CHECKING:
     from hwrx.runs.store import Writer
 
 
-def repeat_blocks(layout: planning.Plan, writer: Writer) -> Iterator[list[planning.Trial]]:
+def repeat_blocks(layout: planning.Plan, writer: Writer) -> Iterator[list[Trial]]:
     """Yield one more repeat of every setting at a time, while the experiment's `until` asks for it.
 
     To be asked again when the trials that were yielded are written. It ends with the first repeat (the third or a later
@@ -32,7 +33,7 @@ def repeat_blocks(layout: planning.Plan, writer: Writer) -> Iterator[list[planni
             writer.log(f"did not converge in {repeats} repeats: {', '.join(wide)}")
             return
         budget = layout.experiment.budget
-        if budget is not None and elapsed_seconds(writer) + slowest > budget:
+        if budget is not None and writer.elapsed_seconds() + slowest > budget:
             writer.log(f"did not converge within {budget:g} s: {', '.join(wide)}")
             return
         repeats += 1
@@ -44,16 +45,7 @@ def repeat_blocks(layout: planning.Plan, writer: Writer) -> Iterator[list[planni
     writer.log(f"converged after {repeats} repeats, {time.monotonic() - began:.0f} s beyond the first ones")
 
 
-def elapsed_seconds(writer: Writer) -> float:
-    """Seconds since the run began."""
-    began = datetime.datetime.fromisoformat(writer.manifest["started"])
-    return (datetime.datetime.now(datetime.UTC) - began).total_seconds()
-
-
 def unconverged_rows(writer: Writer) -> list[str]:
     """Name the rows of a run in progress whose interval is too wide. Failed rows cannot converge and do not count."""
-    # drawing and tables are not imported before they are needed
-    from hwrx.report.summary import summarise_runs
-
     summary = summarise_runs([reading.load_run(writer.path)])
     return [f"{row.label} {row.size} B {row.pattern}" for row in summary.rows if row.converged is False]

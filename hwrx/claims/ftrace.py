@@ -137,7 +137,7 @@ class Ftrace:
         (self._path / name).write_text(value)
 
     def _read(self) -> list[Call]:
-        text = (self._path / "trace").read_text()
+        text = (self._path / "trace").read_text(encoding="utf-8")
         found = re.search(r"entries-in-buffer/entries-written: (\d+)/(\d+)", text)
         if found and found[1] != found[2]:
             raise MachineError(f"the function tracer kept {found[1]} of {found[2]} events", remedy="--set messages=100")
@@ -165,7 +165,10 @@ def _choose(functions: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield what to trace, and what it goes by."""
     if not functions:
         return
-    known = {line.split(maxsplit=1)[0] for line in (ROOT / "available_filter_functions").read_text().splitlines()}
+    known = {
+        line.split(maxsplit=1)[0]
+        for line in (ROOT / "available_filter_functions").read_text(encoding="utf-8").splitlines()
+    }
     for function in functions:
         ways = function.split("|")
         there = next((way for way in ways if way in known), None)

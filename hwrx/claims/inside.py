@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 import traceback
@@ -15,9 +14,11 @@ import msgspec
 from msgspec import Struct
 
 from hwrx.claims import instruments, verdict
-from hwrx.claims.model import Claim, Clock, Measurement, Result
+from hwrx.claims.model import Claim, Measurement, Result
 from hwrx.claims.session import Session
+from hwrx.control.messages import Clock
 from hwrx.errors import HwrxError, PeerError, UsageError
+from hwrx.host.interruption import run_beneath
 
 
 class Request(Struct, frozen=True):
@@ -79,16 +80,5 @@ def _say(line: Line) -> None:
     sys.stdout.buffer.flush()
 
 
-def _ended(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _ended)  # what was put up is taken down
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except HwrxError as error:
-        sys.stderr.write(f"hwrx: {error}\n")
-        sys.exit(error.exit_code)
+    sys.exit(run_beneath(main))

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec import Struct
 
 from hwrx.claims.pictures import Picture
+from hwrx.claims.ranges import check_range
+from hwrx.control.messages import Clock
 from hwrx.errors import UsageError
+from hwrx.wires.topology import TOPOLOGIES
 
 FOLDER = Path(__file__).resolve().parents[2] / "lab" / "claims"
-Topology = Literal["none", "lo", "netns", "pair", "nic", "queues"]
-Clock = Literal["wall", "icount"]
+if TYPE_CHECKING:
+    Topology = str
+else:
+    Topology = Literal[("none", "lo", *TOPOLOGIES)]  # none: no wire at all; lo: this machine's loopback
 Verdict = Literal["confirmed", "refuted", "depends", "not tested here"]
 VERDICTS: tuple[Verdict, ...] = ("confirmed", "refuted", "depends", "not tested here")
 
@@ -33,6 +38,9 @@ class Ruling(Struct, frozen=True, forbid_unknown_fields=True):
     needs: str = ""
     depends: str = ""
     on: str = ""
+
+
+Parameter = bool | int | float | str | list[int] | list[str]  # what an instrument is told
 
 
 class Claim(Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,21 +134,22 @@ def with_parameters(claim: Claim, settings: Sequence[str], known: Mapping[str, A
                 remedy=f"{near_names(key, known)}; it has: {', '.join(known) or 'none'}",
             )
         parameters[key] = _value(key, text, parameters.get(key, known[key]))
+        check_range(claim.name, key, parameters[key])
     return msgspec.structs.replace(claim, parameters=parameters)
 
 
-def _value(key: str, text: str, example: Any) -> Any:
+def _value(key: str, text: str, example: Parameter) -> Parameter:
     """Read a value of the kind that `example` has."""
     kind = type(example)
     try:
-        if kind is bool:
+        if isinstance(example, bool):
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
-        if kind is list:
-            inner = type(example[0]) if example else str
-            return [inner(part) for part in text.split(",") if part]
-        if kind is int:
+        if isinstance(example, list):
+            parts = [part for part in text.split(",") if part]
+            return [int(part) for part in parts] if example and isinstance(example[0], int) else parts
+        if isinstance(example, int):
             return int(text.replace("_", ""))
-        return kind(text)
+        return float(text) if isinstance(example, float) else text
     except (ValueError, KeyError):
         words = {bool: "true or false", int: "a whole number", float: "a number", list: "values with commas between"}
         raise UsageError(
@@ -148,8 +157,8 @@ def _value(key: str, text: str, example: Any) -> Any:
         ) from None
 
 
-def near_names(name: str, known: Mapping[str, Any]) -> str:
+def near_names(name: str, known: Collection[str]) -> str:
     """Say which known names are like one that is not known."""
-    like = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+    like = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     like += [other for other in known if name and name in other and other not in like][:2]
     return f"do you mean {' or '.join(like)}?" if like else "none is like it"

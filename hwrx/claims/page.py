@@ -12,8 +12,8 @@ import msgspec
 from hwrx.claims.model import CHAPTERS, VERDICTS, Result
 from hwrx.claims.pictures import NARROW, WIDE, to_svg
 from hwrx.host import disk
-from hwrx.report.diff import flat_changes
 from hwrx.report.page import render_template
+from hwrx.report.provenance import flat_changes
 
 MARKS = {"confirmed": "yes", "refuted": "no", "depends": "it depends", "not tested here": "not tested"}
 
@@ -90,7 +90,7 @@ def _shown(result: Result) -> dict[str, Any]:
     }
 
 
-def _words(value: Any) -> str:
+def _words(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1e6 else f"{value:,.0f}"
     return "-" if value is None else f"{value:,}" if type(value) is int else str(value)

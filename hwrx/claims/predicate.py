@@ -9,18 +9,18 @@ import ast
 import math
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from hwrx.errors import UsageError
 
-Figures = Mapping[str, Any]
-_BINARY: dict[type, Callable[[Any, Any], Any]] = {
+Figure = bool | int | float | str  # bool, int: what a predicate is about may be counted, or be so or not
+Figures = Mapping[str, Figure | None]
+_BINARY: dict[type, Callable[..., Figure]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
-_COMPARE: dict[type, Callable[[Any, Any], bool]] = {
+_COMPARE: dict[type, Callable[..., bool]] = {
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
     ast.Gt: operator.gt,
@@ -28,7 +28,8 @@ _COMPARE: dict[type, Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
-_FUNCTIONS: dict[str, Callable[..., Any]] = {"abs": abs, "min": min, "max": max}
+_MINUS: Callable[..., Figure] = operator.neg
+_FUNCTIONS: dict[str, Callable[..., Figure]] = {"abs": abs, "min": min, "max": max}
 
 
 class MissingError(Exception):
@@ -80,9 +81,9 @@ def _allowed(node: ast.AST, text: str) -> None:
         _allowed(child, text)
 
 
-def _value(node: ast.AST, figures: Figures) -> Any:
+def _value(node: ast.AST, figures: Figures) -> Figure:
     match node:
-        case ast.Constant(value=value):
+        case ast.Constant(value=bool() | int() | float() | str() as value):
             return value
         case ast.Name(id=name):
             return _figure(name, figures)
@@ -93,7 +94,7 @@ def _value(node: ast.AST, figures: Figures) -> Any:
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             return not _value(operand, figures)
         case ast.UnaryOp(operand=operand):
-            return -_value(operand, figures)
+            return _MINUS(_value(operand, figures))
         case ast.BinOp(left=left, op=op, right=right):
             try:
                 return _BINARY[type(op)](_value(left, figures), _value(right, figures))
@@ -112,7 +113,7 @@ def _value(node: ast.AST, figures: Figures) -> Any:
     raise AssertionError(f"{type(node).__name__} has passed _allowed()")
 
 
-def _figure(name: str, figures: Figures) -> Any:
+def _figure(name: str, figures: Figures) -> Figure:
     value = figures.get(name)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         raise MissingError(name)

@@ -14,31 +14,50 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import Struct
 
 from hwrx.claims.inside import Line, Request, test
-from hwrx.claims.model import Claim, Clock, Result
+from hwrx.claims.model import Claim, Result
 from hwrx.claims.session import Session
+from hwrx.control.messages import Clock
 from hwrx.errors import GuestError, MachineError, StoreError, UsageError
 from hwrx.host import disk
-from hwrx.host.undo import hold_signals
+from hwrx.host.interruption import hold_signals
 from hwrx.lab import inquest
+from hwrx.lab.vm import Guest
+from hwrx.runs.schema import MANIFEST
 from hwrx.runs.testbed import GuestBed
 from hwrx.version import __version__
+from hwrx.wires.topology import TOPOLOGIES
 
 if TYPE_CHECKING:
-    from hwrx.lab.vm import Guest
+    pass
 
-RESULTS, MANIFEST = "claims.jsonl", "manifest.json"
+RESULTS = "claims.jsonl"
 PAGE, MARKDOWN = "claims.html", "claims.md"
 BOOTS: tuple[tuple[Clock, str], ...] = (("wall", "pair"), ("icount", "pair"), ("icount", "queues"))
-NICS = ("nic", "queues")  # topologies whose hardware a guest has beside the one that it boots with
+# topologies whose hardware a guest has beside the one that it boots with
+NICS = tuple(name for name, known in TOPOLOGIES.items() if known.hardware)
 # Seconds that an experiment may take. The longest, copy-faults-pages-in, takes 48 in an emulated guest on an idle
 # machine and 93 on a busy one; all others end within 30.
 SILENCE = 240.0
 QUIET = 60.0  # seconds after which a guest is asked whether it lives
-ORDER = ("none", "lo", "netns", "pair", "nic", "queues")
+# those without a guest's devices first
+ORDER = ("none", "lo", *sorted(TOPOLOGIES, key=lambda name: TOPOLOGIES[name].where == "guest"))
 Say = Callable[[str], None]
 Take = Callable[[Result], None]
+
+
+class Manifest(Struct, frozen=True):
+    """What the manifest of a ledger must have, whatever else it has."""
+
+    hwrx: str
+    started: str
+    status: str
+    claims_planned: list[str]
+    command: list[str] = []
+    host: dict[str, Any] = {}
+    machines: list[dict[str, Any]] = []
 
 
 class Ledger:
@@ -77,7 +96,7 @@ class Ledger:
             disk.append_line(self.path / RESULTS, msgspec.json.encode(result) + b"\n")
         self.results.append(result)
 
-    def note(self, **more: Any) -> None:
+    def note(self, **more: object) -> None:
         """Put more into the manifest."""
         self._about |= more
         with disk.guarded_writes(self.path):
@@ -97,6 +116,7 @@ def load_results(path: Path) -> tuple[dict[str, Any], list[Result]]:
     """Read a ledger's directory; StoreError where it is none. A last line that was not finished is left out."""
     try:
         about: dict[str, Any] = msgspec.json.decode((path / MANIFEST).read_bytes())
+        msgspec.convert(about, Manifest)
         lines = (path / RESULTS).read_bytes().split(b"\n")[:-1]
         return about, [msgspec.json.decode(line, type=Result) for line in lines]
     except (OSError, msgspec.MsgspecError) as error:
@@ -122,8 +142,6 @@ def in_lab(claims: Sequence[Claim], kernel: str | None, log: Path | None, say: S
     Where an experiment brings its guest to a standstill another guest goes on, and tries it once more if it is
     emulated: emulation itself may stand still (see `ftrace.Kept`). The second time it is its claim's reason.
     """
-    from hwrx.lab.vm import Guest
-
     again: set[str] = set()
     machines: list[dict[str, Any]] = []
     for clock, base, group in sorted_for(claims):
@@ -217,7 +235,7 @@ def run_here(claims: Sequence[Claim], say: Say, take: Take) -> None:
 
 def _beside(say: Say, group: Sequence[Claim], take: Take) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "hwrx.claims.inside"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-P", "-m", "hwrx.claims.inside"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for us alone: we end it, once
     )  # fmt: skip

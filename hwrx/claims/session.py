@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
 
-from hwrx.claims.model import Clock
-from hwrx.control.messages import Place, Role
+from hwrx.control.environment import parse_environment
+from hwrx.control.messages import Clock, Place, Role
 from hwrx.errors import TrialError, UsageError
 from hwrx.host import netns
-from hwrx.runs.schedule import Pair, Testbed
+from hwrx.paths import PATHS
+from hwrx.runs.beds import Testbed
+from hwrx.runs.schedule import Pair
 from hwrx.runs.testbed import Bed
 from hwrx.wires import topology
 from hwrx.wires.topology import Made
@@ -29,8 +31,6 @@ PATIENCE = 5.0  # seconds that a message may take
 LOST = 3  # messages of an experiment that may be lost: where more are, it measures what is broken
 GAP = 0.002  # seconds between two messages, so that no work of the one falls into the time of the other
 ROLES: tuple[Role, Role] = ("client", "server")
-SOCKETS = ("udp", "tcp")
-VERBS = ("rdma-send", "rdma-write")  # paths that claims are made of
 
 
 class Wire:
@@ -39,10 +39,7 @@ class Wire:
     def __init__(self, name: str, made: Made) -> None:
         self.name = name
         self.places: dict[Role, Place] = made.places
-        self.spaces: dict[Role, str | None] = {
-            role: peer.removeprefix("netns:") if (peer := made.peers[role]).startswith("netns:") else None
-            for role in ROLES
-        }
+        self.spaces: dict[Role, str | None] = {role: parse_environment(made.peers[role]).netns for role in ROLES}
         self.peers = made.peers
 
     def socket(self, role: Role, kind: int = socket.SOCK_DGRAM, port: int = 0) -> socket.socket:
@@ -145,10 +142,13 @@ class Session:
     def tracer(self) -> RunTracer:
         """The tracer of single messages, attached when it is first asked for, for all that the wire carries."""
         if self._tracer is None:
+            # an emulated guest that traces nothing starts without Arrow and the tracer
             from hwrx.timelines.traced import RunTracer
 
-            paths = [*SOCKETS, *(VERBS if self.wire.places["server"].verbs else ())]
-            self._tracer = self._stack.enter_context(RunTracer(self.wire.bed(), paths))
+            # a message of any path that needs no more than the wire has
+            needs = ("nothing", "verbs") if self.wire.places["server"].verbs else ("nothing",)
+            carried = [name for name, path in PATHS.items() if path.needs in needs]
+            self._tracer = self._stack.enter_context(RunTracer(self.wire.bed(), carried))
             self._tracer.attach()
         return self._tracer
 

@@ -45,5 +45,5 @@ def sentence_of(claim: Claim, found: Measurement) -> str:
         ) from None
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else str(value)

@@ -16,6 +16,7 @@ def agent() -> None:
     Example, two machines:
       hwrx compare --paths udp,tcp --peer ssh:other-host
     """
+    # `hwrx agent --help` needs no endpoint
     from hwrx.paths.agent import main
 
     main()

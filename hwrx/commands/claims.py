@@ -7,11 +7,17 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
+from hwrx.claims import instruments, model
+from hwrx.claims import run as driver
+from hwrx.commands.shared.output import hostnames_option, print_json
 from hwrx.errors import MachineError, UsageError
+from hwrx.host import disk
+from hwrx.machine import description
 
 if TYPE_CHECKING:
     from hwrx.claims.model import Claim, Result
@@ -45,13 +51,9 @@ def claims() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def list_(as_json: bool) -> None:
     """List the claims, their experiments and parameters; nothing is measured."""
-    import msgspec
-
-    from hwrx.claims import instruments, model
-
     known = model.every_claim()
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(list(known.values())), indent=2).decode())
+        print_json(list(known.values()))
         return
     chapter = ""
     for claim in known.values():
@@ -74,6 +76,7 @@ def list_(as_json: bool) -> None:
     "--log", type=click.Path(path_type=Path), help="File that gets all that the guest prints; NAME-2 the second's."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@hostnames_option
 def run(
     names: tuple[str, ...],
     settings: tuple[str, ...],
@@ -82,6 +85,7 @@ def run(
     out: Path | None,
     log: Path | None,
     as_json: bool,
+    hostnames: bool,
 ) -> None:
     """Test the claims called NAME [all]: boot the lab, run each experiment, judge it by its figures, write the page.
 
@@ -94,9 +98,8 @@ def run(
       hwrx claims run pre-routing-before-routing --kernel 6.12
       hwrx claims run one-interrupt-many-packets --set burst=1
     """
+    # pictures need Matplotlib, which takes longer to start than all else; a list needs none
     from hwrx.claims import instruments, model, page
-    from hwrx.claims import run as driver
-    from hwrx.machine import description
 
     chosen = model.find_claim(names, model.every_claim())
     if settings and len(chosen) != 1:
@@ -104,7 +107,7 @@ def run(
     if settings:
         chosen = [model.with_parameters(chosen[0], settings, instruments.parameters_of(chosen[0].instrument))]
     for claim in chosen:
-        instruments.check_parameters(claim)
+        instruments.check_claim(claim)
     if here and os.geteuid() != 0:
         raise MachineError("experiments on this machine's kernel need root", remedy="use sudo, or leave out --here")
     if here and kernel:
@@ -121,11 +124,10 @@ def run(
                 ledger.note(machines=driver.in_lab(chosen, kernel, log, say, take))
         finally:
             ledger.results.sort(key=lambda each: [claim.name for claim in chosen].index(each.claim.name))
-    page.write_page(path / driver.PAGE, driver.load_results(path)[0], ledger.results)
+    told, results = _shown(driver.load_results(path)[0], ledger.results, hostnames=hostnames)
+    page.write_page(path / driver.PAGE, told, results)
     if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.format(msgspec.json.encode(ledger.results), indent=2).decode())
+        print_json(results)
     else:
         click.echo(f"\n{page.answer_of(ledger.results)}\npage: {path / driver.PAGE}")
 
@@ -134,7 +136,8 @@ def run(
 @click.argument("directories", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIRECTORY...")
 @click.option("--to", "kind", type=click.Choice(["html", "md"]), default="html", help="What to make [html].")
 @click.option("--out", type=click.Path(path_type=Path), help="File [claims.html, or claims.md, in the directory].")
-def page_(directories: tuple[Path, ...], kind: str, out: Path | None) -> None:
+@hostnames_option
+def page_(directories: tuple[Path, ...], kind: str, out: Path | None, hostnames: bool) -> None:
     """Make the page of a run DIRECTORY again, from what is stored there; in Markdown also of several side by side.
 
     \b
@@ -142,16 +145,17 @@ def page_(directories: tuple[Path, ...], kind: str, out: Path | None) -> None:
       hwrx claims page runs/20260131T120000Z-claims
       hwrx claims page runs/A runs/B --to md --out lab/claims/RESULTS.md
     """
+    # as above
     from hwrx.claims import markdown, model, page
-    from hwrx.claims import run as driver
-    from hwrx.host import disk
 
     if kind == "html" and len(directories) > 1:
         raise UsageError("an HTML page is of one run", remedy="give one directory, or --to md")
     order = {chapter: number for number, chapter in enumerate(model.CHAPTERS)}
-    loaded = [driver.load_results(directory) for directory in directories]
+    loaded = [_shown(*driver.load_results(directory), hostnames=hostnames) for directory in directories]
     for _, results in loaded:
         results.sort(key=lambda each: (order.get(each.claim.chapter, len(order)), each.claim.name))
+    if out is not None:
+        disk.check_target(out)
     target = out or directories[0] / (driver.PAGE if kind == "html" else driver.MARKDOWN)
     if kind == "html":
         page.write_page(target, *loaded[0])
@@ -159,6 +163,20 @@ def page_(directories: tuple[Path, ...], kind: str, out: Path | None) -> None:
         with disk.guarded_writes(target):
             disk.replace_file(target, markdown.render_markdown(loaded).encode())
     click.echo(f"page: {target}")
+
+
+def _shown(
+    about: dict[str, object], results: list[Result], *, hostnames: bool
+) -> tuple[dict[str, object], list[Result]]:
+    """Return a ledger as its page shows it: without the names of hosts, unless they are asked for."""
+    if hostnames:
+        return about, results
+    # a list of claims needs no Arrow
+    from hwrx.report.anonymous import Names
+
+    names = Names.of_hosts(about)
+    told = names.clean_tree(msgspec.to_builtins(results))
+    return names.clean_tree(about), msgspec.convert(told, list[model.Result])
 
 
 def _reporting(
@@ -189,5 +207,5 @@ def _tell(result: Result, place: str) -> None:
     click.echo(f"    {result.words or result.why}")
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

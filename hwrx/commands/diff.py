@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hwrx.commands.shared.output import hostnames_option
 from hwrx.errors import StoreError, UsageError
+from hwrx.report import baselines, diff_text
+from hwrx.report import diff as differences
+from hwrx.report.published import open_published
+from hwrx.report.reported import ReportedRun
 
 if TYPE_CHECKING:
-    from hwrx.report.reported import ReportedRun
+    pass
 
 BETWEEN = "\x1f--"  # stands for `--` among the arguments: options may follow it, which click would not allow
 
@@ -51,6 +56,7 @@ class Sided(click.Command):
 @click.option("--save-baseline", metavar="NAME", help="Remember the runs by a name, and compare nothing.")
 @click.option("--baselines", "list_baselines", is_flag=True, help="List the names, and their runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@hostnames_option
 def diff(
     runs: tuple[str, ...],
     fail_over: float | None,
@@ -59,6 +65,7 @@ def diff(
     save_baseline: str | None,
     list_baselines: bool,
     as_json: bool,
+    hostnames: bool,
 ) -> None:
     """Hold the runs B against the runs A: what changed in the environment, and in the figures beyond chance.
 
@@ -76,9 +83,6 @@ def diff(
     \b
     Exit codes: 0 nothing is worse beyond --fail-over; 1 something is; 2 there is nothing to compare.
     """
-    from hwrx.report import baselines, diff_text
-    from hwrx.report import diff as differences
-
     try:
         if list_baselines:
             for name in baselines.baseline_names():
@@ -88,7 +92,7 @@ def diff(
             file = baselines.save_baseline(save_baseline, [run.path for run in _load(runs)])
             click.echo(f"{file}: {save_baseline} stands for {len(runs)} run{'s' * (len(runs) != 1)} from now on")
             return
-        before, after = (_load(side) for side in _sides(runs))
+        before, after = (_load(side, hostnames=hostnames) for side in _sides(runs))
         found = differences.compare_runs(before, after, anyway=anyway, single=single)
     except StoreError as error:  # 1 is kept for what is worse
         raise UsageError(str(error)) from error
@@ -122,11 +126,8 @@ def _sides(words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (words[0],), (words[1],)
 
 
-def _load(words: tuple[str, ...]) -> list[ReportedRun]:
+def _load(words: tuple[str, ...], *, hostnames: bool = False) -> list[ReportedRun]:
     """The runs of a side, each once; a word that is no directory is the name of a baseline."""
-    import hwrx
-    from hwrx.report import baselines
-
     paths: list[pathlib.Path] = []
     for word in words:
         if word == BETWEEN:
@@ -144,4 +145,4 @@ def _load(words: tuple[str, ...]) -> list[ReportedRun]:
     resolved = [path.resolve() for path in paths]
     if twice := [path.name for path in resolved if resolved.count(path) > 1]:
         raise UsageError(f"the run {twice[0]} is given twice on one side: it is one run, and counts once")
-    return [hwrx.load(path) for path in paths]
+    return [open_published(path, hostnames=hostnames) for path in paths]

@@ -7,6 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
+from rich.table import Table
+
+from hwrx.commands.shared.display import Display
+from hwrx.commands.shared.numbers import whole_number
+from hwrx.commands.shared.output import print_json
+from hwrx.drops import provoke, run
+from hwrx.drops.places import PLACES
+from hwrx.host.console import open_console
 
 if TYPE_CHECKING:
     from hwrx.drops.books import Balance, Row
@@ -15,7 +23,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("places", nargs=-1, metavar="[PLACE]...")
 @click.option("--list", "listing", is_flag=True, help="The places, in the order of a packet's way, and stop.")
-@click.option("--messages", default=10_000, show_default=True, help="Messages sent in each experiment.")
+@click.option(
+    "--messages",
+    type=whole_number(1, 10**7),
+    default=10_000,
+    show_default=True,
+    help="Messages sent in each experiment.",
+)
 @click.option("--guest", is_flag=True, help="In a virtual machine: there every place can be provoked.")
 @click.option("--kernel", help="Kernel of the guest, for example 6.1.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
@@ -33,10 +47,6 @@ def drops(
       hwrx drops receive-buffer no-socket --messages 1000000
       hwrx drops --guest --kernel 6.12
     """
-    from hwrx.commands.display import Display
-    from hwrx.drops import provoke, run
-    from hwrx.drops.places import PLACES
-
     if listing:
         rows = [msgspec.to_builtins(place) for place in PLACES]
         if as_json:
@@ -59,29 +69,23 @@ def drops(
             "not here": refused,
             "seconds": {each.place: each.seconds for each in found if each.balance is not None},
         }
-        click.echo(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())
+        print_json(content)
     else:
         _print(results, refused)
     sys.exit(1 if any(balance.unexplained for _, balance in results) else 0)
 
 
 def _print_places(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(box=None, pad_edge=False)
     for heading in ("place", "what happens", "the kernel's reasons", "its counter"):
         table.add_column(heading)
     for row in rows:
         table.add_row(row["name"], row["sentence"], " ".join(sorted(row["reasons"])), row["witness"])
-    Console(highlight=False, width=None if Console().is_terminal else 160).print(table)
+    open_console().print(table)
 
 
 def _print(results: list[tuple[str, Balance]], refused: dict[str, str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, width=None if Console().is_terminal else 160)
+    console = open_console()
     table = Table(box=None, pad_edge=False)
     table.add_column("provoked")
     for heading in ("sent", "delivered", "lost", "unexplained"):
@@ -101,4 +105,4 @@ def _print(results: list[tuple[str, Balance]], refused: dict[str, str]) -> None:
             place, figures = "", [""] * 4
     console.print(table)
     for place, why in refused.items():
-        console.print(f"{place} cannot be provoked here: {why}", markup=False)
+        console.print(f"{place} cannot be provoked here: {why}")

@@ -7,55 +7,97 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import click
 import msgspec
-from rich.text import Text
 
-from hwrx.errors import UsageError
+from hwrx import paths
+from hwrx.commands.shared.display import Display
+from hwrx.commands.shared.floods import report_flood
+from hwrx.commands.shared.numbers import BYTES, CPUS, real_number, whole_number
+from hwrx.commands.shared.output import hostnames_option
+from hwrx.errors import StandstillError, UsageError
+from hwrx.flood import keep, scene
+from hwrx.flood.model import PATHS, Spec
+from hwrx.host import disk
+from hwrx.lab.vm import Guest
+from hwrx.machine import description
+from hwrx.runs.testbed import GuestBed
+from hwrx.wires import topology
+from hwrx.wires.topology import TOPOLOGIES
 
 if TYPE_CHECKING:
-    from hwrx.flood.model import Flood, Spec
+    from hwrx.flood.model import Flood
     from hwrx.flood.scene import Made
-    from hwrx.lab.vm import Guest
 
 Say = Callable[[str, str], None]
 # seconds that a guest's flood may say nothing: an emulated CPU sends some ten thousand messages a second
 SILENCE = 180.0
 
 
+class FloodOptions(TypedDict):
+    """What the command line says of floods, as it says it: `specs_of` makes them of it."""
+
+    burst: int | None
+    sustained: float | None
+    rate: str | None
+    rps: str
+    work: float
+    size: int
+    sockets: int
+    batch: int
+    receive_buffer: int | None
+    read: str
+    receives: int | None
+    completions: int | None
+    send_cpu: int | None
+    read_cpu: int | None
+    topology: str | None
+
+
 @click.command()
 @click.argument("target", metavar="PATH|RUN")
-@click.option("--burst", type=click.IntRange(1), help="So many messages at once [100000].")
-@click.option("--sustained", type=click.FloatRange(0, 600, min_open=True), help="For so many seconds, instead.")
+@click.option("--burst", type=whole_number(1, 2**31 - 1), help="So many messages at once [100000].")
+@click.option("--sustained", type=real_number(0.001, 600), help="For so many seconds, instead.")
 @click.option("--rate", help="Messages a second, or max; several, with commas, make a curve [max].")
-@click.option("--size", type=int, default=64, show_default=True, help="Bytes of a message.")
-@click.option("--sockets", type=int, default=1, show_default=True, help="udp, tcp: receiving sockets, a thread each.")
-@click.option("--batch", type=int, default=64, show_default=True, help="Most messages of one post.")
-@click.option("--receive-buffer", type=int, help="udp, tcp: SO_RCVBUF in bytes [the kernel's default].")
+@click.option("--size", type=whole_number(16, 65507), default=64, show_default=True, help="Bytes of a message.")
+@click.option(
+    "--sockets",
+    type=whole_number(1, 16),
+    default=1,
+    show_default=True,
+    help="udp, tcp: receiving sockets, a thread each.",
+)
+@click.option("--batch", type=whole_number(1, 256), default=64, show_default=True, help="Most messages of one post.")
+@click.option(
+    "--receive-buffer", type=whole_number(1, BYTES - 1), help="udp, tcp: SO_RCVBUF in bytes [the kernel's default]."
+)
 @click.option("--read", type=click.Choice(["always", "after"]), default="always", help="after: when all is sent.")
-@click.option("--work", type=float, default=0.0, help="Microseconds of the reader's own work with each message [0].")
+@click.option(
+    "--work", type=real_number(0, 1e6), default=0.0, help="Microseconds of the reader's own work with each message [0]."
+)
 @click.option(
     "--receives",
-    type=int,
+    type=whole_number(1, 2**31 - 1),
     help="rdma-send, rdma-ud: receive requests kept posted [512]; rdma-write: slots of memory [4096].",
 )
 @click.option(
-    "--completions", type=int, help="rdma-send, rdma-ud: entries of the receiver's completion queue [enough]."
+    "--completions",
+    type=whole_number(1, 2**31 - 1),
+    help="rdma-send, rdma-ud: entries of the receiver's completion queue [enough].",
 )
 @click.option("--rps", type=click.Choice(["off", "on", "both"]), default="off", help="Protocol work on another CPU.")
-@click.option("--send-cpu", type=int, help="CPU of the sender [the last].")
-@click.option("--read-cpu", type=int, help="CPU of the readers [the first].")
-@click.option(
-    "--topology", type=click.Choice(["netns", "pair", "nic", "queues"]), help="What lies between [what PATH needs]."
-)
+@click.option("--send-cpu", type=whole_number(0, CPUS), help="CPU of the sender [the last].")
+@click.option("--read-cpu", type=whole_number(0, CPUS), help="CPU of the readers [the first].")
+@click.option("--topology", type=click.Choice(list(TOPOLOGIES)), help="What lies between [what PATH needs].")
 @click.option("--here", is_flag=True, help="On this machine's own kernel, also where PATH has a guest for it.")
 @click.option("--guest", is_flag=True, help="In a virtual machine.")
 @click.option("--kernel", help="Kernel of the guest, for example 6.12.")
 @click.option("--out", type=click.Path(path_type=pathlib.Path, file_okay=False), default=pathlib.Path("runs"),
               help="Where run directories go [runs].")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@hostnames_option
 def flood(
     target: str,
     here: bool,
@@ -63,7 +105,8 @@ def flood(
     kernel: str | None,
     out: pathlib.Path,
     as_json: bool,
-    **options: Any,
+    hostnames: bool,
+    **options: Unpack[FloodOptions],
 ) -> None:
     """Flood PATH (udp, tcp, packet-ring, xdp, nic-ring, rdma-send, rdma-ud, rdma-write), or show a RUN directory again.
 
@@ -89,18 +132,15 @@ def flood(
       hwrx flood rdma-write --read after --receives 256
       hwrx flood runs/latest
     """
-    from hwrx.flood import keep
-    from hwrx.flood.model import PATHS
-
     if target not in PATHS and (os.sep in target or pathlib.Path(target).exists()):
         directory = pathlib.Path(target).resolve()
-        report_flood(directory, keep.load_floods(directory), as_json=as_json)
+        report_flood(directory, as_json=as_json, hostnames=hostnames)
         return
     specs = specs_of(target, **options)
     if here and (guest or kernel):
         raise UsageError("--here is this machine's kernel, --guest another one", remedy="give one of them")
     directory, floods = run_floods(specs, "here" if here else "guest" if guest or kernel else None, kernel, out)
-    report_flood(directory, floods, as_json=as_json)
+    report_flood(directory, as_json=as_json, hostnames=hostnames)
     if any(each.loss.unexplained for each in floods):
         sys.exit(1)
 
@@ -113,12 +153,9 @@ def specs_of(
     rate: str | None,
     rps: str,
     work: float,
-    **same: Any,
+    **same: object,
 ) -> list[Spec]:
     """Return the floods that the options describe: one for each rate, with RPS off and on where both are wanted."""
-    from hwrx.flood import scene
-    from hwrx.flood.model import Spec
-
     if burst is not None and sustained is not None:
         raise UsageError("a flood is a burst, or sustained", remedy="give one of --burst and --sustained")
     rates = [_rate(word) for word in (rate or "max").split(",")]
@@ -154,12 +191,9 @@ def run_floods(
     specs: list[Spec], where: Literal["here", "guest"] | None, kernel: str | None, out: pathlib.Path
 ) -> tuple[pathlib.Path, list[Flood]]:
     """Make the floods, and write the run directory; return it and what was found."""
-    from hwrx.commands.display import Display
-    from hwrx.flood import keep, scene
-    from hwrx.wires import topology
-
+    disk.check_place(out, 1 << 20)
     if where is None:
-        name = specs[0].topology or scene.WIRES.get(specs[0].path, "netns")
+        name = specs[0].topology or paths.default_topology(specs[0].path)
         inside = os.environ.get("HWRX_IN_GUEST") == "1"
         where = "guest" if topology.find_topology(name).where == "guest" and not inside else "here"
     with Display() as display:
@@ -176,9 +210,6 @@ def run_floods(
 @contextlib.contextmanager
 def on_host(specs: list[Spec], say: Say) -> Iterator[tuple[dict[str, Any], Iterator[Made]]]:
     """Make the floods on this kernel: the manifest, and one after the other."""
-    from hwrx.flood import scene
-    from hwrx.machine import description
-
     for spec in specs:
         scene.check_spec(spec)
     with scene.flood_wire(specs[0]) as bed:
@@ -189,18 +220,23 @@ def on_host(specs: list[Spec], say: Say) -> Iterator[tuple[dict[str, Any], Itera
 @contextlib.contextmanager
 def in_guest(specs: list[Spec], kernel: str | None, say: Say) -> Iterator[tuple[dict[str, Any], Iterator[Made]]]:
     """The same in a virtual machine, which prints each flood as a line."""
-    from hwrx.flood import scene
-    from hwrx.lab.vm import Guest
-    from hwrx.runs.testbed import GuestBed
-
-    name = specs[0].topology or scene.WIRES.get(specs[0].path, "netns")
+    name = specs[0].topology or paths.default_topology(specs[0].path)
     with Guest(name, kernel=kernel, progress=say) as machine:
         yield GuestBed(machine).manifest(), _floods(machine, specs, say)
 
 
 def _floods(machine: Guest, specs: list[Spec], say: Say) -> Iterator[Made]:
-    from hwrx.flood import keep
+    made = 0
+    try:
+        for flood in _floods_once(machine, specs, say):
+            made += 1
+            yield flood
+    except StandstillError as error:
+        machine.boot_again(error)
+        yield from _floods_once(machine, specs[made:], say)
 
+
+def _floods_once(machine: Guest, specs: list[Spec], say: Say) -> Iterator[Made]:
     for line in machine.lines("hwrx.flood.inside", msgspec.json.encode(specs), silence=SILENCE, who="the flood"):
         if line.startswith(b"say "):
             say("flood", line[4:].decode(errors="replace"))
@@ -209,27 +245,3 @@ def _floods(machine: Guest, specs: list[Spec], say: Say) -> Iterator[Made]:
 
 
 # --- telling ----------------------------------------------------------------------------------------------------------
-
-
-def report_flood(directory: pathlib.Path, floods: list[Flood], *, as_json: bool) -> None:
-    """Write the page and the pictures, print the tables; with `as_json` print everything as JSON instead."""
-    from hwrx.flood import page, words
-
-    written = page.write_page(directory, floods)
-    if as_json:
-        content = {"run": str(directory), "floods": msgspec.to_builtins(floods)}
-        click.echo(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())
-        return
-    from hwrx.report import terminal
-
-    console = terminal.wide_table()
-    for each in floods:
-        console.print(Text(words.answer_of(each), style="bold"))
-    for table in [*words.tables_of(floods), *(words.kernels_account(each) for each in floods[:1])]:
-        console.print()
-        console.print(terminal.plain_text(table))
-    console.print()
-    for note in words.notes_of(floods):
-        console.print(Text(f"not seen: {note}" if note.startswith("the length") else note, style="dim"))
-    for path in written:
-        click.echo(path)

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 from msgspec import Struct
+from rich.table import Table
 
+from hwrx.commands.shared.output import print_json
 from hwrx.errors import UsageError
+from hwrx.host.console import open_console
+from hwrx.paths.hooks import BY_NAME, HOOKS
 
 if TYPE_CHECKING:
     from hwrx.runs.reading import Run
@@ -43,24 +47,24 @@ def hooks(run: pathlib.Path | None, as_json: bool) -> None:
       hwrx compare lab/experiments/hooks.toml
       hwrx hooks runs/latest
     """
-    import hwrx
-    from hwrx.paths.hooks import HOOKS
+    # what a run says needs Arrow and SciPy, which a list of hooks starts without
+    from hwrx.report.published import open_published
 
-    found = {cost.hook: cost for cost in costs_of(hwrx.load(run))} if run is not None else {}
+    found = {cost.hook: cost for cost in costs_of(open_published(run))} if run is not None else {}
     rows: list[dict[str, Any]] = []
     for hook in HOOKS:
         row = {"hook": hook.name, "where": hook.where, "sees": hook.sees, "may": hook.may, "works": hook.works}
         cost = found.get(hook.name)
         rows.append(row | ({"cost": msgspec.to_builtins(cost)} if cost else {}))
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
+        print_json(rows)
     else:
         _print(rows)
 
 
 def costs_of(run: Run) -> list[Cost]:
     """Return what each hook of a run adds to the median, pair by pair: the hook's repeat against the bare one's."""
-    from hwrx.paths.hooks import BY_NAME
+    # as above
     from hwrx.stats import student_factor
 
     medians: dict[str, dict[int, float]] = {}
@@ -87,9 +91,6 @@ def costs_of(run: Run) -> list[Cost]:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(box=None, pad_edge=False)
     for heading in ("hook", "where", "what is seen there", "what may be done"):
         table.add_column(heading)
@@ -107,7 +108,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
                 f"{cost['added'] / cost['base']:+.1%}",
             ]
         table.add_row(*words)
-    console = Console(highlight=False, width=None if Console().is_terminal else 160)
+    console = open_console()
     console.print(table)
     if measured:
         console.print("ns of half a round trip; with the clock icount, guest instructions")

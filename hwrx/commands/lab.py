@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shlex
 import subprocess
 import sys
-import termios
-import tty
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from hwrx.commands.compare import described_experiment, experiment_options, run_and_report
+from hwrx.commands.shared.numbers import LONG, real_number, whole_number
+from hwrx.commands.shared.options import described_experiment, experiment_options
+from hwrx.commands.shared.running import run_and_report
+from hwrx.control.environment import parse_environment
+from hwrx.control.messages import Clock
 from hwrx.errors import UsageError
-from hwrx.host import undo
-from hwrx.lab import kernel
+from hwrx.host import tools, undo
+from hwrx.host.console import open_console
+from hwrx.lab import kernel, terminal
 from hwrx.lab.kernel import Progress
-from hwrx.lab.port import Pipe
 from hwrx.lab.vm import Guest
+from hwrx.nic import pci
 from hwrx.runs.testbed import Wanted
 from hwrx.wires import topology
 
@@ -42,7 +44,7 @@ def lab() -> None:
 @click.option("--log", type=click.Path(path_type=Path), help="File that gets all that the guest prints.")
 @click.option("--dry-run", is_flag=True, help="Say what would be run, how long and how much disk it takes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def run(file: Path, runs: Path, log: Path | None, dry_run: bool, as_json: bool, **options: Any) -> None:
+def run(file: Path, runs: Path, log: Path | None, dry_run: bool, as_json: bool, **options: object) -> None:
     """Run EXPERIMENT in the lab: its topology is put up in a virtual machine where it needs one.
 
     \b
@@ -54,16 +56,32 @@ def run(file: Path, runs: Path, log: Path | None, dry_run: bool, as_json: bool, 
     run_and_report(experiment, Wanted(log=log), runs=runs, dry_run=dry_run, as_json=as_json)
 
 
+class GuestOptions(TypedDict):
+    """Options of a guest that go to it as they are: see `hwrx.lab.vm.Guest`."""
+
+    clock: Clock
+    cpus: int
+    memory: str
+    accelerator: Literal["auto", "kvm", "tcg"]
+    writable: tuple[Path, ...]
+    limit: float
+    log: Path | None
+
+
 @lab.command(context_settings={"ignore_unknown_options": True})
 @click.argument("name", metavar="TOPOLOGY", type=click.Choice(list(topology.TOPOLOGIES)))
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--guest/--host", "in_guest", default=None, help="Where; by default where the topology belongs.")
 @click.option("--kernel", "wanted_kernel", help="Kernel of the guest: 6.12, or the path of a vmlinuz.")
-@click.option("--clock", type=click.Choice(["wall", "icount"]), default="wall", help="icount: guest instructions.")
-@click.option("--cpus", type=click.IntRange(1, 64), default=2, help="CPUs of the guest.")
+@click.option("--clock", type=click.Choice(get_args(Clock)), default="wall", help="icount: guest instructions.")
+@click.option("--cpus", type=whole_number(1, 64), default=2, help="CPUs of the guest.")
 @click.option("--memory", default="2G", help="Memory of the guest.")
 @click.option("--accelerator", type=click.Choice(["auto", "kvm", "tcg"]), default="auto")
-@click.option("--mtu", type=int, help="MTU of the wire (netns, pair, nic): 1500 gives verbs 1024, 4200 gives 4096.")
+@click.option(
+    "--mtu",
+    type=whole_number(1280, 65535),
+    help="MTU of the wire (netns, pair, nic): 1500 gives verbs 1024, 4200 gives 4096.",
+)
 @click.option("--append", multiple=True, help="More words for the guest's kernel command line.")
 @click.option("--qemu", multiple=True, help="More words for QEMU, for example '-device e1000e'.")
 @click.option(
@@ -73,7 +91,7 @@ def run(file: Path, runs: Path, log: Path | None, dry_run: bool, as_json: bool, 
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder that the guest may write to.",
 )
-@click.option("--limit", type=float, default=180.0, help="Seconds for the guest to come up.")
+@click.option("--limit", type=real_number(0.001, LONG), default=180.0, help="Seconds for the guest to come up.")
 @click.option("--log", type=click.Path(path_type=Path), help="File that gets all that the guest prints.")
 def shell(
     name: str,
@@ -83,11 +101,12 @@ def shell(
     mtu: int | None,
     append: tuple[str, ...],
     qemu: tuple[str, ...],
-    **options: Any,
+    **options: Unpack[GuestOptions],
 ) -> None:
     """Put TOPOLOGY up and start a shell in it, or COMMAND; take it down when that ends.
 
     The guest sees this machine's files at the same paths. What it writes is lost, but for the folders given with --rw.
+    With HWRX_QEMU_USER=nobody in the environment, root starts QEMU as that user, who then has to be able to read hwrx.
     On the host, the shell of `netns` is in the client's namespace; $SERVER_NETNS names the other.
 
     \b
@@ -117,7 +136,7 @@ def shell(
         stack = contextlib.ExitStack()
         stack.enter_context(guest)
     with stack:
-        sys.exit(_command_in(guest, command) if command else _shell_in(guest))
+        sys.exit(terminal.run_attached(guest, command) if command else terminal.open_shell(guest))
 
 
 def _refuse_ignored() -> None:
@@ -135,7 +154,7 @@ def _refuse_ignored() -> None:
 
 def _on_host(name: str, command: tuple[str, ...], options: dict[str, Any]) -> int:
     with topology.build_topology(name, **options) as made:
-        spaces = {end: peer.partition(":")[2] for end, peer in made.peers.items()}
+        spaces = {end: parse_environment(peer).netns or "" for end, peer in made.peers.items()}
         words = list(command) or [os.environ.get("SHELL", "/bin/sh")]
         if spaces["client"]:
             words = ["ip", "netns", "exec", spaces["client"], *words]
@@ -146,77 +165,35 @@ def _on_host(name: str, command: tuple[str, ...], options: dict[str, Any]) -> in
             raise UsageError(f"cannot run {words[0]}: {error.strerror}") from None
 
 
-def _command_in(guest: Guest, command: tuple[str, ...]) -> int:
-    """Run a command with our standard input and output; returns its exit code, 128+N where signal N ended it."""
-    pipe = guest.command(command, errors="merged")
-    with contextlib.closing(pipe):
-        _connect(pipe)
-        code = pipe.wait(5.0)
-    if code is None:
-        raise guest.failure("the guest ended before its command did")
-    return code if code >= 0 else 128 - code
-
-
-def _shell_in(guest: Guest) -> int:
-    """Run a shell on a terminal of the guest, which `script` makes; ours passes every key on."""
-    if not sys.stdin.isatty():
-        raise UsageError("a shell needs a terminal", remedy="give a command: hwrx lab shell TOPOLOGY -- COMMAND")
-    size = os.get_terminal_size()
-    setup = f"stty rows {size.lines} cols {size.columns}; exec bash -i"
-    pipe = guest.command(["script", "-q", "-c", setup, "/dev/null"], {"TERM": os.environ.get("TERM", "vt100")})
-    before = termios.tcgetattr(0)
-    click.echo("the guest's shell; exit or Ctrl-D ends it and the guest", err=True)
-    try:
-        tty.setraw(0)
-        with contextlib.closing(pipe):
-            _connect(pipe)
-            return pipe.wait(5.0) or 0
-    finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
-
-
-def _connect(pipe: Pipe) -> None:
-    """Pass standard input to the pipe and its output to ours, until the output ends."""
-    sources = [0, pipe.fileno()]
-    while True:
-        try:
-            ready = select.select(sources, [], [])[0]
-        except ValueError:  # our standard input is closed
-            sources, ready = [pipe.fileno()], []
-        if 0 in ready:
-            data = os.read(0, 1 << 14)
-            if data:
-                with contextlib.suppress(OSError):  # the command reads no more
-                    pipe.sendall(data)
-            else:
-                sources.remove(0)
-                pipe.end_input()
-        if pipe.fileno() in ready:
-            data = pipe.recv(1 << 16)
-            if not data:
-                return
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-
-
 @contextlib.contextmanager
 def _progress() -> Iterator[Progress]:
     """Show the stages on standard error: a line that moves on a terminal, plain lines elsewhere."""
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     if not console.is_terminal:
-        yield lambda stage, text: console.print(f"{stage}: {text}", highlight=False, soft_wrap=True)
+        yield lambda stage, text: console.print(f"{stage}: {text}", soft_wrap=True)
         return
     with console.status("getting ready") as status:
-        yield lambda stage, text: status.update(f"{stage}: {text}")
+        yield lambda stage, text: status.update(Text(f"{stage}: {text}"))
 
 
 @lab.command()
 def down() -> None:
-    """Take down what killed runs have left on this machine: namespaces, veth pairs, rxe devices, settings."""
+    """Take down what killed runs have left on this machine: namespaces, veth pairs, rxe devices, settings, NICs.
+
+    \b
+    Example:
+      hwrx lab down
+    """
+    tools.need_root("taking down what is left")
     mended = undo.mend_leftovers()
     for line in mended:
         click.echo(f"taken down: {line}")
-    if not mended:
+    bound = pci.list_kept()
+    for nic in bound:
+        click.echo(
+            f"bound to {nic.driver} (hwrx nic bind): {nic.address}; `hwrx nic unbind {nic.address}` gives it back"
+        )
+    if not mended and not bound:
         click.echo("nothing is left over")
 
 
@@ -244,6 +221,6 @@ def kernels(fetch: str | None) -> None:
     for each in found:
         table.add_row(each.version, each.package, ", ".join(chosen.get(each.package, [])))
     if found:
-        Console(soft_wrap=True).print(table)
+        open_console(soft_wrap=True).print(table)
     else:
         click.echo("no kernel is cached; the first run, or --fetch, downloads one")

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator
 
 import click
 import msgspec
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from hwrx.commands.shared.output import print_json
 from hwrx.errors import MachineError
+from hwrx.host.console import open_console
 from hwrx.lab import doctor as checks
 from hwrx.verbs import devices as verbs
 from hwrx.verbs import rxe as softroce
-
-
-def print_json(value: Any) -> None:
-    """Print a value as JSON, indented."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 @click.command()
@@ -47,7 +42,7 @@ def devices(as_json: bool, watch: bool) -> None:
 
 
 def _show(found: list[verbs.Device]) -> None:
-    console = Console(soft_wrap=True)
+    console = open_console(soft_wrap=True)
     if not found:
         click.echo(
             "no verbs device\n  put SoftRoCE on a netdev: hwrx rxe up NETDEV; or use the virtual machine: lab/run"
@@ -56,7 +51,7 @@ def _show(found: list[verbs.Device]) -> None:
         kind = "software: the CPU stands in for the adapter" if device.software else f"firmware {device.firmware}"
         console.print(Text(device.name, "bold"), Text(f"  {device.driver}, {kind}"))
         if device.note:
-            console.print(f"  from /sys only: {escape(device.note)}")
+            console.print(f"  from /sys only: {device.note}")
         for port in device.ports:
             mtu = f", MTU {port.active_mtu} of at most {port.max_mtu}" if port.active_mtu else ""
             on = f" on {port.netdev}" if port.netdev else ""
@@ -80,7 +75,7 @@ def _watch(as_json: bool) -> None:
         sys.stdout.flush()
 
 
-def events() -> Any:
+def events() -> Iterator[tuple[float, str, str, str]]:
     """Yield (seconds since the epoch, action, subsystem, name) of verbs and network devices, for ever."""
     try:
         import pyudev
@@ -106,9 +101,9 @@ def doctor(as_json: bool) -> None:
 
     Exit code 0: all that the main job (lab/run) needs is there.
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with console.status("looking") as status:
-        findings = checks.examine_machine(lambda _, text: status.update(f"looking at: {text}"))
+        findings = checks.examine_machine(lambda _, text: status.update(Text(f"looking at: {text}")))
     if as_json:
         print_json({"healthy": checks.is_healthy(findings), "findings": findings})
     else:
@@ -118,7 +113,7 @@ def doctor(as_json: bool) -> None:
 
 
 def _show_findings(findings: list[checks.Finding]) -> None:
-    console = Console(soft_wrap=True)
+    console = open_console(soft_wrap=True)
     for part, sentence in checks.PARTS.items():
         console.print(Text(sentence, "bold"))
         for finding in findings:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, get_args
 
 import click
+from rich.table import Table
 
-from hwrx.commands.machine import print_json
+from hwrx.commands.shared.numbers import whole_number
+from hwrx.commands.shared.output import print_json
+from hwrx.control.messages import Clock
 from hwrx.errors import UsageError
+from hwrx.host import disk
+from hwrx.host.console import OutsideConsole, open_console
+from hwrx.memory.everything import Request, in_guest, measure_everything
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from hwrx.memory.everything import Everything
     from hwrx.memory.measuring import Fate, Measured
     from hwrx.memory.pages import Faults
@@ -22,12 +26,18 @@ PICTURES = (".svg", ".pdf", ".png")
 
 
 @click.command()
-@click.option("--pages", default=512, show_default=True, help="Pages of 4 KiB that are taken of each kind.")
+@click.option(
+    "--pages",
+    type=whole_number(1, 1 << 20),
+    default=512,
+    show_default=True,
+    help="Pages of 4 KiB that are taken of each kind.",
+)
 @click.option("--device", help="Verbs device that memory is registered with [the first].")
 @click.option("--nic", help="NIC that memory is mapped for: it is taken from the kernel for so long.")
 @click.option("--guest", is_flag=True, help="In a virtual machine, which has SoftRoCE, a NIC and an IOMMU.")
 @click.option("--kernel", help="Kernel of the guest, for example 6.1.")
-@click.option("--clock", type=click.Choice(["wall", "icount"]), default="wall", help="icount: guest instructions.")
+@click.option("--clock", type=click.Choice(get_args(Clock)), default="wall", help="icount: guest instructions.")
 @click.option("--picture", type=click.Path(path_type=pathlib.Path, dir_okay=False), help="SVG, PDF or PNG.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def memory(
@@ -36,7 +46,7 @@ def memory(
     nic: str | None,
     guest: bool,
     kernel: str | None,
-    clock: Literal["wall", "icount"],
+    clock: Clock,
     picture: pathlib.Path | None,
     as_json: bool,
 ) -> None:
@@ -52,10 +62,10 @@ def memory(
       hwrx memory --device rxe0 --json
       hwrx memory --guest --kernel 6.12 --clock icount
     """
-    from hwrx.memory.everything import in_guest, measure_everything
-
     if picture is not None and picture.suffix not in PICTURES:
         raise UsageError(f"a picture is {' or '.join(PICTURES)}, not '{picture.suffix}'")
+    if picture is not None:
+        disk.check_target(picture)
     if pages < 1:
         raise UsageError("at least one page has to be measured")
     # the clock is the guest's, and there its name is all that is wanted
@@ -65,11 +75,12 @@ def memory(
                 f"{'--device' if device else '--nic'} is of this machine, and the guest has its own",
                 remedy="leave it out, or measure here: without --guest, --kernel and --clock icount",
             )
-        found = in_guest(kernel, clock, pages, _quiet if as_json else _aloud)
+        found = in_guest(Request(pages, clock), kernel, _quiet if as_json else _aloud)
     else:
         say = (lambda text: None) if as_json else (lambda text: _aloud("memory", text))
         found = measure_everything(pages=pages, device=device, nic=nic, clock=clock, say=say)
     if picture is not None:
+        # Matplotlib takes longer to start than all else, and a guest draws nothing
         from hwrx.memory.picture import draw_pages
 
         draw_pages(found.pages, picture)
@@ -90,17 +101,15 @@ def _quiet(stage: str, text: str) -> None:
 
 
 def _print(found: Everything) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, width=None if Console().is_terminal else 160)
+    console = open_console()
     _print_pages(console, found.pages, found.strict)
     _print_holding(console, found)
     _print_limits(console, found)
     for what, why in (found.pages.unavailable | found.unavailable).items():
-        console.print(f"{what}: not here: {why}", markup=False)
+        console.print(f"{what}: not here: {why}")
 
 
-def _print_pages(console: Console, measured: Measured, strict: Measured) -> None:
+def _print_pages(console: OutsideConsole, measured: Measured, strict: Measured) -> None:
     table = _table(
         "what becomes of the pages",
         "kind", "who holds it", "pages", "in pieces", "VmLck", "VmPin", "faults: holding", "receiving",
@@ -117,13 +126,13 @@ def _print_pages(console: Console, measured: Measured, strict: Measured) -> None
         )  # fmt: skip
     console.print(table)
     if measured.swap:
-        console.print(f"paged out to {measured.swap}; faults are minor, or minor + major", markup=False)
+        console.print(f"paged out to {measured.swap}; faults are minor, or minor + major")
     if strict.unevictable is None:
         console.print("this kernel cannot be told to leave locked pages alone (no vm.compact_unevictable_allowed)")
     console.print()
 
 
-def _print_holding(console: Console, found: Everything) -> None:
+def _print_holding(console: OutsideConsole, found: Everything) -> None:
     unit = "instructions" if found.clock == "icount" else "µs"
     table = _table("getting hold of memory", "how", "size", "pages", "in pieces", "faults", unit)
     for one in found.holding:
@@ -134,7 +143,7 @@ def _print_holding(console: Console, found: Everything) -> None:
     console.print()
 
 
-def _print_limits(console: Console, found: Everything) -> None:
+def _print_limits(console: OutsideConsole, found: Everything) -> None:
     table = _table("at the limits, without CAP_IPC_LOCK", "limit", "call", "allowed", "asked", "outcome", "in words")
     for one in found.limits:
         words = one.said.replace("\n ", ";")
@@ -142,9 +151,7 @@ def _print_limits(console: Console, found: Everything) -> None:
     console.print(table)
 
 
-def _table(title: str, *headings: str) -> Any:
-    from rich.table import Table
-
+def _table(title: str, *headings: str) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for heading in headings:
         words = heading in ("kind", "who holds it", "how", "limit", "call", "outcome", "in words")

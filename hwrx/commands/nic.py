@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import click
 import msgspec
+from rich.table import Table
 
-from hwrx.host import strict_json
-from hwrx.nic import Access, E1000e, pci
+from hwrx.commands.shared.numbers import LONG, real_number, whole_number
+from hwrx.host import disk, strict_json, undo
+from hwrx.host.console import open_console
+from hwrx.nic import Access, Driver, pci
 from hwrx.nic import open_nic as open_nic
+from hwrx.nic.driver import Options
+from hwrx.nic.pcapng import Writer
+from hwrx.nic.summary import summarise_frame
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 
 access_option = click.option(
     "--access",
@@ -46,9 +56,6 @@ def list_(as_json: bool) -> None:
         ]
         click.echo(strict_json.to_json(rows, indent=2))
         return
-    from rich.console import Console  # slow to import, and of no use to the other commands
-    from rich.table import Table
-
     table = Table(box=None)
     for column in ("address", "model", "driver", "netdev", "MAC", "IOMMU group", "in use"):
         table.add_column(column)
@@ -63,7 +70,7 @@ def list_(as_json: bool) -> None:
             one.group or "none",
             "; ".join(uses) or "no",
         )
-    Console().print(table)
+    open_console().print(table)
 
 
 @nic.command()
@@ -75,6 +82,7 @@ def bind(name: str, access: str, force: bool) -> None:
 
     Refuses one that carries the default route, an address or an open connection. `hwrx nic unbind` gives it back.
     """
+    undo.mend_leftovers()
     one = pci.find_nic(name)
     if access == "auto":
         access = "vfio" if one.group is not None else "uio"
@@ -94,8 +102,8 @@ def unbind(name: str) -> None:
 @click.argument("name", metavar="NIC")
 @access_option
 @force_option
-@click.option("--packets", type=click.IntRange(0), default=0, help="Receive so many first, and hold them.")
-@click.option("--timeout", type=float, default=5.0, help="Seconds to wait for them.")
+@click.option("--packets", type=whole_number(0, 2**31 - 1), default=0, help="Receive so many first, and hold them.")
+@click.option("--timeout", type=real_number(0, LONG), default=5.0, help="Seconds to wait for them.")
 def dump(name: str, access: Access, force: bool, packets: int, timeout: float) -> None:
     """Bring NIC up and print its registers and rings, fields decoded, and the counters that are not 0."""
     with _opened(name, access, force, promiscuous=True) as one:
@@ -116,10 +124,12 @@ def dump(name: str, access: Access, force: bool, packets: int, timeout: float) -
 @click.argument("name", metavar="NIC")
 @access_option
 @force_option
-@click.option("-n", "--count", type=click.IntRange(1), help="End after so many packets.")
-@click.option("--timeout", type=float, help="End after so many seconds without a packet.")
+@click.option("-n", "--count", type=whole_number(1, 2**63 - 1), help="End after so many packets.")
+@click.option("--timeout", type=real_number(0, LONG), help="End after so many seconds without a packet.")
 @click.option("-w", "--write", type=click.Path(path_type=Path), help="Write pcapng instead of printing.")
-@click.option("-s", "--snap", type=click.IntRange(0), default=0, help="Write at most so many bytes of each packet.")
+@click.option(
+    "-s", "--snap", type=whole_number(0, 1 << 18), default=0, help="Write at most so many bytes of each packet."
+)
 @click.option("--own", is_flag=True, help="Only frames to the NIC's own address and broadcasts.")
 @click.option("--wait", type=click.Choice(["poll", "event"]), default="event", help="Wait by interrupt or by looking.")
 def recv(
@@ -140,34 +150,34 @@ def recv(
       hwrx nic recv 00:04.0
       hwrx nic recv eth1 -w packets.pcapng -n 1000
     """
-    interrupt = "auto" if wait == "event" else None
+    if write is not None:  # before the NIC is taken
+        disk.check_target(write)
+    interrupt: Literal["auto"] | None = "auto" if wait == "event" else None
     with _opened(name, access, force, promiscuous=not own, interrupt=interrupt) as one:
         click.echo(f"{one.device.address} {one.mac}, link {one.link or 'down'} Mb/s", err=True)
         taken = 0
         with _sink(write, one, snap) as sink:
             for packet in one.receive(timeout=timeout):
-                sink(packet.data, time.time_ns())
+                sink(packet.data.data, time.time_ns())
                 taken += 1
                 if taken == count:
                     break
-        counts = one.statistics()
-        lost = counts["MPC"] + counts["RNBC"]
-        click.echo(f"{taken} packets, {lost} lost in the NIC", err=True)
+        seen = one.traffic()
+        click.echo(f"{taken} packets, {seen.missed + seen.no_buffer} lost in the NIC", err=True)
 
 
 @contextlib.contextmanager
-def _opened(name: str, access: Access, force: bool, **options: Any) -> Iterator[E1000e]:
+def _opened(name: str, access: Access, force: bool, **options: Unpack[Options]) -> Iterator[Driver]:
     with open_nic(name, access=access, force=force, **options) as one:
         yield one
 
 
 @contextlib.contextmanager
-def _sink(write: Path | None, one: E1000e, snap: int) -> Iterator[Any]:
+def _sink(write: Path | None, one: Driver, snap: int) -> Iterator[Callable[[Buffer, int], None]]:
     """What takes each packet and its time: a file, or standard output."""
     if write is None:
-        from hwrx.nic.summary import summarise_frame
 
-        def show(frame: Any, at: int) -> None:
+        def show(frame: Buffer, at: int) -> None:
             seconds, nanoseconds = divmod(at, 1_000_000_000)
             click.echo(
                 f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{nanoseconds:09} {summarise_frame(frame)}"
@@ -175,10 +185,9 @@ def _sink(write: Path | None, one: E1000e, snap: int) -> Iterator[Any]:
 
         yield show
         return
-    from hwrx.nic.pcapng import Writer
 
     with write.open("wb") as out:
         writer = Writer(out, one.device.address, snap=snap)
         yield writer.packet
-        counts = one.statistics()
-        writer.statistics(counts["GPRC"], counts["MPC"], time.time_ns())
+        seen = one.traffic()
+        writer.statistics(seen.received, seen.missed, time.time_ns())

@@ -7,6 +7,7 @@ import msgspec
 
 from hwrx.errors import UsageError
 from hwrx.host import strict_json
+from hwrx.machine import tune as settings
 
 
 @click.command()
@@ -22,8 +23,6 @@ def tune(show: bool, apply_: bool, restore: bool, as_json: bool) -> None:
       hwrx tune
       sudo hwrx tune --apply && hwrx compare experiment.toml; sudo hwrx tune --restore
     """
-    from hwrx.machine import tune as settings
-
     if show + apply_ + restore > 1:
         raise UsageError("--show, --apply and --restore exclude each other")
     if apply_ or restore:

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
+from rich.table import Table
 
 from hwrx import paths
+from hwrx.commands.shared.numbers import BYTES, whole_number
 from hwrx.errors import UsageError
-from hwrx.host import strict_json
+from hwrx.host import disk, strict_json
+from hwrx.host.console import OutsideConsole, open_console
 from hwrx.runs import experiment as experiments
 from hwrx.runs import planning, testbed
 from hwrx.runs.schedule import Pair
+from hwrx.timelines.traced import RunTracer
+from hwrx.timelines.walk import memory_words, walk_picture
+from hwrx.timelines.walk import walk_message as follow
 
 if TYPE_CHECKING:
     from hwrx.timelines.walk import Journey
@@ -21,8 +27,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="PATH [PATH2]")
-@click.option("--size", default=64, show_default=True, help="Bytes of the message.")
-@click.option("--messages", default=200, show_default=True, help="Messages of the trial that the one is taken from.")
+@click.option("--size", type=whole_number(0, BYTES), default=64, show_default=True, help="Bytes of the message.")
+@click.option(
+    "--messages",
+    type=whole_number(1, 10**6),
+    default=200,
+    show_default=True,
+    help="Messages of the trial that the one is taken from.",
+)
 @click.option("--wait", default="event", show_default=True, help="How the reader waits; WRITE always polls.")
 @click.option("--topology", help="What lies between the two ends [netns for sockets, else pair].")
 @click.option("--here", is_flag=True, help="Use this machine's own kernel and devices, no virtual machine.")
@@ -47,22 +59,21 @@ def walk(
       hwrx walk udp
       hwrx walk udp rdma-write --svg walk.svg
     """
-    from hwrx.timelines.traced import RunTracer
-    from hwrx.timelines.walk import walk_message as follow
-    from hwrx.timelines.walk import walk_picture
-
     if size < 8:
         raise UsageError(f"a message has at least 8 bytes, not {size}", remedy="the sequence number must fit")
-    verbs = any(paths.find_path(name).needs == "verbs" for name in names)
-    wanted: dict[str, Any] = {"topology": topology or ("pair" if verbs else "netns"), "kernel": kernel}
+    verbs = [name for name in names if paths.find_path(name).needs == "verbs"]
+    wanted: dict[str, Any] = {"topology": topology or paths.default_topology((verbs or names)[0]), "kernel": kernel}
     plan = experiments.from_options(
         paths=list(names), sizes=[size], messages=messages, limit=60.0, name="walk", **wanted
     )
+    picture = picture or (None if as_json else Path("walk.svg"))
+    if picture is not None:
+        disk.check_target(picture)
     journeys: list[Journey] = []
     say = _quiet if as_json else _aloud
     with (
         testbed.opened_bed(plan, testbed.Wanted(here=here), say) as bed,
-        RunTracer(_traceable(bed), names) as tracer,
+        RunTracer(bed, names) as tracer,
         Pair(bed) as pair,
     ):
         say("trace", "attaching the programs (in an emulated guest that takes a second or two)")
@@ -70,13 +81,14 @@ def walk(
         settings = {setting.path: setting for setting in planning.plan_run(plan).settings}
         for name in names:
             say("trace", f"following {name}")
-            setting = msgspec.structs.replace(settings[name], wait="poll" if name == "rdma-write" else wait)
+            setting = msgspec.structs.replace(
+                settings[name], wait="poll" if paths.find_path(name).memory_alone else wait
+            )
             journeys.append(follow(tracer, pair, setting))
     if as_json:
         click.echo(strict_json.to_json([journey.as_json() for journey in journeys], indent=2))
     else:
         _print(journeys)
-    picture = picture or (None if as_json else Path("walk.svg"))
     if picture is not None:
         picture.write_text(walk_picture(journeys), encoding="utf-8")
         if not as_json:
@@ -91,18 +103,9 @@ def _quiet(stage: str, text: str) -> None:
     """Say nothing: standard output is for JSON, and nobody waits at a terminal."""
 
 
-def _traceable(bed: Any) -> Any:
-    """Return the testbed; it is one of the kinds that `testbed.opened` makes, all of which can start a tracer."""
-    return bed
-
-
 def _print(journeys: list[Journey]) -> None:
-    from rich.console import Console
-    from rich.table import Table
 
-    from hwrx.timelines.walk import memory_words
-
-    console = Console(highlight=False, width=None if Console().is_terminal else 170)
+    console = open_console(piped=170)
     for journey in journeys:
         table = Table(
             title=f"{journey.path}, {journey.size:,} B: message {journey.sequence}, {journey.one_way / 1000:,.3f} µs",
@@ -134,16 +137,14 @@ def _print(journeys: list[Journey]) -> None:
             shown = step.object
         console.print(table)
         for line in memory_words(journey):
-            console.print(f"  {line}", markup=False, soft_wrap=True)
+            console.print(f"  {line}", soft_wrap=True)
         console.print()
     if len(journeys) > 1:
         _compare(console, journeys)
 
 
-def _compare(console: Any, journeys: list[Journey]) -> None:
+def _compare(console: OutsideConsole, journeys: list[Journey]) -> None:
     """Print the paths side by side: how long, through how many hands, copied how often."""
-    from rich.table import Table
-
     table = Table(title="side by side", title_justify="left", header_style="bold")
     for heading in ("path", "one way µs", "stages", "CPUs", "copies a byte, sender", "receiver", "whose hands"):
         table.add_column(heading, justify="left" if heading in ("path", "whose hands") else "right")

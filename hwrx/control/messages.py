@@ -2,7 +2,8 @@
 
 A frame is a 4-byte big-endian length and so many bytes of JSON, at most `LARGEST_FRAME`. A message is one of the
 structs below, told apart by its `type`. Each side checks what it reads: garbage, a length that is too large, a
-truncated frame, a message of an unknown type or another version end in a named PeerError.
+truncated frame, a message of an unknown type or another version end in a named PeerError. Only messages of bytes may be
+as large as a frame; the others hold at most `LARGEST_WORDS`, for a list of lists takes 20 times its JSON in memory.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hwrx.errors import PeerError
+from hwrx.host.decoding import UNREADABLE
 from hwrx.version import __version__
 
 VERSION = 4
 LARGEST_FRAME = 1 << 20
+LARGEST_WORDS = 1 << 18  # bytes of JSON that may hold anything but a string of bytes
+MOST_WAITING = 16  # messages that one side may have sent before the other has taken the first of them
 SAMPLES_A_CHUNK = 64_000  # 8 bytes each, a third more in base64: below LARGEST_FRAME
 
 Pattern = Literal["pingpong", "stream", "paced"]
@@ -27,7 +31,10 @@ Role = Literal["client", "server"]
 Wait = Literal["poll", "event", "block", "epoll", "select", "busy-poll", "spin"]
 
 # What of tc-netem(8) can be asked for: "loss 1%", "delay 1ms 100us", "delay 1ms reorder 5%", …
-NETEM = r"^((loss|delay|duplicate|reorder|corrupt) [0-9.]+(%|us|ms|s)( [0-9.]+(%|us|ms|s))*( (?!$)|$))*$"
+_AMOUNT = r"[0-9]{1,9}(\.[0-9]{1,9})?(%|us|ms|s)"
+NETEM = rf"^((loss|delay|duplicate|reorder|corrupt) {_AMOUNT}( {_AMOUNT})*( (?!$)|$))*$"
+HookName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+Netem = Annotated[str, Meta(pattern=NETEM, max_length=200)]
 
 # complete: all came; finished: the other end said that no more comes; limit: nothing moved for too long
 # nothing: it ended, and not one message had come
@@ -39,9 +46,18 @@ Array = Literal["intended", "posted", "delivered", "seen", "parsed", "looked_up"
 # What one iteration of `rep movs` and `rep stos`, and with it a copied byte, costs a guest that counts instructions:
 # an instruction a byte, or, on a processor without the flags ERMS and FSRM, an instruction a word of 8 bytes
 Priced = Literal["byte", "word"]
+Clock = Literal["wall", "icount"]  # icount: the clock of a guest that counts its instructions
 
-Count = Annotated[int, Meta(ge=1)]
-Natural = Annotated[int, Meta(ge=0)]
+# Numbers from outside, each within what the C beneath can hold, so that nothing overflows where a trial runs
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Messages = Annotated[int, Meta(ge=1, le=10**9)]  # three times as many still have numbers of 32 bits
+Besides = Annotated[int, Meta(ge=0, le=10**9)]  # warm-up, cool-down
+Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Seconds = Annotated[float, Meta(ge=0.001, le=1e6)]
+Rate = Annotated[float, Meta(ge=0.001, le=1e9)]  # messages a second
+Crowd = Annotated[int, Meta(ge=0, le=10**6)]
+Requests = Annotated[int, Meta(ge=1, le=1 << 24)]  # devices allow fewer, and are asked
 BufferSize = Annotated[int, Meta(ge=0, lt=1 << 30)]  # the kernel doubles it into an int
 MessageSize = Annotated[int, Meta(ge=8, le=1 << 30)]
 
@@ -52,29 +68,29 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     Times are seconds, sizes bytes, rates messages a second.
     """
 
-    path: str
+    path: Annotated[str, Meta(max_length=64)]
     pattern: Pattern = "pingpong"
     size: MessageSize = 64
-    messages: Count = 1000
-    warmup: Natural = 100
-    cooldown: Natural = 16
+    messages: Messages = 1000
+    warmup: Besides = 100
+    cooldown: Besides = 16
     wait: Wait = "event"
-    window: Count = 64
+    window: Annotated[int, Meta(ge=1, le=1 << 20)] = 64
     batch: Count = 16
-    rate: Annotated[float, Meta(gt=0)] | None = None  # paced only
+    rate: Rate | None = None  # paced only
     arrivals: Literal["even", "poisson"] = "even"  # paced only: see hwrx.paths.arrivals
     signal_every: Count = 16
     inline: Natural | None = None  # bytes; None: as far as the device allows
-    check_every: Natural = 64  # 0: header and trailer; n: see cython_ext.trial.Trial
+    check_every: Natural = 64  # 0: header and trailer; n: see cython_ext.core.trial.Trial
     socket_buffer: BufferSize | None = None  # SO_SNDBUF, SO_RCVBUF; None: the kernel's default
     zerocopy_send: bool = False  # udp, tcp: MSG_ZEROCOPY
     zerocopy_receive: bool = False  # tcp: TCP_ZEROCOPY_RECEIVE, which maps pages; size in whole pages
     mtu: Literal[256, 512, 1024, 2048, 4096] | None = None  # verbs path MTU; None: the smaller of both ports
-    gid_index: Natural | None = None
-    receives: Count | None = None  # verbs: receive requests that a receiver keeps posted; None: as the pattern needs
-    completions: Count | None = None  # verbs: entries of a receiver's completion queue; None: as many as it can need
+    gid_index: Annotated[int, Meta(ge=0, le=255)] | None = None  # struct ibv_global_route: 8 bits
+    receives: Requests | None = None  # verbs: receive requests that a receiver keeps posted; None: as the pattern needs
+    completions: Requests | None = None  # verbs: entries of a receiver's completion queue; None: as many as it can need
     huge_pages: bool = False
-    crowd: Natural = 0  # udp: further sockets, bound at the server before the trial, that nobody talks to
+    crowd: Crowd = 0  # udp: further sockets, bound at the server before the trial, that nobody talks to
     crowd_on: Literal["spread", "chain"] = "spread"  # evenly over the table's slots, or all before the server's own
     # batch: who is woken never interrupts who runs, so that on one CPU the ends take turns (hwrx.machine.scheduling)
     schedule: Literal["normal", "batch"] = "normal"  # an experiment that counts instructions: batch
@@ -85,22 +101,16 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # after the last, so that what is under way ends: all that is counted between was then done for the measured ones
     settle: Annotated[int, Meta(ge=0, le=100_000_000)] = 0
     copies_priced: Priced = "byte"  # by the guest's processor, if it counts instructions
-    hook: str = "none"  # of hwrx.paths.hooks: put on the way in of both ends
+    hook: HookName = "none"  # of hwrx.paths.hooks: put on the way in of both ends
     senders: Annotated[int, Meta(ge=1, le=64)] = 1  # so many connections, each with both its ends, at the same time
-    netem: Annotated[str, Meta(pattern=NETEM)] = ""  # what is done to the wire, both ways: see hwrx.wires.impair
-    limit: Annotated[float, Meta(gt=0)] = 10.0  # nothing received for so long ends the trial
-    patience: Annotated[float, Meta(gt=0)] = 0.5  # that a client has with a message that may be lost; then it is late
+    netem: Netem = ""  # what is done to the wire, both ways: see hwrx.wires.impair
+    limit: Seconds = 10.0  # nothing received for so long ends the trial
+    patience: Seconds = 0.5  # that a client has with a message that may be lost; then it is late
 
     @property
     def total(self) -> int:
         """Messages of a trial, warm-up and cool-down included."""
         return self.warmup + self.messages + self.cooldown
-
-    @property
-    def posted(self) -> int:
-        """Messages that either end posts: the same, and those of a ping-pong that are only to be checked."""
-        checks = self.check_every if self.pattern == "pingpong" and self.path != "rdma-read" else 0
-        return self.total + (-(-self.total // checks) if checks else 0)
 
 
 class Place(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -173,8 +183,8 @@ class Prepare(Struct, tag="prepare", frozen=True):
     alone: bool = False  # nobody else uses the machine: its counters are the trial's (see hwrx.paths.cputime)
     stamped: bool = False  # the server of a ping-pong reads the clock, too, when a message has come
     hold: bool = False  # the next trial is of the same path: what this one takes from the kernel is left to it
-    seed: Natural = 0  # of the experiment: with `repeat`, which arrivals an open loop draws
-    counted: Annotated[float, Meta(ge=0)] = (
+    seed: Seed = 0  # of the experiment: with `repeat`, which arrivals an open loop draws
+    counted: Annotated[float, Meta(ge=0, le=1e9)] = (
         0.0  # s that the loop may take while CountOpen's programs count; 0: they do not
     )
 
@@ -218,12 +228,12 @@ class Describe(Struct, tag="describe", frozen=True):
 
 
 class TraceOpen(Struct, tag="trace-open", frozen=True):
-    """Attach the ledger's programs to the agent's kernel, for these paths. Answered by Tracing.
+    """Attach the ledger's programs to the agent's kernel, for the stages on these ways. Answered by Tracing.
 
     `namespaces`: network namespaces whose netfilter hooks are wanted where functions cannot be probed.
     """
 
-    paths: list[str]
+    ways: list[str]
     namespaces: list[str] = []
 
 
@@ -401,14 +411,16 @@ FromAgent = (
 _encode = msgspec.json.Encoder().encode
 _decode_to_agent = msgspec.json.Decoder(ToAgent).decode
 _decode_from_agent = msgspec.json.Decoder(FromAgent).decode
+_decode_bytes = msgspec.json.Decoder(Chunk | Traced).decode
 _LENGTH = struct.Struct(">I")
 
 
 def frame_message(message: ToAgent | FromAgent) -> bytes:
-    """Return the bytes of one frame; PeerError where the message is larger than a frame may be."""
+    """Return the bytes of one frame; PeerError if the message is larger than a frame of its kind may be."""
     body = _encode(message)
-    if len(body) > LARGEST_FRAME:
-        raise PeerError(f"a {type(message).__name__} of {len(body)} bytes does not fit a frame of {LARGEST_FRAME}")
+    most = LARGEST_FRAME if isinstance(message, Chunk | Traced) else LARGEST_WORDS
+    if len(body) > most:
+        raise PeerError(f"a {type(message).__name__} of {len(body)} bytes does not fit a frame of {most}")
     return _LENGTH.pack(len(body)) + body
 
 
@@ -421,6 +433,7 @@ class Frames:
 
     def __init__(self, side: Literal["to agent", "from agent"]) -> None:
         self._decode: Callable[[bytes], Any] = _decode_to_agent if side == "to agent" else _decode_from_agent
+        self._most = LARGEST_WORDS if side == "to agent" else LARGEST_FRAME
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Any]:
@@ -429,10 +442,10 @@ class Frames:
         messages = []
         while len(self._buffer) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer)
-            if length > LARGEST_FRAME:
+            if length > self._most:
                 raise PeerError(
                     f"what came over the control pipe is no frame of hwrx: it announces {length} bytes, "
-                    f"at most {LARGEST_FRAME} are allowed (it begins with {bytes(self._buffer[:32])!r})",
+                    f"at most {self._most} are allowed (it begins with {bytes(self._buffer[:32])!r})",
                     remedy="does something print to the agent's standard output, for example a login script?",
                 )
             if len(self._buffer) < _LENGTH.size + length:
@@ -440,8 +453,8 @@ class Frames:
             body = bytes(self._buffer[_LENGTH.size : _LENGTH.size + length])
             del self._buffer[: _LENGTH.size + length]
             try:
-                messages.append(self._decode(body))
-            except msgspec.MsgspecError as error:
+                messages.append(self._decode(body) if length <= LARGEST_WORDS else _decode_bytes(body))
+            except UNREADABLE as error:
                 raise PeerError(f"a frame holds no message of hwrx: {error} ({body[:64]!r})") from None
         return messages
 

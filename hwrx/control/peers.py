@@ -1,7 +1,7 @@
 """The controller's side of a control pipe: how to reach an agent, ask it something, and notice that it is gone.
 
-A peer is `local`, `netns:NAME`, `ssh:HOST`, a command template (`srun -w node7 {agent}`), or an agent of a guest that
-`hwrx.lab.vm` hands over. All are a socket on which frames travel; no port listens anywhere.
+A peer is started in an environment (`hwrx.control.environment`), or is an agent of a guest that `hwrx.lab.vm` hands
+over. All are a socket on which frames travel; no port listens anywhere.
 """
 
 from __future__ import annotations
@@ -14,20 +14,34 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
 from hwrx import errors
-from hwrx.control.messages import Failed, Frames, FromAgent, Hello, Quit, ToAgent, frame_message, same_version
-from hwrx.errors import HwrxError, PeerError, SilenceError, UsageError
+from hwrx.control.environment import parse_environment
+from hwrx.control.messages import (
+    MOST_WAITING,
+    Failed,
+    Frames,
+    FromAgent,
+    Hello,
+    Quit,
+    ToAgent,
+    frame_message,
+    same_version,
+)
+from hwrx.errors import HwrxError, PeerError, SilenceError
+from hwrx.host.outside import clean_text, describe_status
+from hwrx.host.processes import killed_for_memory
+from hwrx.host.shortage import shortage_remedy
 
 Reply = TypeVar("Reply")
 # An agent answers these within seconds on any machine; a trial has a limit of its own. An emulated CPU starts slowly.
 ANSWER_WITHIN = 60.0
 ENDS_WITHIN = 15.0  # that an agent has when its pipe was closed: a NIC is handed back in seconds
+DIES_WITHIN = 2.0  # that it has when it was killed
 
 
 class Channel(Protocol):
@@ -45,6 +59,9 @@ class Channel(Protocol):
     def kill(self) -> None:
         """End the process behind the channel at once, as SIGKILL does. Harmless when it is gone."""
 
+    def hang_up(self) -> None:
+        """End the stream without waiting: the process gives back what it holds, in the middle of a loop too."""
+
     def close(self) -> None:
         """Close the stream, wait for the process, and free what belongs to them."""
 
@@ -57,6 +74,7 @@ class ProcessChannel:
 
     def __init__(self, argv: Sequence[str], name: str) -> None:
         self._name = name
+        self._killed_before = killed_for_memory()
         ours, theirs = socket.socketpair()
         self._errors: Any = tempfile.TemporaryFile()  # noqa: SIM115 -- closed in close()
         try:
@@ -69,7 +87,7 @@ class ProcessChannel:
             self._errors.close()
             raise PeerError(
                 f"peer {name}: cannot start `{shlex.join(argv)}`: {error.strerror}",
-                remedy=f"is {argv[0]} installed and executable?",
+                remedy=shortage_remedy(error.errno) or f"is {argv[0]} installed and executable?",
             ) from None
         finally:
             theirs.close()
@@ -92,6 +110,11 @@ class ProcessChannel:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
+    def hang_up(self) -> None:
+        """See Channel."""
+        with contextlib.suppress(OSError):  # it is closed, or the process has gone
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """See Channel."""
         if self._socket.fileno() < 0:
@@ -101,7 +124,8 @@ class ProcessChannel:
             self.process.wait(timeout=ENDS_WITHIN)
         except subprocess.TimeoutExpired:
             self.kill()
-            self.process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # another user's (sudo): it cannot be killed
+                self.process.wait(timeout=DIES_WITHIN)
         self._errors.close()
 
     def epitaph(self) -> str:
@@ -110,32 +134,15 @@ class ProcessChannel:
             code = self.process.wait(timeout=1)
         except subprocess.TimeoutExpired:
             return ""
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        how = describe_status(code)
+        if code in (-signal.SIGKILL, 128 + signal.SIGKILL) and killed_for_memory() > self._killed_before:
+            how += ", most likely by the kernel, which was out of memory for it (dmesg says whom it ended)"
         if self._errors.closed:
             return how
         self._errors.seek(0)
-        lines = self._errors.read()[-4000:].decode(errors="replace").strip().splitlines()[-8:]
+        said = self._errors.read()[-4000:]
+        lines = clean_text(said.strip()).splitlines()[-8:]
         return "\n    ".join([how, *lines])
-
-
-def agent_command(spec: str) -> list[str]:
-    """Return the command that starts an agent on the peer `spec`; UsageError where there is no such kind of peer."""
-    here = [sys.executable, "-P", "-m", "hwrx", "agent"]
-    kind, _, name = spec.partition(":")
-    if spec == "local":
-        return here
-    if kind == "netns" and name:
-        return ["ip", "netns", "exec", name, *here]
-    if kind == "ssh" and name:
-        if name.startswith("-"):
-            raise UsageError(f"'{name}' is no host for ssh", remedy="write ssh:HOST or ssh:USER@HOST")
-        return ["ssh", "-o", "BatchMode=yes", "--", name, "hwrx agent"]
-    if "{agent}" in spec:
-        words = [here if word == "{agent}" else [word] for word in shlex.split(spec)]
-        return [word for part in words for word in part]
-    raise UsageError(
-        f"'{spec}' is no peer", remedy="write local, netns:NAME, ssh:HOST, or a command with {agent} in it"
-    )
 
 
 class Peer:
@@ -155,7 +162,7 @@ class Peer:
     @classmethod
     def start(cls, spec: str, name: str) -> Self:
         """Start an agent on `spec` and greet it."""
-        argv = agent_command(spec)
+        argv = parse_environment(spec).agent_command()
         if shutil.which(argv[0]) is None:
             raise PeerError(f"peer {name} ({spec}): there is no command `{argv[0]}`", remedy=f"install {argv[0]}")
         return cls.greet(ProcessChannel(argv, name), name)
@@ -204,6 +211,8 @@ class Peer:
             raise self._gone()
         try:
             self._replies += self._frames.feed(data)
+            if len(self._replies) > MOST_WAITING:
+                raise PeerError(f"it sent {len(self._replies)} messages that nothing had asked for")
         except PeerError as error:
             raise PeerError(f"peer {self.name}: {Exception.__str__(error)}", remedy=error.remedy) from None
 
@@ -239,6 +248,10 @@ class Peer:
         """End the agent at once."""
         self._channel.kill()
         self._close_channel()
+
+    def hang_up(self) -> None:
+        """End the agent whatever it does, without waiting: it gives back what it holds. `close` waits for that."""
+        self._channel.hang_up()
 
     def close(self) -> None:
         """Ask the agent to end; it is killed where it does not."""
@@ -297,4 +310,4 @@ def _error_of(failed: Failed, name: str) -> HwrxError:
     kind = getattr(errors, failed.kind, PeerError)
     if not (isinstance(kind, type) and issubclass(kind, HwrxError)):
         kind = PeerError
-    return kind(f"{name}: {failed.message}", remedy=failed.remedy)
+    return kind(f"{name}: {clean_text(failed.message)}", remedy=clean_text(failed.remedy))

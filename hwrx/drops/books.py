@@ -91,9 +91,9 @@ class Books:
 
     def __init__(self, trial: int, spaces: Sequence[str | None] = (None,)) -> None:
         attaching.require_tracer()
-        from cython_ext.bpf_reader import Reader, enumeration
-        from cython_ext.object_btf import structures
-        from cython_ext.tracer import LoadError
+        from cython_ext.bpf.bpf_reader import Reader, enumeration
+        from cython_ext.bpf.object_btf import structures
+        from cython_ext.bpf.tracer import LoadError
 
         try:
             path = build.find_or_build(stages.stage_header(), "drops")
@@ -227,7 +227,7 @@ def read_witnesses(spaces: Sequence[str | None]) -> dict[str, int]:
 
 def softnet_dropped() -> int:
     """Return the second column of /proc/net/softnet_stat over all CPUs: what the backlogs had no room for."""
-    lines = Path("/proc/net/softnet_stat").read_text().splitlines()
+    lines = Path("/proc/net/softnet_stat").read_text(encoding="utf-8").splitlines()
     return sum(int(line.split()[1], 16) for line in lines)
 
 
@@ -243,7 +243,7 @@ def _snmp() -> dict[str, int]:
     }
     found = {}
     for file in ("snmp", "netstat"):
-        lines = Path("/proc/thread-self/net", file).read_text().splitlines()
+        lines = Path("/proc/thread-self/net", file).read_text(encoding="utf-8").splitlines()
         for names, values in zip(lines[::2], lines[1::2], strict=True):
             group = names.split(":")[0]
             for name, value in zip(names.split()[1:], values.split()[1:], strict=True):

@@ -7,18 +7,14 @@ import sys
 import msgspec
 
 from hwrx.drops import run
-from hwrx.errors import HwrxError
+from hwrx.host.interruption import run_beneath
 
 
 def main() -> int:
     """Serve one request; the exit code."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=run.Request)
-    try:
-        for provoked in run.drops_here(request, lambda stage, text: _print(run.Line(say=text))):
-            _print(run.Line(provoked=provoked))
-    except HwrxError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
+    for provoked in run.drops_here(request, lambda stage, text: _print(run.Line(say=text))):
+        _print(run.Line(provoked=provoked))
     return 0
 
 
@@ -28,4 +24,4 @@ def _print(line: run.Line) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_beneath(main))

@@ -20,6 +20,7 @@ from pathlib import Path
 from hwrx.drops.books import Balance, Books, Told
 from hwrx.errors import MachineError
 from hwrx.host import tools
+from hwrx.host.ipv6 import why_no_ipv6
 from hwrx.host.undo import Undo
 from hwrx.nic import pci
 from hwrx.wires import topology
@@ -42,7 +43,7 @@ def nic_wire() -> Iterator[None]:
     """The two NICs: those that are up, or for so long. Of their own accord neither sends anything meanwhile."""
     nics_there()
     with topology.at_hand("nic"), Undo("NICs without IPv6") as undo:
-        for netdev in topology.NICS.values():
+        for netdev in topology.NICS.values() if not why_no_ipv6() else ():
             undo.sysctl(f"net/ipv6/conf/{netdev}/disable_ipv6", "1")
         yield
 
@@ -73,15 +74,15 @@ def ring_full(place: str, books: Books, messages: int, trial: int, told: Told) -
 
 
 def _number(message: bytes, trial: int) -> int:
-    from cython_ext import payload
+    from cython_ext.core import payload
 
     return payload.sequence(message) if payload.check(message, trial) == payload.VERDICTS[0] else -1
 
 
 def _burst(count: int, first: int, trial: int) -> int:
     """Send frames through the kernel's driver, past its stack; returns how many it took."""
-    from cython_ext import payload
-    from cython_ext.packet import udp_frame, udp_template
+    from cython_ext.core import payload
+    from cython_ext.frames.packet import udp_frame, udp_template
 
     template = udp_template(
         topology.NIC_HARDWARE["client"], topology.NIC_HARDWARE["server"], topology.NIC_ADDRESSES["client"],
@@ -108,6 +109,7 @@ class Ours:
     """The second NIC in hwrx's hands. A context manager; the kernel has it back afterwards."""
 
     def __enter__(self) -> Ours:
+        # in an emulated guest: of all places that drop only this one drives a NIC
         import hwrx.nic
 
         self._nic = hwrx.nic.open_nic(
@@ -144,7 +146,7 @@ class Kernels:
         netdev = topology.NICS["server"]
         threaded = Path("/sys/class/net", netdev, "threaded")
         try:
-            threaded.write_text("1")
+            threaded.write_text("1", encoding="utf-8")
         except OSError as error:
             raise MachineError(f"{netdev} cannot poll in a thread: {error.strerror}") from None
         self._stack.callback(threaded.write_text, "0")
@@ -206,7 +208,7 @@ def _threads(name: str) -> list[int]:
     found = []
     for comm in Path("/proc").glob("[0-9]*/comm"):
         with contextlib.suppress(OSError):  # ended meanwhile
-            if comm.read_text().startswith(name):
+            if comm.read_text(encoding="utf-8", errors="replace").startswith(name):
                 found.append(int(comm.parent.name))
     return found
 

@@ -7,11 +7,13 @@ carries its number; what comes is checked byte for byte and ticked off.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
 
+from hwrx.control.environment import parse_environment
 from hwrx.drops import nics, roce
 from hwrx.drops.books import XDP_GENERIC, Balance, Books, Told, tell_nobody
 from hwrx.drops.scene import HERE, PORT, SIZE, Names, Scene
@@ -112,7 +114,7 @@ def _no_socket(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
 
 
 def _checksum(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
-    from cython_ext.packet import udp_frame, udp_template
+    from cython_ext.frames.packet import udp_frame, udp_template
 
     template = udp_template(
         topology.HARDWARE["client"], topology.HARDWARE["server"], topology.ADDRESSES["client"],
@@ -131,8 +133,6 @@ def _checksum(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
 
 
 def _filter(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
-    import ctypes
-
     # one classic instruction: return 0, "take no byte of it"
     program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
     scene.reader.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(program)))
@@ -197,7 +197,7 @@ PLACES = (*PROVOKED, *nics.OVERRUN, *roce.TURNED_AWAY, roce.UNASKED, *roce.GIVEN
 def drop_wire() -> Iterator[Names]:
     """The two namespaces for any number of experiments."""
     with topology.netns() as made:
-        names = {end: made.peers[end].removeprefix("netns:") for end in topology.ENDS}
+        names = {end: parse_environment(made.peers[end]).name for end in topology.ENDS}
         yield names
 
 

@@ -11,17 +11,22 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
-from hwrx.control.messages import Place, Prepare, Role, Setting
+from hwrx.control.messages import Pattern, Place, Prepare, Role, Setting
 from hwrx.drops.books import Balance, Books, Told
 from hwrx.drops.scene import Scene
 from hwrx.errors import MachineError
 from hwrx.host import tools
+from hwrx.paths.verbs_port import open_port
 from hwrx.wires import topology
 
 if TYPE_CHECKING:
-    from cython_ext.rc import RcSendTransport
+    from cython_ext.verbs.rc import RcSendTransport
+    from cython_ext.verbs.verbs_path import VerbsTransport
+    from hwrx.paths import verbs_end
+
+    End = TypeVar("End", bound=VerbsTransport)
 
 PORT = 4791  # RoCE v2
 SIZE = 64
@@ -34,14 +39,29 @@ ONE_MORE_ASKING = {"rnr_retry": 1}
 ONE_MORE_TRY = {"timeout": 8, "retry_count": 1}  # after a millisecond
 
 
-def _prepare(role: Role, trial: int, **setting: Any) -> Prepare:
+class Words(TypedDict, total=False):
+    """What these trials set of a `Setting`."""
+
+    pattern: Pattern
+    messages: int
+    rate: float
+    receives: int
+    window: int
+
+
+def _prepare(role: Role, trial: int, path: str, **setting: Unpack[Words]) -> Prepare:
     ends = {
         end: Place(address=topology.ADDRESSES[end], netdev=topology.LINKS[end], verbs=topology.DEVICES[end])
         for end in topology.ENDS
     }
     other: Role = "server" if role == "client" else "client"
-    wanted = Setting(size=SIZE, warmup=0, cooldown=0, check_every=0, **setting)
+    wanted = Setting(size=SIZE, warmup=0, cooldown=0, check_every=0, path=path, **setting)
     return Prepare(trial=trial, role=role, setting=wanted, here=ends[role], there=ends[other])
+
+
+def _open(kind: type[End], prepare: Prepare) -> End:
+    """Make one end of a verbs path, at its own device."""
+    return kind(prepare, open_port(prepare, topology.DEVICES[prepare.role]))
 
 
 # --- packets that rxe turns away --------------------------------------------------------------------------------------
@@ -56,8 +76,8 @@ def roce_packet(qpn: int, qkey: int, psn: int, message: bytes) -> bytes:
 
 def send_to(scene: Scene, qpn: int, qkey: int) -> None:
     """Let a scene send such packets instead of datagrams."""
-    from cython_ext import payload
-    from cython_ext.packet import udp_frame, udp_template
+    from cython_ext.core import payload
+    from cython_ext.frames.packet import udp_frame, udp_template
 
     template = udp_template(
         topology.HARDWARE["client"], topology.HARDWARE["server"], topology.ADDRESSES["client"],
@@ -74,12 +94,12 @@ def no_queue_pair(scene: Scene, stack: contextlib.ExitStack, books: Books) -> No
 
 def wrong_icrc(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
     """Send to one that does, with a wrong ICRC."""
-    from cython_ext.ud import UdSendTransport
-    from cython_ext.verbs_queue import QKEY
+    from cython_ext.verbs.ud import UdSendTransport
+    from cython_ext.verbs.verbs_queue import QKEY
 
     ends = []
     for role in topology.ENDS:
-        end = UdSendTransport(_prepare(role, scene.trial, path="rdma-ud"), topology.DEVICES[role])
+        end = _open(UdSendTransport, _prepare(role, scene.trial, path="rdma-ud"))
         stack.callback(end.close)
         ends.append(end)
     client, server = ends
@@ -93,14 +113,14 @@ def wrong_icrc(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
 
 def send_unasked(books: Books, messages: int, trial: int) -> Balance:
     """Send datagrams to a queue pair that has a few receive requests, posts no more, and reads nothing meanwhile."""
-    from cython_ext import flood
-    from cython_ext.ud import UdSendTransport
+    from cython_ext.loops import flood
+    from cython_ext.verbs.ud import UdSendTransport
 
-    setting = {"path": "rdma-ud", "pattern": "paced", "rate": 1.0, "messages": messages, "receives": RECEIVES}
+    setting: Words = {"pattern": "paced", "rate": 1.0, "messages": messages, "receives": RECEIVES}
     with contextlib.ExitStack() as stack:
         client, server = (
             stack.enter_context(
-                contextlib.closing(UdSendTransport(_prepare(end, trial, **setting), topology.DEVICES[end]))
+                contextlib.closing(_open(UdSendTransport, _prepare(end, trial, path="rdma-ud", **setting)))
             )
             for end in topology.ENDS
         )
@@ -119,7 +139,7 @@ def send_unasked(books: Books, messages: int, trial: int) -> Balance:
 
 def given_up(place: str, books: Books, messages: int, trial: int, told: Told) -> Balance:
     """Post so many messages to queue pairs that fail, one after the other, and balance what became of them."""
-    from cython_ext.verbs_device import WC_STATUS
+    from cython_ext.verbs.verbs_device import WC_STATUS
 
     spoil, status, patience = GIVEN_UP[place]
     sent = delivered = unmet = 0
@@ -137,16 +157,16 @@ def given_up(place: str, books: Books, messages: int, trial: int, told: Told) ->
 
 def _round(messages: int, trial: int, few: bool, patience: dict[str, int]) -> tuple[int, int, tuple[int, int] | None]:
     """One connection: what was posted, what arrived, and how it failed. `few`: the receiver has few buffers."""
-    from cython_ext import loop
-    from cython_ext.trial import Trial
+    from cython_ext.core.trial import Trial
+    from cython_ext.loops import loop
 
-    window = {"pattern": "pingpong", "window": RECEIVES} if few else {"pattern": "stream", "window": 64}
+    window: Words = {"pattern": "pingpong", "window": RECEIVES} if few else {"pattern": "stream", "window": 64}
     kind = _impatient(patience)
     receive = _prepare("server", trial, path="rdma-send", **window)
     stream = _prepare("client", trial, path="rdma-send", pattern="stream", messages=messages, window=messages)
     with (
-        contextlib.closing(kind(stream, topology.DEVICES["client"])) as client,
-        contextlib.closing(kind(receive, topology.DEVICES["server"])) as server,
+        contextlib.closing(_open(kind, stream)) as client,
+        contextlib.closing(_open(kind, receive)) as server,
     ):
         client.connect(server.describe())
         server.connect(client.describe())
@@ -156,12 +176,12 @@ def _round(messages: int, trial: int, few: bool, patience: dict[str, int]) -> tu
 
 
 def _impatient(patience: dict[str, int]) -> type[RcSendTransport]:
-    from cython_ext.rc import RcSendTransport
+    from cython_ext.verbs.rc import RcSendTransport
 
     class Impatient(RcSendTransport):
         """Gives up soon."""
 
-        def _connect(self, there: Any) -> None:
+        def _connect(self, there: verbs_end.End) -> None:
             self.qp.connect(
                 psn=self.end.psn, remote_psn=there.psn, remote_qpn=there.qpn, mtu=self.path_mtu,
                 gid_index=self.gid.number, remote_gid=bytes.fromhex(there.gid), **patience,

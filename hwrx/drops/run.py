@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
 
 from hwrx.drops import provoke
 from hwrx.drops.books import Balance
-from hwrx.errors import MachineError, UsageError
+from hwrx.errors import MachineError, StandstillError, UsageError
+
+if TYPE_CHECKING:
+    from hwrx.lab.vm import Guest
 
 SILENCE = 300.0  # seconds in which an emulated guest on a busy machine says how far it has come
 EVERY = 10.0  # seconds between two words about one experiment
@@ -67,18 +71,30 @@ def drops_here(request: Request, say: Say) -> Iterator[Provoked]:
 
 def in_guest(request: Request, kernel: str | None, say: Say) -> Iterator[Provoked]:
     """The same in a virtual machine that has what every place needs. GuestError where it does not live to their end."""
+    # this module runs in guests, too, which start no machine
     from hwrx.lab.vm import Guest
 
     with Guest("pair", beside=["nic"], kernel=kernel, progress=say) as guest:
-        words = msgspec.json.encode(request)
-        for text in guest.lines("hwrx.drops.inside", words, silence=SILENCE, who="the experiment"):
-            if not text.startswith(b"{"):
-                continue  # something that a tool printed
-            line = msgspec.json.decode(text, type=Line)
-            if line.provoked is not None:
-                yield line.provoked
-            else:
-                say("provoking", line.say)
+        left = list(request.places)
+        try:
+            for provoked in _in_guest(guest, request, say):
+                left.remove(provoked.place)
+                yield provoked
+        except StandstillError as error:
+            guest.boot_again(error)
+            yield from _in_guest(guest, msgspec.structs.replace(request, places=left), say)
+
+
+def _in_guest(guest: Guest, request: Request, say: Say) -> Iterator[Provoked]:
+    words = msgspec.json.encode(request)
+    for text in guest.lines("hwrx.drops.inside", words, silence=SILENCE, who="the experiment"):
+        if not text.startswith(b"{"):
+            continue  # something that a tool printed
+        line = msgspec.json.decode(text, type=Line)
+        if line.provoked is not None:
+            yield line.provoked
+        else:
+            say("provoking", line.say)
 
 
 def _pace(place: str, messages: int, say: Say) -> Callable[[int], None]:

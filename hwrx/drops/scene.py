@@ -80,7 +80,7 @@ class Scene:
 
     def run(self, messages: int, burst: int = BURST, told: Told = tell_nobody) -> Sent:
         """Send so many messages and read what comes of them, until nothing comes any more."""
-        from cython_ext import payload
+        from cython_ext.core import payload
 
         tally = self.tally
         seen = bytearray(messages)
@@ -114,7 +114,7 @@ class Scene:
         return tally
 
     def _drain(self, seen: bytearray) -> int:
-        from cython_ext import payload
+        from cython_ext.core import payload
 
         count = 0
         buffer = bytearray(self.buffer)

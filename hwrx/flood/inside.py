@@ -6,9 +6,9 @@ import sys
 
 import msgspec
 
-from hwrx.errors import HwrxError
 from hwrx.flood import keep, scene
 from hwrx.flood.model import Spec
+from hwrx.host.interruption import run_beneath
 
 
 def main(text: bytes) -> int:
@@ -18,19 +18,15 @@ def main(text: bytes) -> int:
         sys.stdout.write(f"say {words}\n")
         sys.stdout.flush()
 
-    try:
-        specs = msgspec.json.decode(text, type=list[Spec])
-        with scene.flood_wire(specs[0]) as bed:
-            for spec in specs:
-                made = scene.made_wire(spec, bed, say)
-                sys.stdout.flush()
-                sys.stdout.buffer.write(keep.pack_flood(made.flood, made.sent, made.taken) + b"\n")
-                sys.stdout.buffer.flush()
-    except HwrxError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
+    specs = msgspec.json.decode(text, type=list[Spec])
+    with scene.flood_wire(specs[0]) as bed:
+        for spec in specs:
+            made = scene.made_wire(spec, bed, say)
+            sys.stdout.flush()
+            sys.stdout.buffer.write(keep.pack_flood(made.flood, made.sent, made.taken) + b"\n")
+            sys.stdout.buffer.flush()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.stdin.buffer.read()))
+    sys.exit(run_beneath(lambda: main(sys.stdin.buffer.read())))

@@ -7,22 +7,23 @@ import io
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 from msgspec import Struct
 
+from hwrx import paths
 from hwrx.errors import StoreError
 from hwrx.flood import words
 from hwrx.flood.model import Flood, Spec
-from hwrx.flood.scene import WIRES, Made, setting_of
+from hwrx.flood.scene import Made, setting_of
 from hwrx.probes import account
 from hwrx.runs import reading, store
 from hwrx.runs.experiment import Experiment
-from hwrx.runs.planning import Plan, Trial
-from hwrx.wires import topology
+from hwrx.runs.planning import Plan
+from hwrx.runs.trials import Trial
 
 FILE = "floods.json"
 
@@ -61,7 +62,7 @@ def create_run(root: pathlib.Path, specs: Sequence[Spec], manifest: Mapping[str,
     experiment = Experiment(
         name="flood",
         question="What happens when more arrives than is taken?",
-        topology=cast("topology.Name", first.topology or WIRES.get(first.path, "netns")),
+        topology=first.topology or paths.default_topology(first.path),
         paths=(first.path,),
         sizes=(first.size,),
         patterns=("stream",),
@@ -121,13 +122,21 @@ def finish_run(writer: store.Writer, floods: Sequence[Flood]) -> None:
     writer.add_document(FILE, msgspec.to_builtins(Kept(list(floods))))
 
 
-def load_floods(path: pathlib.Path) -> list[Flood]:
-    """Read a run's floods; StoreError says what is wrong."""
+def need_floods(path: pathlib.Path) -> None:
+    """Refuse a directory that is not a run of floods.
+
+    :raises StoreError: if it holds none
+    """
     if not (path / FILE).exists():
         raise StoreError(
             f"{path} holds no flood", remedy="give a path (udp, tcp, …) to make one, or a run directory that has one"
         )
+
+
+def load_floods(path: pathlib.Path, run: reading.Run | None = None) -> list[Flood]:
+    """Read a run's floods; StoreError says what is wrong. `run`: the directory, if it is open already."""
+    need_floods(path)
     try:
-        return msgspec.convert(reading.load_run(path).document(FILE), Kept, str_keys=True).floods
+        return msgspec.convert((run or reading.load_run(path)).document(FILE), Kept, str_keys=True).floods
     except msgspec.MsgspecError as error:
         raise StoreError(f"{path / FILE} is damaged: {error}") from None

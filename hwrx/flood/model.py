@@ -6,15 +6,18 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from hwrx import paths
 from hwrx.drops.books import Balance
+from hwrx.paths.model import Flooding
 from hwrx.probes import account
 
-Count = Annotated[int, Meta(ge=1)]
-Rate = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Rate = Annotated[float, Meta(ge=0.001, le=1e9)]
+CpuNumber = Annotated[int, Meta(ge=0, le=8191)]
 
-# of the verbs paths those that end differently: rdma-write-imm takes receive requests as rdma-send does
-VERBS = ("rdma-send", "rdma-ud", "rdma-write")
-PATHS = ("udp", "tcp", "packet-ring", "xdp", "nic-ring", *VERBS)
+# what can be flooded, and what that must know of it
+PATHS: dict[str, Flooding] = {name: path.flooding for name, path in paths.PATHS.items() if path.flooding is not None}
+VERBS = tuple(name for name in PATHS if paths.find_path(name).needs == "verbs")
 MOST_MESSAGES = 8_000_000  # of one flood: 16 bytes each are kept
 MOST_SOCKETS = 16  # SOCKETS of the programs
 Series = dict[str, list[int]]
@@ -25,32 +28,32 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     path: str = "udp"
     burst: Count | None = 100_000
-    seconds: Annotated[float, Meta(gt=0, le=600)] | None = None
+    seconds: Annotated[float, Meta(ge=0.001, le=600)] | None = None
     rate: Rate | None = None
     size: Annotated[int, Meta(ge=16, le=65507)] = 64
     sockets: Annotated[int, Meta(ge=1, le=MOST_SOCKETS)] = 1
     batch: Annotated[int, Meta(ge=1, le=256)] = 64  # messages of one post; of a given rate: as many as 1 ms has
-    receive_buffer: Count | None = None  # SO_RCVBUF; None: the kernel's default
+    receive_buffer: Annotated[int, Meta(ge=1, lt=1 << 30)] | None = None  # SO_RCVBUF; None: the kernel's default
     read: Literal["always", "after"] = "always"  # after: nobody reads before all is sent
     work: Annotated[float, Meta(ge=0, le=1)] = 0.0  # seconds of the reader's own work with each message
     receives: Count | None = None  # verbs: receive requests posted (rdma-write: slots of memory); None: 512 (4096)
     completions: Count | None = None  # rdma-send, rdma-ud: entries of the receiver's completion queue; None: enough
     rps: bool = False  # RPS: protocol work on another CPU than the sender's
-    send_cpu: Annotated[int, Meta(ge=0)] | None = None  # None: the last one
-    read_cpu: Annotated[int, Meta(ge=0)] | None = None  # None: the first one
+    send_cpu: CpuNumber | None = None  # None: the last one
+    read_cpu: CpuNumber | None = None  # None: the first one
     topology: str | None = None  # None: what the path needs, `netns` for sockets
     trial: Annotated[int, Meta(ge=1, lt=1 << 32)] = 1
 
     @property
     def wants(self) -> int:
-        """The most messages that it may send."""
+        """The most messages that it may send: of a flood that lasts, as many as its rate and its seconds make."""
         if self.seconds is None:
             return self.burst or 1
         return min(MOST_MESSAGES, int(self.seconds * self.rate)) if self.rate else MOST_MESSAGES
 
     @property
     def together(self) -> int:
-        """Messages of one post: a rate is kept a millisecond at a time."""
+        """Messages of one post: a rate is kept a millisecond at a time, and no post is larger than `batch`."""
         if self.rate is None:
             return self.batch
         return max(1, min(self.batch, int(self.rate / 1000)))
@@ -169,7 +172,7 @@ class Flood(Struct, frozen=True, kw_only=True):
 
     @property
     def offered_rate(self) -> float:
-        """Messages a second that were sent."""
+        """Messages a second that were sent, from the first to the last send; 0.0 if nothing was."""
         return self.sent / self.sending_ns * 1e9 if self.sending_ns else 0.0
 
     @property
@@ -180,15 +183,25 @@ class Flood(Struct, frozen=True, kw_only=True):
 
     @property
     def jain(self) -> float:
-        """Jain's index of what the sockets were delivered."""
+        """Jain's index of what the sockets were delivered: 1 if all had as much, 1/n if one of n had everything.
+
+        Jain, Chiu and Hawe, DEC Research Report TR-301 (1984).
+        """
         return account.jain_index([socket.delivered for socket in self.sockets])
 
     def polls_of(self, poller: str) -> dict[int, int]:
-        """Packets a poll brought -> how often, of one poller."""
+        """Packets that a poll brought -> how often, of one poller; empty if it never polled.
+
+        :param poller: backlog, device or elsewhere
+        """
         return self.polls.get(poller, {})
 
     def share(self, actor: str, cpu: int | None = None) -> float:
-        """The share of one CPU's time, or of all CPUs', that an actor of account.ACTORS had."""
+        """The share of one CPU's time, or of all CPUs', that an actor had: 0.0 … 1.0.
+
+        :param actor: of hwrx.probes.account.ACTORS; of any other name it is 0.0
+        :param cpu: the kernel's number of a CPU; None: all together
+        """
         chosen = [each for each in self.cpus if cpu in (None, each.number)]
         whole = sum(each.total_ns for each in chosen)
         return sum(each.ns.get(actor, 0) for each in chosen) / whole if whole else 0.0

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from hwrx.flood import pictures, words
 from hwrx.flood.model import Flood
 from hwrx.host import disk
-from hwrx.report.diff import flat_changes
-from hwrx.report.html import NARROW, WIDE
-from hwrx.report.page import render_template
-from hwrx.report.provenance import label_of_run
+from hwrx.report.page import NARROW, WIDE, render_template
+from hwrx.report.provenance import flat_changes, label_of_run
 from hwrx.runs import reading
 
 ABOUT = (
@@ -28,18 +26,18 @@ ABOUT = (
 )
 
 
-def write_page(directory: pathlib.Path, floods: Sequence[Flood]) -> list[pathlib.Path]:
-    """Write the page and the pictures into the run directory; return the files."""
-    label = label_of_run(reading.load_run(directory))
+def write_page(run: reading.Run, floods: Sequence[Flood]) -> list[pathlib.Path]:
+    """Write the page and the pictures into the run's directory; return the files."""
+    directory, label = run.path, label_of_run(run)
     with disk.guarded_writes(directory):
         page = directory / "report.html"
-        page.write_text(render_page(directory, floods, label), encoding="utf-8")
+        disk.refuse_link(directory / "figures")
+        disk.write_new(page, render_page(run, floods, label))
         return [*pictures.write_all(floods, label, directory / "figures"), page]
 
 
-def render_page(directory: pathlib.Path, floods: Sequence[Flood], label: str) -> str:
+def render_page(run: reading.Run, floods: Sequence[Flood], label: str) -> str:
     """Return the page; the same for the same run each time."""
-    run = reading.load_run(directory)
     lines = [(key, text) for key, text in flat_changes(run.manifest) if key not in ("question", "skipped", "warnings")]
     drawn = [
         {

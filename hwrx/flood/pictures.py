@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hwrx.host import plotting as plotting  # before Matplotlib, which MPLBACKEND may stop
+
+# isort: split
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -19,6 +22,7 @@ from hwrx.flood.model import Flood
 from hwrx.probes import account
 from hwrx.report import figures, style
 from hwrx.report.style import COLUMN, INK, STYLE
+from hwrx.stats import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,7 +110,7 @@ def _over_time(flood: Flood, figure: Figure, width: float) -> None:
     heights = [1.1, 1.0, *([1.0] * len(cpus))]
     figure.set_size_inches(width, 0.75 + 0.95 * sum(heights))
     axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False).ravel()
-    places = np.arange(-(-len(line.sent) // together)) * ms
+    places = (np.arange(-(-len(line.sent) // together)) * ms).astype(np.float64)
     _messages(axes[0], flood, places, together, ms)
     _queues(axes[1], flood, places, together)
     for ax, cpu in zip(axes[2:], cpus, strict=True):
@@ -118,15 +122,15 @@ def _over_time(flood: Flood, figure: Figure, width: float) -> None:
     style.draw_legend(figure, list(axes[2:]))
 
 
-def _added(values: Sequence[int], together: int) -> Any:
+def _added(values: Sequence[int], together: int) -> Floats:
     return account.coarser_bins(np.array(values)[:, None], -(-len(values) // together))[0][:, 0]
 
 
-def _highest(values: Sequence[int], together: int) -> Any:
+def _highest(values: Sequence[int], together: int) -> Floats:
     return account.most_of(np.array(values)[:, None], -(-len(values) // together))[:, 0]
 
 
-def _messages(ax: Axes, flood: Flood, places: Any, together: int, ms: float) -> None:
+def _messages(ax: Axes, flood: Flood, places: Floats, together: int, ms: float) -> None:
     """Rates: what was sent, taken, and lost of what was sent then."""
     line = flood.timeline
     for values, colour, dashes, name in (
@@ -149,7 +153,7 @@ def _messages(ax: Axes, flood: Flood, places: Any, together: int, ms: float) -> 
     _own_legend(ax)
 
 
-def _queues(ax: Axes, flood: Flood, places: Any, together: int) -> None:
+def _queues(ax: Axes, flood: Flood, places: Floats, together: int) -> None:
     """Bytes in the sockets' queues (left; without any, messages under way), packets in the CPUs' backlogs (right)."""
     line = flood.timeline
     shown = False
@@ -189,7 +193,7 @@ def _queues(ax: Axes, flood: Flood, places: Any, together: int) -> None:
         _own_legend(ax)
 
 
-def _verbs_queues(ax: Axes, flood: Flood, places: Any, together: int) -> None:
+def _verbs_queues(ax: Axes, flood: Flood, places: Floats, together: int) -> None:
     """Receive requests that were posted, the fewest; completions that waited and send requests not done with, the most.
 
     Gaps stand where nothing came, or nothing was posted.
@@ -212,7 +216,7 @@ def _verbs_queues(ax: Axes, flood: Flood, places: Any, together: int) -> None:
     _own_legend(ax)
 
 
-def _cpu(ax: Axes, actors: dict[str, list[int]], places: Any, together: int, ms: float) -> None:
+def _cpu(ax: Axes, actors: dict[str, list[int]], places: Floats, together: int, ms: float) -> None:
     """Shares of one CPU, one on top of the other, up to 100 %."""
     stacked = {name: _added(actors[name], together) / (ms * MEGA) * 100 for name in LOOKS if any(actors[name])}
     low = np.zeros(len(places))

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 
+from hwrx import paths
 from hwrx.drops.books import Balance, Books, Drop, Row
 from hwrx.drops.places import BY_NAME
-from hwrx.flood.model import VERBS, Context, Cpu, FirstLoss, Flood, Socket, Spec, Timeline
+from hwrx.flood.model import PATHS, VERBS, Context, Cpu, FirstLoss, Flood, Socket, Spec, Timeline
 from hwrx.probes import account
 from hwrx.probes.counting import Counts
 
 MOST_BINS = 600  # of a picture
 BUSY = 0.1  # share of the CPUs' time that others may have before it is worth a word
-# counts of a path's own that are losses of messages, and the place where they are lost
-OWN_LOSSES = {
-    "tp_drops": "af-packet",
-    "rx_dropped": "xdp-ring",
-    "rx_ring_full": "xdp-ring",
-    "MPC": "nic-ring",
-    "RNBC": "nic-ring",
-}
 OUT_OF_BUFFER = "out_of_buffer"  # of mlx5: datagrams for which no receive request was posted; rxe counts none
 RING_SENTENCES = {
     "af-packet": "the packet ring had no block free (tp_drops)",
@@ -122,18 +114,19 @@ def _window(counts: Counts, sent: account.Int64s, taken: account.Int64s) -> slic
 
 def _balance(raw: Raw, books: Books, drops: list[Drop], delivered: int) -> Balance:
     """Every loss at its place. A path with a ring of its own counts what that had no room for."""
+    path = PATHS[raw.spec.path]
     if raw.spec.path in VERBS:
         told = {}
-        if raw.spec.path == "rdma-write":
+        if paths.find_path(raw.spec.path).memory_alone:
             told["overwritten"] = count_overwritten(raw)
-        elif raw.spec.path == "rdma-ud":
+        elif path.datagrams:
             told["no-receive"] = sum(each.get(OUT_OF_BUFFER, 0) for each in raw.counters.values())
         found = books.close(raw.posted, delivered, told)
-        return _datagrams(found, raw.ended) if raw.spec.path == "rdma-ud" else _reliable(found, raw.ended)
-    if raw.spec.path in ("udp", "tcp"):
+        return _datagrams(found, raw.ended) if path.datagrams else _reliable(found, raw.ended)
+    if path.sockets:
         return books.close(raw.posted, delivered)
     own: dict[str, int] = {}
-    for name, place in OWN_LOSSES.items():
+    for name, place in path.losses.items():
         if count := raw.told.get(name, 0):
             own[place] = own.get(place, 0) + count
     rows = [Row(place, RING_SENTENCES[place], count, [], None, "") for place, count in own.items()]
@@ -147,11 +140,8 @@ def _balance(raw: Raw, books: Books, drops: list[Drop], delivered: int) -> Balan
             None,
             "",
         )
-        # behind the tap the stack has a copy of its own, which is for nobody; the message is the tap's
-        is_copy = raw.spec.path == "packet-ring" and drop.place in ("header", "no-socket", "not-local", "af-packet")
-        # a frame that found no room in an AF_XDP socket is freed as an XDP drop, which the socket has counted
-        is_told = raw.spec.path == "xdp" and drop.place == "xdp" and "xdp-ring" in own
-        (beside if is_copy or is_told else rows).append(row)
+        is_told = path.told_twice.get(drop.place) in own
+        (beside if drop.place in path.copies or is_told else rows).append(row)
     unexplained = raw.posted - delivered - sum(row.count for row in rows)
     witnessed = books.witnessed()
     # a frame that goes by without an skb, or with one of which nobody has looked at the headers; or never became one
@@ -222,7 +212,7 @@ def _first_loss(sent: account.Int64s, taken: account.Int64s, drops: list[Drop], 
 # --- CPUs -------------------------------------------------------------------------------------------------------------
 
 
-def _contexts(cpus: Any) -> list[Context]:
+def _contexts(cpus: npt.NDArray[np.void]) -> list[Context]:
     sums = cpus["contexts"]
     return [
         Context(name, *(int(sums[field][:, number].sum()) for field in ("runs", "packets", "ns")))
@@ -274,7 +264,7 @@ def _timeline(raw: Raw, sent: account.Int64s, taken: account.Int64s, window: sli
     interrupts = account.coarser_bins(counts.bins["interrupts"][:, window, None].astype(np.int64), MOST_BINS)[0][..., 0]
     backlog = account.most_of(counts.bins["backlog"][:, window, None], MOST_BINS)[..., 0]
     queues = account.most_of(counts.queues["bytes"][None, window], MOST_BINS)[0]
-    verbs = raw.spec.path in ("rdma-send", "rdma-ud") and bool(counts.queues["receives"].any())
+    verbs = paths.reads_field(raw.spec.path, "stream", "completions") and bool(counts.queues["receives"].any())
     sending = raw.spec.path in VERBS and bool(counts.queues["sends"].any())
     # both are kept with one added; of receive requests the fewest count
     unseen = np.iinfo(np.int64).max

@@ -9,12 +9,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
 from hwrx import paths
 from hwrx.control.endings import ENDS
+from hwrx.control.environment import parse_environment
 from hwrx.control.messages import Pattern, Place, Prepare, Role, Setting
 from hwrx.drops.books import Books
 from hwrx.errors import HwrxError, MachineError, PathError, UsageError
@@ -27,18 +28,25 @@ from hwrx.probes.account import Int64s
 from hwrx.verbs import rxe
 from hwrx.wires import topology
 
+if TYPE_CHECKING:
+    from cython_ext.core.transport import Transport
+
+
 Say = Callable[[str], None]
 QUIET_NS = 300_000_000  # without a message for so long, none is on its way any more
 SENDER, READER = "hwrx-send", "hwrx-read"  # what the programs know the threads by
 LONGEST_BURST = 15.0  # seconds that the bins have room for where nothing says how long it takes
 AFTER = 5.0  # seconds after the last send in which the readers come to their end
-WIRES = {"nic-ring": "nic", **dict.fromkeys(VERBS, "pair")}
 
 
 class Bed:
     """Two places on this kernel, the namespaces that they are in (None: this one), and what lies between them.
 
     The kernel's counters are loaded for the first flood and kept for the others, until `close`.
+
+    :param places: netdev and address of each end
+    :param spaces: names of network namespaces
+    :param wire: what lies between the ends, for the report
     """
 
     def __init__(self, places: Mapping[Role, Place], spaces: Mapping[Role, str | None], wire: str) -> None:
@@ -47,7 +55,11 @@ class Bed:
         self._counters: dict[tuple[float, bool], counting.Counter] = {}
 
     def counter(self, spec: Spec) -> counting.Counter:
-        """The counters for such a flood."""
+        """The counters for such a flood: with room for as long as it lasts, and for rxe's work if it goes over verbs.
+
+        :return: a Counter, loaded and attached; it is this object's
+        :raises MachineError: if the kernel does not take the programs
+        """
         lasts = spec.wants / spec.rate if spec.rate else spec.seconds or 0.0
         key = max(lasts, LONGEST_BURST) + AFTER, spec.path in VERBS
         if key not in self._counters:
@@ -62,17 +74,19 @@ class Bed:
 
 @contextlib.contextmanager
 def flood_wire(spec: Spec) -> Iterator[Bed]:
-    """Put up what the flood's path needs on this kernel (in a guest: take what is there), and take it down again."""
-    name = spec.topology or WIRES.get(spec.path, "netns")
+    """Put up what the flood's path needs on this kernel (in a guest: take what is there), and take it down again.
+
+    :param spec: whose `topology`, or path if that is None, says what is needed
+    :return: a context that yields the Bed; it is closed with it
+    :raises MachineError: if the topology cannot be put up here: no root, no rxe, no such NIC
+    :raises UsageError: if there is no such topology
+    """
+    name = spec.topology or paths.default_topology(spec.path)
     found = topology.find_topology(name)
     with topology.at_hand(name) as up:
-        spaces = {end: _space(peer) for end, peer in up.peers.items()}
+        spaces = {end: parse_environment(peer).netns for end, peer in up.peers.items()}
         with contextlib.closing(Bed(up.places, spaces, found.sentence)) as bed:
             yield bed
-
-
-def _space(peer: str) -> str | None:
-    return peer.removeprefix("netns:") if peer.startswith("netns:") else None
 
 
 def check_spec(spec: Spec) -> None:
@@ -95,19 +109,21 @@ def check_words(specs: Sequence[Spec]) -> None:
 def _check_words(spec: Spec) -> None:
     if spec.path not in PATHS:
         raise UsageError(f"a flood cannot go over '{spec.path}'", remedy=f"choose of: {', '.join(PATHS)}")
-    if spec.sockets > 1 and spec.path not in ("udp", "tcp"):
-        raise UsageError(f"{spec.path} has one receiver here, not {spec.sockets}", remedy="udp or tcp")
+    if spec.sockets > 1 and not PATHS[spec.path].sockets:
+        able = " or ".join(name for name, path in PATHS.items() if path.sockets)
+        raise UsageError(f"{spec.path} has one receiver here, not {spec.sockets}", remedy=able)
     if spec.burst is None and spec.seconds is None:
         raise UsageError("a flood is a burst or lasts for some time", remedy="--burst 100000 or --sustained 5")
-    if spec.rps and spec.path == "nic-ring":
-        raise UsageError("RPS is the kernel's, and nic-ring goes past it", remedy="leave --rps out")
-    if spec.read == "after" and spec.path in ("tcp", "rdma-send"):
+    if spec.rps and paths.find_path(spec.path).holding:
+        raise UsageError(f"RPS is the kernel's, and {spec.path} goes past it", remedy="leave --rps out")
+    if spec.read == "after" and PATHS[spec.path].stops:
         raise UsageError(
             f"{spec.path} waits for its reader: without one the sender stands still", remedy="leave --read after out"
         )
-    if spec.completions is not None and spec.path == "rdma-write":
+    if spec.completions is not None and paths.find_path(spec.path).memory_alone:
+        able = " or ".join(name for name in VERBS if paths.reads_field(name, "paced", "completions"))
         raise UsageError(
-            "the receiver of a WRITE has no completions", remedy="leave --completions out, or take rdma-send or rdma-ud"
+            "the receiver of a WRITE has no completions", remedy=f"leave --completions out, or take {able}"
         )
     paths.check_setting(setting_of(spec))
 
@@ -121,10 +137,15 @@ class Made(Struct, frozen=True):
 
 
 def measure_flood(spec: Spec, bed: Bed | None = None, say: Say = lambda text: None) -> Flood:
-    """Make one flood and return what was found of it.
+    """Make one flood and return what was found of it. Needs root.
 
-    `bed`: where, None: a wire of its own, taken down afterwards. `say` is told what is being done. Needs root.
-    UsageError, MachineError and PathError say in words what cannot be or failed.
+    :param spec: what is sent, and how it is received
+    :param bed: where (of `flood_wire`); None: a wire of its own, taken down afterwards
+    :param say: told what is being done, for people who wait
+    :return: everything that was counted; messages' own times stay behind
+    :raises UsageError: if there cannot be such a flood
+    :raises MachineError: if this machine lacks something: root, a CPU, a device, a kernel's tracepoint
+    :raises PathError: if an end stopped before its time
     """
     if bed is None:
         check_spec(spec)
@@ -147,8 +168,8 @@ def made_wire(spec: Spec, bed: Bed, say: Say = lambda text: None) -> Made:
 
 def setting_of(spec: Spec) -> Setting:
     """The endpoints' setting: an open loop's, whose ends wait for nobody; TCP and SEND stop a sender by themselves."""
-    sockets = spec.path in ("udp", "tcp")
-    pattern: Pattern = "stream" if spec.path in ("tcp", "rdma-send") else "paced"
+    sockets = PATHS[spec.path].sockets
+    pattern: Pattern = "stream" if PATHS[spec.path].stops else "paced"
     # of these only what the path reads
     selective = {"rate": spec.rate or 1.0, "window": max(256, spec.together)}
     return Setting(
@@ -172,7 +193,7 @@ class _Scene:
     """One flood, from opening its endpoints to closing them (which `stack` does)."""
 
     def __init__(self, spec: Spec, bed: Bed, stack: contextlib.ExitStack, say: Say) -> None:
-        from cython_ext.flood import Wave
+        from cython_ext.loops.flood import Wave
 
         self.spec, self.bed, self.say = spec, bed, say
         self.stack = stack
@@ -192,7 +213,7 @@ class _Scene:
         self.say("opening the endpoints")
         self._open()
         limits = dict(counting.read_sysctls())
-        own = spec.path == "nic-ring"  # the kernel has no such device meanwhile
+        own = paths.find_path(spec.path).holding  # the kernel has no such device meanwhile
         limits["receive_queues"] = queues = 1 if own else self._receive_queues(device)
         irqs = [] if own else counting.interrupts_of(device)
         if spec.rps:
@@ -253,15 +274,15 @@ class _Scene:
                     end = paths.open_endpoint(prepare)
                 self.stack.callback(end.close)
                 self.ends[role].append(end)
-        if spec.path == "rdma-write":
+        if paths.find_path(spec.path).memory_alone:
             for end in self.ends["server"]:
                 end.go_on()
         for server, client in zip(self.ends["server"], self.ends["client"], strict=True):
             self._connect(server, client)
 
-    def _connect(self, server: Any, client: Any) -> None:
+    def _connect(self, server: Transport, client: Transport) -> None:
         """Connect both ends at the same time: a TCP server waits for its client."""
-        told: dict[Role, Any] = {"server": server.describe(), "client": client.describe()}
+        told: dict[Role, dict[str, Any]] = {"server": server.describe(), "client": client.describe()}
         failed: list[HwrxError] = []
 
         def accept() -> None:
@@ -283,8 +304,8 @@ class _Scene:
 
     def _descriptors(self) -> list[int]:
         """The descriptors of the receiving sockets, in order; none where the path has no socket queue."""
-        if self.spec.path not in ("udp", "tcp"):
-            where = "the receiver's memory" if self.spec.path == "rdma-write" else "a ring"
+        if not PATHS[self.spec.path].sockets:
+            where = "the receiver's memory" if paths.find_path(self.spec.path).memory_alone else "a ring"
             self.notes.append(f"{self.spec.path} has no socket's receive queue: its messages wait in {where}")
             return []
         ports = {end.describe()["port"]: number for number, end in enumerate(self.ends["server"])}
@@ -364,7 +385,7 @@ class _Scene:
             started.append(thread)
 
     def _send(self) -> None:
-        from cython_ext.flood import send
+        from cython_ext.loops.flood import send
 
         spec = self.spec
         self._become(SENDER, self.send_cpu)
@@ -375,7 +396,7 @@ class _Scene:
             self.failure = error
 
     def _read(self, number: int) -> None:
-        from cython_ext.flood import read
+        from cython_ext.loops.flood import read
 
         self._become(f"{READER}-{number}", self.read_cpu)
         try:
@@ -387,7 +408,7 @@ class _Scene:
     @staticmethod
     def _become(name: str, cpu: int) -> None:
         """Let the calling thread be known by a name, and run on one CPU."""
-        Path("/proc/thread-self/comm").write_text(name)
+        Path("/proc/thread-self/comm").write_text(name, encoding="utf-8")
         os.sched_setaffinity(0, {cpu})
 
     def _ended(self) -> str:
@@ -409,7 +430,11 @@ class _Scene:
         found: dict[str, dict[str, int]] = {}
         for place in self.bed.places.values() if self.spec.path in VERBS else ():
             folder = rxe.VERBS / str(place.verbs) / "ports" / str(place.port) / "hw_counters"
-            counters = {file.name: file.read_text().strip() for file in folder.glob("*") if file.name != "lifespan"}
+            counters = {
+                file.name: file.read_text(encoding="utf-8").strip()
+                for file in folder.glob("*")
+                if file.name != "lifespan"
+            }
             found[str(place.verbs)] = {name: int(text) for name, text in counters.items() if text.isdecimal()}
             if not counters:
                 self.notes.append(f"{place.verbs} has no counters of its own: its RNR NAKs and retries cannot be told")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from hwrx.errors import StoreError
+from hwrx.host.processes import process_start
 
 
 @contextlib.contextmanager
@@ -19,7 +20,9 @@ def replacing_file(target: pathlib.Path) -> Iterator[BinaryIO]:
     """Write a file that appears under its name only when it is whole and on the disk."""
     fresh = target.with_name(f".{target.name}.part")
     try:
-        with fresh.open("w+b") as file:
+        fresh.unlink(missing_ok=True)  # a killed writer's; or a link that somebody else has put there, to be written to
+        descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with os.fdopen(descriptor, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -33,6 +36,43 @@ def replace_file(target: pathlib.Path, content: bytes) -> None:
     """Put `content` into the place of the file, in one step."""
     with replacing_file(target) as file:
         file.write(content)
+
+
+def write_new(target: pathlib.Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8; StoreError if a link stands in its place."""
+    refuse_link(target)
+    replace_file(target, content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def refuse_link(path: pathlib.Path) -> None:
+    """StoreError if a file or folder of a run directory is a symbolic link.
+
+    The directory may be somebody else's, and what its links lead to is not to be written.
+    """
+    if path.is_symlink():
+        raise StoreError(
+            f"{path} is a symbolic link, and is not written through", remedy="take it away, or write elsewhere: --out"
+        )
+
+
+def check_target(path: pathlib.Path) -> None:
+    """StoreError if no file could be written at `path` later; its folder is made. Called before anything is measured.
+
+    A file that is there stays as it is.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "")
+        if path.exists():
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC))
+        else:  # also a link that leads nowhere yet: its end is made, and taken away again
+            end = path.resolve()
+            os.close(os.open(end, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            end.unlink()
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name; a circle of links
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
+        raise StoreError(f"cannot write {path}: {reason}", remedy="choose another file") from error
 
 
 def append_line(path: pathlib.Path, content: bytes) -> None:
@@ -78,7 +118,7 @@ def is_locked(folder: pathlib.Path, pid: int | None = None) -> StoreError:
 
 def this_process() -> dict[str, Any]:
     """Return what tells this process from all others, also after a boot or when its number came again."""
-    return {"pid": os.getpid(), "boot": _boot(), "began": _began(os.getpid())}
+    return {"pid": os.getpid(), "boot": _boot(), "began": process_start(os.getpid())}
 
 
 def still_runs(process: Mapping[str, Any]) -> bool:
@@ -86,22 +126,13 @@ def still_runs(process: Mapping[str, Any]) -> bool:
     pid = process.get("pid")
     if not isinstance(pid, int) or not process.get("boot") or process["boot"] != _boot():
         return False
-    return _began(pid) == process.get("began")
+    return process_start(pid) == process.get("began")
 
 
 def _boot() -> str:
     with contextlib.suppress(OSError):
-        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     return ""
-
-
-def _began(pid: int) -> int | None:
-    """When a process began, in clock ticks since the boot; None if there is none, or it has ended."""
-    try:
-        words = pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return int(words[19]) if words[0] not in "ZX" else None
 
 
 def check_place(root: pathlib.Path, need: int) -> None:

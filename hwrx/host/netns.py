@@ -1,4 +1,4 @@
-"""Being in another network namespace for a while: the calling thread only."""
+"""Being in another network namespace, for a while or for good: the calling thread only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hwrx.errors import MachineError, UsageError
+from hwrx.host.outside import check_name
 
 NAMED = Path("/run/netns")
 CLONE_NEWNET = 0x40000000
@@ -30,16 +31,7 @@ def entered_namespace(name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
-    path = Path("/proc", name, "ns/net") if name.isdecimal() else NAMED / name
-    try:
-        target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        there = ", ".join(namespace_names()) or "none has a name here"
-        raise UsageError(f"there is no network namespace '{name}'", remedy=f"ip netns list: {there}") from None
-    except OSError as error:
-        raise MachineError(
-            f"the network namespace '{name}' cannot be opened: {error.strerror}", remedy="run it as root"
-        ) from None
+    target = _open(name)
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         _set(target, name)
@@ -50,6 +42,29 @@ def entered_namespace(name: str | None) -> Iterator[None]:
     finally:
         os.close(target)
         os.close(home)
+
+
+def enter_namespace(name: str) -> None:
+    """Move this thread into the namespace called `name` for good; /sys stays what it was. Raises as above."""
+    target = _open(name)
+    try:
+        _set(target, name)
+    finally:
+        os.close(target)
+
+
+def _open(name: str) -> int:
+    check_name(name, "network namespace", remedy="ip netns list")
+    path = Path("/proc", name, "ns/net") if name.isdecimal() else NAMED / name
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        there = ", ".join(namespace_names()) or "none has a name here"
+        raise UsageError(f"there is no network namespace '{name}'", remedy=f"ip netns list: {there}") from None
+    except OSError as error:
+        raise MachineError(
+            f"the network namespace '{name}' cannot be opened: {error.strerror}", remedy="run it as root"
+        ) from None
 
 
 def _set(descriptor: int, name: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from hwrx.errors import MachineError
 
 PATIENCE = 20.0  # seconds; the kernel fills GID tables and raises carriers on work queues
+SYSTEM = ("/usr/sbin", "/sbin")
 PACKAGES = {
     "ip": "iproute2",
     "rdma": "iproute2",
@@ -34,15 +35,32 @@ PACKAGES = {
 def find_tool(name: str) -> str:
     """Return the path of a tool; MachineError says which package has it."""
     # /sbin is not on everybody's PATH
-    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(SYSTEM))
     if found is None:
         raise MachineError(f"there is no `{name}`", remedy=f"apt-get install {PACKAGES.get(name, name)}")
     return found
 
 
+def widen_path() -> None:
+    """Let this process and its children find what stands in /usr/sbin and /sbin, not on everybody's PATH."""
+    parts = [part for part in os.environ.get("PATH", os.defpath).split(os.pathsep) if part]
+    os.environ["PATH"] = os.pathsep.join([*parts, *(folder for folder in SYSTEM if folder not in parts)])
+
+
 def run_tool(*argv: str, given: str = "") -> str:
-    """Run a tool with `given` as its input, return what it printed; MachineError with its own words where it fails."""
-    done = subprocess.run([find_tool(argv[0]), *argv[1:]], input=given, capture_output=True, text=True, check=False)
+    """Run a tool with `given` as its input, return what it printed; MachineError with its own words where it fails.
+
+    It is in a process group of its own: Ctrl-C at a terminal is for hwrx, and must not end what takes something down.
+    """
+    done = subprocess.run(
+        [find_tool(argv[0]), *argv[1:]],
+        input=given,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+        process_group=0,
+    )
     if done.returncode:
         said = (done.stderr or done.stdout).strip().removeprefix("RTNETLINK answers: ").removeprefix("error: ")
         denied = "not permitted" in said or "Permission denied" in said

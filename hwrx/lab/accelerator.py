@@ -6,6 +6,8 @@ switched off half-way, a sandbox's imitation). So nothing less than a boot is an
 
 from __future__ import annotations
 
+import functools
+import mmap
 import os
 import platform
 import re
@@ -19,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from hwrx.host import tools
-from hwrx.lab import initramfs, kernel
+from hwrx.lab import emulator_user, initramfs, kernel
 from hwrx.lab.kernel import Kernel, Progress, cache_folder
 
 QEMU = "qemu-system-x86_64"
@@ -96,14 +98,30 @@ def _machine() -> str:
     return f"{platform.release()} {platform.version()} {_processor()} qemu {qemu_version()}"
 
 
+@functools.cache
+def sandbox_words() -> list[str]:
+    """Return the options that let QEMU start no other program (seccomp(2)); none for a QEMU that was built without.
+
+    A guest is root on emulated devices, and a fault in one of them would be QEMU's. Whether it can is seen by what it
+    is linked with: an option that it lacks would end it.
+    """
+    with (
+        Path(tools.find_tool(QEMU)).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as program,
+    ):
+        return ["-sandbox", "on,spawn=deny"] if program.find(b"libseccomp.so") >= 0 else []
+
+
 def probe_kvm(which: Kernel, limit: float = LIMIT) -> Accelerator:
     """Boot a kernel with hardware virtualisation, for at most `limit` seconds."""
     archive = initramfs.in_memory(initramfs.build_probe())
+    user = emulator_user.find_emulator_user()
+    image = os.open(kernel.is_bootable(which), os.O_RDONLY)  # another user may not reach it by its name
     command = [
-        tools.find_tool("setpriv"), "--pdeathsig", "KILL",
+        *(user.start_words(kvm=True) if user else [tools.find_tool("setpriv")]), "--pdeathsig", "KILL",
         tools.find_tool(QEMU), "-accel", "kvm", "-machine", "q35", "-cpu", "host", "-m", "256M",
         "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
-        "-kernel", str(kernel.is_bootable(which)), "-initrd", f"/proc/self/fd/{archive}",
+        "-kernel", f"/proc/self/fd/{image}", "-initrd", f"/proc/self/fd/{archive}",
         "-append", "console=ttyS0 quiet panic=-1",
     ]  # fmt: skip
     with subprocess.Popen(
@@ -112,9 +130,10 @@ def probe_kvm(which: Kernel, limit: float = LIMIT) -> Accelerator:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        pass_fds=(archive,),
+        pass_fds=(archive, image),
     ) as guest:
         os.close(archive)
+        os.close(image)
         try:
             said, in_time = _listen(guest, limit)
         finally:
@@ -143,7 +162,7 @@ def _listen(guest: subprocess.Popen[bytes], limit: float) -> tuple[str, bool]:
 
 def _processor() -> str:
     try:
-        match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     except OSError:
         match = None
     return match[1] if match else platform.processor()

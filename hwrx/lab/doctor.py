@@ -34,7 +34,7 @@ PARTS: dict[Part, str] = {
     "peers": "comparing with other programs (lab/bench)",
 }
 WANTED_LOCK = 64 << 20  # bytes; the largest buffers of the shipped experiments, twice
-EXTENSIONS = ("clock", "payload", "loop", "transport", "pinned")
+EXTENSIONS = ("core.clock", "core.payload", "core.transport", "core.pinned", "loops.loop")
 
 
 class Finding(Struct, frozen=True):

@@ -8,7 +8,6 @@ port.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import os
 import signal
@@ -16,46 +15,26 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
 
 import msgspec
-from msgspec import Struct
 
 from hwrx import paths
 from hwrx.errors import GuestError, HwrxError, MachineError
+from hwrx.host import netns, undo
+from hwrx.host.decoding import UNREADABLE
+from hwrx.host.interruption import ENDING
+from hwrx.host.outside import clean_text
 from hwrx.lab.mux import Frame, Kind, Mux
+from hwrx.lab.requests import PORT, Open, Problem, encode
 from hwrx.wires import topology as topologies
 
-PORT = "hwrx.0"
-CLONE_NEWNET = 0x40000000  # sched.h
 _LAST_WORDS = 4000  # bytes of a process's standard error that reach the host
-
-
-class Open(Struct, frozen=True, forbid_unknown_fields=True):
-    """What to start on a channel: an agent, or the command `argv`."""
-
-    argv: list[str] | None = None  # None: an agent
-    environment: dict[str, str] = {}
-    folder: str = "/"
-    netns: str | None = None  # name of the network namespace to be in
-    errors: Literal["apart", "merged"] = "apart"  # standard error: its end on EXIT, or mixed into the output
-
-
-class Problem(Struct, frozen=True):
-    """What went wrong in the guest: `kind` is the name of an exception of hwrx.errors."""
-
-    kind: str
-    message: str
-    remedy: str = ""
-
-
-encode = msgspec.json.Encoder().encode
 
 
 def find_port(name: str = PORT, ports: Path = Path("/sys/class/virtio-ports")) -> Path:
     """Return the device of a named virtio-serial port. There is no udev here to make links by name."""
     for port in sorted(ports.glob("*")):
-        if (port / "name").read_text().strip() == name:
+        if (port / "name").read_text(encoding="utf-8").strip() == name:
             return Path("/dev") / port.name
     raise MachineError(
         f"this machine has no virtio-serial port called {name}",
@@ -84,15 +63,16 @@ class Supervisor:
 
     def report(self, error: HwrxError, channel: int = 0) -> None:
         """Tell the host what went wrong."""
-        problem = Problem(type(error).__name__, Exception.__str__(error), error.remedy)
-        self.mux.send(Kind.FAILED, channel, encode(problem)[: 1 << 14])
+        # each short enough for both to fit a frame, whatever JSON makes of their characters
+        message, remedy = clean_text(Exception.__str__(error), most=2000), clean_text(error.remedy, most=1000)
+        self.mux.send(Kind.FAILED, channel, encode(Problem(type(error).__name__, message, remedy)))
 
     def _on_frame(self, frame: Frame) -> None:
         match frame.kind:
             case Kind.OPEN:
                 try:
                     self._open(frame.channel, msgspec.json.decode(frame.payload, type=Open))
-                except msgspec.DecodeError as error:
+                except UNREADABLE as error:
                     self.report(GuestError(f"the host's request to start a process is none: {error}"), frame.channel)
                 except OSError as error:
                     self.report(GuestError(f"cannot start a process in the guest: {error}"), frame.channel)
@@ -143,7 +123,7 @@ class _Process:
         if self.pid == 0:
             try:
                 os.setsid()  # a group of its own, to be signalled as one
-                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
+                for number in (*ENDING, signal.SIGPIPE):
                     signal.signal(number, signal.SIG_DFL)
                 os.dup2(inward, 0)
                 os.dup2(outward, 1)
@@ -160,11 +140,13 @@ class _Process:
         self.pidfd = os.pidfd_open(self.pid)
 
     def signal(self, number: int) -> None:
-        """Signal the process and its group; harmless when it is gone."""
-        try:
-            os.killpg(self.pid, number)
-        except ProcessLookupError:
-            return
+        """Signal the process and its group; harmless if it is gone, or if there is no such signal."""
+        with contextlib.suppress(OSError):
+            try:
+                os.killpg(self.pid, number)
+            except ProcessLookupError:  # just forked: it has no group of its own yet
+                if self.status is None:
+                    os.kill(self.pid, number)
 
     def reap(self) -> None:
         """Take the exit status: non-negative for an exit code, -N for signal N."""
@@ -184,8 +166,9 @@ class _Process:
 def _become(what: Open) -> None:
     """In the child: be what was asked for. Returns only where an agent has ended."""
     if what.netns is not None:
-        enter_netns(what.netns)
+        netns.enter_namespace(what.netns)
     if what.argv is None:
+        # the supervisor has imported it by then (`preload_modules`), unless it lacks something
         from hwrx.paths import agent
 
         agent.main()
@@ -199,28 +182,21 @@ def _become(what: Open) -> None:
         os._exit(127)
 
 
-def enter_netns(name: str) -> None:
-    """Move this process into a named network namespace, as `ip netns exec` does; /sys stays what it was."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if libc.setns(fd, CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), f"setns into {name}: {os.strerror(ctypes.get_errno())}")
-    finally:
-        os.close(fd)
-
-
 def preload_modules() -> None:
-    """Import what agents need, so that an agent is only a fork away."""
-    for name in ("hwrx.paths.agent", *{f"hwrx.paths.{path.family}" for path in paths.PATHS.values()}):
-        # a family whose library is missing is reported by the trial that wants it
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
+    """Import what agents and their endpoints need, so that an agent is only a fork away.
+
+    Every repeat has agents of its own: what is not here each of them reads from the host's files again.
+    """
+    # what is missing is reported by the trial that wants it
+    with contextlib.suppress(ImportError):
+        importlib.import_module("hwrx.paths.agent")
+    paths.preload_endpoints()
 
 
-def main(topology: str, options: Mapping[str, Any]) -> int:
+def main(topology: str, options: Mapping[str, int]) -> int:
     """Set the topology up, tell the host, and serve it. Returns the exit code."""
     port = os.open(find_port(), os.O_RDWR | os.O_CLOEXEC)
+    undo.need_no_keeper()  # the guest ends with us
     supervisor = Supervisor(port)
     try:
         with topologies.build_topology(topology, **options) as made:
@@ -239,4 +215,4 @@ def main(topology: str, options: Mapping[str, Any]) -> int:
 
 if __name__ == "__main__":
     os.environ.pop("PYTHONPATH", None)  # it was ours, see hwrx.lab.vm; commands find their modules as ever
-    sys.exit(main(sys.argv[1], msgspec.json.decode(sys.argv[2], type=dict[str, Any])))
+    sys.exit(main(sys.argv[1], msgspec.json.decode(sys.argv[2], type=dict[str, int])))

@@ -27,6 +27,8 @@ from hwrx.errors import MachineError
 MODULES = ("virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay")
 APPLETS = ("sh", "mount", "mkdir", "insmod", "ln", "switch_root", "echo", "ip", "poweroff", "sleep")
 ROOT_TAG = "hwrx.root"
+MODULES_TAG = "hwrx.modules"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BOOTED = "hwrx: the guest is up"  # what the accelerator's probe waits for
 STUCK = "hwrx: the guest cannot go on"
 
@@ -103,7 +105,11 @@ def module_files(base: Path, version: str, names: Iterable[str] = MODULES) -> li
     files: dict[Path, None] = {}
     for name in names:
         done = subprocess.run(
-            ["modprobe", "-d", base, "-S", version, "--show-depends", name], capture_output=True, text=True, check=False
+            ["modprobe", "-d", base, "-S", version, "--show-depends", name],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
         )
         if done.returncode:
             raise MachineError(f"kernel {version} has no module {name}: {done.stderr.strip()}")
@@ -132,10 +138,12 @@ def build_initramfs(
     writable: Mapping[str, Path] | None = None,
     environment: Mapping[str, str] | None = None,
     modules: Sequence[str] = (),
+    own_share: bool = False,
 ) -> bytes:
     """Return the archive of a guest that runs `command` on the host's files and powers off.
 
     `modules` are loaded while the command starts; whoever needs one still has to see to it.
+    `own_share`: whether the kernel's modules come as a 9p share of their own, not with all the host's files.
     `writable` maps the tags of further 9p shares to the folders, on both sides, that the guest may write to.
     """
     archive = _with_busybox()
@@ -146,7 +154,7 @@ def build_initramfs(
         archive.file(name, unpacked_modules(module), 0o644)
         loads.append(f"insmod /{name} || stuck 'loading {module.name}'")
     variables = {
-        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": PATH,
         "HOME": "/root",
         "LANG": "C.UTF-8",
         **(environment or {}),
@@ -164,7 +172,9 @@ def build_initramfs(
         ),
         version=version,
         nine_p=_NINE_P,
-        kernel_modules=shlex.quote(str(base / "lib/modules" / version)),
+        kernel_modules=f"-t 9p -o ro,{_NINE_P},cache=loose {MODULES_TAG}"
+        if own_share
+        else f"-o bind /host{shlex.quote(str(base / 'lib/modules' / version))}",
         init=f"{first} /bin/sh -c {shlex.quote(last)}",
     )
     archive.file("init", script.encode())
@@ -230,7 +240,7 @@ ln -s /proc/self/fd/0 /root/dev/stdin
 ln -s /proc/self/fd/1 /root/dev/stdout
 ln -s /proc/self/fd/2 /root/dev/stderr
 mkdir -p /root/lib/modules/{version}
-mount -o bind /host{kernel_modules} /root/lib/modules/{version}
+mount {kernel_modules} /root/lib/modules/{version}
 {shares}
 ip link set lo up
 echo hwrx > /root/proc/sys/kernel/hostname

@@ -1,13 +1,19 @@
-"""What became of a program that was to report, here or in a guest: where it stands still, and what it ended for."""
+"""What became of a guest that comes up, or of a program that was to report: where it stands still, why it ended."""
 
 from __future__ import annotations
 
 import subprocess
+import time
 from typing import Protocol
 
 from hwrx.errors import GuestError, HwrxError, UsageError
 
 ANSWER = 30.0  # seconds that a guest has for a simple answer
+# A guest that comes up uses its CPUs all the time, and prints. One that has used next to nothing for so many seconds,
+# or has printed nothing for so many seconds of QEMU's CPU time (however busy the machine is), stands still.
+IDLE_SILENCE = 20.0
+IDLE_SHARE = 0.02
+BUSY_SILENCE = 90.0
 TELLING = ("Kernel panic", "BUG:", "Oops", "stall")  # of the lines that a kernel prints before it ends
 
 
@@ -58,3 +64,30 @@ def ended_early(who: str, code: int | None, epitaph: str, log: str = "") -> Hwrx
         return UsageError(message.strip(), remedy=remedy.strip())
     how = epitaph.strip().splitlines()[-1:] or [f"exit code {code}"]
     return GuestError(f"{who} ended before its time: {how[0].strip()}")
+
+
+class Pulse:
+    """What is felt of a guest that comes up: QEMU's CPU time, and what the guest prints."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()  # when it was seen to use its CPUs, or to print
+        self._used = self._printed_at = 0.0  # its CPU time then, and when it last printed
+        self._printed = 0
+
+    def feel(self, used: float, printed: int) -> str:
+        """Return why the guest stands still, in words; "" if it does not.
+
+        :param used: CPU time of QEMU, in seconds.
+        :param printed: how many lines the guest has printed.
+        """
+        now = time.monotonic()
+        if printed != self._printed:
+            self._printed, self._printed_at = printed, used
+            self._since, self._used = now, used
+        if now - self._since > IDLE_SILENCE:
+            if used - self._used <= IDLE_SHARE * (now - self._since):
+                return f"it printed nothing for {now - self._since:.0f} s, and did nothing"
+            self._since, self._used = now, used
+        if used - self._printed_at > BUSY_SILENCE:
+            return f"it printed nothing in {used - self._printed_at:.0f} s of CPU time"
+        return ""

@@ -150,7 +150,8 @@ def _apt_cache(*arguments: str) -> str:
     done = subprocess.run(
         [tools.find_tool("apt-cache"), *arguments],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
         env=os.environ | {"LC_ALL": "C"},
     )
@@ -167,7 +168,8 @@ def _fetch(package: str, folder: Path, progress: Progress) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
         packages = list(draft.glob("*.deb"))

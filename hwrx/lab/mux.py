@@ -26,6 +26,7 @@ MAGIC = 0xA7
 LARGEST = 1 << 15  # bytes of a frame: one buffer of the kernel's virtio_console
 WINDOW = 1 << 18  # bytes of a channel on their way or not yet taken
 _HELD_BACK = 1 << 18  # bytes queued for the port above which no channel is read
+_MOST_QUEUED = 1 << 23  # bytes of answers that the other side may ask for and leave unread
 
 
 class Kind(IntEnum):
@@ -57,7 +58,9 @@ class Frame:
 
 
 def pack_frame(kind: Kind, channel: int = 0, payload: bytes = b"") -> bytes:
-    """Return a frame's bytes."""
+    """Return a frame's bytes; GuestError if the payload is larger than LARGEST, which the other side would refuse."""
+    if len(payload) > LARGEST:
+        raise GuestError(f"a frame for the control port carries {len(payload)} bytes, and at most {LARGEST} fit")
     return HEADER.pack(MAGIC, kind, channel, len(payload)) + payload
 
 
@@ -231,6 +234,8 @@ class Mux:
         if not data:
             self.ended = True
             return
+        if len(self._out) > _MOST_QUEUED:
+            raise GuestError("the other side of the guest's control port asks and asks, and reads no answer")
         for frame in self._splitter.feed(data):
             channel = self._channels.get(frame.channel)
             match frame.kind:

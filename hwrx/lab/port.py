@@ -8,22 +8,33 @@ import os
 import signal
 import socket
 import threading
+from typing import TypeVar
 
 import msgspec
 
-from hwrx.errors import GuestError, HwrxError
-from hwrx.lab import guest as inside
-from hwrx.lab.mux import Frame, Kind, Mux
+from hwrx import errors
+from hwrx.control.peers import DIES_WITHIN, ENDS_WITHIN
+from hwrx.errors import GuestError, HwrxError, UsageError
+from hwrx.host.decoding import UNREADABLE
+from hwrx.host.outside import clean_text, describe_status
+from hwrx.lab import requests
+from hwrx.lab.mux import LARGEST, Frame, Kind, Mux
 from hwrx.wires.topology import Made
 
+Said = TypeVar("Said")
+COMMAND_ENDS_WITHIN = 2.0  # seconds that a command has when nobody hears it any more
 _END_LIMIT = 5.0  # seconds that the thread has to end
 
 
 class Pipe:
-    """The host's end of a process in the guest: its standard input and output. A `hwrx.control.peers.Channel`."""
+    """The host's end of a process in the guest: its standard input and output. A `hwrx.control.peers.Channel`.
 
-    def __init__(self, port: Port, number: int, ours: socket.socket) -> None:
+    `ends_within`: seconds that the process has after its stream was closed.
+    """
+
+    def __init__(self, port: Port, number: int, ours: socket.socket, ends_within: float) -> None:
         self._port = port
+        self._ends_within = ends_within
         self._number = number
         self._socket = ours
         self._exited = threading.Event()
@@ -53,6 +64,7 @@ class Pipe:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Signal the process and its group; harmless when it is gone."""
+        self._ends_within = DIES_WITHIN
         if not self._exited.is_set():
             self._port.send(Kind.KILL, self._number, bytes([number]))
 
@@ -66,14 +78,23 @@ class Pipe:
         self._exited.wait(limit)
         return self._status
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended, or its guest has."""
+        return self._exited.is_set()
+
+    def hang_up(self) -> None:
+        """See peers.Channel. In a guest the process is killed, and its keeper gives back what it held."""
+        self.kill()
+
     def close(self) -> None:
-        """Close the stream; the process is killed unless it ends within two seconds."""
+        """Close the stream; the process is killed unless it ends within its time."""
         if self._socket.fileno() < 0:
             return
         self._socket.close()
-        if not self._exited.wait(2.0):
+        if not self._exited.wait(self._ends_within):
             self.kill()
-            self._exited.wait(2.0)
+            self._exited.wait(DIES_WITHIN)
 
     def epitaph(self) -> str:
         """Say how the process ended, with the last lines of its standard error; "" while it lives."""
@@ -81,8 +102,7 @@ class Pipe:
             return ""
         if self._status is None:
             return self._port.problem or "its guest is gone"
-        how = f"killed by {signal.Signals(-self._status).name}" if self._status < 0 else f"exit code {self._status}"
-        return "\n    ".join([how, *self._words.strip().splitlines()[-8:]])
+        return "\n    ".join([describe_status(self._status), *self._words.strip().splitlines()[-8:]])
 
     def _end(self, status: int | None, words: str) -> None:
         self._status, self._words = status, words
@@ -105,7 +125,7 @@ class Port:
         self._stop = False
         self.ready = threading.Event()  # the guest has said that it is up, or that it cannot be
         self.up: Made | None = None
-        self.failed: inside.Problem | None = None
+        self.failed: requests.Problem | None = None
         self.problem = ""  # why the port is of no use any more
 
     def start(self) -> None:
@@ -119,15 +139,22 @@ class Port:
         """Send a frame, from any thread."""
         self._ask(kind, number, payload, None)
 
-    def open(self, what: inside.Open) -> Pipe:
-        """Start a process and return its pipe."""
+    def open(self, what: requests.Open) -> Pipe:
+        """Start a process and return its pipe; UsageError if its words are too long for a frame."""
+        words = requests.encode(what)
+        if len(words) > LARGEST:
+            raise UsageError(
+                f"a command for the guest is {len(words)} bytes long with its environment, at most {LARGEST} fit",
+                remedy="give it fewer or shorter words and variables, for example in a file that the guest can read",
+            )
+        ends_within = COMMAND_ENDS_WITHIN if what.argv is not None else ENDS_WITHIN
         ours, theirs = socket.socketpair()
         with self._lock:
             self._next = self._next % 65535 + 1
             while self._next in self._pipes:
                 self._next = self._next % 65535 + 1
-            pipe = self._pipes[self._next] = Pipe(self, self._next, ours)
-            self._ask(Kind.OPEN, self._next, inside.encode(what), (theirs, pipe))
+            pipe = self._pipes[self._next] = Pipe(self, self._next, ours, ends_within)
+            self._ask(Kind.OPEN, self._next, words, (theirs, pipe))
         return pipe
 
     def ping(self, limit: float) -> bool:
@@ -184,6 +211,9 @@ class Port:
             self.problem = str(error)
         except OSError as error:
             self.problem = f"the guest's control port failed: {error}"
+        except Exception as error:  # whatever it is: who waits for the port would wait to the limit
+            self.problem = f"the thread of the guest's control port failed: {type(error).__name__}: {error}"
+            raise
         finally:
             with self._lock:
                 self._on_wake()  # pipes that were asked for, but not yet begun
@@ -197,20 +227,22 @@ class Port:
         assert self._mux is not None  # its own callback
         match frame.kind:
             case Kind.READY:
-                self.up = msgspec.json.decode(frame.payload, type=Made)
+                self.up = _decode_payload(frame, Made)
                 self.ready.set()
             case Kind.FAILED:
-                problem = msgspec.json.decode(frame.payload, type=inside.Problem)
+                problem = _decode_problem(frame)
                 if frame.channel == 0:
                     self.failed = problem
                     self.ready.set()
                 else:
                     self._forget(frame.channel, None, problem.message)
             case Kind.EXIT:
+                if len(frame.payload) < 4:
+                    raise GuestError("the guest said that a process ended, and not how")
                 self._forget(
                     frame.channel,
                     int.from_bytes(frame.payload[:4], signed=True),
-                    frame.payload[4:].decode(errors="replace"),
+                    clean_text(frame.payload[4:]),
                 )
             case Kind.PONG:
                 self._pong.set()
@@ -223,3 +255,22 @@ class Port:
         if pipe is not None and self._mux is not None:
             pipe._end(status, words)
             self._mux.leave(number)
+
+
+def _decode_payload(frame: Frame, kind: type[Said]) -> Said:
+    """Decode a frame's JSON; GuestError if it is not of this kind."""
+    try:
+        return msgspec.json.decode(frame.payload, type=kind)
+    except UNREADABLE as error:
+        raise GuestError(
+            f"the guest's {frame.kind.name} cannot be read: {error} ({frame.payload[:64]!r})",
+            remedy="host and guest must run the same hwrx",
+        ) from None
+
+
+def _decode_problem(frame: Frame) -> requests.Problem:
+    """Decode what went wrong in the guest; its kind is then surely the name of an error of hwrx."""
+    said = _decode_payload(frame, requests.Problem)
+    kind = getattr(errors, said.kind, None)
+    known = isinstance(kind, type) and issubclass(kind, HwrxError)
+    return requests.Problem(said.kind if known else "GuestError", clean_text(said.message), clean_text(said.remedy))

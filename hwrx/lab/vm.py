@@ -24,16 +24,17 @@ from typing import IO, Any, Literal, Self
 import msgspec
 
 from hwrx import errors
-from hwrx.control.messages import Place, Priced, Role
-from hwrx.errors import GuestError, UsageError
-from hwrx.host import disk, netns, tools, undo
-from hwrx.lab import accelerator, initramfs, inquest, kernel
-from hwrx.lab import guest as inside
+from hwrx.control.environment import parse_environment
+from hwrx.control.messages import Clock, Place, Priced, Role
+from hwrx.errors import GuestError, HwrxError, StandstillError, UsageError
+from hwrx.host import disk, netns, tools
+from hwrx.host.interruption import hold_signals
+from hwrx.host.processes import cpu_seconds
+from hwrx.lab import accelerator, emulator_user, initramfs, inquest, kernel, requests
 from hwrx.lab.kernel import Progress
 from hwrx.lab.port import Pipe, Port
 from hwrx.wires import topology as topologies
 
-Clock = Literal["wall", "icount"]
 BOOT_LIMIT = 180.0  # seconds until the agents' host inside answers; an emulated one takes 10, on a busy machine 60
 _END_LIMIT = 5.0
 _SHOWN = 15  # lines of the log in an error
@@ -69,7 +70,7 @@ class Guest:
         append: Sequence[str] = (),
         qemu: Sequence[str] = (),
         writable: Sequence[Path] = (),
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, int] | None = None,
         log: Path | None = None,
         descriptors: Sequence[int] = (),
         limit: float = BOOT_LIMIT,
@@ -103,7 +104,9 @@ class Guest:
         self._limit = limit
         self._progress = progress
         self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT)
+        self._printed = 0  # lines, in all
         self._stack = contextlib.ExitStack()
+        self._user: emulator_user.EmulatorUser | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._killed = False
         self._port: Port | None = None
@@ -130,8 +133,7 @@ class Guest:
 
     def agent(self, end: Role) -> Pipe:
         """Start an agent where the topology has this end, and return its pipe (a `hwrx.control.peers.Channel`)."""
-        spec = self.peers.get(end, "local")
-        return self._open(inside.Open(netns=spec.removeprefix("netns:") if spec.startswith("netns:") else None))
+        return self._open(requests.Open(netns=parse_environment(self.peers.get(end, "local")).netns))
 
     def command(
         self,
@@ -147,7 +149,7 @@ class Guest:
         `errors` merged: standard error comes with the output; apart: its end is in `Pipe.epitaph`.
         """
         return self._open(
-            inside.Open(list(argv), dict(environment or {}), str(folder or Path.cwd()), netns=netns, errors=errors)
+            requests.Open(list(argv), dict(environment or {}), str(folder or Path.cwd()), netns=netns, errors=errors)
         )
 
     def run(
@@ -174,7 +176,9 @@ class Guest:
                     data = pipe.recv(1 << 16)
                 except TimeoutError:
                     pipe.kill()
-                    raise self.failure(f"`{tools.shorten_text(argv)}` did not end within {limit:.0f} s") from None
+                    error = self.failure(f"`{tools.shorten_text(argv)}` did not end within {limit:.0f} s")
+                    self.need_answer(error)
+                    raise error from None
                 if not data:
                     break
                 output += data
@@ -188,13 +192,13 @@ class Guest:
     ) -> Iterator[bytes]:
         """Run a Python module in the guest, which reads `request` from its standard input; yield what it prints.
 
-        A line comes as soon as it is printed, without its end. GuestError, of `who` it is that ran there, where
-        nothing is printed for `silence` seconds, or where the module fails; UsageError where that is what ended it.
-        After `ask_after` quiet seconds, and so often, the guest is asked whether it lives: one that does not answer is
-        not waited for any longer.
+        A line comes as soon as it is printed, without its end. GuestError, of `who` it is that ran there, if
+        the module fails, StandstillError if nothing is printed for `silence` seconds; UsageError where that is what
+        ended it. After `ask_after` quiet seconds, and so often, the guest is asked whether it lives: one that does not
+        answer is not waited for any longer.
         """
         ask_after = min(ask_after or silence, silence)
-        pipe = self.command([sys.executable, "-m", module], {"PYTHONDONTWRITEBYTECODE": "1"})
+        pipe = self.command([sys.executable, "-P", "-m", module], {"PYTHONDONTWRITEBYTECODE": "1"})
         with contextlib.closing(pipe):
             pipe.settimeout(ask_after)
             pipe.sendall(request)
@@ -208,7 +212,8 @@ class Guest:
                     if alive and quiet < silence:
                         continue
                     where = inquest.where_it_stands(self, module) if alive else "the guest does not answer"
-                    raise self.failure(f"{who} in the guest said nothing for {quiet:.0f} s: {where}") from None
+                    problem = f"{who} in the guest said nothing for {quiet:.0f} s: {where}"
+                    raise self.failure(problem, StandstillError) from None
                 if not data:
                     break
                 heard = time.monotonic()
@@ -231,6 +236,26 @@ class Guest:
             self._end()
             raise error
 
+    def need_answer(self, trouble: HwrxError) -> None:
+        """Find out whether what was met in this guest is because it stands still.
+
+        :param trouble: what was met.
+        :raises StandstillError: if the guest does not answer within ANSWER seconds, though QEMU is there.
+        """
+        port, process = self._need_port(), self._process
+        if not port.problem and process is not None and process.poll() is None and not port.ping(inquest.ANSWER):
+            problem = f"the guest stands still: {Exception.__str__(trouble)}"
+            raise self.failure(problem, StandstillError) from trouble
+
+    def boot_again(self, why: StandstillError) -> None:
+        """End this guest, which stands still, and boot another one like it, with a word to `progress`.
+
+        :raises GuestError: if that does not come up either.
+        """
+        self._end()
+        self._progress("guest", f"{Exception.__str__(why).splitlines()[0]}; another one is booted")
+        self._come_up()
+
     def describe(self) -> dict[str, Any]:
         """Return what is to be known of this guest: for the manifest."""
         return dict(self._facts)
@@ -239,15 +264,17 @@ class Guest:
         """Return the last lines that the guest printed."""
         return "\n".join(list(self._lines)[-lines:])
 
-    def failure(self, what: str) -> GuestError:
+    def failure(self, what: str, kind: type[GuestError] = GuestError) -> GuestError:
         """Return a GuestError that carries the end of the log."""
         log = "".join(f"\n    {line}" for line in list(self._lines)[-_SHOWN:])
-        return GuestError(f"{what}\n  the guest's last lines:{log or ' none'}")
+        return kind(f"{what}\n  the guest's last lines:{log or ' none'}")
 
     # --- coming up ---------------------------------------------------------------------------------------------
 
     def _boot(self) -> None:
-        started = time.monotonic()
+        self._user = emulator_user.find_emulator_user()
+        if self._user is not None:
+            self._user.need_access(emulator_user.files_of_hwrx(), self._writable.values())
         chosen = kernel.find_kernel(self._wanted_kernel, self._progress)
         with_what = accelerator.choose_accelerator(chosen, self._progress, self._wanted_accelerator)
         self._facts = {
@@ -271,7 +298,15 @@ class Guest:
             "boot",
             f"kernel {chosen.version}, {'software emulation' if with_what.emulated else 'KVM'}, {self.clock} clock",
         )
-        self._start(chosen, with_what)
+        self._chosen = chosen, with_what
+        try:
+            self._come_up()
+        except StandstillError as error:
+            self.boot_again(error)
+
+    def _come_up(self) -> None:
+        started = time.monotonic()
+        self._start(*self._chosen)
         self._wait_until_ready(started + self._limit)
         self._facts["boot_s"] = round(time.monotonic() - started, 3)
 
@@ -281,33 +316,38 @@ class Guest:
             initramfs.build_initramfs(
                 chosen.base,
                 chosen.version,
-                [sys.executable, "-S", "-P", "-m", inside.__name__, self.topology, options],
+                [sys.executable, "-S", "-P", "-m", requests.SUPERVISOR, self.topology, options],
                 writable=self._writable,
                 environment={
                     # the layer over the host's files lets it be written, slowly; threads would stand in the way of fork
                     "PYTHONDONTWRITEBYTECODE": "1",
                     "OPENBLAS_NUM_THREADS": "1",
                     "HWRX_IN_GUEST": "1",
+                    # so that a command finds `hwrx`, after the system's own
+                    "PATH": f"{initramfs.PATH}:{Path(sys.executable).parent}",
                     # the guest finds the same modules as we do; looking for them by itself (module `site`, the
                     # finders of editable installs) takes half of the time in which an emulated Python starts
                     "PYTHONPATH": ":".join([str(Path(__file__).parents[2]), *filter(os.path.isdir, sys.path)]),
                 },
                 modules=self._modules,
+                own_share=self._user is not None,
             )
         )  # fmt: skip
         # neither the archive nor the port has a name in the file system: nothing is left behind, whatever ends us
         ours, theirs = socket.socketpair()
         self._port = Port(ours)
+        image, more, inherited = self._opened_files(chosen)
         command = [
-            tools.find_tool("setpriv"), "--pdeathsig", "KILL",
-            *self._qemu_command(chosen, with_what, archive, theirs.fileno()),
+            *(self._user.start_words(kvm=with_what.name == "kvm") if self._user else [tools.find_tool("setpriv")]),
+            "--pdeathsig", "KILL", *self._qemu_command(image, with_what, archive, theirs.fileno()), *more,
         ]  # fmt: skip
         self._facts["command"] = shlex.join(command)
-        space = self._stack.enter_context(self._outside()) if self._outside is not None else None
+        owner = self._user.uid if self._user else 0
+        space = self._stack.enter_context(self._outside(owner)) if self._outside is not None else None
         output = None
         if self._log_path is not None:
             with disk.guarded_writes(self._log_path):
-                output = self._log_path.open("wb")
+                output = self._log_path.open("ab" if self._printed else "wb")
             self._stack.callback(output.close)
         try:
             with netns.entered_namespace(space):  # QEMU stays where it was started
@@ -317,46 +357,55 @@ class Guest:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    pass_fds=(archive, theirs.fileno(), *self._descriptors),
+                    pass_fds=(archive, theirs.fileno(), *inherited, *self._descriptors),
                 )
         finally:
             theirs.close()
-            os.close(archive)
+            for each in (archive, *inherited):
+                os.close(each)
         if self._killed:  # meanwhile
             self._process.kill()
         assert self._process.stdout is not None  # asked for above
         self._reader = threading.Thread(
-            target=_read_lines, args=(self._process.stdout, self._lines, output), daemon=True, name="guest log"
+            target=self._read_lines, args=(self._process.stdout, output), daemon=True, name="guest log"
         )
         self._reader.start()
 
-    def _qemu_command(
-        self, chosen: kernel.Kernel, with_what: accelerator.Accelerator, archive: int, port: int
-    ) -> list[str]:
+    def _opened_files(self, chosen: kernel.Kernel) -> tuple[str, list[str], list[int]]:
+        """Return the name of the kernel's image, words for QEMU that share its modules, and open files of both.
+
+        As another user QEMU finds them by their descriptors: the cache may be in a folder of root's.
+        """
+        path = kernel.is_bootable(chosen)
+        if self._user is None:
+            return str(path), [], []
+        image = os.open(path, os.O_RDONLY)
+        modules = os.open(chosen.base / "lib/modules" / chosen.version, os.O_RDONLY)
+        return (
+            f"/proc/self/fd/{image}",
+            _share_words(initramfs.MODULES_TAG, f"/proc/self/fd/{modules}"),
+            [image, modules],
+        )
+
+    def _qemu_command(self, image: str, with_what: accelerator.Accelerator, archive: int, port: int) -> list[str]:
         command = [
             tools.find_tool(accelerator.QEMU), "-name", "hwrx", "-machine", "q35", "-nodefaults", "-no-user-config",
             "-no-reboot", "-display", "none", "-serial", "stdio", "-m", self.memory, "-smp", str(self.cpus),
+            *accelerator.sandbox_words(),
         ]  # fmt: skip
         cpu = "max" if self.copies_priced == "byte" else "max,-erms,-fsrm"
         command += ["-accel", "kvm", "-cpu", "host"] if with_what.name == "kvm" else ["-accel", "tcg", "-cpu", cpu]
         if self.clock == "icount":
             # one virtual nanosecond is one instruction; an idle guest jumps to its next timer
             command += ["-icount", "shift=0,sleep=off"]
-        for tag, path, access in (
-            (initramfs.ROOT_TAG, Path("/"), "readonly=on"),
-            *((tag, path, "readonly=off") for tag, path in self._writable.items()),
-        ):
-            name = tag.replace(".", "-")
-            where = str(path).replace(",", ",,")
-            command += [
-                "-fsdev", f"local,id={name},path={where},security_model=none,multidevs=remap,{access}",
-                "-device", f"virtio-9p-pci,fsdev={name},mount_tag={tag}",
-            ]  # fmt: skip
+        command += _share_words(initramfs.ROOT_TAG, "/")
+        for tag, path in self._writable.items():
+            command += _share_words(tag, str(path), "off")
         command += [
             "-chardev", f"socket,id=hwrx,fd={port}",
             "-device", "virtio-serial-pci",
-            "-device", f"virtserialport,chardev=hwrx,name={inside.PORT}",
-            "-kernel", str(kernel.is_bootable(chosen)),
+            "-device", f"virtserialport,chardev=hwrx,name={requests.PORT}",
+            "-kernel", image,
             "-initrd", f"/proc/self/fd/{archive}",
             "-append", " ".join((_COMMAND_LINE, *self._append)),
         ]  # fmt: skip
@@ -365,8 +414,12 @@ class Guest:
     def _wait_until_ready(self, deadline: float) -> None:
         port = self._need_port()
         port.start()
+        pulse = inquest.Pulse()
         while not port.ready.wait(0.1):
             self._need_alive()
+            assert self._process is not None  # that is what was just asked
+            if still := pulse.feel(cpu_seconds(self._process.pid), self._printed):
+                raise self.failure(f"the guest stood still while it came up: {still}", StandstillError)
             if port.problem:
                 self._settle()
                 raise self.failure(port.problem)
@@ -389,7 +442,7 @@ class Guest:
             raise GuestError("the guest is not running")
         return self._port
 
-    def _open(self, what: inside.Open) -> Pipe:
+    def _open(self, what: requests.Open) -> Pipe:
         port = self._need_port()
         if port.problem:
             self._settle()
@@ -406,7 +459,7 @@ class Guest:
             self._reader.join(1.0)
 
     def _end(self) -> None:
-        with undo.hold_signals():
+        with hold_signals():
             if self._port is not None:
                 self._port.quit()
             if self._process is not None:
@@ -422,12 +475,21 @@ class Guest:
             self._port = self._process = None
             self._stack.close()
 
+    def _read_lines(self, source: IO[bytes], output: IO[bytes] | None) -> None:
+        """Keep what the guest prints; ends with QEMU."""
+        with contextlib.suppress(ValueError):  # the file was closed under us: the guest is being ended
+            for line in source:
+                self._lines.append(line.decode(errors="replace").rstrip())
+                self._printed += 1
+                if output is not None:
+                    output.write(line)
+                    output.flush()
 
-def _read_lines(source: IO[bytes], lines: collections.deque[str], output: IO[bytes] | None) -> None:
-    """Keep what the guest prints; ends with QEMU."""
-    with contextlib.suppress(ValueError):  # the file was closed under us: the guest is being ended
-        for line in source:
-            lines.append(line.decode(errors="replace").rstrip())
-            if output is not None:
-                output.write(line)
-                output.flush()
+
+def _share_words(tag: str, path: str, readonly: Literal["on", "off"] = "on") -> list[str]:
+    """Return words for QEMU that let the guest mount a folder of this machine by its tag."""
+    name, where = tag.replace(".", "-"), path.replace(",", ",,")
+    return [
+        "-fsdev", f"local,id={name},path={where},security_model=none,multidevs=remap,readonly={readonly}",
+        "-device", f"virtio-9p-pci,fsdev={name},mount_tag={tag}",
+    ]  # fmt: skip

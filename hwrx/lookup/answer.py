@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from msgspec import Struct
 
 from hwrx.host import netns
-from hwrx.lookup import winner
-from hwrx.lookup.hashes import (
-    FORMS,
-    Address,
-    Secrets,
-    Step,
-    Steps,
-    ehashfn,
-    mapped_address,
-    portaddr_hash,
-    reciprocal_scale,
-    udp_hashfn,
-)
-from hwrx.lookup.owners import Owner, owners_of, user_of
-from hwrx.lookup.table import (
-    SENTENCES,
-    TCP_ESTABLISHED,
-    TCP_LISTEN,
-    Entries,
-    Kind,
-    Protocol,
-    Tables,
-    far_of,
-    local_of,
-)
+from hwrx.host.owners import Owner, owners_of, user_of
+from hwrx.lookup import view, winner, words
+from hwrx.lookup.hashes import FORMS, Address, Secrets, Step, Steps, ehashfn, portaddr_hash, udp_hashfn, words_of
+from hwrx.lookup.table import AF_INET6, SENTENCES, Entry, Kind, Protocol, Tables
 
 SHOWN = 8  # sockets of a chain
-# enum in include/net/tcp_states.h
-STATES = ("", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE", "CLOSE_WAIT",
-          "LAST_ACK", "LISTEN", "CLOSING", "NEW_SYN_RECV")  # fmt: skip
+Verdict = Literal["agrees", "differs", "nobody", "not compared"]
 
 
 class Socket(Struct, frozen=True):
@@ -61,6 +36,15 @@ class Socket(Struct, frozen=True):
     agrees: bool | None  # None: nothing to compare
 
 
+class Receiver(Struct, frozen=True):
+    """A socket that gets the packet, or may get it."""
+
+    local: str
+    far: str
+    state: str
+    inode: int
+
+
 class Look(Struct, frozen=True):
     """One look into a table: which slot, computed how, and what hangs there."""
 
@@ -76,7 +60,11 @@ class Look(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True):
-    """What `hwrx lookup` found. `verdict`: agrees, differs, nobody, not compared."""
+    """What `hwrx lookup` found.
+
+    `receivers`: the sockets that get the packet: one, for multicast and broadcast all; where not `decided` one of
+    them does. `verdict`: whether the computed slots are the kernel's; nobody: there is no socket to compare.
+    """
 
     protocol: Protocol
     address: str
@@ -88,8 +76,10 @@ class Answer(Struct, frozen=True):
     sockets: list[Socket]
     gets_it: str
     early_demux: str
-    verdict: str
+    verdict: Verdict
     notes: list[str]
+    receivers: list[Receiver] = []
+    decided: bool = False
 
 
 def compute_answer(protocol: Protocol, packet: winner.Packet, seed: int, slots: int, why: str) -> Answer:
@@ -117,42 +107,52 @@ def ask_tables(protocol: Protocol, packet: winner.Packet, namespace: str | None 
 
 def ask_in(tables: Tables, protocol: Protocol, packet: winner.Packet) -> Answer:
     """Do the same with tables that are open, in their namespace."""
-    there = tables.sockets(protocol, packet.port)
-    ours = [entry for entry in there if _concerns(entry, packet)]
-    notes: list[str] = []
-    if len(there) > len(ours):
-        notes.append(f"{len(there) - len(ours)} more sockets have port {packet.port}, bound to other addresses")
-    looks, chains = _looks(tables, protocol, packet, notes)
+    packet = view.with_device(packet)
+    kind = view.address_kind(packet.destination, packet.device)
+    seen = view.read_view(tables, protocol, packet, kind)
+    outcome = winner.predict_outcome(seen, packet)
+    ours = [entry for entry in seen.on_port if _concerns(entry, packet)]
+    notes = list(words.notes_on(kind, packet))
+    off = view.why_not_taken(packet)
+    if off:
+        # ip6_rcv_core drops it
+        notes.append(f"{off}: a packet to {packet.destination} is dropped before any socket is looked for")
+    if len(seen.on_port) > len(ours):
+        notes.append(f"{len(seen.on_port) - len(ours)} more sockets have port {packet.port}, bound to other addresses")
+    looks = _looks(tables, protocol, packet, notes)
     held = owners_of({int(entry["inode"]) for entry in ours})
     sockets = [_socket(tables, protocol, entry, held.get(int(entry["inode"]), [])) for entry in ours]
-    judged = [socket.agrees for socket in sockets]
-    if not sockets:
-        verdict = "nobody"
-    elif False in judged:
-        verdict = "differs"
-    elif None in judged:
-        verdict = "agrees" if True in judged else "not compared"
-        notes.append("connections were not compared: the kernel does not say where its secrets are (kallsyms)")
-    else:
-        verdict = "agrees"
     if any(socket.slots and -1 in dict(socket.slots.values()).values() for socket in sockets):
         notes.append("a socket left its chain while it was looked at")
+    gets_it = f"nobody: {off}" if off else words.tell_receivers(seen, packet, outcome)
+    there = [] if off else winner.find_entries([seen.on_port], outcome.sockets)
     return Answer(
         protocol, str(packet.destination), packet.port, tables.namespace, tables.hash_mix,
-        "the namespace's hash_mix, read from the kernel", looks, sockets,
-        _gets_it(tables, protocol, packet, chains), _early_demux(protocol, there, chains), verdict, notes,
+        "the namespace's hash_mix, read from the kernel", looks, sockets, gets_it,
+        words.tell_early_demux(seen, packet), "nobody" if off else _compare(sockets, notes), notes,
+        [Receiver(*words.ends_of(entry), words.state_of(entry), int(entry["inode"])) for entry in there],
+        bool(off) or outcome.decided,
     )  # fmt: skip
 
 
-def _concerns(entry: Any, packet: winner.Packet) -> bool:
-    local = local_of(entry)
-    local = mapped_address(local) or local
-    if int(local):
-        return local == packet.destination
-    # of the wildcards, those of the packet's family and the one that serves both
-    return not (local.version == 6 and packet.destination.version == 4 and entry["only6"]) and not (
-        local.version == 4 and packet.destination.version == 6
-    )
+def _compare(sockets: list[Socket], notes: list[str]) -> Verdict:
+    """Say whether all slots agree; where some were not compared a note says why."""
+    judged = [socket.agrees for socket in sockets]
+    if not sockets:
+        return "nobody"
+    if any(None in dict.fromkeys(computed for computed, _ in socket.slots.values()) for socket in sockets):
+        notes.append("connections were not compared: the kernel does not say where its secrets are (kallsyms)")
+    if False in judged:
+        return "differs"
+    return "agrees" if True in judged else "not compared"
+
+
+def _concerns(entry: Entry, packet: winner.Packet) -> bool:
+    """Whether a socket is bound to the packet's address, or to all of its family."""
+    if packet.destination.version == 6:
+        bound = tuple(map(int, entry["address"]))
+        return bool(entry["family"] == AF_INET6) and (not any(bound) or bound == words_of(packet.destination))
+    return not entry["only6"] and int(entry["address4"]) in (0, *words_of(packet.destination))
 
 
 # --- looks ---------------------------------------------------------------------------------------------------------
@@ -161,159 +161,80 @@ def _concerns(entry: Any, packet: winner.Packet) -> bool:
 def _port_look(port: int, seed: int, slots: int, tables: Tables | None = None) -> Look:
     steps = Steps()
     slot = udp_hashfn(port, seed, slots - 1, steps)
-    return _look(Kind.UDP_PORT, f"port {port}", steps, slot, slots, tables)[0]
+    return _look(Kind.UDP_PORT, f"port {port}", steps, slot, slots, tables)
 
 
-def _address_look(kind: Kind, looked_for: Address, port: int, seed: int, slots: int) -> Look:
-    return _address_and_chain(kind, looked_for, port, seed, slots, None)[0]
-
-
-def _address_and_chain(
-    kind: Kind, looked_for: Address, port: int, seed: int, slots: int, tables: Tables | None
-) -> tuple[Look, Entries | None]:
+def _address_look(
+    kind: Kind, looked_for: Address, port: int, seed: int, slots: int, tables: Tables | None = None
+) -> Look:
     steps = Steps()
     slot = steps.note("& mask", portaddr_hash(looked_for, port, seed, steps) & slots - 1, decimal=True)
     what = f"{looked_for}, port {port}" if int(looked_for) else f"any address ({looked_for}), port {port}"
     return _look(kind, what, steps, slot, slots, tables)
 
 
-def _four_look(packet: winner.Packet, seed: int, secrets: Secrets, slots: int, tables: Tables | None = None) -> Look:
+def _four_look(
+    packet: winner.Packet, seed: int, secrets: Secrets, slots: int, tables: Tables | None = None, *, udp: bool = False
+) -> Look:
     assert packet.source is not None
     steps = Steps()
-    form = FORMS[0] if tables is None else tables.form(secrets)
+    form = FORMS[0] if tables is None else tables.form("udp" if udp else "tcp")
     whole = ehashfn(
         packet.destination, packet.port, packet.source, packet.source_port, seed, secrets, form, steps
     )  # fmt: skip
     slot = steps.note("& mask", whole & slots - 1, decimal=True)
     what = f"{packet.destination}:{packet.port} from {packet.source}:{packet.source_port}"
-    return _look(Kind.TCP_ESTABLISHED, what, steps, slot, slots, tables)[0]
+    return _look(Kind.UDP_FOUR if udp else Kind.TCP_ESTABLISHED, what, steps, slot, slots, tables)
 
 
-def _look(
-    kind: Kind, what: str, steps: Steps, slot: int, slots: int, tables: Tables | None
-) -> tuple[Look, Entries | None]:
+def _look(kind: Kind, what: str, steps: Steps, slot: int, slots: int, tables: Tables | None) -> Look:
     chain = None if tables is None else tables.chain(kind, slot)
-    look = Look(
+    return Look(
         kind.name, SENTENCES[kind], what, list(steps), slot, slots,
         None if chain is None else len(chain.entries), chain is None or chain.steady,
-        [] if chain is None else [_brief(entry) for entry in chain.entries[:SHOWN]],
+        [] if chain is None else [words.brief(entry) for entry in chain.entries[:SHOWN]],
     )  # fmt: skip
-    return look, None if chain is None else chain.entries
 
 
-def _looks(
-    tables: Tables, protocol: Protocol, packet: winner.Packet, notes: list[str]
-) -> tuple[list[Look], list[tuple[Address, Entries]]]:
-    """Return the looks in the kernel's order, and of those by address the chains."""
+def _looks(tables: Tables, protocol: Protocol, packet: winner.Packet, notes: list[str]) -> list[Look]:
+    """Return the looks in the kernel's order."""
     seed = tables.hash_mix
     looks: list[Look] = []
-    chains: list[tuple[Address, Entries]] = []
-    if protocol == "tcp" and packet.source is not None:
-        secrets = tables.secrets("tcp")
+    if protocol == "udp":
+        looks.append(_port_look(packet.port, seed, tables.slots(Kind.UDP_PORT), tables))
+        if packet.destination.is_multicast:
+            return looks
+    if packet.source is not None and (protocol == "tcp" or tables.four):
+        secrets = tables.secrets(protocol)
+        kind = Kind.UDP_FOUR if protocol == "udp" else Kind.TCP_ESTABLISHED
         if secrets is None:
             notes.append("the slot of a connection needs secrets whose place this kernel does not say (kallsyms)")
         else:
-            looks.append(_four_look(packet, seed, secrets, tables.slots(Kind.TCP_ESTABLISHED), tables))
-    if protocol == "udp":
-        looks.append(_port_look(packet.port, seed, tables.slots(Kind.UDP_PORT), tables))
-        if tables.four:
-            notes.append("this kernel looks for connected UDP sockets in a table by four values first (hash4)")
+            looks.append(_four_look(packet, seed, secrets, tables.slots(kind), tables, udp=protocol == "udp"))
     kind = Kind.UDP_ADDRESS if protocol == "udp" else Kind.TCP_LISTEN
     for looked_for in dict.fromkeys((packet.destination, winner.is_wildcard(packet.destination))):
-        look, entries = _address_and_chain(kind, looked_for, packet.port, seed, tables.mask(kind) + 1, tables)
-        looks.append(look)
-        if entries is not None:
-            chains.append((looked_for, entries))
-    return looks, chains
+        looks.append(_address_look(kind, looked_for, packet.port, seed, tables.mask(kind) + 1, tables))
+    return looks
 
 
 # --- sockets -------------------------------------------------------------------------------------------------------
 
 
-def _ends(entry: Any) -> tuple[str, str]:
-    far = far_of(entry)
-    connected = int(entry["peer_port"]) or int(far)
-    return _at(local_of(entry), int(entry["port"])), _at(far, int(entry["peer_port"])) if connected else ""
-
-
-def _at(address: Address, port: int) -> str:
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
-
-
-def _brief(entry: Any) -> str:
-    local, far = _ends(entry)
-    state = STATES[int(entry["state"])] if entry["state"] < len(STATES) else str(entry["state"])
-    return f"{local}{f' connected to {far}' if far else ''} {state}, inode {entry['inode']}, net {entry['namespace']}"
-
-
-def _socket(tables: Tables, protocol: Protocol, entry: Any, held: list[Owner]) -> Socket:
+def _socket(tables: Tables, protocol: Protocol, entry: Entry, held: list[Owner]) -> Socket:
     computed, real = tables.computed(protocol, entry), tables.real(protocol, entry)
-    local, far = _ends(entry)
+    local, far = words.ends_of(entry)
     group = tables.group(entry)
     member = [index for index, other in enumerate(group) if other["sk"] == entry["sk"]]
     judged = [computed[kind] == real[kind] for kind in real if computed[kind] is not None]
     before = zip(real, entry["before"], strict=False)
     return Socket(
-        local, far, STATES[int(entry["state"])], int(entry["uid"]), user_of(int(entry["uid"])), int(entry["inode"]),
+        local, far, words.state_of(entry), int(entry["uid"]), user_of(int(entry["uid"])), int(entry["inode"]),
         int(entry["namespace"]), int(entry["device"]), held,
         {kind.name: (computed[kind], real[kind]) for kind in real},
         {kind.name: int(count) for kind, count in before},
         bool(entry["reuseport"]), len(group) or None, member[0] if member else None,
         all(judged) if judged else None,
     )  # fmt: skip
-
-
-def _gets_it(
-    tables: Tables, protocol: Protocol, packet: winner.Packet, chains: Iterable[tuple[Address, Entries]]
-) -> str:
-    """Say in words who gets the packet, and why."""
-    for entry in tables.sockets("tcp", packet.port) if protocol == "tcp" and packet.source is not None else ():
-        four = (local_of(entry), far_of(entry), int(entry["peer_port"]))
-        if four == (packet.destination, packet.source, packet.source_port) and entry["state"] != TCP_LISTEN:
-            return f"{_brief(entry)}: the connection itself, found by both addresses and ports (first look)"
-    for looked_for, chain in chains:
-        found = winner.best_socket(protocol, chain, packet, looked_for, tables.namespace)
-        if found is None:
-            continue
-        entry, points = found
-        local, _ = _ends(entry)
-        bound = "bound to this very address" if int(local_of(entry)) else "bound to all addresses (second look)"
-        words = f"{local}, inode {entry['inode']}: {bound}, score {points}"
-        return words + _member(tables, protocol, packet, entry) if winner.group_member(protocol, entry) else words
-    return "nobody: the packet is dropped (NO_SOCKET), and its sender told so by ICMP or a reset"
-
-
-def _member(tables: Tables, protocol: Protocol, packet: winner.Packet, entry: Any) -> str:
-    members = tables.group(entry)
-    words = f"; SO_REUSEPORT: one of {len(members)}"
-    if entry["chooser"]:
-        return f"{words}, chosen by the group's own BPF program"
-    secrets = tables.secrets(protocol)
-    if packet.source is None:
-        return f"{words}, chosen by the hash of both addresses and ports (name a sender: --from ADDRESS:PORT)"
-    if secrets is None or not secrets.ehash:
-        return f"{words}, chosen by a hash whose secret is not known or not drawn yet"
-    whole = ehashfn(
-        packet.destination, packet.port, packet.source, packet.source_port, tables.hash_mix, secrets,
-        tables.form(tables.secrets("tcp") or secrets),
-    )  # fmt: skip
-    index = reciprocal_scale(whole, len(members))
-    return f"{words}: member {index}, inode {members[index]['inode']} (0x{whole:08x} * {len(members)} >> 32)"
-
-
-def _early_demux(protocol: Protocol, there: Iterable[Any], chains: list[tuple[Address, Entries]]) -> str:
-    """Say whether the socket is found before routing, and whose then."""
-    folder = Path("/proc/sys/net/ipv4")
-    off = [name for name in ("ip_early_demux", f"{protocol}_early_demux") if (folder / name).read_text().strip() == "0"]
-    if off:
-        return f"off ({', '.join(off)} = 0)"
-    if protocol == "tcp":
-        count = sum(entry["state"] == TCP_ESTABLISHED for entry in there)
-        return f"on: {count} established connections on this port are found before routing; a new one is not"
-    first = [chain[0] for _, chain in chains[:1] if len(chain)]
-    if first and first[0]["state"] == TCP_ESTABLISHED:
-        return f"on: {_ends(first[0])[0]} is connected and first on its chain, so it is found before routing"
-    return "on, without effect here: only a connected socket that is first on its chain is found before routing"
 
 
 class Audit(Struct, frozen=True):
@@ -338,10 +259,11 @@ def audit_tables(protocol: Protocol, namespace: str | None = None) -> Audit:
             computed, real = tables.computed(protocol, entry), tables.real(protocol, entry)
             for kind, before in zip(real, entry["before"], strict=False):
                 longest[kind.name] = max(longest.get(kind.name, 0), int(before) + 1)
-            if None in computed.values():
+            compared = {kind: slot for kind, slot in computed.items() if slot is not None}
+            if not compared:
                 uncompared += 1
-            elif computed == real:
+            elif all(real[kind] == slot for kind, slot in compared.items()):
                 agree += 1
             else:
-                differ.append(f"{_brief(entry)}: computed {computed}, real {real}")
+                differ.append(f"{words.brief(entry)}: computed {computed}, real {real}")
         return Audit(protocol, tables.namespace, len(found), agree, differ, uncompared, longest)

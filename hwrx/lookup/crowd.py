@@ -9,7 +9,7 @@ import itertools
 import resource
 import socket
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 from hwrx.errors import MachineError, UsageError
 from hwrx.lookup.hashes import portaddr_hash
@@ -27,8 +27,8 @@ class Crowded(socket.socket):
     `along`: what else is to be undone when the socket is closed.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, family: int, kind: int) -> None:
+        super().__init__(family, kind)
         self.company: list[socket.socket] = []
         self.along = contextlib.ExitStack()
 
@@ -40,6 +40,7 @@ class Crowded(socket.socket):
         address, port = self.getsockname()
         places = spread_crowd()
         if where == "chain":
+            # an endpoint in an emulated guest starts without the tables: few trials have a crowd
             from hwrx.lookup.table import Kind, Tables
 
             with Tables() as tables:

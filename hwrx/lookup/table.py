@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from hwrx import stages
 from hwrx.errors import MachineError
-from hwrx.lookup.hashes import FORMS, Address, Form, Secrets, ehashfn, portaddr_hash, udp_hashfn
+from hwrx.lookup.hashes import FORMS, Address, Form, Secrets, ehashfn, portaddr_hash, udp_hashfn, words_of
 from hwrx.probes import attaching, build
 from hwrx.probes import symbols as kernel_symbols
 
@@ -25,7 +25,7 @@ Protocol = Literal["udp", "tcp"]
 MOST = 131_072  # FOUND in the programs
 READINGS = 6  # of a chain that changes while it is read
 AF_INET6 = 10
-TCP_ESTABLISHED, TCP_TIME_WAIT, TCP_LISTEN = 1, 6, 10
+TCP_ESTABLISHED, TCP_LISTEN = 1, 10
 
 
 class Kind(enum.IntEnum):
@@ -35,7 +35,8 @@ class Kind(enum.IntEnum):
     UDP_ADDRESS = 1
     TCP_ESTABLISHED = 2
     TCP_LISTEN = 3
-    GROUP = 4
+    UDP_FOUR = 4
+    GROUP = 5
 
 
 SENTENCES = {
@@ -43,22 +44,27 @@ SENTENCES = {
     Kind.UDP_ADDRESS: "by address and port (udp_table.hash2): where a datagram's socket is looked for",
     Kind.TCP_ESTABLISHED: "by both addresses and ports (ehash): connections",
     Kind.TCP_LISTEN: "by address and port (lhash2): sockets that listen",
+    Kind.UDP_FOUR: "by both addresses and ports (udp_table.hash4): connected UDP sockets, asked first",
 }
 
 # struct entry, struct geometry, struct walk, struct wanted of the programs
 ENTRY = np.dtype([
-    ("sk", "u8"), ("inode", "u8"), ("group", "u8"), ("chooser", "u8"), ("address", "u4", 4), ("peer", "u4", 4),
-    ("hash", "u4"), ("namespace", "u4"), ("uid", "u4"), ("port", "u2"), ("peer_port", "u2"), ("family", "u2"),
-    ("protocol", "u2"), ("state", "u1"), ("reuseport", "u1"), ("only6", "u1"), ("reuse", "u1"), ("device", "i8"),
-    ("cpu", "i8"), ("slot", "i8", 2), ("before", "u4", 2),
+    ("sk", "u8"), ("inode", "u8"), ("group", "u8"), ("chooser", "u8"), ("cookie", "u8"), ("listener", "u8"),
+    ("address", "u4", 4), ("peer", "u4", 4), ("address4", "u4"), ("peer4", "u4"), ("hash", "u4"), ("namespace", "u4"),
+    ("uid", "u4"), ("group_cpus", "u4"), ("sources", "u4"), ("port", "u2"), ("peer_port", "u2"), ("family", "u2"),
+    ("protocol", "u2"), ("state", "u1"), ("reuseport", "u1"), ("only6", "u1"), ("reuse", "u1"), ("has_conns", "u1"),
+    ("mc_all", "u1"), ("mc6_all", "u1"), ("joined", "u1"), ("include", "u1"), ("listed", "u1"), ("device", "i8"),
+    ("cpu", "i8"), ("slot", "i8", 3), ("before", "u4", 3),
 ], align=True)  # fmt: skip
-TABLE = np.dtype([("base", "u8"), ("mask", "u4"), ("stride", "u4"), ("head", "u4"), ("pad", "u4")])
+TABLE = np.dtype([("base", "u8"), ("mask", "u4"), ("stride", "u4"), ("head", "u4"), ("pad", "u4")], align=True)
 GEOMETRY = np.dtype([
-    ("hash_mix", "u4"), ("namespace", "u4"), ("tables", TABLE, 5), ("secrets", "u4", 6), ("known", "u4"),
-    ("four", "u4"),
-])  # fmt: skip
+    ("hash_mix", "u4"), ("namespace", "u4"), ("tables", TABLE, 6), ("secrets", "u4", 6), ("known", "u4"),
+    ("four", "u4"), ("redirected", "u4"), ("rechosen", "u4"),
+], align=True)  # fmt: skip
 WALK = np.dtype([("head", "u8"), ("kind", "u4"), ("limit", "u4"), ("count", "u4"), ("cut", "u4"), ("end", "u8")])
-WANTED = np.dtype([("geometry", GEOMETRY), ("port", "u4"), ("pad", "u4")])
+WANTED = np.dtype([
+    ("geometry", GEOMETRY), ("port", "u4"), ("family", "u4"), ("group", "u4", 4), ("source", "u4", 4), ("device", "u4"),
+], align=True)  # fmt: skip
 
 # in the order of struct symbols; a static variable of a function may carry a number behind its name
 SYMBOLS = (
@@ -74,6 +80,15 @@ SYMBOLS = (
 )
 
 Entries = npt.NDArray[Any]
+Entry = np.void  # one of Entries
+
+
+class Group(Struct, frozen=True):
+    """A multicast group whose members are asked for. `source` None: a sender that no filter lists."""
+
+    address: Address
+    source: Address | None
+    device: int
 
 
 class Chain(Struct, frozen=True):
@@ -93,8 +108,8 @@ class Tables:
 
     def __init__(self) -> None:
         attaching.require_tracer()
-        from cython_ext.bpf_reader import Reader
-        from cython_ext.tracer import LoadError
+        from cython_ext.bpf.bpf_reader import Reader
+        from cython_ext.bpf.tracer import LoadError
 
         self._symbols = table_symbols()
         constants = np.array([self._symbols[names[0]] for names in SYMBOLS], dtype="u8").tobytes()
@@ -126,10 +141,11 @@ class Tables:
         """Unload the programs."""
         self._reader.close()
 
-    def _read_geometry(self) -> Any:
+    def _read_geometry(self) -> np.void:
         context = bytearray(GEOMETRY.itemsize)
         self._reader.run("geometry", context)
-        return np.frombuffer(bytes(context), dtype=GEOMETRY)[0]
+        geometry: np.void = np.frombuffer(bytes(context), dtype=GEOMETRY)[0]
+        return geometry
 
     @property
     def hash_mix(self) -> int:
@@ -145,6 +161,16 @@ class Tables:
     def four(self) -> bool:
         """Whether connected UDP sockets have a table of their own, by four values (udp_table.hash4, since 6.13)."""
         return bool(self._geometry["four"])
+
+    @property
+    def redirected(self) -> bool:
+        """Whether a BPF program of the namespace (sk_lookup) is asked before the tables, and may choose any socket."""
+        return bool(self._geometry["redirected"])
+
+    @property
+    def rechosen(self) -> bool:
+        """Whether a SO_REUSEPORT group chooses anew for what early demux has found (multicast)."""
+        return bool(self._geometry["rechosen"])
 
     def slots(self, kind: Kind) -> int:
         """Return how many chains a table has; 0 where this kernel's is not one that we know."""
@@ -167,11 +193,21 @@ class Tables:
             return None
         return Secrets(*(int(value) for value in self._geometry["secrets"][first : first + 3]))
 
-    def sockets(self, protocol: Protocol, port: int = 0) -> Entries:
-        """Return the namespace's sockets on a port (0: all), each with the slots that it really hangs on."""
+    def sockets(self, protocol: Protocol, port: int = 0, group: Group | None = None) -> Entries:
+        """Return the namespace's sockets on a port (0: all), each with the slots that it really hangs on.
+
+        :param group: also say of each UDP socket whether it is a member of this group, and what its filter says
+        :raises MachineError: if this kernel has no such iterator
+        """
         wanted = np.zeros((), dtype=WANTED)
         wanted["geometry"] = self._geometry
         wanted["port"] = port
+        if group is not None:
+            wanted["family"] = AF_INET6 if group.address.version == 6 else 2
+            wanted["device"] = group.device
+            wanted["group"][: len(words_of(group.address))] = words_of(group.address)
+            if group.source is not None:
+                wanted["source"][: len(words_of(group.source))] = words_of(group.source)
         self._reader.put(".bss", wanted.tobytes())
         try:
             found = np.frombuffer(self._reader.iterate(f"{protocol}_sockets"), dtype=ENTRY)
@@ -190,9 +226,11 @@ class Tables:
         head = int(table["base"]) + slot * int(table["stride"]) + int(table["head"])
         return self._read(kind, head, slot, limit)
 
-    def group(self, entry: Any) -> Entries:
+    def group(self, entry: Entry) -> Entries:
         """Return the members of a socket's SO_REUSEPORT group, in the order in which the kernel counts them."""
-        return self._read(Kind.GROUP, int(entry["group"]), 0, 65536).entries if entry["group"] else entry[None][:0]
+        if not entry["group"]:
+            return np.zeros(0, dtype=ENTRY)
+        return self._read(Kind.GROUP, int(entry["group"]), 0, 65536).entries
 
     def _read(self, kind: Kind, head: int, slot: int, limit: int) -> Chain:
         before: bytes | None = None
@@ -208,17 +246,26 @@ class Tables:
         return Chain(slot, np.frombuffer(before or b"", dtype=ENTRY), bool(walk["cut"]), False)
 
     @staticmethod
-    def _strayed(kind: Kind, slot: int, walk: Any) -> bool:
+    def _strayed(kind: Kind, slot: int, walk: np.void) -> bool:
         """Whether the reading came from one chain to another: this list's last word is its own number."""
         return kind == Kind.TCP_ESTABLISHED and not walk["cut"] and int(walk["end"]) != (slot << 1 | 1)
 
     # --- computed for a socket that is there --------------------------------------------------------------------
 
-    def form(self, secrets: Secrets) -> Form:
+    def form(self, protocol: Protocol) -> Form:
         """Return how this kernel hashes four values. It changed twice; the kernel's own connections tell.
 
         Each carries its hash. Without one to ask, IPv4's and IPv6's, the newest form that fits the others is taken.
+        UDP has the same way of hashing an IPv6 address (__ipv6_addr_jhash), but udp_ehashfn and udp6_ehashfn hash the
+        local port as ever; it is inet_ehashfn and inet6_ehashfn that add it since 6.15 (commit 9544d60a2605).
         """
+        form = self._connections_form()
+        return form if protocol == "tcp" else Form(folded=form.folded)
+
+    def _connections_form(self) -> Form:
+        secrets = self.secrets("tcp")
+        if secrets is None:
+            return FORMS[0]
         if self._form is None:
             asked = [entry for entry in self.sockets("tcp") if entry["state"] != TCP_LISTEN][:64]
             fitting = [form for form in FORMS if all(self._ehash(e, secrets, form) == int(e["hash"]) for e in asked)]
@@ -227,49 +274,59 @@ class Tables:
             self._form = fitting[0] if fitting else FORMS[0]
         return self._form
 
-    def _ehash(self, entry: Any, secrets: Secrets, form: Form) -> int:
+    def _ehash(self, entry: Entry, secrets: Secrets, form: Form) -> int:
         return ehashfn(
             local_of(entry), int(entry["port"]), far_of(entry), int(entry["peer_port"]), self.hash_mix, secrets, form
         )
 
-    def computed(self, protocol: Protocol, entry: Any) -> dict[Kind, int | None]:
+    def computed(self, protocol: Protocol, entry: Entry) -> dict[Kind, int | None]:
         """Return the slots on which a socket must be by our arithmetic; None where a secret is missing."""
         if protocol == "udp":
             portaddr = portaddr_hash(local_of(entry), int(entry["port"]), self.hash_mix)
-            return {
+            slots: dict[Kind, int | None] = {
                 Kind.UDP_PORT: udp_hashfn(int(entry["port"]), self.hash_mix, self.mask(Kind.UDP_PORT)),
                 Kind.UDP_ADDRESS: portaddr & self.mask(Kind.UDP_ADDRESS),
             }
+            if entry["slot"][2] >= 0:
+                slots[Kind.UDP_FOUR] = self._computed_four(entry)
+            return slots
         if entry["state"] == TCP_LISTEN:
             portaddr = portaddr_hash(local_of(entry), int(entry["port"]), self.hash_mix)
             return {Kind.TCP_LISTEN: portaddr & self.mask(Kind.TCP_LISTEN)}
         secrets = self.secrets("tcp")
         if secrets is None:
             return {Kind.TCP_ESTABLISHED: None}
-        whole = self._ehash(entry, secrets, self.form(secrets))
+        whole = self._ehash(entry, secrets, self.form("tcp"))
         return {Kind.TCP_ESTABLISHED: whole & self.mask(Kind.TCP_ESTABLISHED)}
 
-    def real(self, protocol: Protocol, entry: Any) -> dict[Kind, int]:
+    def _computed_four(self, entry: Entry) -> int | None:
+        """The slot by four values; None where the secret is missing."""
+        secrets = self.secrets("udp")
+        if secrets is None:
+            return None
+        return self._ehash(entry, secrets, self.form("udp")) & self.mask(Kind.UDP_FOUR)
+
+    def real(self, protocol: Protocol, entry: Entry) -> dict[Kind, int]:
         """Return the slots on which the kernel has a socket that `sockets` found; -1: on none."""
-        first, second = (int(slot) for slot in entry["slot"])
+        first, second, third = (int(slot) for slot in entry["slot"])
         if protocol == "udp":
-            return {Kind.UDP_PORT: first, Kind.UDP_ADDRESS: second}
+            return {Kind.UDP_PORT: first, Kind.UDP_ADDRESS: second} | ({Kind.UDP_FOUR: third} if third >= 0 else {})
         return {Kind.TCP_LISTEN if entry["state"] == TCP_LISTEN else Kind.TCP_ESTABLISHED: first}
 
 
-def _address(entry: Any, words: npt.NDArray[Any]) -> Address:
+def _address(entry: Entry, words: npt.NDArray[Any]) -> Address:
     raw = words.astype("=u4").tobytes()
     if entry["family"] == AF_INET6:
         return ipaddress.IPv6Address(raw)
     return ipaddress.IPv4Address(raw[:4])
 
 
-def local_of(entry: Any) -> Address:
+def local_of(entry: Entry) -> Address:
     """Return the address that a socket is bound to."""
     return _address(entry, entry["address"])
 
 
-def far_of(entry: Any) -> Address:
+def far_of(entry: Entry) -> Address:
     """Return the address that a socket is connected to; the wildcard where it is not."""
     return _address(entry, entry["peer"])
 

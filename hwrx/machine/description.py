@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from cython_ext import clock
+from cython_ext.core import clock
 from hwrx.errors import MachineError
 from hwrx.host import tools
 from hwrx.verbs.devices import driver_of, place_of, verbs_devices
@@ -39,7 +39,13 @@ _CMDLINE = re.compile(
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return what this machine is, as JSON will hold it."""
+    """Return what this machine is, as JSON will hold it: the manifest's `machine`.
+
+    What cannot be read is empty, and its key stays. Starts git and ethtool: nothing to be done between trials.
+
+    :return: by subject: kernel, clock_cost_ns (what one reading of the clock takes), cpu, hypervisor, memory, modules,
+        nics, verbs, versions, commit, command
+    """
     return {
         "kernel": describe_kernel(),
         "clock_cost_ns": clock.cost(),
@@ -206,14 +212,22 @@ def _package_version(name: str) -> str:
 
 
 def find_commit() -> dict[str, Any]:
-    """Return the commit that hwrx runs from and whether the tree differs from it; empty outside a git tree."""
+    """Return the commit that hwrx runs from and whether the tree differs from it.
+
+    :return: `id`, 40 hexadecimal digits, and `changed`, which counts no untracked files; empty outside a git tree, and
+        in a guest, whose host says it
+    """
     tree = Path(__file__).parents[2]
     if not (tree / ".git").exists() or os.environ.get("HWRX_IN_GUEST"):
         return {}  # a guest runs its host's tree, and would be long in looking for changes
     git = ["git", "-c", f"safe.directory={tree}", "-C", str(tree), "--no-optional-locks"]
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", errors="replace", check=True
+        )
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, encoding="utf-8", errors="replace", check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return {}
     return {"id": head.stdout.strip(), "changed": bool(changes.stdout.strip())}
@@ -221,7 +235,7 @@ def find_commit() -> dict[str, Any]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return ""
 

@@ -154,10 +154,11 @@ def find_siblings(cpu: int, root: Path = Path("/")) -> list[int]:
 
 def find_nodes(root: Path = Path("/")) -> dict[int, int]:
     """Return the NUMA node of each CPU."""
-    found = {}
-    for folder in (root / NODES).glob("node[0-9]*"):
-        for cpu in parse_cpus(read_text(folder / "cpulist")):
-            found[cpu] = int(folder.name.removeprefix("node"))
+    found: dict[int, int] = {}
+    names = os.listdir(root / NODES) if (root / NODES).is_dir() else []  # noqa: PTH208 -- an agent does this each trial
+    for name in names:
+        if (number := name.removeprefix("node")).isdecimal():
+            found |= dict.fromkeys(parse_cpus(read_text(root / NODES / name / "cpulist")), int(number))
     return found
 
 

@@ -49,14 +49,14 @@ def settle_features(policy: str, file: Path = FEATURES) -> list[str]:
         return []
     found = [name for name in BY_HISTORY if name in _words(file)]
     for name in found:
-        file.write_text(f"NO_{name}")
+        file.write_text(f"NO_{name}", encoding="utf-8")
     return found
 
 
 def switch_features_on(names: Iterable[str], file: Path = FEATURES) -> None:
     """Switch on again what `settle_features` returned."""
     for name in names:
-        file.write_text(name)
+        file.write_text(name, encoding="utf-8")
 
 
 def features_off(file: Path = FEATURES) -> list[str]:
@@ -67,6 +67,6 @@ def features_off(file: Path = FEATURES) -> list[str]:
 
 def _words(file: Path) -> list[str]:
     try:
-        return file.read_text().split()
+        return file.read_text(encoding="utf-8").split()
     except OSError:  # not root, no debugfs, a kernel without CONFIG_SCHED_DEBUG
         return []

@@ -193,7 +193,12 @@ def find_merging(machine: dict[str, Any], netdevs: Collection[str]) -> list[Find
     """Look whether the network devices of a measurement merge packets. `machine`: see hwrx.machine.description."""
     found = []
     for nic in machine.get("nics", []):
-        merge = [name for name in _MERGING if nic.get("offloads", {}).get(name)]
+        offloads = nic.get("offloads", {})
+        if isinstance(offloads, str):  # why they are not known
+            if nic["name"] in netdevs:
+                found.append(_unseen_merging(nic["name"], offloads))
+            continue
+        merge = [name for name in _MERGING if offloads.get(name)]
         if nic["name"] in netdevs and merge:
             finding = Finding(
                 name="offloads",
@@ -204,6 +209,15 @@ def find_merging(machine: dict[str, Any], netdevs: Collection[str]) -> list[Find
             )
             found.append(finding)
     return found
+
+
+def _unseen_merging(netdev: str, reason: str) -> Finding:
+    return Finding(
+        name="offloads",
+        state=f"whether {netdev} merges or cuts packets is {reason}",
+        effect="If it does, a stream's messages travel and arrive in bunches.",
+        remedy=f"ethtool -k {netdev} (apt-get install ethtool) says it.",
+    )
 
 
 _MERGING = {
@@ -264,7 +278,7 @@ def _need_root(root: pathlib.Path) -> None:
 
 def _notes(root: pathlib.Path) -> dict[str, str]:
     try:
-        notes = json.loads((root / NOTES).read_text())
+        notes = json.loads((root / NOTES).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
@@ -284,7 +298,7 @@ def _keep(root: pathlib.Path, notes: dict[str, str]) -> None:
 
 def _write(file: pathlib.Path, value: str) -> None:
     try:
-        file.write_text(value)
+        file.write_text(value, encoding="utf-8")
     except OSError as error:
         raise MachineError(
             f"cannot write {value} to {file}: {os.strerror(error.errno or 0).lower()}",
@@ -295,7 +309,7 @@ def _write(file: pathlib.Path, value: str) -> None:
 def read_tuning(file: pathlib.Path) -> str:
     """Return a file's text without the blanks around it; empty where it cannot be read."""
     try:
-        return file.read_text().strip()
+        return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return ""
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Collection
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
 
-from hwrx.errors import GuestError
+from hwrx.control.messages import Clock
+from hwrx.errors import GuestError, StandstillError
 from hwrx.memory.holding import Holding, hold_pages
 from hwrx.memory.limits import Limit, find_limits
 from hwrx.memory.measuring import Measured, measure_pages
-from hwrx.wires import topology
+
+if TYPE_CHECKING:
+    from hwrx.lab.vm import Guest
+
+SILENCE = 240.0  # seconds that a guest has for all of it
 
 
 class Everything(Struct, frozen=True):
@@ -49,19 +51,33 @@ def measure_everything(
     return Everything(os.uname().release, clock, whole, strict, held, exceeded, lacking | untried)
 
 
-def in_guest(
-    kernel: str | None, clock: Literal["wall", "icount"], pages: int, say: Callable[[str, str], None]
-) -> Everything:
-    """Measure all of it in a guest with SoftRoCE and a NIC behind an IOMMU."""
+class Request(Struct, frozen=True):
+    """What a guest is to measure; `clock` is what its times are called."""
+
+    pages: int
+    clock: Clock
+
+
+def in_guest(request: Request, kernel: str | None, say: Callable[[str, str], None]) -> Everything:
+    """Measure all of it in a guest with SoftRoCE and a NIC behind an IOMMU.
+
+    :raises GuestError: if the guest does not live to the end, or says nothing of what it measured
+    """
+    # this module runs in guests, too, which start no machine
     from hwrx.lab.vm import Guest
 
-    nic = topology.NIC_HARDWARE["server"]
-    words = ["memory", "--json", "--pages", str(pages), "--nic", nic, "--clock", clock]
-    load = f"modprobe -a {' '.join(topology.NIC_MODULES)} && exec {sys.executable} -m hwrx {' '.join(words)}"
-    with Guest("pair", beside=["nic"], kernel=kernel, clock=clock, progress=say) as machine:
+    with Guest("pair", beside=["nic"], kernel=kernel, clock=request.clock, progress=say) as machine:
         say("memory", "measuring")
-        done: subprocess.CompletedProcess[str] = machine.run(["sh", "-c", load], limit=240.0, folder=Path.cwd())
         try:
-            return msgspec.json.decode(done.stdout[done.stdout.find("{\n") :], type=Everything)
-        except msgspec.MsgspecError:
-            raise GuestError(f"the measurement in the guest failed: {done.stdout.strip()}") from None
+            return _in_guest(machine, request)
+        except StandstillError as error:
+            machine.boot_again(error)
+            return _in_guest(machine, request)
+
+
+def _in_guest(machine: Guest, request: Request) -> Everything:
+    words = msgspec.json.encode(request)
+    for line in machine.lines("hwrx.memory.inside", words, silence=SILENCE, who="the measurement"):
+        if line.startswith(b"{"):  # all else a tool has printed
+            return msgspec.json.decode(line, type=Everything)
+    raise GuestError("the measurement in the guest ended and said nothing")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from hwrx.errors import MachineError
 from hwrx.host import tools
 from hwrx.host.undo import SYSCTL, Undo
+from hwrx.probes import cgroups
 
-CGROUPS = Path("/sys/fs/cgroup")
 ZRAM = Path("/sys/class/zram-control")
 MADV_POPULATE_WRITE = 23  # asm-generic/mman-common.h
 UNEVICTABLE = "vm/compact_unevictable_allowed"
@@ -30,7 +31,7 @@ def compact_memory() -> None:
 
 def available_bytes() -> int:
     """Return the bytes of memory that programs could still get (MemAvailable)."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     raise MachineError("/proc/meminfo does not say how much memory is available")
@@ -88,16 +89,16 @@ def swap_space(undo: Undo, size: int) -> str:
 
     MachineError where there is neither.
     """
-    present = Path("/proc/swaps").read_text().splitlines()[1:]
+    present = Path("/proc/swaps").read_text(encoding="utf-8").splitlines()[1:]
     if present:
         return f"the machine's own swap ({present[0].split()[0]})"
     if not ZRAM.exists():
         undo.plan("modprobe", "-r", "zram")
         tools.run_tool("modprobe", "zram", "num_devices=0")
     try:
-        number = int((ZRAM / "hot_add").read_text())
+        number = int((ZRAM / "hot_add").read_text(encoding="utf-8"))
         undo.plan("sh", "-c", f"echo {number} > {ZRAM}/hot_remove")
-        Path(f"/sys/block/zram{number}/disksize").write_text(str(size))
+        Path(f"/sys/block/zram{number}/disksize").write_text(str(size), encoding="utf-8")
     except OSError as error:
         raise MachineError(
             f"no zram device can be made to swap to: {error.strerror}", remedy="swapon a device or a file of yours"
@@ -116,13 +117,18 @@ class Cgroup:
     """
 
     def __init__(self, undo: Undo) -> None:
-        self.path = CGROUPS / f"hwrx-{undo.token}"
-        if not (CGROUPS / "cgroup.controllers").exists():
-            raise MachineError(f"no second cgroup hierarchy is mounted on {CGROUPS}", remedy="mount -t cgroup2")
+        self._root = cgroups.find_hierarchy()
+        self.path = self._root / f"hwrx-{undo.token}"
+        passed_on = self._root / "cgroup.subtree_control"
         try:
-            if "memory" not in (CGROUPS / "cgroup.subtree_control").read_text().split():
-                undo.plan("sh", "-c", f"echo -memory > {CGROUPS}/cgroup.subtree_control")
-                (CGROUPS / "cgroup.subtree_control").write_text("+memory")
+            if "memory" not in (self._root / "cgroup.controllers").read_text(encoding="utf-8").split():
+                raise MachineError(
+                    f"the second cgroup hierarchy, on {self._root}, has no memory controller: the first one has it",
+                    remedy="boot with cgroup_no_v1=memory, or measure in a guest (hwrx memory --guest)",
+                )
+            if "memory" not in passed_on.read_text(encoding="utf-8").split():
+                undo.plan("sh", "-c", f"echo -memory > {shlex.quote(str(passed_on))}")
+                passed_on.write_text("+memory")
             undo.plan("rmdir", str(self.path))
             self.path.mkdir()
         except OSError as error:
@@ -131,8 +137,12 @@ class Cgroup:
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """Be in it: pages that are taken meanwhile are charged to it, for as long as they are there."""
-        own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-        home = CGROUPS / own[3:].lstrip("/")
+        own = next(
+            line
+            for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+            if line.startswith("0::")
+        )
+        home = self._root / own[3:].lstrip("/")
         self.join()
         try:
             yield

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from cython_ext.pinned import PinnedBuffer
+from cython_ext.core.pinned import PinnedBuffer
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools
 from hwrx.host.undo import Undo
@@ -43,7 +43,13 @@ class Holding(Struct, frozen=True):
 def hold_pages(size: int = 4 << 20, *, device: str | None = None) -> tuple[list[Holding], dict[str, str]]:
     """Time getting hold of `size` bytes by touching, mlock and ibv_reg_mr, in small, transparent and reserved pages.
 
-    device: verbs device, by default the first. Returns the figures, and what could not be had with the reason why.
+    Needs root, which alone may see physical addresses. Huge pages that had to be reserved are given back.
+
+    :param size: bytes of each manner, a page at least
+    :param device: verbs device, by default the first
+    :return: a figure for each manner, and by manner what could not be had and why
+    :raises UsageError: if `size` is less than a page
+    :raises MachineError: without root
     """
     if size < mmap.PAGESIZE:
         raise UsageError(f"at least a page, {mmap.PAGESIZE} bytes, has to be held")

@@ -6,19 +6,21 @@ import contextlib
 import ctypes
 import os
 import resource
-import signal
 import struct
 import traceback
 from collections.abc import Callable, Collection
 
 from msgspec import Struct
 
-from cython_ext.pinned import PinnedBuffer
+from cython_ext.core.pinned import PinnedBuffer
 from hwrx.errors import HwrxError, MachineError
 from hwrx.host import tools
+from hwrx.host.outside import name_signal
 from hwrx.host.undo import Undo
 from hwrx.memory import forces
 from hwrx.memory.subjects import no_nic, open_domain, register_buffer
+from hwrx.nic import pci
+from hwrx.nic.vfio import VfioDevice
 
 ASKED, LOCKED_LIMIT = 1 << 20, 64 << 10  # bytes
 CGROUP_ASKED, CGROUP_LIMIT = 64 << 20, 16 << 20
@@ -50,8 +52,12 @@ def find_limits(
 ) -> tuple[list[Limit], dict[str, str]]:
     """Exceed RLIMIT_MEMLOCK and a cgroup's memory.max by mlock, ibv_reg_mr and a VFIO mapping, each in a child.
 
-    The children have no CAP_IPC_LOCK, for with it RLIMIT_MEMLOCK does not count. Arguments are those of `measure`.
-    Returns what happened, and what could not be tried with the reason why.
+    The children have no CAP_IPC_LOCK, for with it RLIMIT_MEMLOCK does not count (mlock(2), can_do_mlock of the kernel).
+
+    :param device: verbs device, by default the first
+    :param nic: that is taken from the kernel for the VFIO mapping; `own`: addresses that may go with it
+    :return: what happened at each limit, and by call or limit what could not be tried and why
+    :raises MachineError: without root
     """
     tools.need_root("setting limits of memory")
     found: list[Limit] = []
@@ -91,8 +97,7 @@ def _registering(stack: contextlib.ExitStack, device: str | None) -> Attempt:
 
 def _mapping(address: str) -> Prepare:
     def prepare(stack: contextlib.ExitStack) -> Attempt:
-        from cython_ext.dma import DmaRegion
-        from hwrx.nic.vfio import VfioDevice
+        from cython_ext.nics.dma import DmaRegion
 
         device = VfioDevice(address)
         stack.callback(device.close)
@@ -103,14 +108,11 @@ def _mapping(address: str) -> Prepare:
 
 def _lent(stack: contextlib.ExitStack, nic: str | None, own: Collection[str]) -> str:
     """Take a NIC from the kernel for the children, one of which may be killed; return its address."""
-    from hwrx.nic import pci
-
     if nic is None:
         raise no_nic()
-    one = pci.find_nic(nic)
-    if one.driver not in pci.USER_DRIVERS:
-        stack.callback(pci.give_back, one.address)
-    return pci.take_nic(one, pci.DRIVER_OF["vfio"], own=own).address
+    held = pci.HeldNic(pci.find_nic(nic), pci.DRIVER_OF["vfio"], own=own)
+    stack.callback(held.give_back)
+    return held.nic.address
 
 
 def _little_may_be_locked() -> None:
@@ -147,7 +149,7 @@ def _in_a_child(prepare: Prepare, size: int, limited: Callable[[], object]) -> t
         said = pipe.read()
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status < 0:
-        return "killed", f"the kernel killed it ({signal.Signals(-status).name})"
+        return "killed", f"the kernel killed it ({name_signal(-status)})"
     if not said:
         raise MachineError("a child that was to exceed a limit of memory ended without a word")
     return {LACKS: "lacks", REFUSED: "refused", GIVEN: "given"}[said[:1]], said[1:].decode()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
-from cython_ext.pinned import PinnedBuffer
+from cython_ext.core.pinned import PinnedBuffer
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools
 from hwrx.host.undo import Undo
@@ -38,7 +38,10 @@ Look = np.ndarray[Any, np.dtype[np.int64]]  # an address for each page, see page
 
 
 class Fate(Struct, frozen=True):
-    """What became of pages: each is still where it was, at another physical address, or in swap."""
+    """What became of pages: each is still where it was, at another physical address, or in swap.
+
+    All three are numbers of pages, and add up to those of the row.
+    """
 
     stayed: int
     moved: int
@@ -84,7 +87,10 @@ class Measured(Struct, frozen=True):
     unavailable: dict[str, str]
 
     def row(self, kind: str) -> Row:
-        """Return the row of a kind; UsageError with the reason where it was left out."""
+        """Return the row of a kind.
+
+        :raises UsageError: if it was left out; it has the reason
+        """
         for row in self.rows:
             if row.kind == kind:
                 return row
@@ -173,13 +179,21 @@ def measure_pages(
 ) -> Measured:
     """Take `pages` pages of each kind (`KINDS`; None: all that can be had), and see what becomes of them.
 
-    device: verbs device, by default the first. nic: what is taken from the kernel for the kind `ring`; `own`: addresses
-    that may go with it. unevictable: whether compaction may move locked pages, which is the kernel's default.
-    compaction, pressure: leave that step out where False. filler: bytes that are taken meanwhile to scatter the pages,
-    at most half of what is available.
+    Takes some seconds in an emulated guest. Needs root. What was changed of the machine (swap, cgroup, sysctls, huge
+    pages) is as before when it returns, and is in a journal meanwhile.
 
-    A kind that was asked for by name and cannot be had is a MachineError; otherwise it is in `unavailable`, and so is a
-    step that this machine does not allow. Takes some seconds in an emulated guest. UsageError: no such kind, no pages.
+    :param pages: of the small size, of each kind
+    :param device: verbs device, by default the first
+    :param nic: what is taken from the kernel for the kind `ring`: PCI address, netdev or MAC address
+    :param own: addresses of that NIC that may go with it
+    :param unevictable: whether compaction may move locked pages, which is the kernel's default
+    :param compaction, pressure: False leaves that step out
+    :param filler: bytes that are taken meanwhile to scatter the pages, at most half of what is available
+    :param say: told what is being done, for people who wait
+    :return: a row a kind. A kind that was not asked for by name and cannot be had is in `unavailable` instead, and so
+        is a step that this machine does not allow
+    :raises MachineError: if a kind that was asked for by name cannot be had, or without root
+    :raises UsageError: if there is no such kind, or no page
     """
     for name in kinds or ():
         if name not in KINDS:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
-from cython_ext.pinned import PFN_MASK, PRESENT, PinnedBuffer
+from cython_ext.core.pinned import PFN_MASK, PRESENT, PinnedBuffer
 from hwrx.errors import MachineError
 
 SWAPPED = 1 << 62  # of a pagemap entry (Documentation/admin-guide/mm/pagemap.rst)
@@ -65,13 +65,15 @@ def extents_of(physical: np.ndarray[Any, np.dtype[np.int64]], page_size: int) ->
 
 def accounted_bytes() -> tuple[int, int]:
     """Return the bytes that the kernel counts as locked and as pinned by this process (VmLck, VmPin)."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    lines = dict(
+        line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if ":" in line
+    )
     return int(lines["VmLck"].split()[0]) * 1024, int(lines["VmPin"].split()[0]) * 1024
 
 
 def huge_page() -> int:
     """Return the bytes of the kernel's default huge page; MachineError where it has none."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("Hugepagesize:"):
             return int(line.split()[1]) * 1024
     raise MachineError("this kernel has no huge pages (no Hugepagesize in /proc/meminfo)")

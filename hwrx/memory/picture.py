@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hwrx.host import plotting as plotting  # before Matplotlib, which MPLBACKEND may stop
+
+# isort: split
 from pathlib import Path
 
 import numpy as np

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from cython_ext.pinned import PinnedBuffer
+from cython_ext.core.pinned import PinnedBuffer
 from hwrx.errors import MachineError
-from hwrx.host.undo import Undo
+from hwrx.host.undo import SYSCTL, Undo
+from hwrx.nic import open_device
+from hwrx.nic.vfio import VfioDevice
 
 if TYPE_CHECKING:
-    from cython_ext.verbs_device import ProtectionDomain
-    from cython_ext.verbs_queue import MemoryRegion
-    from hwrx.nic.vfio import VfioDevice
+    from cython_ext.verbs.verbs_device import ProtectionDomain
+    from cython_ext.verbs.verbs_queue import MemoryRegion
 
 Take = Callable[[int], PinnedBuffer]
 
@@ -59,7 +60,7 @@ def _kept(stack: contextlib.ExitStack, buffer: PinnedBuffer) -> PinnedBuffer:
 def open_domain(stack: contextlib.ExitStack, device: str | None) -> ProtectionDomain:
     """Return a protection domain of a verbs device, by default the first; MachineError where there is none."""
     try:
-        from cython_ext.verbs_device import Context, ProtectionDomain, device_names
+        from cython_ext.verbs.verbs_device import Context, ProtectionDomain, device_names
     except ImportError as error:
         raise MachineError(f"there is no libibverbs: {error}", remedy="apt-get install libibverbs1") from None
     names = device_names()
@@ -78,8 +79,8 @@ def register_buffer(
     stack: contextlib.ExitStack, pd: ProtectionDomain, buffer: PinnedBuffer, offset: int = 0, size: int | None = None
 ) -> MemoryRegion:
     """Register `size` bytes of a buffer [all] for the device to write to, until the stack is closed."""
-    from cython_ext.verbs_path import ACCESS_LOCAL, ACCESS_WRITE
-    from cython_ext.verbs_queue import MemoryRegion
+    from cython_ext.verbs.verbs_path import ACCESS_LOCAL, ACCESS_WRITE
+    from cython_ext.verbs.verbs_queue import MemoryRegion
 
     length = buffer.size - offset if size is None else size
     region = MemoryRegion(pd, buffer, offset, length, ACCESS_LOCAL | ACCESS_WRITE)
@@ -100,14 +101,10 @@ def _registering(stack: contextlib.ExitStack, device: str | None) -> Take:
 
 def take_nic(stack: contextlib.ExitStack, nic: str | None, own: Collection[str]) -> VfioDevice:
     """Take a NIC from the kernel and open it through VFIO, until the stack is closed; MachineError where that fails."""
-    from hwrx.nic import open_device, pci
-    from hwrx.nic.vfio import VfioDevice
-
     if nic is None:
         raise no_nic()
-    device, ours = open_device(nic, access="vfio", own=own)
-    if ours:
-        stack.callback(pci.give_back, device.address)
+    device, give_back = open_device(nic, access="vfio", own=own)
+    stack.callback(give_back)
     stack.callback(device.close)
     if not isinstance(device, VfioDevice):
         raise MachineError(f"{device.address} was not opened through VFIO")
@@ -123,7 +120,7 @@ def no_nic() -> MachineError:
 
 
 def _mapping(stack: contextlib.ExitStack, nic: str | None, own: Collection[str]) -> Take:
-    from cython_ext.dma import DmaRegion
+    from cython_ext.nics.dma import DmaRegion
 
     device = take_nic(stack, nic, own)
     # VFIO's own pins are to be seen, so the memory is not locked besides; the device closes it
@@ -132,13 +129,11 @@ def _mapping(stack: contextlib.ExitStack, nic: str | None, own: Collection[str])
 
 def reserve_huge(undo: Undo, pages: int) -> None:
     """Reserve so many more huge pages of the default size, until `undo` is left; MachineError where that fails."""
-    from hwrx.host.undo import SYSCTL
-
     file = SYSCTL / "vm/nr_hugepages"
     try:
-        before = int(file.read_text())
+        before = int(file.read_text(encoding="utf-8"))
         undo.sysctl("vm/nr_hugepages", str(before + pages))
-        now = int(file.read_text())
+        now = int(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise MachineError(f"this kernel has no huge pages to reserve: {error.strerror}") from None
     if now < before + pages:

@@ -14,110 +14,90 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from types import FrameType
-from typing import Literal
+from typing import Literal, Unpack
 
 from hwrx.errors import MachineError, UsageError
 from hwrx.nic import pci
-from hwrx.nic.device import Device, InterruptKind
-from hwrx.nic.e1000e import E1000e
+from hwrx.nic.device import Device
+from hwrx.nic.driver import Driver, Options
+from hwrx.nic.models import MODELS
 
-__all__ = ["Access", "E1000e", "open_device", "open_nic"]
+__all__ = ["Access", "Driver", "Options", "open_device", "open_nic"]
 
 Access = Literal["auto", "vfio", "uio"]
 
-_open: weakref.WeakSet[E1000e] = weakref.WeakSet()
+_open: weakref.WeakSet[Driver] = weakref.WeakSet()
 
 
 def open_device(
     name: str, *, access: Access = "auto", force: bool = False, own: Collection[str] = ()
-) -> tuple[Device, bool]:
+) -> tuple[Device, Callable[[], None]]:
     """Take a NIC (PCI address, network device or MAC) from the kernel and open it.
 
     access: `vfio` needs an IOMMU, `uio` needs root and huge pages; `auto` takes VFIO where there is an IOMMU, or what
-    the NIC is bound to already. force, own: see `pci.take`. Returns the device, and whether it was taken here (then
-    `pci.give_back` is the caller's duty).
+    the NIC is bound to already. force, own: see `pci.take_nic`. Returns the device, and what gives the NIC back, if it
+    was taken here: the caller calls it when the device is closed.
     """
     nic = pci.find_nic(name)
     if access == "auto":
         access = "uio" if nic.driver == "uio_pci_generic" or nic.group is None else "vfio"
-    taken = nic.driver not in pci.USER_DRIVERS
-    bound = pci.take_nic(nic, pci.DRIVER_OF[access], force=force, own=own)
+    held = pci.HeldNic(nic, pci.DRIVER_OF[access], force=force, own=own)
     try:
-        return _device(bound.address, access), taken
+        return _device(nic.address, access), held.give_back
     except BaseException:
-        if taken:
-            pci.give_back(bound.address)
+        held.give_back()
         raise
 
 
 def _device(address: str, access: Access) -> Device:
     if access == "vfio":
+        # an emulated guest starts with the one way to a device that it has
         from hwrx.nic.vfio import VfioDevice
 
         return VfioDevice(address)
+    # an emulated guest starts with the one way to a device that it has
     from hwrx.nic.uio import UioDevice
 
     return UioDevice(address)
 
 
 def open_nic(
-    name: str,
-    *,
-    access: Access = "auto",
-    force: bool = False,
-    own: Collection[str] = (),
-    rx: int = 512,
-    tx: int = 512,
-    buffer: int = 2048,
-    promiscuous: bool = False,
-    long_frames: bool = False,
-    guard: bool = False,
-    checksums: bool = False,
-    interrupt: InterruptKind | Literal["auto"] | None = None,
-    throttle: float = 0.0,
-    link_wait: float = 5.0,
-) -> E1000e:
-    """Take an 82574L from the kernel and bring it up; `close()`, or the end of a `with`, gives it back.
+    name: str, *, access: Access = "auto", force: bool = False, own: Collection[str] = (), **options: Unpack[Options]
+) -> Driver:
+    """Take a NIC from the kernel and bring it up; `close()`, or the end of a `with`, gives it back.
 
-    So do the end of the process, an exception and SIGTERM (unless the program handles that itself); after SIGKILL
-    `hwrx nic unbind` does. Arguments are those of `open_device` and `E1000e`. MachineError for a NIC in use, or without
-    what the access needs; UsageError for one that hwrx has no driver for.
+    So do the end of the process, an exception and SIGTERM (unless the program handles that itself); after SIGKILL the
+    process's keeper does (`hwrx.host.undo`).
+
+    :param name: PCI address, network device or MAC address.
+    :param access: as for `open_device`, and so are `force` and `own`.
+    :param options: how it is brought up: see `hwrx.nic.driver.Options`.
+    :return: the driver of its model (`hwrx.nic.models`): an `E1000e` for an 82574L.
+    :raises MachineError: if it is in use, or without what the access needs.
+    :raises UsageError: if hwrx has no driver for it that works by DMA.
     """
     nic = pci.find_nic(name)
-    if nic.model == "ne2k_pci" or not nic.supported:
+    if nic.known is None or nic.known.works_by != "DMA":
+        driven = " or ".join(model.name for model in MODELS if model.works_by == "DMA")
         raise UsageError(
             f"{nic.address} is a {nic.model}, which this driver does not know",
-            remedy="an Intel 82574L, or QEMU's -device e1000e",
+            remedy=f"one of these: {driven} (QEMU's -device e1000e is an 82574L)",
         )
-    device, taken = open_device(name, access=access, force=force, own=own)
+    device, give_back = open_device(name, access=access, force=force, own=own)
     try:
-        opened = E1000e(
-            device,
-            rx=rx,
-            tx=tx,
-            buffer=buffer,
-            promiscuous=promiscuous,
-            long_frames=long_frames,
-            guard=guard,
-            checksums=checksums,
-            interrupt=interrupt,
-            throttle=throttle,
-            link_wait=link_wait,
-        )
+        opened: Driver = nic.known.driver.open_driver(device, **options)
     except BaseException:
         device.close()
-        if taken:
-            pci.give_back(nic.address)
+        give_back()
         raise
-    if taken:
-        opened.at_close(lambda: pci.give_back(nic.address))
+    opened.at_close(give_back)
     _watch(opened)
     return opened
 
 
-def _watch(nic: E1000e) -> None:
+def _watch(nic: Driver) -> None:
     if not _open:
         atexit.register(_close_all)
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal, Self
 from hwrx.nic.registers import PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY
 
 if TYPE_CHECKING:
-    from cython_ext.dma import DmaRegion
-    from cython_ext.interrupt import Interrupt
-    from cython_ext.mmio import Bar
+    from cython_ext.nics.dma import DmaRegion
+    from cython_ext.nics.interrupt import Interrupt
+    from cython_ext.nics.mmio import Bar
 
 InterruptKind = Literal["msix", "msi", "intx"]
 

@@ -1,7 +1,7 @@
 """The driver of the Intel 82574L (QEMU's `e1000e`): bring-up, link, filters, statistics, reset, and what went wrong.
 
 Steps stand in the order of the datasheet (82574 GbE Controller Family, 317694), each with its section. Packets do not
-pass through here but through the rings (`cython_ext/e1000e_ring.pyx`, `e1000e_tx.pyx`).
+pass through here but through the rings (`cython_ext/nics/e1000e_ring.pyx`, `e1000e_tx.pyx`).
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, Unpack
 
-from cython_ext.e1000e_ring import Packet, RxRing
-from cython_ext.e1000e_tx import TxRing
+from cython_ext.nics.e1000e_ring import Packet, RxRing
+from cython_ext.nics.e1000e_tx import TxRing
 from hwrx.errors import MachineError, PathError, UsageError
 from hwrx.nic import registers as reg
 from hwrx.nic.device import Device, InterruptKind
+from hwrx.nic.driver import Driver, Options, Traffic
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from cython_ext.dma import DmaRegion
+    from cython_ext.nics.e1000e_link import RingLink
+    from cython_ext.nics.mmio import Bar
 
 GONE = 0xFFFFFFFF  # what every register of a device reads as that does not answer
 SILENCE = 0.1  # seconds without a packet after which the device is asked whether it still works
@@ -276,6 +278,17 @@ class E1000e:
                 self._totals[name] += count
         return dict(self._totals)
 
+    def traffic(self) -> Traffic:
+        """The frames that it received (GPRC) and those that it had to drop (MPC, RNBC)."""
+        counts = self.statistics()
+        return Traffic(received=counts["GPRC"], missed=counts["MPC"], no_buffer=counts["RNBC"])
+
+    def frame_link(self) -> RingLink:
+        """Hand the rings to the measured loops: closing the link closes this."""
+        from cython_ext.nics.e1000e_link import RingLink
+
+        return RingLink(self)
+
     # --- packets ---------------------------------------------------------------------------------------------------
 
     def receive(self, *, batch: int = 64, timeout: float | None = None) -> Iterator[Packet]:
@@ -415,6 +428,15 @@ class E1000e:
         self.close()
 
 
-def dma_regions(nic: E1000e) -> list[DmaRegion]:
-    """The memory that the NIC reaches: both rings and their buffers."""
-    return [nic.rx.descriptors, nic.rx.buffers, nic.tx.descriptors, nic.tx.buffers]
+def open_driver(device: Device, **options: Unpack[Options]) -> Driver:
+    """See `hwrx.nic.models`."""
+    return E1000e(device, **options)
+
+
+def stop_receiving(bar: Bar) -> None:
+    """See `hwrx.nic.models`: nothing but a reset makes it forget its rings."""
+    bar.write(reg.IMC, reg.INT_ALL)
+    bar.write(reg.RCTL, 0)
+    bar.write(reg.TCTL, 0)
+    bar.write(reg.CTRL, bar.read(reg.CTRL) | reg.CTRL_RST)
+    time.sleep(0.001)

@@ -8,7 +8,7 @@ from hwrx.errors import MachineError, UsageError
 from hwrx.nic import pci
 
 if TYPE_CHECKING:
-    from cython_ext.ne2k import Ne2kLink
+    from cython_ext.nics.ne2k import Ne2kLink
 
 IORESOURCE_IO = 0x100  # linux/ioport.h
 
@@ -20,23 +20,22 @@ def open_link(name: str, *, width: Literal[1, 2, 4] = 2, event: bool = False, fo
     needed.
     """
     nic = pci.find_nic(name)
-    if nic.model != "ne2k_pci":
+    if nic.known is None or nic.known.module != __name__:
         raise UsageError(f"{nic.address} is a {nic.model}, no NE2000", remedy="QEMU's -device ne2k_pci")
-    taken = nic.driver not in pci.USER_DRIVERS
-    pci.take_nic(nic, pci.DRIVER_OF["uio"], force=force)
+    held = pci.HeldNic(nic, pci.DRIVER_OF["uio"], force=force)
     try:
-        return _open(nic.address, width, event, taken)
+        return _open(nic.address, width, event, held)
     except BaseException:
-        if taken:
-            pci.give_back(nic.address)
+        held.give_back()
         raise
 
 
-def _open(address: str, width: int, event: bool, taken: bool) -> Ne2kLink:
+def _open(address: str, width: int, event: bool, held: pci.HeldNic) -> Ne2kLink:
     try:
-        from cython_ext.ne2k import Ne2kLink
+        from cython_ext.nics.ne2k import Ne2kLink
     except ImportError:
         raise MachineError("programmed I/O is built for x86 only") from None
+    # as `hwrx.nic` has it
     from hwrx.nic.uio import UioDevice
 
     class Card(UioDevice):
@@ -44,10 +43,7 @@ def _open(address: str, width: int, event: bool, taken: bool) -> Ne2kLink:
 
         def close(self) -> None:
             super().close()
-            nonlocal taken
-            if taken:
-                taken = False
-                pci.give_back(self.address)
+            held.give_back()
 
     card = Card(address, memory=False)
     try:
@@ -59,7 +55,7 @@ def _open(address: str, width: int, event: bool, taken: bool) -> Ne2kLink:
 
 def open_ports(address: str) -> int:
     """The first I/O port of BAR 0; MachineError where that is no port region."""
-    first = (pci.DEVICES / address / "resource").read_text().splitlines()[0].split()
+    first = (pci.DEVICES / address / "resource").read_text(encoding="utf-8").splitlines()[0].split()
     start, flags = int(first[0], 16), int(first[2], 16)
     if not flags & IORESOURCE_IO or not start:
         raise MachineError(f"BAR 0 of {address} has no I/O ports")

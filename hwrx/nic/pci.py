@@ -1,28 +1,31 @@
 """NICs on the PCI bus: finding them, taking them from the kernel's driver, and giving them back.
 
-What a NIC was before it was taken (driver, name, addresses, up or down, the rxe device on it) is kept in
+What a NIC was before it was taken (its driver, and all that its network device had) is kept in
 `/run/hwrx/nic`, so that it can be given back by another process too, after this one was killed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import mmap
 import re
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from cython_ext.mmio import Bar
+from cython_ext.nics.mmio import Bar
 from hwrx.errors import MachineError, UsageError
+from hwrx.host import tools
+from hwrx.host.undo import Undo, hold_lock, mend_leftovers, own_folder
 from hwrx.nic import registers
-from hwrx.verbs import rxe
+from hwrx.nic.belongings import Belongings, Tables, read_belongings, read_tables, restore_belongings
+from hwrx.nic.models import Model, find_model
+from hwrx.nic.uses import find_uses
 
 DEVICES = Path("/sys/bus/pci/devices")
 DRIVERS = Path("/sys/bus/pci/drivers")
@@ -33,9 +36,9 @@ ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 NETWORK_CLASS = "0x02"
 DRIVER_OF = {"vfio": "vfio-pci", "uio": "uio_pci_generic"}
 USER_DRIVERS = frozenset(DRIVER_OF.values())
-# Realtek's NE2000 clone, which QEMU's ne2k_pci is
-NE2K = (0x10EC, 0x8029)
-_PATIENCE = 5.0  # seconds that a network device takes to come back, and its link to come up
+# what a keeper runs: without what the command line loads, which takes an emulated guest long
+GIVES_BACK = f"import sys; from {__name__} import give_back; give_back(*sys.argv[1:])"
+_PATIENCE = 20.0  # seconds that a network device takes to come back
 _RENAME = 1.0  # seconds that udev is given to name it
 
 
@@ -52,32 +55,27 @@ class Nic(Struct, frozen=True, kw_only=True):
     group: str | None = None  # of the IOMMU
 
     @property
+    def known(self) -> Model | None:
+        """Its model, if hwrx has a driver for it."""
+        return find_model(self.vendor, self.device)
+
+    @property
     def model(self) -> str:
         """What hwrx calls it, or vendor and device number."""
-        if self.vendor == registers.VENDOR and self.device in registers.DEVICES:
-            return registers.DEVICES[self.device]
-        if (self.vendor, self.device) == NE2K:
-            return "ne2k_pci"
-        return f"{self.vendor:04x}:{self.device:04x}"
+        return self.known.name if self.known is not None else f"{self.vendor:04x}:{self.device:04x}"
 
     @property
     def supported(self) -> bool:
         """Whether hwrx has a driver for it."""
-        return not self.model.startswith(f"{self.vendor:04x}:")
+        return self.known is not None
 
 
 class Kept(Struct, kw_only=True):
-    """What a NIC was before it was taken."""
+    """What a NIC was before it was taken: its driver, and all that its network device had."""
 
     driver: str | None
-    netdev: str | None = None
-    mac: str | None = None
-    up: bool = False
-    addresses: list[str] = []  # 192.0.2.1/24, with the prefix
-    neighbours: dict[str, str] = {}  # address and MAC of the permanent ones
-    mtu: int = 1500
-    carrier: bool = False
-    rxe: str | None = None  # SoftRoCE device on the network device: it goes with it
+    device: Belongings | None = None
+    holder: str = ""  # the journal of who took it; "": somebody who gives it back by hand
 
 
 def inspect_nic(address: str) -> Nic:
@@ -88,19 +86,20 @@ def inspect_nic(address: str) -> Nic:
     driver = path / "driver"
     group = path / "iommu_group"
     netdev = next((entry.name for entry in sorted(path.glob("net/*"))), None)
-    kept = _kept(address)
-    mac = kept.mac if kept else None
+    kept = kept_state(address)
+    had = kept.device if kept else None
+    mac = had.mac if had else None
     if netdev is not None:
         with contextlib.suppress(OSError):  # it is being renamed, or going
-            mac = (path / "net" / netdev / "address").read_text().strip()
+            mac = (path / "net" / netdev / "address").read_text(encoding="utf-8").strip()
     return Nic(
         address=address,
-        vendor=int((path / "vendor").read_text(), 16),
-        device=int((path / "device").read_text(), 16),
+        vendor=int((path / "vendor").read_text(encoding="utf-8"), 16),
+        device=int((path / "device").read_text(encoding="utf-8"), 16),
         driver=driver.resolve().name if driver.exists() else None,
         netdev=netdev,
         mac=mac,
-        was=kept.netdev if kept and netdev is None else None,
+        was=had.netdev if had and netdev is None else None,
         group=group.resolve().name if group.exists() else None,
     )
 
@@ -110,7 +109,7 @@ def list_nics() -> list[Nic]:
     return [
         inspect_nic(path.name)
         for path in sorted(DEVICES.glob("*"))
-        if (path / "class").read_text().startswith(NETWORK_CLASS)
+        if (path / "class").read_text(encoding="utf-8").startswith(NETWORK_CLASS)
     ]
 
 
@@ -131,11 +130,8 @@ def find_nic(name: str) -> Nic:
     )
 
 
-# --- may it be taken? ----------------------------------------------------------------------------------------------
-
-
-def uses_of(nic: Nic, own: Collection[str] = (), tables: Mapping[str, list[dict[str, Any]]] | None = None) -> list[str]:
-    """Why this NIC should not be taken, in words: default route, addresses, connections, whatever stands on it.
+def uses_of(nic: Nic, own: Collection[str] = (), tables: Tables | None = None) -> list[str]:
+    """Why this NIC should not be taken, in words: addresses, routes, sockets, programs, whatever stands on it.
 
     `own` are addresses that the caller put there, and that do not count. `tables`: what `ip` has shown of it already.
     """
@@ -143,127 +139,131 @@ def uses_of(nic: Nic, own: Collection[str] = (), tables: Mapping[str, list[dict[
         return []
     if nic.netdev is None:
         return ["its network device is in another network namespace"]
-    reasons = []
-    tables = tables or _tables(nic.netdev)
-    if any(route.get("dst") == "default" for route in tables["route"]):
-        reasons.append("it carries the default route")
-    addresses = [address for address in _addresses(tables) if address.split("/")[0] not in own]
-    if addresses:
-        reasons.append(f"it has the address {', '.join(addresses)}")
-    connections = _connections({address.split("/")[0] for address in addresses})
-    if connections:
-        reasons.append(f"{connections} open connection{'s use' if connections > 1 else ' uses'} its address")
-    if (Path("/sys/class/net") / nic.netdev / "master").exists():
-        reasons.append("it belongs to a bridge or bond")
-    device = rxe.on_netdev(nic.netdev)
-    if device is not None and (users := rxe.users_of(device)):
-        reasons.append(f"the verbs device {device} on it has queue pairs of {', '.join(users)}")
-    return reasons
-
-
-def _tables(netdev: str) -> dict[str, list[dict[str, Any]]]:
-    """What `ip` shows of a network device: `route`, `addr`, `neighbour`, of both families, from one process."""
-    # of all tables, or `ip route` would show IPv4 alone
-    commands = {"route": "route show table all", "addr": "addr show", "neighbour": "neighbour show"}
-    answers = _ip([f"{words} dev {netdev}" for words in commands.values()], "-json").splitlines()  # a line for each
-    return {
-        what: [entry for entry in json.loads(answer) if entry] for what, answer in zip(commands, answers, strict=True)
-    }
-
-
-def _ip(commands: Sequence[str], *options: str) -> str:
-    """Have `ip` do all of them in one process, which costs an emulated guest half a second; return what it printed."""
-    words = ["ip", *options, "-batch", "-"]
-    done = subprocess.run(words, input="\n".join(commands), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise MachineError(f"ip {' '.join(options)}: {done.stderr.strip()} of: {'; '.join(commands)}")
-    return done.stdout
-
-
-def _addresses(tables: Mapping[str, list[dict[str, Any]]]) -> list[str]:
-    """Addresses with prefix; those that the kernel gives every IPv6 device by itself (link-local) are no use of it."""
-    return [
-        f"{entry['local']}/{entry['prefixlen']}"
-        for link in tables["addr"]
-        for entry in link.get("addr_info", [])
-        if entry.get("scope") != "link"
-    ]
-
-
-def _connections(addresses: set[str]) -> int:
-    """TCP connections from any of the addresses."""
-    if not addresses:
-        return 0
-    command = ["ss", "--numeric", "--no-header", "--tcp", "state", "established"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    # columns: receive queue, send queue, local address and port, remote address and port
-    rows = [line.split() for line in done.stdout.splitlines()]
-    local = [row[2].rsplit(":", 1)[0].strip("[]").split("%")[0] for row in rows if len(row) >= 4]
-    return sum(address in addresses for address in local)
+    return find_uses(nic.netdev, tables or read_tables(nic.netdev), own)
 
 
 # --- taking and giving back ----------------------------------------------------------------------------------------
 
 
-def take_nic(nic: Nic, driver: str, *, force: bool = False, own: Collection[str] = ()) -> Nic:
+def take_nic(nic: Nic, driver: str, *, force: bool = False, own: Collection[str] = (), holder: str = "") -> Nic:
     """Bind the NIC to a user-space driver's kernel side (vfio-pci, uio_pci_generic).
 
     Refuses, with MachineError, a NIC that is in use (`uses`), unless `force`. What it was is written down before it
     changes.
+
+    :param holder: whose journal is to give it back; see `give_back`.
     """
+    with _alone_with(nic.address):
+        return _take(inspect_nic(nic.address), driver, force, own, holder)
+
+
+def _take(nic: Nic, driver: str, force: bool, own: Collection[str], holder: str) -> Nic:
     if nic.driver == driver:
         return nic
-    tables = _tables(nic.netdev) if nic.netdev is not None else None
+    tables = read_tables(nic.netdev) if nic.netdev is not None else None
     reasons = uses_of(nic, own, tables)
     if reasons and not force:
         raise MachineError(
             f"{nic.netdev or nic.address} is in use: {'; '.join(reasons)}",
-            remedy=f"take it out of use first, or insist: hwrx nic bind --force {nic.address}",
+            remedy="take it out of use first, or insist (--force): what stands on it is then lost, what it has itself "
+            "comes back with it",
         )
     _modprobe(driver)
     if nic.driver not in USER_DRIVERS:
-        _keep(nic, tables)
+        _keep(nic, tables, holder)
     try:
         _rebind(nic.address, nic.driver, driver)
     except BaseException:
-        give_back(nic.address)
+        _give_back(nic.address, kept_state(nic.address))
         raise
     return inspect_nic(nic.address)
 
 
-def give_back(address: str) -> Nic:
+class HeldNic:
+    """A NIC that this process has taken from the kernel's driver; `give_back` gives it back, and so does its keeper.
+
+    One that was bound to a user-space driver before is nobody's to give back.
+    """
+
+    def __init__(self, nic: Nic, driver: str, *, force: bool = False, own: Collection[str] = ()) -> None:
+        """Take it: see `take_nic`. One that a process which is dead has left is given back first, and taken then."""
+        mend_leftovers()
+        nic = inspect_nic(nic.address)
+        self._undo = contextlib.ExitStack()
+        holder = ""
+        with contextlib.ExitStack() as stack:
+            if nic.driver not in USER_DRIVERS:
+                undo = stack.enter_context(Undo(f"{nic.netdev or nic.address}, driven from user space"))
+                undo.plan(
+                    *(sys.executable, "-P", "-c", GIVES_BACK, nic.address, undo.token),
+                    here=lambda: give_back(nic.address, undo.token),
+                )
+                holder = undo.token
+            self.nic = take_nic(nic, driver, force=force, own=own, holder=holder)
+            self._undo = stack.pop_all()
+
+    def give_back(self) -> None:
+        """Give the NIC back if it was taken here; harmless if called twice. Raises as `pci.give_back`."""
+        self._undo.close()
+
+
+def list_kept() -> list[Nic]:
+    """NICs that hwrx has bound to a user-space driver, and whose state is kept to be given back."""
+    return [nic for nic in list_nics() if nic.driver in USER_DRIVERS and (KEPT / f"{nic.address}.json").exists()]
+
+
+def give_back(address: str, holder: str | None = None) -> Nic:
     """Bind the NIC to the driver it had, and give the network device its state and addresses back.
 
     Where nothing is known about it (it was not hwrx that took it), the kernel chooses the driver.
+
+    :param holder: nothing is done unless it was this one who took it: somebody may have given it back already, and
+        another may have it now. None: whoever it was.
     """
+    with _alone_with(address):
+        kept = kept_state(address)
+        if holder is not None and (kept is None or kept.holder != holder):
+            return inspect_nic(address)
+        return _give_back(address, kept)
+
+
+def _alone_with(address: str) -> contextlib.AbstractContextManager[None]:
+    """Keep others from binding this NIC meanwhile: a keeper, `hwrx nic unbind` and a new run may come at once.
+
+    Who finds it bound to vfio-pci, and stops it when the kernel's driver has it again, would leave that without DMA.
+    """
+    return hold_lock(KEPT.parent / f"{address}.lock")
+
+
+def _give_back(address: str, kept: Kept | None) -> Nic:
     nic = inspect_nic(address)
-    kept = _kept(address)
     driver = kept.driver if kept else None
     if nic.driver in USER_DRIVERS or nic.driver is None:
         _quiet(nic)
         if driver:
             _modprobe(driver)
         elif kept is None:
-            _modprobe((DEVICES / address / "modalias").read_text().strip(), required=False)
+            _modprobe((DEVICES / address / "modalias").read_text(encoding="utf-8").strip(), required=False)
         if kept is None or driver:
             _rebind(address, nic.driver, driver)
         else:
             _unbind(address, nic.driver)
     nic = inspect_nic(address)
     if kept is not None:
-        if kept.netdev is not None:
-            nic = _restore(nic, kept)
+        if kept.device is not None:
+            nic = _restore(nic, kept.device)
         (KEPT / f"{address}.json").unlink(missing_ok=True)
     return nic
 
 
 def _quiet(nic: Nic) -> None:
-    """Stop an 82574 that a killed process may have left receiving, before anybody lets it master the bus again.
+    """Stop a NIC that a killed process may have left receiving, before anybody lets it master the bus again.
 
     The kernel's driver does that first and resets afterwards: in between, a NIC that still has our ring would write
     frames to addresses that were I/O virtual ones, and mean other memory now.
     """
-    if nic.vendor != registers.VENDOR or nic.device not in registers.DEVICES:
+    stop: Callable[[Bar], None] | None = getattr(nic.known.driver, "stop_receiving", None) if nic.known else None
+    if stop is None:
         return
     path = DEVICES / nic.address
     with (path / "config").open("r+b", buffering=0) as config:
@@ -275,11 +275,7 @@ def _quiet(nic: Nic) -> None:
     with (path / "resource0").open("r+b", buffering=0) as resource, mmap.mmap(resource.fileno(), 0x20000) as memory:
         bar = Bar(memory)
         try:
-            bar.write(registers.IMC, registers.INT_ALL)
-            bar.write(registers.RCTL, 0)
-            bar.write(registers.TCTL, 0)
-            bar.write(registers.CTRL, bar.read(registers.CTRL) | registers.CTRL_RST)
-            time.sleep(0.001)
+            stop(bar)
         finally:
             bar.close()
 
@@ -298,7 +294,7 @@ def _rebind(address: str, old: str | None, new: str | None) -> None:
         override.write_text(f"{new}\n" if user else "\n")
         if old is not None:
             (DRIVERS / old / "unbind").write_text(address)
-        PROBE.write_text(address)
+        PROBE.write_text(address, encoding="utf-8")
     except PermissionError as error:
         raise MachineError(f"cannot bind {address} to {new}: {error.strerror}", remedy="run as root") from error
     except OSError as error:
@@ -311,68 +307,36 @@ def _rebind(address: str, old: str | None, new: str | None) -> None:
         )
 
 
-def _restore(nic: Nic, kept: Kept) -> Nic:
+def _restore(nic: Nic, had: Belongings) -> Nic:
     """The network device comes back a moment after its driver, perhaps under another name: give it all that it had."""
-    if kept.netdev is None:
-        return nic
     deadline = time.monotonic() + _PATIENCE
     ours_from = time.monotonic() + _RENAME
-    while (name := inspect_nic(nic.address).netdev) != kept.netdev:
+    while (name := inspect_nic(nic.address).netdev) != had.netdev:
         if time.monotonic() > deadline:
             raise MachineError(
                 f"{nic.address} went back to {nic.driver}, and its network device is"
-                f" {name or 'missing'} instead of {kept.netdev}"
+                f" {name or 'missing'} instead of {had.netdev}"
             )
         # udev names it, where there is one; where there is none, or it leaves the name, we do
         if name is not None and (time.monotonic() > ours_from or not UDEV.exists()):
-            subprocess.run(["ip", "link", "set", name, "name", kept.netdev], capture_output=True, check=False)
+            with contextlib.suppress(MachineError):  # udev may be doing it
+                tools.run_tool("ip", "link", "set", name, "name", had.netdev)
         time.sleep(0.02)
-    device = f"dev {kept.netdev}"
-    commands = [f"link set {device} mtu {kept.mtu}"]
-    commands += [f"addr replace {address} {device}{' nodad' if ':' in address else ''}" for address in kept.addresses]
-    if kept.up:
-        commands.append(f"link set {device} up")
-    for address, mac in kept.neighbours.items():
-        commands.append(f"neighbour replace {address} lladdr {mac} {device} nud permanent")
-    try:
-        _ip(commands)
-        if kept.up and kept.carrier:
-            carrier = Path("/sys/class/net") / kept.netdev / "carrier"
-            _until(lambda: carrier.read_text().strip() == "1", time.monotonic() + _PATIENCE)
-        if kept.rxe is not None:
-            rxe.restore_rxe(kept.rxe, kept.netdev, [address.split("/")[0] for address in kept.addresses])
-    except MachineError as error:
-        raise MachineError(f"{kept.netdev} is back, but not as it was: {error}") from error
+    restore_belongings(had)
     return inspect_nic(nic.address)
 
 
-def _until(condition: Callable[[], bool], deadline: float) -> None:
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
-def _keep(nic: Nic, tables: Mapping[str, list[dict[str, Any]]] | None) -> None:
-    kept = Kept(driver=nic.driver, netdev=nic.netdev, mac=nic.mac)
-    if nic.netdev is not None and tables is not None:
-        netdev = Path("/sys/class/net") / nic.netdev
-        kept.up = bool(int((netdev / "flags").read_text(), 16) & 1)  # IFF_UP
-        kept.carrier = kept.up and (netdev / "carrier").read_text().strip() == "1"
-        kept.mtu = int((netdev / "mtu").read_text())
-        kept.rxe = rxe.on_netdev(nic.netdev)
-        kept.addresses = _addresses(tables)
-        kept.neighbours = {
-            entry["dst"]: entry["lladdr"]
-            for entry in tables["neighbour"]
-            if "PERMANENT" in entry.get("state", []) and "lladdr" in entry
-        }
-    KEPT.mkdir(parents=True, exist_ok=True)
+def _keep(nic: Nic, tables: Tables | None, holder: str) -> None:
+    had = read_belongings(nic.netdev, tables) if nic.netdev is not None and tables is not None else None
+    own_folder(KEPT)
     path = KEPT / f"{nic.address}.json"
     fresh = path.with_suffix(".new")
-    fresh.write_bytes(msgspec.json.encode(kept))
+    fresh.write_bytes(msgspec.json.encode(Kept(driver=nic.driver, device=had, holder=holder)))
     fresh.replace(path)
 
 
-def _kept(address: str) -> Kept | None:
+def kept_state(address: str) -> Kept | None:
+    """What is kept about a NIC that somebody has taken; None if nothing is. MachineError if it cannot be read."""
     try:
         return msgspec.json.decode((KEPT / f"{address}.json").read_bytes(), type=Kept)
     except FileNotFoundError:
@@ -386,7 +350,7 @@ def _kept(address: str) -> Kept | None:
 def _modprobe(module: str, *, required: bool = True) -> None:
     if (DRIVERS / module).exists():
         return
-    done = subprocess.run(["modprobe", module], capture_output=True, text=True, check=False)
+    done = subprocess.run(["modprobe", module], capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode and required and not (DRIVERS / module).exists():
         raise MachineError(
             f"the kernel has no driver {module}: {done.stderr.strip()}",

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-VENDOR = 0x8086
-DEVICES = {0x10D3: "82574L", 0x10F6: "82574LA"}
-
 # --- PCI configuration space ---------------------------------------------------------------------------------------
 PCI_COMMAND = 0x04
 PCI_COMMAND_MEMORY = 1 << 1

@@ -6,7 +6,7 @@ import ipaddress
 
 from typing_extensions import Buffer
 
-from cython_ext.packet import dissect
+from cython_ext.frames.packet import dissect
 
 ETHERTYPES = {0x0800: "IPv4", 0x0806: "ARP", 0x86DD: "IPv6", 0x88CC: "LLDP", 0x8100: "802.1Q"}
 ICMP = {0: "echo reply", 3: "unreachable", 5: "redirect", 8: "echo request", 11: "time exceeded"}

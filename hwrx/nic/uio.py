@@ -10,9 +10,9 @@ import mmap
 import os
 from pathlib import Path
 
-from cython_ext.dma import DmaRegion
-from cython_ext.interrupt import Interrupt
-from cython_ext.mmio import Bar
+from cython_ext.nics.dma import DmaRegion
+from cython_ext.nics.interrupt import Interrupt
+from cython_ext.nics.mmio import Bar
 from hwrx.errors import MachineError
 from hwrx.nic.device import HeldDevice, InterruptKind
 from hwrx.nic.registers import PCI_COMMAND, PCI_COMMAND_INTX_DISABLE
@@ -111,8 +111,8 @@ class UioDevice(HeldDevice):
 def refuse_translation(address: str) -> None:
     """MachineError where an IOMMU translates for the device: it would refuse physical addresses, or misread them."""
     kind = Path("/sys/bus/pci/devices") / address / "iommu_group/type"
-    if kind.exists() and kind.read_text().strip() != "identity":
+    if kind.exists() and kind.read_text(encoding="utf-8").strip() != "identity":
         raise MachineError(
-            f"an IOMMU translates the addresses of {address} ({kind.read_text().strip()})",
+            f"an IOMMU translates the addresses of {address} ({kind.read_text(encoding='utf-8').strip()})",
             remedy="use VFIO (access='vfio'); or boot with iommu=pt",
         )

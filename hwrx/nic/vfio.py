@@ -11,10 +11,10 @@ import mmap
 import os
 from pathlib import Path
 
-from cython_ext import vfio
-from cython_ext.dma import DmaRegion
-from cython_ext.interrupt import Interrupt
-from cython_ext.mmio import Bar
+from cython_ext.nics import vfio
+from cython_ext.nics.dma import DmaRegion
+from cython_ext.nics.interrupt import Interrupt
+from cython_ext.nics.mmio import Bar
 from hwrx.errors import MachineError
 from hwrx.nic.device import HeldDevice, InterruptKind
 from hwrx.nic.iova import IovaAllocator

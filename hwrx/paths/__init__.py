@@ -1,154 +1,52 @@
 """The delivery paths: what each is called, what it does, which fields of a setting it reads, and what sets it up.
 
-A family module (`sockets`, `verbs`, …) offers two functions: `check(setting)` raises UsageError in words where a
-setting cannot be, and `open_endpoint(prepare)` returns a `cython_ext.transport.Transport` for one end of a trial.
+Each is registered where it is defined: in the `PATHS` of a module of `hwrx.paths.families`, which this module lists.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, cast
+import pkgutil
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from msgspec import Struct
 
-from hwrx.control.messages import Pattern, Role, Setting
-from hwrx.errors import UsageError
+from hwrx import stages
+from hwrx.control.messages import Pattern, Setting
+from hwrx.errors import HwrxError, UsageError
+from hwrx.paths import families
+from hwrx.paths.model import BY_PATTERN, NEEDS, Path
+from hwrx.stages import Stage
 
 if TYPE_CHECKING:
-    from cython_ext.transport import Transport
+    from cython_ext.core.transport import Transport
     from hwrx.control.messages import Prepare
-
-Needs = Literal["nothing", "verbs", "root", "nic"]
 
 DEFAULTS: dict[str, Any] = {
     field.name: field.default for field in msgspec.structs.fields(Setting) if field.default is not msgspec.NODEFAULT
 }
-# Fields of a Setting that only some paths or patterns read. The loops, or the agents, read all others on every path.
-BY_PATTERN: dict[Pattern, frozenset[str]] = {
-    "pingpong": frozenset({"rest"}),
-    "stream": frozenset({"batch", "settle"}),
-    "paced": frozenset({"batch", "rate", "arrivals"}),
-}
-HOLDING = ("nic-ring",)  # take a NIC from the kernel, which takes long: trials of theirs follow each other
-MOST_BATCH = 256  # cython_ext.trial.MOST
-_SOCKET = frozenset({"socket_buffer", "zerocopy_send", "huge_pages", "hook", "senders", "netem"})
-_QUEUE_PAIR = frozenset({"window", "mtu", "gid_index", "huge_pages", "senders", "netem"})
-_SENDING = frozenset({"signal_every", "inline"})
-_RECEIVING = frozenset({"receives", "completions"})
-_WINDOW = frozenset({"window"})
+MOST_BATCH = 256  # cython_ext.core.trial.MOST
 # What is done to a path, or beside it, and not how it is set up: where a path cannot have it, it cannot be compared
 # with one that can.
 CONDITIONS = ("netem", "hook", "crowd", "crowd_on", "senders")
 
 
-class Path(Struct, frozen=True):
-    """One way of delivering a message."""
-
-    name: str
-    family: str  # module of this package
-    needs: Needs
-    sentence: str
-    # a ping-pong over READ fetches and comes back: its time is a full round trip, never halved
-    full_rtt: bool = False
-    # the end that sees a stream's messages become available: nobody looks at them at the receiver of a WRITE, and READ
-    # has no receiver but the one who asks
-    stream_seen_by: Role = "server"
-    reads: frozenset[str] = frozenset()  # of the fields that not every path reads: those that it does, in any pattern
-    reads_in: Mapping[Pattern, frozenset[str]] = {}  # those that it reads in one pattern only
+def _registered() -> dict[str, tuple[Path, ModuleType]]:
+    """Every path with the module of its family: those that need the least come first."""
+    modules = [
+        importlib.import_module(f"{families.__name__}.{each.name}") for each in pkgutil.iter_modules(families.__path__)
+    ]
+    found = [(path, module) for module in modules for path in module.PATHS]
+    found.sort(key=lambda each: NEEDS.index(each[0].needs))
+    by_name = {path.name: (path, module) for path, module in found}
+    assert len(by_name) == len(found), "two paths have the same name"
+    return by_name
 
 
-PATHS: dict[str, Path] = {
-    path.name: path
-    for path in (
-        Path(
-            "udp",
-            "sockets",
-            "nothing",
-            "kernel UDP sockets, connected, one datagram a message",
-            reads=_SOCKET | {"crowd", "crowd_on"},
-            reads_in={"stream": _WINDOW},
-        ),
-        Path(
-            "tcp",
-            "sockets",
-            "nothing",
-            "kernel TCP sockets, messages of fixed length in the stream, TCP_NODELAY",
-            reads=_SOCKET | {"zerocopy_receive"},
-            # a stream goes as far as the kernel's congestion window and both socket buffers let it
-            reads_in={"paced": _WINDOW},
-        ),
-        Path(
-            "rdma-send",
-            "verbs",
-            "verbs",
-            "RC SEND into a posted, pinned receive buffer",
-            reads=_QUEUE_PAIR | _SENDING | _RECEIVING,
-        ),
-        Path(
-            "rdma-write",
-            "verbs",
-            "verbs",
-            "RC WRITE into the peer's pinned buffer; the receiver polls memory",
-            stream_seen_by="client",
-            reads=_QUEUE_PAIR | _SENDING | {"receives"},  # the slots to write to; no completions are received
-        ),
-        Path(
-            "rdma-write-imm",
-            "verbs",
-            "verbs",
-            "RC WRITE with immediate: as rdma-write, and the receiver gets a CQE",
-            reads=_QUEUE_PAIR | _SENDING | _RECEIVING,
-        ),
-        Path(
-            "rdma-read",
-            "verbs",
-            "verbs",
-            "RC READ from the peer's pinned buffer (full round trip)",
-            full_rtt=True,
-            stream_seen_by="client",
-            reads=_QUEUE_PAIR,  # every READ is signalled, carries nothing out and takes no receive request
-        ),
-        Path(
-            "rdma-ud",
-            "verbs",
-            "verbs",
-            "UD SEND: unconnected datagrams between queue pairs, may be lost",
-            reads=_QUEUE_PAIR | _SENDING | _RECEIVING,
-        ),
-        Path(
-            "packet-ring",
-            "nic",
-            "root",
-            "AF_PACKET, TPACKET_V3: the kernel copies each frame into a shared ring",
-            reads=frozenset({"netem", "senders"}),
-            reads_in={"stream": _WINDOW},
-        ),
-        Path(
-            "xdp",
-            "nic",
-            "root",
-            "AF_XDP: frames from the driver, or the NIC, to our memory, in front of the stack",
-            reads_in={"stream": _WINDOW},
-        ),
-        Path(
-            "nic-pio",
-            "nic",
-            "nic",
-            "an NE2000, the old way: interrupt, and the CPU carries each word by a port",
-            reads_in={"stream": _WINDOW},
-        ),
-        Path(
-            "nic-ring",
-            "nic",
-            "nic",
-            "hwrx drives the NIC: DMA into the user's pinned buffers, UDP done in place",
-            reads_in={"stream": _WINDOW},
-        ),
-    )
-}
+_REGISTERED = _registered()
+PATHS: dict[str, Path] = {name: path for name, (path, _) in _REGISTERED.items()}
 _SELECTIVE = frozenset().union(
     *BY_PATTERN.values(), *(fields for path in PATHS.values() for fields in (path.reads, *path.reads_in.values()))
 )
@@ -192,11 +90,11 @@ def refuse_unread(path: str, pattern: Pattern, field: str) -> UsageError:
     words = f"{path} does not read {field} in {pattern}"
     if elsewhere:
         words += f", only in {' and '.join(elsewhere)}"
-    if field == "window" and path == "tcp" and pattern == "stream":
-        words += ": how far a stream runs ahead is decided by the kernel's congestion window and both socket buffers"
+    why, instead = find_path(path).unread.get((field, pattern), ("", ""))
     readers = f"; in {pattern} it is read by {', '.join(others)}" if others else ""
-    bounds = ", or bound it with socket_buffer" if field == "window" and path == "tcp" else ""
-    return UsageError(words, remedy=f"leave {field} out{bounds}{readers}")
+    return UsageError(
+        f"{words}: {why}" if why else words, remedy=f"leave {field} out{f', {instead}' if instead else ''}{readers}"
+    )
 
 
 def check_setting(setting: Setting) -> None:
@@ -226,22 +124,58 @@ def check_setting(setting: Setting) -> None:
     for field, default in DEFAULTS.items():
         if getattr(setting, field) != default and not reads_field(setting.path, setting.pattern, field):
             raise refuse_unread(setting.path, setting.pattern, field)
-    importlib.import_module(f"hwrx.paths.{find_path(setting.path).family}").check_setting(setting)
+    _REGISTERED[setting.path][1].check_setting(setting)
 
 
 def open_endpoint(prepare: Prepare) -> Transport:
     """Create one end of a path; the caller closes it."""
-    family = importlib.import_module(f"hwrx.paths.{find_path(prepare.setting.path).family}")
-    return cast("Transport", family.open_endpoint(prepare))
+    find_path(prepare.setting.path)
+    return cast("Transport", _REGISTERED[prepare.setting.path][1].open_endpoint(prepare))
+
+
+def preload_endpoints() -> None:
+    """Import what endpoints of all families need, as far as it is there: who is forked from this process has it."""
+    for module in dict.fromkeys(module for _, module in _REGISTERED.values()):
+        # what is missing is reported by the trial that wants it
+        with contextlib.suppress(ImportError, HwrxError):
+            getattr(module, "preload_endpoints", lambda: None)()
 
 
 def release_held() -> None:
     """Let go of what paths hold in this process between two trials (`Prepare.hold`)."""
-    module = sys.modules.get("hwrx.paths.nic")  # not there: no trial of it was run
-    if module is not None:
-        module.give_back_nics()
+    for family in {module.__name__: module for _, module in _REGISTERED.values()}.values():
+        if hasattr(family, "release_held"):
+            family.release_held()
 
 
 def holds(path: str, following: str | None) -> bool:
     """Whether a trial of a path leaves what it took from the kernel to the trial that follows it, if one does."""
-    return path in HOLDING and path == following
+    return find_path(path).holding and path == following
+
+
+def default_topology(path: str) -> str:
+    """Return the name of the topology on which a path can be tried if the user names none."""
+    return {"nothing": "netns", "root": "netns", "verbs": "pair", "nic": "nic"}[find_path(path).needs]
+
+
+# --- what a path's messages pass ------------------------------------------------------------------------------------
+
+
+def way_of(path: str) -> str:
+    """Return the way of `hwrx.stages` that a path's messages go; "" if there is no such path (in another's run)."""
+    return PATHS[path].way if path in PATHS else ""
+
+
+def path_stages(path: str) -> list[Stage]:
+    """Return the stages of a path in packet order; empty if there is no such path."""
+    return stages.way_stages(way_of(path))
+
+
+def stage_chain(path: str) -> list[Stage]:
+    """Return the stages of a path whose stamps follow each other, `posted` first and `delivered` last."""
+    return stages.way_chain(way_of(path))
+
+
+def probed_in_kernel(path: str) -> bool:
+    """Whether anything on the path's way is the kernel's, and so wants programs to be attached."""
+    return any(probe.kind != "user" for stage in path_stages(path) for probe in stage.probes)

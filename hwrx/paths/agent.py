@@ -10,17 +10,22 @@ import contextlib
 import os
 import queue
 import re
+import select
+import signal
 import sys
 import threading
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cython_ext import loop
-from cython_ext.trial import Trial
+from cython_ext.core.trial import Trial
+from cython_ext.loops import loop
 from hwrx import paths
 from hwrx.control.messages import (
+    MOST_WAITING,
     Array,
     Chunk,
     Connect,
@@ -57,14 +62,24 @@ from hwrx.control.messages import (
     same_version,
 )
 from hwrx.errors import HwrxError, PeerError
+from hwrx.host.interruption import ENDING
+from hwrx.host.shortage import shortage_remedy
 from hwrx.machine import placement, scheduling
 from hwrx.paths import arrivals, cputime
 from hwrx.version import __version__
 from hwrx.wires import impair
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from cython_ext.core.transport import Transport
     from hwrx.probes.counters import Counters
     from hwrx.probes.service import Service
+
+
+Inbox = queue.Queue[ToAgent | PeerError | None]
+RESIDENT = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 
 
 class Agent:
@@ -80,6 +95,8 @@ class Agent:
         self._started_on = os.sched_getaffinity(0)
         self._switched_off: list[str] = []  # features of the scheduler, until the trial is released
         self._spoiled = True  # whether netem may be on our link: an agent before us may have been killed
+        self._waits = threading.Event()  # set while the main thread waits for the other end, or runs a loop
+        self._abandoned = threading.Event()
 
     def answer(self, message: ToAgent) -> FromAgent:
         """Do what the message asks; an HwrxError becomes Failed, to be raised again by the controller."""
@@ -87,8 +104,15 @@ class Agent:
             return self._do(message)
         except HwrxError as error:
             return Failed(kind=type(error).__name__, message=str(Exception.__str__(error)), remedy=error.remedy)
-        except (OSError, MemoryError, ValueError) as error:
+        except OSError as error:
+            words = error.strerror or str(error)
+            where = f"{error.filename}: " if error.filename else ""
+            return Failed(kind="PathError", message=f"{where}{words}", remedy=shortage_remedy(error.errno))
+        except (MemoryError, ValueError) as error:
             return Failed(kind="PathError", message=f"{type(error).__name__}: {error}")
+        except Exception as error:  # a message that is well formed and nonsense: a missing key, a number beyond C's
+            traceback.print_exc()
+            return Failed(kind="PathError", message=f"{type(message).__name__}: {type(error).__name__}: {error}")
 
     def _do(self, message: ToAgent) -> FromAgent:
         match message:
@@ -100,7 +124,9 @@ class Agent:
             case Prepare():
                 return self._open(message)
             case Connect():
-                self._need_endpoint().connect(message.remote)
+                endpoint = self._need_endpoint()
+                with self._waiting():
+                    endpoint.connect(message.remote)
                 if self._prepare is not None and self._prepare.setting.netem:  # the connection is there, unharmed
                     impair.spoil_wire(self._prepare.here.netdev, self._prepare.setting.netem)
                     self._spoiled = True
@@ -142,7 +168,7 @@ class Agent:
 
     def _open(self, prepare: Prepare) -> Prepared:
         self.close()
-        if prepare.setting.path not in paths.HOLDING:  # a trial before this one may have broken off
+        if not paths.find_path(prepare.setting.path).holding:  # a trial before this one may have broken off
             paths.release_held()
         placement.pin_thread(prepare.here.cpu, self._started_on)
         self._switched_off = scheduling.settle_features(prepare.setting.schedule)
@@ -173,18 +199,21 @@ class Agent:
         self._prepare = prepare
         return Prepared(remote=self._endpoint.describe(), chosen=self._endpoint.chosen())
 
-    def _array(self, name: Array) -> Any:
+    def _array(self, name: Array) -> npt.NDArray[np.int64]:
         if name in ("intended", "posted", "delivered"):
-            return getattr(self._trial, name)
+            times: npt.NDArray[np.int64] = getattr(self._trial, name)
+            return times
         stamps = getattr(self._endpoint, "stamps", None)
         if stamps is None:
             raise PeerError(f"{name} was asked for, which this endpoint does not stamp")
-        return getattr(stamps, name)
+        stamped: npt.NDArray[np.int64] = getattr(stamps, name)
+        return stamped
 
-    def _need_endpoint(self) -> Any:
+    def _need_endpoint(self) -> Transport:
         if self._endpoint is None:
             raise PeerError("asked to connect or start before anything was prepared")
-        return self._endpoint
+        endpoint: Transport = self._endpoint
+        return endpoint
 
     def _run(self) -> Done:
         endpoint = self._need_endpoint()
@@ -196,7 +225,8 @@ class Agent:
             if prepare.counted and self._counters is not None:
                 self._counters.begin(prepare.counted)
             setting = prepare.setting
-            status = loop.run(trial, endpoint, setting.pattern, prepare.role, setting.rest, setting.settle)
+            with self._waiting():
+                status = loop.run(trial, endpoint, setting.pattern, prepare.role, setting.rest, setting.settle)
         done = Done(
             tally={**endpoint.counts(), **trial.counts()},  # what is said of messages wins
             ended=loop.ENDED.get(status, "error"),
@@ -205,15 +235,42 @@ class Agent:
             resident=peak_resident(),
             chosen=endpoint.chosen(),
             placed=placement.observe_placement(prepare.here),
-            boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            boot=Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip(),
             between=trial.meter.times,
         )
         return done if status in loop.ENDED else msgspec.structs.replace(done, error=endpoint.explain(status))
 
-    def interrupt(self) -> bool:
-        """For another thread: end the loop that runs, where it can be; what the endpoint holds is then given back."""
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        self._waits.set()
+        try:
+            if self._abandoned.is_set():
+                raise SystemExit(3)
+            yield
+        finally:
+            self._waits.clear()
+
+    def abandon(self) -> None:
+        """For another thread: the pipe has ended, so nobody waits for what this process does.
+
+        A loop, or a wait for the other end, is ended: by the endpoint if it holds something of the machine that is to
+        be given back, else with the process. Whatever else the main thread does (it takes a NIC, it gives one back) it
+        does to the end; it finds the end of the pipe next.
+        """
+        self._abandoned.set()
         endpoint = self._endpoint
-        return endpoint is not None and bool(endpoint.interrupt())
+        if self._waits.is_set() and not (endpoint is not None and endpoint.interrupt()):
+            self._mend()
+            os._exit(3)
+
+    def _mend(self) -> None:
+        """Give the machine back what the trial has changed on it, but for what the endpoint holds."""
+        scheduling.switch_features_on(self._switched_off)
+        self._switched_off = []
+        prepare = self._prepare
+        if prepare is not None and prepare.setting.netem and self._spoiled:
+            impair.mend_wire(prepare.here.netdev)
+            self._spoiled = False
 
     def progress(self) -> int:
         """For another thread: how far the loop has come that runs, or ran last."""
@@ -238,9 +295,8 @@ class Agent:
     def close(self) -> None:
         """Tear down what is open; harmless when nothing is."""
         endpoint, self._endpoint, self._trial = self._endpoint, None, None
+        self._mend()
         prepare, self._prepare = self._prepare, None
-        scheduling.switch_features_on(self._switched_off)
-        self._switched_off = []
         if self._name is not None:
             cputime.rename_thread(self._name)
             self._name = None
@@ -248,9 +304,6 @@ class Agent:
             endpoint.close()
         if prepare is not None and not prepare.hold:
             paths.release_held()
-        if prepare is not None and prepare.setting.netem and self._spoiled:
-            impair.mend_wire(prepare.here.netdev)
-            self._spoiled = False
 
 
 def peak_resident() -> int:
@@ -258,11 +311,11 @@ def peak_resident() -> int:
 
     Not ru_maxrss of getrusage(2): a process keeps through execve(2) what that was in the process that started it.
     """
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    found = RESIDENT.search(Path("/proc/self/status").read_text(encoding="utf-8"))
     return int(found[1]) << 10 if found else 0
 
 
-def _buffers(endpoint: Any) -> dict[str, str]:
+def _buffers(endpoint: Transport) -> dict[str, str]:
     """Return where a socket's pinned buffers are, in virtual and, where this user may know it, in physical memory."""
     found = {}
     for name, words in (("received", "receive"), ("built", "send")):
@@ -274,25 +327,22 @@ def _buffers(endpoint: Any) -> dict[str, str]:
     return found
 
 
-def serve_pipe(read_fd: int, write_fd: int) -> None:
-    """Answer messages from `read_fd` on `write_fd` until Quit or the end of the stream.
+def serve_pipe(read_fd: int, write_fd: int, told: int) -> None:
+    """Answer messages from `read_fd` on `write_fd` until Quit or the end of the stream, or something comes from `told`.
 
-    Both descriptors stay the caller's. What is no message of hwrx is answered with Failed, and ends the service.
+    All descriptors stay the caller's. What is no message of hwrx is answered with Failed, and ends the service.
     """
     agent = Agent()
-    inbox: queue.SimpleQueue[ToAgent | PeerError | None] = queue.SimpleQueue()
-    busy = threading.Event()
+    # two more than may wait: what went wrong, and the end, always have room
+    inbox: Inbox = queue.Queue(MOST_WAITING + 2)
     pipe = Pipe(write_fd)
-    threading.Thread(target=_read, args=(read_fd, inbox, busy, agent, pipe), daemon=True, name="control").start()
+    threading.Thread(target=_read, args=(read_fd, told, inbox, agent, pipe), daemon=True, name="control").start()
     try:
         while (item := inbox.get()) is not None:
             if isinstance(item, PeerError):
                 pipe.write(Failed(kind="PeerError", message=str(item)))
                 return
-            busy.set()
-            reply = agent.answer(item)
-            busy.clear()
-            pipe.write(reply)
+            pipe.write(agent.answer(item))
     except (SystemExit, BrokenPipeError):
         return
     finally:
@@ -301,32 +351,45 @@ def serve_pipe(read_fd: int, write_fd: int) -> None:
         paths.release_held()
 
 
-def _read(
-    fd: int, inbox: queue.SimpleQueue[ToAgent | PeerError | None], busy: threading.Event, agent: Agent, pipe: Pipe
-) -> None:
+def _read(fd: int, told: int, inbox: Inbox, agent: Agent, pipe: Pipe) -> None:
+    """Read the pipe to its end: the thread's whole life. However it ends, the main thread is told."""
+    try:
+        _read_frames(fd, told, inbox, agent, pipe)
+    except PeerError as error:
+        _give_up(inbox, error)
+    except Exception as error:
+        _give_up(inbox, PeerError(f"the control pipe cannot be served any more: {type(error).__name__}: {error}"))
+    agent.abandon()
+
+
+def _give_up(inbox: Inbox, error: PeerError) -> None:
+    """Let the main thread answer with the error. If a loop runs that ends with the process, only these words remain."""
+    with contextlib.suppress(OSError, ValueError):  # nobody may have left us a standard error
+        sys.stderr.write(f"hwrx agent: {error}\n")
+    inbox.put(error)
+
+
+def _read_frames(fd: int, told: int, inbox: Inbox, agent: Agent, pipe: Pipe) -> None:
+    """Sort what comes: what is asked of a loop that runs is answered here, all else waits. PeerError for garbage."""
     frames = Frames("to agent")
     while True:
         try:
-            data = os.read(fd, 1 << 16)
+            ended = told in select.select([fd, told], [], [])[0]
+            data = b"" if ended else os.read(fd, 1 << 16)
         except OSError:
             data = b""
         if not data:
-            if busy.is_set() and not agent.interrupt():
-                # the main thread is inside a loop that knows nothing of pipes; all that we hold goes with the process
-                os._exit(3)
             inbox.put(PeerError("the control pipe ended within a frame") if frames.truncated else None)
             return
-        try:
-            for message in frames.feed(data):
-                if isinstance(message, Look):
-                    pipe.write(Moved(agent.progress()))
-                elif isinstance(message, Stop):
-                    agent.stop()
-                else:
-                    inbox.put(message)
-        except PeerError as error:
-            inbox.put(error)
-            return
+        for message in frames.feed(data):
+            if isinstance(message, Look):
+                pipe.write(Moved(agent.progress()))
+            elif isinstance(message, Stop):
+                agent.stop()
+            elif inbox.qsize() >= MOST_WAITING:
+                raise PeerError(f"more than {MOST_WAITING} messages came before the first of them was answered")
+            else:
+                inbox.put(message)
 
 
 class Pipe:
@@ -345,9 +408,20 @@ class Pipe:
 
 
 def main() -> None:
-    """Serve on standard input and output; whatever else would print there goes to standard error."""
+    """Serve on standard input and output; whatever else would print there goes to standard error.
+
+    SIGINT, SIGTERM and SIGHUP are as the end of the pipe. The main thread may be inside a loop that knows nothing of
+    them; so they are heard by the thread that reads the pipe.
+    """
     inward, outward = os.dup(0), os.dup(1)
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdout = sys.stderr
-    serve_pipe(inward, outward)
+    told, tells = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    came: list[int] = []
+    for number in ENDING:
+        signal.signal(number, lambda number, frame: came.append(number))
+    serve_pipe(inward, outward, told)
+    if came:
+        raise SystemExit(128 + came[0])

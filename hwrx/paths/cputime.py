@@ -5,9 +5,10 @@ context are part of that, for the kernel charges them to whoever they interrupt.
 if nobody else has a claim on the machine, which is so in a guest that hwrx started (`alone`): `worker` is then the
 time of the kernel's threads that work for messages (ksoftirqd, and the kworkers that are bound to no CPU, as rxe's
 queue has them), `housekeeping` that of the kworkers of one CPU, where drivers' watchdogs and the kernel's statistics
-run and no path's messages do. If such a guest has one CPU, `idle` is what the kernel calls so (interrupts excluded,
-the idle loop's own instructions included), `busy` the rest of what has passed less the housekeeping, and `other` what
-of `busy` is neither thread nor worker: interrupts that found the CPU idle, and other tasks.
+run and no path's messages do, and of the kernel's threads that look after memory. If such a guest has one CPU, `idle`
+is what the kernel calls so (interrupts excluded, the idle loop's own instructions included), `busy` the rest of what
+has passed less the housekeeping, and `other` what of `busy` is neither thread nor worker: interrupts that found the
+CPU idle, and other tasks.
 
 An exchange that is checked and not timed counts as one message more, without the filling and verifying of its bytes.
 Figures are nanoseconds; where a guest counts instructions they are instructions, for that is its nanosecond. What is
@@ -27,12 +28,18 @@ from hwrx import paths
 from hwrx.control.messages import Done, Role, Setting
 
 if TYPE_CHECKING:
-    from cython_ext.meter import Meter
+    from cython_ext.core.meter import Meter
 
 # in the order of a table: whose time it is
 ACTORS = ("thread", "user", "system", "softirq", "interrupt", "worker", "other", "housekeeping", "idle", "busy")
 TIMERS = "/proc/timer_list"
 WORKERS = (b"kworker/", b"ksoftirqd/")
+# They look at memory every few seconds, on nobody's behalf: khugepaged for pages to put together (a huge page that it
+# fills is 3 million instructions), kcompactd for room to do so
+KEEPERS = (b"khugepaged", b"kcompactd")
+# compiled where agents are forked from: every repeat has new ones
+OF_ONE_CPU = re.compile(rb"kworker/\d")
+IDLE = re.compile(r"^\s*\.(?:idle|iowait)_sleeptime\s*: (\d+) nsecs$", re.MULTILINE)
 FEWEST_TICKS = 100
 READINGS = ("began", "ended")  # of a meter, in their order
 COUNTERS = ("worker", "housekeeping", "idle")  # of the machine
@@ -91,8 +98,8 @@ def _between(first: Mapping[str, int], last: Mapping[str, int]) -> dict[str, int
 def rename_thread(name: str) -> str:
     """Give the calling thread a name (15 bytes of it), and return the one that it had."""
     file = Path("/proc/thread-self/comm")
-    before = file.read_text().rstrip("\n")
-    file.write_text(name)
+    before = file.read_text(encoding="utf-8").rstrip("\n")
+    file.write_text(name, encoding="utf-8")
     return before
 
 
@@ -101,19 +108,20 @@ def idle_times(timers: str) -> list[int]:
 
     It is brought up to date when a CPU stops to be idle, so it is exact for the one that reads it, and no other.
     """
-    found = re.findall(r"^\s*\.(?:idle|iowait)_sleeptime\s*: (\d+) nsecs$", timers, re.MULTILINE)
+    found = IDLE.findall(timers)
     return [int(a) + int(b) for a, b in zip(found[::2], found[1::2], strict=False)]
 
 
 def _workers() -> Iterator[str]:
     for name in os.listdir("/proc"):  # noqa: PTH208 -- paths of objects take three times as many instructions
-        if name.isdecimal() and _read(f"/proc/{name}/comm").startswith(WORKERS):
+        if name.isdecimal() and _read(f"/proc/{name}/comm").startswith(WORKERS + KEEPERS):
             yield f"/proc/{name}/schedstat"
 
 
 def _keeps_house(schedstat: str) -> bool:
-    """Whether a worker is bound to one CPU: "kworker/0:1", where "kworker/u4:0" is bound to none."""
-    return re.match(rb"kworker/\d", _read(schedstat.removesuffix("schedstat") + "comm")) is not None
+    """Whether it works for no message: also a kworker of one CPU ("kworker/0:1"; "kworker/u4:0" is bound to none)."""
+    name = _read(schedstat.removesuffix("schedstat") + "comm")
+    return name.startswith(KEEPERS) or OF_ONE_CPU.match(name) is not None
 
 
 def _read(path: str) -> bytes:

@@ -12,21 +12,22 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from hwrx import stages
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools
+from hwrx.host.undo import Undo
+from hwrx.probes import cgroups
 
 if TYPE_CHECKING:
-    from cython_ext.bpf_reader import Reader
+    from cython_ext.bpf.bpf_reader import Reader
 
 SO_ATTACH_FILTER, SO_TIMESTAMPNS = 26, 35  # asm-generic/socket.h
 ETH_P_ALL = 3
 XDP_GENERIC = 2  # XDP_FLAGS_SKB_MODE
-CGROUPS = Path("/sys/fs/cgroup")
 
 Put = Callable[[socket.socket, str, contextlib.ExitStack], None]
 
@@ -46,9 +47,9 @@ class Hook(Struct, frozen=True):
 
 
 def _reader(stack: contextlib.ExitStack) -> Reader:
-    from cython_ext.bpf_reader import Reader
-    from cython_ext.tracer import LoadError
-    from hwrx import stages
+    # an endpoint in an emulated guest starts without BPF: few trials have a hook that is a program
+    from cython_ext.bpf.bpf_reader import Reader
+    from cython_ext.bpf.tracer import LoadError
     from hwrx.probes import attaching, build
 
     attaching.require_tracer()
@@ -60,18 +61,29 @@ def _reader(stack: contextlib.ExitStack) -> Reader:
         raise MachineError(f"the kernel refuses the hook's program: {attaching.last_word(error.said)}") from None
 
 
+def _planned(stack: contextlib.ExitStack, what: str, *undoes: str) -> None:
+    """Have a command undo a hook when the stack is closed, and after us if we are killed: said before it is put up."""
+    stack.enter_context(Undo(what)).plan(*undoes)
+
+
 def _xdp(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
+    if "prog/xdp" in tools.run_tool("ip", "link", "show", "dev", netdev):
+        raise MachineError(
+            f"there is an XDP program on {netdev} already, which is not ours", remedy="take it away, or another device"
+        )
+    reader = _reader(stack)
+    _planned(stack, f"an XDP program on {netdev}", "ip", "link", "set", netdev, "xdpgeneric", "off")
     try:
-        _reader(stack).attach_xdp("pass_frame", socket.if_nametoindex(netdev), XDP_GENERIC)
+        reader.attach_xdp("pass_frame", socket.if_nametoindex(netdev), XDP_GENERIC)
     except OSError as error:
         raise MachineError(f"no XDP program can be put on {netdev}: {error.strerror}") from None
-    stack.callback(tools.run_tool, "ip", "link", "set", netdev, "xdpgeneric", "off")
 
 
 def _rps(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
     file = f"class/net/{netdev}/queues/rx-0/rps_cpus"
+    before = in_own_sysfs(f"cat {file}").strip()
+    _planned(stack, f"RPS of {netdev}", *_own_sysfs_command(f"echo {before} > {file}"))
     in_own_sysfs(f"echo {sum(1 << cpu for cpu in os.sched_getaffinity(0)):x} > {file}")
-    stack.callback(in_own_sysfs, f"echo 0 > {file}")
 
 
 def in_own_sysfs(command: str) -> str:
@@ -80,15 +92,23 @@ def in_own_sysfs(command: str) -> str:
     The one on /sys may show those of another namespace, and a device of the same name among them. The mount is the
     shell's own and goes with it.
     """
-    return tools.run_tool("unshare", "--mount", "sh", "-c", f"mount -t sysfs sysfs /mnt && cd /mnt && {command}")
+    return tools.run_tool(*_own_sysfs_command(command))
+
+
+def _own_sysfs_command(command: str) -> tuple[str, ...]:
+    return ("unshare", "--mount", "sh", "-c", f"mount -t sysfs sysfs /mnt && cd /mnt && {command}")
 
 
 def _gro(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
     # GRO leaves datagrams for this machine's own sockets alone, and a veth does not even poll for them
     # (veth_skb_is_eligible_for_gro), unless it is told to join those too
-    words = ("gro", "rx-udp-gro-forwarding")
-    tools.run_tool("ethtool", "-K", netdev, words[0], "on", words[1], "on")
-    stack.callback(tools.run_tool, "ethtool", "-K", netdev, words[1], "off", words[0], "off")
+    features = {"generic-receive-offload": "gro", "rx-udp-gro-forwarding": "rx-udp-gro-forwarding"}
+    said = dict(line.split(":", 1) for line in tools.run_tool("ethtool", "-k", netdev).splitlines() if ":" in line)
+    before = [
+        word for long, short in features.items() if long in said for word in (short, said[long].split()[0])
+    ]  # fmt: skip
+    _planned(stack, f"GRO of {netdev}", "ethtool", "-K", netdev, *before)
+    tools.run_tool("ethtool", "-K", netdev, *(word for short in features.values() for word in (short, "on")))
 
 
 def _tap(device: str | None) -> Put:
@@ -102,8 +122,13 @@ def _tap(device: str | None) -> Put:
 
 
 def _tc(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
+    if "clsact" in tools.run_tool("tc", "qdisc", "show", "dev", netdev):
+        raise MachineError(
+            f"{netdev} has filters of traffic control already, which are not ours",
+            remedy=f"tc qdisc delete dev {netdev} clsact, or another device",
+        )
+    _planned(stack, f"traffic control of {netdev}", "tc", "qdisc", "delete", "dev", netdev, "clsact")
     tools.run_tool("tc", "qdisc", "add", "dev", netdev, "clsact")
-    stack.callback(tools.run_tool, "tc", "qdisc", "delete", "dev", netdev, "clsact")
     tools.run_tool("tc", "filter", "add", "dev", netdev, "ingress", "matchall", "action", "ok")
 
 
@@ -113,22 +138,18 @@ def _netfilter(hook: str) -> Put:
         rules = (
             f"table ip {table} {{\nchain c {{\ntype filter hook {hook} priority 0\nudp dport 1-65535 accept\n}}\n}}\n"
         )
+        _planned(stack, f"the nft table {table}", "nft", "delete", "table", "ip", table)
         tools.run_tool("nft", "-f", "-", given=rules)
-        stack.callback(tools.run_tool, "nft", "delete", "table", "ip", table)
 
     return put
 
 
 def _cgroup(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
-    if not (CGROUPS / "cgroup.procs").exists():
-        raise MachineError(f"no second cgroup hierarchy is mounted on {CGROUPS}")
-    descriptor = os.open(CGROUPS, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _reader(stack).attach_cgroup("pass_packet", descriptor)
-    except OSError as error:
-        raise MachineError(f"no program can be put on the cgroup: {error.strerror}") from None
-    finally:
-        os.close(descriptor)
+    with cgroups.opened_root() as descriptor:
+        try:
+            _reader(stack).attach_cgroup("pass_packet", descriptor)
+        except OSError as error:
+            raise MachineError(f"no program can be put on the cgroup: {error.strerror}") from None
 
 
 def _socket_filter(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:

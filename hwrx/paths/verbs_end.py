@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypedDict, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -25,7 +25,7 @@ SHORT_CUT = (
 
 
 class GidEntry(Protocol):
-    """What `cython_ext.verbs_device.Gid` has."""
+    """What `cython_ext.verbs.verbs_device.Gid` has."""
 
     @property
     def number(self) -> int:
@@ -38,6 +38,9 @@ class GidEntry(Protocol):
     @property
     def type(self) -> str:
         """'IB', 'RoCE v1' or 'RoCE v2'."""
+
+
+Entry = TypeVar("Entry", bound=GidEntry)
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,19 +66,18 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     stride: Annotated[int, Meta(ge=0)] = 0
 
 
-class Shape(msgspec.Struct, frozen=True, kw_only=True):
-    """What a verbs transport needs: sizes in bytes, opcodes and access flags as `infiniband/verbs.h` numbers them."""
+class OwnEnd(TypedDict):
+    """The fields of an End that its transport knows; the others are of the device and the machine."""
 
-    opcode: int  # of its work requests
-    access: int  # what the other end may do with the landing ring
-    slots: int  # buffers in which messages land
-    receives: int  # receive requests posted, which complete at each message: none, or no more than slots
-    into: bool = True  # these name the buffers; otherwise they carry no address
-    head: int = 0  # bytes before the message in each
-    least: int = 0  # bytes that each landing buffer takes even where messages are smaller
-    spare: int = 0  # send requests and buffers beyond the window
-    landing_out: bool = False  # work requests name the landing ring (READ)
-    datagram: bool = False  # UD instead of RC
+    path: str
+    size: int
+    qpn: int
+    psn: int
+    reads: int
+    address: int
+    rkey: int
+    slots: int
+    stride: int
 
 
 def parse_end(remote: dict[str, Any]) -> End:
@@ -98,7 +100,7 @@ def hw_counters(device: str, port: int) -> dict[str, int]:
     found = {}
     for name in COUNTERS:
         with contextlib.suppress(OSError, ValueError):
-            found[f"hw_{name}"] = int((folder / name).read_text())
+            found[f"hw_{name}"] = int((folder / name).read_text(encoding="utf-8"))
     return found
 
 
@@ -121,7 +123,7 @@ def _rank(gid: GidEntry, wanted: str) -> tuple[int, int]:
     return order, gid.number
 
 
-def choose_gid(gids: Sequence[GidEntry], *, where: str, ethernet: bool, index: int | None, address: str) -> GidEntry:
+def choose_gid(gids: Sequence[Entry], *, where: str, ethernet: bool, index: int | None, address: str) -> Entry:
     """Choose the port's GID: `index` where the user says so; else RoCE v2 (IB on InfiniBand).
 
     Routable comes before link-local: first the one that is `address`, then IPv4, then global IPv6. `where` names device
@@ -181,7 +183,7 @@ def netdevs_of(device: str) -> set[str]:
     found = set()
     for entry in Path(f"/sys/class/infiniband/{device}/ports").glob("*/gid_attrs/ndevs/*"):
         with contextlib.suppress(OSError):  # an empty entry of the table reads as EINVAL
-            found.add(entry.read_text().strip())
+            found.add(entry.read_text(encoding="utf-8").strip())
     return found - {""}
 
 
@@ -213,7 +215,7 @@ def no_device() -> MachineError:
     """Say that this machine has no verbs device, and what would give it one."""
     if MODULE.exists() or _module_file(MODULE.name):
         return MachineError("this machine has no verbs device", remedy="hwrx rxe up NETDEV makes a SoftRoCE device")
-    release = Path("/proc/sys/kernel/osrelease").read_text().strip()
+    release = Path("/proc/sys/kernel/osrelease").read_text(encoding="utf-8").strip()
     return MachineError(
         f"this machine has no verbs device, and its kernel {release} has no module rdma_rxe",
         remedy="'lab/run' measures in a virtual machine whose kernel has it",
@@ -221,10 +223,10 @@ def no_device() -> MachineError:
 
 
 def _module_file(name: str) -> bool:
-    release = Path("/proc/sys/kernel/osrelease").read_text().strip()
+    release = Path("/proc/sys/kernel/osrelease").read_text(encoding="utf-8").strip()
     for listing in ("modules.dep", "modules.builtin"):
         try:
-            if f"/{name}.ko" in Path(f"/lib/modules/{release}/{listing}").read_text():
+            if f"/{name}.ko" in Path(f"/lib/modules/{release}/{listing}").read_text(encoding="utf-8"):
                 return True
         except OSError:
             continue

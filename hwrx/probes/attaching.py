@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from hwrx import stages
 from hwrx.errors import MachineError
-from hwrx.probes import build, symbols
+from hwrx.probes import build, cgroups, symbols
 from hwrx.stages import Probe, Stage
 
 if TYPE_CHECKING:
-    from cython_ext.tracer import LoadError, Tracer
+    from cython_ext.bpf.tracer import LoadError, Tracer
 
 MODULES = ("rdma_rxe", "ib_uverbs", "af_packet", "ipv6")
 FUNCTION_KINDS = ("fentry", "fexit")
@@ -64,14 +64,14 @@ class Found:
 class Prober:
     """Finds a way for each stage, loads, attaches. `close` detaches everything.
 
-    `paths`: load only what their stages need (None: everything). `histograms`: there will be no timelines, so the
+    `ways`: load only what the stages on them need (None: everything). `histograms`: there will be no timelines, so the
     dearest stages are left out. `namespaces`: names, as `ip netns` has them, of those whose netfilter hooks are wanted
     (none: the current one's).
     """
 
     def __init__(
         self,
-        paths: Iterable[str] | None = None,
+        ways: Iterable[str] | None = None,
         *,
         namespaces: Sequence[str] = (),
         ring_bytes: int = 1 << 24,
@@ -80,12 +80,12 @@ class Prober:
         require_tracer()
         self._namespaces = tuple(namespaces)
         self._ring_bytes = ring_bytes
-        wanted = None if paths is None else set(paths)
+        wanted = None if ways is None else set(ways)
         self._histograms = histograms
         self._stages = [
             stage
             for stage in stages.STAGES
-            if (wanted is None or wanted & stage.paths) and not (histograms and stage.name in DEAR)
+            if (wanted is None or wanted & stage.ways) and not (histograms and stage.name in DEAR)
         ]
         self._object = _object()
         self._refused: dict[str, str] = {}  # program -> why
@@ -96,7 +96,7 @@ class Prober:
         self._look()
 
     def _look(self) -> None:
-        from cython_ext import kernel_btf, tracer
+        from cython_ext.bpf import kernel_btf, tracer
 
         with tracer.Tracer(self._object) as opened:
             self._sections = opened.programs()
@@ -162,7 +162,7 @@ class Prober:
 
     def start(self) -> list[Found]:
         """Load and attach; return what became of each stage. MachineError where nothing can be loaded at all."""
-        from cython_ext import tracer
+        from cython_ext.bpf import tracer
 
         # each round ends with everything attached, or with at least one program more that is refused
         for _ in range(len(self._sections) + 2):
@@ -217,10 +217,12 @@ class Prober:
                 if section == "netfilter":
                     self._attach_hook(name)
                 elif section.startswith("cgroup_skb"):
-                    with _cgroup() as descriptor:
+                    with cgroups.opened_root() as descriptor:
                         self.tracer.attach_cgroup(name, descriptor)
                 else:
                     self.tracer.attach(name)
+            except MachineError as error:
+                self._refused[name] = f"cannot be attached: {error.args[0]}"
             except OSError as error:
                 self._refused[name] = f"cannot be attached: {error.strerror}"
                 if section.partition("/")[0] in FUNCTION_KINDS and error.errno in REFUSALS:
@@ -249,7 +251,7 @@ class Prober:
 def require_tracer() -> None:
     """Raise MachineError, naming what to type, where this machine cannot trace at all."""
     try:
-        from cython_ext import tracer  # noqa: F401
+        from cython_ext.bpf import tracer  # noqa: F401
     except ImportError as error:
         raise MachineError(
             f"hwrx was built without libbpf, so it cannot trace ({error})",
@@ -258,7 +260,7 @@ def require_tracer() -> None:
     if os.geteuid() != 0 and not _capable():
         raise MachineError("tracing needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN", remedy="run it as root")
     with contextlib.suppress(OSError):
-        if "[confidentiality]" in LOCKDOWN.read_text():
+        if "[confidentiality]" in LOCKDOWN.read_text(encoding="utf-8"):
             raise MachineError(
                 "the kernel is locked down (confidentiality), which forbids BPF to read kernel memory",
                 remedy="boot without lockdown=confidentiality",
@@ -266,7 +268,7 @@ def require_tracer() -> None:
 
 
 def _capable() -> bool:
-    status = pathlib.Path("/proc/self/status").read_text()
+    status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
     found = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
     held = int(found[1], 16) if found else 0
     return all(held >> bit & 1 for bit in (12, 38, 39))  # CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF
@@ -291,7 +293,7 @@ def _memory_layout() -> dict[str, Any]:
 
 def _find_bases(names: Sequence[str]) -> dict[str, int]:
     """Ask the kernel; where it does not let itself be asked so (before Linux 5.16), read what it writes out."""
-    from cython_ext.bpf_reader import Reader
+    from cython_ext.bpf.bpf_reader import Reader
 
     answer = bytearray(8 * len(names))
     try:
@@ -309,18 +311,6 @@ def _opened(path: str) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _cgroup() -> Iterator[int]:
-    """Open the root of the second cgroup hierarchy, wherever it is mounted."""
-    for line in pathlib.Path("/proc/self/mounts").read_text().splitlines():
-        words = line.split()
-        if words[2] == "cgroup2":
-            with _opened(words[1]) as descriptor:
-                yield descriptor
-            return
-    raise OSError(errno.ENOENT, "no cgroup2 file system is mounted")
 
 
 def last_word(said: str) -> str:

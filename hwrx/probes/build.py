@@ -19,7 +19,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 SOURCES = HERE / "bpf"
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 # what is compiled when hwrx is installed: the source's name without .bpf.c
-PROGRAMS = ("ledger", "tables", "drops", "hooks", "symbols", "flood")
+PROGRAMS = tuple(sorted(path.name.removesuffix(".bpf.c") for path in SOURCES.glob("*.bpf.c")))
 FLAGS = ("-O2", "-g", "-Wall", "-target", "bpf")
 
 
@@ -63,13 +63,13 @@ def compile_into(folder: pathlib.Path, header: str, program: str = "ledger") -> 
     target = folder / object_name(header, program)
     multiarch = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        pathlib.Path(work, "stage_numbers.h").write_text(header)
+        pathlib.Path(work, "stage_numbers.h").write_text(header, encoding="utf-8")
         made = pathlib.Path(work, f"{program}.bpf.o")
         command = [clang, *FLAGS, f"-D__TARGET_ARCH_{machine}", f"-I/usr/include/{multiarch}", f"-I{work}"]
         # the same bytes wherever it is built: no folder of this machine goes into the debugging information
         command += [f"-ffile-prefix-map={SOURCES}=bpf", f"-ffile-prefix-map={work}=.", "-fdebug-compilation-dir=."]
         command += ["-c", str(SOURCES / f"{program}.bpf.c"), "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode:
             missing = "bpf/bpf_helpers.h" in done.stderr and "file not found" in done.stderr
             raise BuildError(

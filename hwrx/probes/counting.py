@@ -19,7 +19,7 @@ from hwrx.errors import MachineError
 from hwrx.probes import account, attaching, build
 
 if TYPE_CHECKING:
-    from cython_ext.bpf_reader import Reader
+    from cython_ext.bpf.bpf_reader import Reader
 
 SOCKETS, IRQS = 16, 8
 POLL_MOST, RUN_MOST, IRQ_MOST = 256, 1024, 1024
@@ -116,8 +116,8 @@ class Counter:
         self._before: tuple[dict[int, dict[str, int]], int] = ({}, 0)
 
     def _load(self) -> Reader:
-        from cython_ext.bpf_reader import Reader
-        from cython_ext.tracer import LoadError
+        from cython_ext.bpf.bpf_reader import Reader
+        from cython_ext.bpf.tracer import LoadError
 
         sizes = {"timeline": self.cpus * self._bins, "queues": self._bins, "cpus": self.cpus}
         left_out = list(self._never)
@@ -233,7 +233,7 @@ class Counter:
                 return cpus, np.frombuffer(raw, dtype=BIN).reshape(self.cpus, self._bins)
 
 
-def actor_of(cpu: Any) -> int:
+def actor_of(cpu: np.void) -> int:
     """Whose a CPU's time is now: actor_of of the programs. A CPU on which nothing happened at all has been idle."""
     if not cpu["known"]:
         return 0
@@ -255,14 +255,14 @@ def actor_of(cpu: Any) -> int:
 
 def possible_cpus() -> int:
     """Return one more than the highest CPU number that this machine may have."""
-    text = Path("/sys/devices/system/cpu/possible").read_text()
+    text = Path("/sys/devices/system/cpu/possible").read_text(encoding="utf-8")
     return 1 + max(int(number) for number in re.findall(r"\d+", text))
 
 
 def read_stat() -> dict[int, dict[str, int]]:
     """Return what /proc/stat says of each CPU, in ns; its grain is a tick of 10 ms."""
     found = {}
-    for line in Path("/proc/stat").read_text().splitlines():
+    for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines():
         if matched := re.match(r"cpu(\d+) (.*)", line):
             values = [int(word) * TICK_NS for word in matched[2].split()]
             found[int(matched[1])] = dict(zip(STAT, values, strict=False))
@@ -271,7 +271,7 @@ def read_stat() -> dict[int, dict[str, int]]:
 
 def time_squeeze() -> int:
     """Return the third column of /proc/net/softnet_stat over all CPUs: runs that ended with work left."""
-    lines = Path("/proc/net/softnet_stat").read_text().splitlines()
+    lines = Path("/proc/net/softnet_stat").read_text(encoding="utf-8").splitlines()
     return sum(int(line.split()[2], 16) for line in lines)
 
 
@@ -283,7 +283,7 @@ def interrupts_of(device: str) -> list[int]:
     names = {device}
     with contextlib.suppress(OSError):
         names.add(Path(f"/sys/class/net/{device}/device").resolve(strict=True).name)
-    return interrupts_in(Path("/proc/interrupts").read_text(), names)
+    return interrupts_in(Path("/proc/interrupts").read_text(encoding="utf-8"), names)
 
 
 def interrupts_in(text: str, names: Collection[str]) -> list[int]:
@@ -303,7 +303,7 @@ def cpus_of(irqs: Sequence[int]) -> set[int]:
     for irq in irqs:
         for name in ("effective_affinity_list", "smp_affinity_list"):
             with contextlib.suppress(OSError):
-                if words := Path(f"/proc/irq/{irq}/{name}").read_text().strip():
+                if words := Path(f"/proc/irq/{irq}/{name}").read_text(encoding="utf-8").strip():
                     for part in words.split(","):
                         first, _, last = part.partition("-")
                         found |= set(range(int(first), int(last or first) + 1))
@@ -318,5 +318,5 @@ def read_sysctls() -> Mapping[str, int]:
     for name in names:
         # those of memory are the initial network namespace's alone
         with contextlib.suppress(OSError, ValueError):
-            found[name] = int(Path("/proc/sys/net/core", name).read_text())
+            found[name] = int(Path("/proc/sys/net/core", name).read_text(encoding="utf-8"))
     return found

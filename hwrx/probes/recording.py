@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import stat
 import tempfile
 import threading
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hwrx.errors import MachineError
+from hwrx.host.outside import clean_name
 from hwrx.probes.attaching import Found, Prober
 
 DRAIN_EVERY = 0.02  # seconds; a ring of 16 MiB holds some 290,000 events
@@ -43,19 +45,19 @@ class Recording:
 class Ledger:
     """The tracer of one machine. A context manager; only one may be active at a time.
 
-    `paths`, `namespaces`, `histograms`: as for Prober.
+    `ways`, `namespaces`, `histograms`: as for Prober.
     """
 
     def __init__(
         self,
-        paths: Iterable[str] | None = None,
+        ways: Iterable[str] | None = None,
         *,
         namespaces: Sequence[str] = (),
         ring_bytes: int = 1 << 24,
         histograms: bool = False,
     ) -> None:
         self._lock: int | None = None
-        self._prober = Prober(paths, namespaces=namespaces, ring_bytes=ring_bytes, histograms=histograms)
+        self._prober = Prober(ways, namespaces=namespaces, ring_bytes=ring_bytes, histograms=histograms)
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._chunks: list[npt.NDArray[Any]] = []
@@ -143,7 +145,7 @@ class Ledger:
 
 
 def _events(count: int) -> npt.NDArray[Any]:
-    from cython_ext.tracer import EVENT
+    from cython_ext.bpf.tracer import EVENT
 
     return np.empty(count, dtype=EVENT)
 
@@ -152,17 +154,35 @@ def _only_one() -> int:
     """Lock out a second tracer: each would slow the other. The kernel unlocks when this process ends."""
     folder = pathlib.Path("/run/lock")
     path = (folder if folder.is_dir() else pathlib.Path(tempfile.gettempdir())) / "hwrx-trace.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _open_lock(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         with contextlib.suppress(OSError):
-            owner = os.read(descriptor, 32).decode(errors="replace").strip()
+            owner = clean_name(os.read(descriptor, 20).strip())
         os.close(descriptor)
         raise MachineError(
             f"another hwrx is tracing on this machine (process {owner or 'unknown'})",
             remedy="wait for it: two tracers would measure each other",
         ) from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
+    os.pwrite(descriptor, f"{os.getpid():<20}".encode(), 0)  # as long as any that stood there
     return descriptor
+
+
+def _open_lock(path: pathlib.Path) -> int:
+    """Open a lock file in a folder that everybody writes to; MachineError if it may be another file under its name."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise MachineError(
+            f"the lock {path} cannot be opened: {error.strerror}",
+            remedy=f"see whose it is: ls -l {path}",
+        ) from None
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid in (0, os.geteuid()):
+        return descriptor
+    os.close(descriptor)
+    raise MachineError(
+        f"the lock {path} is not a file of our own: user {found.st_uid} made it, or it has another name, too",
+        remedy=f"rm {path}",
+    )

@@ -59,7 +59,7 @@ class Service:
     def _open(self, message: TraceOpen) -> Tracing:
         self.close()
         before = time.monotonic()
-        self._ledger = self._stack.enter_context(Ledger(message.paths, namespaces=message.namespaces))
+        self._ledger = self._stack.enter_context(Ledger(message.ways, namespaces=message.namespaces))
         found = self._ledger.found
         return Tracing(
             available={f.stage.name: f"{f.probe.kind} {f.probe.target}" for f in found if f.probe is not None},

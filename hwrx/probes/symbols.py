@@ -17,10 +17,10 @@ def noted_symbols(kind: str, names: Sequence[str], find: Callable[[Sequence[str]
 
     `kind` names the note, a file in the user's cache.
     """
-    boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     note = build.cache_folder() / f"{kind}-{boot}"
     with contextlib.suppress(OSError, ValueError):
-        kept = {name: int(value, 16) for name, value in map(str.split, note.read_text().splitlines())}
+        kept = {name: int(value, 16) for name, value in map(str.split, note.read_text(encoding="utf-8").splitlines())}
         if kept.keys() == set(names):
             return kept
     found = dict.fromkeys(names, 0) | find(names)

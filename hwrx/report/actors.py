@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from hwrx.paths.cputime import ACTORS
-from hwrx.report import text
+from hwrx.report import captions, numbers
 from hwrx.report.cells import Cell, Table, column_heads, grouped_digits
 from hwrx.report.model import Summary
+from hwrx.report.numbers import WITHHELD, number_text, value_text
 from hwrx.stats import Estimate
 
 HEADS = {"thread": "both ends' threads", "user": "of it user", "system": "of it system", "interrupt": "interrupts"}
@@ -53,7 +54,7 @@ def actor_tables(summary: Summary) -> list[Table]:
         for reason in sorted(reasons):
             lacking.setdefault(reason, []).append(actor)
     why = "".join(f" Not known: {', '.join(actors)} ({reason})." for reason, actors in lacking.items())
-    caption = f"{WHAT}. In {unit}; {text.basis(rows)}.{why} {summary.label}."
+    caption = f"{WHAT}. In {unit}; {captions.basis(rows)}.{why} {summary.label}."
     first = Table("processor", "Processor time of a message, by actor", caption, columns, cells, 2)
     return [first, *_counted(summary, unit)]
 
@@ -77,8 +78,8 @@ def _counted(summary: Summary, unit: str) -> list[Table]:
 
 
 def _plain(found: float | None) -> Cell:
-    return (text.WITHHELD if found is None else text.number_text(found), "")
+    return (WITHHELD if found is None else number_text(found), "")
 
 
 def _time(found: Estimate | None) -> Cell:
-    return (text.value_text(found), text.plus_minus(found))
+    return (value_text(found), numbers.plus_minus(found))

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from msgspec import Struct
 
-from hwrx.report import ledgers, text, words
+from hwrx.control.messages import Priced
+from hwrx.report import ledgers, numbers, words
 from hwrx.report.cells import Table
 from hwrx.report.model import Row, Summary, swept_words
+from hwrx.report.numbers import WITHHELD, number_text, size_words
 from hwrx.report.provenance import kernel_of
-from hwrx.report.words import size_words
 from hwrx.stats import Estimate
 from hwrx.wires import topology
 
@@ -26,7 +27,7 @@ WIDTH = 80
 SIZES = 3  # columns of each kind
 LINES = 8  # rows: of more, a few
 PRICE = "copies_priced"
-PRICES = ("byte", "word")
+PRICES = get_args(Priced)
 NARROW = 0.2  # an interval no wider than this is told by its half
 SAME = 0.01  # an interval within this of 1 says that two figures are alike
 NOT_TOLD = "not told"
@@ -186,14 +187,14 @@ def _costs(
         for line in shown:
             row = line.get((size, prices[0]))
             estimate = None if row is None else measure.figure(row)
-            cells.append(text.WITHHELD if estimate is None else _amount(estimate.value, measure))
+            cells.append(WITHHELD if estimate is None else _amount(estimate.value, measure))
         found.append((measure.unit, _size(size), cells))
     return found
 
 
 def _amount(value: float, measure: _Measure) -> str:
     """Three digits; of counted instructions with a prefix from 1,000 on, for there are many columns."""
-    return text.compact_number(value) if measure.counted or value >= 1e5 else text.number_text(value)
+    return numbers.compact_number(value) if measure.counted or value >= 1e5 else number_text(value)
 
 
 def _ratios(
@@ -211,9 +212,9 @@ def _ratios(
             if rows and rows[0].path == summary.baseline:
                 cells.append("1")
             elif len(prices) == 1:
-                cells.append(ratio_words(measure.ratio(rows[0])) if rows else text.WITHHELD)
+                cells.append(ratio_words(measure.ratio(rows[0])) if rows else WITHHELD)
             else:
-                cells.append("|".join(_bare_ratio(measure.ratio(row)) for row in rows) or text.WITHHELD)
+                cells.append("|".join(_bare_ratio(measure.ratio(row)) for row in rows) or WITHHELD)
         found.append((group, _size(size), cells))
     return found
 
@@ -221,7 +222,7 @@ def _ratios(
 def ratio_words(ratio: Estimate | None) -> str:
     """A ratio and its interval in few letters: 1.24±.01, 0.41–0.95; or that it is not told apart from 1."""
     if ratio is None:
-        return text.WITHHELD
+        return WITHHELD
     if math.isnan(ratio.low):
         return f"{ratio.value:.2f}"
     if not told_apart(ratio):
@@ -235,7 +236,7 @@ def ratio_words(ratio: Estimate | None) -> str:
 
 def _bare_ratio(ratio: Estimate | None) -> str:
     if ratio is None:
-        return text.WITHHELD
+        return WITHHELD
     return f"{ratio.value:.2f}" if math.isnan(ratio.low) or told_apart(ratio) else "?"
 
 
@@ -262,13 +263,11 @@ def _handled(
             cells = []
             for line in shown:
                 traced = [known[row.key] for (s, _), row in line.items() if s == size and row.key in known]
-                cells.append("+".join(map(_times, of(traced[0]))) if traced else text.WITHHELD)
+                cells.append("+".join(map(_times, of(traced[0]))) if traced else WITHHELD)
             by_size.append(cells)
-        alike = all(len({cell for cell in cells if cell != text.WITHHELD}) <= 1 for cells in zip(*by_size, strict=True))
+        alike = all(len({cell for cell in cells if cell != WITHHELD}) <= 1 for cells in zip(*by_size, strict=True))
         if alike:
-            one = [
-                next((c for c in cells if c != text.WITHHELD), text.WITHHELD) for cells in zip(*by_size, strict=True)
-            ]
+            one = [next((c for c in cells if c != WITHHELD), WITHHELD) for cells in zip(*by_size, strict=True)]
             found.append((kind, [(kind, "", one)]))
         else:
             found.append((kind, [(kind, _size(size), cells) for size, cells in zip(sizes, by_size, strict=True)]))
@@ -446,7 +445,7 @@ def nothing_told(summary: Summary, lines: dict[tuple[Any, ...], Line], measure: 
     if base is not None and (own := measure.figure(base)) is not None and not math.isnan(own.low):
         why = (
             f" repeats of one and the same path differ as much as paths do ({_row_words(base)}: "
-            f"{text.number_text(own.low, own.value)}–{text.number_text(own.high, own.value)} {measure.unit})."
+            f"{number_text(own.low, own.value)}–{number_text(own.high, own.value)} {measure.unit})."
         )
     remedy = " More repeats, an idle machine, or --clock icount, which counts instructions, tell more."
     return f"NOTHING IS TOLD APART from {summary.baseline}:{why or ' every interval holds 1.'}{remedy}"

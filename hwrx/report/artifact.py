@@ -10,11 +10,14 @@ import pathlib
 import re
 import subprocess
 import tarfile
+import tempfile
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from hwrx.errors import StoreError
 from hwrx.host import disk
+from hwrx.host.outside import clean_name
+from hwrx.report.anonymous import Names, is_renamed, write_renamed
 from hwrx.report.provenance import find_key
 from hwrx.report.summary import summarise_runs
 from hwrx.version import __version__
@@ -22,6 +25,7 @@ from hwrx.version import __version__
 if TYPE_CHECKING:
     from hwrx.runs.reading import Run
 
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _RERUN = """\
 #!/usr/bin/env bash
 # Runs the experiment of run/ again, with the versions of this archive, and holds the new figures against the old ones.
@@ -39,6 +43,10 @@ if [[ ! -d source ]]; then
     tar -xzf hwrx-source.tar.gz -C source
 fi
 export PIP_CONSTRAINT=$here/requirements.txt
+if grep -qvxFf <(cut -d ' ' -f 1 source/lab/requirements.lock 2>/dev/null) requirements.txt; then
+    # measured with other versions than the source's lock names by hash: those of requirements.txt are installed
+    export HWRX_UNLOCKED=1
+fi
 source source/lab/setup.sh
 setup
 # setup has gone into source/, so from here on names start at the top
@@ -62,12 +70,28 @@ To read it without running anything: hwrx report run
 {warning}"""
 
 
-def pack_artifact(run: Run, target: pathlib.Path | None = None) -> pathlib.Path:
-    """Write NAME.tar.gz and return its path. The same run, packed by the same hwrx, gives the same bytes."""
-    name = run.path.name
-    target = target or pathlib.Path(f"{name}.tar.gz")
+def pack_artifact(
+    run: Run, target: pathlib.Path | None = None, *, anonymous: bool = False, hostnames: bool = False
+) -> pathlib.Path:
+    """Write NAME.tar.gz and return its path. The same run, packed by the same hwrx, gives the same bytes.
+
+    :param target: the file; None: NAME.tar.gz in this folder.
+    :param anonymous: whether everything that may name people, hosts or places is taken out: see `anonymous`.
+    :param hostnames: whether the names of hosts and users stay; a run that has none is packed as it is either way.
+    :raises StoreError: if the file is there, the run cannot be read, or cannot be written without its names.
+    """
+    target = target or pathlib.Path(f"{run.path.name}.tar.gz")
+    names = Names.of_everything(run.manifest) if anonymous else Names.of_hosts(run.manifest)
+    if not anonymous and (hostnames or is_renamed(run, names)):
+        return _pack(run, target, run.path.name)
+    with tempfile.TemporaryDirectory(prefix="hwrx-") as folder:
+        return _pack(write_renamed(run, pathlib.Path(folder), names), target, run.path.name)
+
+
+def _pack(run: Run, target: pathlib.Path, name: str) -> pathlib.Path:
     if target.exists():
         raise StoreError(f"{target} exists", remedy="name another file with --out")
+    disk.check_target(target)
     source, commit, warning = _source(run)
     summary = summarise_runs([run])
     try:
@@ -126,6 +150,10 @@ def _source(run: Run) -> tuple[bytes, str, str]:
     measured = find_key(run.manifest, "commit")
     wanted = measured.get("id") if isinstance(measured, dict) else None
     warning = ""
+    if wanted is not None and not (isinstance(wanted, str) and _COMMIT.fullmatch(wanted)):
+        # git would take a word with a hyphen for an option, and any other for a branch or a file
+        warning = f"\nWARNING: the run says '{clean_name(str(wanted))}' for its commit, which is none.\n"
+        return b"", " (missing: the run names no commit)", warning
     if isinstance(measured, dict) and measured.get("changed"):
         warning = "\nWARNING: the source had changes that were not committed when the run was measured.\n"
     if not wanted:
@@ -140,10 +168,9 @@ def _source(run: Run) -> tuple[bytes, str, str]:
 
 
 def _write(target: pathlib.Path, name: str, files: dict[str, bytes], when: float) -> None:
-    fresh = target.with_name(f".{target.name}.part")
     try:
         with (
-            fresh.open("wb") as out,
+            disk.replacing_file(target) as out,
             # neither name nor time in gzip's header: they would make two packings of one run differ
             gzip.GzipFile(filename="", fileobj=out, mode="wb", mtime=0) as packed,
             tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
@@ -154,7 +181,5 @@ def _write(target: pathlib.Path, name: str, files: dict[str, bytes], when: float
                 entry.mtime = int(when)
                 entry.mode = 0o755 if path.endswith(".sh") else 0o644
                 archive.addfile(entry, io.BytesIO(content))
-        fresh.replace(target)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
         raise StoreError(f"cannot write {target}: {disk.reason_of(error)}") from error

@@ -7,9 +7,9 @@ from typing import Literal
 
 from msgspec import Struct
 
-from hwrx.report import text
+from hwrx.report import numbers
 from hwrx.report.model import Row
-from hwrx.report.words import size_words
+from hwrx.report.numbers import size_words, value_text
 from hwrx.stats import Estimate
 
 Kind = Literal["", "t"]  # a number, aligned right; text
@@ -57,7 +57,7 @@ def column_heads(
         found += [(row.pattern, "")] if patterns else []
         found += [(row.wait, ""), *((swept_cell(row.swept.get(key)), "") for key in swept)]
         if loads or rates:
-            found.append((text.share_words(row.load) if loads else text.offered_words(row.rate), ""))
+            found.append((numbers.share_words(row.load) if loads else numbers.offered_words(row.rate), ""))
         return found
 
     return columns, cells
@@ -70,12 +70,12 @@ def swept_cell(value: object) -> str:
 
 def estimate_cell(found: Estimate | None) -> Cell:
     """A figure and its interval."""
-    return text.value_text(found), text.plus_minus(found)
+    return value_text(found), numbers.plus_minus(found)
 
 
 def ratio_cell(row: Row, baseline: str) -> Cell:
     """A row's ratio to the baseline and its interval."""
-    value, _, interval = text.ratio_text(row, baseline).partition(" ")
+    value, _, interval = numbers.ratio_text(row, baseline).partition(" ")
     return value, interval
 
 

@@ -18,8 +18,8 @@ from hwrx.errors import UsageError
 from hwrx.host import strict_json
 from hwrx.report.diff_exact import exact_changes
 from hwrx.report.model import Change, Row, name_of
-from hwrx.report.provenance import kernel_of
-from hwrx.report.words import size_words
+from hwrx.report.numbers import size_words
+from hwrx.report.provenance import flat_changes, kernel_of
 
 if TYPE_CHECKING:
     from hwrx.report.reported import ReportedRun
@@ -132,21 +132,6 @@ def to_json(diff: Diff) -> str:
     changes = [{**to_builtins(change), "percent": change.percent} for change in diff.changes]
     content = {**to_builtins(diff), "expected_by_chance": diff.expected_by_chance, "changes": changes}
     return strict_json.to_json(content, indent=1)
-
-
-def flat_changes(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested values as lines `a.b.c`, value. What is empty is left out."""
-    if isinstance(tree, dict):
-        return [
-            line
-            for key, value in tree.items()
-            for line in flat_changes(value, f"{prefix}.{key}" if prefix else str(key))
-        ]
-    if isinstance(tree, list | tuple):
-        if all(not isinstance(item, dict | list) for item in tree):
-            return [(prefix, " ".join(map(str, tree)))] if tree else []
-        return [line for place, value in enumerate(tree) for line in flat_changes(value, f"{prefix}.{place}")]
-    return [] if tree is None or tree == "" else [(prefix, str(tree))]
 
 
 # --- which rows belong together ------------------------------------------------------------------------------------
@@ -316,14 +301,16 @@ def _environment(before: Sequence[ReportedRun], after: Sequence[ReportedRun]) ->
     for runs in (before, after):
         found: dict[str, list[str]] = {}
         for run in runs:
-            about = dict(flat_changes({**run.manifest, "experiment": to_builtins(run.experiment)}))
+            # as it was: two hosts are two, though both are called `server`
+            about = dict(flat_changes({**run.whole_manifest, "experiment": to_builtins(run.experiment)}))
             for key, value in about.items():
                 if value not in found.setdefault(key, []):
                     found[key].append(value)
         sides.append(found)
     keys = list(dict.fromkeys((*sides[0], *sides[1])))
+    left, right = before[0].clean_text, after[0].clean_text
     return [
-        (key, " / ".join(sides[0].get(key, ["–"])), " / ".join(sides[1].get(key, ["–"])))
+        (key, left(" / ".join(sides[0].get(key, ["–"]))), right(" / ".join(sides[1].get(key, ["–"]))))
         for key in keys
         if not set(sides[0].get(key, ["–"])) & set(sides[1].get(key, ["–"])) and not set(key.split(".")) & set(VOLATILE)
     ]

@@ -6,13 +6,13 @@ import io
 import math
 from typing import IO
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwrx.report import text
+from hwrx.host.console import OutsideConsole, open_console
 from hwrx.report.diff import CHANCE, Diff
 from hwrx.report.model import Change
+from hwrx.report.numbers import WITHHELD, number_text
 
 MANY = "†"  # holds for all figures together
 GROUPED = "‡"
@@ -20,9 +20,7 @@ GROUPED = "‡"
 
 def show_diff(diff: Diff, file: IO[str] | None = None, width: int | None = None) -> None:
     """Print what changed; figures that chance may explain are counted only."""
-    console = Console(file=file, width=width, highlight=False)
-    if width is None and not console.is_terminal:
-        console = Console(file=file, width=80, highlight=False)
+    console = open_console(file, width=width, piped=80)
     for runs, label in zip((diff.a, diff.b), diff.labels, strict=True):
         console.print(Text(f"{', '.join(runs)}: {label}"))
     for lost in diff.lost:
@@ -76,7 +74,7 @@ def diff_verdict(diff: Diff) -> list[str]:
     return said
 
 
-def _environment(diff: Diff, console: Console) -> None:
+def _environment(diff: Diff, console: OutsideConsole) -> None:
     if not diff.environment:
         console.print(Text("\nthe environment is the same"))
         return
@@ -100,7 +98,7 @@ def _figures(title: str, told: list[Change]) -> Table:
         table.add_column(column, justify=side, overflow="fold")  # type: ignore[arg-type]
     table.add_column("change (95 %)", justify="right", no_wrap=True)
     for change in sorted(told, key=lambda change: -abs(change.percent if not math.isnan(change.percent) else 0.0)):
-        number = _digits if change.exact else text.number_text
+        number = _digits if change.exact else number_text
         table.add_row(
             Text(change.row),
             change.figure,
@@ -113,12 +111,12 @@ def _figures(title: str, told: list[Change]) -> Table:
 
 def _digits(value: float) -> str:
     """An exact time, µs, to the half instruction."""
-    return text.WITHHELD if math.isnan(value) else f"{value:,.4f}"
+    return WITHHELD if math.isnan(value) else f"{value:,.4f}"
 
 
 def _change_words(change: Change) -> str:
     if math.isnan(change.percent):
-        return text.WITHHELD
+        return WITHHELD
     if change.exact:
         return f"{1e3 * (change.after - change.before):+,.1f} ns, {change.percent:+.2f} %"
     low, high = 100 * (change.ratio.low - 1), 100 * (change.ratio.high - 1)

@@ -6,6 +6,9 @@ by colour alone. Output is the same, byte for byte, each time it is made from th
 
 from __future__ import annotations
 
+from hwrx.host import plotting as plotting  # before Matplotlib, which MPLBACKEND may stop
+
+# isort: split
 import io
 import logging
 import pathlib
@@ -21,10 +24,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from hwrx.errors import UsageError
-from hwrx.report import style, sweeps, text, waterfall
+from hwrx.host import disk
+from hwrx.report import style, sweeps, waterfall
 from hwrx.report.model import Row, Summary, scaled_estimate
+from hwrx.report.numbers import number_text, size_words
 from hwrx.report.style import COLUMN, GRID_INK, INK, PAPER, STYLE, Look
-from hwrx.report.words import size_words
 from hwrx.stats import BEYOND, GRID, NAMED
 
 if TYPE_CHECKING:
@@ -69,7 +73,7 @@ def _wrapped(words: str, width: float) -> str:
 
 def save_figure(figure: Figure, path: pathlib.Path) -> None:
     """Write a figure as PDF, SVG or PNG, by the name's ending, the same bytes each time."""
-    path.write_bytes(render_figure(figure, path.suffix.lstrip(".")))
+    disk.write_new(path, render_figure(figure, path.suffix.lstrip(".")))
 
 
 def render_figure(figure: Figure, kind: str) -> bytes:
@@ -149,7 +153,8 @@ def _latency(summary: Summary, figure: Figure, width: float) -> None:
         colour, marker, line = look
         for quantile, fill, label in (("p50", colour, style.row_name(summary, rows[0])), ("p99", PAPER, None)):
             points = [(row.size, row.quantiles[quantile]) for row in rows]
-            look_of = {"color": colour, "marker": marker, "linestyle": line, "markerfacecolor": fill, "label": label}
+            look_of: dict[str, object] = {"color": colour, "marker": marker, "linestyle": line}
+            look_of |= {"markerfacecolor": fill, "label": label}
             if label is None:
                 look_of |= {"linewidth": 0.6}
             style.with_bars(ax, points, look_of, bars=quantile == "p50")
@@ -285,7 +290,7 @@ def _cost(summary: Summary, figure: Figure, width: float) -> None:
         colour, marker, line = style.look_of(summary, rows[0])
         sizes = np.array([row.size for row in rows], float)
         medians = [row.quantiles["p50"] for row in rows]
-        label = f"{style.row_name(summary, rows[0])}: {text.number_text(cost.byte.value)} ns/B"
+        label = f"{style.row_name(summary, rows[0])}: {number_text(cost.byte.value)} ns/B"
         ax.plot(
             sizes / 1024,
             cost.message.value + cost.byte.value / 1e3 * sizes,

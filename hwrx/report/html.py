@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-from hwrx.report import answer, figures, text
-from hwrx.report.diff import flat_changes
+from hwrx.host import disk
+from hwrx.report import about, answer, figures
 from hwrx.report.model import Summary
-from hwrx.report.page import render_template
+from hwrx.report.page import NARROW, WIDE, render_template
+from hwrx.report.provenance import flat_changes
 from hwrx.report.tables import report_tables
+
+if TYPE_CHECKING:
+    from hwrx.runs.reading import Run
+
 
 MAIN = (
     "latency",
@@ -18,7 +23,6 @@ MAIN = (
     "cost",
     "sweep-stages-1",
 )  # tables that stand before the figures; the others follow them
-WIDE, NARROW = 7.2, 3.5  # inches, of the figures on a desk and on a phone
 
 
 def render_html(summary: Summary) -> str:
@@ -32,7 +36,7 @@ def render_html(summary: Summary) -> str:
         answers=[(found, answer.as_table(summary, found)) for found in answer.answers_of(summary)],
         tables=report_tables(summary),
         main=MAIN,
-        about=text.about_row(summary),
+        about=about.about_row(summary),
         figures=[_figure(summary, name) for name in figures.figure_names(summary)],
         manifests=[_manifest(run) for run in runs],
         names=" ".join(run.path.name for run in runs),
@@ -41,7 +45,7 @@ def render_html(summary: Summary) -> str:
 
 def write_html(summary: Summary, path: pathlib.Path) -> None:
     """Write the page to a file."""
-    path.write_text(render_html(summary), encoding="utf-8")
+    disk.write_new(path, render_html(summary))
 
 
 def _question(text: str) -> tuple[str, str]:
@@ -59,8 +63,12 @@ def _figure(summary: Summary, name: str) -> dict[str, str]:
     }
 
 
-def _manifest(run: Any) -> dict[str, Any]:
+def _manifest(run: Run) -> dict[str, object]:
     lines = [
         (key, words) for key, words in flat_changes(run.manifest) if key not in ("question", "skipped", "warnings")
     ]
-    return {"name": run.path.name, "lines": lines, "experiment": (run.path / "experiment.toml").read_text()}
+    return {
+        "name": run.path.name,
+        "lines": lines,
+        "experiment": run.experiment_text,
+    }

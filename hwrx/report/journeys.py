@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from hwrx import stages
+from hwrx import paths, stages
 from hwrx.report.model import Row, Summary
 from hwrx.stats import BEYOND
 from hwrx.timelines.actors import actor_column, shares_in_words
@@ -67,18 +67,13 @@ def journeys_of(summary: Summary) -> list[Journey]:
         by_trial = _intervals(run)
         if not by_trial:
             continue
-        for row in of_run(summary, run):
+        for row in summary.of_run(run.path.name):
             for direction in ("there", "back"):
                 parts = [by_trial[trial, direction] for trial in row.trials if (trial, direction) in by_trial]
                 if parts:
                     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
                     found.append(_journey(run, row, direction, *columns))
     return found
-
-
-def of_run(summary: Summary, run: Run) -> list[Row]:
-    """The rows of one of the summary's runs."""
-    return [row for row in summary.rows if row.run in ("", run.path.name)]
 
 
 Intervals = tuple[npt.NDArray[np.int16], npt.NDArray[np.int64], npt.NDArray[Any]]
@@ -117,7 +112,7 @@ def _journey(
 ) -> Journey:
     messages = int((number == stages.BY_NAME["posted"].number).sum())
     steps = []
-    for stage in (*stages.stage_chain(row.path), UNKNOWN):
+    for stage in (*paths.stage_chain(row.path), UNKNOWN):
         values = ns[number == stage.number]
         if len(values):
             tail = float(np.quantile(values, 0.99)) if len(values) * 0.01 >= BEYOND else float("nan")

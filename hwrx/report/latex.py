@@ -11,6 +11,7 @@ import textwrap
 import unicodedata
 
 from hwrx.errors import MachineError
+from hwrx.host import disk
 from hwrx.report.cells import Cell, Table
 from hwrx.report.model import Summary
 from hwrx.report.tables import report_tables
@@ -167,7 +168,7 @@ def write_all(summary: Summary, directory: pathlib.Path) -> list[pathlib.Path]:
     written = []
     for table in report_tables(summary):
         path = directory / f"{table.name}.tex"
-        path.write_text(render_latex(table), encoding="utf-8")
+        disk.write_new(path, render_latex(table))
         written.append(path)
     return written
 
@@ -192,7 +193,7 @@ def check_latex(files: list[pathlib.Path]) -> None:
             [compiler, "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", document.name],
             cwd=directory,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=120,
             check=False,

@@ -14,10 +14,9 @@ import numpy as np
 from msgspec import Struct
 
 from hwrx import stages
-from hwrx.report import text
 from hwrx.report.cells import Cell, Kind, Table, column_heads
-from hwrx.report.journeys import of_run
 from hwrx.report.model import Row, Summary
+from hwrx.report.numbers import WITHHELD, number_text
 
 if TYPE_CHECKING:
     from hwrx.runs.reading import Run
@@ -35,7 +34,7 @@ def bytes_handled(summary: Summary) -> dict[tuple[Any, ...], Handled]:
     found = {}
     for run in summary.runs:
         tracing, copied = _by_trial(run, "tracing"), _by_trial(run, "copies")
-        for row in of_run(summary, run):
+        for row in summary.of_run(run.path.name):
             trials = [trial for trial in row.trials if trial in tracing]
             whole = sum(tracing[trial][0]["delivered_bytes"] for trial in trials)
             if not whole:
@@ -86,7 +85,7 @@ def _traced_rows(
     summary: Summary, run: Run, by_trial: dict[int, list[dict[str, Any]]]
 ) -> Iterator[tuple[Row, list[dict[str, Any]]]]:
     """The rows that were traced, each with the entries of all its trials."""
-    for row in of_run(summary, run):
+    for row in summary.of_run(run.path.name):
         entries = [entry for trial in row.trials for entry in by_trial.get(trial, [])]
         if entries:
             yield row, entries
@@ -111,7 +110,7 @@ def _copies(summary: Summary, run: Run, name: str) -> Table | None:
                 remarks[key] = entry["words"]
         first = True
         for key, count in sorted(added.items(), reverse=True):
-            per_byte = f"{count / whole:{'+.4f' if key[1] == 'balance' else '.3f'}}" if whole else text.WITHHELD
+            per_byte = f"{count / whole:{'+.4f' if key[1] == 'balance' else '.3f'}}" if whole else WITHHELD
             words: list[Cell] = [(word, "") for word in (*key, per_byte, remarks.get(key, ""))]
             rows.append((first, [*(head(row) if first else [("", "")] * len(columns)), *words]))
             first = False
@@ -141,7 +140,7 @@ def _tracing(summary: Summary, run: Run, name: str) -> Table | None:
             for stage, count in json.loads(entry["missing"]).items():
                 missing[stage] = missing.get(stage, 0) + count
         worst = max(missing, key=lambda stage: missing[stage]) if missing else ""
-        share = f"{100 * complete / messages:.2f} %" if messages else text.WITHHELD
+        share = f"{100 * complete / messages:.2f} %" if messages else WITHHELD
         cells: list[Cell] = [*head(row), (share, worst), (f"{messages:,}", "")]
         cells.append((f"{sum(r['lost'] for r in {r['trial']: r for r in mine}.values()):,}", ""))
         for figure in ("mean", "p50", "p99"):  # runs of format 1 have no mean
@@ -163,6 +162,9 @@ def _tracing(summary: Summary, run: Run, name: str) -> Table | None:
 
 def _change(pairs: Sequence[tuple[float, float]], factor: float) -> Cell:
     if not pairs:
-        return (text.WITHHELD, "")
+        return (WITHHELD, "")
     off, on = (float(np.exp(np.mean(np.log([pair[k] for pair in pairs])))) for k in (0, 1))
-    return (f"{text.number_text(off * factor)} → {text.number_text(on * factor)}", f"{100 * (on / off - 1):+.0f} %")
+    return (
+        f"{number_text(off * factor)} → {number_text(on * factor)}",
+        f"{100 * (on / off - 1):+.0f} %",
+    )

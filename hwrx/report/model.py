@@ -101,12 +101,15 @@ class Row(Struct, kw_only=True):
 
     @property
     def saturated(self) -> bool:
-        """Whether an open loop was offered more than the path answered: its times grow with the trial's length."""
+        """Whether an open loop was offered more than the path answered: its times grow with the trial's length.
+
+        That is: answers came at less than KEPT_UP of the rate at which messages were due. False of other patterns.
+        """
         return self.kept < KEPT_UP
 
     @property
     def lost_share(self) -> float:
-        """Messages that never came, of those that were expected."""
+        """Messages that never came, of those that were expected: 0.0 … 1.0, all trials of the row together."""
         expected = self.tally.get("expected") or self.tally.get("posted") or 0
         return self.tally.get("lost", 0) / expected if expected else 0.0
 
@@ -133,7 +136,7 @@ class Change(Struct, frozen=True, kw_only=True):
 
     @property
     def percent(self) -> float:
-        """By how much it changed, in percent of the first."""
+        """By how much it changed, in percent of the first: negative if the second is less."""
         return 100 * (self.ratio.value - 1)
 
 
@@ -158,7 +161,12 @@ class Cost(Struct, frozen=True, kw_only=True):
 
 
 class Summary(Struct, kw_only=True):
-    """What the runs say. `label` is the caption that each table and picture carries."""
+    """What the runs say. `label` is the caption that each table and picture carries.
+
+    `runs` are the `hwrx.runs.reading.Run`s that it was made of. `baseline`: the path that ratios are to. `answer`: one
+    sentence. `warnings`: what spoils figures, a sentence each. `skipped`: what was asked for and not measured, and why.
+    `costs`: of ping-pongs at four sizes or more.
+    """
 
     runs: list[Any]
     rows: list[Row]
@@ -170,8 +178,15 @@ class Summary(Struct, kw_only=True):
     costs: list[Cost] = []
 
     def of(self, pattern: str) -> list[Row]:
-        """The rows of one pattern that have samples, by size, then in the experiment's order of paths."""
+        """The rows of one pattern that have samples, by size, then in the experiment's order of paths.
+
+        :param pattern: pingpong, stream or paced
+        """
         return [row for row in self.rows if row.pattern == pattern and row.digests]
+
+    def of_run(self, name: str) -> list[Row]:
+        """The rows of the run whose directory has this name. A report of one run leaves its rows unnamed."""
+        return [row for row in self.rows if row.run in ("", name)]
 
     def swept(self, rows: Sequence[Row]) -> list[str]:
         """The swept fields that tell the rows of a table apart; the rate of an open loop has a column anyway."""
@@ -182,7 +197,7 @@ class Summary(Struct, kw_only=True):
         return sorted({row.size for row in self.of(pattern)})
 
 
-def swept_words(key: str, value: Any) -> str:
+def swept_words(key: str, value: object) -> str:
     """A swept field's value where it stands alone: "8 senders", "loss 1%", "window 64"; empty where nothing is set."""
     if value is None or value == "":
         return ""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jinja2
 
 from hwrx.version import __version__
 
+WIDE, NARROW = 7.2, 3.5  # inches, of the figures on a desk and on a phone
 
-def render_template(template: str, **values: Any) -> str:
+
+def render_template(template: str, **values: object) -> str:
     """Return the page that a template of hwrx/report/templates makes of `values`, all of which it must be given."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hwrx.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -39,7 +39,7 @@ def kernel_of(run: Run) -> str:
     return str(kernel or "")
 
 
-def find_key(tree: Any, key: str) -> Any:
+def find_key(tree: object, key: str) -> object:
     """Return the first value of `key` anywhere in nested dictionaries, nearest to the top first."""
     level = [tree]
     while level:
@@ -56,3 +56,18 @@ def software_rdma(run: Run) -> bool:
         return False
     text = msgspec.json.encode(run.manifest).decode()
     return "rxe" in text or run.manifest["topology"] == "pair"
+
+
+def flat_changes(tree: object, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested values as lines `a.b.c`, value. What is empty is left out."""
+    if isinstance(tree, dict):
+        return [
+            line
+            for key, value in tree.items()
+            for line in flat_changes(value, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    if isinstance(tree, list | tuple):
+        if all(not isinstance(item, dict | list) for item in tree):
+            return [(prefix, " ".join(map(str, tree)))] if tree else []
+        return [line for place, value in enumerate(tree) for line in flat_changes(value, f"{prefix}.{place}")]
+    return [] if tree is None or tree == "" else [(prefix, str(tree))]

@@ -14,13 +14,12 @@ from msgspec import Struct, structs
 
 from hwrx import paths as delivery
 from hwrx import stats
-from hwrx.control.messages import Setting
 from hwrx.modes import State
 from hwrx.paths import arrivals
 from hwrx.report import processor
 from hwrx.report.model import SERIES, Row, name_of, scaled_estimate
 from hwrx.runs import streams
-from hwrx.runs.overrides import LISTED, SETTING_FIELDS
+from hwrx.runs.overrides import LISTED, SETTING_FIELDS, setting_of
 from hwrx.runs.planning import capacity_key
 from hwrx.stats import Digest, Floats
 
@@ -75,16 +74,11 @@ def _with_twin(row: Row, twins: Mapping[int, dict[str, float]]) -> Row:
     )
 
 
-def _setting(trial: dict[str, Any]) -> Setting:
-    # a field that the trial's path does not read is not recorded, and tells nothing apart
-    return msgspec.convert({key: trial[key] for key in SETTING_FIELDS if trial.get(key) is not None}, Setting)
-
-
 def _load(run: Run, trial: dict[str, Any]) -> float | None:
     """The share of its path's capacity that a trial of an experiment with `load` was sent at."""
     if not run.experiment.load or not trial.get("rate"):
         return None
-    capacity = run.experiment.capacity.get(capacity_key(_setting(trial)))
+    capacity = run.experiment.capacity.get(capacity_key(setting_of(trial)))
     return round(trial["rate"] / capacity, 4) if capacity else None
 
 
@@ -124,7 +118,7 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         pattern=pattern,
         wait=wait,
         swept=swept,
-        setting=msgspec.to_builtins(_setting(trials[0])),
+        setting=msgspec.to_builtins(setting_of(trials[0])),
         level=level,
         states=_states(taken, factor),
         groups=_groups(digests, rates, pattern),
@@ -190,7 +184,7 @@ def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
         # a run that does not say what was offered is one that did not draw arrivals from its seed either
         sent = trial.get("offered_messages")
         seed = run.experiment.seed if sent is not None else None
-        due = arrivals.intended_times(_setting(trial), int(trial["repeat"]), seed, samples.sequence)
+        due = arrivals.intended_times(setting_of(trial), int(trial["repeat"]), seed, samples.sequence)
         rate = stats.answered_within(due, ns)
         if sent is None:
             offered = stats.answered_within(due, np.zeros_like(due))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hwrx.host import plotting as plotting  # before Matplotlib, which MPLBACKEND may stop
+
+# isort: split
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -11,8 +14,10 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.markers import CARETDOWNBASE, CARETLEFTBASE, CARETRIGHTBASE, CARETUPBASE
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from hwrx.paths import PATHS
+from hwrx.paths.model import Dashes
 from hwrx.report.model import Row, Summary, name_of
-from hwrx.report.words import size_words
+from hwrx.report.numbers import size_words
 from hwrx.stats import Estimate
 
 if TYPE_CHECKING:
@@ -57,20 +62,10 @@ STYLE: Any = {
 }
 
 T = TypeVar("T")
-Look = tuple[str, str, Any]
-# Each colour has a contrast of 3:1 at least to the page both light and dark; INK follows the page.
+Look = tuple[str, str, Dashes]
+# each path's own; the ink follows the page
 LOOKS: dict[str, Look] = {
-    "udp": ("#1b75c4", "o", "-"),
-    "tcp": ("#0e96a3", "s", (0, (5, 1.5))),
-    "rdma-send": ("#d55e00", "^", (0, (3, 1, 1, 1))),
-    "rdma-write": ("#b98200", "D", (0, (1, 1))),
-    "rdma-write-imm": ("#a0622f", "v", (0, (6, 1, 1, 1, 1, 1))),
-    "rdma-read": ("#cf5fa0", "P", (0, (2, 2))),
-    "rdma-ud": ("#8e63c7", "X", (0, (4, 3))),
-    "packet-ring": ("#0f9468", "<", (0, (8, 2))),
-    "xdp": ("#6f8f1c", ">", (0, (3, 3))),
-    "nic-ring": (INK, "*", "-"),
-    "nic-pio": ("#7d8288", "h", (0, (1, 2))),
+    path.name: (path.look.colour or INK, path.look.marker, path.look.dashes) for path in PATHS.values()
 }
 OTHER: Look = ("#7d8288", "o", "-")  # a path of another version
 ACTORS = {
@@ -82,7 +77,8 @@ ACTORS = {
     "device": "#7d8288",
     "not observed": "#7d8288",
 }
-MARKERS = "osD^vP<>X*h"
+# in the order in which the lines of one path take them
+MARKERS = "".join(dict.fromkeys("osD^vP<>X*h" + "".join(marker for _, marker, _ in LOOKS.values())))
 LINES = 8  # of a panel: more cannot be told apart
 
 
@@ -224,13 +220,6 @@ def size_axis(ax: Axes, sizes: Sequence[int]) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda size, _: size_words(int(size))))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("message size")
-
-
-def fit_values(ax: Axes, estimates: Sequence[Estimate | None]) -> None:
-    """Let a logarithmic axis span the values: an interval of two or three trials may span decades, and is cut there."""
-    values = [estimate.value for estimate in estimates if estimate is not None]
-    if values:
-        ax.set_ylim(0.6 * min(values), 1.8 * max(values))
 
 
 def plain_log(ax: Axes, which: Literal["x", "y"]) -> None:

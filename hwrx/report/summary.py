@@ -64,7 +64,7 @@ def _steps(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return found
 
 
-def _step(steps: dict[str, list[Any]], key: str, value: Any) -> tuple[str, int, str]:
+def _step(steps: dict[str, list[Any]], key: str, value: object) -> tuple[str, int, str]:
     """Where a row stands among those of other values; a field that a path's own table sets comes by its words."""
     listed = steps.get(key, [])
     return key, listed.index(value) if value in listed else len(listed), str(value)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hwrx.host import plotting as plotting  # before Matplotlib, which MPLBACKEND may stop
+
+# isort: split
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -10,8 +13,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from hwrx.report import style
 from hwrx.report.model import Row, Summary, swept_words
+from hwrx.report.numbers import size_words
 from hwrx.report.style import LOOKS, OTHER, PAPER
-from hwrx.report.words import size_words
 from hwrx.stats import Estimate
 
 if TYPE_CHECKING:
@@ -47,7 +50,8 @@ def _load_panel(summary: Summary, ax: Axes, rows: list[Row]) -> None:
         ):
             points = [(row.messages_per_s.value if row.messages_per_s else 0.0, getattr(row, source).get(quantile))
                       for row in own]  # fmt: skip
-            look_of = {"color": colour, "marker": marker, "linestyle": line, "markerfacecolor": fill, "label": label}
+            look_of: dict[str, object] = {"color": colour, "marker": marker, "linestyle": line}
+            look_of |= {"markerfacecolor": fill, "label": label}
             if source == "service_quantiles":
                 look_of |= {"linewidth": 0.7, "marker": "", "linestyle": ":"}
             elif quantile == "p99":

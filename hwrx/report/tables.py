@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 
 from hwrx.host import strict_json
-from hwrx.report import actors, ledgers, text, waterfall
+from hwrx.report import actors, captions, ledgers, numbers, waterfall
 from hwrx.report.cells import Cell, Kind, Table, column_heads, estimate_cell, grouped_digits, ratio_cell
 from hwrx.report.model import Row, Summary, name_of
-from hwrx.report.words import size_words
+from hwrx.report.numbers import SATURATED, WITHHELD, size_words, value_text
 from hwrx.stats import NAMED, Estimate
 from hwrx.version import __version__
 
@@ -47,12 +47,12 @@ def _latency(summary: Summary) -> Table:
                 *head(row),
                 *(estimate_cell(row.quantiles[name]) for name in shown),
                 ratio_cell(row, summary.baseline),
-                (text.value_text(row.messages_per_s), ""),
+                (value_text(row.messages_per_s), ""),
             ],
         )
         for first, row in grouped_digits(rows)
     ]
-    return Table("latency", "Latency", text.latency_caption(summary, rows), columns, cells, 2)
+    return Table("latency", "Latency", captions.latency_caption(summary, rows), columns, cells, 2)
 
 
 def _shown_quantiles(rows: list[Row]) -> list[str]:
@@ -68,14 +68,14 @@ def _rates(summary: Summary) -> Table:
     cells = []
     for first, row in grouped_digits(rows):
         lost = f"{100 * row.lost_share:.2g} %" if row.lost_share else "0"
-        rate = (text.bytes_a_second(row.bytes_per_s), "")
+        rate = (numbers.bytes_a_second(row.bytes_per_s), "")
         cells.append(
             (
                 first,
                 [*head(row), estimate_cell(row.messages_per_s), rate, ratio_cell(row, summary.baseline), (lost, "")],
             )
         )
-    return Table("throughput", "Throughput", text.rate_caption(summary, rows), columns, cells, 2)
+    return Table("throughput", "Throughput", captions.rate_caption(summary, rows), columns, cells, 2)
 
 
 def _paced(summary: Summary) -> Table:
@@ -91,15 +91,15 @@ def _paced(summary: Summary) -> Table:
     for first, row in grouped_digits(rows):
         cells: list[Cell] = [
             *head(row),
-            *([(text.share_words(row.load), "")] if shares else []),
-            (text.offered_words(row.rate), ""),
+            *([(numbers.share_words(row.load), "")] if shares else []),
+            (numbers.offered_words(row.rate), ""),
         ]
-        cells.append((text.value_text(row.messages_per_s), text.SATURATED if row.saturated else ""))
+        cells.append((value_text(row.messages_per_s), SATURATED if row.saturated else ""))
         for name in shown:
             service = row.service_quantiles.get(name)
-            cells.append((text.value_text(row.quantiles[name]), f"({text.value_text(service)})" if service else ""))
+            cells.append((value_text(row.quantiles[name]), f"({value_text(service)})" if service else ""))
         found.append((first, [*cells, ratio_cell(row, summary.baseline)]))
-    return Table("load", "Open loop", text.paced_caption(summary, rows), columns, found, 2)
+    return Table("load", "Open loop", captions.paced_caption(summary, rows), columns, found, 2)
 
 
 def _costs(summary: Summary) -> Table:
@@ -117,12 +117,12 @@ def _costs(summary: Summary) -> Table:
         cells: list[Cell] = [(cost.row, ""), (cost.wait, ""), (sizes, "")]
         size, off = cost.worst
         cells += [
-            text.signed_percent(cost.byte),
-            text.signed_percent(cost.message),
+            numbers.signed_percent(cost.byte),
+            numbers.signed_percent(cost.message),
             (f"{100 * off:+.0f} %", size_words(size)),
         ]
         rows.append((False, cells))
-    return Table("cost", "What a byte costs", text.cost_caption(summary), columns, rows, 1)
+    return Table("cost", "What a byte costs", captions.cost_caption(summary), columns, rows, 1)
 
 
 def _quality(summary: Summary) -> Table:
@@ -146,7 +146,7 @@ def _quality(summary: Summary) -> Table:
             for name in ("lost", "late", "resent", "duplicated", "reordered", "corrupt")
         ]
         if asked:
-            words = {True: "yes", False: "did not converge", None: text.WITHHELD}
+            words = {True: "yes", False: "did not converge", None: WITHHELD}
             cells.append((words[row.converged], ""))
         rows.append((new, cells))
     caption = (

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
-import shutil
 import textwrap
 from typing import IO
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwrx.report import answer, text
+from hwrx.host.console import OutsideConsole, open_console
+from hwrx.report import about, answer, captions, numbers
 from hwrx.report.cells import Table as Cells
 from hwrx.report.cells import grouped_digits, swept_cell
 from hwrx.report.model import Row, Summary, name_of
-from hwrx.report.words import size_words
+from hwrx.report.numbers import SATURATED, WITHHELD, size_words, value_text
 from hwrx.stats import NAMED
 
 NARROWEST = 80
@@ -26,10 +24,7 @@ def show_summary(
     summary: Summary, file: IO[str] | None = None, width: int | None = None, page: pathlib.Path | None = None
 ) -> None:
     """Print the answer, the tables and the warnings to `file` (standard output). `page`: where the report is."""
-    console = Console(file=file, width=width, highlight=False, soft_wrap=False)
-    if not console.is_terminal and width is None:
-        columns = shutil.get_terminal_size((NARROWEST, 24)).columns if os.environ.get("COLUMNS") else NARROWEST
-        console = Console(file=file, width=columns, highlight=False)
+    console = open_console(file, width=width, piped=NARROWEST)
     found = answer.answers_of(summary)
     for each in found:
         _show_answer(console, each)
@@ -51,11 +46,11 @@ def show_summary(
         for warning in summary.warnings:
             console.print(Text(f"warning: {warning}", style="yellow"))
     console.print()
-    for paragraph in text.about_row(summary):
+    for paragraph in about.about_row(summary):
         console.print(Text(paragraph, style="dim"))
 
 
-def _show_answer(console: Console, found: answer.Answer) -> None:
+def _show_answer(console: OutsideConsole, found: answer.Answer) -> None:
     """What was measured, the table, and a line each of what is not so; first of all, if nothing can be told."""
     if found.nothing:
         console.print(Text(found.nothing, style="bold"))
@@ -65,11 +60,6 @@ def _show_answer(console: Console, found: answer.Answer) -> None:
     for note in found.notes:
         for number, line in enumerate(textwrap.wrap(note, console.width - 2)):
             console.print(Text(("" if not number else "  ") + line))
-
-
-def wide_table() -> Console:
-    """A console as wide as its terminal; where there is none, wide enough for tables with many columns."""
-    return Console(highlight=False, width=None if Console().is_terminal else 160)
 
 
 def plain_text(table: Cells) -> Table:
@@ -95,7 +85,7 @@ def _table(caption: str) -> Table:
 
 
 def _latency(summary: Summary) -> Table:
-    table = _table(text.latency_caption(summary, summary.of("pingpong")))
+    table = _table(captions.latency_caption(summary, summary.of("pingpong")))
     _first_columns(table, summary, "pingpong")
     rows = summary.of("pingpong")
     tails = [p for p in NAMED[1:] if any(row.quantiles[name_of(p)] for row in rows)]
@@ -107,16 +97,16 @@ def _latency(summary: Summary) -> Table:
     for first, row in grouped_digits(summary.of("pingpong")):
         table.add_row(
             *_head(summary, row, first),
-            text.value_text(row.quantiles["p50"]),
-            text.plus_minus(row.quantiles["p50"]),
-            *(text.value_text(row.quantiles[name_of(p)]) for p in tails),
-            text.ratio_text(row, summary.baseline),
+            value_text(row.quantiles["p50"]),
+            numbers.plus_minus(row.quantiles["p50"]),
+            *(value_text(row.quantiles[name_of(p)]) for p in tails),
+            numbers.ratio_text(row, summary.baseline),
         )
     return table
 
 
 def _rates(summary: Summary) -> Table:
-    table = _table(text.rate_caption(summary, summary.of("stream")))
+    table = _table(captions.rate_caption(summary, summary.of("stream")))
     _first_columns(table, summary, "stream")
     table.add_column("messages/s", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -130,17 +120,17 @@ def _rates(summary: Summary) -> Table:
     for first, row in grouped_digits(summary.of("stream")):
         table.add_row(
             *_head(summary, row, first),
-            text.value_text(row.messages_per_s),
-            text.plus_minus(row.messages_per_s),
-            *([] if crowded else [text.bytes_a_second(row.bytes_per_s)]),
+            value_text(row.messages_per_s),
+            numbers.plus_minus(row.messages_per_s),
+            *([] if crowded else [numbers.bytes_a_second(row.bytes_per_s)]),
             *([f"{100 * row.lost_share:.2g} %" if row.lost_share else "0"] if lossy else []),
-            text.ratio_text(row, summary.baseline),
+            numbers.ratio_text(row, summary.baseline),
         )
     return table
 
 
 def _paced(summary: Summary) -> Table:
-    table = _table(text.paced_caption(summary, summary.of("paced")))
+    table = _table(captions.paced_caption(summary, summary.of("paced")))
     _first_columns(table, summary, "paced")
     shares = any(row.load is not None for row in summary.of("paced"))
     if shares:
@@ -153,12 +143,12 @@ def _paced(summary: Summary) -> Table:
         cells = []
         for p in NAMED[:-1]:
             response, service = row.quantiles[name_of(p)], row.service_quantiles.get(name_of(p))
-            cells.append(text.compact_value(response) + (f" ({text.compact_value(service)})" if service else ""))
+            cells.append(numbers.compact_value(response) + (f" ({numbers.compact_value(service)})" if service else ""))
         table.add_row(
             *_head(summary, row, first),
-            *([text.share_words(row.load)] if shares else []),
-            text.WITHHELD if row.rate is None else text.compact_number(row.rate),
-            text.compact_value(row.messages_per_s) + text.SATURATED * row.saturated,
+            *([numbers.share_words(row.load)] if shares else []),
+            WITHHELD if row.rate is None else numbers.compact_number(row.rate),
+            numbers.compact_value(row.messages_per_s) + SATURATED * row.saturated,
             *cells,
         )
     return table

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwrx import stages
-from hwrx.report import style, text
+from hwrx import paths, stages
+from hwrx.report import captions, style
 from hwrx.report.cells import Cell, Kind, Table, column_heads
 from hwrx.report.journeys import UNKNOWN, Journey, Step, journeys_of
 from hwrx.report.model import Row, Summary, swept_words
-from hwrx.report.words import size_words
+from hwrx.report.numbers import WITHHELD, number_text, size_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +77,7 @@ def _stages(summary: Summary, several: Sequence[Journey], place: int) -> Table:
         f"Time from each stage to the next, by the stage that ends it; {setting}; traced twins of the trials "
         f"({', '.join(f'{_name(summary, j.row)}: {j.messages:,} timelines' for j in several)}). Means are over all "
         "messages and add up to the mean one-way time; medians are over the messages that passed the stage, and need "
-        f"not add up. {text.TRACED} {summary.label}."
+        f"not add up. {captions.TRACED} {summary.label}."
     )
     return Table(f"stages-{place}", f"Where the time goes: {setting}", caption, columns, rows, keys=1)
 
@@ -94,16 +94,16 @@ def _actors(summary: Summary, steps: Sequence[Step | None], several: Sequence[Jo
 def _cells(step: Step | None, journey: Journey, factor: float) -> list[Cell]:
     if step is None:
         return [("", "")] * 4
-    tail = text.WITHHELD if np.isnan(step.p99) else _amount(step.p99, journey)
+    tail = WITHHELD if np.isnan(step.p99) else _amount(step.p99, journey)
     passed = "" if step.count == journey.messages else f"{100 * step.count / journey.messages:.0f} % pass"
-    share = f"{100 * step.mean / journey.whole:.1f} %" if journey.whole else text.WITHHELD
+    share = f"{100 * step.mean / journey.whole:.1f} %" if journey.whole else WITHHELD
     return [(_amount(step.p50, journey), passed), (tail, ""), (_amount(step.mean, journey), ""), (share, "")]
 
 
 def _amount(ns: float, journey: Journey) -> str:
     """An interval in the run's unit: instructions are counted, so they stand in full."""
     unit, factor = journey.unit
-    return f"{ns:,.0f}" if unit == "instructions" else text.number_text(ns * factor)
+    return f"{ns:,.0f}" if unit == "instructions" else number_text(ns * factor)
 
 
 def _over_sweeps(summary: Summary, traced: Sequence[Journey]) -> list[Table]:
@@ -120,7 +120,7 @@ def _over_sweeps(summary: Summary, traced: Sequence[Journey]) -> list[Table]:
 
 def _over_sweep(summary: Summary, several: Sequence[Journey], place: int) -> Table:
     unit, _ = several[0].unit
-    names = [stage.name for stage in stages.stage_chain(several[0].row.path)]
+    names = [stage.name for stage in paths.stage_chain(several[0].row.path)]
     spread = {name: _spread([journey.step(name) for journey in several]) for name in names}
     most = sorted((name for name in names if spread[name] > 0), key=lambda name: -spread[name])[:VARYING]
     shown = [name for name in names if name in most]
@@ -132,14 +132,14 @@ def _over_sweep(summary: Summary, several: Sequence[Journey], place: int) -> Tab
         cells = head(journey.row)
         for name in shown:
             step = journey.step(name)
-            cells.append((text.WITHHELD if step is None else _amount(step.p50, journey), ""))
+            cells.append((WITHHELD if step is None else _amount(step.p50, journey), ""))
         rows.append((False, [*cells, (_amount(journey.whole, journey), "")]))
     row = several[0].row
     what = f"{row.name} {size_words(row.size)} {row.pattern}, {WAYS[several[0].direction]}"
     rest = "no other stage varies by more" if len(shown) < VARYING else "the stages that vary most"
     caption = (
         f"{what}: the median interval between two stages under each condition, of the stages whose median it moves by "
-        f"{100 * TELLS:.0f} % or more ({rest}), and the mean one-way time. {text.TRACED} {summary.label}."
+        f"{100 * TELLS:.0f} % or more ({rest}), and the mean one-way time. {captions.TRACED} {summary.label}."
     )
     return Table(f"sweep-stages-{place}", f"What the conditions change on the way: {what}", caption, columns, rows, 2)
 

@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hwrx.report.numbers import size_words, time_words
+
 if TYPE_CHECKING:
     from hwrx.modes import State
     from hwrx.report.model import Row
@@ -131,23 +133,6 @@ def _groups_words(row: Row) -> str:
     return ", ".join(f"{round(group.share * trials)} × {group.value:,.4g} {unit}" for group in row.groups)
 
 
-def time_words(us: float) -> str:
-    """A time with three digits and a unit."""
-    if us < 1:
-        return f"{us * 1000:.3g} ns"
-    if us < 1000:
-        return f"{us:.3g} µs"
-    return f"{us / 1000:.3g} ms" if us < 1e6 else f"{us / 1e6:.3g} s"
-
-
-def size_words(size: int) -> str:
-    """A size in B, KiB or MiB where it divides."""
-    for unit, bytes_of in (("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if size >= bytes_of and size % bytes_of == 0:
-            return f"{size // bytes_of} {unit}"
-    return f"{size:,} B"
-
-
 def of_run(run: Run) -> list[str]:
     """What spoils a whole run."""
     warnings = []
@@ -165,6 +150,11 @@ def of_run(run: Run) -> list[str]:
             "the machine was emulated in software: its times are not those of any hardware, and move by a factor of "
             "two on a busy host; only ratios within this run mean something"
         )
+    if problem := run.manifest.get("tracing", {}).get("problem"):
+        why, _, remedy = str(problem).partition("remedy: ")
+        why = why.strip().splitlines()[0]
+        remedy = remedy or "log.txt has more"
+        warnings.append(f"NOT TRACED, though it was asked for: no stages and copies are told. {why}; {remedy}")
     for words in run.manifest.get("warnings", []):
         warnings.append(str(words))
     return warnings

@@ -17,7 +17,8 @@ from hwrx.runs import planning, schedule
 
 if TYPE_CHECKING:
     from hwrx.control.messages import Setting
-    from hwrx.runs.schedule import Measured, Testbed
+    from hwrx.runs.beds import Testbed
+    from hwrx.runs.schedule import Measured
 
 ANSWERED = 0.99  # share of the messages that must be answered at a rate that a path keeps up with
 KEPT = 0.98  # share of the rate at which they must be

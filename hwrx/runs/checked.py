@@ -5,15 +5,16 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 
 from hwrx.control.messages import NETEM
 from hwrx.errors import UsageError
+from hwrx.host.outside import clean_name
 
 
-def convert_field(source: str, key: str, value: Any, kind: Any) -> None:
+def convert_field(source: str, key: str, value: object, kind: object) -> None:
     """UsageError where the value of a key is not of its type, which it puts into words."""
     try:
         msgspec.convert(value, kind, strict=True)
@@ -21,11 +22,11 @@ def convert_field(source: str, key: str, value: Any, kind: Any) -> None:
         at = str(error).partition(" - at `$")[2].rstrip("`")
         found = _at(value, at)
         raise UsageError(
-            f"{source}: {key}{at}: {_show(found)} is not allowed", remedy=allowed_values(kind, at)
+            f"{source}: {clean_name(key)}{at}: {_show(found)} is not allowed", remedy=allowed_values(kind, at)
         ) from None
 
 
-def _at(value: Any, where: str) -> Any:
+def _at(value: object, where: str) -> object:
     """Follow msgspec's `[0]` into the value; other steps do not occur in our types."""
     for step in where.replace("]", "").split("["):
         if step.isdecimal() and isinstance(value, list | tuple):
@@ -33,18 +34,23 @@ def _at(value: Any, where: str) -> Any:
     return value
 
 
-def _show(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+def _show(value: object) -> str:
+    """Write a value as the file has it, as far as one line of an error has room for it."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 1000:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, float):
+        return repr(value)  # JSON has no inf and no nan
+    return clean_name(json.dumps(value, ensure_ascii=False, default=str))
 
 
-def allowed_values(kind: Any, at: str = "") -> str:
+def allowed_values(kind: object, at: str = "") -> str:
     """Say in words which values a type takes."""
     return f"allowed: {_words(msgspec.inspect.type_info(kind), at)}"
 
 
 def _words(info: msgspec.inspect.Type, at: str = "") -> str:
     if isinstance(info, msgspec.inspect.Metadata):
-        return _words(info.type, at)
+        return (info.extra_json_schema or {}).get("description") or _words(info.type, at)
     if isinstance(info, msgspec.inspect.LiteralType):
         return " or ".join(_show(value) for value in info.values)
     if isinstance(info, msgspec.inspect.UnionType):
@@ -65,7 +71,9 @@ def _words(info: msgspec.inspect.Type, at: str = "") -> str:
     if isinstance(info, msgspec.inspect.StrType):
         if info.pattern == NETEM:
             return "netem's words, such as 'loss 1%', 'delay 1ms 100us', 'duplicate 1%' or 'delay 1ms reorder 5%'"
-        return "a string" if info.pattern is None else "1 to 64 letters, digits, '.', '_', '-'; no blank"
+        if info.pattern is not None:
+            return "1 to 64 letters, digits, '.', '_', '-'; no blank"
+        return "a string" if info.max_length is None else f"a string of at most {info.max_length} characters"
     if isinstance(info, msgspec.inspect.DictType):
         return "a table" if at == "" else _words(info.value_type)
     return "any value"
@@ -74,19 +82,22 @@ def _words(info: msgspec.inspect.Type, at: str = "") -> str:
 def check_known(source: str, key: str, value: str, names: Iterable[str]) -> None:
     """UsageError where a value is none of the names there are."""
     if value not in names:
-        close = difflib.get_close_matches(value, list(names), 1)
+        shown = clean_name(value)
+        close = difflib.get_close_matches(shown, list(names), 1)
         hint = f"did you mean '{close[0]}'? " if close else ""
-        raise UsageError(f"{source}: {key}: there is no '{value}'", remedy=f"{hint}allowed: {', '.join(names)}")
+        raise UsageError(
+            f"{source}: {clean_name(key)}: there is no '{shown}'", remedy=f"{hint}allowed: {', '.join(names)}"
+        )
 
 
 def unknown_field(source: str, where: str, names: Iterable[str], key: str | None = None) -> UsageError:
     """The error about a key that nobody knows, with the one that may have been meant."""
-    close = difflib.get_close_matches(key or where, list(names), 1)
+    close = difflib.get_close_matches(clean_name(key or where), list(names), 1)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    return UsageError(f"{source}: unknown key '{where}'", remedy=f"{hint}allowed: {', '.join(names)}")
+    return UsageError(f"{source}: unknown key '{clean_name(where)}'", remedy=f"{hint}allowed: {', '.join(names)}")
 
 
-def literals_of(kind: Any) -> tuple[str, ...]:
+def literals_of(kind: object) -> tuple[str, ...]:
     """The strings that a Literal allows."""
     info = msgspec.inspect.type_info(kind)
     return cast("tuple[str, ...]", tuple(cast("msgspec.inspect.LiteralType", info).values))

@@ -11,11 +11,13 @@ import pathlib
 import zlib
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 
 from hwrx.errors import StoreError
 from hwrx.runs import journal, schema, seal
 from hwrx.runs.journal import Journal, trials_table
+from hwrx.runs.overrides import setting_of
 from hwrx.runs.seal import Group, Reader
 
 Kept = list[tuple[Reader, Group]]
@@ -127,6 +129,10 @@ class Contents:
         for row in rows:
             if wrong := [key for key, kind in NEEDED.items() if not isinstance(row[key], kind)]:
                 raise StoreError(f"{self.folder} is damaged: a trial has no valid {', '.join(wrong)}")
+            try:
+                setting_of(row)
+            except msgspec.ValidationError as error:
+                raise StoreError(f"{self.folder} is damaged: the setting of trial {row['trial']}: {error}") from None
         if self.manifest["format"] == 1:
             self._check_numbers(rows)
         if not rows and self.journal.damaged:
@@ -228,6 +234,9 @@ class Contents:
             self.damage.append(words)
         return set(lost)
 
+    def _has(self, name: str) -> bool:
+        return (self.folder / name).is_file()
+
     # --- the rest --------------------------------------------------------------------------------------------------
 
     def _check_parts(self) -> None:
@@ -239,6 +248,7 @@ class Contents:
             self.damage.append(f"parts/: {len(missing)} parts are missing (the first: {missing[0]})")
 
     def _check_texts(self) -> None:
+        self.damage += [f"{name} is missing" for name in self.store.get("documents", []) if not self._has(name)]
         if (experiment := self.store.get("experiment")) is not None:
             path = self.folder / "experiment.toml"
             if not path.exists() or path.read_bytes() != experiment.encode():

@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import pathlib
 import secrets
-import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -20,9 +19,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hwrx import paths as delivery
-from hwrx.control.messages import MessageSize, Pattern, Wait
+from hwrx.control.messages import Clock, MessageSize, Pattern, Rate, Seed, Wait
 from hwrx.errors import UsageError
 from hwrx.host import toml_text
+from hwrx.host.outside import clean_name
 from hwrx.machine.placement import Wish
 from hwrx.runs import checked
 from hwrx.runs.overrides import (
@@ -38,8 +38,16 @@ from hwrx.runs.overrides import (
 from hwrx.wires import topology as topologies
 
 # auto: icount in a guest that is emulated, wall elsewhere; decided before the plan (hwrx.runs.testbed.settle_clock)
-Clock = Literal["wall", "icount", "auto"]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, '.', '_', '-'")]
+WantedClock = Literal[Clock, "auto"]
+BootWord = Annotated[str, Meta(pattern=r"^[!-~]{1,200}$", description="printable characters, no blank")]
+# a version or a path; never an option of the tools that it is handed to
+Kernel = Annotated[
+    str, Meta(pattern=r"^[^\x00-\x1f\x7f-][^\x00-\x1f\x7f]{0,4000}$", description="a version, or the path of a vmlinuz")
+]
+Name = Annotated[
+    str,
+    Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="1 to 64 letters, digits, '.', '_', '-'; no blank"),
+]
 
 COUNTED = ("copies_priced", "rest", "settle")  # of a setting: about counted instructions
 OWN_LISTS = ("sizes", "patterns", "waits")  # that a path may have instead of the experiment's
@@ -60,26 +68,26 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a file or the options ask for. Sizes are bytes, times seconds."""
 
     name: Name
-    question: str = ""
+    question: Annotated[str, Meta(max_length=20_000)] = ""
     topology: topologies.Name = "netns"
-    clock: Clock = "wall"
-    kernel: str | None = None  # of the guest; None: the lab's own
-    boot: tuple[Annotated[str, Meta(pattern=r"^[!-~]+$")], ...] = ()  # words for the guest's kernel command line
+    clock: WantedClock = "wall"
+    kernel: Kernel | None = None  # of the guest; None: the lab's own
+    boot: Annotated[tuple[BootWord, ...], Meta(max_length=50)] = ()  # words for the guest's kernel command line
     wire_mtu: Annotated[int, Meta(ge=1280, le=65535)] | None = None  # of the wire's two ends; None: 1500
     # CPU of the client and of the server: see hwrx.machine.placement, which chooses those that are not given
-    cpu: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=2)] | Literal["any"] = ()
-    numa: Annotated[int, Meta(ge=0)] | None = None  # node from which hwrx takes CPUs
+    cpu: Annotated[tuple[Annotated[int, Meta(ge=0, le=8191)], ...], Meta(max_length=2)] | Literal["any"] = ()
+    numa: Annotated[int, Meta(ge=0, le=1023)] | None = None  # node from which hwrx takes CPUs
     paths: Annotated[tuple[str, ...], Meta(min_length=1)]
-    sizes: Annotated[tuple[MessageSize, ...], Meta(min_length=1)] = (64,)
+    sizes: Annotated[tuple[MessageSize, ...], Meta(min_length=1, max_length=1000)] = (64,)
     patterns: Annotated[tuple[Pattern, ...], Meta(min_length=1)] = ("pingpong",)
     waits: Annotated[tuple[Wait, ...], Meta(min_length=1)] = ("event",)
     repeats: Annotated[int, Meta(ge=1, le=10_000)] = 3
-    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None  # None: drawn when the trials are, and stored
+    seed: Seed | None = None  # None: drawn when the trials are, and stored
     trace: bool = False
-    budget: Annotated[float, Meta(gt=0)] | None = None  # seconds that the whole run may take
+    budget: Annotated[float, Meta(ge=0.001, le=1e9)] | None = None  # seconds that the whole run may take
     # paced: rates as shares of what each path can do, which is measured before the first trial and kept in `capacity`
-    load: Annotated[tuple[Annotated[float, Meta(gt=0, le=10)], ...], Meta(max_length=100)] = ()
-    capacity: dict[str, Annotated[float, Meta(gt=0)]] = {}  # `capacity_key` -> messages a second
+    load: Annotated[tuple[Annotated[float, Meta(ge=0.001, le=10)], ...], Meta(max_length=100)] = ()
+    capacity: dict[str, Rate] = {}  # `capacity_key` -> messages a second
     until: Until | None = None  # more repeats than `repeats`, as the figures need them
     setting: Overrides = {}
     sweep: dict[str, list[Any]] = {}
@@ -95,7 +103,7 @@ def load_experiment(path: pathlib.Path | str) -> Experiment:
     """Read an experiment file; UsageError names the file, the key and what is allowed there."""
     file = pathlib.Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # editors of Windows put a byte order mark in front
     except FileNotFoundError:
         raise UsageError(
             f"there is no experiment file {file}", remedy="give the path of a .toml file, or describe it by options"
@@ -109,17 +117,14 @@ def load_experiment(path: pathlib.Path | str) -> Experiment:
 
 def parse_experiment(text: str, *, source: str, name: str = "experiment") -> Experiment:
     """Parse an experiment's TOML; `source` is what errors call it, `name` stands in for a missing `name`."""
-    try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{source}: not valid TOML: {error}") from error
+    content = toml_text.parse_toml(text, source)
     if "question" not in content:
         content["question"] = _header(text)
     content.setdefault("name", name)
     return build_experiment(content, source=source)
 
 
-def from_options(*, name: str = "compare", source: str = "the options", **options: Any) -> Experiment:
+def from_options(*, name: str = "compare", source: str = "the options", **options: object) -> Experiment:
     """Build an experiment from command-line options; those that are None were not given.
 
     An option is either a field of Experiment (`paths`, `sizes`, `repeats`, …) or of Setting (`messages`, `window`, …).
@@ -138,7 +143,7 @@ def from_options(*, name: str = "compare", source: str = "the options", **option
     return build_experiment(content, source=source)
 
 
-def override_experiment(experiment: Experiment, *, source: str = "the options", **options: Any) -> Experiment:
+def override_experiment(experiment: Experiment, *, source: str = "the options", **options: object) -> Experiment:
     """Return the experiment with the options that are not None put over it: over its sweep and overrides, too."""
     if options.get("clock") == "wall" and experiment.clock == "auto":
         experiment = without_counting(experiment)
@@ -229,6 +234,12 @@ def with_seed(experiment: Experiment) -> Experiment:
     """Return the experiment with a seed: its own, or one drawn now."""
     drawn = secrets.randbelow(2**32)
     return experiment if experiment.seed is not None else msgspec.structs.replace(experiment, seed=drawn)
+
+
+def boot_actions(experiment: Experiment) -> list[str]:
+    """Say which of this machine's files a guest of the experiment boots; empty if the lab's own kernels."""
+    kernel = experiment.kernel or ""
+    return [f"the kernel {clean_name(kernel)}, which is to be booted"] if "/" in kernel else []
 
 
 def wish_of(experiment: Experiment) -> Wish:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from msgspec import Struct
 
 from hwrx.errors import StoreError
+from hwrx.host.decoding import UNREADABLE
 from hwrx.runs import seal
 
 FILE = "trials.jsonl"
@@ -29,6 +30,7 @@ class Line(Struct, frozen=True):
     samples: int
     tally: dict[str, int | float]
     extra: dict[str, Any]
+    part: int = 0
 
 
 class Journal(Struct, frozen=True):
@@ -59,11 +61,21 @@ def read_journal(folder: pathlib.Path, key: str | None) -> Journal:
         else:
             # of the last line it may be the end that is damaged
             entry = seal.opened_line(text, key) or (None if ended else seal.opened_line(text[:-1], key))
+            if entry is not None and not _is_line(entry):  # sealed, by somebody else than the store
+                entry = None
             if entry is None and ended:
                 damaged.append(number)
         if entry is not None:
             lines[entry["trial"]] = entry
     return Journal(list(lines.values()), damaged)
+
+
+def _is_line(entry: dict[str, Any]) -> bool:
+    try:
+        msgspec.convert(entry, Line)
+    except UNREADABLE:
+        return False
+    return True
 
 
 def _plain(path: pathlib.Path, number: int, text: bytes) -> dict[str, Any]:
@@ -101,7 +113,7 @@ def _column(values: list[Any]) -> pa.Array:
         return pa.array([None if value is None else json.dumps(value, ensure_ascii=False) for value in values])
 
 
-def _flat(key: str, value: Any) -> dict[str, Any]:
+def _flat(key: str, value: object) -> dict[str, Any]:
     if isinstance(value, bool | int | float | str) or value is None:
         return {key: value}
     if key != "chosen" and isinstance(value, dict) and _numbers(value):  # what a path chose has no fixed columns
@@ -109,7 +121,7 @@ def _flat(key: str, value: Any) -> dict[str, Any]:
     return {key: json.dumps(value, ensure_ascii=False)}
 
 
-def _numbers(value: Any) -> bool:
+def _numbers(value: object) -> bool:
     if isinstance(value, dict):
         return all(_numbers(item) for item in value.values())
     return isinstance(value, int | float)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hwrx.errors import HwrxError
-from hwrx.host import undo
+from hwrx.host.interruption import hold_signals
 
 WAKES_EVERY = 0.2  # seconds: how soon somebody who waits for another part sees that it has failed
 
@@ -66,7 +66,7 @@ class Lanes:
             self._end_all()
             raise
         finally:
-            with undo.hold_signals():
+            with hold_signals():
                 for thread in threads:
                     if thread.ident is not None:
                         thread.join()
@@ -117,5 +117,5 @@ def has_room(guests: int, memory: int, meminfo: Path = Path("/proc/meminfo")) ->
     """Whether this machine has a CPU, and `memory` bytes, for each of several guests of one CPU."""
     if len(os.sched_getaffinity(0)) < guests:
         return False
-    available = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo.read_text(), re.MULTILINE)
+    available = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo.read_text(encoding="utf-8"), re.MULTILINE)
     return available is not None and int(available[1]) << 10 >= guests * memory

@@ -13,12 +13,21 @@ from msgspec import Struct
 
 from hwrx.control.messages import Setting
 from hwrx.errors import UsageError
+from hwrx.host.outside import clean_name
 from hwrx.runs import checked
 
 Overrides = dict[str, Any]  # fields of Setting; of a pattern's table also tables of such, by size
 
 SETTING_FIELDS: dict[str, Any] = {field.name: field.type for field in msgspec.structs.fields(Setting)}
 LISTED = {"path": "paths", "pattern": "patterns", "size": "sizes", "wait": "waits"}
+
+
+def setting_of(trial: Mapping[str, Any]) -> Setting:
+    """Return the setting that a trial's row names in columns; what its path does not read is not recorded there.
+
+    :raises msgspec.ValidationError: if a value is none that the setting can have
+    """
+    return msgspec.convert({key: trial[key] for key in SETTING_FIELDS if trial.get(key) is not None}, Setting)
 
 
 def plain_fields(table: Overrides) -> Overrides:
@@ -43,8 +52,8 @@ def check_by_size(source: str, where: str, fields: Overrides) -> None:
 
 def check_size(source: str, where: str, name: str) -> None:
     """UsageError if a table is not named by a number of bytes."""
-    if not name.isdecimal():
-        raise UsageError(f"{source}: [{where}.{name}]: '{name}' is not a number of bytes")
+    if not (name.isascii() and name.isdecimal()) or len(name) > 10:
+        raise UsageError(f"{source}: [{where}.{clean_name(name)}]: '{clean_name(name)}' is not a number of bytes")
 
 
 def check_overrides(source: str, where: str, fields: Overrides, also: Iterable[str] = ()) -> None:

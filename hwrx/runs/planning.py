@@ -21,23 +21,10 @@ from hwrx.runs.overrides import (
     all_fields,
     plain_fields,
 )
+from hwrx.runs.trials import Skipped, Trial
 from hwrx.wires import topology as topologies
 
-
-class Trial(Struct, frozen=True, kw_only=True):
-    """One path in one setting, once. `number` counts from 0 in the order of the run."""
-
-    number: int
-    repeat: int
-    setting: Setting
-    label: str
-
-
-class Skipped(Struct, frozen=True, kw_only=True):
-    """A combination that the experiment asks for and a path cannot do."""
-
-    label: str
-    reason: str
+MOST_TRIALS = 1_000_000  # of a plan: some 100 bytes of memory and a second of time each
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -61,7 +48,12 @@ def plan_run(experiment: Experiment, check: Callable[[Setting], None] = delivery
     _check_read(experiment)
     able: list[Setting] = []
     skipped: list[Skipped] = []
-    for setting in _settings(experiment):
+    for number, setting in enumerate(_settings(experiment)):
+        if number * experiment.repeats >= MOST_TRIALS:
+            raise UsageError(
+                f"experiment '{experiment.name}' has more than {MOST_TRIALS} trials",
+                remedy="shorten the lists of sizes and of values in [sweep], or lower 'repeats'",
+            )
         try:
             check(setting)
             _check_cpus(setting, experiment)
@@ -77,8 +69,8 @@ def plan_run(experiment: Experiment, check: Callable[[Setting], None] = delivery
 
 
 def prices_of(layout: Plan) -> list[Priced]:
-    """Return how copies are priced in a plan's trials, each once, as they come: a guest is booted for each."""
-    return list(dict.fromkeys(trial.setting.copies_priced for trial in layout.trials))
+    """Return how copies are priced in a plan, each once, as the experiment has them: a guest is booted for each."""
+    return list(dict.fromkeys(setting.copies_priced for setting in layout.settings))
 
 
 def uncalibrated_settings(layout: Plan) -> list[Setting]:
@@ -233,6 +225,10 @@ def label_of(setting: Setting, experiment: Experiment) -> str:
 
 def _held_together(drawn: list[Setting]) -> list[Setting]:
     """Put the trials of paths that hold a NIC behind the first of them: to take it and give it back takes long."""
-    holding = [setting for setting in drawn if setting.path in delivery.HOLDING]
+    holding = [setting for setting in drawn if delivery.find_path(setting.path).holding]
     first = drawn.index(holding[0]) if holding else 0
-    return [*drawn[:first], *holding, *(setting for setting in drawn[first:] if setting.path not in delivery.HOLDING)]
+    return [
+        *drawn[:first],
+        *holding,
+        *(setting for setting in drawn[first:] if not delivery.find_path(setting.path).holding),
+    ]

@@ -7,19 +7,21 @@ import functools
 import json
 import pathlib
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from hwrx.errors import StoreError, UsageError
 from hwrx.host import disk
+from hwrx.host.outside import clean_tree
 from hwrx.runs import experiment as experiments
-from hwrx.runs import journal, planning, schema, seal
+from hwrx.runs import journal, schema, seal
 from hwrx.runs.contents import Contents, run_key
+from hwrx.runs.trials import Skipped
 
 MANIFEST_KEYS = ("format", "status", "name", "topology", "clock", "started", "process", "skipped", "trials_planned")
 
@@ -38,6 +40,23 @@ class TrialSamples(Struct, frozen=True):
     late: npt.NDArray[np.bool_]
 
 
+class Log(Struct, frozen=True):
+    """How much of the log is the run's, and its checksum."""
+
+    bytes: Annotated[int, Meta(ge=0)]
+    crc32: int
+
+
+class Kept(Struct, frozen=True):
+    """What the store notes for itself. Tables are names of files, and of nothing else."""
+
+    id: str
+    experiment: str | None = None
+    tables: list[Annotated[str, Meta(pattern=r"^[a-z][a-z_]{0,63}$")]] = []
+    documents: list[Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]] = []
+    log: Log | None = None
+
+
 class Manifest(Struct, frozen=True):
     """What a manifest must have, whatever else it has."""
 
@@ -48,7 +67,7 @@ class Manifest(Struct, frozen=True):
     clock: str
     started: str
     process: dict[str, Any]
-    skipped: list[planning.Skipped]
+    skipped: list[Skipped]
     trials_planned: int | None
     reason: str = ""
     question: str = ""
@@ -58,6 +77,7 @@ class Manifest(Struct, frozen=True):
     asked: dict[str, Any] = {}
     tracing: dict[str, Any] = {}
     resumed: list[dict[str, Any]] = []
+    store: Kept | None = None  # of format 2
 
 
 class Run:
@@ -69,14 +89,17 @@ class Run:
     def __init__(self, path: pathlib.Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self._whole = manifest
-        # what the store keeps for itself says nothing about what was measured
-        self.manifest = {key: value for key, value in manifest.items() if key != "store"}
+        # What the store keeps for itself says nothing about what was measured. A run may be somebody else's, so that
+        # its words are cleaned before they are shown, or used in any other way
+        self.manifest = clean_tree({key: value for key, value in manifest.items() if key != "store"})
 
     @classmethod
     def open(cls, path: pathlib.Path | str) -> Self:
         """Open a run directory and check its files.
 
-        StoreError says what is wrong with one that cannot be read. What is damaged of one that can be is in `damage`.
+        :param path: the directory; a symbolic link (runs/latest) is followed once, now
+        :return: the run. What is damaged of one that can be read is in `damage`
+        :raises StoreError: if there is none, or it cannot be read: damaged, or written by a newer hwrx
         """
         directory = pathlib.Path(path)
         if not directory.exists():
@@ -88,7 +111,10 @@ class Run:
         run = cls(directory, _manifest(directory))
         if not (directory / journal.FILE).exists() and not (directory / "trials.parquet").exists():
             raise StoreError(f"{directory} is damaged: it has neither trials.parquet nor {journal.FILE}")
-        _ = run.contents
+        try:
+            _ = run.contents
+        except seal.UNREADABLE as error:  # a folder in the place of a file; what no store would have written and sealed
+            raise seal.damaged_error(directory, error) from None
         return run
 
     def __repr__(self) -> str:
@@ -101,7 +127,10 @@ class Run:
 
     @functools.cached_property
     def status(self) -> schema.Status:
-        """complete, interrupted, partial, or running. A run whose process is gone without ending it is partial."""
+        """complete, interrupted, partial, or running, as it was when it was first asked for.
+
+        A run whose process is gone without having ended it is partial, whatever its manifest says.
+        """
         status: schema.Status = self.manifest["status"]
         if status == "running" and not disk.still_runs(self.manifest["process"]):
             return "partial"
@@ -116,7 +145,11 @@ class Run:
 
     @property
     def emulated(self) -> bool:
-        """Whether the messages crossed a machine whose processor was emulated in software."""
+        """Whether the messages crossed a machine whose processor was emulated in software.
+
+        Its wall-clock times are not those of any hardware. Runs that do not say so themselves are asked for the
+        accelerator of their guest.
+        """
         if "emulated" in self.manifest:
             return bool(self.manifest["emulated"])
         accelerators = [_find(self.manifest, "accelerator")]
@@ -134,40 +167,72 @@ class Run:
 
     @functools.cached_property
     def experiment(self) -> experiments.Experiment:
-        """The experiment as it was run."""
+        """The experiment as it was run.
+
+        :raises StoreError: if what the run keeps of it is damaged
+        """
         file = self.path / "experiment.toml"
         try:
-            if self._whole["format"] > 1:
-                return experiments.parse_experiment(
-                    self._whole["store"]["experiment"], source=str(file), name=file.stem
-                )
-            return experiments.load_experiment(file)
+            if self._whole["format"] == 1:
+                return experiments.load_experiment(file)
+            kept = self.contents.store.get("experiment")
+            if not isinstance(kept, str):
+                raise StoreError(f"{self.path} is damaged: its manifest does not keep the experiment")
+            return experiments.parse_experiment(kept, source=str(file), name=file.stem)
         except UsageError as error:
             raise StoreError(f"{self.path} is damaged: {error}") from None
 
     @property
+    def experiment_text(self) -> str:
+        """The experiment's file, as it stands in the directory.
+
+        :raises StoreError: if it cannot be read
+        """
+        file = self.path / "experiment.toml"
+        try:
+            return file.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise seal.damaged_error(file, error) from None
+
+    @property
     def journal(self) -> list[dict[str, Any]]:
-        """The trials as they were recorded, nested."""
+        """The trials as they were recorded, nested: a dictionary each, in the order in which they ended."""
         return self.contents.journal.lines
 
     @property
     def trials(self) -> pa.Table:
-        """One row a trial, as it was recorded."""
+        """One row a trial, as it was recorded: its setting and its counts are columns.
+
+        An Arrow table in the order in which the trials ended. `columns` has units and meanings.
+        """
         return self.contents.trials
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """`trials` as dictionaries. A trial whose samples are lost has the status "damaged" and no samples."""
-        return self.contents.rows
+        return self._rows
+
+    @functools.cached_property
+    def _rows(self) -> list[dict[str, Any]]:
+        return [clean_tree(row) for row in self.contents.rows]
 
     @property
     def samples(self) -> pa.Table:
-        """All samples as one Arrow table, about 30 bytes a message; `trial_samples` reads one trial alone."""
+        """All samples as one Arrow table, about 30 bytes a message; `trial_samples` reads one trial alone.
+
+        Columns are those of `hwrx.runs.schema.SAMPLES`: trial, sequence number, ns, service_ns (paced trials), late.
+        Runs of format 1 get the column `late`, all false. Empty if the run has no samples.
+        """
         tables = [_with_late(table) for table in self.contents.read("samples")]
         return pa.concat_tables(tables).unify_dictionaries() if tables else schema.SAMPLES.empty_table()
 
     def trial_samples(self, trial: int) -> TrialSamples:
-        """Read the samples of one trial."""
+        """Read the samples of one trial.
+
+        :param trial: its number, as in `rows`
+        :return: arrays of one length, in the order of recording; empty if it has no samples. They are the caller's
+        :raises StoreError: if they are damaged or missing
+        """
         columns = ["sequence", "ns", "late"]
         if any(row["trial"] == trial and row["pattern"] == "paced" for row in self.rows):
             columns.append("service_ns")
@@ -188,13 +253,21 @@ class Run:
         )
 
     def each_trial(self) -> Iterator[tuple[dict[str, Any], TrialSamples]]:
-        """Go through the trials that have samples, one in memory at a time."""
+        """Go through the trials that have samples, one in memory at a time.
+
+        :return: pairs of the trial's row and its samples, in the order of `rows`
+        :raises StoreError: at the trial whose samples are damaged or missing
+        """
         for row in self.rows:
             if row["samples"]:
                 yield row, self.trial_samples(row["trial"])
 
     def table(self, name: str) -> pa.Table | None:
-        """Return another table of the run (`stages`, `copies`, `drops`), None if it has none of that name."""
+        """Return another table of the run (`stages`, `copies`, `drops`), None if it has none of that name.
+
+        :return: an Arrow table, all parts of it together
+        :raises StoreError: if its parts do not fit together, which is damage
+        """
         tables = self.contents.read(name)
         try:
             return pa.concat_tables(tables) if tables else None
@@ -202,13 +275,20 @@ class Run:
             raise seal.damaged_error(self.path / f"{name}.parquet", error) from None
 
     def columns(self) -> list[schema.Column]:
-        """Return every column of the run's tables: type, unit, meaning."""
+        """Return every column of the run's tables: type, unit, meaning.
+
+        Of what the run has: the tables in alphabetical order, in each the columns in the order of the file.
+        """
         kept = {name: tables[0][0].schema for name, tables in self.contents.tables.items() if tables}
         kept["trials"] = self.trials.schema
         return [column for name in sorted(kept) for column in schema.columns_of(name, kept[name])]
 
     def document(self, name: str) -> dict[str, Any]:
-        """Return a JSON document of the run; StoreError if it is missing or not as it was written."""
+        """Return a JSON document of the run.
+
+        :param name: of the file in the run's directory
+        :raises StoreError: if it is missing, or not as it was written
+        """
         file = self.path / name
         try:
             text = file.read_bytes()
@@ -218,7 +298,7 @@ class Run:
             raise seal.damaged_error(file, error) from None
         if not isinstance(found, dict):
             raise seal.damaged_error(file, "it is not what this run wrote there")
-        return dict(found)
+        return dict(clean_tree(found))
 
 
 def load_run(path: pathlib.Path | str) -> Run:
@@ -265,7 +345,7 @@ def _with_late(table: pa.Table) -> pa.Table:
     return table.append_column("late", pa.array(np.zeros(table.num_rows, np.bool_)))
 
 
-def _find(tree: Any, key: str) -> Any:
+def _find(tree: object, key: str) -> object:
     """Return the first value of `key` anywhere in nested dictionaries."""
     if not isinstance(tree, dict):
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -26,7 +26,6 @@ from hwrx.control.messages import (
     Done,
     Fetch,
     LookAround,
-    Place,
     Placed,
     Prepare,
     Prepared,
@@ -40,29 +39,17 @@ from hwrx.control.messages import (
     Surveyed,
 )
 from hwrx.control.peers import ANSWER_WITHIN, Peer, wait_for_replies
-from hwrx.errors import HwrxError, PeerError, TrialError
+from hwrx.errors import HwrxError, PeerError, SilenceError, TrialError
 from hwrx.machine import placement
 from hwrx.machine.placement import OWN_CPUS, Wish
 from hwrx.paths import cputime
+from hwrx.runs.beds import Testbed
 
 if TYPE_CHECKING:
-    from hwrx.runs.planning import Trial
     from hwrx.runs.store import Writer
+    from hwrx.runs.trials import Trial
 
 Int64s = npt.NDArray[np.int64]
-
-
-class Testbed(Protocol):
-    """Two places with something between them, and a way to start an agent at each."""
-
-    places: Mapping[Role, Place]
-    alone: bool  # nobody else uses the machine that both ends are on
-
-    def start(self, role: Role) -> Peer:
-        """Start the agent of one end."""
-
-    def manifest(self) -> dict[str, Any]:
-        """Describe the machine that the messages cross."""
 
 
 class Measured(Struct, frozen=True):
@@ -111,9 +98,9 @@ class Pair:
 
     def __exit__(self, *exc: object) -> None:
         if exc[0] is not None:
-            # an agent in the middle of a loop does not hear Quit
+            # an agent in the middle of a loop does not hear Quit, but the end of its pipe
             for peer in self._everybody(len(self._pairs)):
-                peer.kill()
+                peer.hang_up()
         self._stack.close()
 
     def renew(self) -> None:
@@ -385,21 +372,23 @@ def execute_trials(
     progress: Callable[[int, int, str], None] = lambda done, total, label: None,
     twin: Callable[[Pair, Trial, Measured, Writer], None] = lambda pair, trial, measured, writer: None,
     stopped: Callable[[], bool] = lambda: False,
+    outcome: Outcome | None = None,
 ) -> Outcome:
     """Run `trials` in the given order and write each as it ends, the trials of every repeat with agents of their own.
 
     `progress` is called with trials done, trials in all and the next one's label. Raises TrialError when an agent died
-    or fell silent: it names the trial; the writer then marks the run partial. A path's own failure is recorded with its
+    or fell silent: it names the trial; the writer then marks the run partial. StandstillError if a whole guest fell
+    silent: another one can go on with that trial. A path's own failure is recorded with its
     trial and in the outcome, and the run goes on. `twin` is called after each trial that was measured and written, for
     what is to be measured beside it (tracing). `stopped` tells whether an agent's death is our own doing, from another
-    thread: then no trial is to blame.
+    thread: then no trial is to blame. `outcome` is what is added to and returned: it is known after an error, too.
     """
-    outcome = Outcome()
+    outcome = Outcome() if outcome is None else outcome
     seed = int(writer.manifest.get("seed") or 0)
     with Pair(testbed, wish) as pair:
         for index, trial in enumerate(trials):
             progress(index, len(trials), trial.label)
-            with _named(trial, writer, stopped):
+            with _named(trial, testbed, writer, stopped):
                 if index and trial.repeat != trials[index - 1].repeat:
                     pair.renew()
                 try:
@@ -428,12 +417,14 @@ def holds_for_next(trials: Sequence[Trial], index: int) -> bool:
 
 
 @contextlib.contextmanager
-def _named(trial: Trial, writer: Writer, stopped: Callable[[], bool]) -> Iterator[None]:
+def _named(trial: Trial, testbed: Testbed, writer: Writer, stopped: Callable[[], bool]) -> Iterator[None]:
     try:
         yield
     except PeerError as error:
         if stopped():
             raise
+        if isinstance(error, SilenceError):
+            testbed.need_answer(error)
         writer.add_trial(trial, status="failed", error=str(error))
         writer.log(f"trial {trial.number} {trial.label}: {error}")
         raise TrialError(

@@ -36,9 +36,10 @@ import os
 import pathlib
 import shutil
 import threading
+import time
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import msgspec
@@ -47,6 +48,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from hwrx import paths
+from hwrx.control.messages import Setting
 from hwrx.errors import StoreError, UsageError
 from hwrx.host import disk
 from hwrx.runs import experiment as experiments
@@ -54,6 +56,7 @@ from hwrx.runs import journal, planning, reading, schema, seal
 from hwrx.runs.contents import Contents, run_key
 from hwrx.runs.reading import Run
 from hwrx.runs.schema import FORMAT, MANIFEST, SAMPLES, Status
+from hwrx.runs.trials import Trial
 from hwrx.version import __version__
 
 if TYPE_CHECKING:
@@ -75,6 +78,8 @@ class Writer:
         self.recorded = 0
         self._parts = 0
         self._finished = False
+        self._before = float(manifest.get("store", {}).get("elapsed_s", 0.0))  # of a run that goes on
+        self._began = time.monotonic()
         self._lock = contextlib.ExitStack()  # of the directory, against other processes
         self._one = threading.RLock()  # one thread at a time writes
 
@@ -192,7 +197,7 @@ class Writer:
 
     def add_trial(
         self,
-        trial: planning.Trial,
+        trial: Trial,
         *,
         status: str,
         error: str = "",
@@ -243,12 +248,16 @@ class Writer:
         """Write a JSON document of the run, with its checksum, in the place of the one before."""
         with self._one, disk.guarded_writes(self.path):
             disk.replace_file(self.path / name, seal.sealed_document(content, run_key(self.manifest, name) or ""))
+            noted = self.manifest["store"].setdefault("documents", [])
+            if name not in noted:
+                noted.append(name)
+                self._write_manifest()
 
     def expect(self, trials: int) -> None:
         """Say how many trials the run is to have, where that was not known when it began."""
         self.note(trials_planned=trials)
 
-    def note(self, **values: Any) -> None:
+    def note(self, **values: object) -> None:
         """Put more into the manifest, for example what was found when the machines came up."""
         with self._one, disk.guarded_writes(self.path):
             self.manifest.update(values)
@@ -274,6 +283,7 @@ class Writer:
         if status == "complete" and planned is not None and self.recorded < planned:
             status, reason = "partial", reason or f"{self.recorded} of {planned} trials were run"
         self.manifest.update(status=status, reason=reason, ended=_now().isoformat())
+        self.manifest["store"]["elapsed_s"] = round(self.elapsed_seconds(), 3)
         with self._lock, disk.guarded_writes(self.path):
             try:
                 self._merge()
@@ -301,6 +311,10 @@ class Writer:
         status: Status = "interrupted" if isinstance(error, KeyboardInterrupt) else "partial"
         with contextlib.suppress(StoreError):  # the error that is on its way says more
             self.finish(status, _sentence(error))
+
+    def elapsed_seconds(self) -> float:
+        """Return how long the run has taken, by a clock that nobody sets; without what a killed part of it took."""
+        return self._before + time.monotonic() - self._began
 
     def lines(self) -> list[dict[str, Any]]:
         """The journal of the trials so far."""
@@ -343,7 +357,7 @@ class Writer:
 
 
 def _samples(
-    trial: planning.Trial,
+    trial: Trial,
     sequence: npt.NDArray[np.uint32] | None,
     ns: npt.NDArray[np.int64] | None,
     service_ns: npt.NDArray[np.int64] | None,
@@ -382,8 +396,8 @@ def _check_resumable(run: Run) -> None:
         raise disk.is_locked(run.path, run.manifest["process"]["pid"])
 
 
-def _refuse(labels: set[str], experiment: experiments.Experiment) -> Any:
-    def check(setting: Any) -> None:
+def _refuse(labels: set[str], experiment: experiments.Experiment) -> Callable[[Setting], None]:
+    def check(setting: Setting) -> None:
         if planning.label_of(setting, experiment) in labels:
             raise UsageError("skipped when the run began")
 

@@ -7,6 +7,7 @@ machine, or a second machine behind ssh. Leaving the context takes down whatever
 from __future__ import annotations
 
 import contextlib
+import shlex
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,12 +17,15 @@ import msgspec
 from msgspec import Struct
 
 from hwrx import paths
+from hwrx.control.environment import parse_environment
 from hwrx.control.messages import Describe, Described, Place, Priced, Role, Setting
-from hwrx.control.peers import Peer, agent_command
-from hwrx.errors import MachineError, UsageError
+from hwrx.control.peers import Peer
+from hwrx.errors import MachineError, SilenceError, UsageError
+from hwrx.host.ipv6 import why_no_ipv6
+from hwrx.host.outside import clean_text
 from hwrx.runs import experiment as experiments
+from hwrx.runs.beds import Testbed
 from hwrx.runs.experiment import Experiment
-from hwrx.runs.schedule import Testbed
 from hwrx.wires import topology
 
 if TYPE_CHECKING:
@@ -47,10 +51,17 @@ class Wanted(Struct, frozen=True, kw_only=True):
         """Whether the user named the two ends, so that no topology is to be made."""
         return bool(self.devices or self.peer or self.peer_device or self.peer_address or self.address)
 
+    def actions(self) -> list[str]:
+        """Say which commands and hosts these words reach, a sentence each; empty if none but what hwrx itself makes."""
+        if self.peer is None or parse_environment(self.peer).kind in ("local", "netns"):
+            return []
+        command = parse_environment(self.peer).agent_command()
+        return [f"`{clean_text(shlex.join(command), lines=False)}`, which is to start the other end"]
+
     @property
     def remote(self) -> bool:
         """Whether the server may run on another kernel than the client."""
-        return self.peer is not None and self.peer != "local" and not self.peer.startswith("netns:")
+        return self.peer is not None and not parse_environment(self.peer).same_kernel
 
 
 class Bed:
@@ -64,26 +75,29 @@ class Bed:
         self._about = about
 
     def start(self, role: Role) -> Peer:
-        """See run.Testbed."""
+        """See `hwrx.runs.beds.Testbed`."""
         return Peer.start(self._peers[role], role)
+
+    def need_answer(self, trouble: SilenceError) -> None:
+        """See run.Testbed: no guest is here."""
 
     def start_tracer(self) -> tuple[Peer, list[str]]:
         """Start an agent on the kernel that both ends share; and name the network namespaces that they live in."""
-        specs = set(self._peers.values())
-        if not all(spec == "local" or spec.startswith("netns:") for spec in specs):
+        environments = [parse_environment(peer) for peer in self._peers.values()]
+        if not all(each.same_kernel for each in environments):
             raise MachineError(
                 "both ends must be on this machine to be traced: a message's stages are stamped by one kernel",
                 remedy="leave out --trace, or compare here",
             )
-        return Peer.start("local", "tracer"), sorted(spec[6:] for spec in specs if spec.startswith("netns:"))
+        return Peer.start("local", "tracer"), sorted({each.netns for each in environments if each.netns})
 
     def manifest(self) -> dict[str, Any]:
-        """See run.Testbed: the client's machine, and the server's where that is another one."""
+        """See `hwrx.runs.beds.Testbed`: the client's machine, and the server's where that is another one."""
         # pyverbs and pyudev: not needed where only a guest is measured
         from hwrx.machine import description
 
         about: dict[str, Any] = {"emulated": False, **self._about, "machine": description.describe_machine()}
-        if self._peers["server"].startswith("ssh:") or "{agent}" in self._peers["server"]:
+        if not parse_environment(self._peers["server"]).same_kernel:
             with self.start("server") as server:
                 about["server machine"] = server.ask(Describe(), Described).machine
         return about
@@ -99,8 +113,12 @@ class GuestBed:
         self.places: Mapping[Role, Place] = {role: guest.places[role] for role in ("client", "server")}
 
     def start(self, role: Role) -> Peer:
-        """See run.Testbed."""
+        """See `hwrx.runs.beds.Testbed`."""
         return Peer.greet(self._guest.agent(role), role)
+
+    def need_answer(self, trouble: SilenceError) -> None:
+        """See run.Testbed."""
+        self._guest.need_answer(trouble)
 
     def start_tracer(self) -> tuple[Peer, list[str]]:
         """As Bed.start_tracer, in the guest."""
@@ -111,7 +129,8 @@ class GuestBed:
         return self._guest.describe()
 
     def manifest(self) -> dict[str, Any]:
-        """See run.Testbed: the guest's machine, asked of an agent in it, and the host's around it."""
+        """See `hwrx.runs.beds.Testbed`: the guest's machine, asked of an agent in it, and the host's around it."""
+        # pyverbs and pyudev: not needed where only a guest is measured
         from hwrx.machine import description
 
         with self.start("client") as peer:
@@ -136,6 +155,7 @@ def settle_clock(experiment: Experiment, wanted: Wanted, say: Say = lambda stage
     if experiment.clock != "auto":
         return experiment
     if in_guest(experiment, wanted):
+        # what runs in a guest imports this module, too, and starts no machine
         from hwrx.lab import accelerator, kernel
 
         found = accelerator.remembered_choice() or accelerator.choose_accelerator(
@@ -218,12 +238,12 @@ def setting_checker(experiment: Experiment, wanted: Wanted) -> Callable[[Setting
 
     def check_setting(setting: Setting) -> None:
         paths.check_setting(setting)
-        if wanted.explicit and setting.path in ("nic-ring", "nic-pio"):
+        if wanted.explicit and paths.find_path(setting.path).needs == "nic":
             raise UsageError(
                 f"{setting.path} drives the NICs of the topology `nic`, not what --device and --peer name",
                 remedy="hwrx lab run with topology `nic`",
             )
-        blind = setting.path == "rdma-write" and setting.pattern != "stream"
+        blind = paths.find_path(setting.path).memory_alone and setting.pattern != "stream"
         if blind and experiment.clock == "icount" and experiment.topology == "nic":
             raise UsageError(
                 "its receiver learns of a message by looking at memory alone; on the one CPU of a guest that counts"
@@ -267,6 +287,7 @@ def opened_bed(
         with topology.build_topology(experiment.topology, **_options(experiment)) as made:
             yield Bed(made.places, made.peers, {"wire": topology.find_topology(experiment.topology).sentence})
     else:
+        # as above
         from hwrx.lab import vm
 
         assert experiment.clock != "auto"  # settled before the plan
@@ -295,7 +316,7 @@ def explicit_bed(wanted: Wanted, gid_index: int | None = None) -> Bed:
     `gid_index`: the entry of the devices' GID tables that the user chose; sockets then share its wire.
     """
     peer = wanted.peer or "local"
-    agent_command(peer)  # refuses what is no peer before anything is started
+    parse_environment(peer)  # refuses what is no peer before anything is started
     if len(wanted.devices) > 2 or (len(wanted.devices) == 2 and wanted.peer_device):
         raise UsageError("there are two ends, so at most two devices", remedy="give --device CLIENT[,SERVER]")
     here = wanted.devices[0] if wanted.devices else None
@@ -315,8 +336,18 @@ def explicit_bed(wanted: Wanted, gid_index: int | None = None) -> Bed:
         server = _place(there, gid_index)
     else:
         server = Place(address=wanted.peer_address or Place().address, verbs=there)
+    _need_one_family(client.address, server.address)
     about = {"wire": f"{here or 'sockets'} to {peer} {there or ''}".strip()}
     return Bed({"client": client, "server": server}, {"client": "local", "server": peer}, about)
+
+
+def _need_one_family(client: str, server: str) -> None:
+    """UsageError if one end's address is of IPv4 and the other's of IPv6: no packet goes from one to the other."""
+    if (":" in client) != (":" in server):
+        raise UsageError(
+            f"the client's address {client} and the server's {server} are of two families",
+            remedy="give both of one: --address ADDRESS --peer-address ADDRESS, or --gid-index for verbs devices",
+        )
 
 
 def _without_device(wanted: Wanted, peer: str, there: str | None) -> Place:
@@ -350,14 +381,18 @@ def own_address(peer_address: str) -> str:
             f"--peer-address: {peer_address!r} is not an IP address", remedy="for example 192.0.2.7 or fe80::7%eth0"
         ) from None
     except OSError as error:
+        off = why_no_ipv6() if ":" in peer_address else ""
         raise UsageError(
-            f"--peer-address: no route leads from here to {peer_address}: {error.strerror}",
-            remedy="ip route get ADDRESS shows it; --address ADDRESS names the client's own",
+            f"--peer-address: no route leads from here to {peer_address}: {off or error.strerror}",
+            remedy="an IPv4 address, or switch IPv6 on"
+            if off
+            else "ip route get ADDRESS shows it; --address ADDRESS names the client's own",
         ) from None
 
 
 def _place(device: str, gid_index: int | None = None) -> Place:
     """Return where a verbs device of this machine lives: its netdev and that one's address."""
+    # pyverbs and pyudev: not needed where only a guest is measured
     from hwrx.verbs import devices
 
     found = {entry.name: entry for entry in devices.verbs_devices()}

@@ -1,7 +1,8 @@
 """The catalogue: every stage that a message passes on its way, in packet order, and how to probe it.
 
-One enumeration serves every path; the numbers go into the BPF programs at build time (`header()`), so Python and C
-cannot disagree. Names are the kernel's own (function, tracepoint or netfilter hook) wherever the kernel has one.
+One enumeration serves every path (`hwrx.paths.path_stages` gives a path's own). The numbers go into the BPF programs at
+build time (`stage_header`), so Python and C cannot disagree. Names are the kernel's own (function, tracepoint or
+netfilter hook) wherever the kernel has one.
 Standard library only: the build imports this package by itself.
 
 A stage is in the *chain* when it stamps a message once, in packet order, so that differences of neighbouring stamps add
@@ -28,10 +29,9 @@ __all__ = [
     "Probe",
     "Side",
     "Stage",
-    "chain",
-    "header",
-    "of_path",
-    "probed_in_kernel",
+    "stage_header",
+    "way_chain",
+    "way_stages",
 ]
 
 
@@ -47,23 +47,25 @@ BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
 COUNT = len(STAGES) + 1  # numbers start at 1: 0 in an event would be memory that nobody wrote
 
 
-def of_path(path: str) -> list[Stage]:
-    """Return the stages of a path in packet order; empty where there is no such path."""
-    return [stage for stage in STAGES if path in stage.paths]
+def way_stages(way: str) -> list[Stage]:
+    """Return the stages on a way in packet order; empty if there is no such way.
+
+    :param way: as `Stage.ways` has them; that of a path is `hwrx.paths.way_of`
+    """
+    return [stage for stage in STAGES if way in stage.ways]
 
 
-def stage_chain(path: str) -> list[Stage]:
-    """Return the stages of a path whose stamps follow each other, `posted` first and `delivered` last."""
-    return [stage for stage in of_path(path) if stage.chain and stage.name != "intended"]
-
-
-def probed_in_kernel(path: str) -> bool:
-    """Whether anything on the path's way is the kernel's, and so wants programs to be attached."""
-    return any(probe.kind != "user" for stage in of_path(path) for probe in stage.probes)
+def way_chain(way: str) -> list[Stage]:
+    """Return the stages on a way whose stamps follow each other, `posted` first and `delivered` last."""
+    return [stage for stage in way_stages(way) if stage.chain and stage.name != "intended"]
 
 
 def stage_header(stages: Iterable[Stage] = STAGES) -> str:
-    """Return the C header that gives the BPF programs the catalogue's numbers."""
+    """Return the C header that gives the BPF programs the catalogue's numbers.
+
+    :return: a `#define STAGE_… number` for each, and STAGES, one more than the highest: the programs' arrays have so
+        many elements
+    """
     lines = ["/* made from hwrx/stages */", "#pragma once"]
     lines += [f"#define {stage.ident} {stage.number}" for stage in stages]
     lines.append(f"#define STAGES {COUNT}")

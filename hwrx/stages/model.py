@@ -1,4 +1,4 @@
-"""What a stage is, the paths that it may be of, and the ways to probe it. Standard library only."""
+"""What a stage is, the ways that it may lie on, and how it is probed. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ Actor = Literal["user thread", "softirq", "hard IRQ", "kernel worker", "device",
 Kind = Literal["user", "tp_btf", "fentry", "fexit", "netfilter", "cgroup_skb", "none"]
 Handling = Literal["", "copied", "passed", "DMA"]
 
+# The ways that messages go. Each path says which is its own (`hwrx.paths.model.Path.way`); several may go the same.
 UDP = frozenset({"udp"})
 TCP = frozenset({"tcp"})
 SOCKETS = UDP | TCP
-SEND = frozenset({"rdma-send", "rdma-ud"})
+SEND = frozenset({"rdma-send"})
 IMM = frozenset({"rdma-write-imm"})
 WRITE = frozenset({"rdma-write"})
 READ = frozenset({"rdma-read"})
@@ -52,7 +53,7 @@ class Probe:
 class Stage:
     """A point that a message passes.
 
-    `unless` names the condition under which a message legitimately skips it ("" = every message passes), on all paths
+    `unless` names the condition under which a message legitimately skips it ("" = every message passes), on all ways
     or on those of `unless_on`. `last` takes the last of several stamps (a message of many packets has arrived with its
     last one), otherwise the first counts.
     `handles` says what happens to the payload's bytes there, if anything.
@@ -62,7 +63,7 @@ class Stage:
     sentence: str
     side: Side
     actor: Actor
-    paths: frozenset[str]
+    ways: frozenset[str]
     probes: tuple[Probe, ...] = ()
     unless: str = ""
     unless_on: frozenset[str] | None = None
@@ -72,9 +73,9 @@ class Stage:
     why_not: str = ""
     number: int = field(default=0, compare=False)
 
-    def conditional(self, path: str) -> bool:
-        """Whether a message of this path may legitimately skip the stage."""
-        return bool(self.unless) and (self.unless_on is None or path in self.unless_on)
+    def conditional(self, way: str) -> bool:
+        """Whether a message that goes this way may legitimately skip the stage."""
+        return bool(self.unless) and (self.unless_on is None or way in self.unless_on)
 
     @property
     def ident(self) -> str:

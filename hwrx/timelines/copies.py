@@ -15,20 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from hwrx import stages
+from hwrx import paths
 from hwrx.stages import BY_NAME, Side, Stage
 from hwrx.timelines.actors import actors_in_words
 
 Kind = Literal["copied", "passed", "DMA", "mapped", "balance"]
-# what a path's copy into and out of the kernel (or rxe) is called; the balance is struck over these
-ENTRIES: dict[str, tuple[tuple[str, ...], str]] = {
-    "udp": (("ip_generic_getfrag", "sock_send_length"), "copied to the user"),
-    "tcp": (("tcp_sendmsg",), "copied to the user"),
-    **dict.fromkeys(
-        ("rdma-send", "rdma-write", "rdma-write-imm", "rdma-read", "rdma-ud"),
-        (("rxe_mr_copy from MR",), "rxe_mr_copied"),
-    ),
-}
 INLINE = "ibv_post_send inline"
 NOTIFIED = "SO_EE_CODE_ZEROCOPY_COPIED"
 TINY = 1e-4  # of the bytes delivered: below this a difference is no row
@@ -84,13 +75,13 @@ def reckon_copies(
     names = {stage.name for stage in available}
     rows = [
         _row(stage, totals[stage.number], delivered)
-        for stage in stages.of_path(path)
+        for stage in paths.path_stages(path)
         if stage.handles and stage.name in names and int(totals[stage.number]["bytes"])
     ]
     sent = _sent_in_place(path, totals, delivered, names, tally)
     received = _received_in_place(path, totals, delivered, names, tally)
     rows += sent + received
-    entries, exit_ = ENTRIES[path]
+    entries, exit_ = paths.find_path(path).copied_in, paths.find_path(path).copied_out
     entry = next((name for name in entries if name in names), None)
     put_in = _bytes(totals, entry) if entry else None
     if sent and "skb_zerocopy_iter" not in names:
@@ -136,15 +127,15 @@ def reckon_frames(
         "port write": tally.get("sent_bytes", 0) if tally.get("cpu_sent_bytes", 0) else 0,
     }
     rows = []
-    for stage in stages.of_path(path):
+    for stage in paths.path_stages(path):
         by_endpoint = counted.get(stage.name, 0) if stage.name in names or stage.name == "DMA" else 0
         count = int(totals[stage.number]["bytes"]) or by_endpoint
         if stage.handles and count:
             rows.append(_row(stage, totals[stage.number], delivered, count))
-    seen = {"nic-ring": "DMA", "nic-pio": "port read", "packet-ring": "skb_copy_bits", "xdp": "xsk_generic_rcv"}[path]
+    entries, seen = paths.find_path(path).copied_in, paths.find_path(path).copied_out
     arrived = sum(row.bytes for row in rows if row.stage == seen)
     known = seen in names or seen == "DMA"
-    sent_known = path != "xdp" or "skb_store_bits" in names
+    sent_known = not entries or bool(names.intersection(entries))
     if known and abs(difference := arrived - delivered) > TINY * delivered:
         rows.append(_balance("receiver", difference, delivered))
     return Ledger(
@@ -200,7 +191,7 @@ def _received_in_place(
 ) -> list[Row]:
     """TCP_ZEROCOPY_RECEIVE: bytes whose pages were mapped, and those that the endpoint then copied itself."""
     stage = BY_NAME["tcp_zerocopy_receive"]
-    counted = stage.name in names and path in stage.paths
+    counted = stage.name in names and paths.way_of(path) in stage.ways
     mapped = _bytes(totals, stage.name) if counted else tally.get("mapped_bytes", 0)
     rows = []
     if mapped:
@@ -217,7 +208,7 @@ def _mapped(rows: Sequence[Row]) -> int:
     return sum(row.bytes for row in rows if row.kind == "mapped")
 
 
-def _row(stage: Stage, total: Any, delivered: int, counted: int = 0) -> Row:
+def _row(stage: Stage, total: np.void, delivered: int, counted: int = 0) -> Row:
     """A stage's row. `total`: its TOTALS; `counted`: bytes that the endpoint has counted instead."""
     count = counted or int(total["bytes"])
     kind: Kind = "passed" if stage.handles == "passed" else "DMA" if stage.handles == "DMA" else "copied"
@@ -241,7 +232,7 @@ def _sent_again(path: str, totals: npt.NDArray[Any], tally: Mapping[str, int]) -
     rxe copies a packet's payload anew each time that it sends it.
     """
     repeated = [name for name in ("duplicate_request", "out_of_seq_request") if tally.get(f"hw_{name}")]
-    if "rxe_mr_copy from MR" not in ENTRIES[path][0] or not repeated:
+    if "rxe_mr_copy from MR" not in paths.find_path(path).copied_in or not repeated:
         return ""
     more = int(totals[BY_NAME["rxe_mr_copy from MR"].number]["count"]) - int(
         totals[BY_NAME["rxe_mr_copied"].number]["count"]
@@ -280,7 +271,7 @@ def _copies(rows: Sequence[Row], side: Side) -> float:
 
 
 def _passes(path: str, rows: Sequence[Row], side: Side, names: set[str]) -> float:
-    wanted = {s.name for s in stages.of_path(path) if s.handles == "passed" and s.side == side}
+    wanted = {s.name for s in paths.path_stages(path) if s.handles == "passed" and s.side == side}
     if not wanted <= names:
         return float("nan")
     return sum(row.per_byte for row in rows if row.side == side and row.kind == "passed")

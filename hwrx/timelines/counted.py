@@ -10,7 +10,7 @@ those that they watch: `busy` of the twin beside that of the untraced trial show
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 from msgspec import structs
@@ -21,11 +21,12 @@ from hwrx.errors import HwrxError, MachineError, PeerError
 from hwrx.paths import cputime
 from hwrx.probes import account
 from hwrx.probes.counters import SPARE
+from hwrx.runs.beds import Testbed
 from hwrx.runs.experiment import Experiment, wish_of
-from hwrx.runs.planning import Trial
-from hwrx.runs.schedule import Measured, Pair, Testbed, holds_for_next
+from hwrx.runs.schedule import Measured, Pair, holds_for_next
 from hwrx.runs.schema import TEXT
 from hwrx.runs.store import Writer
+from hwrx.runs.trials import Trial
 from hwrx.timelines import owed
 
 ATTACH_WITHIN = 300.0  # seconds: an emulated machine verifies some thirty programs
@@ -65,13 +66,13 @@ def counted_twins(
     experiment: Experiment,
     testbed: Testbed,
     writer: Writer,
-    wanted: Callable[[Trial], bool] = lambda trial: True,
+    settings: Collection[Setting] | None = None,
 ) -> Iterator[Callable[..., None]]:
     """Yield what run.execute calls after each trial; leaving counts a twin of each setting's first, in new agents.
 
     Does nothing if the experiment asks for no tracing. Of a run that goes on after an interruption the trials that were
-    measured before it and have no twin yet get theirs, too. `wanted` tells which trials are to have a twin. What cannot
-    be counted is said in the run, which goes on.
+    measured before it and have no twin yet get theirs, too. `settings` are those that are to have a twin, all if it is
+    None. What cannot be counted is said in the run, which goes on.
     """
     waiting: list[tuple[Trial, float]] = []
 
@@ -81,12 +82,12 @@ def counted_twins(
 
     if experiment.trace:
         for trial, line, _ in owed.trials_without(writer, ["actors"], testbed):
-            if trial.repeat == 0 and wanted(trial):
+            if owed.has_twin(trial, settings):
                 cpu = line["extra"].get("cpu", {}).get(cputime.observing_end(trial.setting), {})
                 put_off(trial, _loop_seconds(cpu, trial.setting))
 
     def after(pair: Pair, trial: Trial, measured: Measured, writer: Writer) -> None:
-        if experiment.trace and trial.repeat == 0 and wanted(trial):
+        if experiment.trace and owed.has_twin(trial, settings):
             put_off(trial, loop_seconds(measured, trial.setting))
 
     yield after

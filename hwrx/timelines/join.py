@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hwrx import stages
+from hwrx import paths
 from hwrx.stages import Stage
 from hwrx.timelines.actors import actor_of_event
 
@@ -141,7 +141,7 @@ def join_events(
     if modulo:
         events = unwrap_numbers(events, ends, modulo)
     flow = flow_of(events, ends) if flow is None else flow
-    chain = stages.stage_chain(path)
+    chain = paths.stage_chain(path)
     if available is None:
         seen = set(np.unique(events["stage"]).tolist())
         columns = [s for s in chain if s.number in seen or s.name in {"posted", "delivered"} | ends.own.keys()]
@@ -175,7 +175,7 @@ def join_events(
         picked[index[chosen], column] = chosen
 
     rows = np.zeros(len(ends.posted), dtype=bool)
-    if stages.probed_in_kernel(path):
+    if paths.probed_in_kernel(path):
         rows[index] = True
     else:
         rows[-ends.first % every :: every] = True
@@ -202,7 +202,8 @@ def unwrap_numbers(events: Events, ends: Ends, modulo: int) -> Events:
 def _judge(timelines: Timelines, path: str) -> Timelines:
     """Drop conditional stamps of other messages, and find which messages are complete, which not and why."""
     columns, stamps = timelines.stages, timelines.stamps
-    must = np.array([not stage.conditional(path) for stage in columns])
+    way = paths.way_of(path)
+    must = np.array([not stage.conditional(way) for stage in columns])
     # what an unconditional stage sets as the earliest and latest time that the stages between may have
     fixed = np.where(must[None, :], stamps, 0)
     floor = np.maximum.accumulate(fixed, axis=1)

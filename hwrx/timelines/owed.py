@@ -6,17 +6,18 @@ a run that was interrupted before that has the trials and lacks the twins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from hwrx.control.messages import Setting
 from hwrx.runs import reading
-from hwrx.runs.planning import Trial
 from hwrx.runs.testbed import GuestBed
+from hwrx.runs.trials import Trial
 
 if TYPE_CHECKING:
+    from hwrx.runs.beds import Testbed
     from hwrx.runs.reading import Run
     from hwrx.runs.store import Writer
 
@@ -25,13 +26,20 @@ if TYPE_CHECKING:
 MOST_COUNTED = 500
 
 
+def has_twin(trial: Trial, settings: Collection[Setting] | None = None, *, once: bool = True) -> bool:
+    """Whether a trial has a twin: those of `settings` (None: of all) have, of each the first one only if `once`."""
+    return not (once and trial.repeat) and (settings is None or trial.setting in settings)
+
+
 def twin_of(trial: Trial, clock: str) -> Trial:
     """Return the trial as its twin runs it: with fewer messages if instructions are counted."""
     messages = min(trial.setting.messages, MOST_COUNTED) if clock == "icount" else trial.setting.messages
     return msgspec.structs.replace(trial, setting=msgspec.structs.replace(trial.setting, messages=messages))
 
 
-def trials_without(writer: Writer, tables: Sequence[str], testbed: Any) -> Iterator[tuple[Trial, dict[str, Any], Run]]:
+def trials_without(
+    writer: Writer, tables: Sequence[str], testbed: Testbed
+) -> Iterator[tuple[Trial, dict[str, Any], Run]]:
     """Yield the good trials that a run has and that have no row in these tables: each, its journal line and the run.
 
     :param tables: that the twins write their rows to, with a column `trial`.

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hwrx import stages
 from hwrx.errors import UsageError
@@ -70,7 +71,14 @@ def export_timelines(run: Run, path: pathlib.Path, messages: int = MOST) -> int:
     return written
 
 
-def _message(number: Any, actor: Any, at: Any, cpu: Any, about: dict[str, Any], flow: int) -> Iterator[dict[str, Any]]:
+def _message(
+    number: npt.NDArray[np.int64],
+    actor: npt.NDArray[np.object_],
+    at: npt.NDArray[np.int64],
+    cpu: npt.NDArray[np.float64],
+    about: dict[str, Any],
+    flow: int,
+) -> Iterator[dict[str, Any]]:
     """Yield the slices of one message, and the arrow through them."""
     # user space knows no CPU: its stamps stand where the kernel met the thread next, or last
     known = np.flatnonzero(~np.isnan(cpu.astype(float)))

@@ -11,7 +11,7 @@ import pyarrow as pa
 from hwrx import stages
 from hwrx.control.messages import Traced
 from hwrx.runs import streams
-from hwrx.runs.planning import Trial
+from hwrx.runs.trials import Trial
 from hwrx.timelines import copies
 from hwrx.timelines.actors import ACTORS
 from hwrx.timelines.join import Timelines

@@ -12,7 +12,7 @@ the timelines are, and p50 and p99 with tracing off and on).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from hwrx import paths as delivery
 from hwrx import stages
 from hwrx.control.messages import (
     Array,
@@ -39,11 +40,12 @@ from hwrx.control.peers import Peer
 from hwrx.errors import HwrxError, MachineError, PeerError
 from hwrx.machine.placement import Wish
 from hwrx.runs import schedule
+from hwrx.runs.beds import Testbed
 from hwrx.runs.experiment import Experiment, wish_of
-from hwrx.runs.planning import Trial
 from hwrx.runs.schedule import Measured, Pair
 from hwrx.runs.store import Writer
-from hwrx.runs.testbed import Bed, GuestBed
+from hwrx.runs.testbed import GuestBed
+from hwrx.runs.trials import Trial
 from hwrx.stages import Stage
 from hwrx.stages.model import ENDPOINT
 from hwrx.timelines import copies, join, owed, tables
@@ -74,14 +76,14 @@ class RunTracer:
     `paths`: those to be traced; MachineError where the kernel stamps no stage of any.
     """
 
-    def __init__(self, testbed: Bed | GuestBed, paths: Sequence[str]) -> None:
-        self._paths = [path for path in paths if len(stages.stage_chain(path)) > 2]
+    def __init__(self, testbed: Testbed, paths: Sequence[str]) -> None:
+        self._paths = [path for path in paths if len(delivery.stage_chain(path)) > 2]
         if not self._paths:
             raise MachineError(
                 f"no stage of {', '.join(paths)} is stamped by anybody",
                 remedy="trace another path; hwrx stages PATH lists what is stamped",
             )
-        self._probed = [path for path in self._paths if stages.probed_in_kernel(path)]
+        self._probed = [path for path in self._paths if delivery.probed_in_kernel(path)]
         self._testbed = testbed
         self._stack = contextlib.ExitStack()
         self._peer: Peer
@@ -101,7 +103,7 @@ class RunTracer:
         if not self._probed:
             self.tracing = Tracing(available={}, unavailable={}, seconds=0.0)  # the endpoints stamp all there is
             return
-        message = TraceOpen(paths=self._probed, namespaces=self._namespaces)
+        message = TraceOpen(ways=sorted({delivery.way_of(path) for path in self._probed}), namespaces=self._namespaces)
         self.tracing = self._peer.ask(message, Tracing, ATTACH_WITHIN)
 
     def detach(self) -> None:
@@ -135,8 +137,9 @@ class RunTracer:
 
         `hold`: see Prepare.
         """
-        every = max(1, setting.messages // timelines) if setting.path != "rdma-read" else 1
-        stamped = setting.path in stages.FRAMES
+        path = delivery.find_path(setting.path)
+        every = 1 if path.full_rtt else max(1, setting.messages // timelines)
+        stamped = path.way in stages.FRAMES
         wanted = ("posted", "delivered", *(OWN.values() if stamped else ()))
         arrays: dict[tuple[Role, Array], npt.NDArray[np.int64]] = {}
 
@@ -157,7 +160,7 @@ class RunTracer:
         finally:
             traced, events = self.end()
         totals = np.frombuffer(traced.totals, dtype=_types()[1])
-        both = 1 if setting.path == "rdma-read" or setting.pattern == "stream" else 2
+        both = 1 if path.full_rtt or setting.pattern == "stream" else 2
         delivered = measured.tally["delivered"] * setting.size * both
         reckon = copies.reckon_frames if stamped else copies.reckon_copies
         ledger = reckon(setting.path, totals, delivered, available=self.available, tally=measured.tally)
@@ -228,7 +231,7 @@ class Twins:
     """
 
     def __init__(
-        self, tracer: RunTracer, testbed: Any, writer: Writer, *, put_off: bool, wish: Wish, clock: str = "wall"
+        self, tracer: RunTracer, testbed: Testbed, writer: Writer, *, put_off: bool, wish: Wish, clock: str = "wall"
     ) -> None:
         self._tracer = tracer
         self._testbed = testbed
@@ -282,7 +285,8 @@ class Twins:
             no_tracing(self._writer, error)
             yield
             return
-        if first:
+        # of paths that stamp all stages themselves there is nothing to tell that another guest's tracer has not told
+        if first and (self._tracer.about()["available"] or "tracing" not in self._writer.manifest):
             self._writer.note(tracing=self._tracer.about())
         yield
         if not self._put_off:
@@ -297,14 +301,18 @@ def no_tracing(writer: Writer, error: HwrxError) -> None:
 
 
 @contextlib.contextmanager
-def traced_twins(experiment: Experiment, testbed: Any, writer: Writer) -> Iterator[Callable[..., None]]:
+def traced_twins(
+    experiment: Experiment, testbed: Testbed, writer: Writer, settings: Collection[Setting] | None = None
+) -> Iterator[Callable[..., None]]:
     """Yield what run.execute calls after each trial; leaving runs the twins that were put off.
 
-    Does nothing where the experiment asks for no tracing.
+    Does nothing if the experiment asks for no tracing. `settings` are those that are to have a twin, all if it is None.
     """
+    theirs = set(experiment.paths) if settings is None else {setting.path for setting in settings}
+    chosen = [path for path in experiment.paths if path in theirs]
     with contextlib.ExitStack() as stack:
         try:
-            tracer = stack.enter_context(RunTracer(testbed, experiment.paths)) if experiment.trace else None
+            tracer = stack.enter_context(RunTracer(testbed, chosen)) if experiment.trace and chosen else None
         except HwrxError as error:
             no_tracing(writer, error)
             tracer = None
@@ -322,11 +330,11 @@ def traced_twins(experiment: Experiment, testbed: Any, writer: Writer) -> Iterat
         # what is counted repeats to the digit: one twin of a setting shows all that more of them would
         once = experiment.clock == "icount"
         for trial, _, run_so_far in owed.trials_without(writer, ["stages", "copies"], testbed):
-            if not (once and trial.repeat):
+            if owed.has_twin(trial, settings, once=once):
                 kept.put_off(trial, run_so_far.trial_samples(trial.number).ns)
         yield (
             lambda pair, trial, measured, writer: (
-                None if once and trial.repeat else kept.after(pair, trial, measured, writer)
+                kept.after(pair, trial, measured, writer) if owed.has_twin(trial, settings, once=once) else None
             )
         )
         kept.rest()
@@ -334,7 +342,7 @@ def traced_twins(experiment: Experiment, testbed: Any, writer: Writer) -> Iterat
 
 def _types() -> tuple[np.dtype[Any], np.dtype[Any]]:
     try:
-        from cython_ext.tracer import EVENT, TOTALS
+        from cython_ext.bpf.tracer import EVENT, TOTALS
     except ImportError as error:
         raise MachineError(
             f"hwrx was built without libbpf, so it cannot read what a tracer sends ({error})",
@@ -355,13 +363,13 @@ def excluded_reason(setting: Setting) -> set[str]:
 
 def _modulo(setting: Setting, events: npt.NDArray[Any]) -> int:
     """READ's payloads were written beforehand, a buffer each: what they carry counts the buffers."""
-    return int(events["sequence"].max()) + 1 if setting.path == "rdma-read" and len(events) else 0
+    return int(events["sequence"].max()) + 1 if delivery.find_path(setting.path).full_rtt and len(events) else 0
 
 
 def _ends(setting: Setting, arrays: Mapping[tuple[Role, Array], npt.NDArray[np.int64]]) -> dict[str, Ends]:
     """Return the user's stamps of each direction that the trial's pattern has."""
     first = setting.warmup
-    if setting.path == "rdma-read":
+    if delivery.find_path(setting.path).full_rtt:
         # the client asks and receives; its `posted` is the request's
         return {"there": Ends(arrays["client", "posted"], arrays["client", "delivered"], first)}
     there = Ends(arrays["client", "posted"], arrays["server", "delivered"], first, _own(arrays, "server"))

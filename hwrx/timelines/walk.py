@@ -6,8 +6,10 @@ skb, and of the endpoints' buffers, virtual and physical, looked up before the f
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -189,8 +191,6 @@ def _row_words(row: copies.Row) -> str:
 
 def walk_picture(journeys: Sequence[Journey]) -> str:
     """Draw the journeys side by side, one row a stage in packet order, time downwards but not to scale."""
-    from html import escape
-
     rows = max(len(journey.steps) for journey in journeys)
     below = [[piece for line in memory_words(journey) for piece in _wrapped(line, 92)] for journey in journeys]
     width, height = COLUMN * len(journeys), HEAD + ROW * rows + 14 + LINE * max(map(len, below))
@@ -252,6 +252,4 @@ def walk_picture(journeys: Sequence[Journey]) -> str:
 
 
 def _wrapped(line: str, width: int) -> list[str]:
-    import textwrap
-
     return textwrap.wrap(line, width, subsequent_indent="   ")

@@ -1,1 +1,1 @@
-"""Verbs devices: which this machine has, SoftRoCE put on a netdev, and what a bad completion means."""
+"""Verbs devices: which this machine has, and SoftRoCE put on a netdev."""

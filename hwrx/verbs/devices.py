@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from hwrx.control.messages import Place
 from hwrx.errors import MachineError
+from hwrx.host.carrier import carrier_remedy
 from hwrx.verbs.rxe import VERBS
 
 # In the order of the kernel's enumerations: ib_port_state, ib_gid_type, rdma_link_layer
@@ -27,7 +28,6 @@ LIMITS = (
     "max_qp", "max_qp_wr", "max_sge", "max_cq", "max_cqe", "max_mr", "max_mr_size", "max_pd", "max_srq",
     "max_qp_rd_atom", "max_qp_init_rd_atom",
 )  # fmt: skip
-_GIDS = 256  # entries of a GID table that are looked at
 
 
 class Gid(Struct, frozen=True):
@@ -78,7 +78,10 @@ class Device(Struct, frozen=True):
 
 
 def verbs_devices() -> list[Device]:
-    """Return the verbs devices, in the order of their names."""
+    """Return the verbs devices, in the order of their names, with their ports, GIDs and limits.
+
+    One that pyverbs cannot open, or without pyverbs, is described as far as /sys/class/infiniband does, and says why.
+    """
     try:
         import pyverbs.device
     except ImportError as error:
@@ -108,13 +111,17 @@ def device_names() -> list[str]:
 
 
 def place_of(device: Device, gid_index: int | None = None) -> Place:
-    """Return where a verbs device lives: netdev and address of its best GID, so that sockets share its wire."""
+    """Return where a verbs device lives: netdev and address of its best GID, so that sockets share its wire.
+
+    :param gid_index: entry of the GID table that the user chose; None: the best of the first active port
+    :raises MachineError: if no port is active, or the port has no such GID; it says which states they are in
+    """
     for port in device.ports:
         if port.state == "ACTIVE":
             return _place(device, port, gid_index)
     raise MachineError(
         f"no port of {device.name} is active ({', '.join(f'{port.number}: {port.state}' for port in device.ports)})",
-        remedy=f"ip link set {device.ports[0].netdev} up" if device.ports and device.ports[0].netdev else "",
+        remedy=carrier_remedy(device.ports[0].netdev) if device.ports and device.ports[0].netdev else "",
     )
 
 
@@ -161,13 +168,14 @@ def hardware_ends() -> tuple[Place, Place]:
 
 
 def _from_pyverbs(name: str, context: Any) -> Device:
+    # Any: pyverbs is Cython that comes without types
     about = context.query_device()
     ports = []
     for number in range(1, about.phys_port_cnt + 1):
         asked = context.query_port(number)
         gids = [
             Gid(entry.gid_index, str(entry.gid_str()), _of(GID_TYPES, entry.gid_type), _netdev(entry.ndev_ifindex))
-            for entry in context.query_gid_table(_GIDS)
+            for entry in context.query_gid_table(max(1, asked.gid_tbl_len * about.phys_port_cnt))
             if entry.port_num == number
         ]
         ports.append(
@@ -223,18 +231,19 @@ def _from_sysfs(name: str, note: str) -> Device:
 
 
 def _gids(port: Path) -> Iterator[Gid]:
-    for index in range(_GIDS):
+    for index in sorted(int(path.name) for path in (port / "gids").glob("[0-9]*")):
         gid = _read(port / "gids" / str(index))
-        if not gid:
-            return
         kind = _read(port / "gid_attrs/types" / str(index))
-        if kind:  # an entry that is not in use has no type, or no GID
+        if kind and gid:  # an entry that is not in use has no type, or no GID
             kind = "IB" if kind.startswith("IB") else kind
             yield Gid(index, gid, kind, _read(port / "gid_attrs/ndevs" / str(index)) or None)
 
 
 def driver_of(name: str) -> str:
-    """Return the name of the driver behind a verbs device."""
+    """Return the name of the driver behind a verbs device, "unknown" if its device in sysfs names none.
+
+    rxe and siw stand on a netdev and have no device: both are told as rdma_rxe.
+    """
     link = VERBS / name / "device/driver"
     if link.exists():
         return link.resolve().name
@@ -262,6 +271,6 @@ def _text(value: object) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return ""

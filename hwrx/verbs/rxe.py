@@ -10,18 +10,19 @@ from pathlib import Path
 
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools
+from hwrx.host.carrier import carrier_remedy
+from hwrx.host.outside import check_name
 
 VERBS = Path("/sys/class/infiniband")
 NETDEVS = Path("/sys/class/net")
 RXE_MODULE = "rdma_rxe"
-_GIDS = 16  # entries of a port's GID table that are looked at: it is filled from the front
 
 
 def netdev_of(device: str) -> str | None:
     """Return the netdev under a verbs device; None where it has none (InfiniBand), or there is no such device."""
     for place in (f"{device}/ports/1/gid_attrs/ndevs/0", f"{device}/parent"):
         try:
-            return (VERBS / place).read_text().strip() or None
+            return (VERBS / place).read_text(encoding="utf-8").strip() or None
         except OSError:
             continue
     return None
@@ -57,11 +58,13 @@ def restore_rxe(device: str, netdev: str, addresses: Iterable[str]) -> None:
 def put_up(netdev: str, name: str | None = None) -> str:
     """Put an rxe device on a netdev and return its name."""
     tools.need_root("putting SoftRoCE on a netdev")
-    if not (NETDEVS / netdev).exists():
-        others = ", ".join(sorted(path.name for path in NETDEVS.iterdir()))
-        raise UsageError(f"there is no netdev '{netdev}'", remedy=f"choose of: {others}")
-    if (NETDEVS / netdev / "operstate").read_text().strip() == "down":
-        raise MachineError(f"the link of {netdev} is down", remedy=f"ip link set {netdev} up")
+    choose = f"choose of: {', '.join(sorted(path.name for path in NETDEVS.iterdir()))}"
+    if not (NETDEVS / check_name(netdev, "network device", remedy=choose)).exists():
+        raise UsageError(f"there is no netdev '{netdev}'", remedy=choose)
+    if name is not None:
+        check_name(name, "verbs device", remedy="for example rxe0")
+    if (NETDEVS / netdev / "operstate").read_text(encoding="utf-8").strip() == "down":
+        raise MachineError(f"the link of {netdev} is down", remedy=carrier_remedy(netdev))
     load_rxe()
     present = on_netdev(netdev)
     if present is not None:
@@ -74,7 +77,7 @@ def put_up(netdev: str, name: str | None = None) -> str:
 def take_down(name: str) -> str:
     """Take an rxe device away, named itself or by its netdev; returns its name."""
     tools.need_root("taking SoftRoCE off a netdev")
-    device = name if (VERBS / name).exists() else on_netdev(name)
+    device = name if (VERBS / check_name(name, "device", remedy="hwrx devices")).exists() else on_netdev(name)
     if device is None:
         raise UsageError(f"there is no rxe device '{name}', and none on a netdev of that name", remedy="hwrx devices")
     if not (VERBS / device / "parent").exists():
@@ -121,10 +124,13 @@ def gid_index(device: str, address: str, port: int = 1) -> int | None:
     # as the kernel prints an IPv4 address that is mapped into IPv6
     wanted = f"0000:0000:0000:0000:0000:ffff:{socket.inet_aton(address).hex(':', 2)}"
     table = VERBS / device / "ports" / str(port)
-    for index in range(_GIDS):
+    for index in sorted(int(path.name) for path in (table / "gids").glob("[0-9]*")):
         with contextlib.suppress(OSError):  # an empty entry reads as an error on some devices, as zeros on others
-            gid = (table / "gids" / str(index)).read_text().strip()
-            if gid == wanted and (table / "gid_attrs/types" / str(index)).read_text().strip() == "RoCE v2":
+            gid = (table / "gids" / str(index)).read_text(encoding="utf-8").strip()
+            if (
+                gid == wanted
+                and (table / "gid_attrs/types" / str(index)).read_text(encoding="utf-8").strip() == "RoCE v2"
+            ):
                 return index
     return None
 

@@ -22,8 +22,8 @@ LONGEST = 65_536  # packets that a tap holds for a guest that is slow: losses ar
 
 
 @contextlib.contextmanager
-def bridged_taps() -> Iterator[str]:
-    """Put the taps and the bridge up; yield the namespace's name."""
+def bridged_taps(owner: int = 0) -> Iterator[str]:
+    """Put the taps and the bridge up; yield the namespace's name. `owner`: the user id that QEMU opens them as."""
     tools.need_root("making the tap devices of a guest's NIC")
     with Undo("taps for a guest's NIC with several queues") as undo:
         space = f"hwrx-q-{undo.token}"
@@ -32,7 +32,7 @@ def bridged_taps() -> Iterator[str]:
         lines = [f"link add {BRIDGE} type bridge mcast_snooping 0", f"link set {BRIDGE} up"]
         for end, name in NAMES.items():
             several = "multi_queue" if end == "server" else ""
-            lines += [f"tuntap add dev {name} mode tap {several}"]
+            lines += [f"tuntap add dev {name} mode tap user {owner} {several}"]
             lines += [f"link set {name} txqueuelen {LONGEST} master {BRIDGE} up"]
         tools.run_tool("ip", "-n", space, "-batch", "-", given="\n".join(lines))
         yield space

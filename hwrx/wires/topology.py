@@ -15,15 +15,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec import Struct
 
+from hwrx.control.environment import in_namespace
 from hwrx.control.messages import Place, Role
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools
-from hwrx.host.undo import SYSCTL, Undo
+from hwrx.host.ipv6 import why_no_ipv6
+from hwrx.host.netns import entered_namespace
+from hwrx.host.undo import Undo
 from hwrx.verbs.rxe import RXE_MODULE, VERBS, add_rxe, load_rxe, wait_for_gid
 from hwrx.wires import taps
 
@@ -58,9 +61,6 @@ QUEUES_HARDWARE: dict[Role, str] = {"client": "02:68:77:72:78:30", "server": "02
 QUEUES_MODULES = ("virtio_net",)
 
 
-Name = Literal["here", "netns", "pair", "nic", "queues", "hosts"]
-
-
 class Made(Struct, frozen=True):
     """A topology that is up: where each end lives, and the peer that reaches it."""
 
@@ -85,7 +85,7 @@ def netns(*, mtu: int = 1500) -> Iterator[Made]:
         _configure(names)
         yield Made(
             {end: Place(address=ADDRESSES[end], netdev=LINKS[end]) for end in ENDS},
-            {end: f"netns:{names[end]}" for end in ENDS},
+            {end: in_namespace(names[end]) for end in ENDS},
         )
 
 
@@ -115,7 +115,7 @@ def pair(*, mtu: int = 1500) -> Iterator[Made]:
             add_rxe(DEVICES[end], LINKS[end])
         for end in ENDS:
             wait_for_gid(DEVICES[end], ADDRESSES[end])
-        yield _here("pair")
+        yield _pair_here()
 
 
 @contextlib.contextmanager
@@ -133,7 +133,7 @@ def nic(*, mtu: int = 1500) -> Iterator[Made]:
     tools.run_tool("modprobe", "-a", *NIC_MODULES)
     pairs = ((NIC_HARDWARE, NICS), (PIO_HARDWARE, PIO_NICS))
     with _two_nics("the guest's NICs", NICS, NIC_ADDRESSES, *pairs, mtu=mtu), _rxe_on_nics():
-        yield _here("nic")
+        yield _nic_here()
 
 
 @contextlib.contextmanager
@@ -159,7 +159,7 @@ def queues() -> Iterator[Made]:
     tools.need_root("configuring NICs")
     tools.run_tool("modprobe", "-a", *QUEUES_MODULES)
     with _two_nics("the guest's virtio NICs", QUEUES_NICS, QUEUES_ADDRESSES, (QUEUES_HARDWARE, QUEUES_NICS)):
-        yield _here("queues")
+        yield _queues_here()
 
 
 @contextlib.contextmanager
@@ -229,7 +229,7 @@ def _netdev(mac: str) -> str:
     while time.monotonic() < deadline:
         for path in sorted(NETDEVS.glob("*")):
             with contextlib.suppress(OSError):
-                if (path / "address").read_text().strip() == mac:
+                if (path / "address").read_text(encoding="utf-8").strip() == mac:
                     return path.name
         time.sleep(0.05)
     raise MachineError(
@@ -258,6 +258,25 @@ def _queues_hardware() -> tuple[str, ...]:
     return tuple(words)
 
 
+def _pair_here() -> Made:
+    return _both_here({end: Place(address=ADDRESSES[end], netdev=LINKS[end], verbs=DEVICES[end]) for end in ENDS})
+
+
+def _nic_here() -> Made:
+    verbs = {end: NIC_DEVICES[end] if (VERBS / NIC_DEVICES[end]).exists() else None for end in ENDS}
+    return _both_here(
+        {end: Place(address=NIC_ADDRESSES[end], netdev=NICS[end], pio=PIO_NICS[end], verbs=verbs[end]) for end in ENDS}
+    )
+
+
+def _queues_here() -> Made:
+    return _both_here({end: Place(address=QUEUES_ADDRESSES[end], netdev=QUEUES_NICS[end]) for end in ENDS})
+
+
+def _both_here(places: dict[Role, Place]) -> Made:
+    return Made(places, dict.fromkeys(ENDS, "local"))
+
+
 class Guess(Struct, frozen=True):
     """About how long it takes over a topology, in seconds: one message one way at 64 B, `byte` more for each byte, to
     set a trial up and fetch its samples, and to get the machines up. For --dry-run and budgets only.
@@ -277,24 +296,27 @@ class Topology(Struct, frozen=True, kw_only=True):
     """One way of arranging two ends; `where` says on which kernel it is put up unless the user says otherwise.
 
     `machine`: nothing is put up. `named`: the user names both ends. `sentence` says what it is, `brief` in a few words
-    for captions. `mtu`, `netem`: whether its wire takes another MTU, and can be made worse.
+    for captions. `mtu`, `netem`: whether its wire takes another MTU, and can be made worse. `standing`: its ends, if
+    both are in the namespace in which it is put up.
 
     What it needs of a guest: `hardware` are words for QEMU, `append` words for the kernel's command line, `modules` are
     loaded while Python starts. `outside` puts up what QEMU needs of the host, and yields the namespace to start it in.
+    It is told the user id that QEMU has.
     """
 
-    name: Name
+    name: str
     where: Literal["guest", "host", "machine", "named"]
     sentence: str
     brief: str
     guess: Guess
     make: Callable[..., AbstractContextManager[Made]] | None = None
+    standing: Callable[[], Made] | None = None
     mtu: bool = False
     netem: bool = False
     hardware: tuple[str, ...] = ()
     append: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
-    outside: Callable[[], AbstractContextManager[str]] | None = None
+    outside: Callable[[int], AbstractContextManager[str]] | None = None
 
 
 # THE list: whatever else hwrx says of a topology is asked of it here
@@ -308,6 +330,7 @@ KNOWN: dict[str, Topology] = {
             brief="a veth pair with SoftRoCE on each end",
             guess=EMULATED,
             make=pair,
+            standing=_pair_here,
             mtu=True,
             netem=True,
             modules=("veth", "rdma_rxe"),
@@ -331,6 +354,7 @@ KNOWN: dict[str, Topology] = {
             brief="two 82574L NICs on one wire",
             guess=msgspec.structs.replace(EMULATED, trial=0.5),
             make=nic,
+            standing=_nic_here,
             mtu=True,
             hardware=_nic_hardware(),
             # passthrough: what the kernel's own drivers do is not translated, as where there is no IOMMU
@@ -344,6 +368,7 @@ KNOWN: dict[str, Topology] = {
             brief="two virtio NICs on one bridge",
             guess=EMULATED,
             make=queues,
+            standing=_queues_here,
             hardware=_queues_hardware(),
             modules=QUEUES_MODULES,
             outside=taps.bridged_taps,
@@ -364,6 +389,10 @@ KNOWN: dict[str, Topology] = {
         ),
     )
 }
+if TYPE_CHECKING:
+    Name = str
+else:
+    Name = Literal[tuple(KNOWN)]  # what a file may name
 TOPOLOGIES = {name: topology for name, topology in KNOWN.items() if topology.make is not None}  # that can be put up
 WITH_MTU = tuple(name for name, topology in TOPOLOGIES.items() if topology.mtu)
 WITH_NETEM = tuple(name for name, topology in TOPOLOGIES.items() if topology.netem)
@@ -377,7 +406,7 @@ def find_topology(name: str) -> Topology:
         raise UsageError(f"there is no topology '{name}'", remedy=f"choose of: {', '.join(TOPOLOGIES)}") from None
 
 
-def build_topology(name: str, **options: Any) -> AbstractContextManager[Made]:
+def build_topology(name: str, **options: int) -> AbstractContextManager[Made]:
     """Return the context in which the topology called `name` is up."""
     make = find_topology(name).make
     assert make is not None  # of those that `find` knows
@@ -390,38 +419,19 @@ def at_hand(name: str) -> Iterator[Made]:
 
     A second one beside it could not be: its devices have the same names.
     """
-    netdevs, _ = _ENDS.get(name, ({}, {}))
-    if netdevs and all(_is_up(netdev) for netdev in netdevs.values()):
-        yield _here(name)
-        return
+    standing = find_topology(name).standing
+    if standing is not None:
+        made = standing()
+        if all(place.netdev is not None and _is_up(place.netdev) for place in made.places.values()):
+            yield made
+            return
     with build_topology(name) as made:
         yield made
 
 
-# netdevs and addresses of the topologies whose ends are both in the namespace that they are put up in
-_ENDS: dict[str, tuple[Mapping[Role, str], Mapping[Role, str]]] = {
-    "pair": (LINKS, ADDRESSES),
-    "nic": (NICS, NIC_ADDRESSES),
-    "queues": (QUEUES_NICS, QUEUES_ADDRESSES),
-}
-
-
-def _here(name: str) -> Made:
-    """Return what such a topology consists of."""
-    netdevs, addresses = _ENDS[name]
-    places = {end: Place(address=addresses[end], netdev=netdevs[end]) for end in ENDS}
-    for end in ENDS:
-        if name == "pair":
-            places[end] = msgspec.structs.replace(places[end], verbs=DEVICES[end])
-        elif name == "nic":
-            verbs = NIC_DEVICES[end] if (VERBS / NIC_DEVICES[end]).exists() else None
-            places[end] = msgspec.structs.replace(places[end], pio=PIO_NICS[end], verbs=verbs)
-    return Made(places, dict.fromkeys(ENDS, "local"))
-
-
 def _is_up(netdev: str) -> bool:
     state = NETDEVS / netdev / "operstate"
-    return state.exists() and state.read_text().strip() == "up"
+    return state.exists() and state.read_text(encoding="utf-8").strip() == "up"
 
 
 def _veth(mtu: int) -> list[str]:
@@ -437,13 +447,14 @@ def _configure(namespaces: Mapping[Role, str]) -> None:
 
     The other's hardware address is entered for good: no trial then holds an ARP exchange.
     """
-    v6 = (SYSCTL / "net/ipv6").exists()
     ip: dict[Role, list[str]] = {end: ["ip", "-n", namespaces[end]] if namespaces else ["ip"] for end in ENDS}
     for end, other in (ENDS, ENDS[::-1]):
         # nodad: nobody else is on this wire, and an address that is still being checked cannot be bound
         lines = ["link set lo up"] if namespaces else []
         lines += [f"address add {ADDRESSES[end]}/24 dev {LINKS[end]}", f"link set {LINKS[end]} up"]
         lines += [f"neighbour replace {ADDRESSES[other]} lladdr {HARDWARE[other]} dev {LINKS[end]} nud permanent"]
+        with entered_namespace(namespaces.get(end)):
+            v6 = not why_no_ipv6(LINKS[end])  # the kernel refuses such an address otherwise
         if v6:
             lines += [
                 f"address add {ADDRESSES_V6[end]}/64 dev {LINKS[end]} nodad",

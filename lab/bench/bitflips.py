@@ -28,6 +28,7 @@ import shutil
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 BAD = ("SILENT", "TRACEBACK", "ABORT")
@@ -87,21 +88,30 @@ def restore(run: pathlib.Path, copy: pathlib.Path, path: pathlib.Path) -> None:
 
 def from_child(copy: pathlib.Path, waiting: list[tuple[pathlib.Path, int]]) -> list[Found]:
     """Try flips in a child until it has tried all, or died."""
+
+    def try_flips() -> Iterator[list[Any]]:
+        before = read(copy)
+        for number, (path, bit) in enumerate(waiting):
+            yield [str(path.relative_to(copy)), bit, *tried(copy, path, bit, before, report=number % REPORT_EVERY == 0)]
+
+    return [tuple(found) for found in yielded_in_child(try_flips)]  # type: ignore[misc]
+
+
+def yielded_in_child(work: Callable[[], Iterable[Any]]) -> list[Any]:
+    """Do work in a forked child, and return what it yields, as JSON has it, until it has done all, or died."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         os.close(reading)
         with os.fdopen(writing, "w") as out:
-            before = read(copy)
-            for number, (path, bit) in enumerate(waiting):
-                result, words = tried(copy, path, bit, before, report=number % REPORT_EVERY == 0)
-                print(json.dumps([str(path.relative_to(copy)), bit, result, words]), file=out, flush=True)
+            for each in work():
+                print(json.dumps(each), file=out, flush=True)
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as lines:
-        found = [tuple(json.loads(line)) for line in lines]
+        found = [json.loads(line) for line in lines]
     os.waitpid(child, 0)
-    return found  # type: ignore[return-value]
+    return found
 
 
 def tried(copy: pathlib.Path, path: pathlib.Path, bit: int, before: dict[str, Any], *, report: bool) -> tuple[str, str]:

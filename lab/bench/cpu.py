@@ -34,10 +34,11 @@ from msgspec import Struct, structs, to_builtins
 from rich.console import Console
 from rich.table import Table
 
-from cython_ext import loop
-from cython_ext.trial import Trial
+from cython_ext.core.trial import Trial
+from cython_ext.loops import loop
 from hwrx import paths
 from hwrx.control.endings import ENDS
+from hwrx.control.environment import parse_environment
 from hwrx.control.messages import Done, Pattern, Prepare, Role, Setting
 from hwrx.host import netns
 from hwrx.lab.vm import Guest
@@ -220,7 +221,7 @@ def compare(made: topology.Made, setting: Setting, number: int, group: Path | No
 @contextlib.contextmanager
 def connected(made: topology.Made, setting: Setting, number: int) -> Iterator[dict[Role, Any]]:
     """Yield both ends' endpoints, each opened in its own namespace, connected."""
-    spaces = {role: made.peers[role].removeprefix("netns:") for role, _ in ENDS}
+    spaces = {role: parse_environment(made.peers[role]).name for role, _ in ENDS}
     ends: dict[Role, Any] = {}
 
     def connect(role: Role, remote: dict[str, Any]) -> None:

@@ -73,7 +73,7 @@ def row(what: str, path: str, unit: str, without: list[float], ratios: list[floa
 
 def instructions(path: str, pairs: int) -> Iterator[Row]:
     """Rows of one path, in a guest that counts instructions."""
-    from cython_ext import cost
+    from cython_ext.loops import cost
     from hwrx import paths
     from hwrx.control.messages import Prepare
     from hwrx.flood import Spec, scene

@@ -53,8 +53,8 @@ class Rig:
         self.sender = hwrx.nic.open_nic(topology.NIC_HARDWARE["client"], own=(self.address["client"],), tx=256, rx=64)
 
     def frames(self, size: int, mac: str, first: int = 0) -> list[bytes]:
-        from cython_ext.packet import udp_frame, udp_template
-        from cython_ext.payload import make
+        from cython_ext.core.payload import make
+        from cython_ext.frames.packet import udp_frame, udp_template
 
         template = udp_template(self.sender.mac, mac, self.address["client"], self.address["server"], SENDER, PORT)
         return [udp_frame(template, make(size, first + i, 1)) for i in range(BATCH)]
@@ -73,7 +73,7 @@ class Rig:
 
     def transport(self, link: Any, size: int, mac: str | None = None, **options: Any) -> Any:
         """A connected end on `link`; `mac` is the sender's."""
-        from cython_ext.datagram import DatagramTransport
+        from cython_ext.frames.datagram import DatagramTransport
 
         end = DatagramTransport(
             link, address=self.address["server"], port=PORT, size=size, window=256, batch=BATCH, stream=False, trial=1,
@@ -87,8 +87,9 @@ class Rig:
 
 def ours(rig: Rig, rounds: int, typical: Typical) -> dict[str, dict[int, float]]:
     """Rows of our driver: the frames are there when the clock is read."""
-    from cython_ext import clock, cost
-    from cython_ext.e1000e_link import RingLink
+    from cython_ext.core import clock
+    from cython_ext.loops import cost
+    from cython_ext.nics.e1000e_link import RingLink
 
     reading = clock.cost()["p50"]
     rows: dict[str, dict[int, float]] = {}
@@ -145,9 +146,10 @@ def ours(rig: Rig, rounds: int, typical: Typical) -> dict[str, dict[int, float]]
 
 def by_port(rig: Rig, rounds: int, typical: Typical) -> dict[str, dict[int, float]]:
     """Rows of the NE2000: parsed, summed, looked up and delivered like the best of nic-ring, carried word by word."""
-    from cython_ext import clock, cost
-    from cython_ext.packet import udp_frame, udp_template
-    from cython_ext.payload import make
+    from cython_ext.core import clock
+    from cython_ext.core.payload import make
+    from cython_ext.frames.packet import udp_frame, udp_template
+    from cython_ext.loops import cost
     from hwrx.nic import ne2k
 
     reading = clock.cost()["p50"]
@@ -175,15 +177,15 @@ def by_port(rig: Rig, rounds: int, typical: Typical) -> dict[str, dict[int, floa
 
 def busy_ns() -> int:
     """Nanoseconds that the CPU was not idle since boot, to 10 ms."""
-    ticks = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    ticks = [int(word) for word in Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]]
     return time.monotonic_ns() - (ticks[3] + ticks[4]) * 10_000_000
 
 
 def theirs(rig: Rig, rounds: int) -> dict[str, dict[int, float]]:
     """Rows in which the kernel drives the receiving NIC: all that the CPU does, less the sender's part."""
-    from cython_ext import cost
-    from cython_ext.packet_ring import PacketRing
-    from cython_ext.xdp_ring import XdpRing
+    from cython_ext.frames.packet_ring import PacketRing
+    from cython_ext.frames.xdp_ring import XdpRing
+    from cython_ext.loops import cost
 
     netdev, mac = rig.topology.NICS["server"], rig.topology.NIC_HARDWARE["server"]
 
@@ -232,7 +234,7 @@ def theirs(rig: Rig, rounds: int) -> dict[str, dict[int, float]]:
 def kernel_socket(rig: Rig, size: int) -> Any:
     import socket
 
-    from cython_ext.udp import UdpTransport
+    from cython_ext.sockets.udp import UdpTransport
 
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, rig.topology.NICS["server"].encode())
@@ -246,10 +248,10 @@ def kernel_socket(rig: Rig, size: int) -> Any:
 
 def integrity(rig: Rig, counts: dict[int, int]) -> dict[int, dict[str, int]]:
     """A stream from ring to ring, every byte of every message verified: what was lost, doubled or damaged."""
-    from cython_ext import loop
-    from cython_ext.datagram import DatagramTransport
-    from cython_ext.e1000e_link import RingLink
-    from cython_ext.trial import Trial
+    from cython_ext.core.trial import Trial
+    from cython_ext.frames.datagram import DatagramTransport
+    from cython_ext.loops import loop
+    from cython_ext.nics.e1000e_link import RingLink
 
     found = {}
     rig.sender.close()

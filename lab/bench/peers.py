@@ -33,6 +33,7 @@ from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
+from hwrx.control.environment import parse_environment
 from hwrx.control.messages import Setting
 from hwrx.errors import HwrxError, MachineError
 from hwrx.lab.vm import Guest
@@ -236,7 +237,8 @@ class Ground:
 
     def _at(self, role: Literal["client", "server"], command: str) -> str:
         peer = self.guest.peers[role]
-        return f"ip netns exec {shlex.quote(peer[6:])} {command}" if peer.startswith("netns:") else command
+        space = parse_environment(peer).netns
+        return f"ip netns exec {shlex.quote(space)} {command}" if space else command
 
 
 @contextmanager

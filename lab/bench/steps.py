@@ -26,8 +26,9 @@ from typing import Any
 
 import msgspec
 
+from hwrx.control.environment import parse_environment
 from hwrx.control.messages import Connect, Hello, Place, Prepare, Prepared, Ready, Role, Setting, Start, same_version
-from hwrx.control.peers import Peer, ProcessChannel, agent_command, wait_for_replies
+from hwrx.control.peers import Peer, ProcessChannel, wait_for_replies
 from hwrx.errors import HwrxError
 
 # linux/ptrace.h
@@ -103,7 +104,7 @@ def period(met: list[int]) -> tuple[float, int]:
 
 def started(spec: str, role: Role) -> Peer:
     """Start an agent as Peer.start does, and greet it without its time limit."""
-    peer = Peer(ProcessChannel(agent_command(spec), role), role)
+    peer = Peer(ProcessChannel(parse_environment(spec).agent_command(), role), role)
     same_version(peer.ask(Hello(), Hello, LIMIT))
     return peer
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from hwrx.control.environment import parse_environment
 from hwrx.control.messages import Setting
 from hwrx.probes.recording import Ledger
 from hwrx.runs.schedule import Pair
@@ -25,7 +26,8 @@ Row = dict[str, Any]
 
 @contextmanager
 def attached(bed: Bed, paths: list[str], histograms: bool = False) -> Iterator[Ledger]:
-    names = sorted(spec[6:] for spec in set(bed._peers.values()) if spec.startswith("netns:"))
+    spaces = {parse_environment(spec).netns for spec in bed._peers.values()}
+    names = sorted(name for name in spaces if name)
     with Ledger(paths, namespaces=names, histograms=histograms) as ledger:
         yield ledger
 
@@ -69,7 +71,7 @@ def of_pingpong(bed: Bed, path: str, sample_every: int, pairs: int) -> Row:
 
 def in_one_thread(pairs: int, rounds: int = 20_000) -> Row:
     """One thread sends itself a datagram over loopback and takes it: nothing runs beside it, no wake-up."""
-    from cython_ext.payload import make
+    from cython_ext.core.payload import make
 
     there = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     here = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -107,7 +109,7 @@ def in_one_thread(pairs: int, rounds: int = 20_000) -> Row:
 
 def of_draining(bed: Bed) -> Row:
     """Fill the ring while nobody drains it, then drain it at once."""
-    from cython_ext.tracer import EVENT
+    from cython_ext.bpf.tracer import EVENT
 
     costs, total = [], 0
     out = np.zeros(1 << 16, dtype=EVENT).view(np.uint8)

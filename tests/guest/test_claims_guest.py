@@ -42,6 +42,14 @@ def test_another_parameter_brings_another_verdict(session: Session) -> None:
     assert found.verdict == "refuted"
 
 
+def test_a_rule_before_routing_beside_the_one_that_is_asked_about_changes_no_verdict(session: Session) -> None:
+    both = changed("local-in-after-routing", "switch_on=pre-routing,local-in", "messages=20")
+    assert (found := inside.test(both, session)).verdict == "confirmed", found.why
+    # and that rule alone is not the one that is asked about
+    other = inside.test(changed("local-in-after-routing", "switch_on=pre-routing", "messages=20"), session)
+    assert other.verdict == "not tested here" and "seen_whole is 0" in other.why
+
+
 def test_what_cannot_be_traced_gives_no_verdict(session: Session) -> None:
     found = inside.test(changed("filter-before-queueing", "watch=no_such_function", "order="), session)
     assert found.verdict == "not tested here"

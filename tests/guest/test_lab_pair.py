@@ -19,8 +19,9 @@ import pytest
 
 from hwrx import cli, load
 from hwrx.campaign import measuring
+from hwrx.control.environment import parse_environment
 from hwrx.errors import MachineError, UsageError
-from hwrx.host import undo
+from hwrx.host import tools, undo
 from hwrx.machine import description
 from hwrx.runs import experiment, planning
 from hwrx.runs.testbed import Wanted
@@ -66,7 +67,7 @@ def test_a_second_pair_is_refused_in_words() -> None:
 
 def test_a_namespace_has_no_rxe_but_a_wire() -> None:
     with topology.netns() as made:
-        client, server = (made.peers[end].removeprefix("netns:") for end in topology.ENDS)
+        client, server = (parse_environment(made.peers[end]).name for end in topology.ENDS)
         script = (
             f"import socket; s = socket.create_server(('{made.places['server'].address}', 9)); print(s.accept()[1][0])"
         )
@@ -234,7 +235,7 @@ with topology.pair():
 """
 
 
-def test_a_pair_whose_process_was_killed_is_mended() -> None:
+def test_a_pair_whose_process_and_keeper_were_killed_is_mended() -> None:
     setting = Path("/proc/sys/net/ipv4/conf/all/rp_filter")
     before = setting.read_text()
     setting.write_text("2\n")
@@ -244,6 +245,7 @@ def test_a_pair_whose_process_was_killed_is_mended() -> None:
         assert child.stdout.readline() == b"up\n"
         assert setting.read_text() == "0\n"
         assert rxe.on_netdev("other0") == "rxe8"
+        subprocess.run(["pkill", "-KILL", "-f", f"hwrx-keeper {undo.JOURNALS} {child.pid} "], check=True)
         child.kill()
         child.wait()
         child.stdout.close()
@@ -256,6 +258,21 @@ def test_a_pair_whose_process_was_killed_is_mended() -> None:
         assert hwrx("lab", "down").stdout == "nothing is left over\n"
     finally:
         setting.write_text(before)
+
+
+def test_a_port_with_more_gids_than_a_page_shows_all() -> None:
+    netdev, device = topology.LINKS["client"], topology.DEVICES["client"]
+    more = [f"198.18.{200 + number // 250}.{number % 250 + 1}/32" for number in range(300)]
+    try:
+        tools.run_tool("ip", "-batch", "-", given="\n".join(f"address add {address} dev {netdev}" for address in more))
+        # the kernel fills the table on a work queue
+        tools.wait_until(lambda: rxe.gid_index(device, more[-1].split("/")[0]) is not None, "the last GID")
+        found = next(each for each in devices.verbs_devices() if each.name == device)
+        addresses = {gid.address for gid in found.ports[0].gids}
+        assert found.asked == "pyverbs" and addresses >= {address.split("/")[0] for address in more}
+        assert {gid.address for gid in devices._from_sysfs(device, "").ports[0].gids} == addresses
+    finally:
+        tools.run_tool("ip", "-batch", "-", given="\n".join(f"address delete {each} dev {netdev}" for each in more))
 
 
 def test_one_who_is_not_root_is_told() -> None:

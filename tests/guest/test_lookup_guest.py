@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 from guest_ends import ip
+from lookup_situations import load_bench
 from lookup_sockets import bound
 
 from hwrx.host import netns
@@ -21,6 +22,7 @@ from hwrx.lookup.crowd import Crowded
 from hwrx.lookup.table import Kind, Tables
 
 SPACE = "hwrx-lookup"
+SITUATIONS = 60
 SOCKETS = int(os.environ.get("HWRX_LOOKUP_SOCKETS", "250"))  # of each namespace
 
 
@@ -93,6 +95,18 @@ def test_the_member_of_a_group_that_was_named_gets_the_datagram() -> None:
     finally:
         for each in (*group, *callers):
             each.close()
+
+
+def test_who_is_predicted_gets_it_in_random_situations() -> None:
+    cpus = os.sched_getaffinity(0)
+    try:
+        tally = load_bench().run_situations(range(SITUATIONS), 20261127)
+    finally:
+        os.sched_setaffinity(0, cpus)
+    assert tally.disagree == []
+    assert tally.agree == SITUATIONS
+    # the secrets are known to a kernel with all its symbols, so that only groups with programs are left open
+    assert tally.undecided <= SITUATIONS // 20
 
 
 def test_the_command_names_process_and_verdict() -> None:

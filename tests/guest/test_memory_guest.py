@@ -10,7 +10,7 @@ from guest_ends import Places
 
 from hwrx import memory
 from hwrx.host import tools
-from hwrx.memory import forces
+from hwrx.probes import cgroups
 from hwrx.wires import topology
 
 PAGES = 128
@@ -21,8 +21,8 @@ PINNED = ("registered", "ring")
 def state() -> tuple[str, ...]:
     """What a measurement changes for so long."""
     sysctls = ("vm/nr_hugepages", "vm/compact_unevictable_allowed")
-    ours = sorted(path.name for path in forces.CGROUPS.glob("hwrx-*"))
-    own = [Path("/proc/swaps"), Path("/proc/self/cgroup"), forces.CGROUPS / "cgroup.subtree_control"]
+    ours = sorted(path.name for path in cgroups.find_hierarchy().glob("hwrx-*"))
+    own = [Path("/proc/swaps"), Path("/proc/self/cgroup"), cgroups.find_hierarchy() / "cgroup.subtree_control"]
     return (*(path.read_text() for path in (*own, *(Path("/proc/sys", name) for name in sysctls))), *ours)
 
 

@@ -6,6 +6,7 @@ Both are on one segment. Each test takes the NIC and gives it back; what it was 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -21,8 +22,10 @@ from click.testing import CliRunner
 import hwrx.nic
 from hwrx.commands.nic import nic as command
 from hwrx.errors import MachineError, PathError, UsageError
+from hwrx.host import tools, undo
 from hwrx.nic import pci
 from hwrx.nic import registers as reg
+from hwrx.nic.e1000e import E1000e
 from hwrx.wires import topology
 
 OURS, THEIRS = topology.NIC_HARDWARE["server"], topology.NIC_HARDWARE["client"]
@@ -75,7 +78,7 @@ def own(address: str = topology.NIC_ADDRESSES["server"]) -> dict[str, tuple[str,
 
 
 @contextlib.contextmanager
-def taken(**options: object) -> Iterator[hwrx.nic.E1000e]:
+def taken(**options: object) -> Iterator[E1000e]:
     with hwrx.nic.open_nic(OURS, **own(), **options) as nic:  # type: ignore[arg-type]
         yield nic
 
@@ -398,8 +401,25 @@ def test_sigterm_gives_the_nic_back(kernel: Kernel) -> None:
     assert pci.find_nic(OURS).driver == "e1000e"
 
 
-def test_after_a_kill_it_can_be_opened_again_and_unbind_mends_it(kernel: Kernel) -> None:
+def test_after_a_kill_its_keeper_gives_the_nic_back(kernel: Kernel) -> None:
     with holder() as running:
+        running.kill()
+    journals = f"{running.pid}-*.json"
+    deadline = time.monotonic() + 120  # a Python that is started, in an emulated guest
+    while list(undo.JOURNALS.glob(journals)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not list(undo.JOURNALS.glob(journals))
+    assert pci.find_nic(OURS).driver == "e1000e"
+    assert pci.find_nic(OURS).netdev == topology.NICS["server"]
+
+
+def test_after_a_kill_of_the_keeper_too_it_can_be_opened_again_and_is_given_back_then(kernel: Kernel) -> None:
+    with holder() as running:
+        keepers = [
+            int(pid) for pid in tools.run_tool("pgrep", "-f", f"hwrx-keeper {undo.JOURNALS} {running.pid}").split()
+        ]
+        assert len(keepers) == 1
+        os.kill(keepers[0], signal.SIGKILL)
         running.kill()
     # frames still come for a NIC that nobody drives: the kernel took bus mastering away with the file descriptor
     kernel.send(*(frame(i) for i in range(100)))
@@ -408,9 +428,8 @@ def test_after_a_kill_it_can_be_opened_again_and_unbind_mends_it(kernel: Kernel)
     with taken() as nic:
         kernel.send(frame(1))
         assert number_of(next(nic.receive(timeout=5)).data) == 1
-    # it was bound when it was opened here, so it stays bound: who took it gives it back
-    assert pci.find_nic(OURS).driver == "vfio-pci"
-    assert f"driven by e1000e as {topology.NICS['server']}" in hwrx_nic("unbind", OURS)
+    assert pci.find_nic(OURS).driver == "e1000e"
+    assert not list(undo.JOURNALS.glob(f"{running.pid}-*.json"))
 
 
 # --- the command ---------------------------------------------------------------------------------------------------

@@ -5,23 +5,26 @@ from __future__ import annotations
 import queue
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from guest_ends import Ends
 
-from cython_ext import loop
-from cython_ext.datagram import DatagramTransport
-from cython_ext.trial import Trial
-from cython_ext.xdp_ring import XdpRing
+from cython_ext.core.trial import Trial
+from cython_ext.frames.datagram import DatagramTransport
+from cython_ext.frames.xdp_ring import XdpRing
+from cython_ext.loops import loop
 from hwrx import paths
 from hwrx.commands.nic import nic as command
 from hwrx.control.messages import Place, Prepare, Role, Setting, Start
 from hwrx.errors import MachineError, UsageError
-from hwrx.nic import ne2k, pci
+from hwrx.host import tools, undo
+from hwrx.nic import ne2k, pci, registers
 from hwrx.wires import topology
 
 MESSAGES = 200
@@ -79,6 +82,7 @@ class End(threading.Thread):
                 batch=setting.batch,
                 check_every=1,
                 limit_ns=20_000_000_000,
+                patience_ns=10_000_000_000,  # nothing is lost here, and a guest on a busy machine is slow
             )
             status = loop.run(trial, end, setting.pattern, self.prepare.role)
             self.ended = loop.ENDED.get(status) or end.explain(status)
@@ -88,7 +92,14 @@ class End(threading.Thread):
 
 
 def trial(segment: topology.Made, client: str, server: str, pattern: str, size: int, wait: str) -> dict[Role, End]:
-    common: dict[str, Any] = {"pattern": pattern, "size": size, "wait": wait, "messages": MESSAGES, "limit": 20.0}
+    common: dict[str, Any] = {
+        "pattern": pattern,
+        "size": size,
+        "wait": wait,
+        "messages": MESSAGES,
+        "limit": 20.0,
+        "patience": 10.0,
+    }
     ends: dict[Role, End] = {}
     for role, path in (("client", client), ("server", server)):
         other = "server" if role == "client" else "client"
@@ -165,12 +176,35 @@ def test_agents_whose_controller_goes_away_give_the_nics_back(abandoned: Ends) -
 
 
 def test_an_agent_that_is_killed_in_a_trial_leaves_a_nic_that_unbind_mends(abandoned: Ends) -> None:
+    held = pci.kept_state(pci.find_nic(topology.NICS["server"]).address)
+    assert held is not None
+    pid = held.holder.split("-")[0]
+    tools.run_tool("pkill", "-KILL", "-f", f"hwrx-keeper {undo.JOURNALS} {pid} ")  # or it might be first
     abandoned.kill("server")
     abandoned.close()
     left = [nic for nic in pci.list_nics() if nic.driver == "vfio-pci"]
     assert [nic.was for nic in left] == [topology.NICS["server"]]
     done = CliRunner().invoke(command, ["unbind", left[0].address])
     assert f"driven by e1000e as {topology.NICS['server']}" in done.output
+    # somebody else has it by the time that the journal is carried out, and keeps it
+    pci.take_nic(pci.inspect_nic(left[0].address), "vfio-pci", own=(topology.NIC_ADDRESSES["server"],))
+    try:
+        assert [line.rsplit(" ", 1)[1] for line in undo.mend_leftovers()] == [pid]
+        assert pci.inspect_nic(left[0].address).driver == "vfio-pci"
+    finally:
+        pci.give_back(left[0].address)
+
+
+def test_a_nic_that_several_give_back_at_once_has_its_link(segment: topology.Made) -> None:
+    """A keeper, somebody at a terminal and a program that mends: whoever is late finds it given back."""
+    nic = pci.find_nic(topology.NICS["server"])
+    pci.take_nic(nic, "vfio-pci", own=(topology.NIC_ADDRESSES["server"],), holder="1-0000")
+    words = [sys.executable, "-P", "-c", pci.GIVES_BACK, nic.address, "1-0000"]
+    several = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [(each.communicate(timeout=300)[1], each.returncode) for each in several] == [("", 0)] * 4
+    assert (pci.DEVICES / nic.address / "config").read_bytes()[registers.PCI_COMMAND] & registers.PCI_COMMAND_MASTER
+    assert Path("/sys/class/net", topology.NICS["server"], "carrier").read_text() == "1\n"
+    assert not list(pci.KEPT.parent.glob("*.lock"))
 
 
 def test_a_place_without_the_hardware_is_named(segment: topology.Made) -> None:

@@ -8,7 +8,7 @@ import pytest
 from guest_ends import ROLES
 from tracing import check, count, trace
 
-from hwrx import stages
+from hwrx import paths, stages
 from hwrx.control.messages import Setting
 from hwrx.runs.schedule import Pair
 from hwrx.runs.testbed import Bed
@@ -51,7 +51,7 @@ def test_each_copy_between_the_ring_and_the_user_is_found(
     for timelines in found.timelines.values():
         check(timelines, MESSAGES - late)
         names = [stage.name for stage in timelines.stages]
-        assert [name for name in names if name in OWN] == (OWN if path in stages.FRAMES else [])
+        assert [name for name in names if name in OWN] == (OWN if paths.way_of(path) in stages.FRAMES else [])
     ledger = found.ledger
     assert ledger.balanced or late
     for side, copying in (("sender", sender), ("receiver", receiver)):

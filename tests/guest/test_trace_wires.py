@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tracing import check, trace
 
+from hwrx.control.environment import parse_environment
 from hwrx.control.messages import Setting
 from hwrx.runs.schedule import Pair
 from hwrx.runs.testbed import Bed
@@ -31,7 +32,7 @@ def wire() -> Iterator[topology.Made]:
 
 
 def ethtool(wire: topology.Made, end: Any, *words: str) -> None:
-    namespace = wire.peers[end].removeprefix("netns:")
+    namespace = parse_environment(wire.peers[end]).name
     subprocess.run(
         ["ip", "netns", "exec", namespace, "ethtool", "-K", topology.LINKS[end], *words],
         check=True,
@@ -41,7 +42,7 @@ def ethtool(wire: topology.Made, end: Any, *words: str) -> None:
 
 def test_with_ip_options(tracer: RunTracer) -> None:
     """UDP's header stands behind them, wherever that is."""
-    from cython_ext.payload import make
+    from cython_ext.core.payload import make
 
     count = 50
     first = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

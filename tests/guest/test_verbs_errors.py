@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from guest_ends import Ends, Places, Wire, ip
 
-from cython_ext import loop
-from cython_ext.rc import RcSendTransport
-from cython_ext.trial import Trial
+from cython_ext.core.trial import Trial
+from cython_ext.loops import loop
+from cython_ext.verbs.rc import RcSendTransport
 from hwrx import paths
 from hwrx.control.messages import Connect, Done, Place, Prepare, Role, Setting, Start
 from hwrx.control.peers import wait_first, wait_for_replies
 from hwrx.errors import HwrxError, MachineError, PeerError, SilenceError, UsageError
+from hwrx.paths.verbs_port import open_port
 
 
 def setting(path: str = "rdma-send", **more: Any) -> Setting:
@@ -27,6 +28,10 @@ def setting(path: str = "rdma-send", **more: Any) -> Setting:
 def prepare(role: Role, setting: Setting, pair: Places) -> Prepare:
     other: Role = "server" if role == "client" else "client"
     return Prepare(trial=1, role=role, setting=setting, here=pair[role], there=pair[other])
+
+
+def at_device(kind: type[RcSendTransport], prepare: Prepare, device: str) -> RcSendTransport:
+    return kind(prepare, open_port(prepare, device))
 
 
 # --- completions with error, provoked for real ---------------------------------------------------------------------
@@ -93,8 +98,8 @@ def test_a_receiver_without_buffers_is_told(pair: Places, ends: Ends) -> None:
     stream = setting(pattern="stream", size=64, messages=400, window=64)
     few = setting(pattern="pingpong", size=64, window=4)
     with (
-        Impatient(prepare("client", stream, pair), "rxe0") as a,
-        RcSendTransport(prepare("server", few, pair), "rxe1") as b,
+        at_device(Impatient, prepare("client", stream, pair), "rxe0") as a,
+        at_device(RcSendTransport, prepare("server", few, pair), "rxe1") as b,
     ):
         a.connect(b.describe())
         b.connect(a.describe())

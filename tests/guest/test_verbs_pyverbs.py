@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from guest_ends import Ends, Places
 
-from cython_ext import loop, payload
-from cython_ext.trial import Trial
-from cython_ext.verbs_queue import QKEY
+from cython_ext.core import payload
+from cython_ext.core.trial import Trial
+from cython_ext.loops import loop
+from cython_ext.verbs.verbs_queue import QKEY
 from hwrx import paths
 from hwrx.control.messages import Prepare, Setting
 from hwrx.paths.verbs_end import End, parse_end
@@ -21,8 +22,8 @@ MESSAGES = 40
 TRIAL = 7
 SLOTS = 64
 LIMIT = 20.0
-CONTROL = 16  # cython_ext/ud.pyx
-SEND_NS_AT = 16  # cython_ext/payload.pxd
+CONTROL = 16  # cython_ext/verbs/ud.pyx
+SEND_NS_AT = 16  # cython_ext/core/payload.pxd
 
 
 class PyverbsEnd:

@@ -278,3 +278,14 @@ def test_the_client_of_a_peer_without_devices_has_an_address_that_leads_there(
     assert min(packets["rx"]["packets"], packets["tx"]["packets"]) > 2 * 500
     used = subprocess.run(["ip", "-n", neighbour, "neighbour"], capture_output=True, text=True, check=True).stdout
     assert (own or "198.18.90.1") in used
+
+
+def test_tracing_that_may_not_be_is_said_at_the_terminal(tmp_path: Path) -> None:
+    words = ["--paths", "udp", "--topology", "here", "--trace", "--messages", "50", "--repeats", "1"]
+    # root without what tracing needs: an ordinary user could not write into this test's folder
+    lacking = "--bounding-set=-bpf,-perfmon,-sys_admin,-net_admin"
+    command = ["setpriv", lacking, *HWRX, "compare", *words, "--runs", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "NOT TRACED, though it was asked for" in said and "hwrx doctor says" in said

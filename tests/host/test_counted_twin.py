@@ -11,6 +11,8 @@ import pytest
 
 import hwrx
 
+pytestmark = pytest.mark.beside
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _needs(needs: Callable[..., None]) -> None:
@@ -53,9 +55,11 @@ def test_both_prices_stand_in_one_run_and_differ_by_the_copies(counted: Path) ->
     medians = {price: row.quantiles["p50"] for price, row in rows.items()}
     assert medians["byte"] is not None
     assert medians["word"] is not None
-    # half a round trip copies 16,384 B in and as many out: by the byte 7/8 of an instruction more for each
+    # Half a round trip copies 16,384 B in and as many out. By the word the kernel does so with 20 instructions for 64 B
+    # (16 moves, two pointers, a count and a branch: copy_user_generic_unrolled), with 21 since 6.4
+    # (rep_movs_alternative), where a byte takes one; what is copied besides, headers and addresses, is less than 5 %.
     saved = (medians["byte"].value - medians["word"].value) * 1000
-    assert 0.8 * 2 * 16384 * 7 / 8 < saved < 1.3 * 2 * 16384 * 7 / 8
+    assert 2 * 16384 * (1 - 21 / 64) < saved < 1.05 * 2 * 16384 * (1 - 20 / 64)
 
 
 def test_a_rest_between_messages_is_in_no_figure(counted: Path) -> None:

@@ -12,7 +12,7 @@ from leaving import nothing_is_left  # noqa: F401
 from test_sockets import Raw
 from two_sides import TRIAL, WAITS, Side, both, clean, endpoint
 
-from cython_ext import payload
+from cython_ext.core import payload
 from hwrx.control.messages import Setting, Wait
 
 CHECK = b"hwrK"

@@ -128,6 +128,14 @@ def test_down_on_a_clean_machine_says_so() -> None:
     assert hwrx("lab", "down").stdout == "nothing is left over\n"
 
 
+def test_only_root_takes_down_what_is_left() -> None:
+    done = subprocess.run(
+        ["setpriv", "--reuid=65534", "--clear-groups", *HWRX, "lab", "down"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "taking down what is left needs root" in done.stderr and "sudo" in done.stderr
+
+
 def test_kernels_are_listed_also_where_there_are_none(tmp_path: Path) -> None:
     done = hwrx("lab", "kernels", XDG_CACHE_HOME=str(tmp_path))
     assert done.returncode == 0
@@ -142,9 +150,9 @@ def test_what_stands_on_a_device_is_seen_in_both_families(tmp_path: Path) -> Non
         for family in -4 -6; do [ $family = -4 ] && via=192.0.2.2 || via=2001:2::2
             ip $family neighbour add $via lladdr 02:00:00:00:00:01 dev fa nud permanent
             [ "$1" = $family ] && ip $family route add default via $via dev fa; done
-        exec "$2" -c 'import json; from hwrx.nic import pci; t = pci._tables("fa"); print(json.dumps([
-            [r["dst"] for r in t["route"] if r["dst"] == "default"], pci._addresses(t),
-            sorted(n["dst"] for n in t["neighbour"] if "PERMANENT" in n["state"])]))'
+        exec "$2" -c 'import json; from hwrx.nic import belongings; t = belongings.read_tables("fa"); print(json.dumps([
+            [r["dst"] for r in t.routes if r["dst"] == "default"], t.addresses_given(),
+            sorted(n["dst"] for n in t.neighbours if "PERMANENT" in n["state"])]))'
     """
     for family in ("-4", "-6"):
         done = subprocess.run(
@@ -156,3 +164,19 @@ def test_what_stands_on_a_device_is_seen_in_both_families(tmp_path: Path) -> Non
             ["192.0.2.1/24", "2001:2::1/64"],
             ["192.0.2.2", "2001:2::2"],
         ]
+
+
+@pytest.mark.parametrize("name", ["", "..", "../lo", "a/b", "x" * 300, "lo\x1b[31m"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["rxe", "up"],
+        ["rxe", "down"],
+        ["lookup", "127.0.0.1:53", "--netns"],
+        ["lookup", "127.0.0.1:53", "--device"],
+    ],
+)
+def test_what_cannot_be_a_name_is_said_before_it_becomes_a_path(words: list[str], name: str) -> None:
+    done = hwrx(*words, name)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is not the name of a" in done.stderr and "\x1b" not in done.stderr and "Traceback" not in done.stderr

@@ -7,9 +7,9 @@ import time
 import pytest
 from two_sides import Side, both, endpoint, trial_of
 
-from cython_ext import loop
-from cython_ext.meter import Meter
-from cython_ext.trial import Trial
+from cython_ext.core.meter import Meter
+from cython_ext.core.trial import Trial
+from cython_ext.loops import loop
 from hwrx.control.messages import Pattern, Setting
 
 SPUN = 0.1  # seconds of a processor

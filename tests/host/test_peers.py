@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from hwrx.control.environment import parse_environment
 from hwrx.control.messages import (
     Connect,
     Described,
@@ -27,7 +28,7 @@ from hwrx.control.messages import (
     Start,
     frame_message,
 )
-from hwrx.control.peers import Peer, ProcessChannel, agent_command, wait_for_replies
+from hwrx.control.peers import Peer, ProcessChannel, wait_for_replies
 from hwrx.errors import PeerError, UsageError
 
 
@@ -69,6 +70,61 @@ def test_an_agent_in_the_middle_of_a_loop_dies_with_its_pipe() -> None:
     time.sleep(0.3)
     channel._socket.close()
     assert channel.process.wait(timeout=10) == 3
+    channel._errors.close()
+
+
+GIVES_BACK_SLOWLY = """
+import pathlib, sys, time
+from hwrx import paths
+from hwrx.paths import agent
+
+class Endpoint:
+    def describe(self): return {}
+    def chosen(self): return {}
+    def interrupt(self): return False
+    def close(self): time.sleep(0.5); pathlib.Path(sys.argv[1], "closed").touch()
+
+def give_back():
+    time.sleep(0.5)
+    pathlib.Path(sys.argv[1], "given back").touch()
+
+paths.open_endpoint = lambda prepare: (time.sleep(float(sys.argv[2])), Endpoint())[1]
+paths.release_held = give_back
+agent.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "slow"), [(None, 0), (Release(), 0), ("prepare", 0.5)], ids=["quit", "release", "prepare"]
+)
+def test_an_agent_whose_pipe_ends_gives_back_what_it_holds_first(
+    asked: Release | str | None, slow: float, tmp_path: Path
+) -> None:
+    """It takes seconds to give a NIC back, and the pipe ends as soon as the agent was told to end."""
+    channel = ProcessChannel([sys.executable, "-c", GIVES_BACK_SLOWLY, str(tmp_path), str(slow)], "slow")
+    peer = Peer(channel, "slow")
+    prepare = Prepare(trial=1, role="server", setting=Setting(path="udp"), here=Place(), there=Place(), hold=True)
+    if asked == "prepare":
+        peer.send(prepare)
+        time.sleep(0.3)  # it is preparing
+    else:
+        peer.ask(prepare, Prepared)
+    if isinstance(asked, Release):
+        peer.send(asked)
+        time.sleep(0.2)  # it is giving back
+    peer.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"closed", "given back"}
+    assert channel.process.returncode == 0
+
+
+def test_a_start_that_was_under_way_when_the_pipe_ended_is_not_begun() -> None:
+    server = Peer.start("local", "server")
+    channel = process_of(server)
+    prepare = Prepare(trial=1, role="server", setting=Setting(path="udp", limit=600), here=Place(), there=Place())
+    for message in (prepare, Start()):
+        server.send(message)
+    channel._socket.close()
+    assert channel.process.wait(timeout=60) in (0, 3)
     channel._errors.close()
 
 
@@ -138,7 +194,7 @@ def test_a_trial_that_was_broken_off_leaves_no_reply_for_the_next(peer: Peer) ->
 @pytest.mark.parametrize("spec", ["", "carrier:pigeon", "ssh:", "netns:", "ssh:-oProxyCommand=x"])
 def test_a_peer_that_cannot_be_is_refused_in_words(spec: str) -> None:
     with pytest.raises(UsageError) as caught:
-        agent_command(spec)
+        parse_environment(spec)
     assert "write" in caught.value.remedy
 
 

@@ -21,10 +21,11 @@ from hwrx.errors import TrialError
 from hwrx.machine import placement
 from hwrx.machine.placement import Wish
 from hwrx.runs import experiment, planning, schedule, store, testbed
-from hwrx.runs.planning import Plan, Trial
+from hwrx.runs.planning import Plan
 from hwrx.runs.schedule import Measured, Outcome, Pair
 from hwrx.runs.store import Writer
 from hwrx.runs.testbed import Bed
+from hwrx.runs.trials import Trial
 
 
 class Counted(Bed):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cython_ext.packet import udp_frame, udp_template
+from cython_ext.frames.packet import udp_frame, udp_template
 from hwrx.errors import UsageError
 from hwrx.lab.vm import Guest
 from hwrx.nic.segment import Segment

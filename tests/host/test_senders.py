@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 from two_sides import TRIAL, Side
 
+from hwrx.control.environment import parse_environment
 from hwrx.control.messages import Place, Prepare, Setting
 from hwrx.errors import MachineError
-from hwrx.paths import open_endpoint, sockets
+from hwrx.paths import open_endpoint
+from hwrx.paths.families import sockets
 from hwrx.runs import experiment, planning, reading, schedule, store, testbed
 from hwrx.runs.store import Writer
+from hwrx.runs.trials import Trial
 from hwrx.wires import topology
 
 
@@ -55,9 +58,9 @@ def test_who_sums_is_told_of_sockets_and_of_rings() -> None:
 def test_a_device_that_does_not_offload_leaves_summing_to_the_kernel(needs: Callable[..., None]) -> None:
     needs("root", "namespaces", "ethtool")
     with topology.netns() as made:
-        link = ["ip", "netns", "exec", made.peers["client"].removeprefix("netns:")]
+        link = ["ip", "netns", "exec", parse_environment(made.peers["client"]).name]
         netdev = str(made.places["client"].netdev)
-        ask = "from hwrx.paths.sockets import checksummed_by; import sys; print(checksummed_by(sys.argv[1]))"
+        ask = "from hwrx.paths.families.sockets import checksummed_by; import sys; print(checksummed_by(sys.argv[1]))"
 
         def told() -> str:
             done = subprocess.run(
@@ -122,7 +125,7 @@ def test_what_the_connection_decided_is_recorded(needs: Callable[..., None], tmp
     needs("root", "namespaces")
     measured = []
 
-    def look(pair: schedule.Pair, trial: planning.Trial, found: schedule.Measured, writer: Writer) -> None:
+    def look(pair: schedule.Pair, trial: Trial, found: schedule.Measured, writer: Writer) -> None:
         measured.append(found)
 
     plan = planning.plan_run(

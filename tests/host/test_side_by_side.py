@@ -14,6 +14,8 @@ import pytest
 
 import hwrx
 
+pytestmark = pytest.mark.beside
+
 EXPERIMENT = """
 name = "prices"
 topology = "pair"
@@ -22,6 +24,7 @@ boot = ["init_on_alloc=0"]
 paths = ["udp"]
 patterns = ["pingpong", "stream"]
 repeats = 3
+trace = true
 [setting]
 messages = 50
 warmup = 10
@@ -95,3 +98,10 @@ def test_both_guests_end_with_an_interrupted_run_and_what_it_lacks_is_measured_l
     assert {row["copies_priced"] for row in run.rows} == {"byte", "word"}
     for guest in ("guest", "guest, copies priced by the word"):
         assert run.manifest[guest]["append"] == ["init_on_alloc=0"]
+    # each of both tells what the other does not have to tell again
+    price_of = {row["trial"]: row["copies_priced"] for row in run.rows}
+    for table, price in (("actors", "byte"), ("stages", "word"), ("copies", "word")):
+        rows = run.table(table)
+        assert rows is not None, table
+        assert {price_of[trial] for trial in rows["trial"].to_pylist()} == {price}, table
+    assert run.manifest["tracing"]["available"]

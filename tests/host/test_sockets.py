@@ -16,11 +16,12 @@ import pytest
 from leaving import nothing_is_left  # noqa: F401
 from two_sides import ODDITIES, TRIAL, WAITS, Side, both, clean, endpoint, trial_of
 
-from cython_ext import loop, payload
-from cython_ext.udp import UdpTransport
+from cython_ext.core import payload
+from cython_ext.loops import loop
+from cython_ext.sockets.udp import UdpTransport
 from hwrx.control.messages import Place, Role, Setting, Wait
 from hwrx.errors import MachineError, PathError, UsageError
-from hwrx.paths import sockets
+from hwrx.paths.families import sockets
 
 FINISH, CREDIT = 0x46727768, 0x43727768
 

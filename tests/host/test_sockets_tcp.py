@@ -11,7 +11,7 @@ import pytest
 from leaving import nothing_is_left  # noqa: F401
 from two_sides import TRIAL, WAITS, Side, clean, endpoint
 
-from cython_ext import payload
+from cython_ext.core import payload
 from hwrx.control.messages import Setting, Wait
 
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from two_sides import TRIAL, Side
 
-from cython_ext.udp import buffer_for, datagrams_held, truesize
+from cython_ext.sockets.udp import buffer_for, datagrams_held, truesize
 from hwrx.control.messages import Place, Prepare, Setting
 from hwrx.paths import open_endpoint
 from hwrx.runs import experiment, planning, reading, schedule, store, testbed

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -14,6 +16,9 @@ from hwrx.control.messages import Setting
 from hwrx.lab.vm import Guest
 from hwrx.runs.schedule import Pair
 from hwrx.runs.testbed import GuestBed
+from hwrx.timelines import counted
+
+pytestmark = pytest.mark.beside
 
 # to fill or to verify one such message takes more than a thousand instructions, which is beyond the bound on each path
 SIZE = 1000
@@ -22,11 +27,52 @@ PATHS = ("udp", "tcp", "rdma-send", "rdma-write-imm", "rdma-read", "rdma-ud", "x
 
 
 @pytest.fixture(scope="module")
-def pair(needs: Callable[..., None]) -> Iterator[Pair]:
-    """Two agents in a guest that counts instructions; booted once for all paths."""
+def guest(needs: Callable[..., None]) -> Iterator[Guest]:
+    """A guest that counts instructions; booted once for all tests."""
     needs("guest")
-    with Guest("pair", clock="icount") as guest, Pair(GuestBed(guest)) as agents:
+    with Guest("pair", clock="icount") as booted:
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def pair(guest: Guest) -> Iterator[Pair]:
+    with Pair(GuestBed(guest)) as agents:
         yield agents
+
+
+KHUGEPAGED = "/sys/kernel/mm/transparent_hugepage/khugepaged"
+# 256 MiB that may be huge pages and are small ones: touched before the kernel is told that they may
+EATER = """
+import mmap
+memory = mmap.mmap(-1, 256 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+for page in range(0, len(memory), 4096):
+    memory[page] = 1
+memory.madvise(mmap.MADV_HUGEPAGE)
+print("there", flush=True)
+input()
+"""
+
+
+@pytest.fixture
+def looked_after(guest: Guest) -> Iterator[Callable[[], None]]:
+    """What has khugepaged look at memory at every tick, and put small pages together, until the test ends.
+
+    Its nice value is 19: beside two ends that keep the CPU busy it would hardly ever run.
+    """
+    names = ("scan_sleep_millisecs", "pages_to_scan")
+    before = [guest.run(["cat", f"{KHUGEPAGED}/{name}"]).stdout.strip() for name in names]
+
+    def put(values: Sequence[str], nice: int) -> None:
+        words = [f"echo {value} > {KHUGEPAGED}/{name}" for name, value in zip(names, values, strict=True)]
+        renice = f"renice -n {nice} -p $(pgrep -x khugepaged)"
+        done = guest.run(["sh", "-ec", "; ".join([renice, *reversed(words)])])
+        assert done.returncode == 0, done.stdout
+
+    with contextlib.closing(guest.command([sys.executable, "-c", EATER])) as eater:
+        assert eater.recv(16) == b"there\n"
+        yield lambda: put(("1", "512"), -10)
+        put(before, 19)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -42,3 +88,22 @@ def test_a_round_trip_takes_as_many_instructions_whether_messages_are_checked_or
         assert (measured.tally["corrupt"], measured.tally["lost"]) == (0, 0)
         medians.append(float(np.median(measured.ns)))
     assert medians[1] == pytest.approx(medians[0], rel=BOUND)
+
+
+def test_what_the_kernel_does_for_memory_is_no_messages_cost(pair: Pair, looked_after: Callable[[], None]) -> None:
+    found = []
+    for number, begin in enumerate((lambda: None, looked_after)):
+        setting = Setting(path="udp", messages=2000, warmup=200, schedule="batch", limit=60.0)
+        found.append(pair.measure(100 + number, setting, before=lambda peers, begin=begin: begin()).cpu)
+    without, beside = found
+    assert beside["housekeeping"] > without["housekeeping"] + 0.01 * without["busy"]
+    assert beside["busy"] == pytest.approx(without["busy"], rel=0.01)
+
+
+def test_who_counts_by_actor_gives_it_to_nobody_either(pair: Pair, looked_after: Callable[[], None]) -> None:
+    counted.attach_counter(pair)
+    looked_after()
+    setting = Setting(path="udp", messages=2000, warmup=200, schedule="batch", limit=60.0)
+    found, measured = counted.run_twin(pair, 110, setting, 1.0, alone=True)
+    assert measured.cpu["housekeeping"] > 0.01 * measured.cpu["busy"]
+    assert found["housekeeping"] > 0.8 * measured.cpu["housekeeping"]

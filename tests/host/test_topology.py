@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hwrx.control.environment import parse_environment
 from hwrx.errors import MachineError
 from hwrx.host import undo
 from hwrx.verbs import rxe
@@ -27,7 +28,7 @@ def journals() -> set[str]:
 def test_netns_carries_packets_and_leaves_nothing() -> None:
     before = namespaces(), journals()
     with topology.netns() as made:
-        spaces = {role: peer.removeprefix("netns:") for role, peer in made.peers.items()}
+        spaces = {role: parse_environment(peer).name for role, peer in made.peers.items()}
         address = made.places["server"].address
         receive = f"import socket; s = socket.create_server(('{address}', 7)); s.accept()[0].sendall(b'through')"
         server = subprocess.Popen(["ip", "netns", "exec", spaces["server"], sys.executable, "-c", receive])
@@ -68,7 +69,7 @@ def test_what_a_killed_process_left_is_mended_by_the_next() -> None:
 def test_a_living_process_keeps_its_topology() -> None:
     with topology.netns() as made:
         assert undo.mend_leftovers() == []
-        assert made.peers["client"].removeprefix("netns:") in namespaces()
+        assert parse_environment(made.peers["client"]).name in namespaces()
 
 
 def test_a_link_mtu_is_that_of_both_ends() -> None:
@@ -77,7 +78,7 @@ def test_a_link_mtu_is_that_of_both_ends() -> None:
             netdev = made.places[role].netdev
             assert netdev is not None
             shown = subprocess.check_output(
-                ["ip", "-n", peer.removeprefix("netns:"), "link", "show", netdev], text=True
+                ["ip", "-n", parse_environment(peer).name, "link", "show", netdev], text=True
             )
             assert f"mtu {topology.LARGE_MTU}" in shown
 
@@ -106,8 +107,8 @@ assert file.read_text() == before
 
 def test_a_stopped_process_takes_its_topology_down() -> None:
     before = namespaces(), journals()
-    program = "from hwrx.cli import _terminated\nimport signal, time\nfrom hwrx.wires import topology\n" + (
-        "signal.signal(signal.SIGTERM, _terminated)\nwith topology.netns(): print('up', flush=True); time.sleep(60)"
+    program = "import time\nfrom hwrx.host.interruption import Ending\nfrom hwrx.wires import topology\n" + (
+        "with Ending(), topology.netns(): print('up', flush=True); time.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert child.stdout is not None

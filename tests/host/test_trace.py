@@ -19,6 +19,7 @@ from tracing import ONE_CPU, actors, check, check_batches, check_short_reads, co
 import hwrx
 from hwrx import stages
 from hwrx.cli import cli
+from hwrx.control.environment import parse_environment
 from hwrx.control.messages import Setting
 from hwrx.errors import MachineError
 from hwrx.probes.recording import Ledger
@@ -40,7 +41,7 @@ def programs() -> set[int]:
 
 
 def namespaces(bed: Bed) -> dict[str, str]:
-    return {role: spec.removeprefix("netns:") for role, spec in bed._peers.items()}
+    return {role: parse_environment(spec).name for role, spec in bed._peers.items()}
 
 
 def udp_counters(namespace: str) -> dict[str, int]:

@@ -6,14 +6,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from hwrx.errors import GuestError, MachineError, UsageError
+import hwrx
+from hwrx.campaign import measuring
+from hwrx.control import endings, peers
+from hwrx.control.environment import parse_environment
+from hwrx.errors import GuestError, MachineError, StandstillError, UsageError
+from hwrx.lab import inquest
 from hwrx.lab.vm import Guest
+from hwrx.runs import experiment as experiments
+from hwrx.runs.testbed import Wanted
+
+pytestmark = pytest.mark.beside
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +86,102 @@ def test_what_fails_inside_while_coming_up_keeps_its_name_and_words() -> None:
 def test_qemu_that_cannot_start_says_why() -> None:
     with pytest.raises(GuestError, match="no-such-device"), Guest(qemu=["-device", "no-such-device"]):
         pass
+
+
+# --- guests that stand still: QEMU is stopped, so that it is there and does nothing -----------------------------------
+
+
+class Stopper:
+    """Stops so many guests of this process, one after the other, as soon as each has come so far."""
+
+    def __init__(self, count: int, stage: str) -> None:
+        self.count = count
+        self.stage = stage
+        self.said: list[str] = []
+        self.stopped: list[int] = []
+
+    def __call__(self, stage: str, text: str) -> None:
+        self.said.append(f"{stage}: {text}")
+        if stage == self.stage and len(self.stopped) < self.count:
+            threading.Thread(target=self._stop, daemon=True).start()
+
+    def _stop(self) -> None:
+        deadline = time.monotonic() + 60
+        while not (found := [pid for pid in emulators(os.getpid()) if pid not in self.stopped]):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(found[0], signal.SIGSTOP)
+        self.stopped.append(found[0])
+        if len(self.stopped) < self.count:  # the next one is booted without a word between
+            self._stop()
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_guest_that_stands_still_while_it_comes_up_is_tried_again_with_a_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inquest, "IDLE_SILENCE", 3.0)
+    stopper = Stopper(1, "boot")
+    with Guest(progress=stopper) as guest:
+        assert guest.run(["echo", "up"]).stdout == "up\n"
+    assert len(stopper.stopped) == 1
+    words = [words for words in stopper.said if "stood still while it came up: it printed nothing for" in words]
+    assert len(words) == 1 and words[0].endswith("another one is booted")
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_second_guest_that_stands_still_is_an_error_with_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inquest, "IDLE_SILENCE", 3.0)
+    stopper = Stopper(2, "boot")
+    with pytest.raises(StandstillError, match="stood still while it came up") as caught, Guest(progress=stopper):
+        pass
+    assert "the guest's last lines:" in str(caught.value)
+    assert len(stopper.stopped) == 2
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_another_guest_goes_on_if_one_stands_still_in_the_middle_of_a_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for module in (peers, endings):
+        monkeypatch.setattr(module, "ANSWER_WITHIN", 8.0)
+    monkeypatch.setattr(inquest, "ANSWER", 3.0)
+    text = 'topology = "pair"\nclock = "wall"\npaths = ["udp"]\nrepeats = 3\n[setting]\nmessages = 20\n'
+    experiment = experiments.parse_experiment(text, source="a test")
+    layout = measuring.settle_plan(experiment, Wanted(), lambda stage, text: None)
+    said: list[str] = []
+
+    class Stops(measuring.Quiet):
+        def stage(self, stage: str, text: str) -> None:
+            said.append(f"{stage}: {text}")
+
+        def trial(self, done: int, total: int, label: str, lane: str = "") -> None:
+            if done == 1 and total == 3:
+                for pid in emulators(os.getpid()):
+                    os.kill(pid, signal.SIGSTOP)
+
+    outcome, path = measuring.measure_plan(layout, Wanted(), tmp_path, progress=Stops())
+    run = hwrx.load(path)
+    assert (outcome.measured, outcome.failed, run.status) == (3, [], "complete")
+    assert [row["status"] for row in run.rows] == ["ok"] * 3
+    assert any("the guest stands still" in words and "another one goes on" in words for words in said)
+
+
+def test_what_is_felt_of_a_guest_is_by_its_cpu_time_not_by_the_hosts_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    pulse = inquest.Pulse()
+    used = 0.0
+    for _ in range(60):  # a machine so busy that it gets a twentieth of a CPU
+        now, used = now + 10.0, used + 0.5
+        assert pulse.feel(used, 0) == ""
+    now += inquest.IDLE_SILENCE + 1
+    assert "did nothing" in pulse.feel(used, 0)
+    spinning = inquest.Pulse()
+    assert spinning.feel(inquest.BUSY_SILENCE - 1, 0) == ""
+    assert spinning.feel(inquest.BUSY_SILENCE - 1, 1) == ""
+    assert spinning.feel(2 * inquest.BUSY_SILENCE - 2, 1) == ""
+    assert "of CPU time" in spinning.feel(2 * inquest.BUSY_SILENCE + 1, 1)
 
 
 def test_a_topology_that_does_not_exist_is_named_before_anything_starts() -> None:
@@ -245,7 +351,7 @@ def test_a_folder_that_is_shared_takes_what_the_guest_writes(tmp_path: Path) -> 
         guest.run(["sh", "-c", f"echo from inside >{tmp_path}/file"])
         # and its agents are in the namespaces of the topology
         assert guest.peers["client"].startswith("netns:")
-        here = guest.run(["ip", "-o", "link"], netns=guest.peers["client"].removeprefix("netns:")).stdout
+        here = guest.run(["ip", "-o", "link"], netns=parse_environment(guest.peers["client"]).name).stdout
         assert "hwrx0" in here
         assert "hwrx1" not in here.replace("hwrx0@", "")
     assert (tmp_path / "file").read_text() == "from inside\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,10 +46,10 @@ FLOODS = [made(1000.0, 0), made(2000.0, 10), made(None, 40, rps=True), made(None
 KEPT = FLOODS[2:]
 
 
-def make_floods(root: Path) -> Path:
+def make_floods(root: Path, manifest: dict[str, Any] | None = None) -> Path:
     """Write a run of the floods that are KEPT, without its page, and return its directory."""
     times = np.arange(1, 101) * 1_000_003
-    with keep.create_run(root, [flood.spec for flood in KEPT], {"emulated": False}) as writer:
+    with keep.create_run(root, [flood.spec for flood in KEPT], manifest or {"emulated": False}) as writer:
         for number, flood in enumerate(KEPT):
             taken = np.where(np.arange(100) < flood.delivered, times + 77, 0)
             crossed = keep.unpack_flood(keep.pack_flood(flood, times, taken))

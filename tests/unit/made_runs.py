@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from hwrx.control.messages import Setting
 from hwrx.runs import experiment, planning, store
+from hwrx.runs.trials import Trial
 from hwrx.timelines import tables
 
 MANIFEST: dict[str, Any] = {
@@ -40,7 +41,7 @@ def layout(**options: Any) -> planning.Plan:
     return planning.plan_run(experiment.from_options(**{"name": "made", **fields}), lambda setting: None)
 
 
-def add(writer: store.Writer, trial: planning.Trial, seed: int = 0, spread: float = 0.02) -> None:
+def add(writer: store.Writer, trial: Trial, seed: int = 0, spread: float = 0.02) -> None:
     draw = np.random.default_rng([seed, trial.number])
     block = float(np.random.default_rng([seed, 1000 + trial.repeat]).normal(0, spread))
     ns = times(trial.setting, draw, block)
@@ -84,7 +85,7 @@ STAMPED = ("posted", "sys_enter send", "udp_rcv", "udp_queue_rcv_one_skb", "copi
 Interval = Callable[[Setting, str, str], int]  # of a setting, a direction and a stage: ns since the stage before
 
 
-def trace(writer: store.Writer, trial: planning.Trial, interval: Interval, copies: Callable[[Setting], int]) -> None:
+def trace(writer: store.Writer, trial: Trial, interval: Interval, copies: Callable[[Setting], int]) -> None:
     """Write what a traced twin of a trial would bring: 20 messages each way, copied so many times by the receiver."""
     setting = trial.setting
     known = {"trial": trial.number, "path": setting.path, "size": setting.size, "pattern": setting.pattern}

@@ -9,9 +9,9 @@ from __future__ import annotations
 import mmap
 import struct
 
-from cython_ext.dma import DmaRegion
-from cython_ext.interrupt import Interrupt
-from cython_ext.mmio import Bar
+from cython_ext.nics.dma import DmaRegion
+from cython_ext.nics.interrupt import Interrupt
+from cython_ext.nics.mmio import Bar
 from hwrx.errors import MachineError
 from hwrx.nic import registers as reg
 from hwrx.nic.device import Device

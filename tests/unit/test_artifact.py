@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pathlib
+import platform
 import re
 import subprocess
 import tarfile
@@ -16,6 +17,7 @@ import hwrx
 from hwrx.cli import main
 from hwrx.errors import StoreError
 from hwrx.report import artifact
+from hwrx.runs import store
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -83,7 +85,7 @@ def test_a_file_that_is_there_is_not_overwritten(run, tmp_path: pathlib.Path) ->
     with pytest.raises(StoreError, match=r"a.tar.gz exists"):
         artifact.pack_artifact(run, tmp_path / "a.tar.gz")
     with pytest.raises(StoreError, match=r"cannot write .*: no such file or directory"):
-        artifact.pack_artifact(run, tmp_path / "absent" / "a.tar.gz")
+        artifact.pack_artifact(run, pathlib.Path("/proc/absent/a.tar.gz"))
 
 
 def test_command_names_the_file(run, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
@@ -94,3 +96,71 @@ def test_command_names_the_file(run, tmp_path: pathlib.Path, capsys: pytest.Capt
 def test_rerun_without_running_says_what_it_would(run, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
     assert main(["rerun", str(run.path), "--dry-run"]) == 0
     assert "made: 12 trials" in capsys.readouterr().out
+
+
+# --- for double-blind review -----------------------------------------------------------------------------------------
+
+WHO = {
+    "asked": {"peer": "ssh:alice@lab7.example.org", "peer_address": "10.11.12.13"},
+    "command": ["/home/alice/bin/hwrx", "compare", "--peer", "ssh:alice@lab7.example.org", "--runs=/data/alice/runs"],
+    "machine": {
+        "kernel": {"version": "#1 SMP (alice@builder.example.org)", "release": "6.1.0-56"},
+        "nics": [{"name": "eth0", "mac": "52:54:00:aa:bb:cc"}],
+        "verbs": [{"name": "rxe0", "node_guid": "5054:00ff:feaa:bbcc", "gids": [{"gid": "fe80::5054:ff:feaa:bbcc"}]}],
+        "versions": {"libibverbs": "1.14.44.0"},
+    },
+    "wire": "eth0 to ssh:alice@lab7.example.org mlx5_0, 2001:db8:77::1, 198.18.77.1",
+}
+NAMES = re.compile(r"alice|lab7|example\.org|builder|10\.11\.12\.13|2001:db8|52:54:00|5054|/home|/data", re.IGNORECASE)
+
+
+def test_an_anonymous_artifact_names_nobody_and_keeps_the_figures(tmp_path: pathlib.Path) -> None:
+    plan = made_runs.layout(repeats=3, messages=100)
+    with store.Writer.create(tmp_path, plan, {**made_runs.MANIFEST, **WHO}) as writer:
+        writer.log("peer client at alice@lab7.example.org said: no /home/alice/hwrx/agent.py on 10.11.12.13")
+        for trial in plan.trials[:-1]:
+            made_runs.add(writer, trial)
+        writer.add_trial(plan.trials[-1], status="failed", error="peer ssh:alice@lab7.example.org is gone")
+    before = hwrx.load(writer.path)
+    (writer.path / "notes.txt").write_text("by alice")
+    packed = artifact.pack_artifact(before, tmp_path / "a.tar.gz", anonymous=True)
+    (tmp_path / "out").mkdir()
+    subprocess.run(["tar", "-xzf", packed, "-C", tmp_path / "out"], check=True)
+    folder = tmp_path / "out" / before.path.name
+    subprocess.run(["sha256sum", "--check", "--quiet", "--strict", "SHA256SUMS"], cwd=folder, check=True)
+    after = hwrx.load(folder / "run")
+    texts = [file.read_text(errors="replace") for file in folder.rglob("*.*") if file.suffix not in (".gz", ".parquet")]
+    texts += [repr(after.manifest), repr(after.rows), repr(after.trials.to_pylist())]
+    texts += [repr(after.table(name).to_pylist()) for name in after.contents.tables]
+    assert {name for text in texts for name in NAMES.findall(text)} == set()
+    assert not (folder / "run" / "notes.txt").exists()
+    assert (after.damage, after.status) == ([], "complete")
+    assert after.samples.equals(before.samples)
+    assert after.summary().answer == before.summary().answer
+    # what a reviewer needs is there
+    assert after.manifest["machine"]["versions"]["libibverbs"] == "1.14.44.0"
+    assert "198.18.77.1" in after.manifest["wire"] and "mlx5_0" in after.manifest["wire"]
+    assert after.rows[-1]["error"] == "peer ssh:anonymous is gone"
+
+
+def test_this_machine_and_user_are_not_named_by_an_anonymous_artifact(tmp_path: pathlib.Path) -> None:
+    before = hwrx.load(made_runs.make(tmp_path / "runs", question=f"What of {platform.node()}?"))
+    packed = artifact.pack_artifact(before, tmp_path / "a.tar.gz", anonymous=True)
+    with tarfile.open(packed) as archive:
+        members = {each.name: each for each in archive.getmembers()}
+        assert {(each.uname, each.gname, each.uid, each.gid) for each in members.values()} == {("", "", 0, 0)}
+        readme = archive.extractfile(members[f"{before.path.name}/README.txt"])
+        assert readme is not None
+        said = readme.read().decode()
+    assert "What of anonymous?" in said and platform.node() not in said
+
+
+def test_a_run_that_cannot_be_made_anonymous_is_named_with_the_reason(tmp_path: pathlib.Path) -> None:
+    run = made_runs.make(tmp_path / "runs")
+    content = bytearray((run / "samples.parquet").read_bytes())
+    content[100] ^= 1
+    (run / "samples.parquet").write_bytes(content)
+    assert hwrx.load(run).damage
+    with pytest.raises(StoreError, match="cannot be made anonymous: it is damaged"):
+        artifact.pack_artifact(hwrx.load(run), tmp_path / "a.tar.gz", anonymous=True)
+    assert not (tmp_path / "a.tar.gz").exists()

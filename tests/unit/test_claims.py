@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import pathlib
 import re
 from collections.abc import Sequence
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from hwrx.claims import ftrace, inside, instruments, model, predicate, verdict
 from hwrx.claims.ftrace import Call
-from hwrx.claims.instruments import bypass, functions, interrupts, pinning
+from hwrx.claims.instruments import balance, bypass, functions, interrupts, pinning, ring
 from hwrx.claims.model import Claim, Measurement, Ruling
 from hwrx.claims.session import Sent, Session
+from hwrx.cli import cli
 from hwrx.errors import MachineError, UsageError
 from hwrx.memory.pages import OUT
 from hwrx.verbs import devices
@@ -32,7 +36,7 @@ def made(confirmed: str, **more: str) -> Claim:
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_claim_is_whole(name: str) -> None:
     claim = CLAIMS[name]
-    instruments.check_parameters(claim)
+    instruments.check_claim(claim)
     assert claim.claim.endswith(".") and claim.question.endswith("?") and claim.says
     assert claim.chapter in model.CHAPTERS
     asked = set().union(*(predicate.names_in(text) for text in _predicates(claim)))
@@ -40,6 +44,7 @@ def test_a_claim_is_whole(name: str) -> None:
     fields = set(re.findall(r"{(\w+)", claim.verdict.figure))
     assert fields, "the sentence gives no figure"
     assert bool(claim.verdict.depends) == bool(claim.verdict.on)
+    assert claim.verdict.needs, "a measurement that measured nothing would decide"
 
 
 @pytest.mark.parametrize("name", CLAIMS)
@@ -49,15 +54,15 @@ def test_a_claim_can_be_confirmed_and_refuted(name: str) -> None:
     asked = sorted(set().union(*(predicate.names_in(text) for text in _predicates(claim))))
     constants = [float(text) for each in _predicates(claim) for text in re.findall(r"\b\d+(?:\.\d+)?\b", each)]
     values = sorted({0.0, 1.0, 1e6, *constants, *(value * 1.5 + 1 for value in constants)})
-    seen = set()
-    # each figure in turn takes every value while the others have one in common, or what `needs` wants of them
-    for common in values:
-        for name_ in asked:
-            for value in values:
-                figures = dict.fromkeys(asked, common) | {name_: value}
-                ruling = claim.verdict
-                held = predicate.predicate_holds(ruling.confirmed, figures)
-                other = bool(ruling.depends) and predicate.predicate_holds(ruling.depends, figures)
+    wanted = {"confirmed", "refuted", *(["depends"] if claim.verdict.depends else [])}
+    seen: set[str] = set()
+    # each figure in turn, or each two, take every value while the others have one in common
+    for count in (1, 2):
+        for chosen in itertools.combinations(asked, min(count, len(asked))) if not wanted <= seen else ():
+            for common, *given in itertools.product(values, repeat=1 + len(chosen)):
+                figures = dict.fromkeys(asked, common) | dict(zip(chosen, given, strict=True))
+                held = predicate.predicate_holds(claim.verdict.confirmed, figures)
+                other = bool(claim.verdict.depends) and predicate.predicate_holds(claim.verdict.depends, figures)
                 seen.add("confirmed" if held else "depends" if other else "refuted")
     assert {"confirmed", "refuted"} <= seen
     assert ("depends" in seen) == bool(claim.verdict.depends)
@@ -162,9 +167,39 @@ def test_a_file_that_is_no_claim_is_named(tmp_path: pathlib.Path) -> None:
 def test_an_instrument_refuses_what_it_does_not_know() -> None:
     with pytest.raises(UsageError, match="no instrument 'function'"):
         instruments.find_instrument("function")
+    assert all(instruments.find_instrument(name).figures for name in instruments.instrument_names())  # type: ignore[attr-defined]
     for parameters, words in (({"sizes": 1}, "no parameter 'sizes'"), ({"size": "x"}, "size is to be int")):
         with pytest.raises(UsageError, match=words):
             instruments.check_parameters(msgspec.structs.replace(made("a"), parameters=parameters))
+
+
+@pytest.mark.parametrize(
+    ("ruling", "figure", "near"),
+    [
+        (Ruling(confirmed="udp_rcv_sofd == 1", figure="{delivered}"), "udp_rcv_sofd", "udp_rcv_soft"),
+        (Ruling(confirmed="delivered > 1", needs="mesages > 1", figure="{delivered}"), "mesages", "messages"),
+        (Ruling(confirmed="delivered > 1", depends="in_order > 0", on="x", figure="{delivered}"), "in_order", ""),
+        (Ruling(confirmed="delivered > 1", figure="{deliverd:.1%} of {size} B"), "deliverd", "delivered"),
+    ],
+)
+def test_a_figure_that_the_instrument_does_not_give_is_an_error(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, ruling: Ruling, figure: str, near: str
+) -> None:
+    claim = msgspec.structs.replace(made("a"), verdict=ruling, name="mine")
+    with pytest.raises(UsageError, match=f"mine: the instrument 'functions' gives no figure '{figure}'") as told:
+        instruments.check_claim(claim)
+    assert near in told.value.remedy and "it gives: delivered, ip_rcv_core_calls" in told.value.remedy
+    # the command says so before anything is booted or written
+    file = tmp_path / "mine.toml"
+    words = {"claim": claim.claim, "question": claim.question, "instrument": claim.instrument, "topology": "none"}
+    ruled = {key: value for key, value in msgspec.structs.asdict(ruling).items() if value}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in words.items()]
+    lines += ['says = ["nobody"]', "[verdict]", *(f"{key} = {json.dumps(value)}" for key, value in ruled.items())]
+    file.write_text("\n".join(lines))
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    done = CliRunner().invoke(cli, ["claims", "run", str(file), "--here", "--out", str(tmp_path / "out")])
+    assert isinstance(done.exception, UsageError) and figure in str(done.exception)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_the_kernel_refuses_is_a_reason_and_what_the_file_asks_in_vain_an_error(
@@ -242,6 +277,27 @@ def test_functions_are_counted_by_message_and_context() -> None:
     assert begun["seen_whole"] == 0.5  # the second message's b came before its a
 
 
+def test_a_hook_that_is_asked_twice_is_told_by_who_asks() -> None:
+    before = [call("nf_hook_slow", 1, detail="ip_rcv"), call("route", 2), call("ip_local_deliver", 3)]
+    order = ["route", "ip_local_deliver", "nf_hook_slow<ip_local_deliver", "udp_rcv"]
+    asked = [*before, call("nf_hook_slow", 4, detail="ip_local_deliver.part.0"), call("udp_rcv", 5)]
+    late = [*before, call("udp_rcv", 4), call("nf_hook_slow", 5, detail="ip_local_deliver")]
+    assert functions._in_order(asked, order)
+    assert not functions._in_order(asked, ["route", "nf_hook_slow", "udp_rcv"])  # of all its calls the first counts
+    assert not functions._in_order(late, order)
+    assert not functions._in_order([*before, call("udp_rcv", 4)], order)  # the other hook alone was asked
+
+
+def test_a_call_has_one_of_its_own_before_it_on_its_cpu() -> None:
+    calls = [call("look", 1), call("queue", 2), call("look", 3, cpu=1), call("queue", 4), call("queue", 5, cpu=1)]
+    assert balance.share_after(calls, "look", "queue") == pytest.approx(2 / 3)
+    assert balance.share_after(calls[:1], "look", "queue") is None
+
+
+def test_a_buffers_address_is_its_pages_and_its_place_in_it() -> None:
+    assert ring.physical_addresses([0x9000, 0x3000, 0x5000], 4096, 4, 2048) == [0x9000, 0x9800, 0x3000, 0x3800]
+
+
 POLL = "napi poll on napi struct 0 for device eth1 work {} budget 64"
 
 
@@ -261,7 +317,9 @@ def test_interrupts_are_held_against_polls() -> None:
     assert (found["most_in_a_poll"], found["most_in_a_softirq"], found["interrupts_while_polling"]) == (64, 74, 0)
     assert found["polls_in_ksoftirqd"] == pytest.approx(1 / 3)
     while_polling = [*calls[:2], call("irq_handler_entry", 6, "hard IRQ", rx), *calls[2:]]
-    assert interrupts.reckon_interrupts(while_polling, "eth1", 80).figures["interrupts_while_polling"] == 1
+    interrupted = interrupts.reckon_interrupts(while_polling, "eth1", 80).figures
+    assert (interrupted["interrupts_while_polling"], interrupted["pollings_interrupted"]) == (1, 1)
+    assert (found["pollings"], interrupted["pollings"], found["pollings_interrupted"]) == (2, 2, 0)
 
 
 def test_a_pages_fate_is_one_of_four() -> None:

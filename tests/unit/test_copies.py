@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hwrx import stages
+from hwrx import paths, stages
 from hwrx.timelines import copies
 from hwrx.timelines.actors import ACTORS
 
@@ -25,7 +25,7 @@ def counted(**by_ident: int) -> npt.NDArray[Any]:
 
 
 def reckon(path: str, delivered: int, missing: tuple[str, ...] = (), **by_ident: int) -> copies.Ledger:
-    probed = [stage for stage in stages.of_path(path) if stage.probes and stage.name not in missing]
+    probed = [stage for stage in paths.path_stages(path) if stage.probes and stage.name not in missing]
     return copies.reckon_copies(path, counted(**by_ident), delivered, available=probed)
 
 
@@ -58,7 +58,7 @@ def test_the_drivers_counters_say_what_was_sent_again() -> None:
     totals = counted(rxe_mr_copy_from_mr=1100, rxe_mr_copied=1000)
     totals[stages.BY_NAME["rxe_mr_copy from MR"].number]["count"] = 11
     totals[stages.BY_NAME["rxe_mr_copied"].number]["count"] = 10
-    probed = [stage for stage in stages.of_path("rdma-send") if stage.probes]
+    probed = [stage for stage in paths.path_stages("rdma-send") if stage.probes]
     tally = {"hw_duplicate_request": 1, "hw_out_of_seq_request": 0}
     ledger = copies.reckon_copies("rdma-send", totals, 1000, available=probed, tally=tally)
     (row,) = [row for row in ledger.rows if row.kind == "balance"]
@@ -82,7 +82,7 @@ def test_passes_that_nobody_could_see_are_not_zero() -> None:
 
 def test_a_payload_posted_inline_is_copied_twice_at_the_sender() -> None:
     """By the library into the work request, as the endpoint counts it; from there by rxe, as its packets show."""
-    probed = [stage for stage in stages.of_path("rdma-send") if stage.probes]
+    probed = [stage for stage in paths.path_stages("rdma-send") if stage.probes]
     totals = counted(rxe_inline=64, rxe_mr_copied=64)
     ledger = copies.reckon_copies("rdma-send", totals, 64, available=probed, tally={"inline_bytes": 64})
     assert (ledger.sender, ledger.receiver, ledger.balanced) == (2.0, 1.0, True)
@@ -90,7 +90,7 @@ def test_a_payload_posted_inline_is_copied_twice_at_the_sender() -> None:
 
 
 def test_an_inline_copy_that_nobody_saw_is_not_invented() -> None:
-    probed = [stage for stage in stages.of_path("rdma-send") if stage.probes]
+    probed = [stage for stage in paths.path_stages("rdma-send") if stage.probes]
     ledger = copies.reckon_copies("rdma-send", counted(rxe_mr_copied=64), 64, available=probed)
     assert ledger.sender == 0.0
     assert [(row.side, row.bytes) for row in ledger.rows if row.kind == "balance"] == [("sender", -64)]
@@ -102,7 +102,7 @@ def test_by_whom_is_what_was_observed_not_what_the_catalogue_expects() -> None:
     totals[copied.number]["by"][ACTORS.index("softirq")] = 300
     totals[copied.number]["by"][ACTORS.index("user thread")] = 100
     assert copied.actor == "kernel worker"
-    probed = [stage for stage in stages.of_path("rdma-send") if stage.probes]
+    probed = [stage for stage in paths.path_stages("rdma-send") if stage.probes]
     ledger = copies.reckon_copies("rdma-send", totals, 400, available=probed)
     (row,) = [row for row in ledger.rows if row.stage == "rxe_mr_copied"]
     assert row.actor == "softirq 75 %, user thread 25 %"
@@ -121,7 +121,7 @@ def test_mapped_pages_are_no_copies() -> None:
 
 
 def test_where_no_probe_sees_it_the_endpoints_and_the_notifications_tell() -> None:
-    probed = [stage for stage in stages.of_path("tcp") if stage.probes and stage.probes[0].kind == "user"]
+    probed = [stage for stage in paths.path_stages("tcp") if stage.probes and stage.probes[0].kind == "user"]
     probed += [stages.BY_NAME["tcp_sendmsg"], stages.BY_NAME["copied to the user"]]
     tally = {"zerocopy_bytes": 1000, "zerocopy_copied_bytes": 250, "mapped_bytes": 900, "gathered_bytes": 50}
     totals = counted(tcp_sendmsg=1000, copied_to_the_user=100)
@@ -151,7 +151,7 @@ def test_the_slope_is_the_cost_of_a_byte() -> None:
 
 
 def frames(path: str, delivered: int, tally: dict[str, int], missing: tuple[str, ...] = (), **by_ident: int) -> Any:
-    probed = [stage for stage in stages.of_path(path) if stage.probes and stage.name not in missing]
+    probed = [stage for stage in paths.path_stages(path) if stage.probes and stage.name not in missing]
     return copies.reckon_frames(path, counted(**by_ident), delivered, available=probed, tally=tally)
 
 

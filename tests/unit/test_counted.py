@@ -14,7 +14,7 @@ from hwrx.control.messages import Done, Setting
 from hwrx.errors import MachineError
 from hwrx.probes import account, counters
 from hwrx.report import actors
-from hwrx.runs import experiment, schedule, schema, store
+from hwrx.runs import beds, experiment, schema, store
 from hwrx.runs.schedule import Measured, Pair
 from hwrx.timelines import counted, owed
 
@@ -137,7 +137,7 @@ def test_what_cannot_be_counted_is_said_and_the_run_goes_on(monkeypatch: pytest.
     monkeypatch.setattr(counted, "Pair", Agents)
     done = Done(tally={}, ended="complete", cpu={"elapsed": 5})
     measured = Measured(np.arange(1, dtype=np.uint32), np.array([5]), None, {}, done, done, {})
-    bed = cast(schedule.Testbed, None)
+    bed = cast(beds.Testbed, None)
     for trace in (False, True):
         plan = made_runs.layout(paths=["udp"], sizes=[64], repeats=1, trace=trace)
         with counted.counted_twins(plan.experiment, bed, cast(store.Writer, Writer())) as after:

@@ -361,3 +361,48 @@ def test_what_is_no_manifest_is_said(run: pathlib.Path, text: str, words: str) -
     (run / "manifest.json").write_text(text)
     with pytest.raises(StoreError, match=words):
         hwrx.load(run)
+
+
+# --- anything at all -------------------------------------------------------------------------------------------------
+
+
+def test_damaged_and_forged_runs_end_in_words() -> None:
+    bench = [str(ROOT / "lab" / "bench" / "fuzz_runs"), "--variants", "60", "--json", "--seed", "3"]
+    done = subprocess.run(bench, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["variants"] == 60
+    assert found["named"] + found["refused"] > 20, "the changes must hit what matters"
+
+
+@pytest.mark.parametrize(
+    "store",
+    [{"tables": ["../../etc/passwd"]}, {"tables": 3}, {"documents": ["../x"]}, {"log": {"bytes": -1}}, {"id": 3}],
+)
+def test_a_forged_manifest_names_nothing_outside_of_the_run(run: pathlib.Path, store: dict[str, object]) -> None:
+    file = run / "manifest.json"
+    manifest = seal.opened_document(file.read_bytes(), file.name)
+    assert manifest is not None
+    manifest["store"] |= store
+    file.write_bytes(seal.sealed_document(manifest, file.name))
+    with pytest.raises(StoreError, match=r"manifest\.json is damaged"):
+        hwrx.load(run)
+
+
+def test_a_document_that_is_gone_is_named(tmp_path: pathlib.Path) -> None:
+    with store.Writer.create(tmp_path, made_runs.layout(), made_runs.MANIFEST) as writer:
+        made_runs.add(writer, made_runs.layout().trials[0])
+        writer.add_document("more.json", {"a": 1})
+    assert hwrx.load(writer.path).damage == []
+    (writer.path / "more.json").unlink()
+    assert hwrx.load(writer.path).damage == ["more.json is missing"]
+
+
+@pytest.mark.parametrize("name", ["log.txt", "experiment.toml", "trials.parquet", "samples.parquet"])
+def test_a_folder_in_the_place_of_a_file_is_named(run: pathlib.Path, name: str) -> None:
+    (run / name).unlink(missing_ok=True)
+    (run / name).mkdir()
+    try:
+        assert hwrx.load(run).damage
+    except StoreError as error:
+        assert "damaged" in str(error)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from model82574 import Model
 
-from cython_ext import loop
-from cython_ext.datagram import DatagramTransport
-from cython_ext.e1000e_link import RingLink
-from cython_ext.packet import dissect, udp_frame, udp_template
-from cython_ext.payload import make
-from cython_ext.trial import Trial
+from cython_ext.core.payload import make
+from cython_ext.core.trial import Trial
+from cython_ext.frames.datagram import DatagramTransport
+from cython_ext.frames.packet import dissect, udp_frame, udp_template
+from cython_ext.loops import loop
+from cython_ext.nics.e1000e_link import RingLink
 from hwrx.errors import PathError
 from hwrx.nic import registers as reg
 from hwrx.nic.e1000e import E1000e
@@ -92,7 +92,8 @@ def ends(**more):
     assert all(model.closed and not model.regions and not model.faults for model in models)
 
 
-def run_both(both, pattern, *, messages=300, size=64, check_every=1, **more):
+def run_both(both, pattern, *, messages=300, size=64, check_every=1, patience=10.0, **more):
+    """`patience`, in seconds: long, as that of the endpoints, since the wire is a thread that waits for its turn."""
     trials = [
         Trial(
             messages=messages,
@@ -101,7 +102,7 @@ def run_both(both, pattern, *, messages=300, size=64, check_every=1, **more):
             batch=8,
             check_every=check_every,
             limit_ns=30_000_000_000,
-            patience_ns=10_000_000_000,  # as of the endpoints: the wire is a thread that waits for its turn
+            patience_ns=round(patience * 1e9),
             due=2_000_000 * np.arange(1, messages + 1) if pattern == "paced" else None,
             **more,
         )
@@ -180,7 +181,7 @@ def test_a_changed_bit_is_refused_by_the_checksum_and_counted():
 
     with ends(patience=0.2) as (both, wire):
         wire.change = change
-        (client, _), _ = run_both(both, "pingpong")
+        (client, _), _ = run_both(both, "pingpong", patience=0.2)
         assert both[1].counts()["bad checksum"] > 0
     assert client.counts()["corrupt"] == 0 and client.counts()["lost"] > 0
 
@@ -194,7 +195,7 @@ def test_without_the_checksum_the_payloads_own_check_sees_it():
 
     with ends(verify="none", patience=0.2) as (both, wire):
         wire.change = change
-        (_, server), _ = run_both(both, "pingpong")
+        (_, server), _ = run_both(both, "pingpong", patience=0.2)
     assert server.counts()["corrupt"] > 0
 
 

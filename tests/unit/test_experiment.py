@@ -219,7 +219,10 @@ def test_a_seed_is_drawn_where_none_is_given_and_kept_where_one_is() -> None:
         ('paths = ["udp"]\nrepeats = 0', r"repeats: 0 is not allowed.*\n.*from 1 to 10000"),
         ('paths = ["udp"]\n[setting]\nmesages = 3', r"unknown key 'setting.mesages'.*\n.*did you mean 'messages'\?"),
         ('paths = ["udp"]\n[setting]\nmessages = "3"', r'setting.messages: "3" is not allowed.*\n.*number from 1'),
-        ('paths = ["udp"]\n[setting]\nrate = -1.0', r"setting.rate: -1.0 is not allowed.*\n.*a number above 0"),
+        (
+            'paths = ["udp"]\n[setting]\nrate = -1.0',
+            r"setting.rate: -1.0 is not allowed.*\n.*number from 0.001 to 1e\+09",
+        ),
         ('paths = ["udp"]\n[setting]\nsize = 64', r"setting.size: 'size' is given by the list 'sizes'"),
         ('paths = ["udp"]\n[sweep]\nsize = [64]', r"sweep.size: several values of 'size' belong into the list 'sizes'"),
         ('paths = ["udp"]\n[sweep]\nwindo = [64]', r"unknown key 'sweep.windo'.*\n.*did you mean 'window'\?"),

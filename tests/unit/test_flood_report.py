@@ -19,7 +19,7 @@ from hwrx.report.provenance import label_of_run
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = make_floods(tmp_path_factory.mktemp("runs"))
-    page.write_page(made, KEPT)
+    page.write_page(hwrx.load(made), KEPT)
     return made
 
 
@@ -38,7 +38,7 @@ def test_a_run_of_floods_holds_every_message_and_everything_over_time(run: Path)
 
 def test_the_page_is_made_again_to_the_byte_and_needs_no_network(run: Path) -> None:
     text = (run / "report.html").read_text()
-    assert page.render_page(run, keep.load_floods(run), label_of_run(hwrx.load(run))) == text
+    assert page.render_page(hwrx.load(run), keep.load_floods(run), label_of_run(hwrx.load(run))) == text
     assert not re.findall(r"(?:src|href)=\"https?:", text)
     for flood in KEPT:
         assert words.answer_of(flood).replace("'", "&#39;") in text

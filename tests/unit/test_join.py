@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwrx import stages
+from hwrx import paths, stages
 from hwrx.timelines import join
 
 EVENT = np.dtype(
@@ -20,7 +20,7 @@ EVENT = np.dtype(
     ]
 )  # fmt: skip
 FORTH, BACK = 0x10002, 0x20001
-PROBED = [stage for stage in stages.stage_chain("udp") if stage.probes]
+PROBED = [stage for stage in paths.stage_chain("udp") if stage.probes]
 INNER = [stage for stage in PROBED if stage.name not in ("posted", "delivered")]
 GAP = 100
 
@@ -155,7 +155,7 @@ def test_stages_that_the_endpoint_stamps_itself_need_no_event() -> None:
     own["parsed"][40] = 0
     ends = join.Ends(posted, posted + 400, 7, own)
     timelines = join.join_events(
-        np.zeros(0, dtype=EVENT), ends, "nic-ring", available=stages.stage_chain("nic-ring"), every=10
+        np.zeros(0, dtype=EVENT), ends, "nic-ring", available=paths.stage_chain("nic-ring"), every=10
     )
     assert timelines.sequence.tolist() == list(range(10, 107, 10))
     assert [stage.name for stage in timelines.stages] == [
@@ -167,7 +167,7 @@ def test_stages_that_the_endpoint_stamps_itself_need_no_event() -> None:
     ]
     intervals, _ = timelines.intervals()
     assert (intervals == [0, 300, 50, 10, 40]).all()
-    whole = join.join_events(np.zeros(0, dtype=EVENT), ends, "nic-ring", available=stages.stage_chain("nic-ring"))
+    whole = join.join_events(np.zeros(0, dtype=EVENT), ends, "nic-ring", available=paths.stage_chain("nic-ring"))
     assert (len(whole.complete), whole.missing) == (100, {"parsed": 1})
 
 

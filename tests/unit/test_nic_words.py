@@ -7,10 +7,10 @@ import struct
 import pytest
 from click.testing import CliRunner
 
-from cython_ext.packet import udp_frame, udp_template
+from cython_ext.frames.packet import udp_frame, udp_template
 from hwrx.commands.nic import nic as command
 from hwrx.errors import MachineError, UsageError
-from hwrx.nic import pci, registers
+from hwrx.nic import belongings, pci, registers, uses
 from hwrx.nic.pcapng import Writer
 from hwrx.nic.summary import summarise_frame
 
@@ -157,10 +157,10 @@ def test_what_speaks_against_taking_a_nic(bus, monkeypatch):
         {"local": "192.0.2.1", "prefixlen": 24, "scope": "global"},
         {"local": "fe80::1", "prefixlen": 64, "scope": "link"},
     ]
-    answers = {"route": [{"dst": "default"}], "addr": [{"addr_info": addresses}], "neighbour": []}
-    shown = lambda commands, *options: "\n".join(json.dumps(answers[words.split()[0]]) for words in commands)  # noqa: E731
-    monkeypatch.setattr(pci, "_ip", shown)
-    monkeypatch.setattr(pci, "_connections", lambda addresses: 3 if "192.0.2.1" in addresses else 0)
+    # no device of this machine has these, and no real one may be given them
+    tables = belongings.Tables({"ifname": "eth7", "ifindex": 7}, [{"dst": "default"}], addresses, [], [])
+    monkeypatch.setattr(pci, "read_tables", lambda netdev: tables)
+    monkeypatch.setattr(uses, "_connections", lambda addresses: 3 if "192.0.2.1" in addresses else 0)
     one = pci.find_nic("eth7")
     assert pci.uses_of(one) == [
         "it carries the default route",
@@ -169,7 +169,7 @@ def test_what_speaks_against_taking_a_nic(bus, monkeypatch):
     ]
     with pytest.raises(MachineError, match=r"eth7 is in use: it carries the default route; it has the address"):
         pci.take_nic(one, "vfio-pci")
-    answers["route"] = []
+    tables.routes.clear()
     assert pci.uses_of(one, own=["192.0.2.1"]) == []
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cython_ext.packet import (
+from cython_ext.frames.packet import (
     VERDICT_NAMES,
     PortTable,
     dissect,

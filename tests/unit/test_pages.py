@@ -29,7 +29,7 @@ CALLS += [(block, ["compare", "first.toml", *words[1:]]) for block, words in WOR
 SCRIPTS = [(block, words) for block, words in WORDS if words[0].startswith(("./lab/", "lab/"))]
 
 
-NOT_OF_A_FLOOD = ("target", "here", "guest", "kernel", "out", "as_json")
+NOT_OF_A_FLOOD = ("target", "here", "guest", "kernel", "out", "as_json", "hostnames")
 
 
 def plan_of(words: list[str]) -> list[str] | None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cython_ext import payload
+from cython_ext.core import payload
 
 SIZES = st.integers(min_value=8, max_value=4096)
 SEQUENCES = st.integers(min_value=0, max_value=(1 << 64) - 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cython_ext.pinned import PinnedBuffer
+from cython_ext.core.pinned import PinnedBuffer
 from hwrx.errors import MachineError
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import pathlib
 from typing import Any
 
@@ -50,6 +51,26 @@ def test_what_does_not_converge_is_said_in_table_and_warnings(tmp_path: pathlib.
     quality = next(table for table in tables.report_tables(summary) if table.name == "quality")
     assert [cells[-1][0] for _, cells in quality.rows] == ["did not converge"] * 2
     assert "did not converge in 5 repeats: udp 64 B pingpong" in (writer.path / "log.txt").read_text()
+
+
+def test_a_clock_that_is_set_meanwhile_does_not_end_it(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the machine's clock cannot be set by a test: the run says that it began a day ago
+    yesterday = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    monkeypatch.setattr(store, "_now", lambda: yesterday)
+    writer = run(tmp_path, {"width": 0.05, "repeats": 200}, 0.1, budget=3600.0)
+    assert "converged after" in (writer.path / "log.txt").read_text()
+    assert "within 3600 s" not in (writer.path / "log.txt").read_text()
+
+
+def test_the_budget_of_a_run_that_goes_on_holds_what_it_took_before(tmp_path: pathlib.Path) -> None:
+    plan = made_runs.layout(sizes=[64])
+    with store.Writer.create(tmp_path, plan, {}) as writer:
+        made_runs.add(writer, plan.trials[0])
+    writer.manifest["store"]["elapsed_s"] = 1000.0
+    writer._write_manifest()
+    again, _ = store.Writer.resume(writer.path)
+    assert 1000.0 <= again.elapsed_seconds() < 1900.0
+    again.finish()
 
 
 def test_the_budget_ends_it_too(tmp_path: pathlib.Path) -> None:

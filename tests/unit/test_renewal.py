@@ -8,7 +8,7 @@ import made_runs
 import msgspec
 
 import hwrx
-from hwrx.report import text
+from hwrx.report import about
 from hwrx.runs import renewal
 
 
@@ -30,11 +30,11 @@ def test_cpus_that_the_scheduler_chose_are_not_kept() -> None:
 def test_a_report_says_what_its_intervals_leave_out_and_an_older_run_says_nothing(tmp_path: pathlib.Path) -> None:
     found = msgspec.to_builtins(renewal.find_renewal(guest=False, bound=True, topology="netns"))
     new = hwrx.load(made_runs.make(tmp_path / "new", manifest={"renewal": found})).summary()
-    said = " ".join(text.about_row(new))
+    said = " ".join(about.about_row(new))
     assert "Each repeat had of its own the processes of both ends" in said
     assert "all repeats of the run shared the boot of the machine, the CPUs that the ends are bound to" in said
     old = hwrx.load(made_runs.make(tmp_path / "old")).summary()
-    assert "Each repeat had" not in " ".join(text.about_row(old))
+    assert "Each repeat had" not in " ".join(about.about_row(old))
     assert renewal.describe_renewal({}) == ""
 
 
@@ -42,4 +42,4 @@ def test_where_the_ends_ran_stands_in_the_report(tmp_path: pathlib.Path) -> None
     end = {"cpu": 3, "beside_irq": False}
     where = {"by": "hwrx", "client": end, "server": {**end, "cpu": 5}, "shared": "nothing"}
     summary = hwrx.load(made_runs.make(tmp_path, manifest={"placement": where})).summary()
-    assert "The client ran on CPU 3, the server on CPU 5 (chosen by hwrx)." in text.about_row(summary)
+    assert "The client ran on CPU 3, the server on CPU 5 (chosen by hwrx)." in about.about_row(summary)

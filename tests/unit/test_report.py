@@ -17,11 +17,11 @@ import scipy.stats
 import hwrx
 from hwrx.cli import main
 from hwrx.errors import MachineError, UsageError
-from hwrx.report import figures, html, latex, style, tables, terminal, text
+from hwrx.report import about, figures, html, latex, style, tables, terminal
 from hwrx.report.model import Summary
+from hwrx.report.numbers import size_words, time_words
 from hwrx.report.provenance import label_of_run
 from hwrx.report.summary import summarise_runs
-from hwrx.report.words import size_words, time_words
 from hwrx.runs import store
 
 EMULATED = "EMULATED guest: compare within the run only"
@@ -107,7 +107,7 @@ def test_rxe_is_explained_and_never_called_zero_copy(summary: Summary, path: pat
     assert "zero-copy" not in page.lower()
     assert "zero copy" not in page.lower()
     sockets = hwrx.load(made_runs.make(path.parent / "sockets", paths=["udp", "tcp"])).summary()
-    assert text.about_row(sockets) == [text.HOW]
+    assert about.about_row(sockets) == [about.HOW]
 
 
 def test_every_table_and_picture_says_that_the_guest_is_emulated(summary: Summary, tmp_path: pathlib.Path) -> None:

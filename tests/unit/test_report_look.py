@@ -10,7 +10,7 @@ import pytest
 from matplotlib.markers import CARETDOWNBASE, CARETLEFTBASE, CARETRIGHTBASE, CARETUPBASE
 
 import hwrx
-from hwrx.report import figures, html, style, text
+from hwrx.report import figures, html, numbers, page, style
 from hwrx.report.model import Summary
 from hwrx.stats import Estimate
 from hwrx.timelines import walk
@@ -83,7 +83,7 @@ def test_one_wide_interval_neither_presses_the_others_nor_ends_unmarked(wild: Su
 
 def test_legends_stay_within_the_figure_at_either_width(wild: Summary) -> None:
     for name in figures.figure_names(wild):
-        for width in (style.COLUMN, html.WIDE):
+        for width in (style.COLUMN, page.WIDE):
             drawn = figures.draw_figure(wild, name, width)
             drawn.draw_without_rendering()
             for legend in drawn.legends:
@@ -135,4 +135,11 @@ def test_a_figure_and_its_interval_have_three_digits_and_one_prefix(
     value: float, low: float, high: float, words: str
 ) -> None:
     found = Estimate(value=value, low=low, high=high, trials=3)
-    assert f"{text.value_text(found)} {text.plus_minus(found)}" == words
+    assert f"{numbers.value_text(found)} {numbers.plus_minus(found)}" == words
+
+
+def test_no_two_paths_and_no_two_lines_of_one_path_have_the_same_marker() -> None:
+    assert len(set(style.MARKERS)) == len(style.MARKERS)
+    markers = [marker for _, marker, _ in style.LOOKS.values()]
+    assert len(set(markers)) == len(markers)
+    assert set(markers) <= set(style.MARKERS)

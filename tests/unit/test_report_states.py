@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import hwrx
-from hwrx.report import tables, text
+from hwrx.report import about, numbers, tables
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_repeats_that_fall_into_groups_are_named_and_have_no_interval(
     median = row.quantiles["p50"]
     assert median is not None
     assert median.split
-    assert text.plus_minus(median) == ""
+    assert numbers.plus_minus(median) == ""
     assert any(warning.startswith("the repeats fall into groups") for warning in summary.warnings)
     assert "NaN" not in tables.to_json(summary)
 
@@ -118,5 +118,5 @@ def test_intervals_of_a_run_that_looked_again_and_again_are_wider_and_it_says_wh
     assert wide is not None
     widths = [math.log(estimate.high / estimate.value) for estimate in (narrow, wide)]
     assert widths[1] / widths[0] == pytest.approx(6.965 / 4.303, rel=1e-3)
-    assert text.UNTIL in text.about_row(looked)
-    assert text.UNTIL not in text.about_row(plain)
+    assert about.UNTIL in about.about_row(looked)
+    assert about.UNTIL not in about.about_row(plain)

@@ -18,10 +18,10 @@ class Kernel:
     def __init__(self, words: str) -> None:
         self.words = words.split()
 
-    def read_text(self) -> str:
+    def read_text(self, encoding: str = "utf-8") -> str:
         return " ".join(self.words) + "\n"
 
-    def write_text(self, word: str) -> None:
+    def write_text(self, word: str, encoding: str = "utf-8") -> None:
         name = word.removeprefix("NO_")
         assert name in self.words or f"NO_{name}" in self.words, "the kernel would answer EINVAL"
         self.words = [word if known in (name, f"NO_{name}") else known for known in self.words]

@@ -8,12 +8,12 @@ from typing import Any, get_args
 
 import pytest
 
-from cython_ext.packet import udp_frame, udp_template
-from cython_ext.packet_ring import port_filter
+from cython_ext.frames.packet import udp_frame, udp_template
+from cython_ext.frames.packet_ring import port_filter
 from hwrx import paths
 from hwrx.control.messages import Done, Pattern, Place, Prepare, Role, Setting
 from hwrx.errors import UsageError
-from hwrx.paths import nic
+from hwrx.paths.families import nic
 from hwrx.runs import experiment, planning
 from hwrx.runs.schedule import join_ends
 

@@ -69,7 +69,7 @@ def test_a_process_number_that_came_again_is_no_writer(tmp_path: pathlib.Path) -
 
 
 def test_a_run_that_was_killed_after_its_last_trial_can_end(tmp_path: pathlib.Path) -> None:
-    from hwrx.commands.display import Display
+    from hwrx.commands.shared.display import Display
 
     plan = made_runs.layout()
     killed = store.Writer.create(tmp_path, plan, {})

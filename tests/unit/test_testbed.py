@@ -134,7 +134,7 @@ def test_our_driver_is_left_out_where_the_users_devices_are_compared() -> None:
 def test_both_prices_of_a_copy_are_two_guests_in_one_run() -> None:
     both = asked(topology="nic", clock="icount", sweep={"copies_priced": ["byte", "word"]})
     layout = planning.plan_run(both)
-    assert planning.prices_of(layout) in (["byte", "word"], ["word", "byte"])
+    assert planning.prices_of(layout) == ["byte", "word"]
     assert {trial.setting.copies_priced for trial in layout.trials} == {"byte", "word"}
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 from click.testing import CliRunner
 
-from hwrx import stages
+from hwrx import paths, stages
 from hwrx.cli import cli
 from hwrx.errors import MachineError
 from hwrx.probes import attaching, build
@@ -57,7 +57,7 @@ def test_without_privilege(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_btf(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cython_ext import kernel_btf
+    from cython_ext.bpf import kernel_btf
 
     def refuse(*arguments: Any) -> None:
         raise OSError(2, "No such file or directory")
@@ -83,7 +83,7 @@ def test_locked_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_kernel_without_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its stage is unavailable, with the reason; the next best probe is taken where there is one."""
-    from cython_ext import kernel_btf
+    from cython_ext.bpf import kernel_btf
 
     def knows(functions: Any, *more: Any) -> Any:
         return {name: (1, "") for name in functions if name not in ("udp_rcv", "udpv6_rcv", "__skb_recv_udp")}, {}
@@ -111,7 +111,7 @@ def test_a_path_of_which_nothing_is_stamped(monkeypatch: pytest.MonkeyPatch) -> 
 
     with pytest.raises(MachineError, match="no stage of hca is stamped by anybody"):
         traced.RunTracer(cast(Any, None), ["hca"])
-    monkeypatch.setattr(stages, "stage_chain", lambda path: [])
+    monkeypatch.setattr(paths, "stage_chain", lambda path: [])
     asked = experiment.from_options(paths=["udp"], trace=True)
     with traced.traced_twins(asked, None, cast(Any, Writer())) as after:
         after(None, None, None, None)
@@ -121,7 +121,7 @@ def test_a_path_of_which_nothing_is_stamped(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_without_the_extension_the_rest_works() -> None:
     script = (
-        "import sys\nsys.modules['cython_ext.tracer'] = None\n"
+        "import sys\nsys.modules['cython_ext.bpf.tracer'] = None\n"
         "import hwrx.runs.schedule, hwrx.runs.testbed, hwrx.commands.compare, hwrx.timelines.traced\n"
         "from hwrx.probes import attaching\n"
         "from hwrx.errors import MachineError\n"

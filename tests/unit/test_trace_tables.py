@@ -19,7 +19,7 @@ from hwrx.control.messages import Setting, Traced
 from hwrx.errors import UsageError
 from hwrx.report import ledgers, style
 from hwrx.report.journeys import UNKNOWN, Step, _intervals, _journey
-from hwrx.runs.planning import Trial
+from hwrx.runs.trials import Trial
 from hwrx.timelines import copies, join, perfetto, walk
 from hwrx.timelines.actors import ACTORS, actor_column
 from hwrx.timelines.tables import STAGES, stage_rows, tracing_row

@@ -155,6 +155,14 @@ def test_a_device_that_merges_packets_is_a_warning_where_it_is_measured() -> Non
     assert tune.find_merging(machine, {"eth1"}) == []
 
 
+def test_offloads_that_could_not_be_read_are_told_and_stop_nothing() -> None:
+    machine = {"nics": [{"name": "eth0", "offloads": "unknown: there is no `ethtool`"}, {"name": "eth1"}]}
+    (found,) = tune.find_merging(machine, {"eth0", "eth1"})
+    assert "whether eth0 merges or cuts packets is unknown: there is no `ethtool`" in found.state
+    assert "apt-get install ethtool" in found.remedy
+    assert tune.find_merging(machine, {"eth1"}) == []
+
+
 def test_an_empty_machine_has_nothing_to_tell(tmp_path: pathlib.Path) -> None:
     assert tune.find_noise(tmp_path) == []
     assert tune.apply_tuning(tmp_path) == []

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cython_ext import verbs_device, verbs_event
+from cython_ext.verbs import verbs_device, verbs_event, wc_words
 from hwrx import paths
 from hwrx.control.messages import Place, Prepare, Setting
 from hwrx.errors import MachineError, PathError, PeerError, UsageError
 from hwrx.paths import verbs_end
 from hwrx.paths.verbs_end import End, agree_ends, choose_device, choose_gid, choose_mtu, parse_end
-from hwrx.verbs import wc
 
 
 class Gid(NamedTuple):
@@ -42,33 +41,33 @@ def choose(*gids: Gid, ethernet: bool = True, index: int | None = None, address:
 
 
 def test_every_status_of_the_header_has_its_sentence() -> None:
-    assert set(wc.SENTENCES) == set(verbs_device.WC_STATUS)
+    assert set(wc_words.SENTENCES) == set(verbs_device.WC_STATUS)
     # the header counts from 0 without gaps: a status that were forgotten would leave one
-    assert sorted(verbs_device.WC_STATUS.values()) == list(range(len(wc.SENTENCES)))
+    assert sorted(verbs_device.WC_STATUS.values()) == list(range(len(wc_words.SENTENCES)))
 
 
-@pytest.mark.parametrize("name", sorted(wc.SENTENCES))
+@pytest.mark.parametrize("name", sorted(wc_words.SENTENCES))
 def test_a_status_is_explained_by_name_number_meaning_and_cause(name: str) -> None:
     value = verbs_device.WC_STATUS[name]
-    words = wc.explain_status(value)
+    words = wc_words.explain_status(value)
     assert words.startswith(f"{name} ({value}): ")
     assert "; usual cause: " in words
     assert len(words.split()) > 8
 
 
 def test_a_status_of_the_future_is_still_a_sentence() -> None:
-    assert "newer" in wc.explain_status(999)
-    assert "newer" in wc.explain_event(999)
+    assert "newer" in wc_words.explain_status(999)
+    assert "newer" in wc_words.explain_event(999)
 
 
 def test_every_event_that_ends_a_trial_has_a_sentence() -> None:
-    assert set(wc.EVENT_SENTENCES) == set(verbs_event.EVENTS)
+    assert set(wc_words.EVENT_SENTENCES) == set(verbs_event.EVENTS)
 
 
-@pytest.mark.parametrize("name", sorted(wc.EVENT_SENTENCES))
+@pytest.mark.parametrize("name", sorted(wc_words.EVENT_SENTENCES))
 def test_an_event_is_explained_by_name_number_meaning_and_cause(name: str) -> None:
     value = verbs_event.EVENTS[name]
-    words = wc.explain_event(value)
+    words = wc_words.explain_event(value)
     assert words.startswith(f"{name} ({value}): ")
     assert "; usual cause: " in words
 
@@ -196,7 +195,7 @@ def test_opening_a_device_that_is_not_there_names_verb_and_device() -> None:
 
 
 def test_a_missing_library_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cython_ext.verbs_device", None)
+    monkeypatch.setitem(sys.modules, "cython_ext.verbs.verbs_device", None)
     with pytest.raises(MachineError, match="the verbs library cannot be used") as caught:
         paths.open_endpoint(
             Prepare(trial=1, role="client", setting=Setting(path="rdma-send"), here=Place(), there=Place())

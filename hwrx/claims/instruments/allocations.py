@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 import time
 
+from hwrx.claims.figures import give_figures
 from hwrx.claims.ftrace import Ftrace
 from hwrx.claims.model import Measurement
-from hwrx.claims.pictures import Lines
+from hwrx.claims.pictures import Bars, Lines
 from hwrx.claims.session import GAP, Session
 from hwrx.errors import TrialError
 
@@ -18,6 +19,7 @@ CLEAN = (
 HEADERS = 42  # bytes in front of the payload
 
 
+@give_figures("copied_small", "copied_large", "threshold", "received")
 def allocations(
     session: Session,
     sizes: list[int] = [64, 128, 192, 256, 512, 1024, 1400],  # noqa: B006 - a default that says the kind
@@ -26,10 +28,11 @@ def allocations(
     """Send datagrams of several sizes, and count the skbs that the driver allocates to copy a frame into.
 
     Figures: `copied_small` and `copied_large` (a packet of the first and of the last size), `threshold` (the largest
-    size that was copied; 0: none).
+    size that was copied; 0: none), `received` (packets of the size of which the fewest came).
     """
     wire = session.wire
     shares: list[tuple[float, float]] = []
+    fewest = messages
     with wire.socket("server") as reader, wire.socket("client") as sender:
         reader.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)  # SO_RCVBUFFORCE
         for size in sorted(sizes):
@@ -43,23 +46,24 @@ def allocations(
             copied = sum(call.name == "napi_alloc_skb" and call.detail == CLEAN for call in tracer.calls)
             if not received:
                 raise TrialError(f"of {messages} datagrams of {size} B none came")
+            fewest = min(fewest, received)
             shares.append((float(size), copied / received))
     figures: dict[str, float | int | bool | str | None] = {
         "copied_small": shares[0][1],
         "copied_large": shares[-1][1],
+        "received": fewest,
         "threshold": int(max((size for size, share in shares if share >= 0.5), default=0)),
     }
     return Measurement(figures, Lines({"e1000e": shares}, "bytes of payload", "copies a packet, ring to skb"))
 
 
+@give_figures("tcp_merge", "udp_merge", "tcp_frames", "udp_frames")
 def merged(session: Session, kilobytes: int = 512) -> Measurement:
     """Send a TCP stream, and UDP datagrams in bursts, and hold what the driver offers GRO against what protocols see.
 
     Figures: `tcp_merge` and `udp_merge`, frames that the NIC handed up for each call of the protocol's receive
-    function.
+    function; `tcp_frames` and `udp_frames`, of how many.
     """
-    from hwrx.claims.pictures import Bars
-
     wire = session.wire
     watch = ["napi_gro_receive", "tcp_v4_rcv", "udp_rcv"]
     tracer = Ftrace(watch)
@@ -74,7 +78,7 @@ def merged(session: Session, kilobytes: int = 512) -> Measurement:
                 left -= (sent := caller.send(bytes(min(left, 1 << 16))))
                 while sent > 0:
                     sent -= len(taken.recv(1 << 16))
-    tcp = _ratio(tracer, "tcp_v4_rcv")
+    tcp, tcp_frames = _ratio(tracer, "tcp_v4_rcv"), _frames(tracer)
     tracer = Ftrace(watch)
     with wire.socket("server") as reader, wire.socket("client") as sender, tracer:
         reader.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)
@@ -85,8 +89,13 @@ def merged(session: Session, kilobytes: int = 512) -> Measurement:
     udp = _ratio(tracer, "udp_rcv")
     rows = [(name, value or 0.0) for name, value in (("TCP", tcp), ("UDP", udp))]
     return Measurement(
-        {"tcp_merge": tcp, "udp_merge": udp}, Bars(rows, "frames from the NIC for each call of the protocol")
+        {"tcp_merge": tcp, "udp_merge": udp, "tcp_frames": tcp_frames, "udp_frames": _frames(tracer)},
+        Bars(rows, "frames from the NIC for each call of the protocol"),
     )
+
+
+def _frames(tracer: Ftrace) -> int:
+    return sum(call.name == "napi_gro_receive" for call in tracer.calls)
 
 
 def _ratio(tracer: Ftrace, protocol: str) -> float | None:

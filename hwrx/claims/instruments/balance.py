@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
-from hwrx.claims.ftrace import Ftrace
+from hwrx.claims.figures import Parameters, give_figures, words_of
+from hwrx.claims.ftrace import Call, Ftrace
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Bars
 from hwrx.claims.session import Session
@@ -16,6 +18,12 @@ from hwrx.errors import UsageError
 MOST_WATCHED = 2000  # messages: what the function tracer's buffers hold
 
 
+def _names_of(given: Parameters) -> list[str]:
+    watched = [each.split("|")[0] for each in words_of(given, "watch")]
+    return [*(f"{name}_calls" for name in watched), *(["in_order"] if len(watched) == 2 else [])]
+
+
+@give_figures("sent", "delivered", "lost", "lost_here", "unexplained", more=_names_of)
 def balance(
     session: Session,
     place: str = "no-socket",
@@ -25,7 +33,8 @@ def balance(
     """Provoke one place of `hwrx drops` (its --list has them) and close the balance.
 
     Figures: `sent`, `delivered`, `lost`, `lost_here`, `unexplained`, and F_calls a sent message of each function F
-    of `watch`.
+    of `watch`; where two are watched `in_order`, the share of the second's calls that come, on their CPU, after a call
+    of the first of their own.
     """
     if watch and messages > MOST_WATCHED:
         raise UsageError(f"with functions watched at most {MOST_WATCHED} messages can be sent", remedy="or watch none")
@@ -36,11 +45,27 @@ def balance(
     for name in (each.split("|")[0] for each in watch):
         calls = sum(call.name == name for call in tracer.calls) if tracer else 0
         figures[f"{name}_calls"] = calls / found.sent if found.sent else None
+    if len(watch) == 2:
+        first, second = (each.split("|")[0] for each in watch)
+        figures["in_order"] = share_after(tracer.calls if tracer else [], first, second)
     rows = [("sent", float(found.sent)), ("delivered", float(found.delivered))]
     rows += [(f"lost: {row.sentence}", float(row.count)) for row in found.rows]
     rows += [("unexplained", float(found.unexplained))]
     notes = [f"{row.place}: {', '.join(row.how)}" for row in (*found.rows, *found.beside) if row.how]
     return Measurement(figures, Bars(rows, "messages", [0, 2, *[3] * len(found.rows), 5]), notes=notes + found.notes)
+
+
+def share_after(calls: Sequence[Call], first: str, second: str) -> float | None:
+    """Return the share of the second's calls that have a call of the first before them, on their CPU, of their own."""
+    open_: set[int] = set()
+    good: list[bool] = []
+    for call in calls:
+        if call.name == first:
+            open_.add(call.cpu)
+        elif call.name == second:
+            good.append(call.cpu in open_)
+            open_.discard(call.cpu)
+    return sum(good) / len(good) if good else None
 
 
 def reckon_balance(found: Balance, place: str) -> dict[str, float | int | bool | str | None]:
@@ -54,6 +79,7 @@ def reckon_balance(found: Balance, place: str) -> dict[str, float | int | bool |
     }
 
 
+@give_figures("filled", "more", "by_filter", "by_buffer")
 def contest(session: Session, messages: int = 200) -> Measurement:
     """Fill a socket's buffer, then attach a filter that refuses everything, and send more: which of the two refuses?
 

@@ -13,11 +13,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 
+from hwrx import paths
+from hwrx.claims.figures import give_figures
 from hwrx.claims.ftrace import Call, Ftrace
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Bars
@@ -42,6 +43,7 @@ LARGE = 1 << 20  # bytes of a message whose way is timed
 FEW = 16  # messages of the shorter of two trials that are timed
 
 
+@give_figures("entries", "control_entries", "delivered")
 def entries(
     session: Session,
     path: str = "rdma-write",
@@ -57,7 +59,7 @@ def entries(
     `control_entries` (over UDP), `delivered`.
     """
     choose_ports(session, device)
-    wait = "poll" if path == "rdma-write" else "event"
+    wait = "poll" if paths.find_path(path).memory_alone else "event"
     ours, delivered = _fewest(session.agents, path, size, messages, wait, rounds)
     with _loopback() as pair:
         control, _ = _fewest(pair, "udp", size, messages, "event", rounds)
@@ -69,6 +71,7 @@ def entries(
     return Measurement(figures, Bars(rows, "times a message", [2] * len(KINDS) + [3] * len(KINDS)))
 
 
+@give_figures("copies", "control_copies", "copy_ns", "delivered")
 def busy(
     session: Session, path: str = "rdma-write-imm", megabytes: int = 4096, device: str = "any", rounds: int = 3
 ) -> Measurement:
@@ -154,7 +157,7 @@ def counted(calls: Sequence[Call], threads: set[int]) -> Counter[str]:
 
 def _threads() -> set[int]:
     """Return the threads of this process's children: the agents."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split()
     return {int(task.name) for child in children for task in Path("/proc", child, "task").glob("*")}
 
 
@@ -191,7 +194,7 @@ def _least(pair: Pair, path: str, megabytes: int, rounds: int) -> tuple[float, i
 
 def _working() -> float:
     """Return the seconds that all CPUs together have not been idle, from any point on: /proc/uptime has 10 ms."""
-    uptime, idle = (float(word) for word in Path("/proc/uptime").read_text().split())
+    uptime, idle = (float(word) for word in Path("/proc/uptime").read_text(encoding="utf-8").split())
     return uptime * (os.cpu_count() or 1) - idle
 
 
@@ -206,6 +209,6 @@ def _copy_cost() -> float:
     return min(taken) / PROBE
 
 
-def _setting(**words: Any) -> Setting:
+def _setting(**words: object) -> Setting:
     # what there is not (a path, a size) gets words from the conversion or from the endpoint
     return msgspec.convert(words, Setting)

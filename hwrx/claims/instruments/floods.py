@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 
 from hwrx import flood
+from hwrx.claims.figures import give_figures
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Lines
 from hwrx.claims.session import Session, Wire
@@ -18,6 +19,22 @@ from hwrx.paths.hooks import ETH_P_ALL, SO_ATTACH_FILTER
 INSTRUCTIONS = 2000  # of a classic filter: what net.core.optmem_max has room for, whatever the kernel
 
 
+@give_figures(
+    "sent",
+    "delivered",
+    "lost",
+    "lost_at_buffer",
+    "unexplained",
+    "first_place",
+    "packets_per_poll",
+    "most_in_a_poll",
+    "most_in_a_run",
+    "by_budget",
+    "by_time",
+    "ksoftirqd",
+    "softirq_share",
+    "budget",
+)
 def flooded(
     session: Session,
     path: str = "udp",
@@ -31,10 +48,11 @@ def flooded(
     message.
 
     `receive_buffer`: SO_RCVBUF, 0 the kernel's default. `burden`: so many filters of 2,000 instructions see each packet
-    in the softirq, so that receiving takes longer than sending. Figures: `sent`, `delivered`, `unexplained`,
-    `first_place` (where loss began), `packets_per_poll`, `most_in_a_run` of net_rx_action, `by_budget` and `by_time`
-    (runs that ended because they had had netdev_budget packets, or their time), `ksoftirqd` (share of the packets that
-    it received), `softirq_share` (of the time of the CPU that had most of it), `budget`.
+    in the softirq, so that receiving takes longer than sending. Figures: `sent`, `delivered`, `lost`, `lost_at_buffer`
+    (at the socket's receive buffer, behind the lookup), `unexplained`, `first_place` (where loss began),
+    `packets_per_poll`, `most_in_a_run` of net_rx_action, `by_budget` and `by_time` (runs that ended because they had
+    had netdev_budget packets, or their time), `ksoftirqd` (share of the packets that it received), `softirq_share` (of
+    the time of the CPU that had most of it), `budget`.
     """
     spec = flood.Spec(
         path=path, burst=burst, rps=rps, work=work_us / 1e6, receive_buffer=receive_buffer or None, topology=None
@@ -72,6 +90,7 @@ def reckon_flood(found: Flood) -> Measurement:
         "sent": found.sent,
         "delivered": found.delivered,
         "lost": found.sent - found.delivered,
+        "lost_at_buffer": sum(row.count for row in found.loss.rows if row.place == "receive-buffer"),
         "unexplained": found.loss.unexplained,
         "first_place": found.first_loss.place if found.first_loss else "nowhere",
         "packets_per_poll": sum(size * times for size, times in polls.items()) / bearing if bearing else None,

@@ -6,6 +6,7 @@ import bisect
 import contextlib
 from collections.abc import Sequence
 
+from hwrx.claims.figures import Parameters, give_figures, words_of
 from hwrx.claims.ftrace import Call, Ftrace
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Step, Steps
@@ -13,9 +14,17 @@ from hwrx.claims.session import Sent, Session, one_by_one
 from hwrx.errors import UsageError
 from hwrx.paths import hooks
 
+OF_EACH = ("share", "calls", "hard", "soft", "reader", "other", "elsewhere")  # figures of each function
 SLACK = 2.0  # µs: the tracer's times are cut to the microsecond
 
 
+def _names_of(given: Parameters) -> list[str]:
+    watched = [*(each.split("|")[0] for each in words_of(given, "watch")), "woken"]
+    ordered = ["in_order", "seen_whole"] if words_of(given, "order") else []
+    return [f"{name}_{figure}" for name in watched for figure in OF_EACH] + ordered
+
+
+@give_figures("messages", "delivered", more=_names_of)
 def functions(
     session: Session,
     watch: list[str] = ["ip_rcv_core|ip_rcv", "udp_rcv"],  # noqa: B006 - a default that says the kind, never changed
@@ -28,14 +37,15 @@ def functions(
 ) -> Measurement:
     """Watch kernel functions while messages come one at a time to a reader that sleeps.
 
-    `order`: functions of `watch` that are to follow each other; "woken" is the reader's wake-up. `begin`: what a
+    `order`: functions of `watch` that are to follow each other, by their first calls; "F<C": calls of F by C alone (a
+    hook is asked more than once on the way); "woken" is the reader's wake-up. `begin`: what a
     message met before this function, on the sender's side, is left out. `switch_on`: hooks of `hwrx.paths.hooks` on the
     receiver's side. Figures of each function F: F_share (of the messages that it handled), F_calls a message, and the
     shares of its calls in a hard interrupt, a softirq, the reader's thread and another's: F_hard, F_soft, F_reader,
     F_other.
     """
     names = [each.split("|")[0] for each in watch]
-    if missing := [each for each in order if each not in names and each != "woken"]:
+    if missing := [each for each in order if each.partition("<")[0] not in names and each != "woken"]:
         raise UsageError(f"the order asks for {missing[0]}, which is not watched", remedy="add it to watch")
     if begin and begin not in names:
         raise UsageError(f"the way is to begin at {begin}, which is not watched", remedy="add it to watch")
@@ -67,7 +77,7 @@ def reckon_functions(
         figures |= _of_function(name, mine, tid)
     if order:
         figures["in_order"] = _share([_in_order(each, order) for each in mine])
-        figures["seen_whole"] = _share([set(order) <= {call.name for call in each} for each in mine])
+        figures["seen_whole"] = _share([None not in _first_places(each, order) for each in mine])
     return Measurement(figures, Steps(_typical(mine, whole, tid), "one message, from the send call to the reader"))
 
 
@@ -119,11 +129,19 @@ def _context(call: Call, tid: int) -> str:
 
 def _in_order(calls: Sequence[Call], order: Sequence[str]) -> bool:
     """Whether the first calls of the named functions follow each other."""
-    first: dict[str, int] = {}
-    for place, call in enumerate(calls):
-        first.setdefault(call.name, place)
-    places = [first.get(name, -1) for name in order]
-    return -1 not in places and places == sorted(places)
+    places = [place for place in _first_places(calls, order) if place is not None]
+    return len(places) == len(order) and places == sorted(places)
+
+
+def _first_places(calls: Sequence[Call], order: Sequence[str]) -> list[int | None]:
+    """Where the first call of each is; the tracer notes the caller, which may have a suffix (.part.0, .constprop.0)."""
+    found: list[int | None] = []
+    for each in order:
+        name, _, caller = each.partition("<")
+        fits = (place for place, call in enumerate(calls)
+                if call.name == name and (not caller or call.detail.partition(".")[0] == caller))  # fmt: skip
+        found.append(next(fits, None))
+    return found
 
 
 def _share(yes: Sequence[bool]) -> float | None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from hwrx.claims.figures import give_figures
 from hwrx.claims.ftrace import Call, Ftrace
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Bars
@@ -22,6 +23,22 @@ QUIET = 0.3  # seconds after which nothing is on its way any more
 POLL = re.compile(r"for device (\S+) work (\d+) budget (\d+)")
 
 
+@give_figures(
+    "sent",
+    "received",
+    "interrupts",
+    "polls",
+    "packets_per_interrupt",
+    "most_in_a_poll",
+    "poll_weight",
+    "most_in_a_softirq",
+    "interrupts_while_polling",
+    "pollings",
+    "pollings_interrupted",
+    "polls_in_ksoftirqd",
+    "handled_in_interrupt",
+    "budget",
+)
 def interrupts(
     session: Session, packets: int = 512, burst: int = 64, size: int = 64, gap_ms: float = 20.0, budget: int = 0
 ) -> Measurement:
@@ -49,7 +66,7 @@ def interrupts(
                 time.sleep(gap_ms / 1000)
             time.sleep(QUIET)
         found = reckon_interrupts(tracer.calls, device, sent)
-        now = int((SYSCTL / "net/core/netdev_budget").read_text())
+        now = int((SYSCTL / "net/core/netdev_budget").read_text(encoding="utf-8"))
     return msgspec.structs.replace(found, figures={**found.figures, "budget": now})
 
 
@@ -73,6 +90,7 @@ def reckon_interrupts(calls: Sequence[Call], device: str, sent: int) -> Measurem
     handled = [call.context for call in calls if call.name == "ip_rcv_core"]
     runs = _runs(calls, device)
     received = sum(works)
+    within = _within(arrivals, _ends(calls, device))
     figures: dict[str, float | int | bool | str | None] = {
         "sent": sent,
         "received": received,
@@ -82,7 +100,9 @@ def reckon_interrupts(calls: Sequence[Call], device: str, sent: int) -> Measurem
         "most_in_a_poll": max(works, default=0),
         "poll_weight": max((int(found[3]) for _, found in polls), default=None),
         "most_in_a_softirq": max(runs, default=0),
-        "interrupts_while_polling": _within(arrivals, _ends(calls, device)),
+        "interrupts_while_polling": sum(within),
+        "pollings": len(within),
+        "pollings_interrupted": sum(count > 0 for count in within),
         "polls_in_ksoftirqd": late.count(True) / len(late) if late else None,
         "handled_in_interrupt": handled.count("hard IRQ") / len(handled) if handled else None,
     }
@@ -113,17 +133,20 @@ def _ends(calls: Sequence[Call], device: str) -> list[float]:
     return ends
 
 
-def _within(arrivals: Sequence[float], ends: Sequence[float]) -> int:
-    """How many interrupts came while the polling that an earlier one had begun went on."""
-    count, place = 0, 0
+def _within(arrivals: Sequence[float], ends: Sequence[float]) -> list[int]:
+    """Of each polling that an interrupt began, how many further interrupts came until it ended."""
+    counts, place = [], 0
     left = sorted(ends)
     while place < len(arrivals):
         end = next((at for at in left if at >= arrivals[place]), None)
         place += 1
-        while end is not None and place < len(arrivals) and arrivals[place] < end:
-            count += 1
+        if end is None:
+            continue
+        began = place
+        while place < len(arrivals) and arrivals[place] < end:
             place += 1
-    return count
+        counts.append(place - began)
+    return counts
 
 
 def _runs(calls: Sequence[Call], device: str) -> list[int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from hwrx import paths
+from hwrx.claims.figures import give_figures
 from hwrx.claims.instruments.bypass import choose_ports
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Step, Steps
@@ -16,6 +18,7 @@ from hwrx.timelines.walk import journey_of
 TRIAL = 1 << 20  # numbers of these trials: away from those of runs
 
 
+@give_figures("delivered", "complete", "copies_sender", "copies_receiver", "kernel_stages", "kernel_share", "system_ns")
 def journey(
     session: Session, path: str = "udp", size: int = 64, messages: int = 200, device: str = "any"
 ) -> Measurement:
@@ -26,7 +29,7 @@ def journey(
     processors for each message, `delivered`, `complete` (timelines).
     """
     choose_ports(session, device)
-    wait = "poll" if path == "rdma-write" else "event"
+    wait = "poll" if paths.find_path(path).memory_alone else "event"
     setting = Setting(path=path, size=size, messages=messages, warmup=20, cooldown=8, wait=wait)  # type: ignore[arg-type]
     found = session.tracer.trace(session.agents, TRIAL, setting, timelines=messages)
     return reckon_journey(found, setting, session.tracer.tracing.available if session.tracer.tracing else {})

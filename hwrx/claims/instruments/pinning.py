@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hwrx import memory
+from hwrx.claims.figures import give_figures, words_of
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Cells
 from hwrx.claims.session import Session
@@ -16,6 +17,12 @@ WORDS = {
 }
 
 
+@give_figures(
+    "pages",
+    more=lambda given: [
+        f"{kind}_{what}" for kind in words_of(given, "kinds") for what in ("moved", "swapped", "faults", "pinned")
+    ],
+)
 def pinning(
     session: Session,
     pages: int = 256,

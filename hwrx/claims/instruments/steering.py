@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import time
 from collections import Counter
 from pathlib import Path
 
+from hwrx.claims.figures import give_figures
 from hwrx.claims.ftrace import Ftrace
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Cells
@@ -17,14 +19,13 @@ from hwrx.paths import hooks
 SETTLE = 0.2
 
 
+@give_figures("flows", "queues", "machine_cpus", "cpus_off", "cpus_on", "busiest_off", "busiest_on")
 def steering(session: Session, flows: int = 32, packets: int = 4) -> Measurement:
     """Send packets of many flows and see on which CPU UDP has each, without RPS and with it.
 
     Figures: `cpus_off`, `cpus_on` that handled any, `busiest_off`, `busiest_on` (the share of the CPU that handled
     most), `queues` that the receiving NIC has, `machine_cpus`.
     """
-    import os
-
     wire, device = session.wire, session.wire.netdev("server")
     rows: dict[str, list[int]] = {}
     counts: dict[str, Counter[int]] = {}
@@ -46,6 +47,7 @@ def steering(session: Session, flows: int = 32, packets: int = 4) -> Measurement
             counts[state] = Counter(cpus)
             rows[f"RPS {state}: packets in the order in which UDP had them"] = cpus[:400]
     figures: dict[str, float | int | bool | str | None] = {
+        "flows": flows,
         "queues": len(list(Path("/sys/class/net", device, "queues").glob("rx-*"))),
         "machine_cpus": len(os.sched_getaffinity(0)),
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from hwrx.claims.figures import give_figures, words_of
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Bars
 from hwrx.claims.session import Session
@@ -16,6 +17,12 @@ from hwrx.runs.schedule import Measured
 TRIAL = 3 << 20  # numbers of these trials: away from those of runs
 
 
+def _names_of(trials: list[str]) -> list[str]:
+    keys = [name.replace("-", "_") for name in trials]
+    return [f"{key}_{figure}" for key in keys for figure in ("ns", "lost", "delivered")]
+
+
+@give_figures("ratio", more=lambda given: _names_of(words_of(given, "ways")))
 def waits(
     session: Session,
     path: str = "udp",
@@ -32,6 +39,7 @@ def waits(
     return _against(session, trials)
 
 
+@give_figures("ratio", more=lambda given: _names_of(words_of(given, "paths")))
 def rivals(
     session: Session,
     paths: list[str] = ["udp", "rdma-send"],  # noqa: B006

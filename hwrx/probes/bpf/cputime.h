@@ -76,10 +76,6 @@ struct sock___queue {
 
 struct file;
 
-struct bpf_iter_meta {
-	struct seq_file *seq;
-};
-
 struct bpf_iter__task_file {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;
@@ -238,6 +234,9 @@ static __always_inline u32 role_of(struct task_struct *task)
 		/* bound to no CPU, as those of rxe's queue are; those of one CPU are the kernel's own */
 		if (begins_with(comm, "kworker/u", 9))
 			return R_WORKER;
+		/* what looks after memory, on nobody's behalf: KEEPERS of hwrx/paths/cputime.py */
+		if (begins_with(comm, "khugepaged", 10) || begins_with(comm, "kcompactd", 9))
+			return R_HOUSEKEEPING;
 		return begins_with(comm, "kworker/", 8) ? R_HOUSEKEEPING : R_OTHER;
 	}
 	if (begins_with(comm, "hwrx-send", 9))

@@ -4,6 +4,7 @@
  * function that freed it. And a program that drops them at the device (XDP), for the balance's own test.
  */
 #include "message.h"
+#include "rxe.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -35,36 +36,6 @@ struct {
 
 #define UD 3           /* the upper three bits of its opcodes (InfiniBand specification, table 38) */
 #define PSN 0xffffff   /* packet sequence numbers have so many bits */
-
-#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-
-/* what rxe keeps in the skb while it looks at a packet (rxe_hdr.h) */
-struct rxe_pkt_info {
-	struct rxe_qp *qp;
-	u32 psn;
-};
-
-struct rxe_recv_wqe;
-
-struct rxe_resp_info {
-	u32 psn; /* the one after that of the last request that was executed */
-	struct rxe_recv_wqe *wqe;
-};
-
-enum ib_qp_state {
-	IB_QPS_ERR = 6,
-};
-
-struct ib_qp_attr {
-	enum ib_qp_state qp_state;
-};
-
-struct rxe_qp {
-	struct ib_qp_attr attr;
-	struct rxe_resp_info resp;
-};
-
-#pragma clang attribute pop
 
 /*
  * The responder frees each datagram at the same place, whatever became of it (cleanup in rxe_resp.c). One that it has

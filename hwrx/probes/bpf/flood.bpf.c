@@ -8,6 +8,7 @@
  * of a CPU add up to the time that has passed, whatever happens.
  */
 #include "cputime.h"
+#include "rxe.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -308,37 +309,6 @@ int BPF_PROG(device_is_polled, struct napi_struct *napi, int work, int budget)
 }
 
 /* --- verbs: how deep the queues are ------------------------------------------------------------------------------- */
-
-#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-
-/* shared with user space (rdma/rdma_user_rxe.h) */
-struct rxe_queue_buf {
-	u32 index_mask, producer_index, consumer_index;
-};
-
-struct rxe_queue {
-	struct rxe_queue_buf *buf;
-};
-
-struct rxe_rq {
-	struct rxe_queue *queue;
-};
-
-struct rxe_sq {
-	struct rxe_queue *queue;
-};
-
-struct rxe_cq {
-	struct rxe_queue *queue;
-};
-
-struct rxe_qp {
-	struct rxe_cq *rcq;
-	struct rxe_sq sq;
-	struct rxe_rq rq;
-};
-
-#pragma clang attribute pop
 
 static __always_inline u32 filled(struct rxe_queue *queue)
 {

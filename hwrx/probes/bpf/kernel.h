@@ -145,6 +145,13 @@ struct xdp_buff {
 	void *data, *data_end;
 };
 
+struct seq_file;
+
+/* what an iterator's program is given, among others */
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
 struct xdp_sock;
 struct napi_struct;
 struct ib_cq;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
 /*
- * Whose message is this skb? From the IP header on, by the payload's magic and sequence number (cython_ext/payload.pxd),
- * for UDP, TCP and RoCE v2 over IPv4 with or without options and IPv6 with or without extension headers.
+ * Whose message is this skb? From the IP header on, by the payload's magic and sequence number
+ * (cython_ext/core/payload.pxd), for UDP, TCP and RoCE v2 over IPv4 with or without options and IPv6 with or without
+ * extension headers.
  */
 #pragma once
 #include "kernel.h"

@@ -10,6 +10,9 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define FOUND 131072 /* entries that one walk can bring */
 #define AF_INET6 10
+#define INET_FLAGS_MC_ALL 14  /* include/net/inet_sock.h since 6.7, in an enum without a name */
+#define INET_FLAGS_MC6_ALL 22 /* the same */
+#define MEMBERSHIPS 4096      /* of one socket that are looked through */
 #define TCP_TIME_WAIT 6
 #define TCP_LISTENS 10
 #define TCP_NEW_SYN_RECV 12
@@ -105,14 +108,80 @@ struct bpf_prog;
 
 struct sock_reuseport {
 	u16 num_socks;
+	unsigned int has_conns : 1;
+	unsigned int incoming_cpu; /* members that have stated one; since 6.2 */
 	struct bpf_prog *prog;
 	struct sock *socks[0];
 };
 
-struct seq_file;
+struct ip_mreqn {
+	struct {
+		u32 s_addr;
+	} imr_multiaddr;
+	int imr_ifindex;
+};
 
-struct bpf_iter_meta {
-	struct seq_file *seq;
+struct ip_sf_socklist {
+	unsigned int sl_count;
+	u32 sl_addr[0];
+};
+
+struct ip_mc_socklist {
+	struct ip_mc_socklist *next_rcu;
+	struct ip_mreqn multi;
+	unsigned int sfmode;
+	struct ip_sf_socklist *sflist;
+};
+
+struct ip6_sf_socklist {
+	unsigned int sl_count;
+	struct in6_addr sl_addr[0];
+};
+
+struct ipv6_mc_socklist {
+	struct in6_addr addr;
+	unsigned int sfmode;
+	struct ipv6_mc_socklist *next;
+	struct ip6_sf_socklist *sflist;
+};
+
+struct ipv6_pinfo {
+	u8 mc_all : 1; /* until 6.6; a bit of inet_flags since */
+	struct ipv6_mc_socklist *ipv6_mc_list;
+};
+
+struct inet_sock {
+	struct ipv6_pinfo *pinet6;
+	unsigned long inet_flags; /* since 6.6 */
+	u8 mc_all : 1;		  /* until 6.6 */
+	struct ip_mc_socklist *mc_list;
+};
+
+struct hlist_nulls_node {
+	struct hlist_nulls_node *next, **pprev;
+};
+
+struct udp_sock {
+	struct hlist_nulls_node udp_lrpa_node; /* on the table by four values, since 6.13 */
+};
+
+struct bpf_prog_array;
+
+struct netns_bpf {
+	struct bpf_prog_array *run_array[2];
+};
+
+struct net___bpf {
+	struct netns_bpf bpf;
+};
+
+struct socket_cookie {
+	s64 counter;
+};
+
+struct sock_common___more {
+	struct socket_cookie skc_cookie;
+	struct sock *skc_listener;
 };
 
 struct bpf_iter__udp {
@@ -130,7 +199,7 @@ struct bpf_iter__tcp {
 #pragma clang attribute pop
 
 /* One table of chains; see KINDS in hwrx/lookup/table.py */
-enum kind { UDP_PORT, UDP_ADDRESS, TCP_ESTABLISHED, TCP_LISTEN, GROUP, KINDS };
+enum kind { UDP_PORT, UDP_ADDRESS, TCP_ESTABLISHED, TCP_LISTEN, UDP_FOUR, GROUP, KINDS };
 
 struct table {
 	u64 base; /* 0: this kernel has none that we know */
@@ -152,26 +221,36 @@ struct geometry {
 	u32 secrets[6];
 	u32 known; /* a bit for each secret that could be read */
 	u32 four;  /* whether connected UDP sockets have a table of their own (hash4) */
+	u32 redirected; /* whether a BPF program of the namespace (sk_lookup) may choose another socket */
+	u32 rechosen; /* whether a group chooses anew for what UDP's early demux has found */
 };
 
 struct entry {
 	u64 sk, inode;
 	u64 group, chooser; /* SO_REUSEPORT: the group, and the program that chooses in it; 0: none */
+	u64 cookie, listener; /* 0: none yet; the listener that a request for a connection came to */
 	u32 address[4], peer[4];
+	u32 address4, peer4; /* what IPv4's lookup compares, of an IPv6 socket too */
 	u32 hash, namespace, uid;
+	u32 group_cpus; /* members of the group that have stated a CPU (SO_INCOMING_CPU) */
+	u32 sources;	/* in the filter of its membership in the group that was asked for */
 	u16 port, peer_port, family, protocol;
 	u8 state, reuseport, only6, reuse;
+	u8 has_conns, mc_all, mc6_all; /* whether the group has connected members; IP_MULTICAST_ALL, IPV6_MULTICAST_ALL */
+	u8 joined, include, listed; /* the group that was asked for: a member, of listed sources only, this one is listed */
 	s64 device, cpu;
-	/* where the iterators found it: in its first and second table, with how many before it on the chain; -1: nowhere */
-	s64 slot[2];
-	u32 before[2];
+	/* where the iterators found it: in its tables, with how many before it on the chain; -1: nowhere */
+	s64 slot[3];
+	u32 before[3];
 };
 
 /* What the iterators are asked for; written by user space, which reads the geometry first. */
 struct wanted {
 	struct geometry geometry;
 	u32 port; /* 0: all */
-	u32 pad;
+	u32 family; /* of the multicast group whose members are asked for; 0: none is */
+	u32 group[4], source[4];
+	u32 device;
 };
 
 struct wanted wanted = {};
@@ -211,7 +290,12 @@ static __always_inline void describe(struct sock_common *common, struct entry *e
 		e->address[0] = BPF_CORE_READ(common, skc_rcv_saddr);
 		e->peer[0] = BPF_CORE_READ(common, skc_daddr);
 	}
+	e->address4 = BPF_CORE_READ(common, skc_rcv_saddr);
+	e->peer4 = BPF_CORE_READ(common, skc_daddr);
+	e->cookie = BPF_CORE_READ((struct sock_common___more *)common, skc_cookie.counter);
 	e->cpu = -1;
+	if (state == TCP_NEW_SYN_RECV)
+		e->listener = (u64)BPF_CORE_READ((struct sock_common___more *)common, skc_listener);
 	/* the two small kinds end with the common part; a request for a connection and one that is over have no owner */
 	if (state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV)
 		return;
@@ -220,11 +304,110 @@ static __always_inline void describe(struct sock_common *common, struct entry *e
 	e->uid = BPF_CORE_READ(sk, sk_uid.val);
 	group = BPF_CORE_READ(sk, sk_reuseport_cb);
 	e->group = (u64)group;
-	if (group)
+	if (group) {
 		e->chooser = (u64)BPF_CORE_READ(group, prog);
+		e->has_conns = BPF_CORE_READ_BITFIELD_PROBED(group, has_conns);
+		if (bpf_core_field_exists(group->incoming_cpu))
+			e->group_cpus = BPF_CORE_READ(group, incoming_cpu);
+	}
 	socket = BPF_CORE_READ(sk, sk_socket);
 	if (socket)
 		e->inode = BPF_CORE_READ((struct socket_alloc *)socket, vfs_inode.i_ino);
+}
+
+/* --- who is in a multicast group: ip_mc_sf_allow, inet6_mc_check ------------------------------------------------------ */
+
+struct joining {
+	u64 node, sources; /* the membership, and its sources' list */
+	u32 count, listed;
+	u32 found, include;
+};
+
+static long next_membership(u32 index, struct joining *j)
+{
+	struct ip_mc_socklist *four = (void *)j->node;
+	struct ipv6_mc_socklist *six = (void *)j->node;
+	u32 group[4] = {};
+
+	if (!j->node)
+		return 1;
+	if (wanted.family == AF_INET6) {
+		bpf_core_read(group, sizeof(group), &six->addr);
+		if (group[0] == wanted.group[0] && group[1] == wanted.group[1] && group[2] == wanted.group[2] &&
+		    group[3] == wanted.group[3]) { /* IPv6 does not ask for the device */
+			j->found = 1;
+			j->include = BPF_CORE_READ(six, sfmode);
+			j->sources = (u64)BPF_CORE_READ(six, sflist);
+			return 1;
+		}
+		j->node = (u64)BPF_CORE_READ(six, next);
+		return 0;
+	}
+	if (BPF_CORE_READ(four, multi.imr_multiaddr.s_addr) == wanted.group[0] &&
+	    BPF_CORE_READ(four, multi.imr_ifindex) == wanted.device) {
+		j->found = 1;
+		j->include = BPF_CORE_READ(four, sfmode);
+		j->sources = (u64)BPF_CORE_READ(four, sflist);
+		return 1;
+	}
+	j->node = (u64)BPF_CORE_READ(four, next_rcu);
+	return 0;
+}
+
+static long next_source(u32 index, struct joining *j)
+{
+	struct ip_sf_socklist *four = (void *)j->sources;
+	struct ip6_sf_socklist *six = (void *)j->sources;
+	u32 source[4] = {};
+
+	if (index >= j->count)
+		return 1;
+	if (wanted.family == AF_INET6)
+		bpf_probe_read_kernel(source, 16, (void *)(j->sources + bpf_core_field_offset(six->sl_addr) + index * 16));
+	else
+		bpf_probe_read_kernel(source, 4, (void *)(j->sources + bpf_core_field_offset(four->sl_addr) + index * 4));
+	j->listed = source[0] == wanted.source[0] && source[1] == wanted.source[1] &&
+		    source[2] == wanted.source[2] && source[3] == wanted.source[3];
+	return j->listed;
+}
+
+static __noinline int describe_membership(struct entry *e)
+{
+	struct inet_sock *inet = (void *)e->sk;
+	struct ipv6_pinfo *six = BPF_CORE_READ(inet, pinet6);
+	struct ip_sf_socklist *sources4;
+	struct ip6_sf_socklist *sources6;
+	struct joining j = {};
+
+	if (!e->sk)
+		return 0;
+	if (bpf_core_field_exists(inet->mc_all)) {
+		e->mc_all = BPF_CORE_READ_BITFIELD_PROBED(inet, mc_all);
+		if (e->family == AF_INET6)
+			e->mc6_all = BPF_CORE_READ_BITFIELD_PROBED(six, mc_all);
+	} else {
+		unsigned long flags = BPF_CORE_READ(inet, inet_flags);
+
+		e->mc_all = flags >> INET_FLAGS_MC_ALL & 1;
+		e->mc6_all = flags >> INET_FLAGS_MC6_ALL & 1;
+	}
+	if (wanted.family != AF_INET6)
+		j.node = (u64)BPF_CORE_READ(inet, mc_list);
+	else if (e->family == AF_INET6)
+		j.node = (u64)BPF_CORE_READ(six, ipv6_mc_list);
+	bpf_loop(MEMBERSHIPS, next_membership, &j, 0);
+	sources4 = (void *)j.sources;
+	sources6 = (void *)j.sources;
+	if (sources4) {
+		j.count = wanted.family == AF_INET6 ? BPF_CORE_READ(sources6, sl_count)
+						    : BPF_CORE_READ(sources4, sl_count);
+		bpf_loop(MEMBERSHIPS, next_source, &j, 0);
+	}
+	e->joined = j.found;
+	e->include = j.include;
+	e->sources = j.count;
+	e->listed = j.listed;
+	return 0;
 }
 
 /* --- where the tables are ------------------------------------------------------------------------------------------- */
@@ -271,7 +454,18 @@ int geometry(struct geometry *g)
 		place(&g->tables[UDP_ADDRESS], BPF_CORE_READ(udp, hash2), BPF_CORE_READ(udp, mask), stride,
 		      bpf_core_field_offset(struct udp_hslot, head));
 		g->four = bpf_core_field_exists(udp->hash4);
+		if (bpf_core_field_exists(udp->hash4))
+			place(&g->tables[UDP_FOUR], BPF_CORE_READ(udp, hash4), BPF_CORE_READ(udp, mask),
+			      bpf_core_type_size(struct udp_hslot), bpf_core_field_offset(struct udp_hslot, head));
 	}
+	/*
+	 * inet_steal_sock chooses among a SO_REUSEPORT group again for a socket without a reference (since 6.6, commit
+	 * 9c02bec95954), and such is UDP's early demux since 6.9, which brought net_hotdata, too.
+	 */
+	g->rechosen = bpf_core_type_exists(struct net_hotdata);
+	/* enum netns_bpf_attach_type: NETNS_BPF_FLOW_DISSECTOR, NETNS_BPF_SK_LOOKUP */
+	if (bpf_core_field_exists(((struct net___bpf *)net)->bpf))
+		g->redirected = BPF_CORE_READ((struct net___bpf *)net, bpf.run_array[1]) != 0;
 	if (bpf_core_field_exists(net->ipv4.tcp_death_row.hashinfo))
 		tcp = BPF_CORE_READ(net, ipv4.tcp_death_row.hashinfo);
 	if (tcp) {
@@ -334,6 +528,10 @@ static long step(u32 index, struct position *p)
 
 static __always_inline u32 node_offset(u32 kind)
 {
+	if (kind == UDP_FOUR)
+		return bpf_core_field_exists(((struct udp_sock *)0)->udp_lrpa_node)
+			       ? bpf_core_field_offset(struct udp_sock, udp_lrpa_node)
+			       : 0;
 	return kind == UDP_ADDRESS ? bpf_core_field_offset(struct sock_common, skc_portaddr_node)
 				   : bpf_core_field_offset(struct sock_common, skc_node);
 }
@@ -395,7 +593,7 @@ static __noinline int locate(struct entry *e, u32 which, u32 kind)
 	struct climb c = {};
 	struct table *t;
 
-	if (kind >= GROUP || which > 1)
+	if (kind >= GROUP || which > 2)
 		return 0;
 	t = &wanted.geometry.tables[kind];
 	e->slot[which] = -1;
@@ -413,17 +611,23 @@ static __noinline int locate(struct entry *e, u32 which, u32 kind)
 	return 0;
 }
 
-static __always_inline int visit(struct bpf_iter_meta *meta, struct sock_common *common, u32 first, u32 second)
+static __always_inline int visit(struct bpf_iter_meta *meta, struct sock_common *common, u32 first, u32 second,
+				 u32 third)
 {
 	struct entry e = {};
 
 	if (!common || (wanted.port && BPF_CORE_READ(common, skc_num) != wanted.port))
 		return 0;
 	describe(common, &e);
-	e.slot[1] = -1;
+	e.slot[1] = e.slot[2] = -1;
 	locate(&e, 0, e.state == TCP_LISTENS && first == TCP_ESTABLISHED ? TCP_LISTEN : first);
 	if (second != KINDS)
 		locate(&e, 1, second);
+	if (third != KINDS) {
+		locate(&e, 2, third);
+		if (wanted.family)
+			describe_membership(&e);
+	}
 	bpf_seq_write(meta->seq, &e, sizeof(e));
 	return 0;
 }
@@ -431,11 +635,11 @@ static __always_inline int visit(struct bpf_iter_meta *meta, struct sock_common 
 SEC("iter/udp")
 int udp_sockets(struct bpf_iter__udp *ctx)
 {
-	return visit(ctx->meta, (struct sock_common *)ctx->udp_sk, UDP_PORT, UDP_ADDRESS);
+	return visit(ctx->meta, (struct sock_common *)ctx->udp_sk, UDP_PORT, UDP_ADDRESS, UDP_FOUR);
 }
 
 SEC("iter/tcp")
 int tcp_sockets(struct bpf_iter__tcp *ctx)
 {
-	return visit(ctx->meta, ctx->sk_common, TCP_ESTABLISHED, KINDS);
+	return visit(ctx->meta, ctx->sk_common, TCP_ESTABLISHED, KINDS, KINDS);
 }

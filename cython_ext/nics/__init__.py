@@ -1,0 +1,1 @@
+"""NICs that hwrx drives itself: their rings, registers, interrupts and DMA."""

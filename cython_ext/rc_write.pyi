@@ -1,6 +1,0 @@
-from cython_ext.verbs_path import VerbsTransport
-
-CHECKED_LIMIT: int
-
-class RcWriteTransport(VerbsTransport):
-    def go_on(self) -> None: ...

@@ -1,0 +1,23 @@
+import socket
+from typing import Any
+
+from cython_ext.sockets.socket_transport import SocketTransport
+
+class TcpTransport(SocketTransport):
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        size: int,
+        window: int,
+        batch: int,
+        pattern: str,
+        listens: bool,
+        manner: str,
+        patience: float,
+        limit: float,
+        huge: bool = False,
+        zerocopy: bool = False,
+        notes: dict[str, Any] | None = None,
+    ) -> None: ...
+    def accept(self, expected: tuple[Any, ...]) -> None: ...

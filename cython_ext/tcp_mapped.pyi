@@ -1,5 +1,0 @@
-from cython_ext.tcp import TcpTransport
-
-PAGE: int
-
-class MappedTcpTransport(TcpTransport): ...

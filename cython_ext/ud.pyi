@@ -1,5 +1,0 @@
-from cython_ext.verbs_path import VerbsTransport
-
-class UdSendTransport(VerbsTransport):
-    @property
-    def slides(self) -> int: ...

@@ -1,0 +1,1 @@
+"""RDMA verbs as paths: RC and UD, the objects that they work on, and what a failure means."""

@@ -1,0 +1,1 @@
+"""What several commands have in common. A command imports nothing of another one."""

@@ -1,0 +1,108 @@
+"""The options that describe an experiment, and what they make of its file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from hwrx.control.messages import Pattern, Priced
+from hwrx.paths import PATHS
+from hwrx.runs import experiment as experiments
+from hwrx.runs.experiment import Experiment, WantedClock
+from hwrx.wires import topology as topologies
+
+
+class Many(click.ParamType[list[int] | list[str]]):
+    """Several values in one option, separated by commas."""
+
+    def __init__(self, kind: type[int] | type[str], metavar: str) -> None:
+        self.kind = kind
+        self.name = metavar
+
+    def convert(
+        self, value: str | list[int] | list[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int] | list[str]:
+        """Split at commas; each part is of the wanted kind."""
+        if not isinstance(value, str):
+            return value
+        if not value.strip(" ,"):
+            self.fail(f"{value!r} names nothing", param, ctx)
+        try:
+            parts = [part for part in value.split(",") if part]
+            return [int(part) for part in parts] if self.kind is int else parts
+        except ValueError:
+            self.fail(f"{value!r} is no list of whole numbers, such as 64,1400", param, ctx)
+
+
+class Cpus(click.ParamType[str | list[int]]):
+    """The CPUs of both ends, or the word "any"."""
+
+    name = "CLIENT[,SERVER]"
+
+    def convert(
+        self, value: str | list[int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | list[int]:
+        """One or two numbers, or "any"."""
+        if not isinstance(value, str) or value == "any":
+            return value
+        parts = value.split(",")
+        if len(parts) > 2 or not all(part.isascii() and part.isdecimal() for part in parts):
+            self.fail(f"{value!r} is not CLIENT or CLIENT,SERVER, such as 2,3, and not the word any", param, ctx)
+        return [int(part) for part in parts]
+
+
+def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that describe an experiment, or change what a file describes."""
+    options = [
+        click.option("--paths", type=Many(str, "PATH,…"), help=f"Delivery paths: {', '.join(PATHS)}."),
+        click.option("--size", "sizes", type=Many(int, "BYTES,…"), help="Message sizes in bytes."),
+        click.option("--pattern", "patterns", type=Many(str, "NAME,…"), help=f"{', '.join(get_args(Pattern))}."),
+        click.option("--wait", "waits", type=Many(str, "NAME,…"), help="poll, event; sockets also block, epoll, …"),
+        click.option("--budget", type=float, help="Seconds that the whole run may take."),
+        click.option("--messages", type=int, help="Measured messages of a trial."),
+        click.option("--repeats", type=int, help="How often each setting is measured."),
+        click.option("--rate", type=float, help="paced: messages a second."),
+        click.option("--window", type=int, help="Messages that may be outstanding, where a path reads it."),
+        click.option("--batch", type=int, help="Most messages in one post or receive."),
+        click.option("--signal-every", type=int, help="verbs: one signalled send in so many."),
+        click.option("--inline", type=int, help="verbs: send inline up to so many bytes."),
+        click.option("--check-every", type=int, help="Check each N-th message to its last byte; 0: headers only."),
+        click.option("--socket-buffer", type=int, help="SO_SNDBUF and SO_RCVBUF in bytes."),
+        click.option("--zerocopy-send/--no-zerocopy-send", default=None, help="udp, tcp: send with MSG_ZEROCOPY."),
+        click.option(
+            "--zerocopy-receive/--no-zerocopy-receive", default=None, help="tcp: map pages (TCP_ZEROCOPY_RECEIVE)."
+        ),
+        click.option("--mtu", type=int, help="verbs: path MTU (256, 512, 1024, 2048, 4096)."),
+        click.option("--gid-index", type=int, help="verbs: which GID, instead of the one that hwrx chooses."),
+        click.option("--huge-pages/--no-huge-pages", default=None, help="Buffers in huge pages."),
+        click.option("--limit", type=float, help="Seconds without any message that end a trial."),
+        click.option(
+            "--clock",
+            type=click.Choice(get_args(WantedClock)),
+            help="icount: guest instructions; auto: those where the guest is emulated.",
+        ),
+        click.option(
+            "--copies-priced", type=click.Choice(get_args(Priced)), help="icount: an instruction a copied byte or word."
+        ),
+        click.option("--kernel", help="Kernel of the guest, for example 6.12."),
+        click.option("--wire-mtu", type=int, help=f"MTU of the wire of {', '.join(topologies.WITH_MTU)} [1500]."),
+        click.option("--seed", type=int, help="Seed of the order of trials."),
+        click.option("--cpu", type=Cpus(), help="CPUs of the ends [of their own]; any: let the scheduler choose."),
+        click.option("--numa", type=click.IntRange(0), metavar="NODE", help="NUMA node from which CPUs are taken."),
+        click.option(
+            "--trace/--no-trace", default=None, help="Stamp each message's stages, count time by actor (needs root)."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def described_experiment(file: Path | None, options: dict[str, Any]) -> Experiment:
+    """Return the experiment of a file with options put over it, or the one that the options alone describe."""
+    if file is None:
+        return experiments.from_options(**options)
+    return experiments.override_experiment(experiments.load_experiment(file), **options)

@@ -1,0 +1,277 @@
+"""The kernel's sockets: what may be asked of `udp` and `tcp`, and the sockets made ready for the loops.
+
+The server of a trial listens and the client connects; UDP connects both ends, so that each hears only the other. What
+is chosen here stands in the manifest of a run by way of `Transport.chosen`.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+from hwrx.errors import MachineError, PathError, UsageError
+from hwrx.lookup.crowd import Crowded
+from hwrx.paths import hooks
+from hwrx.paths.model import WINDOW, Flooding, Look, Path
+
+if TYPE_CHECKING:
+    from cython_ext.sockets.socket_transport import SocketTransport
+    from hwrx.control.messages import Place, Prepare, Setting
+
+_READS = frozenset({"socket_buffer", "zerocopy_send", "huge_pages", "hook", "senders", "netem"})
+PATHS = (
+    Path(
+        name="udp",
+        needs="nothing",
+        sentence="kernel UDP sockets, connected, one datagram a message",
+        way="udp",
+        look=Look("#1b75c4", "o", "-"),
+        reads=_READS | {"crowd", "crowd_on"},
+        reads_in={"stream": WINDOW},
+        flooding=Flooding(sockets=True),
+        copied_in=("ip_generic_getfrag", "sock_send_length"),
+        copied_out="copied to the user",
+    ),
+    Path(
+        name="tcp",
+        needs="nothing",
+        sentence="kernel TCP sockets, messages of fixed length in the stream, TCP_NODELAY",
+        way="tcp",
+        look=Look("#0e96a3", "s", (0, (5, 1.5))),
+        reads=_READS | {"zerocopy_receive"},
+        reads_in={"paced": WINDOW},
+        unread={
+            ("window", "stream"): (
+                "how far a stream runs ahead is decided by the kernel's congestion window and both socket buffers",
+                "or bound it with socket_buffer",
+            ),
+            ("window", "pingpong"): ("", "or bound it with socket_buffer"),
+        },
+        flooding=Flooding(sockets=True, stops=True),
+        copied_in=("tcp_sendmsg",),
+        copied_out="copied to the user",
+    ),
+)
+# 65,535 bytes of an IPv4 packet less its header and UDP's: the smaller of both families'
+LARGEST_DATAGRAM = 65507
+PAGE = mmap.PAGESIZE
+TIMESTAMPS = 12  # bytes of TCP's time stamp option, which Linux sends with every segment
+# Microseconds that a busy-polling receive looks at the device's queue before it sleeps
+BUSY_POLL = 50
+# of asm-generic/socket.h; Python's socket module does not have them
+SO_SNDBUFFORCE = 32
+SO_RCVBUFFORCE = 33
+SO_BUSY_POLL = 46
+# linux/sockios.h, linux/ethtool.h
+SIOCETHTOOL = 0x8946
+ETHTOOL_GRXCSUM, ETHTOOL_GTXCSUM = 0x14, 0x16
+
+# poll and event are every path's words
+MANNERS = {"poll": "spin", "event": "block"}
+
+
+def socket_manner(setting: Setting) -> str:
+    """How the socket waits, in the sockets' own words: block, busy-poll, epoll, select or spin."""
+    return MANNERS.get(setting.wait, setting.wait)
+
+
+def check_setting(setting: Setting) -> None:
+    """UsageError where the setting cannot be."""
+    if setting.path == "udp" and setting.size > LARGEST_DATAGRAM:
+        raise UsageError(
+            f"a UDP datagram carries at most {LARGEST_DATAGRAM} bytes, not {setting.size}",
+            remedy="choose a smaller size, or tcp",
+        )
+    if setting.pattern == "paced" and setting.rate is None:
+        raise UsageError("paced needs a rate in messages a second", remedy="set rate")
+    if setting.zerocopy_receive and setting.size % PAGE:
+        raise UsageError(
+            f"zerocopy_receive maps whole pages: the size must be a multiple of {PAGE} bytes, not {setting.size}",
+            remedy=f"for example {-(-setting.size // PAGE) * PAGE}",
+        )
+    hooks.find_hook(setting.hook)
+
+
+def preload_endpoints() -> None:
+    """Import what endpoints need, so that whoever is forked from this process has it."""
+    import cython_ext.sockets.tcp  # noqa: F401 -- they are wanted in the process, not here
+    import cython_ext.sockets.tcp_mapped  # noqa: F401
+    import cython_ext.sockets.udp  # noqa: F401
+
+    "".encode("idna")  # getaddrinfo's codec for names of hosts, which it imports when it is first called
+
+
+def open_endpoint(prepare: Prepare) -> SocketTransport:
+    """Return one end of a trial, bound and (a TCP server's) listening; the caller closes it."""
+    from cython_ext.sockets.tcp import TcpTransport
+    from cython_ext.sockets.udp import UdpTransport
+
+    setting = prepare.setting
+    check_setting(setting)
+    sock, notes = _open_socket(setting, prepare.here)
+    try:
+        if setting.crowd and prepare.role == "server":
+            sock.gather(setting.crowd, setting.crowd_on)
+            notes["crowd"] = f"{setting.crowd} {setting.crowd_on}"
+        if setting.hook != "none":
+            hooks.put_hook(setting.hook, sock, prepare.here.netdev, sock.along, first=prepare.role == "server")
+            notes["hook"] = setting.hook
+    except BaseException:
+        sock.close()
+        raise
+    # ping-pong has one message on its way
+    batch = 1 if setting.pattern == "pingpong" else setting.batch
+    common: dict[str, Any] = {
+        "size": setting.size,
+        "window": setting.window,
+        "batch": batch,
+        "manner": socket_manner(setting),
+        "patience": min(setting.patience, setting.limit),
+        "limit": setting.limit,
+        "huge": setting.huge_pages,
+        "zerocopy": setting.zerocopy_send,
+        "notes": notes,
+    }
+    try:
+        if setting.path == "udp":
+            return UdpTransport(sock, stream=setting.pattern == "stream", trial=prepare.trial, **common)
+        listens = prepare.role == "server"
+        if listens:
+            sock.listen(1)
+        if setting.zerocopy_receive:
+            from cython_ext.sockets.tcp_mapped import MappedTcpTransport
+
+            return MappedTcpTransport(sock, pattern=setting.pattern, listens=listens, **common)
+        return TcpTransport(sock, pattern=setting.pattern, listens=listens, **common)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _open_socket(setting: Setting, here: Place) -> tuple[Crowded, dict[str, Any]]:
+    """Return a bound socket with all its options, and what there is to tell about them."""
+    stream = setting.path == "tcp"
+    family, address = _address(here)
+    notes: dict[str, Any] = {
+        "wait": socket_manner(setting),
+        "family": "IPv6" if family == socket.AF_INET6 else "IPv4",
+        "device": here.netdev,
+        **checksummed_by(here.netdev or "lo"),
+    }
+    sock = Crowded(family, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if here.netdev is not None:
+            _bind_to_device(sock, here.netdev)
+        if setting.socket_buffer is not None:
+            _set_buffers(sock, setting.socket_buffer)
+        if stream:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            notes["nodelay"] = True
+            if setting.zerocopy_receive:
+                # whole pages in every segment, where the MTU lets them: the option's value counts the timestamps
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, PAGE + TIMESTAMPS)
+        if setting.wait == "busy-poll":
+            notes["busy_poll"] = _busy_poll(sock)
+        try:
+            sock.bind(address)
+        except OSError as error:
+            raise PathError(
+                f"cannot bind a {setting.path} socket to {here.address}: {error.strerror} ({_name(error)})",
+                remedy="see whether the address belongs to this machine: ip address show",
+            ) from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock, notes
+
+
+def checksummed_by(netdev: str) -> dict[str, str]:
+    """Tell who sums what a socket sends and receives: `device` if the kernel leaves it to that, else `kernel`.
+
+    Between the ends of a veth pair, or on `lo`, what is left to the device is summed by nobody. Paths that build frames
+    themselves sum them on their own CPU, which a comparison has to know. Empty if the device does not tell.
+    """
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for name, command in (("checksum_sent_by", ETHTOOL_GTXCSUM), ("checksum_verified_by", ETHTOOL_GRXCSUM)):
+            value = array.array("I", [command, 0])
+            request = struct.pack("16sP16x", os.fsencode(netdev)[:15], value.buffer_info()[0])
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(asking, SIOCETHTOOL, request)
+                found[name] = "device" if value[1] else "kernel"
+    return found
+
+
+def _address(here: Place) -> tuple[socket.AddressFamily, Any]:
+    """Return the family and the socket address, port 0, of a place."""
+    text = here.address
+    if here.netdev is not None and text.lower().startswith("fe80:") and "%" not in text:
+        text = f"{text}%{here.netdev}"  # a link-local address means nothing without its link
+    try:
+        found = socket.getaddrinfo(text, 0, 0, socket.SOCK_DGRAM, 0, socket.AI_NUMERICHOST)
+    except socket.gaierror as error:
+        raise UsageError(
+            f"'{here.address}' is no IPv4 or IPv6 address: {error.strerror}", remedy="give numbers, not a name"
+        ) from error
+    return found[0][0], found[0][4]
+
+
+def _bind_to_device(sock: socket.socket, netdev: str) -> None:
+    """All paths of a comparison cross the same wire: without this, local to local goes over lo."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, os.fsencode(netdev))
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise MachineError(
+                f"there is no network device '{netdev}'", remedy="ip link show names those there are"
+            ) from error
+        raise MachineError(
+            f"cannot bind a socket to {netdev}: {error.strerror} ({_name(error)})",
+            remedy="run as root, or with CAP_NET_RAW",
+        ) from error
+
+
+def _set_buffers(sock: socket.socket, size: int) -> None:
+    """Set SO_SNDBUF and SO_RCVBUF; beyond net.core.wmem_max and rmem_max if the privilege allows that.
+
+    MachineError if the kernel grants less: it would cut the size off in silence. `chosen` tells what it made of it:
+    twice what was asked for, or its own least.
+    """
+    for option, forced, limit in (
+        (socket.SO_SNDBUF, SO_SNDBUFFORCE, "wmem_max"),
+        (socket.SO_RCVBUF, SO_RCVBUFFORCE, "rmem_max"),
+    ):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, forced, size)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, option, size)
+        granted = sock.getsockopt(socket.SOL_SOCKET, option) // 2
+        if granted < size:
+            raise MachineError(
+                f"the kernel grants a socket buffer of {granted} bytes, not {size}",
+                remedy=f"run as root, or sysctl -w net.core.{limit}={size}, or a smaller socket_buffer",
+            )
+
+
+def _busy_poll(sock: socket.socket) -> str:
+    """Set SO_BUSY_POLL; MachineError if it is refused: the receiver would block without polling, under another name."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_BUSY_POLL, BUSY_POLL)
+    except OSError as error:
+        raise MachineError(
+            f"a socket cannot poll its device: SO_BUSY_POLL: {error.strerror} ({_name(error)})",
+            remedy="run as root, on a kernel with CONFIG_NET_RX_BUSY_POLL; or wait by block or poll",
+        ) from error
+    return f"{BUSY_POLL} µs"
+
+
+def _name(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, str(error.errno))

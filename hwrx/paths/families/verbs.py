@@ -1,0 +1,142 @@
+"""The verbs paths: what a setting may be, and one end of one, in words where it cannot be had."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+from hwrx.errors import MachineError, UsageError
+from hwrx.paths.model import Flooding, Look, Path
+from hwrx.paths.verbs_end import choose_device
+from hwrx.paths.verbs_port import open_port
+
+if TYPE_CHECKING:
+    from cython_ext.verbs.verbs_path import VerbsTransport
+    from hwrx.control.messages import Prepare, Role, Setting
+
+_QUEUE_PAIR = frozenset({"window", "mtu", "gid_index", "huge_pages", "senders", "netem"})
+_SENDING = frozenset({"signal_every", "inline"})
+_RECEIVING = frozenset({"receives", "completions"})
+
+
+class _More(TypedDict, total=False):
+    """Fields of a Path that not all verbs paths have."""
+
+    stream_seen_by: Role
+    memory_alone: bool
+    full_rtt: bool
+    flooding: Flooding
+
+
+def _path(
+    name: str, sentence: str, look: Look, reads: frozenset[str], way: str | None = None, **more: Unpack[_More]
+) -> Path:
+    return Path(
+        name=name,
+        needs="verbs",
+        sentence=sentence,
+        way=way or name,
+        look=look,
+        reads=reads,
+        copied_in=("rxe_mr_copy from MR",),
+        copied_out="rxe_mr_copied",
+        **more,
+    )
+
+
+PATHS = (
+    _path(
+        "rdma-send",
+        "RC SEND into a posted, pinned receive buffer",
+        Look("#d55e00", "^", (0, (3, 1, 1, 1))),
+        _QUEUE_PAIR | _SENDING | _RECEIVING,
+        flooding=Flooding(stops=True),
+    ),
+    _path(
+        "rdma-write",
+        "RC WRITE into the peer's pinned buffer; the receiver polls memory",
+        Look("#b98200", "D", (0, (1, 1))),
+        _QUEUE_PAIR | _SENDING | {"receives"},  # the slots to write to; no completions are received
+        stream_seen_by="client",
+        memory_alone=True,
+        flooding=Flooding(),
+    ),
+    # no flood: it takes receive requests, and ends, as rdma-send does
+    _path(
+        "rdma-write-imm",
+        "RC WRITE with immediate: as rdma-write, and the receiver gets a CQE",
+        Look("#a0622f", "v", (0, (6, 1, 1, 1, 1, 1))),
+        _QUEUE_PAIR | _SENDING | _RECEIVING,
+    ),
+    _path(
+        "rdma-read",
+        "RC READ from the peer's pinned buffer (full round trip)",
+        Look("#cf5fa0", "P", (0, (2, 2))),
+        _QUEUE_PAIR,  # every READ is signalled, carries nothing out and takes no receive request
+        full_rtt=True,
+        stream_seen_by="client",
+    ),
+    _path(
+        "rdma-ud",
+        "UD SEND: unconnected datagrams between queue pairs, may be lost",
+        Look("#8e63c7", "X", (0, (4, 3))),
+        _QUEUE_PAIR | _SENDING | _RECEIVING,
+        way="rdma-send",
+        flooding=Flooding(datagrams=True),
+    ),
+)
+# path -> module of cython_ext.verbs, class
+TRANSPORTS = {
+    "rdma-send": ("rc", "RcSendTransport"),
+    "rdma-write": ("rc_write", "RcWriteTransport"),
+    "rdma-write-imm": ("rc", "RcWriteImmTransport"),
+    "rdma-read": ("rc", "RcReadTransport"),
+    "rdma-ud": ("ud", "UdSendTransport"),
+}
+WAITS = ("poll", "event")
+LARGEST_MTU = 4096
+
+
+def check_setting(setting: Setting) -> None:
+    """UsageError where the setting cannot be on any device; what a device cannot is said when it is opened."""
+    if setting.wait not in WAITS:
+        raise UsageError(
+            f"{setting.path} cannot wait by '{setting.wait}'",
+            remedy="poll, or event (asleep on a completion channel)",
+        )
+    if setting.pattern == "paced" and setting.rate is None:
+        raise UsageError("paced needs a rate in messages a second", remedy="set rate")
+    if setting.path == "rdma-ud" and setting.size > LARGEST_MTU:
+        raise UsageError(
+            f"a UD datagram carries at most the MTU, which is {LARGEST_MTU} bytes or less, not {setting.size}",
+            remedy="a smaller size, or rdma-send",
+        )
+
+
+def preload_endpoints() -> None:
+    """Import what endpoints need, so that whoever is forked from this process has it.
+
+    To list the devices loads the drivers' libraries (`load_drivers` of libibverbs), of which a distribution has twenty.
+    """
+    from cython_ext.verbs.verbs_device import device_names
+
+    for module in dict.fromkeys(module for module, _ in TRANSPORTS.values()):
+        importlib.import_module(f"cython_ext.verbs.{module}")
+    device_names()
+
+
+def open_endpoint(prepare: Prepare) -> VerbsTransport:
+    """Return one end of a trial, its queue pair in INIT and its buffers pinned; the caller closes it."""
+    check_setting(prepare.setting)
+    try:
+        from cython_ext.verbs.verbs_device import device_names
+
+        module, name = TRANSPORTS[prepare.setting.path]
+        transport = getattr(importlib.import_module(f"cython_ext.verbs.{module}"), name)
+    except ImportError as error:
+        raise MachineError(
+            f"the verbs library cannot be used: {error}",
+            remedy="apt install libibverbs1 ibverbs-providers (libibverbs-dev before hwrx is built)",
+        ) from error
+    endpoint: VerbsTransport = transport(prepare, open_port(prepare, choose_device(prepare.here, device_names())))
+    return endpoint
