@@ -96,16 +96,22 @@ def main(args: list[str] | None = None) -> int:
     os.environ.pop("MPLBACKEND", None)
     with contextlib.suppress(OSError, ValueError):  # a standard error without a descriptor, as some test tools make it
         faulthandler.enable()  # drivers and libraries in C are loaded: where a crash was must be seen
-    with Ending():
-        return _run(args)
+    with Ending() as ending:
+        return _run(args, ending)
 
 
-def _run(args: list[str] | None) -> int:
+def _run(args: list[str] | None, ending: Ending) -> int:
     try:
         code = cli.main(args=args, prog_name="hwrx", standalone_mode=False) or 0
         sys.stdout.flush()  # here, where what the reader or the disk says to it can be told
         return code
     except (click.exceptions.Abort, KeyboardInterrupt):
+        ending.heard()
+        streams.say_last("interrupted")
+        return INTERRUPTED
+    except ImportError:  # a library in C that was interrupted while it was imported says so (NumPy)
+        if not ending.lost():
+            raise
         streams.say_last("interrupted")
         return INTERRUPTED
     except click.ClickException as error:

@@ -1,14 +1,16 @@
 """Processor time by actor, of exactly the measured messages: what an agent's meter found, and both ends put together.
 
 An end's own thread is known to the nanosecond wherever hwrx runs: `thread`. Softirqs and interrupts that ran in its
-context are part of that, for the kernel charges them to whoever they interrupt. Whose else a CPU's time was is known
-if nobody else has a claim on the machine, which is so in a guest that hwrx started (`alone`): `worker` is then the
-time of the kernel's threads that work for messages (ksoftirqd, and the kworkers that are bound to no CPU, as rxe's
-queue has them), `housekeeping` that of the kworkers of one CPU, where drivers' watchdogs and the kernel's statistics
-run and no path's messages do, and of the kernel's threads that look after memory. If such a guest has one CPU, `idle`
-is what the kernel calls so (interrupts excluded, the idle loop's own instructions included), `busy` the rest of what
-has passed less the housekeeping, and `other` what of `busy` is neither thread nor worker: interrupts that found the
-CPU idle, and other tasks.
+context are part of that, for the kernel charges them to whoever they interrupt. So is, of an end that sleeps until a
+message comes, the time that its idle CPU takes to get up: the kernel counts from the wake-up by another CPU on, for it
+does not read the clock again (`rq_clock_skip_update` in kernel/sched/core.c); a virtual CPU takes some 10 µs. Whose
+else a CPU's time was is known if nobody else has a claim on the machine, which is so in a guest that hwrx started
+(`alone`): `worker` is then the time of the kernel's threads that work for messages (ksoftirqd, and the kworkers that
+are bound to no CPU, as rxe's queue has them), `housekeeping` that of the kworkers of one CPU, where drivers' watchdogs
+and the kernel's statistics run and no path's messages do, and of the kernel's threads that look after memory. If such a
+guest has one CPU, `idle` is what the kernel calls so (interrupts excluded, the idle loop's own instructions included),
+`busy` the rest of what has passed less the housekeeping, and `other` what of `busy` is neither thread nor worker:
+interrupts that found the CPU idle, and other tasks.
 
 An exchange that is checked and not timed counts as one message more, without the filling and verifying of its bytes.
 Figures are nanoseconds; where a guest counts instructions they are instructions, for that is its nanosecond. What is

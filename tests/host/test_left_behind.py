@@ -187,11 +187,12 @@ def test_a_second_signal_does_not_cut_what_is_taken_down() -> None:
     child = started("""
 import time
 from hwrx.host.interruption import Ending, hold_signals
-with Ending():
+with Ending() as ending:
     try:
         print("up", flush=True)
         time.sleep(600)
     except KeyboardInterrupt:
+        ending.heard()
         time.sleep(0.5)
         print("taken down", flush=True)
 """)
@@ -207,7 +208,7 @@ def test_a_signal_waits_for_the_end_of_what_holds_it_whichever_thread_gets_it() 
 import threading, time
 from hwrx.host.interruption import Ending, hold_signals
 threading.Thread(target=time.sleep, args=(2,), daemon=True).start()
-with Ending():
+with Ending() as ending:
     try:
         with hold_signals():
             print("up", flush=True)
@@ -216,6 +217,7 @@ with Ending():
                 pass
             print("taken down", flush=True)
     except KeyboardInterrupt:
+        ending.heard()
         print("ended", flush=True)
 """)
     time.sleep(0.1)
@@ -223,6 +225,65 @@ with Ending():
         child.send_signal(number)
     said, _ = child.communicate(timeout=LIMIT)
     assert said == "taken down\nended\n"
+
+
+def test_a_signal_that_was_lost_in_a_destructor_ends_the_program_all_the_same() -> None:
+    child = started("""
+import time
+from hwrx.host.interruption import Ending
+class Slow:
+    def __del__(self):
+        print("up", flush=True)
+        time.sleep(600)
+with Ending() as ending:
+    try:
+        Slow()
+        time.sleep(600)
+    except KeyboardInterrupt:
+        ending.heard()
+        print("ended", flush=True)
+""")
+    child.send_signal(signal.SIGTERM)
+    said, _ = child.communicate(timeout=LIMIT)
+    assert (said, child.returncode) == ("ended\n", 0)
+
+
+def test_the_exit_code_is_ours_also_if_the_signal_comes_in_what_a_library_executes() -> None:
+    """CPython would end the program by SIGINT: dataclasses execute strings, and are made by the dozen at the start."""
+    child = started("""
+import sys
+from hwrx.host.interruption import run_beneath
+def main():
+    exec("import time; print('up', flush=True); time.sleep(600)")
+sys.exit(run_beneath(main))
+""")
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=LIMIT)
+    assert child.returncode == interruption.INTERRUPTED
+
+
+def test_an_import_that_failed_for_the_signal_alone_is_no_error(tmp_path: Path) -> None:
+    """As NumPy does it: whatever went wrong while it was imported is an ImportError of its own."""
+    (tmp_path / "slow_library.py").write_text("""
+import time
+try:
+    print("up", flush=True)
+    time.sleep(600)
+except BaseException:
+    pass
+raise ImportError("a part failed to import")
+""")
+    child = started(f"""
+import sys
+from hwrx.host.interruption import run_beneath
+def main():
+    sys.path.insert(0, {str(tmp_path)!r})
+    import slow_library
+sys.exit(run_beneath(main))
+""")
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=LIMIT)
+    assert child.returncode == interruption.INTERRUPTED
 
 
 def test_signals_that_were_ignored_stay_so() -> None:
