@@ -10,7 +10,6 @@ import contextlib
 import mmap
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -37,7 +36,6 @@ NETWORK_CLASS = "0x02"
 DRIVER_OF = {"vfio": "vfio-pci", "uio": "uio_pci_generic"}
 USER_DRIVERS = frozenset(DRIVER_OF.values())
 # what a keeper runs: without what the command line loads, which takes an emulated guest long
-GIVES_BACK = f"import sys; from {__name__} import give_back; give_back(*sys.argv[1:])"
 _PATIENCE = 20.0  # seconds that a network device takes to come back
 _RENAME = 1.0  # seconds that udev is given to name it
 
@@ -195,7 +193,7 @@ class HeldNic:
             if nic.driver not in USER_DRIVERS:
                 undo = stack.enter_context(Undo(f"{nic.netdev or nic.address}, driven from user space"))
                 undo.plan(
-                    *(sys.executable, "-P", "-c", GIVES_BACK, nic.address, undo.token),
+                    *("call", __name__, give_back.__name__, nic.address, undo.token),
                     here=lambda: give_back(nic.address, undo.token),
                 )
                 holder = undo.token

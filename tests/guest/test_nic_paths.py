@@ -199,7 +199,8 @@ def test_a_nic_that_several_give_back_at_once_has_its_link(segment: topology.Mad
     """A keeper, somebody at a terminal and a program that mends: whoever is late finds it given back."""
     nic = pci.find_nic(topology.NICS["server"])
     pci.take_nic(nic, "vfio-pci", own=(topology.NIC_ADDRESSES["server"],), holder="1-0000")
-    words = [sys.executable, "-P", "-c", pci.GIVES_BACK, nic.address, "1-0000"]
+    program = f"from hwrx.nic.pci import give_back; give_back({nic.address!r}, '1-0000')"
+    words = [sys.executable, "-P", "-c", program]
     several = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     assert [(each.communicate(timeout=300)[1], each.returncode) for each in several] == [("", 0)] * 4
     assert (pci.DEVICES / nic.address / "config").read_bytes()[registers.PCI_COMMAND] & registers.PCI_COMMAND_MASTER

@@ -126,6 +126,13 @@ def test_what_this_process_does_instead_is_done_once_and_its_error_leaves(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["first"]
 
 
+def test_what_a_dead_process_would_have_called_is_called_and_an_error_of_it_stops_nothing(tmp_path: Path) -> None:
+    entries = [["touch", str(tmp_path / "first")], ["call", "os", "mkdir", str(tmp_path / "second")]]
+    entries += [["call", "hwrx.nic.pci", "give_back", "ffff:ff:1f.7", "1-0000"]]  # there is no such NIC
+    undo.undo_journal(undo.Journal(4194304, 1, "three things", entries))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+
+
 def test_a_journal_of_another_network_namespace_is_left_alone(tmp_path: Path) -> None:
     path = undo.JOURNALS / f"4194304-{os.urandom(2).hex()}.json"
     entries = [["touch", str(tmp_path / "undone")]]
