@@ -35,7 +35,6 @@ ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 NETWORK_CLASS = "0x02"
 DRIVER_OF = {"vfio": "vfio-pci", "uio": "uio_pci_generic"}
 USER_DRIVERS = frozenset(DRIVER_OF.values())
-# what a keeper runs: without what the command line loads, which takes an emulated guest long
 _PATIENCE = 20.0  # seconds that a network device takes to come back
 _RENAME = 1.0  # seconds that udev is given to name it
 
