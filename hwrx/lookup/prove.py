@@ -6,7 +6,6 @@ to receive: after the lookup, before the queue. Nobody's data is read; a program
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Collection
 from typing import Literal, Self
@@ -26,7 +25,6 @@ from hwrx.probes import attaching, build, cgroups
 
 ARRIVAL = 2.0  # seconds in which what was sent is given to its sockets, unless they are slow indeed
 GRACE = 0.1  # seconds more, for one that was not expected
-PROTOCOLS = {"udp": socket.IPPROTO_UDP, "tcp": socket.IPPROTO_TCP}
 # struct asked of the program
 ASKED = np.dtype([("version", "u4"), ("protocol", "u4"), ("ends", "u1", 36)], align=True)
 
@@ -91,7 +89,7 @@ class Witness:
 def _asked(protocol: Protocol, packet: Packet) -> bytes:
     assert packet.source is not None
     asked = np.zeros((), dtype=ASKED)
-    asked["version"], asked["protocol"] = packet.destination.version, PROTOCOLS[protocol]
+    asked["version"], asked["protocol"] = packet.destination.version, sending.PROTOCOLS[protocol]
     ends = packet.source.packed + packet.destination.packed
     ends += packet.source_port.to_bytes(2, "big") + packet.port.to_bytes(2, "big")
     asked["ends"][: len(ends)] = np.frombuffer(ends, dtype="u1")

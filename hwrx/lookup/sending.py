@@ -1,7 +1,8 @@
 """Sends the packet that a lookup was asked about: a datagram, or the beginning of a connection, from this namespace.
 
 Nothing is sent under an address that is not this machine's, but in a network namespace of its own; what is sent to a
-group has a time to live of 0, so that it stays on the machine.
+group has a time to live of 0, so that it stays on the machine. A connection from such an address is asked for by a SYN,
+and taken back by a RST: nobody there could answer.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from hwrx.lookup.winner import LOOPBACK, Packet
 PAYLOAD = b"hwrx lookup --prove\n"
 PATIENCE = 5.0  # seconds in which a connection is opened or refused
 IP_TRANSPARENT, IPV6_TRANSPARENT, IPV6_CHECKSUM = 19, 75, 7  # linux/in.h, linux/in6.h; not in Python's module
-UDP_CHECKSUM_AT = 6  # bytes from the UDP header's start, RFC 768
+CHECKSUM_AT = {"udp": 6, "tcp": 16}  # bytes from the header's start, RFC 768, RFC 9293
+SYN, RST = 0x02, 0x04  # RFC 9293, 3.1
+PROTOCOLS: dict[Protocol, int] = {"udp": socket.IPPROTO_UDP, "tcp": socket.IPPROTO_TCP}
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -38,12 +41,16 @@ class Sender(Struct):
     sock: socket.socket
     packet: Packet
     target: tuple[str | int, ...]
-    raw: bool = False  # it sends whole UDP datagrams, header included
+    raw: bool = False  # it sends whole UDP datagrams or TCP segments, header included
 
     def send(self, protocol: Protocol) -> str:
         """Send it, and say what was sent. CannotSendError if the kernel does not."""
         packet = self.packet
         try:
+            if self.raw and protocol == "tcp":
+                for sequence, flag in ((0, SYN), (1, RST)):
+                    self.sock.sendto(_segment(packet, sequence, flag), self.target)
+                return "a connection was asked for by a SYN, and taken back by a RST"
             if protocol == "tcp":
                 self.sock.settimeout(PATIENCE)
                 try:
@@ -106,7 +113,8 @@ def _address_on(device: int, like: Address) -> Address:
 def ready_sender(protocol: Protocol, packet: Packet, kind: str) -> Iterator[Sender]:
     """Make a socket that will send exactly this packet, and keep this thread on one CPU meanwhile.
 
-    A source port that another socket has, or a source that is not ours, takes a raw socket, which TCP cannot do with.
+    A source port that another socket has, or a source that is not ours, takes a raw socket. With that, TCP can do under
+    an address that is not ours alone: the answer to it finds nobody.
 
     :param packet: as `complete_packet` returns it
     :raises CannotSendError: if there is no way
@@ -122,12 +130,12 @@ def ready_sender(protocol: Protocol, packet: Packet, kind: str) -> Iterator[Send
                 raise OSError("a source of another machine")
             sock = stack.enter_context(_bound(protocol, packet))
         except OSError as error:
-            if protocol == "tcp":
+            if protocol == "tcp" and not foreign:
                 raise CannotSendError(
                     f"no connection can be opened from {packet.source} port {packet.source_port}:"
                     f" {error.strerror or error}"
                 ) from None
-            sock = stack.enter_context(_raw(packet, foreign=foreign))
+            sock = stack.enter_context(_raw(protocol, packet, foreign=foreign))
             yield Sender(sock, packet, _place(packet.destination, 0, packet.device), True)
             return
         whole = msgspec.structs.replace(packet, source_port=sock.getsockname()[1])
@@ -154,23 +162,41 @@ def _bound(protocol: Protocol, packet: Packet) -> socket.socket:
     return sock
 
 
-def _raw(packet: Packet, *, foreign: bool) -> socket.socket:
-    """A socket that sends UDP datagrams with whatever source port; CannotSendError if it is not to be had."""
+def _segment(packet: Packet, sequence: int, flag: int) -> bytes:
+    """A TCP header without options or data. Of IPv6 the kernel puts the checksum in."""
+    assert packet.source is not None
+    offset, window, length = 5 << 4, 65535, 20
+    ends = (packet.source_port, packet.port)
+    header = struct.pack("!HHIIBBHHH", *ends, sequence, 0, offset, flag, window, 0, 0)
+    if packet.source.version == 6:
+        return header
+    pseudo = packet.source.packed + packet.destination.packed + struct.pack("!HH", socket.IPPROTO_TCP, length)
+    total = sum(word for (word,) in struct.iter_unpack("!H", pseudo + header))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    at = CHECKSUM_AT["tcp"]
+    return header[:at] + struct.pack("!H", total ^ 0xFFFF) + header[at + 2 :]
+
+
+def _raw(protocol: Protocol, packet: Packet, *, foreign: bool) -> socket.socket:
+    """A socket that sends with whatever source port and, `foreign`, address; CannotSendError if it is not to be had."""
     assert packet.source is not None
     v6 = packet.source.version == 6
     if not packet.source_port:
         raise CannotSendError("a packet under another's address needs a source port: --from ADDRESS:PORT")
     try:
-        sock = socket.socket(FAMILIES[packet.source.version], socket.SOCK_RAW, socket.IPPROTO_UDP)
+        sock = socket.socket(FAMILIES[packet.source.version], socket.SOCK_RAW, PROTOCOLS[protocol])
     except OSError as error:
-        raise CannotSendError(f"the source port is taken, and a raw socket is not allowed: {error.strerror}") from None
+        raise CannotSendError(
+            f"{packet.source} port {packet.source_port} takes a raw socket, which is not allowed: {error.strerror}"
+        ) from None
     try:
         if foreign:
             sock.setsockopt(
                 *((socket.IPPROTO_IPV6, IPV6_TRANSPARENT) if v6 else (socket.IPPROTO_IP, IP_TRANSPARENT)), 1
             )
         if v6:
-            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_CHECKSUM, UDP_CHECKSUM_AT)
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_CHECKSUM, CHECKSUM_AT[protocol])
         sock.bind(_place(packet.source, 0, packet.device))
         _dress(sock, packet, "multicast" if packet.destination.is_multicast else "broadcast")
     except OSError as error:

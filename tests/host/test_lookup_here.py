@@ -17,6 +17,7 @@ from hwrx.commands.lookup import parse_endpoint
 from hwrx.host import netns
 from hwrx.lookup import answer, prove, winner
 from hwrx.lookup.hashes import Address
+from hwrx.lookup.table import TCP_LISTEN, Tables
 from hwrx.probes import cgroups
 
 SPACE = f"hwrx-look-{os.getpid()}"
@@ -137,6 +138,38 @@ def test_a_sender_that_is_in_use_or_of_another_machine_is_sent_raw_in_a_namespac
     finally:
         for each in (*group, client):
             each.close()
+
+
+@pytest.mark.parametrize(
+    ("family", "target", "stranger"),
+    [(V4, "10.9.0.1", "198.51.100.7:4000"), (V6, "fd00:9::1", "[2001:db8::7]:4000")],
+    ids=["IPv4", "IPv6"],
+)
+@pytest.mark.parametrize("routed", [False, True], ids=["without a way back", "with a way back"])
+def test_a_connection_from_another_machine_is_asked_for_and_taken_back(
+    space: str, family: int, target: str, stranger: str, routed: bool
+) -> None:
+    stream = socket.SOCK_STREAM
+    there = f"[{target}]" if family == V6 else target
+    way = ["-6" if family == V6 else "-4", "-n", space, "route"]
+    if routed:
+        ip(*way, "add", "default", "dev", "d0")
+    group = [bind_in(space, family, target, kind=stream, reuseport=True)]
+    port = group[0].getsockname()[1]
+    group += [bind_in(space, family, target, port, kind=stream, reuseport=True) for _ in range(3)]
+    try:
+        proof = prove.prove_packet("tcp", asked(f"{there}:{port}", stranger), space)
+        assert (proof.verdict, proof.reason) == ("proved", "")
+        assert {each.inode for each in proof.got} < {inode(each) for each in group} and len(proof.got) == 1
+        with netns.entered_namespace(space), Tables() as tables:
+            assert {int(each["state"]) for each in tables.sockets("tcp", port)} == {TCP_LISTEN}, "no request is left"
+        nobody = prove.prove_packet("tcp", asked(f"{there}:4444", stranger), space)
+        assert (nobody.verdict, nobody.got) == ("proved", [])
+    finally:
+        for each in group:
+            each.close()
+        if routed:
+            ip(*way, "delete", "default", "dev", "d0")
 
 
 def test_what_cannot_be_proved_says_why(space: str) -> None:
