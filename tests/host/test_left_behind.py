@@ -62,6 +62,14 @@ def started(program: str) -> subprocess.Popen[str]:
     return child
 
 
+def last_words(child: subprocess.Popen[str]) -> str:
+    """What it prints until it ends; one that does not is killed, and TimeoutExpired is raised."""
+    try:
+        return child.communicate(timeout=LIMIT)[0]
+    finally:
+        child.kill()
+
+
 def test_the_keeper_of_a_killed_process_undoes_what_it_did(tmp_path: Path) -> None:
     child = started(f"""
 import time
@@ -206,7 +214,7 @@ with Ending() as ending:
     for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         child.send_signal(number)
         time.sleep(0.05)
-    said, _ = child.communicate(timeout=LIMIT)
+    said = last_words(child)
     assert (said, child.returncode) == ("taken down\n", 0)
 
 
@@ -230,7 +238,7 @@ with Ending() as ending:
     time.sleep(0.1)
     for number in (signal.SIGINT, signal.SIGTERM):
         child.send_signal(number)
-    said, _ = child.communicate(timeout=LIMIT)
+    said = last_words(child)
     assert said == "taken down\nended\n"
 
 
@@ -251,7 +259,7 @@ with Ending() as ending:
         print("ended", flush=True)
 """)
     child.send_signal(signal.SIGTERM)
-    said, _ = child.communicate(timeout=LIMIT)
+    said = last_words(child)
     assert (said, child.returncode) == ("ended\n", 0)
 
 
@@ -265,7 +273,7 @@ def main():
 sys.exit(run_beneath(main))
 """)
     child.send_signal(signal.SIGINT)
-    child.communicate(timeout=LIMIT)
+    last_words(child)
     assert child.returncode == interruption.INTERRUPTED
 
 
@@ -289,7 +297,7 @@ def main():
 sys.exit(run_beneath(main))
 """)
     child.send_signal(signal.SIGINT)
-    child.communicate(timeout=LIMIT)
+    last_words(child)
     assert child.returncode == interruption.INTERRUPTED
 
 
