@@ -47,6 +47,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "roce": ("hwrx.commands.roce", "roce", "packets of RoCEv2, decoded header by header"),
     "export": ("hwrx.commands.trace", "export", "the timelines of a traced run, for Perfetto's viewer"),
     "walk": ("hwrx.commands.walk", "walk", "the journey of one message: stages, copies, addresses"),
+    "anatomy": ("hwrx.commands.anatomy", "anatomy", "each instruction of a message, by layer and by function"),
     "agent": ("hwrx.commands.agent", "agent", "one endpoint, driven over standard input and output"),
 }
 

@@ -35,6 +35,7 @@ from cython_ext.core.arrival cimport (
     wants_full,
 )
 from cython_ext.core.clock cimport now
+from cython_ext.core.marker cimport mark_end
 from cython_ext.core.payload cimport fill, seal, stamp
 from cython_ext.core.transport cimport FINISHED, Delivery, Ops, Transport
 from cython_ext.core.trial cimport LATE_SEND_NS, MOST, Trial
@@ -377,6 +378,8 @@ def run(Trial trial not None, Transport transport not None, str pattern, str rol
             status = answering_server(trial, ops, what == 2)
         elif what == 0:
             status = pingpong_client(trial, ops, rest)
+            # what Python does behind the loop is no message's
+            mark_end()
         else:
             status = paced_client(trial, ops)
         # After an error there is no polite end: `finish` would wait for an end that is gone.

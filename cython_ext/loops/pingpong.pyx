@@ -19,6 +19,7 @@ from cython_ext.core.arrival cimport (
     record_answer,
 )
 from cython_ext.core.clock cimport now
+from cython_ext.core.marker cimport mark_receive, mark_send
 from cython_ext.core.payload cimport (
     GOOD,
     MAGIC,
@@ -147,6 +148,7 @@ cdef int await_answer(Trial t, const Ops *ops, uint64_t sequence, int64_t before
         else:
             status = ops.receive(ops.me, &d, 1)
         # The end of the timed interval. Everything below lies outside of it.
+        mark_receive()
         after = now()
         if status == 1:
             # Stored behind the second reading of the clock, so a cache miss of this store is not timed.
@@ -200,7 +202,9 @@ cdef int pingpong_client(Trial t, const Ops *ops, unsigned long rest) noexcept n
         # Counted here for the same reason: no book-keeping between the two readings of the clock.
         t.tally.posted += 1
 
-        # The timed region begins here and ends in `await_answer`, at `after`.
+        # The timed region begins here and ends in `await_answer`, at `after`. Whoever watches the processor is told
+        # before either reading of the clock, so that the mark is within one of the two at most: one instruction.
+        mark_send()
         before = now()
         stamp_send_time(message, t.plan.size, before)
         status = ops.post(ops.me, 1)

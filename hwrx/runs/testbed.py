@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,24 +109,24 @@ class GuestBed:
     alone = True
 
     def __init__(self, guest: Guest) -> None:
-        self._guest = guest
+        self.guest = guest
         self.places: Mapping[Role, Place] = {role: guest.places[role] for role in ("client", "server")}
 
     def start(self, role: Role) -> Peer:
         """See `hwrx.runs.beds.Testbed`."""
-        return Peer.greet(self._guest.agent(role), role)
+        return Peer.greet(self.guest.agent(role), role)
 
     def need_answer(self, trouble: SilenceError) -> None:
         """See run.Testbed."""
-        self._guest.need_answer(trouble)
+        self.guest.need_answer(trouble)
 
     def start_tracer(self) -> tuple[Peer, list[str]]:
         """As Bed.start_tracer, in the guest."""
-        return Peer.greet(self._guest.agent("client"), "tracer"), []
+        return Peer.greet(self.guest.agent("client"), "tracer"), []
 
     def describe(self) -> dict[str, Any]:
         """Return what is to be known of the guest itself."""
-        return self._guest.describe()
+        return self.guest.describe()
 
     def manifest(self) -> dict[str, Any]:
         """See `hwrx.runs.beds.Testbed`: the guest's machine, asked of an agent in it, and the host's around it."""
@@ -136,9 +136,9 @@ class GuestBed:
         with self.start("client") as peer:
             inside = peer.ask(Describe(), Described).machine
         return {
-            "wire": f"in the guest: {topology.find_topology(self._guest.topology).sentence}",
-            "guest": self._guest.describe(),
-            "emulated": self._guest.describe()["emulated"],
+            "wire": f"in the guest: {topology.find_topology(self.guest.topology).sentence}",
+            "guest": self.guest.describe(),
+            "emulated": self.guest.describe()["emulated"],
             "machine": inside,
             "host": description.describe_machine(),
         }
@@ -265,12 +265,14 @@ def opened_bed(
     say: Say = lambda stage, text: None,
     *,
     copies_priced: Priced = "byte",
+    qemu: Sequence[str] = (),
     held: Callable[[Guest], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Iterator[Testbed]:
     """Put up what the experiment needs and yield it.
 
     :param say: told the stage and what is being done.
     :param copies_priced: of a guest that counts instructions: see `hwrx.lab.vm.Guest`.
+    :param qemu: more arguments for the emulator of a guest.
     :param held: a context that a guest is within from before it boots until it has ended.
     :raises UsageError: see `check`.
     :raises MachineError: if this machine lacks something.
@@ -297,6 +299,7 @@ def opened_bed(
             clock=experiment.clock,
             copies_priced=copies_priced,
             append=experiment.boot,
+            qemu=qemu,
             options=_options(experiment),
             log=wanted.log,
             progress=say,

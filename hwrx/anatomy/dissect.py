@@ -1,0 +1,244 @@
+"""Take messages apart: run a ping-pong in a guest whose emulator writes down what it executes, and add it up.
+
+A half round trip is the figure, as everywhere: a message and its answer, halved; of a path on which the client alone
+works (READ) it is the whole. What is shown is of the messages in the state that most were in: they repeat to the digit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from hwrx import paths
+from hwrx.anatomy import building, layout
+from hwrx.anatomy.layers import UNKNOWN, layer_of
+from hwrx.anatomy.symbols import NO_SYMBOL, Function, Symbols, kernel_pieces, process_pieces
+from hwrx.anatomy.trace import Trace
+from hwrx.control.messages import Setting
+from hwrx.errors import GuestError, UsageError
+from hwrx.lab import emulator_user
+from hwrx.lab.vm import Guest
+from hwrx.runs import planning, testbed
+from hwrx.runs.experiment import Experiment
+from hwrx.runs.schedule import Measured, Pair
+from hwrx.runs.testbed import GuestBed
+
+Int64s = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+WORDS_A_MESSAGE = 40_000  # of a round trip of rxe at its longest, and what is recorded between two
+FEWEST_WORDS = 1 << 24
+BLOCKS = 1 << 20  # distinct ones: a guest that runs five paths has 400,000
+INTERRUPT_STUBS = ("irq_entries_start", "spurious_entries_start")
+HALT = 0xF4  # Intel SDM, HLT
+SHOWN_STATES = 8
+SYMBOLS_WITHIN = 300.0  # seconds: an emulated guest prints 50,000 names in 2 to 5
+# those of the agents, which alone have mapped the loop
+MAPS = 'for each in /proc/[0-9]*/maps; do if grep -q /cython_ext/loops/ "$each"; then cat "$each"; fi; done'
+
+
+class Part(Struct, frozen=True):
+    """What one function has of a message: instructions, on average over the messages of the state."""
+
+    function: str
+    of: str
+    layer: str
+    instructions: float
+
+
+class State(Struct, frozen=True):
+    """Messages of the same number of instructions: how many, and the functions in which they differ from most."""
+
+    instructions: float
+    messages: int
+    moved: list[Part]
+
+
+class Dissection(Struct, frozen=True):
+    """A path's message, taken apart. Instructions are of half a round trip, or of a whole one if `whole`.
+
+    `exact`: messages of which the sum over functions is what the guest's clock says has passed, of `awake`, those in
+    which the processor did not stop. In the others it did, and the clock went on without instructions: `halted` ns, on
+    average over all; of `beyond` of them the sum was more than that.
+    """
+
+    path: str
+    size: int
+    whole: bool
+    messages: int
+    instructions: float
+    named: float  # shares of the instructions
+    layered: float
+    awake: int
+    exact: int
+    beyond: int
+    halted: float
+    lost: int  # words for which there was no room
+    parts: list[Part]
+    layers: dict[str, float]
+    states: list[State]
+
+
+Say = Callable[[str, str], None]
+
+
+def dissect_paths(plan: Experiment, say: Say) -> list[Dissection]:
+    """Take the messages of each setting of an experiment apart.
+
+    :param plan: whose clock counts instructions; ping-pong, on one topology. Repeats are not looked at.
+    :param say: told the stage and what is being done.
+    :raises UsageError: if nothing is a ping-pong, or no path can be had on the topology.
+    :raises MachineError: if this machine has no emulator with plugins, or no compiler for one.
+    :raises GuestError: if the guest does not come up, or more ran than the plugin's file has room for.
+    """
+    layout_of_run = planning.plan_run(plan, testbed.setting_checker(plan, testbed.Wanted()))
+    for skipped in layout_of_run.skipped:
+        raise UsageError(f"{skipped.label}: {skipped.reason}")
+    settings = [setting for setting in layout_of_run.settings if setting.pattern == "pingpong"]
+    if not settings:
+        raise UsageError("the anatomy is of a ping-pong, message by message", remedy="")
+    with _plugin_folder() as folder:
+        file = folder / "trace"
+        plugin = shutil.copy(building.find_or_build(), folder)  # where QEMU's user, if it is another one, may read
+        words = max(FEWEST_WORDS, sum(setting.total for setting in settings) * WORDS_A_MESSAGE)
+        loaded = ["-plugin", f"{plugin},into={file},words={words},blocks={BLOCKS}"]
+        with testbed.opened_bed(plan, testbed.Wanted(), say, qemu=loaded) as bed:
+            assert isinstance(bed, GuestBed)
+            return _dissect(bed, settings, file, say)
+
+
+def _dissect(bed: GuestBed, settings: Sequence[Setting], file: Path, say: Say) -> list[Dissection]:
+    taken: list[tuple[Setting, Measured, int]] = []
+    maps: list[str] = []
+    with Pair(bed) as pair:
+        for number, setting in enumerate(settings):
+            say("trial", f"{setting.path} {setting.size} B")
+            since = layout.read_header(file)["words"]
+            measured = pair.measure(number, setting, lambda peers: maps.append(_ask(bed.guest, MAPS)))
+            taken.append((setting, measured, since))
+        kallsyms = _ask(bed.guest, "echo 0 > /proc/sys/kernel/kptr_restrict; cat /proc/kallsyms")
+        speed = clock_speed(_ask(bed.guest, "dmesg"))
+    say("anatomy", "naming and adding up")
+    pieces = [*kernel_pieces(kallsyms), *process_pieces("\n".join(maps))]
+    return list(_added_up(file, taken, Symbols(pieces), speed))
+
+
+def _added_up(
+    file: Path, taken: Sequence[tuple[Setting, Measured, int]], symbols: Symbols, speed: float
+) -> Iterator[Dissection]:
+    whole = layout.read_words(file)
+    entries = entries_of(whole, symbols)
+    until = [since for _, _, since in taken[1:]] + [len(whole.kinds)]
+    for (setting, measured, since), end in zip(taken, until, strict=True):
+        own = msgspec.structs.replace(whole, kinds=whole.kinds[since:end], values=whole.values[since:end])
+        yield _dissection(setting, measured, Trace(own, entries), symbols, speed)
+
+
+def _dissection(setting: Setting, measured: Measured, trace: Trace, symbols: Symbols, speed: float) -> Dissection:
+    full = paths.find_path(setting.path).full_rtt
+    halves = 1 if full else 2
+    # recorded ones count from behind the warm-up; the first message of all wakes the plugin, and is not seen
+    numbers = measured.sequence.astype(np.int64) + setting.warmup - (setting.total - len(trace))
+    seen = numbers >= 0
+    numbers, ns = numbers[seen], measured.ns[seen]
+    if not len(numbers) or numbers[-1] >= len(trace):
+        raise GuestError(f"{setting.path}: the plugin saw {len(trace)} of {setting.total} messages")
+    totals = trace.totals()[numbers]
+    owners = symbols.find(trace.recording.instructions["address"])
+    stopped = trace.meets(HALT)[numbers]
+    by_clock = totals / speed
+    levels, counts = np.unique(totals, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    profiles = [
+        _profile(trace, numbers[totals == levels[each]], owners, len(symbols.functions)) / halves
+        for each in order[:SHOWN_STATES]
+    ]
+    parts = sorted(_parts(profiles[0], symbols.functions), key=lambda part: -part.instructions)
+    total = float(profiles[0].sum())
+    layers: dict[str, float] = {}
+    for part in parts:
+        layers[part.layer] = layers.get(part.layer, 0.0) + part.instructions
+    return Dissection(
+        path=setting.path,
+        size=setting.size,
+        whole=full,
+        messages=len(numbers),
+        instructions=total,
+        named=1 - sum(part.instructions for part in parts if part.function == NO_SYMBOL) / total,
+        layered=1 - layers.get(UNKNOWN, 0.0) / total,
+        awake=int((~stopped).sum()),
+        exact=int((np.abs(by_clock - ns) <= 1)[~stopped].sum()),
+        beyond=int((by_clock - ns > 1)[stopped].sum()),
+        halted=float(np.mean(np.where(stopped, ns - by_clock, 0.0))) / halves,
+        lost=trace.recording.lost,
+        parts=parts,
+        layers=dict(sorted(layers.items(), key=lambda item: -item[1])),
+        states=[
+            State(float(levels[each]) / halves, int(counts[each]), _moved(profile, profiles[0], symbols.functions))
+            for each, profile in zip(order, profiles, strict=False)
+        ],
+    )
+
+
+def _profile(trace: Trace, numbers: Int64s, owners: Int64s, functions: int) -> Floats:
+    """Instructions by function, on average over these messages; shape (functions,)."""
+    counts = trace.count_instructions(numbers)
+    return np.bincount(owners, weights=counts, minlength=functions) / len(numbers)
+
+
+def _parts(profile: Floats, functions: Sequence[Function]) -> list[Part]:
+    return [_part(functions[int(each)], float(profile[each])) for each in np.flatnonzero(profile)]
+
+
+def _part(function: Function, instructions: float) -> Part:
+    return Part(function.name, function.of, layer_of(function), instructions)
+
+
+def _moved(profile: Floats, most: Floats, functions: Sequence[Function]) -> list[Part]:
+    """The functions in which a state differs most from that of most messages."""
+    apart = profile - most
+    order = np.argsort(-np.abs(apart), kind="stable")[:5]
+    return [_part(functions[int(each)], float(apart[each])) for each in order if apart[each]]
+
+
+def entries_of(recording: layout.Recording, symbols: Symbols) -> npt.NDArray[np.uint64]:
+    """Return the addresses at which the kernel takes interrupts and exceptions (arch/x86/entry/entry_64.S)."""
+    begins = recording.blocks["address"]
+    owners = symbols.find(begins)
+    # a stub for each vector, one behind the other
+    stubs = [number for number, function in enumerate(symbols.functions) if function.name in INTERRUPT_STUBS]
+    handlers = symbols.starts_of(lambda function: function.of == "vmlinux" and function.name.startswith("asm_"))
+    return np.union1d(begins[np.isin(owners, stubs)], handlers)
+
+
+def clock_speed(dmesg: str) -> float:
+    """Return how many instructions pass in a nanosecond of the guest's clock: 1, but for how its kernel calibrated it.
+
+    The emulator's time stamp counter has a tick an instruction; the kernel finds out how fast it is (tsc_khz), to a few
+    parts in a million, now and then to a hundred.
+    """
+    found = re.findall(r"tsc: (?:Refined TSC clocksource calibration:|Detected) ([0-9.]+) MHz", dmesg)
+    return float(found[-1]) / 1000 if found else 1.0
+
+
+def _ask(guest: Guest, script: str) -> str:
+    return guest.run(["sh", "-c", script], limit=SYMBOLS_WITHIN).stdout
+
+
+@contextlib.contextmanager
+def _plugin_folder() -> Iterator[Path]:
+    """A folder that QEMU may write to, whoever it runs as."""
+    user = emulator_user.find_emulator_user()
+    with tempfile.TemporaryDirectory(prefix="hwrx-anatomy-") as name:
+        if user is not None:
+            os.chown(name, user.uid, user.gid)
+        yield Path(name)

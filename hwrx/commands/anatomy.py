@@ -1,0 +1,142 @@
+"""`hwrx anatomy`: each instruction of a message, by layer and function."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+from rich.table import Table
+
+from hwrx import paths
+from hwrx.anatomy.dissect import dissect_paths
+from hwrx.commands.shared.numbers import BYTES, whole_number
+from hwrx.host import strict_json
+from hwrx.host.console import OutsideConsole, open_console
+from hwrx.runs import experiment as experiments
+
+if TYPE_CHECKING:
+    from hwrx.anatomy.dissect import Dissection
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="PATH...")
+@click.option("--size", type=whole_number(8, BYTES), default=64, show_default=True, help="Bytes of the message.")
+@click.option(
+    "--messages", type=whole_number(10, 10**4), default=200, show_default=True, help="Messages that are taken apart."
+)
+@click.option("--topology", help="What lies between the two ends [netns for sockets, else pair].")
+@click.option("--kernel", help="Kernel of the guest, for example 6.1.")
+@click.option("--functions", type=whole_number(0, 10**4), default=25, show_default=True, help="Rows for each path.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON: all functions, all states.")
+def anatomy(
+    names: tuple[str, ...],
+    size: int,
+    messages: int,
+    topology: str | None,
+    kernel: str | None,
+    functions: int,
+    as_json: bool,
+) -> None:
+    """Show what a message of PATH is made of: its instructions, by layer and by function, exactly.
+
+    A guest is emulated, and its emulator writes down what the processor executes between the two readings of the
+    clock. Several paths stand side by side. The guest does not notice: its figures are those of `hwrx compare`.
+
+    \b
+    Examples:
+      hwrx anatomy udp
+      hwrx anatomy udp tcp rdma-send --topology pair --size 1024
+      hwrx anatomy udp --json > udp.json
+    """
+    verbs = [name for name in names if paths.find_path(name).needs == "verbs"]
+    plan = experiments.from_options(
+        name="anatomy",
+        paths=list(dict.fromkeys(names)),
+        sizes=[size],
+        messages=messages,
+        topology=topology or paths.default_topology((verbs or names)[0]),
+        kernel=kernel,
+        clock="icount",
+        repeats=1,
+    )
+    found = dissect_paths(plan, _quiet if as_json else _aloud)
+    if as_json:
+        click.echo(strict_json.to_json(msgspec.to_builtins(found), indent=2))
+        return
+    console = open_console(piped=120)
+    console.print(_layers(found))
+    for one in found:
+        console.print()
+        _print_path(console, one, functions)
+
+
+def _aloud(stage: str, text: str) -> None:
+    click.echo(f"{stage}: {text}", err=True)
+
+
+def _quiet(stage: str, text: str) -> None:
+    """Say nothing: standard output is for JSON, and nobody waits at a terminal."""
+
+
+def _layers(found: list[Dissection]) -> Table:
+    """Instructions by layer, the paths side by side."""
+    table = Table(title="instructions of half a round trip", title_justify="left", header_style="bold")
+    table.add_column("layer")
+    for one in found:
+        table.add_column(one.path + (" (whole)" if one.whole else ""), justify="right")
+    layers = dict.fromkeys(layer for one in sorted(found, key=lambda one: -len(one.layers)) for layer in one.layers)
+    for layer in sorted(layers, key=lambda layer: -max(one.layers.get(layer, 0.0) for one in found)):
+        table.add_row(layer, *(_number(one.layers.get(layer, 0.0)) for one in found))
+    table.add_section()
+    table.add_row("all", *(_number(one.instructions) for one in found), style="bold")
+    return table
+
+
+def _print_path(console: OutsideConsole, one: Dissection, functions: int) -> None:
+    most = max((state.messages for state in one.states), default=0)
+    size, instructions = f"{one.size:,} B", _number(one.instructions)
+    table = Table(
+        title=f"{one.path}, {size}: {instructions} instructions in {most} of {one.messages} messages",
+        title_justify="left",
+        header_style="bold",
+    )
+    table.add_column("instructions", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("function")
+    table.add_column("of")
+    table.add_column("layer")
+    for part in one.parts[:functions]:
+        share = f"{100 * part.instructions / one.instructions:.1f} %"
+        table.add_row(_number(part.instructions), share, part.function, part.of, part.layer)
+    if functions:
+        console.print(table)
+    if rest := one.parts[functions:]:
+        console.print(
+            f"  and {len(rest)} more functions with {_number(sum(part.instructions for part in rest))} (--functions)"
+        )
+    for line in _words(one):
+        console.print(f"  {line}", soft_wrap=True)
+
+
+def _words(one: Dissection) -> list[str]:
+    """What is to be known of the figures: whether they are right, and what other messages were like."""
+    said = [
+        f"the sum is what the guest's clock says in {one.exact} of the {one.awake} messages in which the processor did"
+        f" not stop; {100 * one.named:.2f} % of it is named, {100 * one.layered:.2f} % is in a layer"
+    ]
+    if one.halted:
+        said.append(
+            f"in {one.messages - one.awake} messages the processor stopped and waited: {one.halted:,.0f} ns on average"
+            + (f", and in {one.beyond} of them the sum was more than the clock says" if one.beyond else "")
+        )
+    if one.lost:
+        said.append(f"the plugin's file was full: {one.lost:,} words are lost, take fewer messages (--messages)")
+    for state in one.states[1:4]:
+        moved = ", ".join(f"{part.function} {part.instructions:+,.0f}" for part in state.moved[:3])
+        said.append(f"{state.messages} messages had {_number(state.instructions)}: {moved or 'in another order'}")
+    return said
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"

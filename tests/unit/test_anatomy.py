@@ -1,0 +1,218 @@
+"""The anatomy's arithmetic: from words of the emulator's plugin to messages, from addresses to names and layers."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from hwrx.anatomy import building, dissect, layout, symbols
+from hwrx.anatomy.layers import UNKNOWN, layer_of
+from hwrx.anatomy.layout import RAN, READS_CLOCK, RECEIVES, SENDS
+from hwrx.anatomy.symbols import Function, Symbols
+from hwrx.anatomy.trace import Trace
+from hwrx.errors import GuestError, MachineError
+
+NOP, REP_STOS, RET, CLOCK, IRET = b"\x90", b"\xf3\x48\xab", b"\xc3", b"\x0f\x31", b"\x48\xcf"
+Block = tuple[int, Sequence[bytes]]  # its address, and the instructions' bytes
+
+
+def recorded(blocks: Sequence[Block], words: Sequence[tuple[int, int]]) -> layout.Recording:
+    made = np.zeros(len(blocks), layout.BLOCK)
+    instructions: list[tuple[int, int, bytes]] = []
+    for number, (address, code) in enumerate(blocks):
+        made[number] = (address, len(instructions), len(code))
+        for each in code:
+            instructions.append((address, len(each), each))
+            address += len(each)
+    kept = np.zeros(len(instructions), layout.INSTRUCTION)
+    for number, (address, size, code_of) in enumerate(instructions):
+        kept[number]["address"], kept[number]["size"] = address, size
+        kept[number]["bytes"][:size] = np.frombuffer(code_of, "u1")
+    kinds = np.array([kind for kind, _ in words], np.uint8)
+    return layout.Recording(kinds, np.array([value for _, value in words], np.uint64), made, kept, 0)
+
+
+def place(block: int, index: int) -> int:
+    return index << 32 | block
+
+
+def one_message(between: Sequence[int]) -> list[tuple[int, int]]:
+    """Block 0 marks and reads the clock at its second instruction, block 1 at its third; these blocks run between."""
+    words = [(RAN, 0), (SENDS, place(0, 0)), (READS_CLOCK, place(0, 1))]
+    words += [(RAN, number) for number in between]
+    return [*words, (RAN, 1), (RECEIVES, place(1, 0)), (READS_CLOCK, place(1, 2))]
+
+
+LOOP: list[Block] = [(0x1000, [NOP, CLOCK, NOP, NOP]), (0x2000, [NOP, NOP, CLOCK, NOP])]
+
+
+def total_of(blocks: Sequence[Block], between: Sequence[int], entries: Sequence[int] = ()) -> int:
+    trace = Trace(recorded([*LOOP, *blocks], one_message(between)), np.array(entries, np.uint64))
+    assert len(trace) == 1
+    (total,) = trace.totals()
+    assert trace.count_instructions(np.array([0])).sum() == total
+    return int(total)
+
+
+def test_a_message_is_what_runs_from_one_reading_of_the_clock_to_the_other() -> None:
+    assert total_of([], []) == 3 + 2  # the reading itself and what is behind it, and what is before the second one
+    assert total_of([(0x3000, [NOP] * 7 + [RET])], [2, 2]) == 5 + 16
+
+
+def test_of_several_looks_the_last_is_the_one_that_brought_it() -> None:
+    look = [(RAN, 1), (RECEIVES, place(1, 0)), (READS_CLOCK, place(1, 2))]
+    words = [*one_message([])[:-3], *look, *look, *one_message([])]
+    trace = Trace(recorded(LOOP, words))
+    assert trace.totals().tolist() == [3 + 4 + 2, 5]
+
+
+def test_a_message_that_did_not_end_is_none() -> None:
+    assert len(Trace(recorded(LOOP, one_message([])[:-1]))) == 0
+    assert len(Trace(recorded(LOOP, []))) == 0
+
+
+def test_an_instruction_across_the_end_of_a_page_counts_once() -> None:
+    # QEMU lists it in the first block, with the bytes before the end alone, and begins the second with it
+    first = (0x4FFD, [NOP, b"\x0f\x85"])
+    assert total_of([first, (0x4FFE, [b"\x0f\x85\x00\x00\x00\x00", RET])], [2, 3]) == 5 + 3
+    assert total_of([first, (0x5100, [RET])], [2, 3]) == 5 + 3
+
+
+def test_a_block_that_a_device_interrupted_counts_as_far_as_it_came() -> None:
+    store = b"\x89\x37"
+    whole, rest = (0x6000, [NOP, store, RET]), (0x6003, [RET])
+    assert total_of([whole, rest], [2, 3]) == 5 + 3
+    entry, back = (0xFFFFFFFF81000000, [NOP, NOP]), (0xFFFFFFFF81000100, [NOP, IRET])
+    blocks = [whole, rest, entry, back]
+    assert total_of(blocks, [2, 4, 5, 3], [entry[0]]) == 5 + 2 + 4 + 1
+    assert total_of(blocks, [2, 4, 5, 3]) == 5 + 3 + 4 + 1, "only an entry of the kernel's is an interrupt"
+    # one that had run to its end comes back behind it
+    assert total_of([*blocks, (0x6005, [NOP])], [2, 4, 5, 6], [entry[0]]) == 5 + 3 + 4 + 1
+
+
+@pytest.mark.parametrize(
+    ("last", "target"),
+    [(REP_STOS, 2), (b"\x75\xfc", 1), (b"\xeb\xfc", 1), (b"\x0f\x85\xf8\xff\xff\xff", 1), (b"\xff\xe0", 1)],
+    ids=["a repeated one", "jnz", "jmp", "a near jnz", "an indirect jump"],
+)
+def test_a_loop_within_a_block_counts_each_time(last: bytes, target: int) -> None:
+    code = [NOP, b"\x66\x90", last]
+    start = 0x7000
+    again = start + sum(len(each) for each in code[:target])
+    assert total_of([(start, code), (again, code[target:])], [2, 3, 3]) == 5 + 3 + 2 * (3 - target)
+
+
+def test_where_the_processor_stopped_is_known_of_each_message() -> None:
+    blocks = [*LOOP, (0x8000, [NOP, b"\xf4"])]
+    trace = Trace(recorded(blocks, [*one_message([2]), *one_message([])]))
+    assert trace.meets(dissect.HALT).tolist() == [True, False]
+
+
+def test_the_kernel_names_its_functions_and_those_of_modules_and_programs() -> None:
+    said = """ffffffff81000000 T _text
+ffffffff81000000 T startup_64
+ffffffff81000040 t udp_rcv
+ffffffff81000080 d no_code
+ffffffffc0000000 t veth_xmit\t[veth]
+ffffffffc1000000 t bpf_prog_1\t[bpf]
+"""
+    found = Symbols(symbols.kernel_pieces(said))
+    at = np.array(
+        [0xFFFFFFFF81000001, 0xFFFFFFFF81000041, 0xFFFFFFFFC0000010, 0xFFFFFFFFC1000000, 0x1000, 0xFFFFFFFFC2000000],
+        np.uint64,
+    )
+    assert [str(found.functions[each]) for each in found.find(at)] == [
+        "startup_64", "udp_rcv", "veth_xmit [veth]", "bpf_prog_1 bpf", "no symbol ", "no symbol ",
+    ]  # fmt: skip
+    with pytest.raises(MachineError, match="names no addresses"):
+        symbols.kernel_pieces("0000000000000000 T _text\n")
+
+
+def test_functions_of_files_are_named_also_those_that_a_stripped_library_has_for_itself() -> None:
+    from cython_ext.core import clock
+
+    clock.monotonic_ns()
+    found = Symbols(symbols.process_pieces(Path("/proc/self/maps").read_text()))
+    libc = ctypes.CDLL(None)
+
+    def address(name: str) -> int:
+        return ctypes.cast(getattr(libc, name), ctypes.c_void_p).value or 0
+
+    def name_at(where: int) -> Function:
+        return found.functions[int(found.find(np.array([where], np.uint64))[0])]
+
+    assert name_at(address("recvmmsg") + 3).of == "libc.so.6"
+    assert "recvmmsg" in name_at(address("recvmmsg")).name
+    own = [function for function in found.functions if function.of == "cython_ext.core.clock"]
+    assert {"cost", "monotonic_ns"} <= {function.name.split(".")[0] for function in own}
+    assert any(function.name.startswith("static_") and function.of == "libc.so.6" for function in found.functions)
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "layer"),
+    [
+        ("udp_sendmsg", "vmlinux", "UDP"),
+        ("tcp_rcv_established", "vmlinux", "TCP"),
+        ("ip_rcv_core", "vmlinux", "IP"),
+        ("ip_rcv_finish_core.constprop.0", "vmlinux", "IP"),
+        ("copy_user_enhanced_fast_string", "vmlinux", "copy"),
+        ("__schedule", "vmlinux", "scheduler"),
+        ("veth_xmit", "[veth]", "driver"),
+        ("rxe_requester", "[rdma_rxe]", "rxe"),
+        ("asm_sysvec_apic_timer_interrupt", "vmlinux", "interrupt"),
+        ("entry_SYSCALL_64", "vmlinux", "system call"),
+        ("__send", "libc.so.6", "C library"),
+        ("answering_server", "cython_ext.loops.pingpong", "program"),
+        ("nobody_knows_it", "vmlinux", UNKNOWN),
+        (symbols.NO_SYMBOL, "", UNKNOWN),
+    ],
+)
+def test_a_function_is_in_its_layer(name: str, of: str, layer: str) -> None:
+    assert layer_of(Function(name, of)) == layer
+
+
+def test_the_clocks_speed_is_as_the_kernel_found_it_last() -> None:
+    said = "[0.0] tsc: Detected 999.993 MHz processor\n[1.7] tsc: Refined TSC clocksource calibration: 999.900 MHz\n"
+    assert dissect.clock_speed(said) == 0.9999
+    assert dissect.clock_speed("") == 1.0
+
+
+@pytest.mark.parametrize(("version", "api"), [("7.2.22", 1), ("8.2.1", 1), ("9.0.0", 2), ("9.1.0", 3), ("10.0.8", 3)])
+def test_the_plugin_is_built_for_the_interface_of_the_emulator(version: str, api: int) -> None:
+    assert building.api_of(version) == api
+
+
+@pytest.mark.parametrize("version", ["4.1.0", "11.0.0", "unknown"])
+def test_an_emulator_whose_interface_is_not_known_is_refused_in_words(version: str) -> None:
+    with pytest.raises(MachineError, match=f"interface of QEMU {version} is not known") as caught:
+        building.api_of(version)
+    assert "install a QEMU from 4.2" in caught.value.remedy
+
+
+def test_what_is_no_file_of_the_plugins_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GuestError, match="has made no file"):
+        layout.read_header(tmp_path / "trace")
+    (tmp_path / "trace").write_bytes(bytes(4096))
+    with pytest.raises(GuestError, match="not what this version's plugin writes"):
+        layout.read_header(tmp_path / "trace")
+
+
+def written(path: Path, **fields: int) -> Path:
+    header: npt.NDArray[np.void] = np.zeros((), layout.HEADER)
+    header["magic"] = layout.MAGIC
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(header.tobytes().ljust(layout.PAGE, b"\0") + np.array([1 << 56 | 7], "u8").tobytes())
+    return path
+
+
+def test_a_file_is_read_and_one_that_was_too_small_for_the_code_is_refused(tmp_path: Path) -> None:
+    found = layout.read_words(written(tmp_path / "good", words=1, words_at=layout.PAGE, lost=3))
+    assert (found.kinds.tolist(), found.values.tolist(), found.lost) == ([RAN], [7], 3)
+    with pytest.raises(GuestError, match="more code than its file has room for"):
+        layout.read_words(written(tmp_path / "full", unknown=1))
