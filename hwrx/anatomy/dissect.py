@@ -22,6 +22,7 @@ from msgspec import Struct
 from hwrx import paths
 from hwrx.anatomy import building, layout
 from hwrx.anatomy.layers import UNKNOWN, layer_of
+from hwrx.anatomy.stacks import Piece, Unwinder
 from hwrx.anatomy.symbols import NO_SYMBOL, Function, Symbols, kernel_pieces, process_pieces
 from hwrx.anatomy.trace import Trace
 from hwrx.control.messages import Setting
@@ -41,6 +42,7 @@ BLOCKS = 1 << 20  # distinct ones: a guest that runs five paths has 400,000
 INTERRUPT_STUBS = ("irq_entries_start", "spurious_entries_start")
 HALT = 0xF4  # Intel SDM, HLT
 SHOWN_STATES = 8
+BEFORE = 5  # messages
 SYMBOLS_WITHIN = 300.0  # seconds: an emulated guest prints 50,000 names in 2 to 5
 # those of the agents, which alone have mapped the loop
 MAPS = 'for each in /proc/[0-9]*/maps; do if grep -q /cython_ext/loops/ "$each"; then cat "$each"; fi; done'
@@ -86,6 +88,10 @@ class Dissection(Struct, frozen=True):
     parts: list[Part]
     layers: dict[str, float]
     states: list[State]
+    # one message of the commonest state, whole: who called whom, in order. Not halved
+    pieces: list[Piece]
+    calls: int
+    unmatched: int  # returns from what was never seen called
 
 
 Say = Callable[[str, str], None]
@@ -140,10 +146,17 @@ def _added_up(
     until = [since for _, _, since in taken[1:]] + [len(whole.kinds)]
     for (setting, measured, since), end in zip(taken, until, strict=True):
         own = msgspec.structs.replace(whole, kinds=whole.kinds[since:end], values=whole.values[since:end])
-        yield _dissection(setting, measured, Trace(own, entries), symbols, speed)
+        yield _dissection(setting, measured, Trace(own, entries), symbols, speed, entries)
 
 
-def _dissection(setting: Setting, measured: Measured, trace: Trace, symbols: Symbols, speed: float) -> Dissection:
+def _dissection(
+    setting: Setting,
+    measured: Measured,
+    trace: Trace,
+    symbols: Symbols,
+    speed: float,
+    entries: npt.NDArray[np.uint64],
+) -> Dissection:
     full = paths.find_path(setting.path).full_rtt
     halves = 1 if full else 2
     # recorded ones count from behind the warm-up; the first message of all wakes the plugin, and is not seen
@@ -164,6 +177,8 @@ def _dissection(setting: Setting, measured: Measured, trace: Trace, symbols: Sym
     ]
     parts = sorted(_parts(profiles[0], symbols.functions), key=lambda part: -part.instructions)
     total = float(profiles[0].sum())
+    unwinder = Unwinder(trace.recording, owners, symbols.functions, set(entries.tolist()))
+    pieces = _pieces(unwinder, trace, int(numbers[totals == levels[order[0]]][-1]))
     layers: dict[str, float] = {}
     for part in parts:
         layers[part.layer] = layers.get(part.layer, 0.0) + part.instructions
@@ -186,7 +201,18 @@ def _dissection(setting: Setting, measured: Measured, trace: Trace, symbols: Sym
             State(float(levels[each]) / halves, int(counts[each]), _moved(profile, profiles[0], symbols.functions))
             for each, profile in zip(order, profiles, strict=False)
         ],
+        pieces=pieces,
+        calls=unwinder.calls,
+        unmatched=unwinder.unmatched,
     )
+
+
+def _pieces(unwinder: Unwinder, trace: Trace, message: int) -> list[Piece]:
+    """Follow a message's calls, and those of the ones before it: they tell whom each task had called when it began."""
+    first, last, executed = trace.span(message)
+    unwinder.follow(trace.span(max(0, message - BEFORE))[0], first)
+    unwinder.calls = unwinder.unmatched = 0
+    return unwinder.follow(first, last, executed)
 
 
 def _profile(trace: Trace, numbers: Int64s, owners: Int64s, functions: int) -> Floats:

@@ -32,6 +32,7 @@ LAYERS = {
         pthread_mutex\w+@.* ___pthread\w+@.*
     """,
     "interrupt": r"""
+        clear_pending_if\w*
         asm_(sysvec|common|exc)\w+ sysvec_\w+ common_interrupt error_(entry|return) irq_(enter|exit)\w*
         \w+_irq_\w+ __irq_\w+ handle_\w*irq\w* __handle_irq\w* (native_)?x?2?apic_\w+ native_apic\w+ irq_\w+
         ack_\w+apic\w* __common_interrupt early_xen_iret\w* note_interrupt generic_handle\w+ irqentry_\w+
@@ -41,6 +42,7 @@ LAYERS = {
         e1000_(intr|msix|test_msi)\w*@.* vfio_msihandler.* vfio_pci\w*intr\w*@.*
     """,
     "scheduler": r"""
+        dequeue_entities update_entity_lag update_deadline __?set_next_task\w* assign_work mm_cid_\w+
         _?_?schedule\w* pick_\w+ \w*enqueue_(task|entity)\w* dequeue_(task|entity)\w*
         update_(load_avg|curr|cfs|min|rq|irq_load|blocked|se)\w* __update_load\w* psi_\w+ try_to_wake_up
         ttwu_\w+ __?wake_up\w* wake_\w+ default_wake\w* autoremove_wake\w* receiver_wake\w* prepare_to_wait\w*
@@ -68,6 +70,7 @@ LAYERS = {
         delay_tsc ntp_\w+ perf_\w+ arch_scale\w* update_fast\w+ call_timer\w* timerqueue\w+ __?get_next_\w+
     """,
     "system call": r"""
+        fdget\w* arch_exit_to_user\w*
         entry_SYSCALL\w* do_syscall\w* syscall_\w+ x64_sys\w* __x64_sys\w* exit_to_user\w* entry_SYSRETQ\w*
         __ret(urn)?_\w+ __fget\w* __fdget\w* fput\w* fget\w* do_(sys_)?e?poll\w* ep_\w+ __?poll\w* eventpoll\w*
         __get_task_ioprio pollwake set_normalized_timespec64 timespec64\w+ do_epoll\w* sys_\w+ import_\w+
@@ -78,6 +81,7 @@ LAYERS = {
         anon_\w+
     """,
     "security": r"""
+        hook_\w+
         security_\w+ apparmor\w* aa_\w+ tomoyo\w* bpf_lsm\w* selinux\w* cap_\w+ lsm_\w+ fsnotify\w*
         __fsnotify\w*
     """,
@@ -91,6 +95,7 @@ LAYERS = {
         sk_filter\w*
     """,
     "IP": r"""
+        __xfrm_\w+ xfrm_policy\w*
         _?_?ip\w*_\w+ ipv4_\w+ raw_local\w* inet_(?!csk)\w+ fib_\w+ __fib\w+ dst_\w+ arp_\w+ neigh_\w+
         __neigh\w+ sk_dst\w* siphash\w* rt_\w+ find_exception ip6?t?able_\w+ nf_\w+ nft_\w+ ip_\w+ icmp\w+
         raw_\w+ udp_tunnel\w* make_\w+skb l3mdev\w*
@@ -130,6 +135,7 @@ LAYERS = {
         napi_schedule\w*
     """,
     "rxe": r"""
+        sized_strscpy strnlen
         .*@\[(rdma_rxe|ib_\w+|rdma_\w+|ib_core|ib_uverbs)\] rxe_\w+(@.*)?
     """,
     "RDMA library": r"""

@@ -20,6 +20,7 @@ Int64s = npt.NDArray[np.int64]
 REPEATS = (0xF2, 0xF3)  # prefixes: a repeated instruction is a block that follows itself, once for each time
 INDIRECT_JUMP = 4  # of opcode 0xff, Intel SDM, JMP
 IRET = b"\x48\xcf"  # Intel SDM, IRETQ
+PAIR = 31  # bits of a block's number
 SEARCHED = 64  # returns from interrupts among which that of one is sought: another task may run in between
 
 
@@ -66,6 +67,19 @@ class Trace:
             np.add.at(steps, begins + (self.recording.values[words] >> INDEX).astype(np.int64), -sign)
         return np.cumsum(steps)[:-1]
 
+    def span(self, message: int) -> tuple[int, int, Int64s]:
+        """Return a message in its order: the words from its first block's to behind its last, and what ran.
+
+        The third is a count of instructions for each block among those words: of the first and the last only what lies
+        between the readings of the clock.
+        """
+        start, end = (int(word) for word in self._bounds[message])
+        first, last = (int(run) for run in np.searchsorted(self._ran, [start, end]) - 1)
+        executed = self._executed[first : last + 1].copy()
+        executed[-1] = int(self.recording.values[end] >> INDEX)
+        executed[0] -= int(self.recording.values[start] >> INDEX)
+        return int(self._ran[first]), end, executed
+
     def meets(self, opcode: int) -> npt.NDArray[np.bool_]:
         """Return of each message whether a block that ends with an instruction of this first byte ran in it."""
         blocks = self.recording.blocks
@@ -84,10 +98,9 @@ class Trace:
         this, following = self._block[:-1], blocks["address"][self._block[1:]]
         inside = np.flatnonzero((following > blocks["address"][this]) & (following <= last[this]))
         # few pairs of blocks do it, again and again
-        pairs = np.stack([this[inside].astype(np.uint64), following[inside]], axis=1)
-        unique, which = np.unique(pairs, axis=0, return_inverse=True)
-        came = np.array([self._left_at(int(number), int(address)) for number, address in unique], np.int64)
-        executed[inside] = came[which.reshape(-1)]
+        pairs, which = np.unique(this[inside] << PAIR | self._block[1:][inside], return_inverse=True)
+        came = [self._left_at(int(pair >> PAIR), int(blocks["address"][pair & (1 << PAIR) - 1])) for pair in pairs]
+        executed[inside] = np.array(came, np.int64)[which]
         for index, address in self._resumed(following, last):
             executed[index] = self._left_at(int(this[index]), address)
         return executed

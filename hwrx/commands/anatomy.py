@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,8 +11,10 @@ from rich.table import Table
 
 from hwrx import paths
 from hwrx.anatomy.dissect import dissect_paths
+from hwrx.anatomy.flame import draw_charts
+from hwrx.anatomy.stacks import fold_pieces
 from hwrx.commands.shared.numbers import BYTES, whole_number
-from hwrx.host import strict_json
+from hwrx.host import disk, strict_json
 from hwrx.host.console import OutsideConsole, open_console
 from hwrx.runs import experiment as experiments
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 @click.option("--topology", help="What lies between the two ends [netns for sockets, else pair].")
 @click.option("--kernel", help="Kernel of the guest, for example 6.1.")
 @click.option("--functions", type=whole_number(0, 10**4), default=25, show_default=True, help="Rows for each path.")
+@click.option("--svg", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Where flame charts go.")
+@click.option("--folded", type=click.Path(path_type=Path, dir_okay=False), help="Where stacks go, for other tools.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON: all functions, all states.")
 def anatomy(
     names: tuple[str, ...],
@@ -36,6 +41,8 @@ def anatomy(
     topology: str | None,
     kernel: str | None,
     functions: int,
+    picture: Path | None,
+    folded: Path | None,
     as_json: bool,
 ) -> None:
     """Show what a message of PATH is made of: its instructions, by layer and by function, exactly.
@@ -47,8 +54,12 @@ def anatomy(
     Examples:
       hwrx anatomy udp
       hwrx anatomy udp tcp rdma-send --topology pair --size 1024
-      hwrx anatomy udp --json > udp.json
+      hwrx anatomy udp rdma-send --svg flames.svg
+      hwrx anatomy udp --folded udp.folded --json > udp.json
     """
+    for target in (picture, folded):
+        if target is not None:
+            disk.check_target(target)
     verbs = [name for name in names if paths.find_path(name).needs == "verbs"]
     plan = experiments.from_options(
         name="anatomy",
@@ -61,6 +72,11 @@ def anatomy(
         repeats=1,
     )
     found = dissect_paths(plan, _quiet if as_json else _aloud)
+    if picture is not None:
+        charts = [(f"{one.path}, {one.size:,} B: a message and its answer", one.pieces) for one in found]
+        picture.write_text(draw_charts(charts), encoding="utf-8")
+    if folded is not None:
+        folded.write_text("".join(fold_pieces(one.path, one.pieces) for one in found), encoding="utf-8")
     if as_json:
         click.echo(strict_json.to_json(msgspec.to_builtins(found), indent=2))
         return
@@ -130,6 +146,8 @@ def _words(one: Dissection) -> list[str]:
             f"in {one.messages - one.awake} messages the processor stopped and waited: {one.halted:,.0f} ns on average"
             + (f", and in {one.beyond} of them the sum was more than the clock says" if one.beyond else "")
         )
+    if one.unmatched:
+        said.append(f"{one.unmatched} returns in {one.calls} calls are from what was not seen called")
     if one.lost:
         said.append(f"the plugin's file was full: {one.lost:,} words are lost, take fewer messages (--messages)")
     for state in one.states[1:4]:

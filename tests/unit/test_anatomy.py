@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hwrx.anatomy import building, dissect, layout, symbols
+from hwrx.anatomy import building, dissect, flame, layout, stacks, symbols
 from hwrx.anatomy.layers import UNKNOWN, layer_of
 from hwrx.anatomy.layout import RAN, READS_CLOCK, RECEIVES, SENDS
 from hwrx.anatomy.symbols import Function, Symbols
@@ -216,3 +217,99 @@ def test_a_file_is_read_and_one_that_was_too_small_for_the_code_is_refused(tmp_p
     assert (found.kinds.tolist(), found.values.tolist(), found.lost) == ([RAN], [7], 3)
     with pytest.raises(GuestError, match="more code than its file has room for"):
         layout.read_words(written(tmp_path / "full", unknown=1))
+
+
+# --- stacks and charts ---------------------------------------------------------------------------------------------
+
+CALL = b"\xe8\x00\x00\x00\x00"
+KERNEL = 0xFFFFFFFF81000000
+STACK, OTHER = 0xFFFFC90000003F00, 0xFFFFC90000007F00  # slots on the kernel stacks of two tasks
+USER = 0x7FFF00000100
+
+
+class Story:
+    """Blocks that are functions of their own, and what ran: for an Unwinder."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+        self.functions: list[Function] = []
+        self.words: list[tuple[int, int]] = []
+
+    def run(self, name: str, last: bytes = NOP, slot: int | None = None) -> Story:
+        kernel = not name.islower() or name.startswith(("k_", "asm_", "__switch", "__x86"))
+        address = (KERNEL if kernel else 0x400000) + 0x100 * len(self.blocks)
+        self.words.append((RAN, len(self.blocks)))
+        self.blocks.append((address, [NOP, last]))
+        self.functions.append(Function(name, "vmlinux" if kernel else "a.out"))
+        if slot is not None:
+            kind = layout.CALLS if last == CALL else layout.RETURNS
+            self.words.append((kind, slot & ((1 << 56) - 1)))
+        return self
+
+    def follow(self) -> tuple[list[str], stacks.Unwinder]:
+        recording = recorded(self.blocks, self.words)
+        names = [function.name for function in self.functions]
+        entries = {self.blocks[names.index(name)][0] for name in names if name.startswith("asm_")}
+        owners = np.repeat(np.arange(len(self.functions)), 2)
+        unwinder = stacks.Unwinder(recording, owners, self.functions, entries)
+        pieces = unwinder.follow(0, len(self.words), np.full(len(self.blocks), 2))
+        return [" ".join(function.name for function in piece.stack) for piece in pieces], unwinder
+
+
+def test_calls_and_returns_make_the_stack() -> None:
+    story = (
+        Story().run("loop", CALL, USER).run("post", CALL, USER - 16).run("send", RET, USER - 16).run("post", RET, USER)
+    )
+    said, unwinder = story.run("loop").follow()
+    assert said == ["loop", "loop post", "loop post send", "loop post", "loop"]
+    assert (unwinder.calls, unwinder.unmatched) == (2, 0)
+
+
+def test_a_system_call_stands_on_its_caller_and_ends_with_it() -> None:
+    story = Story().run("loop", CALL, USER).run("send").run("k_entry", CALL, STACK).run("k_send", RET, STACK)
+    said, _ = story.run("k_entry").run("send", RET, USER).run("loop").follow()
+    kernel = ["loop send k_entry", "loop send k_entry k_send", "loop send k_entry"]
+    assert said == ["loop", "loop send", *kernel, "loop send", "loop"]
+
+
+def test_an_interrupt_stands_on_what_it_interrupted_and_another_task_has_its_own_stack() -> None:
+    story = Story().run("k_idle", CALL, STACK).run("k_nap").run("asm_interrupt", CALL, STACK - 64)
+    story.run("k_handle", RET, STACK - 64).run("asm_interrupt", IRET).run("k_nap", CALL, STACK - 64)
+    # its first call on the other stack says where we are; the thunk is nobody's frame
+    story.run("__switch_to_asm", CALL, OTHER).run("__x86_return_thunk", RET, OTHER).run("k_other", CALL, OTHER)
+    said, unwinder = story.run("k_work", RET, OTHER).run("k_other").follow()
+    interrupt = "k_idle k_nap asm_interrupt"
+    assert said[:5] == ["k_idle", "k_idle k_nap", interrupt, f"{interrupt} k_handle", interrupt]
+    assert said[-3:] == ["k_other", "k_other k_work", "k_other"]
+    assert unwinder.unmatched == 0
+
+
+def test_a_return_that_fits_no_call_is_counted() -> None:
+    _, unwinder = Story().run("k_some", RET, STACK).run("k_other").follow()
+    assert unwinder.unmatched == 1
+
+
+def test_a_words_that_another_blocks_access_left_is_not_taken_for_a_call() -> None:
+    story = Story().run("loop", CALL, USER)
+    story.words.insert(1, (layout.CALLS, 0x1234))  # of the block before, by the emulator's mistake
+    story.run("post")
+    story.words.append((layout.RETURNS, USER))  # it ends with no return
+    said, _ = story.run("post").follow()
+    assert said == ["loop", "loop post"]
+
+
+def test_a_chart_has_a_box_for_each_call_in_its_order_and_folds_the_same() -> None:
+    a, b, c = (Function(name, "vmlinux") for name in ("udp_rcv", "ip_rcv", "<&>"))
+    pieces = [stacks.Piece((a,), 5), stacks.Piece((a, b), 7), stacks.Piece((a, b, c), 1), stacks.Piece((a, b), 2)]
+    pieces.append(stacks.Piece((a, c), 3))
+    boxes = flame.find_boxes(pieces)
+    assert [(box.function.name, box.depth, box.start, box.end, box.own) for box in boxes] == [
+        ("udp_rcv", 0, 0, 18, 5), ("ip_rcv", 1, 5, 15, 9), ("<&>", 2, 12, 13, 1), ("<&>", 1, 15, 18, 3),
+    ]  # fmt: skip
+    drawn = flame.draw_charts([("udp & co", pieces)])
+    root = ElementTree.fromstring(drawn)
+    titles = [each.text for each in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert "ip_rcv: 10 instructions (55.6 %), 9 of its own; IP" in titles and len(titles) == 4
+    assert stacks.fold_pieces("udp", pieces) == (
+        "udp;udp_rcv 5\nudp;udp_rcv;ip_rcv 9\nudp;udp_rcv;ip_rcv;<&> 1\nudp;udp_rcv;<&> 3\n"
+    )

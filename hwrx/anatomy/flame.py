@@ -1,0 +1,114 @@
+"""Flame charts: the stacks of a message in the order of execution, from left to right, each function as wide as it ran.
+
+One drawing (SVG) that needs nothing else: the browser's tooltips have each function's figures, and a click on one marks
+all boxes of the same name and says how much they have together.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from hwrx.anatomy.layers import LAYERS, UNKNOWN, layer_of
+from hwrx.anatomy.stacks import Piece
+from hwrx.anatomy.symbols import Function
+
+WIDTH, ROW, HEAD, MARGIN = 1400, 16, 30, 10  # px
+NARROWEST = 0.3  # px of a box that is drawn
+LETTER = 6.6  # px of a letter at the drawing's size, about
+TURN = 137.5  # degrees, the golden angle: neighbours in the table of layers are far apart in colour
+STYLE = """
+text { font: 11px sans-serif; fill: #111; pointer-events: none } .title { font-size: 14px; fill: #111 }
+svg { background: #fff } rect { stroke: #fff; stroke-width: 0.3 } .marked { stroke: #000; stroke-width: 2 }
+@media (prefers-color-scheme: dark) { svg { background: #16181c } .title { fill: #eee } rect { stroke: #16181c }
+.marked { stroke: #fff } }
+"""
+SCRIPT = """
+document.documentElement.addEventListener("click", event => {
+  const name = event.target.dataset && event.target.dataset.name;
+  let sum = 0;
+  for (const box of document.querySelectorAll("rect")) {
+    const same = name !== undefined && box.dataset.name === name;
+    box.classList.toggle("marked", same);
+    if (same) sum += Number(box.dataset.own);
+  }
+  const said = name === undefined ? "" : name + ": " + sum + " instructions of its own";
+  document.getElementById("found").textContent = said;
+});
+"""
+
+
+class Box(Struct):
+    """A function from one place to another, both in instructions from the message's start, so many calls deep."""
+
+    function: Function
+    depth: int
+    start: int
+    end: int
+    own: int  # instructions that are nobody's whom it called
+
+
+def find_boxes(pieces: Sequence[Piece]) -> list[Box]:
+    """Return the functions' boxes: one that goes on in the next piece, with the same callers, goes on in its box."""
+    boxes: list[Box] = []
+    opened: list[Box] = []
+    at = 0
+    for piece in pieces:
+        same = 0
+        while same < min(len(opened), len(piece.stack)) and opened[same].function == piece.stack[same]:
+            same += 1
+        del opened[same:]
+        for depth in range(same, len(piece.stack)):
+            opened.append(Box(piece.stack[depth], depth, at, at, 0))
+            boxes.append(opened[-1])
+        at += piece.instructions
+        for box in opened:
+            box.end = at
+        opened[-1].own += piece.instructions
+    return boxes
+
+
+def draw_charts(charts: Sequence[tuple[str, Sequence[Piece]]]) -> str:
+    """Return an SVG with a chart for each title, one beneath the other; all to the same scale."""
+    longest = max((sum(piece.instructions for piece in pieces) for _, pieces in charts), default=0) or 1
+    drawn: list[str] = []
+    top = MARGIN
+    for title, pieces in charts:
+        boxes = find_boxes(pieces)
+        depth = 1 + max((box.depth for box in boxes), default=0)
+        drawn.append(f'<text class="title" x="{MARGIN}" y="{top + 16}">{html.escape(title)}</text>')
+        bottom = top + HEAD + depth * ROW
+        scale = (WIDTH - 2 * MARGIN) / longest
+        total = sum(piece.instructions for piece in pieces) or 1
+        drawn += [_draw(box, bottom, scale, total) for box in boxes if (box.end - box.start) * scale >= NARROWEST]
+        top = bottom + MARGIN
+    drawn.append(f'<text class="title" id="found" x="{MARGIN}" y="{top + 10}"></text>')
+    height = top + HEAD
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}">'
+        f"<style>{STYLE}</style>{''.join(drawn)}<script><![CDATA[{SCRIPT}]]></script></svg>\n"
+    )
+
+
+def _draw(box: Box, bottom: int, scale: float, total: int) -> str:
+    x, width = MARGIN + box.start * scale, (box.end - box.start) * scale
+    y = bottom - (box.depth + 1) * ROW
+    name, layer = str(box.function), layer_of(box.function)
+    said = (
+        f"{name}: {box.end - box.start:,} instructions ({100 * (box.end - box.start) / total:.1f} %), "
+        f"{box.own:,} of its own; {layer}"
+    )
+    room = int((width - 4) / LETTER)
+    short = box.function.name if len(box.function.name) <= room else box.function.name[: room - 1] + "…"
+    words = f'<text x="{x + 2:.1f}" y="{y + 12}">{html.escape(short)}</text>' if room > 3 else ""
+    return (
+        f'<rect x="{x:.2f}" y="{y}" width="{width:.2f}" height="{ROW - 1}" fill="{_colour(layer)}"'
+        f' data-name="{html.escape(name)}" data-own="{box.own}"><title>{html.escape(said)}</title></rect>{words}'
+    )
+
+
+def _colour(layer: str) -> str:
+    hue = [*LAYERS, UNKNOWN].index(layer) * TURN % 360
+    return f"hsl({hue:.0f},55%,72%)"
