@@ -110,6 +110,8 @@ class Unwinder:
         if kind == CALLS and not self._thunk:
             self.calls += 1
             self._called = (slot, region)
+        elif kind == RETURNS and self._called == (slot, region):
+            self._called = None  # of a thunk, which arrives nowhere else
         elif kind == RETURNS and not known and not self._thunk:
             # the kernel's entry moves its own return address to another stack (PUSH_AND_CLEAR_REGS save_ret=1)
             if frames and frames[-1].function.name in MOVES_RETURN:
@@ -137,9 +139,9 @@ class Unwinder:
                 frames.pop()
         elif self._interrupt_ended:
             _end_interrupt(frames)
-        if not frames:
+        if not frames and not thunk:
             frames.append(Frame(function, None, -1 if kernel else 0))
-        elif frames[-1].function != function and not thunk:
+        elif frames and not thunk and frames[-1].function != function:
             frames[-1].function = function  # a jump from a function's end into another, or back to where nobody called
         # once: on the new stack the same function may go on, where it fills the processor's return buffer
         if function.name == SWITCH and self._name != SWITCH:
@@ -149,7 +151,7 @@ class Unwinder:
         self._ends_with = _end_of(code)
         self._was_kernel, self._thunk, self._name = kernel, thunk, function.name
         stack = tuple(frame.function for frame in frames)
-        return stack if stack[-1] == function else (*stack, function)
+        return stack if stack[-1:] == (function,) else (*stack, function)
 
 
 def _end_interrupt(frames: list[Frame]) -> None:
