@@ -10,13 +10,15 @@ from typing import NamedTuple
 
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from cython_ext.core.clock cimport now
 from cython_ext.frames.link cimport Frame, FrameLink
-from cython_ext.frames.packet cimport load32
+from cython_ext.frames.packet cimport big16, load32
 from cython_ext.headers.infiniband_verbs cimport *
 from cython_ext.roce.connection cimport (
+    ASIDE,
+    GSI,
     SIGNALED,
     SOLICITS,
     WITH_IMMEDIATE,
@@ -110,10 +112,28 @@ cdef inline bint is_ours(const Connection *c, const Packet *p) noexcept nogil:
             and memcmp(p.destination, ends, p.address_size) == 0)
 
 
+cdef inline bint is_neighbours(const Frame *frame) noexcept nogil:
+    """Whether it is ARP, or ICMPv6, of which neighbour discovery is a part."""
+    cdef uint32_t kind = big16(frame.data + 12)
+    return frame.size >= 42 and (kind == 0x0806 or kind == 0x86DD and frame.data[20] == 58)
+
+
+cdef inline void set_aside(Connection *c, const Frame *frame) noexcept nogil:
+    """Keep a frame for `take_aside`. One at a time: whoever asks and is not heard asks again."""
+    if c.aside_size == 0 and frame.size <= ASIDE:
+        memcpy(c.aside, frame.data, frame.size)
+        c.aside_size = frame.size
+
+
 cdef inline void take_frame(Connection *c, const Frame *frame, int64_t at) noexcept nogil:
     cdef Packet packet
     cdef int verdict = parse_roce(frame.data, frame.size, &packet)
     if verdict == NOT_ROCE:
+        if is_neighbours(frame):
+            set_aside(c, frame)
+        return
+    if verdict == ROCE and packet.qpn == GSI:
+        set_aside(c, frame)
         return
     if verdict != ROCE or packet.opcode >= UC_SERVICE:
         c.counters.malformed += 1
@@ -376,6 +396,16 @@ cdef class RoceQueuePair:
         if status < 0:
             raise link_error(status)
         return status > 0
+
+    def take_aside(self):
+        """Hand out a frame that came and is not this queue pair's, but whoever has its address must answer.
+
+        :return: bytes of an Ethernet frame with ARP, ICMPv6, or a packet to queue pair 1; None if none came. One is
+            kept, those that come meanwhile are lost
+        """
+        cdef uint32_t size = self.connection.aside_size
+        self.connection.aside_size = 0
+        return self.connection.aside[:size] if size else None
 
     def poll_sends(self, most=64) -> list:
         """Completions of send requests, oldest first.
