@@ -157,6 +157,14 @@ class Endpoint:
             remedy="is the peer up, and on this network? Otherwise give mac: the peer's, or the router's towards it",
         )
 
+    def idle(self) -> None:
+        """Do what has to be done while the program waits for something else: answer who asks for our address."""
+        if self.peer is not None:
+            self.drive()
+            return
+        for frame in self.link.receive():
+            self.answer_neighbours(frame)
+
     def answer_neighbours(self, frame: bytes) -> None:
         """Answer a frame that asks who has our address; others are passed over."""
         reply = answer_neighbour(frame, self.link.mac, self.parameters.ip)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -109,3 +113,103 @@ def test_nothing_that_stands_on_the_wire_answers_for_nobody(opened) -> None:
     us = opened("client", OURS)
     with pytest.raises(PathError, match=r"nobody on this link says to have 198\.18\.77\.99"):
         us.connect("QPN 0x11, PSN 0x1, GID ::ffff:198.18.77.99", patience=0.2)
+
+
+# --- the commands --------------------------------------------------------------------------------------------------
+
+
+class Command:
+    """`hwrx roce …` in a namespace, whose own line is read as soon as it says it."""
+
+    def __init__(self, name: str, *words: str) -> None:
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            name,
+            sys.executable,
+            "-m",
+            "hwrx",
+            "roce",
+            words[0],
+            words[1],
+            "--ack-timeout",
+            "18",
+        ]
+        command += words[2:]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline().strip()
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+
+    def end(self, given: str | None = None) -> tuple[int, str, str]:
+        out, err = self.process.communicate(given, timeout=LIMIT)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture
+def ends(wire: topology.Made) -> Iterator[object]:
+    with contextlib.ExitStack() as stack:
+
+        def start(end: str, verb: str, *words: str) -> Command:
+            address = OURS if end == "client" else THEIRS
+            name = wire.peers[end].removeprefix("netns:")
+            made = Command(name, verb, topology.LINKS[end], "--address", address, *words)
+            stack.callback(made.stop)
+            return made
+
+        yield start
+
+
+def test_messages_are_sent_and_printed(ends) -> None:
+    far = ends("server", "listen", "-n", "3", "--timeout", "20")
+    near = ends("client", "send", "--peer", far.line, "-n", "3", "--size", "3000", "--verb", "send-imm", "--json")
+    far.process.stdin.write(f"{near.line}\n")
+    far.process.stdin.flush()
+    code, out, err = near.end()
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["messages"], found["size"], found["verb"]) == (3, 3000, "send-imm")
+    code, out, err = far.end()
+    assert (code, out.splitlines()) == (
+        0, [f"message {n + 1}: SEND, 3000 bytes, immediate {n:#010x}" for n in range(3)]
+    )  # fmt: skip
+    assert "3 messages, 9000 bytes" in err
+
+
+@pytest.mark.parametrize("verb", ["send", "write", "read"])
+def test_round_trips_are_timed(ends, verb: str) -> None:
+    far = ends("server", "listen", "--echo", "--timeout", "20", "--size", "100")
+    near = ends("client", "ping", "--peer", far.line, "-n", "5", "--size", "100", "--json", "--verb", verb)
+    far.process.stdin.write(f"{near.line}\n")
+    far.process.stdin.flush()
+    code, out, err = near.end()
+    assert code == 0, err
+    found = json.loads(out)
+    assert len(found["times"]) == 5 and min(found["times"]) > 0 and found["different"] == 0
+    far.process.send_signal(signal.SIGINT)
+    assert far.end()[0] == 130
+
+
+def test_lines_are_exchanged_over_tcp(ends) -> None:
+    far = ends("server", "listen", "--echo", "-n", "5", "--exchange", "--timeout", "20")
+    near = ends("client", "ping", "-n", "5", "--exchange", topology.ADDRESSES["server"], "--size", "2000")
+    code, out, err = near.end()
+    assert code == 0, err
+    assert "5 round trips of 2000 bytes (send): least" in out
+    assert far.end()[0] == 0
+
+
+def test_a_peer_that_is_not_there_and_memory_that_is_not_offered_are_told(ends) -> None:
+    peer = f"QPN 0x11, PSN 0x1, GID ::ffff:{THEIRS}, MAC 02:00:00:00:00:09"
+    code, _, err = ends("client", "send", "--peer", peer, "--ack-timeout", "5", "--retries", "2").end()
+    assert code == 1 and "IBV_WC_RETRY_EXC_ERR: the other end acknowledged nothing" in err and "remedy" in err
+    code, _, err = ends("client", "send", "--peer", peer, "--verb", "write").end()
+    assert code == 2 and "the other end offers 0 bytes of memory" in err
+    code, _, err = ends("client", "send").end("nonsense\n")
+    assert code == 2 and "there is no QPN in 'nonsense'" in err
