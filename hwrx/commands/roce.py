@@ -13,20 +13,26 @@ import msgspec
 from hwrx.commands.shared.numbers import BYTES, LONG, real_number, whole_number
 from hwrx.commands.shared.roce_ends import (
     Asked,
+    accept_client,
     endpoint_options,
     exchange_client_option,
     exchange_server_option,
     join_peer,
     key_option,
+    manager_option,
     open_end,
     remote_address_option,
     timeout_option,
 )
 from hwrx.errors import UsageError
 from hwrx.host import strict_json
+from hwrx.host.outside import clean_text
+from hwrx.roce import Endpoint
 from hwrx.roce.captures import CapturedFrame, read_capture
+from hwrx.roce.connecting import RPING_PORT
 from hwrx.roce.decoding import decode_frame, describe_packet
 from hwrx.roce.parameters import Parameters
+from hwrx.roce.rping import Words, serve_rping
 from hwrx.roce.sniffing import Sniffer
 from hwrx.roce.talking import (
     DEPTH,
@@ -124,17 +130,14 @@ def _clock(nanoseconds: int) -> str:
 @click.option("-n", "--count", type=whole_number(1, 2**63 - 1), help="End after so many messages.")
 @click.option("--echo", is_flag=True, help="Send each message back, as ibv_rc_pingpong's server does.")
 @exchange_server_option
+@manager_option
+@click.option("--rping", is_flag=True, help="With --cm: answer as rping's server does, until the client leaves.")
 @timeout_option
 @json_option
 def listen(
-    size: int,
-    count: int | None,
-    echo: bool,
-    exchange: int | None,
-    timeout: float | None,
-    as_json: bool,
-    **asked: object,
-) -> None:
+    size: int, count: int | None, echo: bool, exchange: int | None, manager: int | None, rping: bool,
+    timeout: float | None, as_json: bool, **asked: object,
+) -> None:  # fmt: skip
     """Receive messages on DEVICE (a network device, or a NIC by its PCI address) and print a line for each.
 
     Our own line comes first: give it to the other end. It offers as much memory as a receive buffer has, which the
@@ -144,19 +147,39 @@ def listen(
     Examples:
       hwrx roce listen eth1 --address 192.0.2.70 --peer 'QPN 0x11, PSN 0x1, GID ::ffff:192.0.2.2'
       hwrx roce listen eth1 --address 192.0.2.70 --exchange --echo     # ibv_rc_pingpong -g 1 HOST
+      hwrx roce listen eth1 --address 192.0.2.70 --cm --rping          # rping -c -a 192.0.2.70
     """
     options = _asked(asked)
+    if rping and manager is None:
+        raise UsageError("--rping answers a client of RDMA-CM", remedy="add --cm")
     messages = total = 0
     with open_end(options) as qp:
+        if rping:
+            _answer_rping(qp, manager or RPING_PORT, timeout)
+            return
         slots = Slots(qp, size, min(DEPTH, max(1, (1 << 26) // max(1, size))))
         qp.offer(qp.register(bytearray(max(1, size))))
         for _ in range(slots.count):
             slots.post()
-        join_peer(qp, options, exchange, timeout)
-        for message in receive_messages(qp, slots, count=count, echo=echo, timeout=timeout):
+        client = None if manager is None else accept_client(qp, manager, timeout)
+        if client is None:
+            join_peer(qp, options, exchange, timeout)
+        left = (lambda: client.ended) if client is not None else (lambda: False)
+        for message in receive_messages(qp, slots, count=count, echo=echo, timeout=timeout, left=left):
             click.echo(strict_json.to_json(_plain(message)) if as_json else _describe(message))
             messages, total = message.number, total + message.size
     click.echo(f"{messages} messages, {total} bytes", err=True)
+
+
+def _answer_rping(qp: Endpoint, port: int, timeout: float | None) -> None:
+    words = Words(qp)
+    client = accept_client(qp, port, timeout)
+
+    def told(number: int, text: bytes) -> None:
+        click.echo(f"text {number}: {len(text)} bytes, {clean_text(text[:40].partition(bytes(1))[0])}")
+
+    count = serve_rping(qp, client, words, timeout=timeout, told=told)
+    click.echo(f"{count} texts went to and fro", err=True)
 
 
 @roce.command()

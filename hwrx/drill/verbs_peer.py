@@ -60,19 +60,20 @@ class VerbsPeer:
 
         self._device, self._enums = device, e
         self._parts = contextlib.ExitStack()
+        keep, closing = self._parts.enter_context, contextlib.closing
         rights = {
             "local write": e.IBV_ACCESS_LOCAL_WRITE, "remote write": e.IBV_ACCESS_REMOTE_WRITE,
             "remote read": e.IBV_ACCESS_REMOTE_READ, "remote atomic": e.IBV_ACCESS_REMOTE_ATOMIC,
         }  # fmt: skip
         self._every = sum(rights.values())
         # Any: the distribution's pyverbs has no types
-        self._pd: Any = self._keep(PD(device.context))
-        self._queues: dict[str, Any] = {what: self._keep(CQ(device.context, DEPTH)) for what in ("send", "receive")}
-        self._mr: Any = self._keep(MR(self._pd, ROOM, sum(rights[name] for name in side.access)))
+        self._pd: Any = keep(closing(PD(device.context)))
+        self._queues: dict[str, Any] = {what: keep(closing(CQ(device.context, DEPTH))) for what in ("send", "receive")}
+        self._mr: Any = keep(closing(MR(self._pd, ROOM, sum(rights[name] for name in side.access))))
         cap = QPCap(max_send_wr=DEPTH, max_recv_wr=DEPTH, max_inline_data=0)
         init = QPInitAttr(qp_type=e.IBV_QPT_RC, scq=self._queues["send"], rcq=self._queues["receive"], cap=cap,
                           sq_sig_all=1)  # fmt: skip
-        self._qp: Any = self._keep(QP(self._pd, init))
+        self._qp: Any = keep(closing(QP(self._pd, init)))
         self._mr.write(bytes(first_memory("peer")), ROOM)
         self.own = Parameters(
             gid=gid_of(device.address), qpn=int(self._qp.qp_num), psn=side.psn, mtu=side.mtu, key=int(self._mr.rkey),
@@ -80,11 +81,6 @@ class VerbsPeer:
         )  # fmt: skip
         self.sends: list[Completed] = []
         self.receives: list[Completed] = []
-
-    def _keep(self, part: Any) -> Any:
-        # Any: the distribution's pyverbs has no types
-        self._parts.callback(part.close)
-        return part
 
     def connect(self, us: Parameters, mac: str, side: Side) -> None:
         """See Peer. The kernel has to know whose frames come from the MAC address."""

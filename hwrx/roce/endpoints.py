@@ -50,7 +50,8 @@ class Endpoint:
     several threads at once.
 
     Attributes: `parameters`, what the other end must know; `link`, which carries the frames; `queue_pair`, the
-    RoceQueuePair itself, with `state` and `counters`.
+    RoceQueuePair itself, with `state` and `counters`; `peer`, the other end once it is connected; `management`, which
+    is called with each frame that is set aside, if it is set (`hwrx.roce.connecting`).
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class Endpoint:
         self.parameters = own
         self.domain = ProtectionDomain()
         self.peer: Parameters | None = None
+        self.management: Callable[[bytes], None] | None = None
+        self._early: list[tuple[MemoryRegion, int, int | None, int]] = []  # receive requests posted before `connect`
         self._resources = resources
         self._reads, self._window, self._depth = reads, window, depth
         self.queue_pair = self._make(own.mtu)
@@ -99,6 +102,7 @@ class Endpoint:
         peer: Parameters | str,
         *,
         mac: str = "",
+        begins: int | None = None,
         timeout: int = 14,
         retry_count: int = 7,
         rnr_retry: int = 7,
@@ -111,6 +115,7 @@ class Endpoint:
             the smaller
         :param mac: of the peer, or of the router towards it; "" asks by ARP or neighbour discovery, if the peer's
             parameters have none
+        :param begins: number of our first packet; None: the one in `parameters`
         :param timeout: code of the time after which an unanswered packet is sent again: 4.096 µs times 2 to it
         :param retry_count: how often, 0 to 7
         :param rnr_retry: how often after the other end had no receive request, 0 to 6; 7: for ever
@@ -127,11 +132,13 @@ class Endpoint:
             )
         if there.mtu and there.mtu < own.mtu:
             self.queue_pair = self._make(there.mtu)
+            for region, offset, size, number in self._early:
+                self.queue_pair.post_receive(region, offset, size, wr_id=number)
         hardware = mac or there.mac or self.find_mac(there.ip, patience)
         way = address_vector(self.link.mac, hardware, own.ip, there.ip, source_port=0xC000 | own.qpn & 0x3FFF)
         self.queue_pair.connect(
-            way, there.qpn, expects=there.psn, begins=own.psn, timeout=timeout, retry_count=retry_count,
-            rnr_retry=rnr_retry, min_rnr_timer=min_rnr_timer,
+            way, there.qpn, expects=there.psn, begins=own.psn if begins is None else begins, timeout=timeout,
+            retry_count=retry_count, rnr_retry=rnr_retry, min_rnr_timer=min_rnr_timer,
         )  # fmt: skip
         self.peer = there
 
@@ -157,13 +164,22 @@ class Endpoint:
             remedy="is the peer up, and on this network? Otherwise give mac: the peer's, or the router's towards it",
         )
 
-    def idle(self) -> None:
-        """Do what has to be done while the program waits for something else: answer who asks for our address."""
+    def idle(self, seconds: float = 0.0) -> None:
+        """Do what has to be done while the program waits for something else: answer who asks for our address.
+
+        :param seconds: how long to wait if nothing is there
+        :raises PathError: if the link fails
+        """
         if self.peer is not None:
-            self.drive()
+            self.drive(seconds)
             return
-        for frame in self.link.receive():
-            self.answer_neighbours(frame)
+        for frame in self.link.receive(seconds):
+            self._take_aside(frame)
+
+    def _take_aside(self, frame: bytes) -> None:
+        self.answer_neighbours(frame)
+        if self.management is not None:
+            self.management(frame)
 
     def answer_neighbours(self, frame: bytes) -> None:
         """Answer a frame that asks who has our address; others are passed over."""
@@ -182,6 +198,8 @@ class Endpoint:
         """
         self._check_region(buffer)
         self.queue_pair.post_receive(buffer, offset, size, wr_id=wr_id)
+        if self.peer is None:
+            self._early.append((buffer, offset, size, wr_id))
 
     def post_send(
         self,
@@ -235,7 +253,7 @@ class Endpoint:
             came = self.queue_pair.progress()
         frame = self.queue_pair.take_aside()
         if frame is not None:
-            self.answer_neighbours(frame)
+            self._take_aside(frame)
         return came
 
     def next_send(self, timeout: float | None = None) -> WorkCompletion:

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from cython_ext.roce.memory_region import MemoryRegion
 from cython_ext.roce.queue_pair import WorkCompletion
-from hwrx.errors import PathError, UsageError
+from hwrx.errors import UsageError
 from hwrx.roce.endpoints import Endpoint
 
 DEPTH = 64  # requests under way at once
@@ -69,23 +69,21 @@ class Slots:
 
 
 def receive_messages(
-    qp: Endpoint, slots: Slots, *, count: int | None, echo: bool, timeout: float | None
+    qp: Endpoint, slots: Slots, *, count: int | None, echo: bool, timeout: float | None, left: Callable[[], bool]
 ) -> Iterator[Message]:
     """Yield messages as they come. Who calls has posted every slot, before the other end could send.
 
     :param count: of messages after which it ends; None: never
     :param echo: send each one back
     :param timeout: seconds without a message after which it ends
-    :raises PathError: if a request of either kind ends badly, with what that means
+    :param left: says whether the other end has left, which ends it too
+    :raises PathError: if a request of either kind ends badly, with what that means, or no message comes at all
     """
     number = 0
     while count is None or number < count:
-        try:
-            completion = qp.next_receive(timeout)
-        except PathError:
-            if qp.queue_pair.state == "IBV_QPS_RTS" and number:
-                return
-            raise
+        completion = _wait_for_message(qp, timeout, left, number)
+        if completion is None:
+            return
         qp.check_completion(completion)
         number += 1
         verb = "SEND" if completion.opcode == "IBV_WC_RECV" else "WRITE with immediate"
@@ -95,6 +93,20 @@ def receive_messages(
             qp.check_completion(qp.next_send())
         slots.post()
     drive_until_quiet(qp)
+
+
+def _wait_for_message(
+    qp: Endpoint, timeout: float | None, left: Callable[[], bool], number: int
+) -> WorkCompletion | None:
+    """The next completion; None if the other end has left, or has been silent for too long after a message."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while not (found := qp.queue_pair.poll_receives(1)):
+        if left():
+            return None
+        if deadline is not None and time.monotonic() > deadline:
+            return qp.next_receive(0.0) if number == 0 else None  # which says in words what is missing
+        qp.drive(0.05)
+    return found[0]
 
 
 def send_messages(

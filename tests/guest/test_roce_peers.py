@@ -90,6 +90,38 @@ def test_ibv_rc_pingpong_pings_us(pair: Places, needs, start, size: int) -> None
     assert f"{count} messages, {count * size} bytes" in err
 
 
+@pytest.mark.parametrize("size", [64, 5000])
+def test_rping_connects_by_rdma_cm_and_its_texts_go_to_and_fro(pair: Places, needs, start, size: int) -> None:
+    needs("rping")
+    tools.run_tool("modprobe", "-a", "rdma_ucm")
+    netdev, theirs = str(pair["client"].netdev), str(pair["server"].address)
+    words = [sys.executable, "-m", "hwrx", "roce", "listen", netdev, "--address", ADDRESS, *ACK, "--cm", "--rping"]
+    server = start(*words, "--timeout", str(LIMIT))
+    assert "QPN" in server.stdout.readline()
+    client = start("rping", "-c", "-I", theirs, "-a", ADDRESS, "-C", "5", "-S", str(size), "-V", "-v")
+    said = ended(client)
+    assert said.count("ping data: rdma-ping-") == 5, said
+    out, err = server.communicate(timeout=LIMIT)
+    assert server.returncode == 0, err
+    assert f"connected by {theirs}" in err and "5 texts went to and fro" in err
+    assert [line.partition(":")[0] for line in out.splitlines()] == [f"text {n}" for n in range(1, 6)]
+    assert f"{size} bytes, rdma-ping-0" in out
+
+
+def test_rping_is_refused_at_a_port_that_nobody_listens_to(pair: Places, needs, start) -> None:
+    needs("rping")
+    tools.run_tool("modprobe", "-a", "rdma_ucm")
+    netdev, theirs = str(pair["client"].netdev), str(pair["server"].address)
+    words = [sys.executable, "-m", "hwrx", "roce", "listen", netdev, "--address", ADDRESS, "--cm", "7000"]
+    server = start(*words, "--timeout", "30")
+    assert "QPN" in server.stdout.readline()
+    client = start("rping", "-c", "-I", theirs, "-a", ADDRESS, "-C", "1")
+    _, err = client.communicate(timeout=LIMIT)
+    assert client.returncode != 0 and "REJECTED" in err.upper(), err
+    _, err = server.communicate(timeout=LIMIT)
+    assert server.returncode == 1 and "nobody asked for a connection to port 7000" in err
+
+
 # --- endpoints of Python -------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 from hwrx.commands.shared.numbers import LONG, real_number, whole_number
 from hwrx.errors import UsageError
 from hwrx.roce import Endpoint, Parameters, endpoint
+from hwrx.roce.connecting import RPING_PORT, Manager
 from hwrx.roce.exchange import PORT, exchange_as_client, exchange_as_server, wait_readable
 from hwrx.roce.parameters import LARGEST_NUMBER, read_parameters
 
@@ -91,6 +92,15 @@ exchange_server_option = click.option(
     metavar="[PORT]",
     help=f"Exchange lines over TCP as ibv_rc_pingpong does, as its server; port {PORT} if none is given.",
 )
+manager_option = click.option(
+    "--cm",
+    "manager",
+    type=whole_number(1, 65535),
+    is_flag=False,
+    flag_value=RPING_PORT,
+    metavar="[PORT]",
+    help=f"Be connected by RDMA-CM's messages, as its server; port {RPING_PORT} (rping's) if none is given.",
+)
 exchange_client_option = click.option(
     "--exchange",
     metavar="HOST[:PORT]",
@@ -145,6 +155,19 @@ def join_peer(qp: Endpoint, asked: Asked, exchange: str | int | None, patience: 
         there = read_parameters(sys.stdin.readline(4096) if asked.peer is None else asked.peer)
     connect(there)
     return there
+
+
+def accept_client(qp: Endpoint, port: int, patience: float | None) -> Manager:
+    """Wait for a client of RDMA-CM, and say who it is.
+
+    :param port: of RDMA-CM's TCP port space
+    :param patience: seconds; None: for ever
+    """
+    click.echo(qp.parameters.to_line())
+    manager = Manager(qp, port)
+    there = manager.accept(patience)
+    click.echo(f"connected by {there.ip}, queue pair {there.qpn:#x}", err=True)
+    return manager
 
 
 def _host_and_port(text: str) -> tuple[str, int]:
