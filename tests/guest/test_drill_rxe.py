@@ -1,4 +1,4 @@
-"""Drills with the kernel's rxe as the peer: rules that every rxe keeps, one that it does not, and nothing left behind."""
+"""Drills with the kernel's rxe as the peer: rules that it keeps, one that it does not, and nothing left behind."""
 
 from __future__ import annotations
 
