@@ -10,14 +10,13 @@ from typing import NamedTuple
 
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memset
 
 from cython_ext.core.clock cimport now
 from cython_ext.frames.link cimport Frame, FrameLink
-from cython_ext.frames.packet cimport big16, load32
+from cython_ext.frames.packet cimport load32
 from cython_ext.headers.infiniband_verbs cimport *
 from cython_ext.roce.connection cimport (
-    ASIDE,
     GSI,
     SIGNALED,
     SOLICITS,
@@ -31,6 +30,8 @@ from cython_ext.roce.connection cimport (
     SendRequest,
     enter_error,
     flush_frames,
+    is_neighbours,
+    set_aside,
 )
 from cython_ext.roce.memory_region cimport MemoryRegion, ProtectionDomain
 from cython_ext.roce.packet cimport (
@@ -110,19 +111,6 @@ cdef inline bint is_ours(const Connection *c, const Packet *p) noexcept nogil:
         return load32(p.source) == load32(ends + 4) and load32(p.destination) == load32(ends)
     return (memcmp(p.source, ends + p.address_size, p.address_size) == 0
             and memcmp(p.destination, ends, p.address_size) == 0)
-
-
-cdef inline bint is_neighbours(const Frame *frame) noexcept nogil:
-    """Whether it is ARP, or ICMPv6, of which neighbour discovery is a part."""
-    cdef uint32_t kind = big16(frame.data + 12)
-    return frame.size >= 42 and (kind == 0x0806 or kind == 0x86DD and frame.data[20] == 58)
-
-
-cdef inline void set_aside(Connection *c, const Frame *frame) noexcept nogil:
-    """Keep a frame for `take_aside`. One at a time: whoever asks and is not heard asks again."""
-    if c.aside_size == 0 and frame.size <= ASIDE:
-        memcpy(c.aside, frame.data, frame.size)
-        c.aside_size = frame.size
 
 
 cdef inline void take_frame(Connection *c, const Frame *frame, int64_t at) noexcept nogil:

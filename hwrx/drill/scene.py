@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -44,10 +45,14 @@ class Wire(Protocol):
 
 
 class MemoryWire:
-    """Our own queue pair as the peer, in this process, with a clock that is set ahead when nothing moves."""
+    """Our own queue pair as the peer, in this process, with a clock that is set ahead when nothing moves.
+
+    Frames arrive one at a time: what the peer says to a batch would hide what it says to each.
+    """
 
     def __init__(self, peer: OwnEnd) -> None:
         self._peer = peer
+        self._arriving: deque[bytes] = deque()
         self._time = 1
         self._steps = 0
 
@@ -57,17 +62,19 @@ class MemoryWire:
 
     def send(self, frame: bytes) -> None:
         """See Wire."""
-        self._peer.link.hand_in(frame)
+        self._arriving.append(frame)
 
     def receive(self) -> list[bytes]:
         """See Wire."""
+        if self._arriving:
+            self._peer.link.hand_in(self._arriving.popleft())
         self._peer.pair.progress(self._time)
         return self._peer.link.take_out()
 
     def rest(self, event: int | None, moved: bool, outstanding: int) -> bool:
         """See Wire."""
         self._steps += 1
-        if moved:
+        if moved or self._arriving:
             self._time += HOP
             return self._steps < MOST_STEPS
         events = [each for each in (event, self._peer.pair.next_event) if each is not None]

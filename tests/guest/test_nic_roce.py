@@ -10,7 +10,8 @@ import pytest
 from rxe_peer import LIMIT, TIMEOUT, RxePeer
 
 from hwrx import roce
-from hwrx.nic import open_nic
+from hwrx.cli import main
+from hwrx.nic import open_nic, pci
 from hwrx.roce.parameters import gid_of
 from hwrx.wires import topology
 
@@ -33,6 +34,28 @@ def ends() -> Iterator[tuple[roce.Endpoint, RxePeer]]:
                 yield qp, peer
         finally:
             peer.close()
+
+
+def test_the_command_drives_a_nic_and_gives_it_back(capsys: pytest.CaptureFixture[str]) -> None:
+    with topology.build_topology("nic"):
+        mac = topology.NIC_HARDWARE["server"]
+        address = next(nic.address for nic in pci.list_nics() if nic.mac == mac)
+        peer = RxePeer(topology.NIC_DEVICES["client"], THEIRS, size=ROOM)
+        try:
+            peer.connect(ipaddress.ip_address(gid_of(OURS)).exploded, 0x4242, expects=5, begins=9)
+            line = roce.Parameters(
+                gid=gid_of(THEIRS), qpn=peer.number, psn=9, key=peer.key, address=peer.address, size=ROOM
+            )
+            words = ["--address", OURS, "--qpn", "0x4242", "--psn", "5", "--peer", line.to_line()]
+            words += ["--ack-timeout", str(TIMEOUT), "--size", "3000", "-n", "20", "--verb", "read"]
+            assert main(["roce", "send", address, *words]) == 3  # it carries an address
+            assert main(["roce", "send", address, *words, "--force"]) == 0
+        finally:
+            peer.close()
+        assert next(nic.driver for nic in pci.list_nics() if nic.mac == mac) == "e1000e"
+    said = capsys.readouterr()
+    assert "20 × read of 3000 bytes" in said.out
+    assert "--force" in said.err
 
 
 def test_an_endpoint_on_our_own_driver_speaks_with_rxe(ends: tuple[roce.Endpoint, RxePeer]) -> None:

@@ -47,6 +47,7 @@ class Asked(Struct, frozen=True):
     mtu: int
     peer: str | None
     peer_mac: str
+    force: bool
     ack_timeout: int
     retries: int
 
@@ -66,6 +67,9 @@ _OPTIONS = (
     ),
     click.option("--peer", metavar="LINE", help="The other end's line, or @FILE that has it [asked for]."),
     click.option("--peer-mac", default="", help="Its MAC address, or its router's [asked for by ARP]."),
+    click.option(
+        "--force", is_flag=True, help="Take a NIC although it carries the default route, an address or a connection."
+    ),
     click.option(
         "--ack-timeout",
         type=whole_number(0, 31),
@@ -124,7 +128,7 @@ def open_end(asked: Asked) -> Iterator[Endpoint]:
             # a command that shares a network device needs no driver
             from hwrx.nic import open_nic
 
-            device = stack.enter_context(open_nic(asked.device, interrupt="auto"))
+            device = stack.enter_context(open_nic(asked.device, interrupt="auto", force=asked.force))
         yield stack.enter_context(
             endpoint(device, asked.address, mac=asked.mac, qpn=asked.qpn, psn=asked.psn, mtu=asked.mtu)
         )
