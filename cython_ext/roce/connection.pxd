@@ -11,8 +11,7 @@ one, and a READ as many as its response has packets.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from cython_ext.frames.link cimport Frame, Link
-from cython_ext.frames.packet cimport big16
+from cython_ext.frames.link cimport Link
 from cython_ext.headers.infiniband_verbs cimport (
     IBV_QPS_ERR,
     IBV_WC_COMP_SWAP,
@@ -290,21 +289,6 @@ cdef inline bint place_payload(Connection *c, const Packet *p, uint32_t key, uin
         memcpy(to, p.payload, p.size)
         c.counters.copied += p.size
     return True
-
-
-# --- frames for whoever owns the address ---------------------------------------------------------------------------
-
-cdef inline bint is_neighbours(const Frame *frame) noexcept nogil:
-    """Whether it is ARP, or ICMPv6, of which neighbour discovery is a part."""
-    cdef uint32_t kind = big16(frame.data + 12)
-    return frame.size >= 42 and (kind == 0x0806 or kind == 0x86DD and frame.data[20] == 58)
-
-
-cdef inline void set_aside(Connection *c, const Frame *frame) noexcept nogil:
-    """Keep a frame for `take_aside`. One at a time: whoever asks and is not heard asks again."""
-    if c.aside_size == 0 and frame.size <= ASIDE:
-        memcpy(c.aside, frame.data, frame.size)
-        c.aside_size = frame.size
 
 
 # --- output --------------------------------------------------------------------------------------------------------

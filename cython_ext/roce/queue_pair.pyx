@@ -16,6 +16,7 @@ from cython_ext.core.clock cimport now
 from cython_ext.frames.link cimport Frame, FrameLink
 from cython_ext.frames.packet cimport load32
 from cython_ext.headers.infiniband_verbs cimport *
+from cython_ext.roce.aside cimport is_neighbours, set_aside
 from cython_ext.roce.connection cimport (
     GSI,
     SIGNALED,
@@ -30,8 +31,6 @@ from cython_ext.roce.connection cimport (
     SendRequest,
     enter_error,
     flush_frames,
-    is_neighbours,
-    set_aside,
 )
 from cython_ext.roce.memory_region cimport MemoryRegion, ProtectionDomain
 from cython_ext.roce.packet cimport (
