@@ -90,15 +90,20 @@ def test_ibv_rc_pingpong_pings_us(pair: Places, needs, start, size: int) -> None
     assert f"{count} messages, {count * size} bytes" in err
 
 
-@pytest.mark.parametrize("size", [64, 5000])
-def test_rping_connects_by_rdma_cm_and_its_texts_go_to_and_fro(pair: Places, needs, start, size: int) -> None:
+@pytest.mark.parametrize(("size", "ours"), [(64, ADDRESS), (5000, ADDRESS), (5000, ADDRESS_V6)])
+def test_rping_connects_by_rdma_cm_and_its_texts_go_to_and_fro(
+    pair: Places, needs, start, size: int, ours: str
+) -> None:
     needs("rping")
     tools.run_tool("modprobe", "-a", "rdma_ucm")
     netdev, theirs = str(pair["client"].netdev), str(pair["server"].address)
-    words = [sys.executable, "-m", "hwrx", "roce", "listen", netdev, "--address", ADDRESS, *ACK, "--cm", "--rping"]
+    if ours == ADDRESS_V6:
+        theirs = topology.ADDRESSES_V6["server"]
+        tools.wait_until(lambda: has_gid(str(pair["server"].verbs), theirs), "the IPv6 GID")
+    words = [sys.executable, "-m", "hwrx", "roce", "listen", netdev, "--address", ours, *ACK, "--cm", "--rping"]
     server = start(*words, "--timeout", str(LIMIT))
     assert "QPN" in server.stdout.readline()
-    client = start("rping", "-c", "-I", theirs, "-a", ADDRESS, "-C", "5", "-S", str(size), "-V", "-v")
+    client = start("rping", "-c", "-I", theirs, "-a", ours, "-C", "5", "-S", str(size), "-V", "-v")
     said = ended(client)
     assert said.count("ping data: rdma-ping-") == 5, said
     out, err = server.communicate(timeout=LIMIT)
