@@ -168,7 +168,7 @@ def listen(
         for message in receive_messages(qp, slots, count=count, echo=echo, timeout=timeout, left=left):
             click.echo(strict_json.to_json(_plain(message)) if as_json else _describe(message))
             messages, total = message.number, total + message.size
-    click.echo(f"{messages} messages, {total} bytes", err=True)
+        click.echo(f"{messages} messages, {total} bytes; {qp.describe_traffic()}", err=True)
 
 
 def _answer_rping(qp: Endpoint, port: int, timeout: float | None) -> None:

@@ -179,7 +179,7 @@ def test_messages_are_sent_and_printed(ends) -> None:
     assert (code, out.splitlines()) == (
         0, [f"message {n + 1}: SEND, 3000 bytes, immediate {n:#010x}" for n in range(3)]
     )  # fmt: skip
-    assert "3 messages, 9000 bytes" in err
+    assert "3 messages, 9000 bytes; 9 packets came from the peer" in err
 
 
 @pytest.mark.parametrize("verb", ["send", "write", "read"])
