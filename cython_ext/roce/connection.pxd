@@ -52,6 +52,8 @@ cdef enum:
     # of `Completion.flags`
     WITH_IMMEDIATE = 1
     INFINITE_RETRIES = 7    # of an RNR retry count
+    ASIDE = 512             # bytes: the longest is a management datagram of 256 over IPv6
+    GSI = 1                 # the queue pair of general management (3.9.5)
 
 
 cdef struct SendRequest:
@@ -198,6 +200,9 @@ cdef struct Connection:
     uint32_t building_size
     int link_status         # the first error of the link
     Counters counters
+    # --- a frame for whoever owns the address: neighbour discovery, and management's queue pair
+    uint32_t aside_size     # bytes of it, 0: none
+    char[ASIDE] aside
 
 
 cdef inline uint32_t psn_after(uint32_t psn, uint32_t count) noexcept nogil:

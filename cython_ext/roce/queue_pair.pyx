@@ -16,7 +16,9 @@ from cython_ext.core.clock cimport now
 from cython_ext.frames.link cimport Frame, FrameLink
 from cython_ext.frames.packet cimport load32
 from cython_ext.headers.infiniband_verbs cimport *
+from cython_ext.roce.aside cimport is_neighbours, set_aside
 from cython_ext.roce.connection cimport (
+    GSI,
     SIGNALED,
     SOLICITS,
     WITH_IMMEDIATE,
@@ -114,6 +116,11 @@ cdef inline void take_frame(Connection *c, const Frame *frame, int64_t at) noexc
     cdef Packet packet
     cdef int verdict = parse_roce(frame.data, frame.size, &packet)
     if verdict == NOT_ROCE:
+        if is_neighbours(frame):
+            set_aside(c, frame)
+        return
+    if verdict == ROCE and packet.qpn == GSI:
+        set_aside(c, frame)
         return
     if verdict != ROCE or packet.opcode >= UC_SERVICE:
         c.counters.malformed += 1
@@ -376,6 +383,16 @@ cdef class RoceQueuePair:
         if status < 0:
             raise link_error(status)
         return status > 0
+
+    def take_aside(self):
+        """Hand out a frame that came and is not this queue pair's, but whoever has its address must answer.
+
+        :return: bytes of an Ethernet frame with ARP, ICMPv6, or a packet to queue pair 1; None if none came. One is
+            kept, those that come meanwhile are lost
+        """
+        cdef uint32_t size = self.connection.aside_size
+        self.connection.aside_size = 0
+        return self.connection.aside[:size] if size else None
 
     def poll_sends(self, most=64) -> list:
         """Completions of send requests, oldest first.

@@ -15,10 +15,14 @@ QKEY = 0x11111111
 class RxePeer:
     """A queue pair on `device`, with `size` bytes that the other end may read, write and change.
 
+    `index`: of its GID, if not that of the IPv4 `address`.
+
     `PD.pd` of pyverbs 44 casts a C pointer to a Python object: nothing here may touch that property.
     """
 
-    def __init__(self, device: str, address: str, *, size: int = 1 << 18, datagram: bool = False) -> None:
+    def __init__(
+        self, device: str, address: str, *, size: int = 1 << 18, datagram: bool = False, index: int | None = None
+    ) -> None:
         import pyverbs.enums as e
         from pyverbs.cq import CQ
         from pyverbs.device import Context
@@ -26,7 +30,7 @@ class RxePeer:
         from pyverbs.pd import PD
         from pyverbs.qp import QP, QPAttr, QPCap, QPInitAttr
 
-        index = rxe.gid_index(device, address)
+        index = rxe.gid_index(device, address) if index is None else index
         assert index is not None
         self.e, self.index, self.datagram = e, index, datagram
         self.context = Context(name=device)

@@ -1,0 +1,88 @@
+"""What rping's server does (librdmacm/examples/rping.c): fetch the client's text by READ, write it back by WRITE.
+
+The client tells of its memory by a SEND of 16 bytes, address, key and size, once where the text is and once where it is
+to come back to; after each of both the server says by a SEND that it is done.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+
+from hwrx.errors import PathError, PeerError
+from hwrx.roce.connecting import Manager
+from hwrx.roce.endpoints import Endpoint
+
+LARGEST = 1 << 20  # bytes of a text; rping's own limit is 64 KiB
+_TOLD = struct.Struct(">QII")
+_RECEIVES = 4
+
+
+class Words:
+    """Receive requests for what the client tells, posted before it connects."""
+
+    def __init__(self, qp: Endpoint) -> None:
+        self._memory = bytearray(_TOLD.size * _RECEIVES)
+        self._region = qp.register(self._memory)
+        self._qp = qp
+        for slot in range(_RECEIVES):
+            self._post(slot)
+
+    def _post(self, slot: int) -> None:
+        self._qp.post_receive(self._region, slot * _TOLD.size, _TOLD.size, wr_id=slot)
+
+    def next(self, manager: Manager, timeout: float | None) -> tuple[int, int, int] | None:
+        """Return address, key and size as the client tells them next; None if it leaves.
+
+        :param timeout: seconds; None: as long as it takes
+        :raises PathError: if the client is silent, or the request ends badly
+        :raises PeerError: if it says something else
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not (found := self._qp.queue_pair.poll_receives(1)):
+            if manager.ended:
+                return None
+            if deadline is not None and time.monotonic() > deadline:
+                raise PathError(f"the client has said nothing for {timeout:g} s", remedy="see what rping says")
+            self._qp.drive(0.05)
+        completion = self._qp.check_completion(found[0])
+        if completion.size != _TOLD.size:
+            raise PeerError(
+                f"the client sent {completion.size} bytes, and rping's are {_TOLD.size}", remedy="leave --rping out"
+            )
+        address, key, size = _TOLD.unpack_from(self._memory, completion.wr_id * _TOLD.size)
+        self._post(completion.wr_id)
+        return address, key, size
+
+
+def serve_rping(
+    qp: Endpoint, manager: Manager, words: Words, *, timeout: float | None, told: Callable[[int, bytes], None]
+) -> int:
+    """Answer one client until it leaves.
+
+    :param qp: connected
+    :param timeout: seconds without a word of the client after which it is given up
+    :param told: is given the number of each text, from 1 on, and the text
+    :return: how many texts went to and fro
+    :raises PathError: if a request ends badly, or the client is silent
+    :raises PeerError: if the client is not rping
+    """
+    text = bytearray(LARGEST)
+    region = qp.register(text)
+    number = size = 0
+    reading = True
+    while (said := words.next(manager, timeout)) is not None:
+        address, key, asked = said
+        if asked > LARGEST:
+            raise PeerError(f"the client offers {asked} bytes", remedy=f"rping -S with at most {LARGEST}")
+        size = asked if reading else min(size, asked)
+        qp.post_send("read" if reading else "write", region, 0, size, key=key, address=address)
+        qp.check_completion(qp.next_send(timeout))
+        if not reading:
+            number += 1
+            told(number, bytes(text[:size]))
+        qp.post_send("send", region, 0, _TOLD.size)  # rping looks at its length alone
+        qp.check_completion(qp.next_send(timeout))
+        reading = not reading
+    return number
