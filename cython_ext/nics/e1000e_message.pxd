@@ -1,6 +1,6 @@
 """The rings of an 82574 as a link for messages: frames gathered from where their payload is, and received into place.
 
-Beside RingLink, whose frames are built in the ring's buffers and arrive in them. Here a frame that is sent has three
+Beside RingLink, whose frames are built in the ring's buffers and arrive in them. Here a frame that is sent has several
 descriptors (headers, payload, padding and ICRC), so the ring is counted in descriptors: [oldest, tx.next) is the NIC's,
 [tx.next, filled) is appended and not handed over. And a buffer is given to a descriptor when it is armed, not for ever.
 """
@@ -14,7 +14,7 @@ from cython_ext.nics.e1000e_tx cimport Tx
 
 cdef enum:
     REACHES = 8             # pieces of memory that are sent from
-    PIECES = 3              # descriptors of a gathered frame
+    PIECES = 4              # descriptors of a gathered frame, at most: the payload may be in two pages
     RING_MOST = 4096        # descriptors of a ring
 
 

@@ -5,7 +5,7 @@ Section numbers are those of the 82574's datasheet, as in e1000e_ring.pxd.
 """
 
 from libc.errno cimport EINVAL
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from cython_ext.frames.landing cimport LANDING_PAGE, Landing, foretold, next_position
@@ -180,6 +180,21 @@ cdef inline void describe(Tx *tx, uint32_t at, uint64_t iova, uint32_t size, uin
     descriptor.command = size | command << TXD_CMD_SHIFT
 
 
+cdef inline uint32_t describe_piece(Tx *tx, uint32_t at, uint64_t iova, uint32_t size, uint64_t command) noexcept nogil:
+    """A piece of a frame, of a page at most: how many descriptors it takes.
+
+    Two if it crosses the end of a page. A real 82574 would not ask for that. QEMU maps what a descriptor says in one
+    piece, and drops the frame where an IOMMU has pages behind each other that are not neighbours in memory.
+    """
+    cdef uint32_t left = LANDING_PAGE - <uint32_t> (iova & (LANDING_PAGE - 1))
+    if size <= left:
+        describe(tx, at, iova, size, command)
+        return 1
+    describe(tx, at, iova, left, PIECE)
+    describe(tx, at + 1, iova + left, size - left, command)
+    return 2
+
+
 cdef int append(void *me, uint32_t head, const char *payload, uint32_t size, const char *end,
                 uint32_t tail) noexcept nogil:
     cdef MessageState *s = <MessageState *> me
@@ -187,23 +202,24 @@ cdef int append(void *me, uint32_t head, const char *payload, uint32_t size, con
     cdef uint32_t slot = s.filled & tx.mask
     cdef char *frame = tx.buffers + <size_t> slot * tx.stride
     cdef uint64_t iova = reach(s, payload, size) if size else 0
+    cdef uint32_t span
     if iova == 0:
         if head + size + tail > tx.stride:
             return -EINVAL
         memcpy(frame + head, payload, size)
         memcpy(frame + head + size, end, tail)
-        describe(tx, s.filled, tx.iova[slot], head + size + tail, LAST)
-        s.spans[slot] = 1
-        s.filled += 1
+        span = describe_piece(tx, s.filled, tx.iova[slot], head + size + tail, LAST)
+        s.spans[slot] = <uint8_t> span
+        s.filled += span
         s.carried += size
         return 0
     # padding and ICRC stand behind the headers in the frame's buffer, and go out behind the payload
     memcpy(frame + head, end, tail)
     describe(tx, s.filled, tx.iova[slot], head, PIECE)
-    describe(tx, s.filled + 1, iova, size, PIECE)
-    describe(tx, s.filled + 2, tx.iova[slot] + head, tail, LAST)
-    s.spans[slot] = PIECES
-    s.filled += PIECES
+    span = 1 + describe_piece(tx, s.filled + 1, iova, size, PIECE)
+    describe(tx, s.filled + span, tx.iova[slot] + head, tail, LAST)
+    s.spans[slot] = <uint8_t> (span + 1)
+    s.filled += span + 1
     s.gathered += size
     return 1
 
@@ -223,9 +239,8 @@ cdef int send(void *me, uint32_t count, uint32_t size) noexcept nogil:
     cdef uint32_t slot, _
     for _ in range(count):
         slot = s.filled & s.tx.mask
-        describe(s.tx, s.filled, s.tx.iova[slot], size, LAST)
-        s.spans[slot] = 1
-        s.filled += 1
+        s.spans[slot] = <uint8_t> describe_piece(s.tx, s.filled, s.tx.iova[slot], size, LAST)
+        s.filled += s.spans[slot]
     s.carried += <uint64_t> count * size
     return flush(me)
 
@@ -308,8 +323,8 @@ cdef class MessageLink(RingLink):
         landing.asides, landing.asides_first = asides, asides_first
         # nothing is awaited behind a message that has not come
         landing.aside = 0 if asides_first else asides
-        # never so far that a message would be foretold whose pages are still in use in the plainest case
-        landing.ahead = max(2, min(AHEAD, self.rx.count // 2, (slots - 1) * (packets + asides)))
+        # no further than to messages whose pages are free while the user has those of half of all
+        landing.ahead = max(2, min(AHEAD, self.rx.count // 2, (slots // 2) * (packets + asides)))
         landing.frames = region.base
         self.landing = landing
         self.messages.armed = 0

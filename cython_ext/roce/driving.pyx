@@ -104,15 +104,20 @@ cdef int drive(Connection *c, int64_t at, uint32_t most) noexcept nogil:
         take_frame(c, &frames[k], at)
         if c.in_frames and not c.kept:
             c.link.refuse(c.link.me, &frames[k])
-    # Answers for the whole batch at once, so that one ACK stands for many, and before the frames are given back: a
+    # What was received into place stands there, so the device gets new buffers first: it has no more than the other end
+    # may send before it hears of the batch.
+    if count and c.landing != NULL:
+        foresee(c)
+        status = c.link.give(c.link.me, <uint32_t> count)
+        if status < 0:
+            return status
+    # Answers for the whole batch at once, so that one ACK stands for many, and before other frames are given back: a
     # response never refers to one of them, but the other end waits for it.
     send_responses(c)
     if c.state != IBV_QPS_ERR:
         send_requests(c, at)
     flush_frames(c)
-    if count:
-        if c.landing != NULL:
-            foresee(c)
+    if count and c.landing == NULL:
         # those that are kept go back one by one, when the user has done with them
         status = c.link.give(c.link.me, 0 if c.in_frames else <uint32_t> count)
         if status < 0:

@@ -279,9 +279,6 @@ cdef int roce_blind_receive(void *me, Delivery *out, uint32_t most) noexcept nog
         status = work(s, deadline)
         if status <= 0:
             return status
-        # nobody looks at them, so their slots are free at once
-        if s.moves:
-            s.c.landing.released = s.c.messages
     if s.total - s.taken > s.slots:
         s.taken = s.total - s.slots
     return hand_out_slots(s, out, most)
@@ -289,7 +286,7 @@ cdef int roce_blind_receive(void *me, Delivery *out, uint32_t most) noexcept nog
 
 cdef int roce_write_release(void *me, uint32_t count) noexcept nogil:
     cdef RoceState *s = <RoceState *> me
-    if s.moves:
+    if s.moves and s.c.landing.released < s.taken:
         s.c.landing.released = s.taken
     return 0
 

@@ -127,7 +127,8 @@ cdef class RoceTransport(Transport):
         cdef RoceState *s = &self.state
         cdef bint reads = s.verb == IBV_WR_RDMA_READ
         cdef bint client = self.prepare.role == "client"
-        s.stride = (self.size + 63) & ~<uint32_t> 63
+        # whole cache lines; and no packet's payload crosses the end of a page, which would cost a descriptor more
+        s.stride = (self.size + 4095) & ~<uint32_t> 4095 if self.size > 2048 else max(64, power_of_two(self.size))
         s.landing_stride = s.stride
         if reads:
             # the end that asks has landing buffers, the other one what is read
@@ -158,7 +159,7 @@ cdef class RoceTransport(Transport):
         """Memory for so many messages, and how far one is from the next: in place where the link can, or plain."""
         cdef RoceState *s = &self.state
         setting = self.prepare.setting
-        whole = max(1, -(-self.size // self.port.mtu))
+        whole = max(1, (self.size + self.port.mtu - 1) // self.port.mtu)
         comes = setting.pattern != "stream" or (self.prepare.role == "server") != (s.verb == IBV_WR_RDMA_READ)
         if not (self.port.interleaves and comes and (whole == 1 or self.port.mtu == 4096)):
             self.notes["lands"] = "copied: " + (
@@ -208,6 +209,9 @@ cdef class RoceTransport(Transport):
             self.ops.receive_until = roce_write_receive_until
             self.ops.release = roce_write_release
             self.ops.room = roce_blind_room if blind else roce_room
+            if blind and s.moves:
+                # nobody looks at a stream of WRITEs before its end: every slot is free at any time
+                s.c.landing.released = <uint64_t> 1 << 62
         elif s.verb == IBV_WR_RDMA_READ:
             self.ops.pull = True
             self.ops.room = roce_read_room
@@ -304,3 +308,7 @@ cdef class RoceTransport(Transport):
             if region is not None:
                 region.close()
         self.link.close()
+
+
+cdef uint32_t power_of_two(size) except 0:
+    return 1 << (size - 1).bit_length()
