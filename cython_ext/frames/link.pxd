@@ -5,7 +5,7 @@ over a state of its own. `datagram.pyx` does on top of it what a socket does, an
 """
 
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.time cimport timespec
 
 from cython_ext.core.clock cimport now
@@ -42,9 +42,10 @@ cdef struct Gather:
     # Of a link whose device fetches payloads from where they are; `append` is NULL if it cannot. Beside `Link.room`,
     # which counts frames, and `Link.buffer(0)`, in which the next frame's headers are built. Frames may differ in size.
     void *me
-    # The frame is whole: `head` bytes that were built, `size` bytes of payload, `tail` bytes at `end` (at most 16). 1:
-    # the device will fetch the payload, which stays as it is until the other end has it; 0: it was copied; or -errno.
-    int (*append)(void *me, uint32_t head, const char *payload, uint32_t size, const char *end,
+    # The frame is whole: `head` bytes that were built, `size` bytes of payload, the lowest `tail` bytes of
+    # `end`, at most 8. 1: the device will fetch the payload, which stays as it is until the other end has it; 0: it was
+    # copied; or -errno.
+    int (*append)(void *me, uint32_t head, const char *payload, uint32_t size, uint64_t end,
                   uint32_t tail) noexcept nogil
     # Hand over what was appended. 0 or -errno.
     int (*flush)(void *me) noexcept nogil

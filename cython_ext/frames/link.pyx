@@ -4,7 +4,7 @@
 import os
 
 from libc.errno cimport EBADF
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from cython_ext.core.clock cimport now
@@ -42,7 +42,7 @@ cdef int no_send(void *me, uint32_t count, uint32_t size) noexcept nogil:
     return -EBADF
 
 
-cdef int no_append(void *me, uint32_t head, const char *payload, uint32_t size, const char *end,
+cdef int no_append(void *me, uint32_t head, const char *payload, uint32_t size, uint64_t end,
                    uint32_t tail) noexcept nogil:
     return -EBADF
 

@@ -195,7 +195,7 @@ cdef inline uint32_t describe_piece(Tx *tx, uint32_t at, uint64_t iova, uint32_t
     return 2
 
 
-cdef int append(void *me, uint32_t head, const char *payload, uint32_t size, const char *end,
+cdef int append(void *me, uint32_t head, const char *payload, uint32_t size, uint64_t end,
                 uint32_t tail) noexcept nogil:
     cdef MessageState *s = <MessageState *> me
     cdef Tx *tx = s.tx
@@ -207,14 +207,14 @@ cdef int append(void *me, uint32_t head, const char *payload, uint32_t size, con
         if head + size + tail > tx.stride:
             return -EINVAL
         memcpy(frame + head, payload, size)
-        memcpy(frame + head + size, end, tail)
+        memcpy(frame + head + size, &end, tail)
         span = describe_piece(tx, s.filled, tx.iova[slot], head + size + tail, LAST)
         s.spans[slot] = <uint8_t> span
         s.filled += span
         s.carried += size
         return 0
     # padding and ICRC stand behind the headers in the frame's buffer, and go out behind the payload
-    memcpy(frame + head, end, tail)
+    memcpy(frame + head, &end, 8)   # a constant size is one store; `tail` says how much of it goes out
     describe(tx, s.filled, tx.iova[slot], head, PIECE)
     span = 1 + describe_piece(tx, s.filled + 1, iova, size, PIECE)
     describe(tx, s.filled + span, tx.iova[slot] + head, tail, LAST)

@@ -9,7 +9,7 @@ one, and a READ as many as its response has packets.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from cython_ext.core.clock cimport now
 from cython_ext.frames.landing cimport Landing, landed_at
@@ -233,9 +233,8 @@ cdef inline uint32_t packets_of(uint32_t length, uint32_t mtu) noexcept nogil:
 
 
 cdef inline Completion *complete(CompletionQueue *queue) noexcept nogil:
-    """The next completion, to be filled. There is room: whoever posts has seen to that."""
+    """The next completion, all of which is to be filled. There is room: whoever posts has seen to that."""
     cdef Completion *entry = &queue.ring[queue.head & queue.mask]
-    memset(entry, 0, sizeof(Completion))
     queue.head += 1
     return entry
 
@@ -262,6 +261,8 @@ cdef inline void complete_oldest(Connection *c, ibv_wc_status status) noexcept n
         entry.status = status
         entry.opcode = completed_verb(request.verb)
         entry.size = request.length
+        entry.immediate = entry.flags = 0
+        entry.data = NULL
     c.oldest += 1
 
 
@@ -375,13 +376,10 @@ cdef inline uint32_t icrc_in_pieces(const Connection *c, const char *frame, cons
 
 cdef inline void gather_packet(Connection *c, char *frame, char *at, const char *payload, uint32_t size) noexcept nogil:
     """Headers, the user's memory and the ICRC as three pieces: the device puts them together."""
-    cdef uint64_t[1] words
-    cdef char *end = <char *> words
     cdef uint32_t pad = -size & 3
-    cdef int status
-    words[0] = 0
-    write_icrc(end + pad, icrc_in_pieces(c, frame, at, payload, size, pad))
-    status = c.gather.append(c.gather.me, <uint32_t> (at - frame), payload, size, end, pad + ICRC)
+    # zeros, and then the ICRC's bytes, the lowest first, on a machine that keeps numbers so
+    cdef uint64_t end = <uint64_t> icrc_in_pieces(c, frame, at, payload, size, pad) << 8 * pad
+    cdef int status = c.gather.append(c.gather.me, <uint32_t> (at - frame), payload, size, end, pad + ICRC)
     if status < 0:
         if c.link_status == 0:
             c.link_status = status

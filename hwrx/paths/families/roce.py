@@ -135,7 +135,8 @@ def _driven(prepare: Prepare, netdev: str) -> roce_port.RocePort:
     found = pci.find_nic(netdev)
     kept = pci.kept_state(found.address)
     wire = kept.device.mtu if kept is not None and kept.device is not None else wire_mtu(netdev)
-    mtu = roce_port.choose_roce_mtu(wire, prepare.setting.mtu, netdev)
+    # What is asked for may be more than the kernel's driver was told of the wire: this driver makes frames of its own.
+    mtu = prepare.setting.mtu or roce_port.choose_roce_mtu(wire, None, netdev)
     here = prepare.here
     if prepare.hold:
         frames.keep_taken(netdev, here.address)
