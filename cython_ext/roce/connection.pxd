@@ -159,6 +159,8 @@ cdef struct Connection:
     const Gather *gather    # NULL: what is sent is copied into the link's buffers
     Landing *landing        # NULL: nothing lands in place
     const Regions *regions
+    uint64_t ends           # the addresses as they stand in a frame that comes over IPv4,
+    uint64_t expected_bth   # and the beginning of a SEND ONLY's BTH, of what PLAIN_BTH covers
     bint in_frames          # a SEND of one packet is delivered in its frame; the receive request's memory stays unused
     bint kept               # the frame that is looked at is one of those
     # --- requester

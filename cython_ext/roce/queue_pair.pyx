@@ -27,7 +27,7 @@ from cython_ext.roce.connection cimport (
     SendRequest,
     enter_error,
 )
-from cython_ext.roce.driving cimport drive
+from cython_ext.roce.driving cimport drive, learn_plain
 from cython_ext.roce.memory_region cimport MemoryRegion, ProtectionDomain
 from cython_ext.roce.packet cimport (
     PSN_MASK,
@@ -189,6 +189,7 @@ cdef class RoceQueuePair:
                 remedy="choose a smaller MTU",
             )
         c.remote_qpn = qpn
+        learn_plain(c)
         c.expected_psn = expects
         c.new_psn = c.send_psn = c.unacked_psn = c.highest_psn = begins
         c.timeout_ns = timeout_of_code(timeout)

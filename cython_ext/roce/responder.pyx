@@ -38,18 +38,6 @@ cdef extern from *:
 
 # --- what is to be said --------------------------------------------------------------------------------------------
 
-cdef inline void owe_ack(Connection *c, uint32_t psn) noexcept nogil:
-    """Acknowledge everything up to `psn`: one ACK for a whole batch (9.7.5.1.2)."""
-    # a NAK that has not gone yet says more, and acknowledges the packets before it too
-    if c.ack_due and c.ack_syndrome != SYNDROME_ACK:
-        return
-    # the later number replaces the earlier: an ACK is for everything up to its own
-    c.counters.acks_coalesced += c.ack_due
-    c.ack_due = True
-    c.ack_syndrome = SYNDROME_ACK
-    c.ack_psn = psn
-
-
 cdef inline void owe_nak(Connection *c, uint8_t syndrome) noexcept nogil:
     """Refuse the packet that is expected. Nothing is said of those behind it until it comes (9.7.5.2.8)."""
     # an ACK that has not gone is told by the NAK: it acknowledges all before its number

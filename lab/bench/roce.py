@@ -38,8 +38,8 @@ def ends(path: str, size: int, window: int) -> dict[str, Any]:
     places = {
         role: Place(address=topology.NIC_ADDRESSES[role], netdev=topology.NICS[role]) for role in ("client", "server")
     }
-    # of an open loop either end has buffers for many messages; nothing here has a rate
-    setting = Setting(path=path, pattern="paced", rate=1.0, size=size, wait="poll", window=window, limit=5.0)
+    # of a stream the server has buffers for many messages, and expects nothing else
+    setting = Setting(path=path, pattern="stream", size=size, wait="poll", window=window, limit=5.0)
     made = {
         role: paths.open_endpoint(Prepare(trial=1, role=role, setting=setting, here=here, there=places[other]))
         for (role, here), other in zip(places.items(), ("server", "client"), strict=True)
@@ -87,7 +87,7 @@ def inside(quick: bool) -> None:
 
     rows: dict[str, dict[int, float]] = {}
     with topology.at_hand("nic"):
-        for path in ("roce-send", "roce-write"):
+        for path in ("roce-send", "roce-write-imm"):
             for size in SIZES:
                 for name, value in measure(30 if quick else 300, path, size).items():
                     rows.setdefault(f"{path}: {name}", {})[size] = value
