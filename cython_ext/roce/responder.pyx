@@ -115,6 +115,7 @@ cdef inline void message_ends(Connection *c) noexcept nogil:
     """The last packet was executed."""
     c.message = 0
     c.offset = 0
+    # of which a landing's prediction is made
     c.messages += 1
     # told to the requester in every AETH (9.7.5.2)
     c.msn = psn_after(c.msn, 1)
@@ -245,6 +246,7 @@ cdef void take_read(Connection *c, const Packet *p) noexcept nogil:
     if response == NULL:
         return  # full of duplicates' responses: as if it had been lost
     c.msn = psn_after(c.msn, 1)
+    # nobody completes a READ here: who drives the pair for the other end's sake counts them
     c.reads_answered += 1
     # The response's packets take the numbers; the next request comes behind them (9.7.3.1).
     c.expected_psn = psn_after(p.psn, packets_of(p.length, c.mtu))
