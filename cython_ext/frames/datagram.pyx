@@ -32,7 +32,7 @@ from cython_ext.frames.packet cimport (
     write_checksum,
     write_headers,
 )
-from cython_ext.frames.stamps cimport StageStamps, keep
+from cython_ext.frames.stamps cimport StageStamps, keep, written_by_device
 
 from cython_ext.frames.packet import VERDICT_NAMES, mac_bytes, udp_template
 from cython_ext.sockets.udp import buffer_for, datagrams_held
@@ -76,8 +76,8 @@ cdef inline int sort_out(DatagramState *s, const Frame *frames, int count, Deliv
             s.link.refuse(s.link.me, &frames[k])
             continue
         if s.stamps != NULL and datagram.size == s.credit.size:
-            keep(s.stamps, datagram.payload, datagram.size, s.credit.trial, check & CHECK_PAYLOAD != 0, seen, parsed,
-                 now())
+            keep(s.stamps, datagram.payload, datagram.size, s.credit.trial, check & CHECK_PAYLOAD != 0,
+                 written_by_device(s.stamps, datagram.payload, datagram.size), seen, parsed, now())
         if s.credit.granted and datagram.size == s.credit.size:
             notice(&s.credit, datagram.payload)
         out[messages].data = datagram.payload

@@ -5,10 +5,11 @@ over a state of its own. `datagram.pyx` does on top of it what a socket does, an
 """
 
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.time cimport timespec
 
 from cython_ext.core.clock cimport now
+from cython_ext.frames.landing cimport Landing
 from cython_ext.headers.sys_poll cimport POLLIN, pollfd, ppoll
 
 
@@ -37,6 +38,19 @@ cdef struct Link:
     int (*send)(void *me, uint32_t count, uint32_t size) noexcept nogil
 
 
+cdef struct Gather:
+    # Of a link whose device fetches payloads from where they are; `append` is NULL if it cannot. Beside `Link.room`,
+    # which counts frames, and `Link.buffer(0)`, in which the next frame's headers are built. Frames may differ in size.
+    void *me
+    # The frame is whole: `head` bytes that were built, `size` bytes of payload, the lowest `tail` bytes of
+    # `end`, at most 8. 1: the device will fetch the payload, which stays as it is until the other end has it; 0: it was
+    # copied; or -errno.
+    int (*append)(void *me, uint32_t head, const char *payload, uint32_t size, uint64_t end,
+                  uint32_t tail) noexcept nogil
+    # Hand over what was appended. 0 or -errno.
+    int (*flush)(void *me) noexcept nogil
+
+
 # Sleep until the kernel's ring behind fd has something: 1, also where a signal came; at the deadline 0; or -errno
 cdef inline int sleep_until(int fd, int64_t deadline) noexcept nogil:
     cdef pollfd watched
@@ -53,6 +67,8 @@ cdef inline int sleep_until(int fd, int64_t deadline) noexcept nogil:
 
 cdef class FrameLink:
     cdef Link table
+    cdef Gather gather
+    cdef Landing *landing           # where messages are foretold to land; NULL: nowhere
     cdef readonly str mac           # frames to this address arrive
     cdef readonly uint32_t frames   # that can wait to be taken
     cdef readonly uint32_t largest  # bytes of a frame

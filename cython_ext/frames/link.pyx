@@ -4,10 +4,11 @@
 import os
 
 from libc.errno cimport EBADF
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from cython_ext.core.clock cimport now
+from cython_ext.core.pinned cimport PinnedBuffer
 
 
 cdef char[65536] nowhere  # what is built for a link that is closed
@@ -38,6 +39,15 @@ cdef char *no_buffer(void *me, uint32_t k) noexcept nogil:
 
 
 cdef int no_send(void *me, uint32_t count, uint32_t size) noexcept nogil:
+    return -EBADF
+
+
+cdef int no_append(void *me, uint32_t head, const char *payload, uint32_t size, uint64_t end,
+                   uint32_t tail) noexcept nogil:
+    return -EBADF
+
+
+cdef int no_flush(void *me) noexcept nogil:
     return -EBADF
 
 
@@ -106,9 +116,20 @@ cdef class FrameLink:
         """What keeps frames from coming or going, in sentences."""
         return []
 
+    def sending_memory(self, size_t size) -> PinnedBuffer:
+        """Return pinned memory to send from, which the link's device fetches by itself if it fetches at all.
+
+        :param size: bytes, at least 1
+        :return: zeroed, of whole pages; the caller's, but where a device reaches it the link's to close
+        :raises MachineError: if the memory cannot be had
+        """
+        return PinnedBuffer(size)
+
     cdef int close_table(self) except -1:
         """From now on every operation answers EBADF."""
         self.table = Link(NULL, no_take, no_refuse, no_give, no_wait, no_room, no_buffer, no_send)
+        if self.gather.append != NULL:
+            self.gather = Gather(NULL, no_append, no_flush)
         return 0
 
     def abandon(self):
@@ -118,6 +139,8 @@ cdef class FrameLink:
         """
         self.table.take, self.table.refuse, self.table.give, self.table.wait = no_take, no_refuse, no_give, no_wait
         self.table.room, self.table.buffer, self.table.send = no_room, no_buffer, no_send
+        if self.gather.append != NULL:
+            self.gather.append, self.gather.flush = no_append, no_flush
 
     def close(self):
         """Give everything back. Subclasses override; harmless when called twice."""

@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """What receiving costs where the messages are there already, and what carrying them does: for benchmarks."""
 
+from libc.errno cimport ENOBUFS
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cython_ext.core.clock cimport now
@@ -64,6 +65,29 @@ def receive(Transport transport not None, uint64_t count, uint32_t batch=64):
     if status < 0:
         raise OSError(-status, transport.explain(status))
     return total, after - before
+
+
+def post(Transport transport not None, uint32_t count):
+    """Post `count` messages at once, as they stand in the path's buffers; nothing is built.
+
+    :param count: at most as many as there is room for
+    :return: `(messages, ns)`, the clock read once before and once after
+    :raises OSError: if the path fails, or has no room for so many
+    """
+    cdef const Ops *ops = &transport.ops
+    cdef int64_t before, after
+    cdef int status
+    with nogil:
+        status = ops.room(ops.me)
+        if status >= 0:
+            status = -ENOBUFS if status < <int> count else 0
+        before = now()
+        if status == 0:
+            status = ops.post(ops.me, count)
+        after = now()
+    if status < 0:
+        raise OSError(-status, transport.explain(status))
+    return status, after - before
 
 
 def carry(Transport sender not None, Transport receiver not None, uint64_t count, uint32_t trial, uint32_t batch=64):

@@ -9,9 +9,12 @@ one, and a READ as many as its response has packets.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
-from cython_ext.frames.link cimport Link
+from cython_ext.core.clock cimport now
+from cython_ext.frames.landing cimport Landing, landed_at
+from cython_ext.frames.link cimport Gather, Link
+from cython_ext.frames.stamps cimport Stamps, keep, written_by_device
 from cython_ext.headers.infiniband_verbs cimport (
     IBV_QPS_ERR,
     IBV_WC_COMP_SWAP,
@@ -32,7 +35,7 @@ from cython_ext.headers.infiniband_verbs cimport (
     ibv_wc_status,
     ibv_wr_opcode,
 )
-from cython_ext.roce.icrc cimport ICRC, icrc_of, write_icrc
+from cython_ext.roce.icrc cimport ICRC, crc_update, icrc_begin, icrc_end, icrc_of, write_icrc
 from cython_ext.roce.memory_region cimport Regions, find_memory
 from cython_ext.roce.packet cimport (
     BTH,
@@ -51,6 +54,7 @@ cdef enum:
     SOLICITS = 2            # the other end's event
     # of `Completion.flags`
     WITH_IMMEDIATE = 1
+    IN_FRAME = 2            # the message stands in the link's frame, which is to be given back with it
     INFINITE_RETRIES = 7    # of an RNR retry count
     ASIDE = 512             # bytes: the longest is a management datagram of 256 over IPv6
     GSI = 1                 # the queue pair of general management (3.9.5)
@@ -86,6 +90,7 @@ cdef struct Completion:
     ibv_wc_opcode opcode
     uint32_t size           # bytes that came
     uint32_t immediate
+    char *data              # of a SEND: where they stand
     uint32_t flags
 
 
@@ -135,6 +140,11 @@ cdef struct Counters:
     uint64_t timeouts
     uint64_t lost_responses     # told by a later one
     uint64_t copied             # bytes of payload that our CPU has put into the user's memory
+    uint64_t placed             # bytes that the device had put there itself
+    uint64_t in_frames          # bytes that were delivered in the frame in which they came
+    uint64_t misplaced          # of those copied: they came where something else was foretold
+    uint64_t gathered           # bytes that the device fetched out of the user's memory
+    uint64_t copied_out         # bytes that our CPU carried to the link
 
 
 cdef struct Connection:
@@ -148,7 +158,13 @@ cdef struct Connection:
     uint32_t reads          # READs and atomics that may be outstanding, on either side
     AddressVector way
     const Link *link
+    const Gather *gather    # NULL: what is sent is copied into the link's buffers
+    Landing *landing        # NULL: nothing lands in place
     const Regions *regions
+    uint64_t ends           # the addresses as they stand in a frame that comes over IPv4,
+    uint64_t expected_bth   # and the beginning of a SEND ONLY's BTH, of what PLAIN_BTH covers
+    bint in_frames          # a SEND of one packet is delivered in its frame; the receive request's memory stays unused
+    bint kept               # the frame that is looked at is one of those
     # --- requester
     SendRequest *sends
     uint32_t send_mask
@@ -177,11 +193,13 @@ cdef struct Connection:
     uint32_t receive_posted
     uint32_t expected_psn
     uint32_t msn            # messages completed
+    uint64_t messages       # SENDs and WRITEs that came whole, and READs of our own, without end
     uint16_t message        # IS_SEND or IS_WRITE while one is under way
     uint32_t offset         # bytes of it that have come
     uint64_t write_address
     uint32_t write_key
     uint32_t write_length
+    uint64_t reads_answered     # READs that were executed, without end
     uint32_t min_rnr_timer  # code
     bint nak_sent           # for the expected number: nothing is said until that packet comes
     Response *responses
@@ -199,6 +217,13 @@ cdef struct Connection:
     uint32_t building       # frames that are built in the link, and not handed over yet
     uint32_t building_size
     int link_status         # the first error of the link
+    # --- for timelines: when the frame that is looked at was seen, parsed, and its ICRC verified
+    Stamps *stamps          # NULL: the stages are not stamped
+    uint32_t trial
+    int64_t seen
+    int64_t parsed
+    int64_t verified
+    uint32_t landed         # bytes of the message under way that stand where the device wrote them
     Counters counters
     # --- a frame for whoever owns the address: neighbour discovery, and management's queue pair
     uint32_t aside_size     # bytes of it, 0: none
@@ -215,9 +240,8 @@ cdef inline uint32_t packets_of(uint32_t length, uint32_t mtu) noexcept nogil:
 
 
 cdef inline Completion *complete(CompletionQueue *queue) noexcept nogil:
-    """The next completion, to be filled. There is room: whoever posts has seen to that."""
+    """The next completion, all of which is to be filled. There is room: whoever posts has seen to that."""
     cdef Completion *entry = &queue.ring[queue.head & queue.mask]
-    memset(entry, 0, sizeof(Completion))
     queue.head += 1
     return entry
 
@@ -244,14 +268,18 @@ cdef inline void complete_oldest(Connection *c, ibv_wc_status status) noexcept n
         entry.status = status
         entry.opcode = completed_verb(request.verb)
         entry.size = request.length
+        entry.immediate = entry.flags = 0
+        entry.data = NULL
     c.oldest += 1
 
 
 cdef inline void complete_receive(Connection *c, ibv_wc_status status, ibv_wc_opcode opcode, uint32_t size,
-                                  uint32_t immediate, uint32_t flags) noexcept nogil:
-    """The oldest receive request is done with."""
+                                  uint32_t immediate, uint32_t flags, char *data=NULL) noexcept nogil:
+    """The oldest receive request is done with; the message stands in its memory, or at `data`."""
     cdef Completion *entry = complete(&c.received)
-    entry.wr_id = c.receives[c.receive_oldest & c.receive_mask].wr_id
+    cdef const ReceiveRequest *request = &c.receives[c.receive_oldest & c.receive_mask]
+    entry.wr_id = request.wr_id
+    entry.data = data if data != NULL else <char *> request.local
     entry.status = status
     entry.opcode = opcode
     entry.size = size
@@ -278,17 +306,29 @@ cdef inline bint place_payload(Connection *c, const Packet *p, uint32_t key, uin
                                uint32_t access) noexcept nogil:
     """Put a packet's payload into the user's memory. False if that may not be touched; nothing is written then.
 
-    The one copy of this side: out of the link's frame, before the frame is given back. The memory is looked up for each
-    packet anew: the region may have been closed since the last one.
+    The one copy of this side: out of the link's frame, before the frame is given back; none if the device has put it in
+    its place. The memory is looked up for each packet anew: the region may have been closed since the last one.
     """
     cdef char *to
     if p.size:
         to = find_memory(c.regions, key, address, p.size, access)
         if to == NULL:
             return False
+        if c.landing != NULL and landed_at(c.landing, p.payload) == to:
+            c.counters.placed += p.size
+            c.landed += p.size
+            return True
         memcpy(to, p.payload, p.size)
         c.counters.copied += p.size
+        c.counters.misplaced += p.size if c.landing != NULL else 0
     return True
+
+
+cdef inline void stamp_message(Connection *c, const char *data, uint32_t size) noexcept nogil:
+    """Its last packet was the one that was expected, and all of it stands there. Only where stages are stamped."""
+    if data != NULL:
+        keep(c.stamps, data, size, c.trial, True, c.landed, c.seen, c.parsed, now(), c.verified)
+    c.landed = 0
 
 
 # --- output --------------------------------------------------------------------------------------------------------
@@ -296,7 +336,11 @@ cdef inline bint place_payload(Connection *c, const Packet *p, uint32_t key, uin
 cdef inline int flush_frames(Connection *c) noexcept nogil:
     """Hand over what is built: 0, or the link's error."""
     cdef int status = 0
-    if c.building:
+    if c.gather != NULL:
+        status = c.gather.flush(c.gather.me)
+        if status < 0 and c.link_status == 0:
+            c.link_status = status
+    elif c.building:
         status = c.link.send(c.link.me, c.building, c.building_size)
         c.building = 0
         if status < 0 and c.link_status == 0:
@@ -308,6 +352,7 @@ cdef inline char *next_frame(Connection *c) noexcept nogil:
     """Where the next frame is to be built, or NULL: the link is full, or broken."""
     cdef int room = c.link.room(c.link.me, c.building + 1)
     if room <= <int> c.building:
+        # handed over, what is built may go out and make room
         flush_frames(c)
         room = c.link.room(c.link.me, 1)
         if room <= 0:
@@ -325,12 +370,43 @@ cdef inline char *begin_packet(Connection *c, char *frame, uint8_t opcode, uint8
     return write_bth(bth, opcode, <uint8_t> (flags | MIGREQ), pad, c.remote_qpn, psn)
 
 
+cdef inline uint32_t icrc_in_pieces(const Connection *c, const char *frame, const char *at, const char *payload,
+                                    uint32_t size, uint32_t pad) noexcept nogil:
+    """The ICRC of headers that are built in `frame` up to `at`, a payload somewhere else, and its padding."""
+    cdef const char *extended = frame + c.way.size + BTH
+    cdef uint32_t nothing = 0, register
+    if at == extended and pad == 0:
+        return icrc_of(frame + ETHERNET, c.way.network, payload, size)
+    register = crc_update(icrc_begin(frame + ETHERNET, c.way.network), extended, at - extended)
+    return icrc_end(crc_update(crc_update(register, payload, size), <const char *> &nothing, pad))
+
+
+cdef inline void gather_packet(Connection *c, char *frame, char *at, const char *payload, uint32_t size) noexcept nogil:
+    """Headers, the user's memory and the ICRC as three pieces: the device puts them together."""
+    cdef uint32_t pad = -size & 3
+    # zeros, and then the ICRC's bytes, the lowest first, on a machine that keeps numbers so
+    cdef uint64_t end = <uint64_t> icrc_in_pieces(c, frame, at, payload, size, pad) << 8 * pad
+    cdef int status = c.gather.append(c.gather.me, <uint32_t> (at - frame), payload, size, end, pad + ICRC)
+    if status < 0:
+        if c.link_status == 0:
+            c.link_status = status
+    elif status:
+        c.counters.gathered += size
+    else:
+        c.counters.copied_out += size
+    c.counters.sent += 1
+
+
 cdef inline void end_packet(Connection *c, char *frame, char *at, const char *payload, uint32_t size) noexcept nogil:
     """The payload, its padding and the ICRC; then the frame is the link's."""
     cdef char *extended = frame + c.way.size + BTH
     cdef uint32_t pad = -size & 3, whole
+    if c.gather != NULL:
+        gather_packet(c, frame, at, payload, size)
+        return
     if size:
         memcpy(at, payload, size)
+        c.counters.copied_out += size
     at += size
     while pad:
         at[0] = 0

@@ -6,10 +6,10 @@ computed from the polynomial, x^32 + x^26 + … + 1, written with its lowest pow
 """
 
 from libc.stddef cimport size_t
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
 
-from cython_ext.frames.packet cimport IPV4, UDP_HEADER, load64
+from cython_ext.frames.packet cimport IPV4, UDP_HEADER
 
 cdef enum:
     BTH = 12
@@ -147,6 +147,22 @@ cdef extern from *:
         return hwrx_crc_slicing(hwrx_reduce(hwrx_fold_blocks(sum, at, whole)), at + whole, size - whole);
     }
 
+    /* The ICRC over IPv4: 8 bytes of ones, headers of 40 bytes up to the BTH's end with ones in the place of what a hop
+       may change (type of service, time to live, both checksums, resv8a), three blocks in all; then `at`. */
+    HWRX_PCLMUL static uint32_t hwrx_icrc_ipv4(const char *ip, const char *at, size_t size)
+    {
+        const __m128i one = _mm_loadu_si128((const __m128i *)hwrx_past_128);
+        size_t whole = size & ~(size_t)15;
+        uint32_t crc;
+        /* the register's ones at the beginning cancel the first four bytes of ones */
+        __m128i sum = _mm_unpacklo_epi64(_mm_cvtsi64_si128((long long)0xFFFFFFFF00000000ull),
+                                         _mm_or_si128(_mm_loadl_epi64((const __m128i *)ip), _mm_cvtsi32_si128(0xFF00)));
+        sum = hwrx_move(sum, one, _mm_or_si128(hwrx_load128(ip + 8), _mm_cvtsi64_si128(0xFFFF00FFll)));
+        sum = hwrx_move(sum, one, _mm_or_si128(hwrx_load128(ip + 24), _mm_set_epi64x(0xFF, 0xFFFF0000ll)));
+        crc = hwrx_reduce(hwrx_fold_blocks(sum, at, whole));
+        return ~(size == whole ? crc : hwrx_crc_slicing(crc, at + whole, size - whole));
+    }
+
     static uint32_t hwrx_crc_pclmul(uint32_t crc, const char *at, size_t size)
     {
         size_t whole = size & ~(size_t)15;
@@ -161,6 +177,7 @@ cdef extern from *:
     }
     #else
     static void hwrx_pclmul_constants(void) { }
+    static uint32_t hwrx_icrc_ipv4(const char *ip, const char *at, size_t size) { return 0; }
     static int hwrx_crc_has_pclmul(void) { return 0; }
     static uint32_t hwrx_crc_pclmul(uint32_t crc, const char *at, size_t size)
     {
@@ -193,8 +210,7 @@ cdef extern from *:
     bint has_pclmul "hwrx_crc_has_pclmul"() noexcept nogil
     uint32_t crc_slicing "hwrx_crc_slicing"(uint32_t crc, const char *at, size_t size) noexcept nogil
     uint32_t crc_pclmul "hwrx_crc_pclmul"(uint32_t crc, const char *at, size_t size) noexcept nogil
-    uint32_t crc_pclmul_two "hwrx_crc_pclmul_two"(uint32_t crc, const char *head, size_t first, const char *at,
-                                                  size_t size) noexcept nogil
+    uint32_t icrc_ipv4 "hwrx_icrc_ipv4"(const char *ip, const char *at, size_t size) noexcept nogil
 
 make_tables()
 
@@ -234,18 +250,9 @@ cdef uint32_t icrc_begin(const char *ip, uint32_t network) noexcept nogil:
 
 cdef uint32_t icrc_of(const char *ip, uint32_t network, const char *at, size_t size) noexcept nogil:
     cdef char[MASKED] head
-    cdef uint64_t[6] words
     cdef uint32_t first
     if by_pclmul and network == IPV4:
-        # The same as `mask`, a word at a time, for little-endian machines, as those with PCLMULQDQ are. It makes three
-        # blocks of 16 bytes, so that what follows needs no reduction of its own.
-        words[0] = 0xFFFFFFFFFFFFFFFFU
-        words[1] = load64(ip) | 0xFF00U                 # type of service
-        words[2] = load64(ip + 8) | 0xFFFF00FFU         # time to live, checksum
-        words[3] = load64(ip + 16)
-        words[4] = load64(ip + 24) | 0xFFFF0000U        # UDP's checksum
-        words[5] = load64(ip + 32) | 0xFFU              # resv8a
-        return ~crc_pclmul_two(0xFFFFFFFF, <const char *> words, sizeof(words), at, size)
+        return icrc_ipv4(ip, at, size)
     first = mask(head, ip, network)
     return ~crc_update(crc_update(0xFFFFFFFF, head, first), at, size)
 

@@ -20,7 +20,7 @@ from cython_ext.frames.packet cimport (
     fold,
     load32,
     load64,
-    ones_sum,
+    ones_add,
     parse,
     put16,
 )
@@ -95,6 +95,7 @@ cdef enum:
     HAS_IMMDT = 0x2000
     HAS_IETH = 0x4000
     IS_KNOWN = 0x8000
+    EXTENDED = 0x7F00       # any of the extended headers
 
 cdef enum:
     # AETH syndromes: two bits of kind, five of value (9.7.5.2). An ACK's value is the credit count; 31: not counted
@@ -189,6 +190,7 @@ cdef struct AddressVector:
     char[64] headers            # Ethernet, IP, UDP, lengths at 0
     uint32_t size               # 42 or 62 of them
     uint32_t network            # bytes of the IP header
+    uint64_t sum                # of the IPv4 header, with a length and a checksum of 0
 
 
 cdef inline uint32_t big32(const char *at) noexcept nogil:
@@ -277,6 +279,12 @@ cdef inline int parse_extended(Packet *out) noexcept nogil:
     """The headers behind the BTH, in their order, whose bytes are known to be there."""
     cdef const char *at = out.extended
     cdef uint32_t size
+    if out.kind & (EXTENDED | HAS_PAYLOAD) == HAS_PAYLOAD:
+        # most packets of long messages, and SEND ONLY: nothing between the BTH and the payload
+        if out.covered < out.pad:
+            return ROCE_TRUNCATED
+        out.size = out.covered - out.pad
+        return BAD_PAYLOAD if out.covered & 3 else ROCE
     if not out.kind:
         return UNKNOWN_OPCODE
     size = extended_size(out.kind)
@@ -330,13 +338,15 @@ cdef inline char *write_addresses(char *frame, const AddressVector *way, uint32_
 
     Writes up to 64 bytes of the frame, whatever the packet's size.
     """
-    cdef uint32_t sum
+    cdef uint16_t sum, length
     cdef char *ip = frame + ETHERNET
     memcpy(frame, way.headers, 64)    # a constant size becomes four stores; the BTH overwrites the rest
     put16(frame + way.size - 4, <uint16_t> (UDP_HEADER + behind))
     if way.network == IPV4:
         put16(ip + 2, <uint16_t> (IPV4 + UDP_HEADER + behind))
-        sum = <uint16_t> ~fold(ones_sum(ip, IPV4, 0))
+        # all but the length is the same in every packet (RFC 1624)
+        put16(<char *> &length, <uint16_t> (IPV4 + UDP_HEADER + behind))
+        sum = <uint16_t> ~fold(ones_add(way.sum, length))
         memcpy(ip + 10, &sum, 2)
     else:
         put16(ip + 4, <uint16_t> (UDP_HEADER + behind))

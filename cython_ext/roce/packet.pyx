@@ -7,7 +7,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from cython_ext.frames.packet cimport ETHERNET, IPV4, IPV6, UDP_HEADER
+from cython_ext.frames.packet cimport ETHERNET, IPV4, IPV6, UDP_HEADER, ones_sum
 from cython_ext.roce.icrc cimport ICRC, icrc_of, write_icrc
 
 from cython_ext.frames.packet import mac_bytes
@@ -101,6 +101,7 @@ cdef int fill_address_vector(AddressVector *way, bytes headers) except -1:
     memcpy(way.headers, PyBytes_AS_STRING(headers), len(headers))
     way.size = <uint32_t> len(headers)
     way.network = way.size - ETHERNET - UDP_HEADER
+    way.sum = ones_sum(way.headers + ETHERNET, IPV4, 0)
     return 0
 
 

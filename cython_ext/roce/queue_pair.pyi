@@ -40,11 +40,13 @@ class RoceQueuePair:
         *,
         expects: int,
         begins: int,
+        mtu: int | None = None,
         timeout: int = 14,
         retry_count: int = 7,
         rnr_retry: int = 7,
         min_rnr_timer: int = 12,
     ) -> None: ...
+    def use_landing(self) -> None: ...
     def post_receive(
         self, region: MemoryRegion, offset: int = 0, size: int | None = None, *, wr_id: int = 0
     ) -> None: ...

@@ -1,8 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """RoceQueuePair: posts requests, drives both sides of the connection with what the link brings, hands completions out.
 
-The hot part is `drive`: frames in, parsed and checked, to the responder or the requester, and then what both have to
-send. It allocates nothing and holds no GIL.
+The hot part is `drive`, in driving.pyx.
 """
 
 import os
@@ -10,15 +9,12 @@ from typing import NamedTuple
 
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memset
+from libc.string cimport memset
 
 from cython_ext.core.clock cimport now
-from cython_ext.frames.link cimport Frame, FrameLink
-from cython_ext.frames.packet cimport load32
+from cython_ext.frames.link cimport FrameLink
 from cython_ext.headers.infiniband_verbs cimport *
-from cython_ext.roce.aside cimport is_neighbours, set_aside
 from cython_ext.roce.connection cimport (
-    GSI,
     SIGNALED,
     SOLICITS,
     WITH_IMMEDIATE,
@@ -30,25 +26,15 @@ from cython_ext.roce.connection cimport (
     SavedAtomic,
     SendRequest,
     enter_error,
-    flush_frames,
 )
+from cython_ext.roce.driving cimport drive, learn_plain
 from cython_ext.roce.memory_region cimport MemoryRegion, ProtectionDomain
 from cython_ext.roce.packet cimport (
-    DEFAULT_PKEY,
-    IS_RESPONSE,
-    NOT_ROCE,
     PSN_MASK,
-    ROCE,
-    UC_SERVICE,
-    UNKNOWN_OPCODE,
-    Packet,
     fill_address_vector,
-    icrc_right,
-    parse_roce,
     psn_distance,
 )
-from cython_ext.roce.requester cimport post_request, send_requests, take_response
-from cython_ext.roce.responder cimport send_responses, take_request
+from cython_ext.roce.requester cimport post_request
 from cython_ext.roce.timer cimport next_event, timeout_of_code
 
 from cython_ext.roce.memory_region import EVERY_ACCESS, access_flags
@@ -56,7 +42,6 @@ from cython_ext.verbs.verbs_device import WC_STATUS
 from hwrx.errors import PathError, UsageError
 
 cdef enum:
-    FRAMES = 64
     DEEPEST = 1 << 16
 
 MTUS = (256, 512, 1024, 2048, 4096)
@@ -95,73 +80,6 @@ class WorkCompletion(NamedTuple):
     opcode: str             # an ibv_wc_opcode by name
     size: int               # bytes of the message
     immediate: int | None   # as a number
-
-
-# --- the hot part --------------------------------------------------------------------------------------------------
-
-cdef inline bint is_ours(const Connection *c, const Packet *p) noexcept nogil:
-    """From the other end's address to ours, to this queue pair, in the default partition (9.6.1)."""
-    cdef uint32_t both = 2 * p.address_size
-    cdef const char *ends = c.way.headers + c.way.size - 8 - both
-    if p.qpn != c.qpn or p.pkey & 0x7FFF != DEFAULT_PKEY & 0x7FFF or p.network != c.way.network:
-        return False
-    if both == 8:
-        # IPv4: two words, without the call
-        return load32(p.source) == load32(ends + 4) and load32(p.destination) == load32(ends)
-    return (memcmp(p.source, ends + p.address_size, p.address_size) == 0
-            and memcmp(p.destination, ends, p.address_size) == 0)
-
-
-cdef inline void take_frame(Connection *c, const Frame *frame, int64_t at) noexcept nogil:
-    cdef Packet packet
-    cdef int verdict = parse_roce(frame.data, frame.size, &packet)
-    if verdict == NOT_ROCE:
-        if is_neighbours(frame):
-            set_aside(c, frame)
-        return
-    if verdict == ROCE and packet.qpn == GSI:
-        set_aside(c, frame)
-        return
-    if verdict != ROCE or packet.opcode >= UC_SERVICE:
-        c.counters.malformed += 1
-        # an opcode that nobody knows, in a packet that is otherwise right, is a request that cannot be (9.7.4.1.2)
-        if verdict != UNKNOWN_OPCODE or packet.opcode >= UC_SERVICE:
-            return
-    if not is_ours(c, &packet):
-        c.counters.strangers += 1
-        return
-    # A packet with a wrong ICRC is as good as lost: nothing is said of it (9.6.2).
-    if not icrc_right(&packet):
-        c.counters.wrong_icrc += 1
-        return
-    c.counters.packets += 1
-    if c.state == IBV_QPS_ERR:
-        return
-    if packet.kind & IS_RESPONSE:
-        take_response(c, &packet, at)
-    else:
-        take_request(c, &packet)
-
-
-cdef int drive(Connection *c, int64_t at, uint32_t most) noexcept nogil:
-    """Take what has come, and send what is to be sent. How many frames came, or the link's error."""
-    cdef Frame[FRAMES] frames
-    cdef int count = c.link.take(c.link.me, frames, min(most, <uint32_t> FRAMES)), k, status
-    if count < 0:
-        return count
-    for k in range(count):
-        take_frame(c, &frames[k], at)
-    # Answers for the whole batch at once, so that one ACK stands for many, and before the frames are given back: a
-    # response never refers to one of them, but the other end waits for it.
-    send_responses(c)
-    if c.state != IBV_QPS_ERR:
-        send_requests(c, at)
-    flush_frames(c)
-    if count:
-        status = c.link.give(c.link.me, <uint32_t> count)
-        if status < 0:
-            return status
-    return c.link_status if c.link_status < 0 else count
 
 
 # --- for Python ----------------------------------------------------------------------------------------------------
@@ -219,6 +137,7 @@ cdef class RoceQueuePair:
         c.qpn, c.mtu, c.window = qpn, mtu, window
         c.access = access_flags(access)
         c.link = &link.table
+        c.gather = &link.gather if link.gather.append != NULL else NULL
         c.regions = &domain.regions
         c.state = IBV_QPS_INIT
         self.link = link
@@ -233,13 +152,15 @@ cdef class RoceQueuePair:
         free(c.responses)
         free(c.atomics)
 
-    def connect(self, headers, qpn, *, expects, begins, timeout=14, retry_count=7, rnr_retry=7, min_rnr_timer=12):
+    def connect(self, headers, qpn, *, expects, begins, mtu=None, timeout=14, retry_count=7, rnr_retry=7,
+                min_rnr_timer=12):
         """Connect with a queue pair of the other end; from now on both sides work (INIT to RTR to RTS, 10.3.1).
 
         :param headers: the way there, as `address_vector` makes it
         :param qpn: the other end's number
         :param expects: the number of the first packet that comes from there (rq_psn)
         :param begins: the number of our first packet (sq_psn)
+        :param mtu: the one that both ends have agreed on; None: as it was made with
         :param timeout: code of the time after which an unanswered packet is sent again: 4.096 µs times 2 to it; 0: no
         :param retry_count: how often, 0 to 7, before the connection is given up
         :param rnr_retry: how often after an RNR NAK, 0 to 6; 7: for ever
@@ -255,6 +176,9 @@ cdef class RoceQueuePair:
             ("min_rnr_timer", min_rnr_timer, 31),
         ):
             check_number(what, value, 0, most)
+        if mtu is not None and mtu not in MTUS:
+            raise UsageError(f"there is no path MTU of {mtu}", remedy=f"choose of: {', '.join(map(str, MTUS))}")
+        c.mtu = mtu or c.mtu
         try:
             fill_address_vector(&c.way, bytes(headers))
         except ValueError as error:
@@ -265,6 +189,7 @@ cdef class RoceQueuePair:
                 remedy="choose a smaller MTU",
             )
         c.remote_qpn = qpn
+        learn_plain(c)
         c.expected_psn = expects
         c.new_psn = c.send_psn = c.unacked_psn = c.highest_psn = begins
         c.timeout_ns = timeout_of_code(timeout)
@@ -272,6 +197,15 @@ cdef class RoceQueuePair:
         c.rnr_retry = c.rnr_left = rnr_retry
         c.min_rnr_timer = min_rnr_timer
         c.state = IBV_QPS_RTS
+
+    def use_landing(self):
+        """Tell the link from now on which packet comes next: it was prepared to receive messages in place.
+
+        :raises UsageError: if it was not
+        """
+        if self.link.landing == NULL:
+            raise UsageError("messages land nowhere on this link", remedy="prepare that first, if the link can")
+        self.connection.landing = self.link.landing
 
     # --- requests
 

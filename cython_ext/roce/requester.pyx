@@ -298,8 +298,11 @@ cdef void take_read_response(Connection *c, const Packet *p, int64_t at) noexcep
         return
     # Not outstanding where we had gone back before it, and it came after all.
     if index + 1 == request.packets:
+        if c.stamps != NULL:
+            stamp_message(c, find_memory(c.regions, request.lkey, request.local, request.length, 0), request.length)
         c.outstanding -= c.next != c.oldest
         complete_oldest(c, IBV_WC_SUCCESS)
+        c.messages += 1
     moved_to(c, psn_after(p.psn, 1), at)
 
 

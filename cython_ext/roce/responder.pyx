@@ -38,18 +38,6 @@ cdef extern from *:
 
 # --- what is to be said --------------------------------------------------------------------------------------------
 
-cdef inline void owe_ack(Connection *c, uint32_t psn) noexcept nogil:
-    """Acknowledge everything up to `psn`: one ACK for a whole batch (9.7.5.1.2)."""
-    # a NAK that has not gone yet says more, and acknowledges the packets before it too
-    if c.ack_due and c.ack_syndrome != SYNDROME_ACK:
-        return
-    # the later number replaces the earlier: an ACK is for everything up to its own
-    c.counters.acks_coalesced += c.ack_due
-    c.ack_due = True
-    c.ack_syndrome = SYNDROME_ACK
-    c.ack_psn = psn
-
-
 cdef inline void owe_nak(Connection *c, uint8_t syndrome) noexcept nogil:
     """Refuse the packet that is expected. Nothing is said of those behind it until it comes (9.7.5.2.8)."""
     # an ACK that has not gone is told by the NAK: it acknowledges all before its number
@@ -127,6 +115,8 @@ cdef inline void message_ends(Connection *c) noexcept nogil:
     """The last packet was executed."""
     c.message = 0
     c.offset = 0
+    # of which a landing's prediction is made
+    c.messages += 1
     # told to the requester in every AETH (9.7.5.2)
     c.msn = psn_after(c.msn, 1)
 
@@ -149,6 +139,8 @@ cdef inline bint receiver_ready(Connection *c) noexcept nogil:
 
 cdef void take_send(Connection *c, const Packet *p) noexcept nogil:
     cdef const ReceiveRequest *request
+    cdef uint32_t flags = WITH_IMMEDIATE if p.kind & HAS_IMMDT else 0
+    cdef char *data = NULL
     # For a later packet of the message the request is the same: only its end takes it off.
     if not receiver_ready(c):
         return
@@ -157,15 +149,25 @@ cdef void take_send(Connection *c, const Packet *p) noexcept nogil:
     if p.size > request.length - c.offset:
         refuse(c, NAK_INVALID_REQUEST, IBV_WC_LOC_LEN_ERR)
         return
-    if not place_payload(c, p, request.lkey, request.local + c.offset, IBV_ACCESS_LOCAL_WRITE):
+    if c.in_frames and p.kind & IS_FIRST and p.kind & IS_LAST:
+        # The link's buffer is the receive buffer: it is the user's until it is given back.
+        c.kept = True
+        c.counters.in_frames += p.size
+        c.landed = 0 if c.stamps == NULL else written_by_device(c.stamps, p.payload, p.size)
+        data = <char *> p.payload
+        flags |= IN_FRAME
+    elif not place_payload(c, p, request.lkey, request.local + c.offset, IBV_ACCESS_LOCAL_WRITE):
         refuse(c, NAK_REMOTE_OPERATIONAL_ERROR, IBV_WC_LOC_PROT_ERR)
         return
     c.message = IS_SEND
     c.offset += p.size
     if p.kind & IS_LAST:
+        if c.stamps != NULL:
+            stamp_message(c, data if data != NULL else find_memory(c.regions, request.lkey, request.local, c.offset, 0),
+                          c.offset)
         # behind the payload: who polls the completion finds the message
-        complete_receive(c, IBV_WC_SUCCESS, IBV_WC_RECV, c.offset, p.immediate if p.kind & HAS_IMMDT else 0,
-                         WITH_IMMEDIATE if p.kind & HAS_IMMDT else 0)
+        complete_receive(c, IBV_WC_SUCCESS, IBV_WC_RECV, c.offset, p.immediate if p.kind & HAS_IMMDT else 0, flags,
+                         data)
         message_ends(c)
     packet_executed(c, p)
 
@@ -198,6 +200,8 @@ cdef void take_write(Connection *c, const Packet *p) noexcept nogil:
     c.message = IS_WRITE
     c.offset = offset + p.size
     if p.kind & IS_LAST:
+        if c.stamps != NULL:
+            stamp_message(c, find_memory(c.regions, c.write_key, c.write_address, c.write_length, 0), c.write_length)
         # a WRITE alone is seen by nobody here but who looks at the memory
         if p.kind & HAS_IMMDT:
             complete_receive(c, IBV_WC_SUCCESS, IBV_WC_RECV_RDMA_WITH_IMM, c.write_length, p.immediate, WITH_IMMEDIATE)
@@ -242,6 +246,8 @@ cdef void take_read(Connection *c, const Packet *p) noexcept nogil:
     if response == NULL:
         return  # full of duplicates' responses: as if it had been lost
     c.msn = psn_after(c.msn, 1)
+    # nobody completes a READ here: who drives the pair for the other end's sake counts them
+    c.reads_answered += 1
     # The response's packets take the numbers; the next request comes behind them (9.7.3.1).
     c.expected_psn = psn_after(p.psn, packets_of(p.length, c.mtu))
     fill_read(c, response, p, False)

@@ -146,7 +146,8 @@ class Session:
             from hwrx.timelines.traced import RunTracer
 
             # a message of any path that needs no more than the wire has
-            needs = ("nothing", "verbs") if self.wire.places["server"].verbs else ("nothing",)
+            place = self.wire.places["server"]
+            needs = {"nothing"} | ({"verbs"} if place.verbs else set()) | ({"nic"} if place.pio else set())
             carried = [name for name, path in PATHS.items() if path.needs in needs]
             self._tracer = self._stack.enter_context(RunTracer(self.wire.bed(), carried))
             self._tracer.attach()

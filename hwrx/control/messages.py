@@ -41,7 +41,7 @@ Netem = Annotated[str, Meta(pattern=NETEM, max_length=200)]
 Ended = Literal["complete", "finished", "limit", "nothing", "error"]
 
 # An end's stamps, by message: of every path, and of the paths of whole frames where they were asked for
-Array = Literal["intended", "posted", "delivered", "seen", "parsed", "looked_up"]
+Array = Literal["intended", "posted", "delivered", "seen", "parsed", "looked_up", "verified"]
 
 # What one iteration of `rep movs` and `rep stos`, and with it a copied byte, costs a guest that counts instructions:
 # an instruction a byte, or, on a processor without the flags ERMS and FSRM, an instruction a word of 8 bytes

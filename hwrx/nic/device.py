@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
+from hwrx.errors import MachineError
 from hwrx.nic.registers import PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY
 
 if TYPE_CHECKING:
@@ -37,6 +38,13 @@ class Device(abc.ABC):
     @abc.abstractmethod
     def dma(self, size: int) -> DmaRegion:
         """Pinned memory of at least `size` bytes that the device reaches; closed with the device."""
+
+    def share(self, region: DmaRegion) -> DmaRegion:
+        """Map memory for the device, which closes it. MachineError if no IOMMU lets its pages stand side by side."""
+        raise MachineError(
+            f"{self.address} sees physical addresses ({self.access}): pages stand for it where they are in memory",
+            remedy="VFIO behind an IOMMU (intel_iommu=on), which lays pages out as one likes",
+        )
 
     @abc.abstractmethod
     def read_config(self, offset: int, size: int) -> int:

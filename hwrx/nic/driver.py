@@ -106,6 +106,9 @@ class Driver(Protocol):
     def frame_link(self) -> FrameLink:
         """Hand the rings to the measured loops: closing the link closes the driver."""
 
+    def message_link(self) -> FrameLink:
+        """Hand them to a transport of messages: a link that gathers what is sent from where it lies."""
+
     def statistics(self) -> dict[str, int]:
         """The NIC's own counters since it was brought up, by the vendor's names."""
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from cython_ext.nics.e1000e_link import RingLink
+    from cython_ext.nics.e1000e_message import MessageLink
     from cython_ext.nics.mmio import Bar
 
 GONE = 0xFFFFFFFF  # what every register of a device reads as that does not answer
@@ -72,8 +73,9 @@ class E1000e:
         try:
             self._buffer = buffer
             self.rx = RxRing(self.bar, device.dma(rx * 16), device.dma(rx * buffer), rx, buffer, guard=guard)
-            # one buffer size for sending: any frame of up to 2 KiB
-            self.tx = TxRing(self.bar, device.dma(tx * 16), device.dma(tx * 2048), tx, 2048)
+            # one buffer size for sending: any frame of up to 2 KiB, or as long as those that are received
+            longest = max(2048, buffer) if long_frames else 2048
+            self.tx = TxRing(self.bar, device.dma(tx * 16), device.dma(tx * longest), tx, longest)
             self._interrupt_kind = device.interrupt_kinds[0] if interrupt == "auto" else interrupt
             self._throttle = throttle
             self._extra_addresses: list[str] = []
@@ -288,6 +290,26 @@ class E1000e:
         from cython_ext.nics.e1000e_link import RingLink
 
         return RingLink(self)
+
+    def message_link(self) -> MessageLink:
+        """Hand the rings to a transport of messages, which gathers what it sends: closing the link closes this."""
+        from cython_ext.nics.e1000e_message import MessageLink
+
+        return MessageLink(self)
+
+    def restart_receiver(self, arm: Callable[[], object]) -> None:
+        """Begin anew with an empty receive ring: its owner gives it other buffers. Frames in the ring are lost.
+
+        Not while frames come: a real 82574 has descriptors in flight then (4.6.5 has the receiver enabled once).
+
+        :param arm: called when the receiver is enabled, to move the tail
+        """
+        self.bar.write(reg.RCTL, 0)
+        self.rx.start()
+        self.bar.write(reg.RDH, 0)
+        self.bar.write(reg.RDT, 0)
+        self.bar.write(reg.RCTL, self._receive_control())
+        arm()
 
     # --- packets ---------------------------------------------------------------------------------------------------
 

@@ -22,11 +22,13 @@ VERBS = SEND | IMM | WRITE | READ
 KERNEL = SOCKETS | VERBS  # what crosses the kernel's stack where the HCA is rxe
 OWN = frozenset({"nic-ring"})
 PIO = frozenset({"nic-pio"})
-NIC = OWN | PIO
+ROCE = frozenset({"roce"})  # our own queue pair on a NIC that we drive
+NIC = OWN | PIO | ROCE
 PACKET = frozenset({"packet-ring"})
 XDP = frozenset({"xdp"})
 RINGS = PACKET | XDP
-FRAMES = NIC | RINGS  # the endpoint does itself what the kernel does for a socket
+FRAMES = NIC | RINGS  # the endpoint does itself what the kernel does for a socket,
+DATAGRAMS = FRAMES - ROCE  # or what an HCA does
 HCA = frozenset({"hca"})  # a hardware verbs device: the kernel takes no part
 ALL = KERNEL | NIC | RINGS | HCA
 

@@ -123,17 +123,22 @@ def reckon_frames(
         "DMA": tally.get("in_place_bytes", 0),
         "parsed": tally.get("checked_bytes", 0),
         "summed": tally.get("summed_bytes", 0),
+        "ICRC verified": tally.get("checked_bytes", 0),
+        "ICRC computed": tally.get("summed_bytes", 0),
+        "fetched": tally.get("fetched_bytes", 0) and tally.get("sent_bytes", 0),
+        "copied to the ring": tally.get("sent_bytes", 0) if tally.get("roce_copied_out", 0) else 0,
+        "copied into place": _put_into_place(tally),
         "port read": carried,
         "port write": tally.get("sent_bytes", 0) if tally.get("cpu_sent_bytes", 0) else 0,
     }
     rows = []
     for stage in paths.path_stages(path):
-        by_endpoint = counted.get(stage.name, 0) if stage.name in names or stage.name == "DMA" else 0
+        by_endpoint = counted.get(stage.name, 0) if stage.name in names or stage.handles == "DMA" else 0
         count = int(totals[stage.number]["bytes"]) or by_endpoint
         if stage.handles and count:
             rows.append(_row(stage, totals[stage.number], delivered, count))
     entries, seen = paths.find_path(path).copied_in, paths.find_path(path).copied_out
-    arrived = sum(row.bytes for row in rows if row.stage == seen)
+    arrived = sum(row.bytes for row in rows if row.stage in (seen, "copied into place"))
     known = seen in names or seen == "DMA"
     sent_known = not entries or bool(names.intersection(entries))
     if known and abs(difference := arrived - delivered) > TINY * delivered:
@@ -148,6 +153,14 @@ def reckon_frames(
         _passes(path, rows, "sender", names),
         _passes(path, rows, "receiver", names),
     )
+
+
+def _put_into_place(tally: Mapping[str, int]) -> int:
+    """Payload bytes of our own queue pair that a CPU put where they were delivered; the kernel's ring counts as one."""
+    payload = tally.get("payload_bytes", 0)
+    if tally.get("cpu_copied_bytes", 0):
+        return payload + min(tally.get("roce_copied", 0), payload)
+    return payload - min(tally.get("in_place_bytes", 0), payload)
 
 
 def _posted_inline(delivered: int, tally: Mapping[str, int]) -> list[Row]:

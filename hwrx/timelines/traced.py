@@ -57,7 +57,14 @@ EVENTS_A_CHUNK = 8000
 TWIN = 1 << 30  # added to a trial's number: no straggler of the one is taken for the other's
 
 # the stages inside of an endpoint, and what its array of stamps is called
-OWN: dict[str, Array] = {"descriptor seen": "seen", "parsed": "parsed", "looked up": "looked_up"}
+OWN: dict[str, Array] = {
+    "descriptor seen": "seen",
+    "parsed": "parsed",
+    "looked up": "looked_up",
+    "headers parsed": "parsed",
+    "ICRC verified": "verified",
+    "in order": "looked_up",
+}
 
 
 @dataclass

@@ -19,7 +19,7 @@ HWRX = [sys.executable, "-m", "hwrx", "claims"]
 
 def test_claims_are_tested_here_and_kept(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    names = ["file-knows-its-process", "port-is-one-program", "rdma-makes-no-copies"]
+    names = ["file-knows-its-process", "port-is-one-program", "hca-makes-no-copies"]
     words = [*HWRX, "run", *names, "--here", "--json", "--out", str(out)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

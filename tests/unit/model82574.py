@@ -110,7 +110,9 @@ class Model(Device):
         return self._bar
 
     def dma(self, size):
-        region = DmaRegion(size)
+        return self.share(DmaRegion(size))
+
+    def share(self, region):
         region.mapped([self._next_iova], region.size, lambda gone: self.regions.remove(gone))
         # a hole after each region, so that what runs over its end is noticed
         self._next_iova += region.size + PAGE
@@ -246,11 +248,11 @@ class Model(Device):
     # --- its transmit unit ---
 
     def transmit(self, most=1 << 30):
-        """Send up to `most` posted descriptors; returns the frames."""
+        """Send up to `most` posted frames; returns them."""
         if not self.peek(reg.TCTL) & reg.TCTL_EN or not self.command & PCI_COMMAND_MASTER:
             return []
         count = self.peek(reg.TDLEN) // 16
-        frames = []
+        frames, pieces = [], []
         while self.peek(reg.TDH) != self.peek(reg.TDT) and len(frames) < most:
             head = self.peek(reg.TDH)
             region, at = self.ring(reg.TDBAL, head)
@@ -258,10 +260,15 @@ class Model(Device):
             size = command & 0xFFFF
             found = self.reach(address, size)
             if found is not None:
-                frames.append(bytes(memoryview(found[0])[found[1] : found[1] + size]))
+                pieces.append(bytes(memoryview(found[0])[found[1] : found[1] + size]))
+            # 7.2.10.1.4: the frame is whole with the descriptor that has EOP; DD is reported where RS asks for it
+            if command >> 24 & 0x01:
+                if pieces:
+                    frames.append(b"".join(pieces))
+                pieces = []
+                self.count("GPTC")
             if command >> 24 & 0x08:
                 struct.pack_into("<Q", region, at + 8, command | 1 << 32)
             self.poke(reg.TDH, (head + 1) % count)
-            self.count("GPTC")
         self.sent += frames
         return frames

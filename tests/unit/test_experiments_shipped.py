@@ -33,7 +33,8 @@ def test_first_experiment_counts_every_path_over_the_same_nics() -> None:
     counted = msgspec.structs.replace(read, clock="icount")
     layout = planning.plan_run(counted, testbed.setting_checker(counted, Wanted()))
     assert {s.path for s in layout.settings} == {
-        "udp", "tcp", "rdma-send", "rdma-write", "rdma-write-imm", "nic-ring"
+        "udp", "tcp", "rdma-send", "rdma-write", "rdma-write-imm", "nic-ring", "roce-send",
+        "roce-write",
     }  # fmt: skip
     for setting in layout.settings:
         assert setting.wait == "event"

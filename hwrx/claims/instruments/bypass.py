@@ -51,15 +51,16 @@ def entries(
     messages: int = 400,
     device: str = "any",
     rounds: int = 3,
+    wait: str = "",
 ) -> Measurement:
     """Count what the kernel does while messages go to and fro, and the same for UDP over loopback, as a control.
 
-    `device`: see `choose`. The round with the fewest counts: what else the machine does can only add. Figures, a
-    message: `entries` (system calls of the two ends, device interrupts, NET_RX and drivers' softirqs, work items),
-    `control_entries` (over UDP), `delivered`.
+    `device`: see `choose_ports`. `wait`: how the ends wait; "": by event, or as the path must. The round with the
+    fewest counts: what else the machine does can only add. Figures, a message: `entries` (system calls of the two ends,
+    device interrupts, NET_RX and drivers' softirqs, work items), `control_entries` (over UDP), `delivered`.
     """
     choose_ports(session, device)
-    wait = "poll" if paths.find_path(path).memory_alone else "event"
+    wait = wait or ("poll" if paths.find_path(path).memory_alone else "event")
     ours, delivered = _fewest(session.agents, path, size, messages, wait, rounds)
     with _loopback() as pair:
         control, _ = _fewest(pair, "udp", size, messages, "event", rounds)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cython_ext.frames.datagram import DatagramTransport
     from cython_ext.frames.link import FrameLink
     from hwrx.control.messages import Prepare, Setting
+    from hwrx.nic.driver import Driver
     from hwrx.nic.pci import HeldNic
 
 PATHS = (
@@ -149,16 +150,21 @@ def _ring(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
 
     here = prepare.here
     if prepare.hold:
-        _keep_taken(_netdev(prepare), here.address)
+        keep_taken(named_netdev(prepare), here.address)
     nic = hwrx.nic.open_nic(
-        _netdev(prepare),
+        named_netdev(prepare),
         own=(here.address,),
         rx=RING,
         tx=RING,
         interrupt="auto" if prepare.setting.wait == "event" else None,
     )
+    return nic.frame_link(), describe_ring(nic)
+
+
+def describe_ring(nic: Driver) -> dict[str, str | int]:
+    """Return what was chosen of a NIC that is driven, for the manifest."""
     interrupt = nic.rx.interrupt
-    return nic.frame_link(), {
+    return {
         "nic": nic.device.address,
         "access": nic.device.access,
         "mac": nic.mac,
@@ -171,7 +177,7 @@ def _ring(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
 _held: list[HeldNic] = []  # NICs that stay taken between trials
 
 
-def _keep_taken(netdev: str, address: str) -> None:
+def keep_taken(netdev: str, address: str) -> None:
     """Take the NIC beneath a network device, until `release_held`."""
     # as above
     from hwrx.nic import pci
@@ -194,7 +200,7 @@ def _packet_ring(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
     """The kernel's ring for packet sockets, at an address of its own, so that the stack leaves our frames alone."""
     from cython_ext.frames.packet_ring import PacketRing
 
-    netdev = _netdev(prepare)
+    netdev = named_netdev(prepare)
     mac = bytearray(_hardware(netdev))
     mac[0] |= 0x02  # locally administered
     mac[1] ^= 0x40
@@ -223,7 +229,7 @@ def _xdp(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
     """An AF_XDP socket, in front of the stack."""
     from cython_ext.frames.xdp_ring import XdpRing
 
-    netdev = _netdev(prepare)
+    netdev = named_netdev(prepare)
     mac = _hardware(netdev).hex(":")
     ring = XdpRing(netdev, mac, _port(prepare), poll=prepare.setting.wait == "poll")
     notes = {"netdev": netdev, "mac": mac, "mode": ring.mode, "zero_copy": ring.zero_copy}
@@ -241,7 +247,8 @@ def _pio(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
     return link, {"nic": prepare.here.pio, "mac": link.mac, "port_access_bytes": PIO_WIDTH}
 
 
-def _netdev(prepare: Prepare) -> str:
+def named_netdev(prepare: Prepare) -> str:
+    """Return the network device of the place; UsageError if it names none."""
     if prepare.here.netdev is None:
         raise UsageError(
             f"{prepare.setting.path} needs a network device, and this place names none",

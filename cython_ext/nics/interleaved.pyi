@@ -1,0 +1,13 @@
+from cython_ext.nics.dma import DmaRegion
+
+class UserPages:
+    size: int
+    @property
+    def address(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class InterleavedRegion(DmaRegion):
+    user: UserPages
+    def __init__(self, size: int) -> None: ...
+
+def interleaved_pages(pages: int) -> InterleavedRegion: ...

@@ -1,0 +1,226 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Driving a queue pair: frames in, parsed and checked, to the responder or the requester; then what both have to send.
+
+It allocates nothing and holds no GIL.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcmp
+
+from cython_ext.core.clock cimport now
+from cython_ext.frames.link cimport Frame
+from cython_ext.frames.packet cimport (
+    ETHERNET,
+    IPV4,
+    UDP_HEADER,
+    big16,
+    fold,
+    load32,
+    load64,
+    ones_add,
+)
+from cython_ext.headers.infiniband_verbs cimport IBV_QPS_ERR, IBV_QPS_RTS, IBV_WC_RECV, IBV_WC_SUCCESS
+from cython_ext.roce.aside cimport is_neighbours, set_aside
+from cython_ext.roce.connection cimport (
+    GSI,
+    IN_FRAME,
+    Completion,
+    Connection,
+    ReceiveRequest,
+    complete,
+    flush_frames,
+    psn_after,
+)
+from cython_ext.roce.icrc cimport ICRC, icrc_of
+from cython_ext.roce.packet cimport (
+    ACK_REQUEST,
+    BTH,
+    DEFAULT_PKEY,
+    IS_RESPONSE,
+    NOT_ROCE,
+    PSN_MASK,
+    RC_SEND_ONLY,
+    ROCE,
+    ROCE_PORT,
+    UC_SERVICE,
+    UNKNOWN_OPCODE,
+    Packet,
+    big32,
+    icrc_right,
+    parse_roce,
+    psn_distance,
+)
+from cython_ext.roce.requester cimport send_requests, take_response
+from cython_ext.roce.responder cimport owe_ack, send_responses, take_request
+
+cdef enum:
+    FRAMES = 64
+    PLAIN = ETHERNET + IPV4 + UDP_HEADER    # bytes in front of the BTH
+
+# of a BTH's first 8 bytes, the opcode first: what tells its kind and whose it is, without solicited event, padding and
+# membership of the partition
+cdef uint64_t PLAIN_BTH = 0xFFFFFF00FF7F0FFFU
+
+
+cdef inline bint is_ours(const Connection *c, const Packet *p) noexcept nogil:
+    """From the other end's address to ours, to this queue pair, in the default partition (9.6.1)."""
+    cdef uint32_t both = 2 * p.address_size
+    cdef const char *ends = c.way.headers + c.way.size - 8 - both
+    if p.qpn != c.qpn or p.pkey & 0x7FFF != DEFAULT_PKEY & 0x7FFF or p.network != c.way.network:
+        return False
+    if both == 8:
+        # IPv4: two words, without the call
+        return load32(p.source) == load32(ends + 4) and load32(p.destination) == load32(ends)
+    return (memcmp(p.source, ends + p.address_size, p.address_size) == 0
+            and memcmp(p.destination, ends, p.address_size) == 0)
+
+
+cdef void learn_plain(Connection *c) noexcept nogil:
+    cdef char[8] bth
+    bth[0], bth[1], bth[2], bth[3], bth[4] = RC_SEND_ONLY, 0, 0x7F, <char> 0xFF, 0
+    bth[5], bth[6], bth[7] = <char> (c.qpn >> 16), <char> (c.qpn >> 8), <char> c.qpn
+    c.expected_bth = load64(bth)
+    # source and destination change places
+    if c.way.network == IPV4:
+        c.ends = <uint64_t> load32(c.way.headers + 30) | <uint64_t> load32(c.way.headers + 26) << 32
+
+
+cdef inline bint take_plain(Connection *c, const Frame *frame) noexcept nogil:
+    """The frame that comes most often: the SEND ONLY that is expected, over IPv4, to be delivered where it lies.
+
+    It is judged by few comparisons, all of `parse_roce`, `is_ours` and the responder's among them. False if one of them
+    fails: nothing was done then, and `take_frame` says what it is.
+    """
+    cdef const char *at = frame.data
+    cdef const char *bth = at + PLAIN
+    cdef uint32_t size, length, word, pad
+    cdef const ReceiveRequest *request
+    cdef Completion *entry
+    # Ethernet and IPv4 without options, no fragment, UDP, both addresses, RoCE's port, this queue pair
+    if (frame.size < PLAIN + BTH + ICRC or load64(at + 26) != c.ends or load64(bth) & PLAIN_BTH != c.expected_bth
+            or load32(at + 12) & 0x00FFFFFF != 0x00450008 or load32(at + 20) & 0xFF00FF3FU != 0x11000000
+            or big16(at + 36) != ROCE_PORT):
+        return False
+    length = big16(at + 38)
+    if (length < UDP_HEADER + BTH + ICRC or length + ETHERNET + IPV4 > frame.size or big16(at + 16) != length + IPV4
+            or fold(ones_add(ones_add(load64(at + 14), load64(at + 22)), load32(at + 30))) != 0xFFFF):
+        return False
+    # the number that is expected, no message under way, a receive request that is long enough
+    word = big32(bth + 8)
+    size = length - UDP_HEADER - BTH - ICRC
+    pad = <uint8_t> bth[1] >> 4 & 3
+    request = &c.receives[c.receive_oldest & c.receive_mask]
+    if (word & PSN_MASK != c.expected_psn or c.message or c.receive_oldest == c.receive_posted or size & 3
+            or size < pad or size - pad > request.length or size - pad > c.mtu or c.state != IBV_QPS_RTS):
+        return False
+    if icrc_of(at + ETHERNET, IPV4, bth + BTH, size) != load32(bth + BTH + size):
+        return False
+    # executed, as take_send does it
+    entry = complete(&c.received)
+    entry.wr_id = request.wr_id
+    entry.status = IBV_WC_SUCCESS
+    entry.opcode = IBV_WC_RECV
+    entry.size = size - pad
+    entry.immediate = 0
+    entry.flags = IN_FRAME
+    entry.data = <char *> bth + BTH
+    c.receive_oldest += 1
+    c.messages += 1
+    c.msn = psn_after(c.msn, 1)
+    c.expected_psn = psn_after(c.expected_psn, 1)
+    c.nak_sent = False
+    c.counters.packets += 1
+    c.counters.in_frames += size - pad
+    if word & ACK_REQUEST:
+        owe_ack(c, word & PSN_MASK)
+    return True
+
+
+cdef inline void take_frame(Connection *c, const Frame *frame, int64_t at) noexcept nogil:
+    """One frame: to the side whose it is, or counted. `c.kept` says whether it is the user's now."""
+    cdef Packet packet
+    cdef int verdict = parse_roce(frame.data, frame.size, &packet)
+    if verdict == NOT_ROCE:
+        if is_neighbours(frame):
+            set_aside(c, frame)
+        return
+    if c.stamps != NULL:
+        c.parsed = now()
+    if verdict == ROCE and packet.qpn == GSI:
+        set_aside(c, frame)
+        return
+    if verdict != ROCE or packet.opcode >= UC_SERVICE:
+        c.counters.malformed += 1
+        # an opcode that nobody knows, in a packet that is otherwise right, is a request that cannot be (9.7.4.1.2)
+        if verdict != UNKNOWN_OPCODE or packet.opcode >= UC_SERVICE:
+            return
+    if not is_ours(c, &packet):
+        c.counters.strangers += 1
+        return
+    # A packet with a wrong ICRC is as good as lost: nothing is said of it (9.6.2).
+    if not icrc_right(&packet):
+        c.counters.wrong_icrc += 1
+        return
+    if c.stamps != NULL:
+        c.verified = now()
+    c.counters.packets += 1
+    if c.state == IBV_QPS_ERR:
+        return
+    if packet.kind & IS_RESPONSE:
+        if c.landing != NULL:
+            c.landing.aside += 1
+        take_response(c, &packet, at)
+    else:
+        take_request(c, &packet)
+
+
+cdef inline void foresee(Connection *c) noexcept nogil:
+    """Tell the link which packet comes next, for the buffers that it is about to give to the device."""
+    if c.landing.message != c.messages:
+        c.landing.message = c.messages
+        c.landing.aside = 0
+    # MIDDLE and LAST follow at whole MTUs (9.7.4.1.6); a response's packets have numbers of their request's
+    if c.message:
+        c.landing.packet = c.offset // c.mtu
+    elif c.oldest != c.posted and c.sends[c.oldest & c.send_mask].answered:
+        c.landing.packet = max(0, psn_distance(c.unacked_psn, c.sends[c.oldest & c.send_mask].first))
+    else:
+        c.landing.packet = 0
+
+
+cdef int drive(Connection *c, int64_t at, uint32_t most) noexcept nogil:
+    """Take what has come, and send what is to be sent. How many frames came, or the link's error."""
+    cdef Frame[FRAMES] frames
+    cdef bint plain
+    cdef int count = c.link.take(c.link.me, frames, min(most, <uint32_t> FRAMES)), k, status
+    if count < 0:
+        return count
+    if c.stamps != NULL:
+        c.seen = now()
+    plain = c.in_frames and c.stamps == NULL
+    for k in range(count):
+        if plain and take_plain(c, &frames[k]):
+            continue
+        c.kept = False
+        take_frame(c, &frames[k], at)
+        if c.in_frames and not c.kept:
+            c.link.refuse(c.link.me, &frames[k])
+    # What was received into place stands there, so the device gets new buffers first: it has no more than the other end
+    # may send before it hears of the batch.
+    if count and c.landing != NULL:
+        foresee(c)
+        status = c.link.give(c.link.me, <uint32_t> count)
+        if status < 0:
+            return status
+    # Answers for the whole batch at once, so that one ACK stands for many, and before other frames are given back: a
+    # response never refers to one of them, but the other end waits for it.
+    send_responses(c)
+    if c.state != IBV_QPS_ERR:
+        send_requests(c, at)
+    flush_frames(c)
+    if count and c.landing == NULL:
+        # those that are kept go back one by one, when the user has done with them
+        status = c.link.give(c.link.me, 0 if c.in_frames else <uint32_t> count)
+        if status < 0:
+            return status
+    return c.link_status if c.link_status < 0 else count

@@ -1,0 +1,361 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""What the loops call of a queue pair of our own, verb by verb; see roce_path.pyx for what it is part of.
+
+What a hardware HCA does by itself, and rxe in the kernel, is done by the thread that wants the message: whoever
+receives, or waits for room, drives the queue pair. Nothing works between two calls.
+"""
+
+from libc.errno cimport EOVERFLOW, ETIMEDOUT
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memset
+
+from cython_ext.core.clock cimport now
+from cython_ext.core.transport cimport FINISHED, WC_STATUS, Delivery
+from cython_ext.headers.infiniband_verbs cimport (
+    IBV_QPS_ERR,
+    IBV_WC_SUCCESS,
+    IBV_WC_WR_FLUSH_ERR,
+    IBV_WR_RDMA_READ,
+)
+from cython_ext.roce.connection cimport (
+    SIGNALED,
+    Completion,
+    CompletionQueue,
+    Connection,
+    ReceiveRequest,
+    SendRequest,
+    flush_frames,
+)
+from cython_ext.roce.driving cimport drive
+from cython_ext.roce.requester cimport post_request, send_requests
+from cython_ext.roce.timer cimport next_event
+
+cdef enum:
+    FRAMES = 64             # taken at once
+    POISON = 0xA5           # of a READ's landing buffer, as RcReadTransport has it
+    POISONED = 24           # bytes: the header
+
+
+# --- waiting -------------------------------------------------------------------------------------------------------
+
+cdef int failure(const CompletionQueue *queue) noexcept nogil:
+    """WC_STATUS of the completion that tells most: what failed first, before the flush of all that was posted."""
+    cdef uint32_t at
+    cdef const Completion *entry
+    for at in range(queue.tail, queue.head):
+        entry = &queue.ring[at & queue.mask]
+        if entry.status != IBV_WC_SUCCESS and entry.status != IBV_WC_WR_FLUSH_ERR:
+            return WC_STATUS - <int> entry.status
+    return 0
+
+
+cdef int state_error(const RoceState *s) noexcept nogil:
+    """0, or why the queue pair takes nothing more."""
+    cdef int status
+    if s.c.state != IBV_QPS_ERR:
+        return 0
+    status = failure(&s.c.done)
+    if status == 0:
+        status = failure(&s.c.received)
+    return status if status else WC_STATUS - <int> IBV_WC_WR_FLUSH_ERR
+
+
+cdef int work(RoceState *s, int64_t deadline) noexcept nogil:
+    """Take what has come and send what is to be sent; where nothing came, wait for a frame or a timer once.
+
+    How many frames came; 0 at the deadline; or an error.
+    """
+    cdef int status
+    cdef int64_t at, until
+    while True:
+        at = now()
+        status = drive(s.c, at, FRAMES)
+        if status != 0:
+            return status
+        status = state_error(s)
+        if status < 0:
+            return status
+        if at >= deadline:
+            return 0
+        until = next_event(s.c)
+        if until == 0 or until > deadline:
+            until = deadline
+        status = s.link.wait(s.link.me, until)
+        if status < 0:
+            return status
+
+
+# --- sending -------------------------------------------------------------------------------------------------------
+
+cdef char *roce_outgoing(void *me, uint32_t k) noexcept nogil:
+    cdef RoceState *s = <RoceState *> me
+    k += s.slot
+    return s.out + <size_t> (k if k < s.window else k - s.window) * s.stride
+
+
+cdef inline uint32_t free_buffers(const RoceState *s) noexcept nogil:
+    # a buffer is free when the other end has acknowledged its message, whatever the device has done with it
+    return s.window - (s.c.posted - s.c.oldest)
+
+
+cdef int roce_room(void *me) noexcept nogil:
+    cdef RoceState *s = <RoceState *> me
+    cdef int64_t deadline
+    cdef int status
+    if free_buffers(s):
+        status = state_error(s)
+        return status if status < 0 else <int> free_buffers(s)
+    deadline = now() + s.patience_ns
+    while free_buffers(s) == 0:
+        status = work(s, deadline)
+        if status <= 0:
+            return status
+    return <int> free_buffers(s)
+
+
+cdef int roce_blind_room(void *me) noexcept nogil:
+    """As `room`, but never without a look: completions are the only stamps that a stream of WRITEs gets."""
+    cdef RoceState *s = <RoceState *> me
+    cdef int status = drive(s.c, now(), FRAMES)
+    return status if status < 0 else roce_room(me)
+
+
+cdef int roce_post(void *me, uint32_t count) noexcept nogil:
+    cdef RoceState *s = <RoceState *> me
+    cdef Connection *c = s.c
+    cdef SendRequest *request
+    cdef uint32_t _
+    for _ in range(count):
+        request = &c.sends[c.posted & c.send_mask]
+        request.verb = s.verb
+        # success needs no completion: `oldest` tells how far the other end has acknowledged; a READ's is its delivery
+        request.flags = SIGNALED if s.verb == IBV_WR_RDMA_READ else 0
+        request.local = <uint64_t> <uintptr_t> (s.out + <size_t> s.slot * s.stride)
+        request.lkey = s.out_key
+        request.length = s.size
+        request.remote = s.remote + <uint64_t> s.remote_slot * s.remote_stride
+        request.rkey = s.remote_key
+        request.immediate = c.posted
+        post_request(c)
+        s.slot += 1
+        if s.slot == s.window:
+            s.slot = 0
+        # in turn, as the other end gives its slots back
+        s.remote_slot += 1
+        if s.remote_slot >= s.remote_slots:
+            s.remote_slot = 0
+    if c.stamps != NULL:
+        c.stamps.sent_bytes += <uint64_t> count * s.size
+        c.stamps.summed_bytes += <uint64_t> count * s.size
+    send_requests(c, now())
+    flush_frames(c)
+    return c.link_status if c.link_status < 0 else <int> count
+
+
+cdef int roce_finish(void *me) noexcept nogil:
+    """Until the other end has acknowledged all; and if something was lost, a while for what it may ask again."""
+    cdef RoceState *s = <RoceState *> me
+    cdef int64_t deadline = now() + s.limit_ns
+    cdef int status
+    while s.c.oldest != s.c.posted:
+        status = work(s, deadline)
+        if status <= 0:
+            return status if status < 0 else -ETIMEDOUT
+    return linger(s)
+
+
+cdef int linger(RoceState *s) noexcept nogil:
+    """Answer what is asked again: our last ACK may be lost, and the other end's last message would fail with it."""
+    cdef int status = 1
+    if s.c.counters.duplicates + s.c.counters.out_of_order + s.c.counters.timeouts + s.c.counters.wrong_icrc == 0:
+        return 0
+    while status > 0:
+        status = work(s, now() + 3 * s.c.timeout_ns)
+    # the other end is right to be gone
+    return 0
+
+
+# --- receiving -----------------------------------------------------------------------------------------------------
+
+cdef void roce_post_receive(RoceState *s) noexcept nogil:
+    cdef Connection *c = s.c
+    cdef ReceiveRequest *request = &c.receives[c.receive_posted & c.receive_mask]
+    request.local = <uint64_t> <uintptr_t> (s.landing + <size_t> s.free_slot * s.landing_stride)
+    request.lkey = s.landing_key
+    request.length = s.size
+    c.receive_posted += 1
+    s.free_slot += 1
+    if s.free_slot == s.slots:
+        s.free_slot = 0
+
+
+cdef inline int hand_out(RoceState *s, Delivery *out, uint32_t most) noexcept nogil:
+    """Completed receive requests: the messages of SEND and of WRITE with immediate."""
+    cdef CompletionQueue *queue = &s.c.received
+    cdef const Completion *entry
+    cdef uint32_t n = 0
+    while n < most and queue.tail != queue.head:
+        entry = &queue.ring[queue.tail & queue.mask]
+        if entry.status != IBV_WC_SUCCESS:
+            break
+        # of a WRITE the request has no part but its turn, which is the slot's
+        out[n].data = entry.data
+        out[n].size = entry.size
+        queue.tail += 1
+        n += 1
+    s.taken += n
+    return <int> n
+
+
+cdef int roce_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
+    cdef RoceState *s = <RoceState *> me
+    cdef int status, n = hand_out(s, out, most)
+    while n == 0:
+        status = work(s, deadline)
+        if status < 0:
+            return status
+        n = hand_out(s, out, most)
+        if status == 0:
+            break
+    return n
+
+
+cdef int roce_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
+    cdef RoceState *s = <RoceState *> me
+    return roce_receive_until(me, out, most, now() + s.patience_ns)
+
+
+cdef int roce_release(void *me, uint32_t count) noexcept nogil:
+    cdef RoceState *s = <RoceState *> me
+    cdef uint32_t _
+    for _ in range(count):
+        roce_post_receive(s)
+    if s.moves:
+        s.c.landing.released += count
+    # frames that were delivered go back to the device in the order in which they came
+    return s.link.give(s.link.me, count) if s.c.in_frames else 0
+
+
+# --- WRITE ---------------------------------------------------------------------------------------------------------
+
+cdef inline int hand_out_slots(RoceState *s, Delivery *out, uint32_t most) noexcept nogil:
+    """Messages that were written whole. The responder has counted them; there is no completion."""
+    cdef uint32_t n = 0
+    if s.c.messages - s.taken > s.slots:
+        return -EOVERFLOW
+    while n < most and s.taken != s.c.messages:
+        out[n].data = s.landing + <size_t> (s.taken % s.slots) * s.landing_stride
+        out[n].size = s.size
+        s.taken += 1
+        n += 1
+    return <int> n
+
+
+cdef int roce_write_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
+    cdef RoceState *s = <RoceState *> me
+    cdef int status, n = hand_out_slots(s, out, most)
+    while n == 0:
+        status = work(s, deadline)
+        if status < 0:
+            return status
+        n = hand_out_slots(s, out, most)
+        if status == 0:
+            break
+    return n
+
+
+cdef int roce_write_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
+    return roce_write_receive_until(me, out, most, now() + (<RoceState *> me).patience_ns)
+
+
+cdef int roce_blind_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
+    """Drive the queue pair until the last message stands; then hand out what still does, oldest first."""
+    cdef RoceState *s = <RoceState *> me
+    cdef int64_t deadline = now() + s.patience_ns
+    cdef int status
+    if s.taken == s.total:
+        return FINISHED
+    while s.c.messages < s.total:
+        status = work(s, deadline)
+        if status <= 0:
+            return status
+    if s.total - s.taken > s.slots:
+        s.taken = s.total - s.slots
+    return hand_out_slots(s, out, most)
+
+
+cdef int roce_write_release(void *me, uint32_t count) noexcept nogil:
+    cdef RoceState *s = <RoceState *> me
+    if s.moves and s.c.landing.released < s.taken:
+        s.c.landing.released = s.taken
+    return 0
+
+
+# --- READ ----------------------------------------------------------------------------------------------------------
+
+cdef int roce_read_room(void *me) noexcept nogil:
+    """Landing buffers that are free: only a delivery that is given back makes room."""
+    cdef RoceState *s = <RoceState *> me
+    return <int> (s.window - (s.c.posted - <uint32_t> s.taken))
+
+
+cdef int roce_read_post(void *me, uint32_t count) noexcept nogil:
+    """Poison header and trailer of each landing buffer, so that what stands there afterwards was read; then ask."""
+    cdef RoceState *s = <RoceState *> me
+    cdef char *landing
+    cdef uint32_t k
+    for k in range(count):
+        landing = roce_outgoing(me, k)
+        memset(landing, POISON, min(s.size, <uint32_t> POISONED))
+        landing[s.size - 1] = <char> POISON
+    return roce_post(me, count)
+
+
+cdef inline int hand_out_reads(RoceState *s, Delivery *out, uint32_t most) noexcept nogil:
+    cdef CompletionQueue *queue = &s.c.done
+    cdef uint32_t n = 0
+    while n < most and queue.tail != queue.head and queue.ring[queue.tail & queue.mask].status == IBV_WC_SUCCESS:
+        out[n].data = s.out + <size_t> s.free_slot * s.stride
+        out[n].size = s.size
+        s.free_slot += 1
+        if s.free_slot == s.window:
+            s.free_slot = 0
+        queue.tail += 1
+        n += 1
+    return <int> n
+
+
+cdef int roce_read_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
+    cdef RoceState *s = <RoceState *> me
+    cdef int status, n = hand_out_reads(s, out, most)
+    while n == 0:
+        status = work(s, deadline)
+        if status < 0:
+            return status
+        n = hand_out_reads(s, out, most)
+        if status == 0:
+            break
+    return n
+
+
+cdef int roce_read_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
+    return roce_read_receive_until(me, out, most, now() + (<RoceState *> me).patience_ns)
+
+
+cdef int roce_read_release(void *me, uint32_t count) noexcept nogil:
+    cdef RoceState *s = <RoceState *> me
+    s.taken += count
+    if s.moves:
+        s.c.landing.released = s.taken
+    return 0
+
+
+cdef int roce_read_finish(void *me) noexcept nogil:
+    """The end that is read: answer until all was asked for. A device would do so without us."""
+    cdef RoceState *s = <RoceState *> me
+    cdef int status
+    while s.c.reads_answered < s.total or s.c.response_head != s.c.response_tail:
+        status = work(s, now() + s.limit_ns)
+        if status <= 0:
+            return status if status < 0 else -ETIMEDOUT
+    return linger(s)

@@ -1,0 +1,161 @@
+"""What our own RoCEv2 queue pair costs: receiving, sending, and one message with its acknowledgement.
+
+A guest with one CPU whose clock counts instructions (icount) has two 82574L on one segment, both driven by hwrx. Of a
+row that receives, the frames are in the ring before the clock is read, so the sender costs nothing; of one that sends,
+the other end takes and acknowledges after it was read. The emulated wire takes no time, so that one thread can be both
+ends without ever waiting: that is the last row, both ends' work together.
+
+    lab/bench/roce [--quick] [--kernel 6.12] [--json bench-roce.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SIZES = (64, 1024)
+BATCH = 64
+RECEIVED = "received, ICRC, delivered, one ACK a batch"
+SENT = "sent, gathered from the user's memory"
+POLLED = "one message and its ACK, both ends, polling"
+GOALS = {RECEIVED: (230, 720), SENT: (150, 650), POLLED: (1000, 2200)}
+
+
+# --- in the guest --------------------------------------------------------------------------------------------------
+
+
+def ends(path: str, size: int, window: int) -> dict[str, Any]:
+    """Both ends of a path, connected, each on its NIC; the caller closes them."""
+    from hwrx import paths
+    from hwrx.control.messages import Place, Prepare, Setting
+    from hwrx.wires import topology
+
+    places = {
+        role: Place(address=topology.NIC_ADDRESSES[role], netdev=topology.NICS[role]) for role in ("client", "server")
+    }
+    # of a stream the server has buffers for many messages, and expects nothing else
+    setting = Setting(path=path, pattern="stream", size=size, wait="poll", window=window, limit=5.0)
+    made = {
+        role: paths.open_endpoint(Prepare(trial=1, role=role, setting=setting, here=here, there=places[other]))
+        for (role, here), other in zip(places.items(), ("server", "client"), strict=True)
+    }
+    made["client"].connect(made["server"].describe())
+    made["server"].connect(made["client"].describe())
+    return made
+
+
+def measure(rounds: int, path: str, size: int) -> dict[str, float]:
+    """The rows of one path and size."""
+    from cython_ext.core import clock
+    from cython_ext.loops import cost
+
+    reading = clock.cost()["p50"]
+    taken: dict[str, list[float]] = {SENT: [], RECEIVED: [], POLLED: []}
+    pair = ends(path, size, 2 * BATCH)
+    client, server = pair["client"], pair["server"]
+    for _ in range(rounds):
+        count, ns = cost.post(client, BATCH)
+        taken[SENT].append((ns - reading) / count)
+        count, ns = cost.receive(server, BATCH, BATCH)
+        if count != BATCH:
+            raise RuntimeError(f"{path}: {count} of {BATCH} messages came")
+        taken[RECEIVED].append((ns - reading) / count)
+        while client.pair.unfinished:  # the acknowledgement
+            client.pair.progress()
+    for end in pair.values():
+        counts = end.counts()
+        if counts.get("roce_copied", 0) or counts.get("roce_copied_out", 0):
+            raise RuntimeError(f"{path}: something was copied: {counts}")
+        end.close()
+    pair = ends(path, size, 1)
+    for _ in range(rounds):
+        count, ns = cost.carry(pair["client"], pair["server"], BATCH, 1, 1)
+        taken[POLLED].append((ns - reading) / count)
+    for end in pair.values():
+        end.close()
+    return {name: statistics.fmean(values[len(values) // 10 :]) for name, values in taken.items()}
+
+
+def inside(quick: bool) -> None:
+    """Measure, and print the results as one line of JSON."""
+    from hwrx.wires import topology
+
+    rows: dict[str, dict[int, float]] = {}
+    with topology.at_hand("nic"):
+        for path in ("roce-send", "roce-write-imm"):
+            for size in SIZES:
+                for name, value in measure(30 if quick else 300, path, size).items():
+                    rows.setdefault(f"{path}: {name}", {})[size] = value
+    print("RESULT " + json.dumps(rows), flush=True)
+
+
+# --- on the host ---------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--kernel", help="of the guest")
+    parser.add_argument("--json", type=Path, default=Path("bench-roce.json"))
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inside:
+        inside(options.quick)
+        return 0
+
+    from hwrx.lab.vm import Guest
+
+    with Guest("nic", kernel=options.kernel, clock="icount", limit=600) as guest:
+        words = [sys.executable, str(Path(__file__).resolve()), "--inside", *["--quick"] * options.quick]
+        done: subprocess.CompletedProcess[str] = guest.run(
+            words, {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}, limit=3600, folder=Path.cwd()
+        )
+        about = guest.describe()
+    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
+    if line is None:
+        print(done.stdout, done.stderr, file=sys.stderr)
+        return 1
+    rows = json.loads(line.removeprefix("RESULT "))
+    show(rows, about)
+    options.json.write_text(json.dumps(records(rows), indent=2) + "\n")
+    return 0
+
+
+def goal_of(name: str) -> tuple[int, int] | None:
+    """The goals are for SEND."""
+    return GOALS.get(name.removeprefix("roce-send: "))
+
+
+def show(rows: dict[str, dict[str, float]], about: dict[str, Any]) -> None:
+    print(f"\nGuest instructions a message (one CPU, batch {BATCH}), kernel {about['kernel']}, QEMU's e1000e\n")
+    print(f"{'':62}" + "".join(f"{f'{size} B':>10}" for size in SIZES))
+    for name, values in rows.items():
+        words, goal = "", goal_of(name)
+        if goal is not None:
+            met = all(values[str(size)] <= limit for size, limit in zip(SIZES, goal, strict=True))
+            words = f"   goal {goal[0]} / {goal[1]}: {'met' if met else 'NOT met'}"
+        print(f"{name:62}" + "".join(f"{values[str(size)]:10,.0f}" for size in SIZES) + words)
+
+
+def records(rows: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "what": name,
+            "size": size,
+            "clock": "icount",
+            "value": values[str(size)],
+            "unit": "guest instructions a message",
+            "goal": None if (goal := goal_of(name)) is None else goal[index],
+        }
+        for name, values in rows.items()
+        for index, size in enumerate(SIZES)
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
