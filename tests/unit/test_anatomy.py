@@ -169,6 +169,7 @@ def test_functions_of_files_are_named_also_those_that_a_stripped_library_has_for
         ("entry_SYSCALL_64", "vmlinux", "system call"),
         ("__send", "libc.so.6", "C library"),
         ("answering_server", "cython_ext.loops.pingpong", "program"),
+        ("hwrx_icrc_ipv4", "cython_ext.roce.icrc", "checksum"),
         ("nobody_knows_it", "vmlinux", UNKNOWN),
         (symbols.NO_SYMBOL, "", UNKNOWN),
     ],
