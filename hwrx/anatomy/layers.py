@@ -22,7 +22,7 @@ LAYERS = {
         __check_(object_size|heap_object) check_stack_object is_vmalloc_addr __virt_addr_valid rxe_mr_copy.*
     """,
     "checksum": r"""
-        \w*icrc\w*(@.*)? crc\w*(@.*)? \w*crc32\w*(@.*)? rxe_icrc\w*(@.*)? \w*csum\w* udp4_hwcsum ip_send_check chksum\w*(@.*)?
+        \w*icrc\w*(@.*)? crc\w*(@.*)? \w*crc32\w*(@.*)? \w*csum\w* udp4_hwcsum ip_send_check chksum\w*(@.*)?
         crypto_\w+ \w*pclmul\w*(@.*)?
     """,
     "locks": r"""
