@@ -81,6 +81,7 @@ def anatomy(
         click.echo(strict_json.to_json(msgspec.to_builtins(found), indent=2))
         return
     console = open_console(piped=120)
+    console.print("instructions of half a round trip")
     console.print(_layers(found))
     for one in found:
         console.print()
@@ -97,7 +98,7 @@ def _quiet(stage: str, text: str) -> None:
 
 def _layers(found: list[Dissection]) -> Table:
     """Instructions by layer, the paths side by side."""
-    table = Table(title="instructions of half a round trip", title_justify="left", header_style="bold")
+    table = Table(header_style="bold")
     table.add_column("layer")
     for one in found:
         table.add_column(one.path + (" (whole)" if one.whole else ""), justify="right")
