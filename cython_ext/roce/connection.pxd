@@ -56,8 +56,6 @@ cdef enum:
     WITH_IMMEDIATE = 1
     IN_FRAME = 2            # the message stands in the link's frame, which is to be given back with it
     INFINITE_RETRIES = 7    # of an RNR retry count
-    ASIDE = 512             # bytes: the longest is a management datagram of 256 over IPv6
-    GSI = 1                 # the queue pair of general management (3.9.5)
 
 
 cdef struct SendRequest:
@@ -112,6 +110,12 @@ cdef struct Response:
     bint atomic
     bint begun              # a packet of it has gone
     bint again              # answers a duplicate
+
+
+cdef enum:
+    # what is set aside for whoever has the address
+    ASIDE = 512             # bytes: the longest is a management datagram of 256 over IPv6
+    GSI = 1                 # the queue pair of general management (3.9.5)
 
 
 cdef struct SavedAtomic:
