@@ -17,13 +17,9 @@ from cython_ext.roce.timer cimport restart_timer, start_timer, timer_expired, wa
 
 cdef void post_request(Connection *c) noexcept nogil:
     cdef SendRequest *request = &c.sends[c.posted & c.send_mask]
-    request.answered = (request.verb == IBV_WR_RDMA_READ or request.verb == IBV_WR_ATOMIC_CMP_AND_SWP
-                        or request.verb == IBV_WR_ATOMIC_FETCH_AND_ADD)
-    # Numbered when it is posted, so that sending, and sending again, is the same thing.
-    request.first = c.new_psn
-    request.packets = packets_of(request.length, c.mtu)
-    c.new_psn = psn_after(c.new_psn, request.packets)
-    c.posted += 1
+    # those whose response carries data, which no ACK completes
+    number_request(c, request, request.verb == IBV_WR_RDMA_READ or request.verb == IBV_WR_ATOMIC_CMP_AND_SWP
+                   or request.verb == IBV_WR_ATOMIC_FETCH_AND_ADD, packets_of(request.length, c.mtu))
 
 
 # --- sending -------------------------------------------------------------------------------------------------------

@@ -25,9 +25,10 @@ from cython_ext.roce.connection cimport (
     ReceiveRequest,
     SendRequest,
     flush_frames,
+    packets_of,
 )
 from cython_ext.roce.driving cimport drive
-from cython_ext.roce.requester cimport post_request, send_requests
+from cython_ext.roce.requester cimport number_request, send_requests
 from cython_ext.roce.timer cimport next_event
 
 cdef enum:
@@ -124,7 +125,7 @@ cdef int roce_post(void *me, uint32_t count) noexcept nogil:
     cdef RoceState *s = <RoceState *> me
     cdef Connection *c = s.c
     cdef SendRequest *request
-    cdef uint32_t _
+    cdef uint32_t packets = packets_of(s.size, c.mtu), _
     for _ in range(count):
         request = &c.sends[c.posted & c.send_mask]
         request.verb = s.verb
@@ -136,7 +137,7 @@ cdef int roce_post(void *me, uint32_t count) noexcept nogil:
         request.remote = s.remote + <uint64_t> s.remote_slot * s.remote_stride
         request.rkey = s.remote_key
         request.immediate = c.posted
-        post_request(c)
+        number_request(c, request, s.verb == IBV_WR_RDMA_READ, packets)
         s.slot += 1
         if s.slot == s.window:
             s.slot = 0
