@@ -56,6 +56,7 @@ cdef enum:
     WITH_IMMEDIATE = 1
     IN_FRAME = 2            # the message stands in the link's frame, which is to be given back with it
     INFINITE_RETRIES = 7    # of an RNR retry count
+    ROOM_ASKED = 16         # frames
 
 
 cdef struct SendRequest:
@@ -218,6 +219,7 @@ cdef struct Connection:
     uint32_t ack_psn
     CompletionQueue received
     # --- output
+    uint32_t free_frames    # of a link that gathers: for as many it has said, within this call, that it has room
     uint32_t building       # frames that are built in the link, and not handed over yet
     uint32_t building_size
     int link_status         # the first error of the link
@@ -354,7 +356,19 @@ cdef inline int flush_frames(Connection *c) noexcept nogil:
 
 cdef inline char *next_frame(Connection *c) noexcept nogil:
     """Where the next frame is to be built, or NULL: the link is full, or broken."""
-    cdef int room = c.link.room(c.link.me, c.building + 1)
+    cdef int room
+    if c.gather != NULL:
+        # what is appended takes room at once, and nobody else appends meanwhile
+        if c.free_frames == 0:
+            room = c.link.room(c.link.me, ROOM_ASKED)
+            if room <= 0:
+                if room < 0 and c.link_status == 0:
+                    c.link_status = room
+                return NULL
+            c.free_frames = <uint32_t> room
+        c.free_frames -= 1
+        return c.link.buffer(c.link.me, 0)
+    room = c.link.room(c.link.me, c.building + 1)
     if room <= <int> c.building:
         # handed over, what is built may go out and make room
         flush_frames(c)

@@ -1,8 +1,8 @@
 """The requester: numbers packets, sends them, and sees them acknowledged (9.7.3, 9.7.6)."""
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
 
-from cython_ext.roce.connection cimport Connection
+from cython_ext.roce.connection cimport Connection, SendRequest, psn_after
 from cython_ext.roce.packet cimport Packet
 
 # Give the request at `posted` its numbers, and post it.
@@ -11,3 +11,12 @@ cdef void post_request(Connection *c) noexcept nogil
 cdef void take_response(Connection *c, const Packet *p, int64_t at) noexcept nogil
 # Look at the timer, and send what may be sent.
 cdef void send_requests(Connection *c, int64_t at) noexcept nogil
+
+
+cdef inline void number_request(Connection *c, SendRequest *request, bint answered, uint32_t packets) noexcept nogil:
+    """The request at `posted` is whole. Numbered when it is posted, so that sending, and sending again, is the same."""
+    request.answered = answered
+    request.first = c.new_psn
+    request.packets = packets
+    c.new_psn = psn_after(c.new_psn, packets)
+    c.posted += 1

@@ -17,13 +17,9 @@ from cython_ext.roce.timer cimport restart_timer, start_timer, timer_expired, wa
 
 cdef void post_request(Connection *c) noexcept nogil:
     cdef SendRequest *request = &c.sends[c.posted & c.send_mask]
-    request.answered = (request.verb == IBV_WR_RDMA_READ or request.verb == IBV_WR_ATOMIC_CMP_AND_SWP
-                        or request.verb == IBV_WR_ATOMIC_FETCH_AND_ADD)
-    # Numbered when it is posted, so that sending, and sending again, is the same thing.
-    request.first = c.new_psn
-    request.packets = packets_of(request.length, c.mtu)
-    c.new_psn = psn_after(c.new_psn, request.packets)
-    c.posted += 1
+    # those whose response carries data, which no ACK completes
+    number_request(c, request, request.verb == IBV_WR_RDMA_READ or request.verb == IBV_WR_ATOMIC_CMP_AND_SWP
+                   or request.verb == IBV_WR_ATOMIC_FETCH_AND_ADD, packets_of(request.length, c.mtu))
 
 
 # --- sending -------------------------------------------------------------------------------------------------------
@@ -31,6 +27,7 @@ cdef void post_request(Connection *c) noexcept nogil:
 cdef void send_requests(Connection *c, int64_t at) noexcept nogil:
     cdef const SendRequest *request
     cdef char *frame
+    c.free_frames = 0
     # The other end asked for this pause; nothing goes, new or old, before it is over.
     if c.rnr_until:
         if at < c.rnr_until:
@@ -51,10 +48,34 @@ cdef void send_requests(Connection *c, int64_t at) noexcept nogil:
         frame = next_frame(c)
         if frame == NULL:
             return
-        if not send_packet(c, frame, request):
+        if request.verb == IBV_WR_SEND and request.packets == 1 and c.gather != NULL and c.send_psn == c.highest_psn:
+            if not send_only(c, frame, request):
+                return
+        elif not send_packet(c, frame, request):
             return
         # runs from the oldest packet on; a later one does not start it anew
         start_timer(c, at)
+
+
+cdef inline bint send_only(Connection *c, char *frame, const SendRequest *request) noexcept nogil:
+    """As `send_packet`, for what is sent most: a SEND of one packet, for the first time."""
+    cdef char *payload = NULL
+    cdef char *at
+    if request.length:
+        payload = find_memory(c.regions, request.lkey, request.local, request.length, 0)
+        if payload == NULL:
+            # requests complete in their order, as in send_packet
+            if c.next == c.oldest:
+                fail_oldest(c, IBV_WC_LOC_PROT_ERR)
+            return False
+    at = begin_packet(c, frame, RC_SEND_ONLY, SOLICITED if request.flags & SOLICITS else 0, c.send_psn | ACK_REQUEST, 0,
+                      request.length)
+    # the memory stays the device's until the other end has acknowledged it
+    gather_packet(c, frame, at, payload, request.length)
+    # one number, and the request is sent whole
+    c.send_psn = c.highest_psn = psn_after(c.send_psn, 1)
+    c.next += 1
+    return True
 
 
 cdef bint send_packet(Connection *c, char *frame, const SendRequest *request) noexcept nogil:

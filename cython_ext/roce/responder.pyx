@@ -332,6 +332,7 @@ cdef void take_duplicate(Connection *c, const Packet *p) noexcept nogil:
 cdef void send_responses(Connection *c) noexcept nogil:
     cdef char *frame
     cdef char *at
+    c.free_frames = 0
     # Responses first: an ACK of a later request that overtook them would tell the other end that they are lost.
     while c.response_tail != c.response_head:
         frame = next_frame(c)

@@ -25,9 +25,10 @@ from cython_ext.roce.connection cimport (
     ReceiveRequest,
     SendRequest,
     flush_frames,
+    packets_of,
 )
 from cython_ext.roce.driving cimport drive
-from cython_ext.roce.requester cimport post_request, send_requests
+from cython_ext.roce.requester cimport number_request, send_requests
 from cython_ext.roce.timer cimport next_event
 
 cdef enum:
@@ -60,10 +61,11 @@ cdef int state_error(const RoceState *s) noexcept nogil:
     return status if status else WC_STATUS - <int> IBV_WC_WR_FLUSH_ERR
 
 
-cdef int work(RoceState *s, int64_t deadline) noexcept nogil:
-    """Take what has come and send what is to be sent; where nothing came, wait for a frame or a timer once.
+cdef int work(RoceState *s, int64_t *deadline) noexcept nogil:
+    """Take what has come and send what is to be sent; if nothing came, wait for a frame or a timer.
 
-    How many frames came; 0 at the deadline; or an error.
+    How many frames came; 0 at the deadline; or an error. A deadline of 0 becomes the patience from now on: the clock is
+    read once for that and for the timers.
     """
     cdef int status
     cdef int64_t at, until
@@ -75,11 +77,13 @@ cdef int work(RoceState *s, int64_t deadline) noexcept nogil:
         status = state_error(s)
         if status < 0:
             return status
-        if at >= deadline:
+        if deadline[0] == 0:
+            deadline[0] = at + s.patience_ns
+        if at >= deadline[0]:
             return 0
         until = next_event(s.c)
-        if until == 0 or until > deadline:
-            until = deadline
+        if until == 0 or until > deadline[0]:
+            until = deadline[0]
         status = s.link.wait(s.link.me, until)
         if status < 0:
             return status
@@ -105,9 +109,9 @@ cdef int roce_room(void *me) noexcept nogil:
     if free_buffers(s):
         status = state_error(s)
         return status if status < 0 else <int> free_buffers(s)
-    deadline = now() + s.patience_ns
+    deadline = 0
     while free_buffers(s) == 0:
-        status = work(s, deadline)
+        status = work(s, &deadline)
         if status <= 0:
             return status
     return <int> free_buffers(s)
@@ -124,7 +128,7 @@ cdef int roce_post(void *me, uint32_t count) noexcept nogil:
     cdef RoceState *s = <RoceState *> me
     cdef Connection *c = s.c
     cdef SendRequest *request
-    cdef uint32_t _
+    cdef uint32_t packets = packets_of(s.size, c.mtu), _
     for _ in range(count):
         request = &c.sends[c.posted & c.send_mask]
         request.verb = s.verb
@@ -136,7 +140,7 @@ cdef int roce_post(void *me, uint32_t count) noexcept nogil:
         request.remote = s.remote + <uint64_t> s.remote_slot * s.remote_stride
         request.rkey = s.remote_key
         request.immediate = c.posted
-        post_request(c)
+        number_request(c, request, s.verb == IBV_WR_RDMA_READ, packets)
         s.slot += 1
         if s.slot == s.window:
             s.slot = 0
@@ -158,7 +162,7 @@ cdef int roce_finish(void *me) noexcept nogil:
     cdef int64_t deadline = now() + s.limit_ns
     cdef int status
     while s.c.oldest != s.c.posted:
-        status = work(s, deadline)
+        status = work(s, &deadline)
         if status <= 0:
             return status if status < 0 else -ETIMEDOUT
     return linger(s)
@@ -167,10 +171,12 @@ cdef int roce_finish(void *me) noexcept nogil:
 cdef int linger(RoceState *s) noexcept nogil:
     """Answer what is asked again: our last ACK may be lost, and the other end's last message would fail with it."""
     cdef int status = 1
+    cdef int64_t deadline
     if s.c.counters.duplicates + s.c.counters.out_of_order + s.c.counters.timeouts + s.c.counters.wrong_icrc == 0:
         return 0
     while status > 0:
-        status = work(s, now() + 3 * s.c.timeout_ns)
+        deadline = now() + 3 * s.c.timeout_ns
+        status = work(s, &deadline)
     # the other end is right to be gone
     return 0
 
@@ -211,7 +217,7 @@ cdef int roce_receive_until(void *me, Delivery *out, uint32_t most, int64_t dead
     cdef RoceState *s = <RoceState *> me
     cdef int status, n = hand_out(s, out, most)
     while n == 0:
-        status = work(s, deadline)
+        status = work(s, &deadline)
         if status < 0:
             return status
         n = hand_out(s, out, most)
@@ -221,8 +227,7 @@ cdef int roce_receive_until(void *me, Delivery *out, uint32_t most, int64_t dead
 
 
 cdef int roce_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
-    cdef RoceState *s = <RoceState *> me
-    return roce_receive_until(me, out, most, now() + s.patience_ns)
+    return roce_receive_until(me, out, most, 0)
 
 
 cdef int roce_release(void *me, uint32_t count) noexcept nogil:
@@ -255,7 +260,7 @@ cdef int roce_write_receive_until(void *me, Delivery *out, uint32_t most, int64_
     cdef RoceState *s = <RoceState *> me
     cdef int status, n = hand_out_slots(s, out, most)
     while n == 0:
-        status = work(s, deadline)
+        status = work(s, &deadline)
         if status < 0:
             return status
         n = hand_out_slots(s, out, most)
@@ -265,18 +270,18 @@ cdef int roce_write_receive_until(void *me, Delivery *out, uint32_t most, int64_
 
 
 cdef int roce_write_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
-    return roce_write_receive_until(me, out, most, now() + (<RoceState *> me).patience_ns)
+    return roce_write_receive_until(me, out, most, 0)
 
 
 cdef int roce_blind_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
     """Drive the queue pair until the last message stands; then hand out what still does, oldest first."""
     cdef RoceState *s = <RoceState *> me
-    cdef int64_t deadline = now() + s.patience_ns
+    cdef int64_t deadline = 0
     cdef int status
     if s.taken == s.total:
         return FINISHED
     while s.c.messages < s.total:
-        status = work(s, deadline)
+        status = work(s, &deadline)
         if status <= 0:
             return status
     if s.total - s.taken > s.slots:
@@ -329,7 +334,7 @@ cdef int roce_read_receive_until(void *me, Delivery *out, uint32_t most, int64_t
     cdef RoceState *s = <RoceState *> me
     cdef int status, n = hand_out_reads(s, out, most)
     while n == 0:
-        status = work(s, deadline)
+        status = work(s, &deadline)
         if status < 0:
             return status
         n = hand_out_reads(s, out, most)
@@ -339,7 +344,7 @@ cdef int roce_read_receive_until(void *me, Delivery *out, uint32_t most, int64_t
 
 
 cdef int roce_read_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
-    return roce_read_receive_until(me, out, most, now() + (<RoceState *> me).patience_ns)
+    return roce_read_receive_until(me, out, most, 0)
 
 
 cdef int roce_read_release(void *me, uint32_t count) noexcept nogil:
@@ -353,9 +358,11 @@ cdef int roce_read_release(void *me, uint32_t count) noexcept nogil:
 cdef int roce_read_finish(void *me) noexcept nogil:
     """The end that is read: answer until all was asked for. A device would do so without us."""
     cdef RoceState *s = <RoceState *> me
+    cdef int64_t deadline
     cdef int status
     while s.c.reads_answered < s.total or s.c.response_head != s.c.response_tail:
-        status = work(s, now() + s.limit_ns)
+        deadline = now() + s.limit_ns
+        status = work(s, &deadline)
         if status <= 0:
             return status if status < 0 else -ETIMEDOUT
     return linger(s)
