@@ -6,6 +6,7 @@ import itertools
 import json
 import pathlib
 import re
+import types
 from collections.abc import Sequence
 
 import msgspec
@@ -18,6 +19,7 @@ from hwrx.claims.instruments import balance, bypass, functions, interrupts, pinn
 from hwrx.claims.model import Claim, Measurement, Ruling
 from hwrx.claims.session import Sent, Session
 from hwrx.cli import cli
+from hwrx.control.messages import Setting
 from hwrx.errors import MachineError, UsageError
 from hwrx.memory.pages import OUT
 from hwrx.verbs import devices
@@ -410,3 +412,27 @@ def test_ways_into_the_kernel_are_counted() -> None:
     ]  # fmt: skip
     found = bypass.counted(calls, {7})
     assert [found[words] for words in bypass.KINDS.values()] == [1, 1, 2, 1]
+
+
+def test_what_the_machine_does_beside_is_no_messages_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kernel interrupts at will: its events are put in, 3 for a short trial, 8 for a long one, 4 while it idles."""
+    events = iter([3, 8, 4])
+
+    class Counted:
+        def __init__(self, functions: list[str], named: list[str]) -> None:
+            self.calls = [call("irq_handler_entry", 0, "hard IRQ", "irq=9")] * next(events)
+
+        def __enter__(self) -> Counted:
+            return self
+
+        def __exit__(self, *exc: object) -> None:
+            pass
+
+    class Trials:
+        def measure(self, number: int, setting: Setting) -> types.SimpleNamespace:
+            return types.SimpleNamespace(tally={"delivered": setting.messages})
+
+    monkeypatch.setattr(bypass, "Ftrace", Counted)
+    found, delivered = bypass._fewest(Trials(), "udp", 64, 10, "event", 1)  # type: ignore[arg-type]
+    assert delivered == bypass.FEW + 10
+    assert found[bypass.KINDS["irq/irq_handler_entry"]] == pytest.approx((8 - 3 - 4) / 10)
