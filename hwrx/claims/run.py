@@ -108,7 +108,8 @@ class Ledger:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         whole = len(self.results) == len(self._about["claims_planned"])
-        status = "complete" if kind is None and whole else "interrupted" if kind is KeyboardInterrupt else "partial"
+        ended = "interrupted" if kind is not None and issubclass(kind, KeyboardInterrupt) else "partial"
+        status = "complete" if kind is None and whole else ended
         self.note(status=status, ended=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
 
