@@ -17,7 +17,7 @@ from hwrx.errors import MachineError, UsageError
 from hwrx.paths.model import WINDOW, Flooding, Look, Path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from cython_ext.frames.datagram import DatagramTransport
     from cython_ext.frames.link import FrameLink
@@ -104,6 +104,11 @@ def check_setting(setting: Setting) -> None:
             f" not {setting.size}",
             remedy="choose a smaller size",
         )
+    check_loop(setting)
+
+
+def check_loop(setting: Setting) -> None:
+    """UsageError where an end that drives a link of frames cannot wait, or be paced, as the setting says."""
     if setting.wait not in WAITS:
         raise UsageError(f"{setting.path} cannot wait by {setting.wait}", remedy=f"choose of: {', '.join(WAITS)}")
     if setting.pattern == "paced" and setting.rate is None:
@@ -112,7 +117,12 @@ def check_setting(setting: Setting) -> None:
 
 def preload_endpoints() -> None:
     """Import what endpoints need, so that whoever is forked from this process has it."""
-    for name in ENDPOINT_MODULES:
+    preload_modules(ENDPOINT_MODULES)
+
+
+def preload_modules(names: Sequence[str]) -> None:
+    """Import modules of endpoints, as far as they are there."""
+    for name in names:
         with contextlib.suppress(ImportError):  # without libbpf there is no `xdp`, and all others are
             importlib.import_module(name)
 

@@ -7,7 +7,6 @@ comes by DMA, in the user's own memory. On any other network device it shares th
 from __future__ import annotations
 
 import contextlib
-import importlib
 from pathlib import Path as File
 from typing import TYPE_CHECKING
 
@@ -67,7 +66,6 @@ PATHS = (
         copied_out="DMA",
     ),
 )
-WAITS = ("poll", "event")
 LARGEST = 1 << 24  # bytes: its slots fit the memory that an end may pin
 PLAIN_BUFFER = 2048  # bytes of a NIC's receive buffer
 JUMBO_BUFFER = 8192  # of one that a packet of RoCE's largest MTU fits
@@ -82,22 +80,17 @@ ENDPOINT_MODULES = (
 
 def check_setting(setting: Setting) -> None:
     """UsageError where the setting cannot be."""
-    if setting.wait not in WAITS:
-        raise UsageError(f"{setting.path} cannot wait by {setting.wait}", remedy=f"choose of: {', '.join(WAITS)}")
     if setting.size > LARGEST:
         raise UsageError(
             f"{setting.path} carries messages of at most {LARGEST} bytes, not {setting.size}",
             remedy="choose a smaller size",
         )
-    if setting.pattern == "paced" and setting.rate is None:
-        raise UsageError("paced needs a rate in messages a second", remedy="set rate")
+    frames.check_loop(setting)
 
 
 def preload_endpoints() -> None:
     """Import what endpoints need, so that whoever is forked from this process has it."""
-    for name in ENDPOINT_MODULES:
-        with contextlib.suppress(ImportError):  # without libbpf there is no `xdp`, and all others are
-            importlib.import_module(name)
+    frames.preload_modules(ENDPOINT_MODULES)
 
 
 def release_held() -> None:
