@@ -107,8 +107,9 @@ def test_load_is_a_share_of_a_capacity_that_was_measured(tmp_path: Path) -> None
     assert {round(row["rate"] / capacity[f"{row['path']} 64 B event"], 6) for row in run.rows} == {0.1, 0.5}
     rows = run.summary().rows
     assert {row.load for row in rows} == {0.1, 0.5}
-    # at half the load a busy machine may already fall behind, and then there is no ratio
-    assert all(row.ratio is not None for row in rows if row.path == "tcp" and row.load == 0.1)
+    # a busy machine may fall behind at any load, and exactly then there is no ratio
+    behind = {row.load for row in rows if row.saturated}
+    assert {row.load for row in rows if row.path == "tcp" and row.ratio is None} == behind
 
 
 def test_what_the_plan_left_out_stays_out_when_the_rates_are_known() -> None:

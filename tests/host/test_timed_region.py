@@ -23,6 +23,9 @@ pytestmark = pytest.mark.beside
 # to fill or to verify one such message takes more than a thousand instructions, which is beyond the bound on each path
 SIZE = 1000
 BOUND = 0.002
+# messages are of two or three kinds, by where they meet the interrupt's end and the scheduler, and how many there are
+# of each differs between trials (of rdma-ud's first, half are 5 % dearer): the cheapest kind is compared, no mixture
+CHEAPEST = 0.1
 PATHS = ("udp", "tcp", "rdma-send", "rdma-write-imm", "rdma-read", "rdma-ud", "xdp")
 
 
@@ -77,7 +80,7 @@ def looked_after(guest: Guest) -> Iterator[Callable[[], None]]:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_round_trip_takes_as_many_instructions_whether_messages_are_checked_or_not(pair: Pair, path: str) -> None:
-    medians = []
+    cheapest = []
     for place, every in enumerate((0, 1)):
         # TCP's receive windows grow while messages come, which takes instructions: the warm-up is for that
         setting = Setting(
@@ -86,8 +89,8 @@ def test_a_round_trip_takes_as_many_instructions_whether_messages_are_checked_or
         measured = pair.measure(2 * PATHS.index(path) + place, setting)
         assert (measured.tally["checked"] > 0) == bool(every)
         assert (measured.tally["corrupt"], measured.tally["lost"]) == (0, 0)
-        medians.append(float(np.median(measured.ns)))
-    assert medians[1] == pytest.approx(medians[0], rel=BOUND)
+        cheapest.append(float(np.quantile(measured.ns, CHEAPEST)))
+    assert cheapest[1] == pytest.approx(cheapest[0], rel=BOUND)
 
 
 def test_what_the_kernel_does_for_memory_is_no_messages_cost(pair: Pair, looked_after: Callable[[], None]) -> None:
