@@ -102,4 +102,5 @@ cdef inline int glance(const char *message, uint32_t size, uint32_t trial) noexc
 cdef void fill(char *message, uint32_t size, uint64_t sequence) noexcept nogil
 cdef void seal(char *message, uint32_t size, uint64_t sequence) noexcept nogil
 cdef void build_check(char *message, uint32_t size, uint64_t sequence, uint32_t trial, int64_t send_ns) noexcept nogil
+cdef void build_source(char *message, uint32_t size, uint64_t sequence, uint32_t trial) noexcept nogil
 cdef int verify(uint32_t magic, const char *message, uint32_t size, uint32_t trial) noexcept nogil

@@ -5,6 +5,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
+from cython_ext.core.marker cimport mark_fill, mark_filled, mark_source, mark_verified, mark_verify
+
 
 cdef inline uint64_t word(uint64_t sequence, uint64_t k) noexcept nogil:
     # one multiplication a word: cheap enough to fill 64 KiB, and no two sequence numbers share a word at one place
@@ -68,14 +70,33 @@ cdef void seal(char *message, uint32_t size, uint64_t sequence) noexcept nogil:
 cdef void build_check(char *message, uint32_t size, uint64_t sequence, uint32_t trial, int64_t send_ns) noexcept nogil:
     """A whole message of MAGIC_CHECK."""
     cdef uint32_t magic = MAGIC_CHECK
+    mark_fill(message)
     fill(message, size, sequence)
     stamp(message, size, sequence, trial, send_ns)
     seal(message, size, sequence)
     memcpy(message, &magic, 4)
+    mark_filled()
+
+
+cdef void build_source(char *message, uint32_t size, uint64_t sequence, uint32_t trial) noexcept nogil:
+    """A whole message that the other end will fetch: it lies there before anything is timed."""
+    mark_source(message)
+    fill(message, size, sequence)
+    stamp(message, size, sequence, trial, 0)
+    seal(message, size, sequence)
+    mark_filled()
 
 
 cdef int verify(uint32_t magic, const char *message, uint32_t size, uint32_t trial) noexcept nogil:
     """Every byte of a message with that magic: GOOD, or the first thing found wrong."""
+    cdef int status
+    mark_verify(message)
+    status = compare(magic, message, size, trial)
+    mark_verified()
+    return status
+
+
+cdef inline int compare(uint32_t magic, const char *message, uint32_t size, uint32_t trial) noexcept nogil:
     cdef int status = glance_as(magic, message, size, trial)
     cdef uint32_t at = pattern_at(size), end = pattern_end(size)
     cdef uint64_t sequence, k = 0, w

@@ -11,7 +11,7 @@ import secrets
 
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
-from cython_ext.core.payload cimport fill, seal, stamp
+from cython_ext.core.payload cimport build_source
 from cython_ext.core.pinned cimport PinnedBuffer
 from cython_ext.core.transport cimport FINISHED, WC_STATUS, Ops, Transport
 from cython_ext.frames.stamps cimport StageStamps
@@ -194,9 +194,7 @@ cdef class RoceTransport(Transport):
         for slot in range(s.slots):
             at = <char *> <uintptr_t> self.out_region.address + <size_t> slot * s.stride
             # as RcReadTransport has it: the memory is passive and cannot count the questions
-            fill(at, s.size, slot)
-            stamp(at, s.size, slot, self.prepare.trial, 0)
-            seal(at, s.size, slot)
+            build_source(at, s.size, slot, self.prepare.trial)
 
     cdef choose_ops(self):
         cdef RoceState *s = &self.state

@@ -6,7 +6,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from cython_ext.core.beat cimport stop_beat
-from cython_ext.core.payload cimport fill, seal, stamp
+from cython_ext.core.payload cimport build_source
 from cython_ext.core.transport cimport WC_STATUS, Delivery
 from cython_ext.headers.infiniband_verbs cimport (
     IBV_WC_SUCCESS,
@@ -256,10 +256,8 @@ cdef class RcReadTransport(VerbsTransport):
             # Filled before the other end learns the address (`describe`): no READ can come earlier.
             for slot in range(st.slots):
                 at = st.landing + <size_t> slot * st.landing_stride
-                fill(at, st.size, slot)
                 # The slot's number stands for the sequence: the memory is passive and cannot count the questions.
-                stamp(at, st.size, slot, st.trial, 0)
-                seal(at, st.size, slot)
+                build_source(at, st.size, slot, st.trial)
         self.ops.me = st
         self.ops.outgoing = ring_outgoing
         self.ops.room = read_room

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from hwrx.errors import GuestError
 
-MAGIC = b"HWRXANA1"
+MAGIC = b"HWRXANA2"
 PAGE = 4096
 LONGEST = 15  # bytes of an instruction, Intel SDM 2.3.11
 
@@ -22,17 +22,24 @@ LONGEST = 15  # bytes of an instruction, Intel SDM 2.3.11
 HEADER = np.dtype(
     [("magic", "S8")]
     + [(f"{part}{what}", "u8") for part in ("blocks", "instructions", "words") for what in ("_at", "_room", "")]
-    + [("lost", "u8"), ("unknown", "u8"), ("awake", "u8"), ("messages", "u8")]
+    + [("lost", "u8"), ("unknown", "u8"), ("awake", "u8"), ("messages", "u8"), ("wanted", "u8")]
 )
 BLOCK = np.dtype([("address", "u8"), ("first", "u4"), ("count", "u4")])
 INSTRUCTION = np.dtype([("address", "u8"), ("size", "u1"), ("bytes", "u1", LONGEST)])
 
-# a word: what in its upper byte, and a value: of RAN the block's number; of the next three an instruction's place, the
-# block's number and above bit 32 the index in it; of the last two the address of the slot on the stack
+# a word: what in its upper byte, and a value: of RAN the block's number; of CALLS and RETURNS the address of the slot
+# on the stack; of LOADS and STORES a virtual address, and two more words follow: WHERE, the physical address with flags
+# and size, and AT. Of AT and all others an instruction's place: the block's number and above bit 32 the index in it
 RAN, SENDS, RECEIVES, READS_CLOCK, CALLS, RETURNS = range(1, 7)
+FILLS, FILLED, VERIFIES, VERIFIED, LOADS, STORES, WHERE, AT = range(7, 15)
 KIND = np.uint64(56)
 VALUE = np.uint64((1 << 56) - 1)
 INDEX = np.uint64(32)
+# of WHERE
+PHYSICAL = (1 << 46) - 1
+OF_DEVICE = 1 << 46
+NOWHERE = 1 << 47  # the emulator does not know it any more
+SIZE_SHIFT = 48  # above it the logarithm of the size
 
 
 class Recording(Struct, frozen=True):
@@ -63,6 +70,13 @@ def read_header(file: Path) -> dict[str, int]:
         raise GuestError(f"{file} is not what this version's plugin writes")
     header = np.frombuffer(data, HEADER)[0]
     return {name: int(header[name]) for name in HEADER.names or () if name != "magic"}
+
+
+def want_memory(file: Path, wanted: bool) -> None:
+    """Tell the plugin whether accesses to memory are to be written down; it counts from the next message on."""
+    with file.open("r+b") as opened:
+        opened.seek(HEADER.fields["wanted"][1])  # type: ignore[index]
+        opened.write(int(wanted).to_bytes(8, "little"))
 
 
 def read_words(file: Path, since: int = 0) -> Recording:

@@ -44,6 +44,7 @@ typedef struct {
 } qemu_info_t;
 struct qemu_plugin_tb;
 struct qemu_plugin_insn;
+struct qemu_plugin_hwaddr;
 enum { NO_REGISTERS = 0, MEMORY_BOTH = 3 };
 
 void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t, void (*)(qemu_plugin_id_t, struct qemu_plugin_tb *));
@@ -57,6 +58,10 @@ struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *, 
 size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *);
 uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *);
 bool qemu_plugin_mem_is_store(qemu_plugin_meminfo_t);
+unsigned qemu_plugin_mem_size_shift(qemu_plugin_meminfo_t);
+struct qemu_plugin_hwaddr *qemu_plugin_get_hwaddr(qemu_plugin_meminfo_t, uint64_t);
+uint64_t qemu_plugin_hwaddr_phys_addr(const struct qemu_plugin_hwaddr *);
+bool qemu_plugin_hwaddr_is_io(const struct qemu_plugin_hwaddr *);
 #if PLUGIN_API < 3
 const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *);
 #else
@@ -71,7 +76,7 @@ EXPORT int qemu_plugin_version = PLUGIN_API < 2 ? 1 : 2;
 #define LONGEST 15 /* bytes of an instruction, Intel SDM 2.3.11 */
 
 struct header {
-	char magic[8];            /* "HWRXANA1" */
+	char magic[8];            /* "HWRXANA2" */
 	uint64_t blocks_at, blocks_room, blocks;
 	uint64_t instructions_at, instructions_room, instructions;
 	uint64_t words_at, words_room, words;
@@ -79,6 +84,7 @@ struct header {
 	uint64_t unknown;         /* blocks for which there was none: 0, or nothing can be told */
 	uint64_t awake;           /* whether the first marker was met */
 	uint64_t messages;        /* first markers that were met since */
+	uint64_t wanted;          /* 1: accesses to memory too. The reader sets it; it counts from the next message on */
 };
 
 struct block {
@@ -91,13 +97,18 @@ struct instruction {
 	uint8_t size, bytes[LONGEST];
 };
 
-/* a word: what in its upper byte, and a value */
-enum { RAN = 1, SENDS, RECEIVES, READS_CLOCK, CALLS, RETURNS };
+/* a word: what in its upper byte, and a value. Behind LOADS and STORES come WHERE and AT */
+enum { RAN = 1, SENDS, RECEIVES, READS_CLOCK, CALLS, RETURNS, FILLS, FILLED, VERIFIES, VERIFIED, LOADS, STORES, WHERE, AT };
 #define WORD(kind, value) ((uint64_t)(kind) << 56 | ((uint64_t)(value) & 0xffffffffffffffULL))
+/* of WHERE: the physical address, which has 46 bits at most here; a device's; none; and above that the size's logarithm */
+#define PHYSICAL 0x3fffffffffffULL
+#define OF_DEVICE (1ULL << 46)
+#define NOWHERE (1ULL << 47)
+#define SIZE_SHIFT 48
 
 /* the markers of cython_ext/core/marker.pxd: nopl DISPLACEMENT(%rax) */
 #define MARKER 0x48575200u
-enum { MARK_SENDS = 1, MARK_RECEIVES, MARK_ENDS };
+enum { MARK_SENDS = 1, MARK_RECEIVES, MARK_ENDS, MARK_FILLS, MARK_FILLED, MARK_VERIFIES, MARK_VERIFIED, MARK_SOURCE };
 
 static struct header *header;
 static struct block *blocks;
@@ -121,6 +132,8 @@ static struct code **known;
 static uint64_t known_codes;
 static qemu_plugin_id_t self;
 static bool recording;
+static bool source;               /* a message is being written that nobody sends */
+static bool with_memory;          /* how code is translated now */
 
 static inline void put(uint64_t word)
 {
@@ -164,16 +177,76 @@ static void block_runs(unsigned cpu, void *code)
 		put(WORD(RAN, number_of(code)));
 }
 
-/* A message is about to be sent: what follows is recorded, beginning with the block that we are in. */
+static void wake(qemu_plugin_id_t id);
+
+/* Between messages: if the reader wants something else of the next ones, all code is translated anew. */
+static void obey(void)
+{
+	if (recording || with_memory == (header->wanted == 1))
+		return;
+	with_memory = header->wanted == 1;
+	qemu_plugin_reset(self, wake);
+}
+
+/* What follows is recorded, beginning with the block that we are in. */
+static void begin(const struct place *at)
+{
+	obey();
+	if (!recording)
+		put(WORD(RAN, number_of(at->code)));
+	recording = true;
+}
+
+/* A message is about to be sent. */
 static void sends(unsigned cpu, void *at)
 {
 	(void)cpu;
 	header->messages++;
-	if (!recording) {
-		recording = true;
-		put(WORD(RAN, number_of(((struct place *)at)->code)));
-	}
+	begin(at);
 	put(word_at(SENDS, at));
+}
+
+/* One is about to be filled that will be sent and verified. */
+static void fills(unsigned cpu, void *at)
+{
+	(void)cpu;
+	begin(at);
+	put(word_at(FILLS, at));
+}
+
+/* The same of one that the other end will fetch: of that no more is recorded than where it is. */
+static void fills_source(unsigned cpu, void *at)
+{
+	(void)cpu;
+	if (!recording) {
+		begin(at);
+		source = true;
+	}
+	put(word_at(FILLS, at));
+}
+
+static void filled(unsigned cpu, void *at)
+{
+	(void)cpu;
+	if (!recording)
+		return;
+	put(word_at(FILLED, at));
+	if (source)
+		recording = source = false;
+}
+
+static void verifies(unsigned cpu, void *at)
+{
+	(void)cpu;
+	if (recording)
+		put(word_at(VERIFIES, at));
+}
+
+static void verified(unsigned cpu, void *at)
+{
+	(void)cpu;
+	if (recording)
+		put(word_at(VERIFIED, at));
 }
 
 static void receives(unsigned cpu, void *at)
@@ -209,6 +282,22 @@ static void returns(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t slot, voi
 	(void)cpu, (void)unused;
 	if (recording && !qemu_plugin_mem_is_store(info))
 		put(WORD(RETURNS, slot));
+}
+
+static void accesses(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t address, void *at)
+{
+	struct qemu_plugin_hwaddr *place;
+	uint64_t where = NOWHERE;
+
+	(void)cpu;
+	if (!recording)
+		return;
+	place = qemu_plugin_get_hwaddr(info, address);
+	if (place)
+		where = (qemu_plugin_hwaddr_phys_addr(place) & PHYSICAL) | (qemu_plugin_hwaddr_is_io(place) ? OF_DEVICE : 0);
+	put(WORD(qemu_plugin_mem_is_store(info) ? STORES : LOADS, address));
+	put(WORD(WHERE, where | (uint64_t)qemu_plugin_mem_size_shift(info) << SIZE_SHIFT));
+	put(word_at(AT, at));
 }
 
 /* --- while code is translated ---------------------------------------------------------------------------------------- */
@@ -314,6 +403,11 @@ static void *place(struct code *code, uint32_t index)
 	return made;
 }
 
+static void (*const at_marker[])(unsigned, void *) = {
+	[MARK_SENDS] = sends,	    [MARK_RECEIVES] = receives, [MARK_ENDS] = ends,	    [MARK_FILLS] = fills,
+	[MARK_FILLED] = filled,	    [MARK_VERIFIES] = verifies, [MARK_VERIFIED] = verified, [MARK_SOURCE] = fills_source,
+};
+
 static void instrument(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 {
 	size_t count = qemu_plugin_tb_n_insns(tb), index;
@@ -330,14 +424,12 @@ static void instrument(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 		const struct instruction *kept = &code->instructions[index];
 		unsigned marker = marker_of(kept->bytes, kept->size);
 
-		if (marker == MARK_SENDS)
-			qemu_plugin_register_vcpu_insn_exec_cb(one, sends, NO_REGISTERS, place(code, index));
-		else if (marker == MARK_RECEIVES)
-			qemu_plugin_register_vcpu_insn_exec_cb(one, receives, NO_REGISTERS, place(code, index));
-		else if (marker == MARK_ENDS)
-			qemu_plugin_register_vcpu_insn_exec_cb(one, ends, NO_REGISTERS, NULL);
+		if (marker && marker <= MARK_SOURCE)
+			qemu_plugin_register_vcpu_insn_exec_cb(one, at_marker[marker], NO_REGISTERS, place(code, index));
 		else if (reads_counter(kept->address, kept->bytes, kept->size))
 			qemu_plugin_register_vcpu_insn_exec_cb(one, reads_clock, NO_REGISTERS, place(code, index));
+		if (with_memory)
+			qemu_plugin_register_vcpu_mem_cb(one, accesses, NO_REGISTERS, MEMORY_BOTH, place(code, index));
 		if (index + 1 == count)
 			follow_stack(one, kept->bytes, kept->size);
 	}
@@ -395,7 +487,7 @@ static uint64_t room_for(uint64_t *end, uint64_t count, size_t size)
 /* Make the file as large as it may become; it takes room on the disk as far as it is written. */
 static bool map_file(const char *path, uint64_t words_room, uint64_t blocks_room)
 {
-	struct header made = {.magic = "HWRXANA1", .blocks_room = blocks_room, .words_room = words_room};
+	struct header made = {.magic = "HWRXANA2", .blocks_room = blocks_room, .words_room = words_room};
 	uint64_t end = PAGE;
 	char *memory;
 	int file;

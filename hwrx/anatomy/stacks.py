@@ -78,7 +78,7 @@ class Unwinder:
         number = 0
         for kind, value in zip(kinds.tolist(), values.tolist(), strict=True):
             if kind in (CALLS, RETURNS):
-                self._last = (kind, _whole_address(value))
+                self._last = (kind, whole_address(value))
             elif kind == RAN:
                 # QEMU 7.2 leaves a block's last call armed, so that accesses of the next one are told, too: the last
                 # word is the block's own, if it ends with what the word says
@@ -169,7 +169,7 @@ def _end_of(code: bytes) -> int:
     return RETURNS if code[:1] in (b"\xc3", b"\xc2") else 0
 
 
-def _whole_address(value: int) -> int:
+def whole_address(value: int) -> int:
     """A slot's address: a word has 56 bits of it."""
     return value | 0xFF << 56 if value >> 55 else value
 
