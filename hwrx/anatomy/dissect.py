@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from hwrx import paths
-from hwrx.anatomy import building, layout
+from hwrx.anatomy import building, followed, layout
 from hwrx.anatomy.layers import UNKNOWN, layer_of
 from hwrx.anatomy.stacks import Piece, Unwinder
 from hwrx.anatomy.symbols import NO_SYMBOL, Function, Symbols, kernel_pieces, process_pieces
@@ -38,8 +39,11 @@ Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 WORDS_A_MESSAGE = 40_000  # of a round trip of rxe at its longest, and what is recorded between two
 FEWEST_WORDS = 1 << 24
-BLOCKS = 1 << 20  # distinct ones: a guest that runs five paths has 400,000
+WORDS_FOLLOWED = 1_500_000  # of a round trip with its check, accesses to memory included: rxe's at 4 KiB takes 900,000
+LOOKED_AT = 6  # messages that are followed: of either direction half
+BLOCKS = 1 << 22  # distinct ones: a guest that runs five paths has 400,000, and the file is as large as what is in it
 INTERRUPT_STUBS = ("irq_entries_start", "spurious_entries_start")
+LOOPS = "cython_ext.loops."
 HALT = 0xF4  # Intel SDM, HLT
 SHOWN_STATES = 8
 BEFORE = 5  # messages
@@ -63,6 +67,34 @@ class State(Struct, frozen=True):
     instructions: float
     messages: int
     moved: list[Part]
+
+
+class Handling(Struct, frozen=True):
+    """What a function did with the payload on one side: bytes that it copied and passed over, per byte of payload."""
+
+    side: followed.Side
+    function: str
+    of: str
+    copied: float
+    passed: float
+
+
+class ByAddress(Struct, frozen=True):
+    """Copies and passes of each byte on either side, by physical address, of a message that was checked in full.
+
+    `messages` were followed; in `in_place` of them every byte was told from where it came, and lay where it belongs;
+    `alike` are as this one is, the others are not shown. `landed`: share of the bytes that a device brought.
+    """
+
+    messages: int
+    in_place: int
+    alike: int
+    sender: float
+    receiver: float
+    sender_passes: float
+    receiver_passes: float
+    landed: float
+    handled: list[Handling]
 
 
 class Dissection(Struct, frozen=True):
@@ -92,16 +124,26 @@ class Dissection(Struct, frozen=True):
     pieces: list[Piece]
     calls: int
     unmatched: int  # returns from what was never seen called
+    copies: ByAddress | None = None  # if they were asked for
+
+
+class Taken(Struct, frozen=True):
+    """A trial, and the plugin's words before it."""
+
+    setting: Setting
+    measured: Measured
+    since: int
 
 
 Say = Callable[[str, str], None]
 
 
-def dissect_paths(plan: Experiment, say: Say) -> list[Dissection]:
+def dissect_paths(plan: Experiment, say: Say, *, copies: bool = False) -> list[Dissection]:
     """Take the messages of each setting of an experiment apart.
 
     :param plan: whose clock counts instructions; ping-pong, on one topology. Repeats are not looked at.
     :param say: told the stage and what is being done.
+    :param copies: follow the bytes of some more messages of each setting by their physical address, too.
     :raises UsageError: if nothing is a ping-pong, or no path can be had on the topology.
     :raises MachineError: if this machine has no emulator with plugins, or no compiler for one.
     :raises GuestError: if the guest does not come up, or more ran than the plugin's file has room for.
@@ -116,21 +158,33 @@ def dissect_paths(plan: Experiment, say: Say) -> list[Dissection]:
         file = folder / "trace"
         plugin = shutil.copy(building.find_or_build(), folder)  # where QEMU's user, if it is another one, may read
         words = max(FEWEST_WORDS, sum(setting.total for setting in settings) * WORDS_A_MESSAGE)
+        if copies:
+            words += sum(followed_setting(setting).total for setting in [settings[0], *settings]) * WORDS_FOLLOWED
         loaded = ["-plugin", f"{plugin},into={file},words={words},blocks={BLOCKS}"]
         with testbed.opened_bed(plan, testbed.Wanted(), say, qemu=loaded) as bed:
             assert isinstance(bed, GuestBed)
-            return _dissect(bed, settings, file, say)
+            return _dissect(bed, settings, file, say, copies)
 
 
-def _dissect(bed: GuestBed, settings: Sequence[Setting], file: Path, say: Say) -> list[Dissection]:
-    taken: list[tuple[Setting, Measured, int]] = []
+def _dissect(bed: GuestBed, settings: Sequence[Setting], file: Path, say: Say, copies: bool) -> list[Dissection]:
+    taken: list[Taken] = []
     maps: list[str] = []
+
+    def take(setting: Setting) -> None:
+        since = layout.read_header(file)["words"]
+        measured = pair.measure(len(taken), setting, lambda peers: maps.append(_ask(bed.guest, MAPS)))
+        taken.append(Taken(setting, measured, since))
+
     with Pair(bed) as pair:
-        for number, setting in enumerate(settings):
+        for setting in settings:
             say("trial", f"{setting.path} {setting.size} B")
-            since = layout.read_header(file)["words"]
-            measured = pair.measure(number, setting, lambda peers: maps.append(_ask(bed.guest, MAPS)))
-            taken.append((setting, measured, since))
+            take(setting)
+        if copies:
+            layout.want_memory(file, True)
+            # what is filled before the plugin looks at memory is not seen: of the first trial it may be the source
+            for setting in [settings[0], *settings]:
+                say("copies", f"{setting.path} {setting.size} B")
+                take(followed_setting(setting))
         kallsyms = _ask(bed.guest, "echo 0 > /proc/sys/kernel/kptr_restrict; cat /proc/kallsyms")
         speed = clock_speed(_ask(bed.guest, "dmesg"))
     say("anatomy", "naming and adding up")
@@ -138,15 +192,71 @@ def _dissect(bed: GuestBed, settings: Sequence[Setting], file: Path, say: Say) -
     return list(_added_up(file, taken, Symbols(pieces), speed))
 
 
-def _added_up(
-    file: Path, taken: Sequence[tuple[Setting, Measured, int]], symbols: Symbols, speed: float
-) -> Iterator[Dissection]:
+def followed_setting(setting: Setting) -> Setting:
+    """Return the setting of a trial whose messages are followed: few, and each of them filled and verified."""
+    return msgspec.structs.replace(setting, messages=8, warmup=4, cooldown=2, check_every=1, limit=SYMBOLS_WITHIN)
+
+
+def _added_up(file: Path, taken: Sequence[Taken], symbols: Symbols, speed: float) -> Iterator[Dissection]:
     whole = layout.read_words(file)
     entries = entries_of(whole, symbols)
-    until = [since for _, _, since in taken[1:]] + [len(whole.kinds)]
-    for (setting, measured, since), end in zip(taken, until, strict=True):
-        own = msgspec.structs.replace(whole, kinds=whole.kinds[since:end], values=whole.values[since:end])
-        yield _dissection(setting, measured, Trace(own, entries), symbols, speed, entries)
+    owners = symbols.find(whole.instructions["address"])
+    until = [one.since for one in taken[1:]] + [len(whole.kinds)]
+    own = [
+        msgspec.structs.replace(whole, kinds=whole.kinds[one.since : end], values=whole.values[one.since : end])
+        for one, end in zip(taken, until, strict=True)
+    ]
+    # with copies: the settings, the first again to wake the plugin, and the settings again
+    plain = len(taken) // 2 if len(taken) > 1 and taken[-1].setting.check_every == 1 else len(taken)
+    for number, (one, recording) in enumerate(zip(taken[:plain], own, strict=False)):
+        found = _dissection(one.setting, one.measured, Trace(recording, entries), symbols, speed, entries)
+        if plain < len(taken):
+            copies = _by_address(one.setting, own[plain + 1 + number], owners, symbols.functions)
+            found = msgspec.structs.replace(found, copies=copies)
+        yield found
+
+
+def _by_address(
+    setting: Setting, recording: layout.Recording, owners: Int64s, functions: Sequence[Function]
+) -> ByAddress | None:
+    """Follow the bytes of a trial's messages, and return what became of most of them; None if none was verified."""
+    pull = paths.find_path(setting.path).full_rtt
+    messages = followed.find_messages(recording, pull)
+    # the last but one and those before it: behind the last one the loop ends, and waits for what is still under way
+    messages = messages[-LOOKED_AT - 2 : -2]
+    source = followed.find_sources(recording, 0, messages[0][0], setting.size) if pull and messages else {}
+    named = [function.name.split(".")[0] for function in functions]
+    follower = followed.Follower(
+        recording,
+        owners,
+        setting.size,
+        crossings={number for number, name in enumerate(named) if name in followed.CROSSINGS},
+        own={number for number, function in enumerate(functions) if function.of.startswith(LOOPS)},
+    )
+    found = [one for first, last in messages if (one := follower.follow(first, last, source)) is not None]
+    if not found:
+        return None
+    most, alike = Counter(found).most_common(1)[0]
+    return ByAddress(
+        messages=len(found),
+        in_place=sum(one.elsewhere == 0 for one in found),
+        alike=alike,
+        sender=most.copies("sender"),
+        receiver=most.copies("receiver"),
+        sender_passes=most.passes("sender"),
+        receiver_passes=most.passes("receiver"),
+        landed=most.landed / setting.size,
+        handled=[
+            Handling(
+                one.side,
+                functions[one.function].name,
+                functions[one.function].of,
+                one.copied / setting.size,
+                one.passed / setting.size,
+            )
+            for one in most.handled
+        ],
+    )
 
 
 def _dissection(

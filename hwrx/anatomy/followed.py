@@ -285,10 +285,10 @@ class Follower:
         for function, node in self._copies:
             if node.root in payload and function not in self._own:
                 handled[node.side, function, "copied"] += 1
-        seen: set[tuple[int, int, int]] = set()  # a byte that is read again and again is waited for: one pass
+        seen: set[tuple[Side, int, int, int]] = set()  # a byte that is read again and again is waited for: one pass
         for load in self._loads:
             for number, (side, node) in enumerate(load.nodes):
-                look = load.function, node.root, load.place + number
+                look = side, load.function, node.root, load.place + number
                 if (
                     number >= load.copied
                     and node.root in payload

@@ -127,7 +127,7 @@ struct place {
 	uint32_t index;
 };
 
-#define KNOWN (1 << 22)
+#define KNOWN (1 << 23)
 static struct code **known;
 static uint64_t known_codes;
 static qemu_plugin_id_t self;

@@ -19,7 +19,12 @@ from hwrx.host.console import OutsideConsole, open_console
 from hwrx.runs import experiment as experiments
 
 if TYPE_CHECKING:
-    from hwrx.anatomy.dissect import Dissection
+    from hwrx.anatomy.dissect import Dissection, Handling
+
+TCG_PRICES = (
+    'the emulator counts REP MOVS as an instruction a byte; `copies_priced = "unit"` of an experiment has the guest\'s'
+    " processor without it"
+)
 
 
 @click.command()
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option("--topology", help="What lies between the two ends [netns for sockets, else pair].")
 @click.option("--kernel", help="Kernel of the guest, for example 6.1.")
+@click.option("--copies", is_flag=True, help="Follow each byte of a message by its physical address, too.")
 @click.option("--functions", type=whole_number(0, 10**4), default=25, show_default=True, help="Rows for each path.")
 @click.option("--svg", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Where flame charts go.")
 @click.option("--folded", type=click.Path(path_type=Path, dir_okay=False), help="Where stacks go, for other tools.")
@@ -40,6 +46,7 @@ def anatomy(
     messages: int,
     topology: str | None,
     kernel: str | None,
+    copies: bool,
     functions: int,
     picture: Path | None,
     folded: Path | None,
@@ -55,6 +62,7 @@ def anatomy(
       hwrx anatomy udp
       hwrx anatomy udp tcp rdma-send --topology pair --size 1024
       hwrx anatomy udp rdma-send --svg flames.svg
+      hwrx anatomy rdma-send roce-send --topology nic --copies
       hwrx anatomy udp --folded udp.folded --json > udp.json
     """
     for target in (picture, folded):
@@ -71,7 +79,7 @@ def anatomy(
         clock="icount",
         repeats=1,
     )
-    found = dissect_paths(plan, _quiet if as_json else _aloud)
+    found = dissect_paths(plan, _quiet if as_json else _aloud, copies=copies)
     if picture is not None:
         charts = [(f"{one.path}, {one.size:,} B: a message and its answer", one.pieces) for one in found]
         picture.write_text(draw_charts(charts), encoding="utf-8")
@@ -83,6 +91,8 @@ def anatomy(
     console = open_console(piped=120)
     console.print("instructions of half a round trip")
     console.print(_layers(found))
+    if copies:
+        _print_copies(console, found)
     for one in found:
         console.print()
         _print_path(console, one, functions)
@@ -108,6 +118,43 @@ def _layers(found: list[Dissection]) -> Table:
     table.add_section()
     table.add_row("all", *(_number(one.instructions) for one in found), style="bold")
     return table
+
+
+def _print_copies(console: OutsideConsole, found: list[Dissection]) -> None:
+    table = Table(
+        title="copies and passes of each byte of payload, sender + receiver, by physical address",
+        title_justify="left",
+        header_style="bold",
+    )
+    for column, justify in (("path", "left"), ("copies", "right"), ("passes", "right"), ("by", "left")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    said = []
+    for one in found:
+        if one.copies is None:
+            table.add_row(one.path, "", "", "no message was seen to be filled and verified")
+            continue
+        copies = one.copies
+        table.add_row(
+            one.path,
+            f"{copies.sender:.3g} + {copies.receiver:.3g}",
+            f"{copies.sender_passes:.3g} + {copies.receiver_passes:.3g}",
+            "\n".join(_handling_words(each) for each in copies.handled),
+        )
+        landed = f", {100 * copies.landed:.3g} % of it brought by a device" if copies.landed else ""
+        said.append(
+            f"{one.path}: each byte told from where it came in {copies.in_place} of {copies.messages} messages, "
+            f"{copies.alike} of them alike{landed}"
+        )
+    console.print()
+    console.print(table)
+    for line in [*said, TCG_PRICES]:
+        console.print(f"  {line}", soft_wrap=True)
+
+
+def _handling_words(each: Handling) -> str:
+    parts = [(each.copied, "copied"), (each.passed, "read")]
+    done = ", ".join(f"{share:.2g} {word}" for share, word in parts if share)
+    return f"{each.side}: {each.function} {each.of if each.of != 'vmlinux' else ''}".rstrip() + f" {done}"
 
 
 def _print_path(console: OutsideConsole, one: Dissection, functions: int) -> None:
