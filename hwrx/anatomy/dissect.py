@@ -23,6 +23,7 @@ from msgspec import Struct
 from hwrx import paths
 from hwrx.anatomy import building, followed, layout
 from hwrx.anatomy.layers import UNKNOWN, layer_of
+from hwrx.anatomy.model import ByAddress, Dissection, Handling, Part, State
 from hwrx.anatomy.stacks import Piece, Unwinder
 from hwrx.anatomy.symbols import NO_SYMBOL, Function, Symbols, kernel_pieces, process_pieces
 from hwrx.anatomy.trace import Trace
@@ -52,81 +53,6 @@ SYMBOLS_WITHIN = 300.0  # seconds: an emulated guest prints 50,000 names in 2 to
 MAPS = 'for each in /proc/[0-9]*/maps; do if grep -q /cython_ext/loops/ "$each"; then cat "$each"; fi; done'
 
 
-class Part(Struct, frozen=True):
-    """What one function has of a message: instructions, on average over the messages of the state."""
-
-    function: str
-    of: str
-    layer: str
-    instructions: float
-
-
-class State(Struct, frozen=True):
-    """Messages of the same number of instructions: how many, and the functions in which they differ from most."""
-
-    instructions: float
-    messages: int
-    moved: list[Part]
-
-
-class Handling(Struct, frozen=True):
-    """What a function did with the payload on one side: bytes that it copied and passed over, per byte of payload."""
-
-    side: followed.Side
-    function: str
-    of: str
-    copied: float
-    passed: float
-
-
-class ByAddress(Struct, frozen=True):
-    """Copies and passes of each byte on either side, by physical address, of a message that was checked in full.
-
-    `messages` were followed; in `in_place` of them every byte was told from where it came, and lay where it belongs;
-    `alike` are as this one is, the others are not shown. `landed`: share of the bytes that a device brought.
-    """
-
-    messages: int
-    in_place: int
-    alike: int
-    sender: float
-    receiver: float
-    sender_passes: float
-    receiver_passes: float
-    landed: float
-    handled: list[Handling]
-
-
-class Dissection(Struct, frozen=True):
-    """A path's message, taken apart. Instructions are of half a round trip, or of a whole one if `whole`.
-
-    `exact`: messages of which the sum over functions is what the guest's clock says has passed, of `awake`, those in
-    which the processor did not stop. In the others it did, and the clock went on without instructions: `halted` ns, on
-    average over all; of `beyond` of them the sum was more than that.
-    """
-
-    path: str
-    size: int
-    whole: bool
-    messages: int
-    instructions: float
-    named: float  # shares of the instructions
-    layered: float
-    awake: int
-    exact: int
-    beyond: int
-    halted: float
-    lost: int  # words for which there was no room
-    parts: list[Part]
-    layers: dict[str, float]
-    states: list[State]
-    # one message of the commonest state, whole: who called whom, in order. Not halved
-    pieces: list[Piece]
-    calls: int
-    unmatched: int  # returns from what was never seen called
-    copies: ByAddress | None = None  # if they were asked for
-
-
 class Taken(Struct, frozen=True):
     """A trial, and the plugin's words before it."""
 
@@ -151,9 +77,22 @@ def dissect_paths(plan: Experiment, say: Say, *, copies: bool = False) -> list[D
     layout_of_run = planning.plan_run(plan, testbed.setting_checker(plan, testbed.Wanted()))
     for skipped in layout_of_run.skipped:
         raise UsageError(f"{skipped.label}: {skipped.reason}")
-    settings = [setting for setting in layout_of_run.settings if setting.pattern == "pingpong"]
+    settings = dissectible(layout_of_run)
     if not settings:
         raise UsageError("the anatomy is of a ping-pong, message by message", remedy="")
+    return dissect_settings(plan, settings, say, copies=copies)
+
+
+def dissectible(layout_of_run: planning.Plan) -> list[Setting]:
+    """Return the settings of a plan whose messages can be taken apart: of ping-pongs, at the first price of copies."""
+    price = planning.prices_of(layout_of_run)[0]
+    return [one for one in layout_of_run.settings if one.pattern == "pingpong" and one.copies_priced == price]
+
+
+def dissect_settings(
+    plan: Experiment, settings: Sequence[Setting], say: Say, *, copies: bool = False
+) -> list[Dissection]:
+    """Take the messages of these settings apart, in one guest; see `dissect_paths`."""
     with _plugin_folder() as folder:
         file = folder / "trace"
         plugin = shutil.copy(building.find_or_build(), folder)  # where QEMU's user, if it is another one, may read
@@ -161,9 +100,14 @@ def dissect_paths(plan: Experiment, say: Say, *, copies: bool = False) -> list[D
         if copies:
             words += sum(followed_setting(setting).total for setting in [settings[0], *settings]) * WORDS_FOLLOWED
         loaded = ["-plugin", f"{plugin},into={file},words={words},blocks={BLOCKS}"]
-        with testbed.opened_bed(plan, testbed.Wanted(), say, qemu=loaded) as bed:
+        price = settings[0].copies_priced
+        with testbed.opened_bed(plan, testbed.Wanted(), say, qemu=loaded, copies_priced=price) as bed:
             assert isinstance(bed, GuestBed)
-            return _dissect(bed, settings, file, say, copies)
+            found = _dissect(bed, settings, file, say, copies)
+    return [
+        msgspec.structs.replace(one, label=planning.label_of(setting, plan))
+        for one, setting in zip(found, settings, strict=True)
+    ]
 
 
 def _dissect(bed: GuestBed, settings: Sequence[Setting], file: Path, say: Say, copies: bool) -> list[Dissection]:
@@ -293,6 +237,7 @@ def _dissection(
     for part in parts:
         layers[part.layer] = layers.get(part.layer, 0.0) + part.instructions
     return Dissection(
+        label="",
         path=setting.path,
         size=setting.size,
         whole=full,

@@ -1,7 +1,7 @@
 """Flame charts: the stacks of a message in the order of execution, from left to right, each function as wide as it ran.
 
-One drawing (SVG) that needs nothing else: the browser's tooltips have each function's figures, and a click on one marks
-all boxes of the same name and says how much they have together.
+One drawing (SVG) that needs nothing else: the browser's tooltips have each function's figures. A click on a box marks
+all of the same name, letters in the field all whose names have them; what they have together is said.
 """
 
 from __future__ import annotations
@@ -26,18 +26,29 @@ svg { background: #fff } rect { stroke: #fff; stroke-width: 0.3 } .marked { stro
 .marked { stroke: #fff } }
 """
 SCRIPT = """
+const field = document.getElementById("field");
+function mark(words, matches) {
+  let sum = 0, all = 0;
+  for (const box of document.querySelectorAll("rect")) {
+    const found = words && matches(box.dataset.name);
+    box.classList.toggle("marked", found);
+    if (found) sum += Number(box.dataset.own);
+    all += Number(box.dataset.own);
+  }
+  const said = words + ": " + sum + " instructions of its own, " + (100 * sum / all).toFixed(1) + " %";
+  document.getElementById("found").textContent = words && said;
+}
 document.documentElement.addEventListener("click", event => {
   const name = event.target.dataset && event.target.dataset.name;
-  let sum = 0;
-  for (const box of document.querySelectorAll("rect")) {
-    const same = name !== undefined && box.dataset.name === name;
-    box.classList.toggle("marked", same);
-    if (same) sum += Number(box.dataset.own);
-  }
-  const said = name === undefined ? "" : name + ": " + sum + " instructions of its own";
-  document.getElementById("found").textContent = said;
+  if (event.target !== field) mark(name || "", other => other === name);
 });
+field.addEventListener("input", () => mark(field.value, other => other.includes(field.value)));
 """
+FIELD = (
+    '<foreignObject x="{x}" y="2" width="200" height="24"><input xmlns="http://www.w3.org/1999/xhtml" id="field"'
+    ' placeholder="find functions" style="width: 190px; font: 12px sans-serif"/></foreignObject>'
+    '<text class="title" id="found" x="{x}" y="0" dx="-10" dy="18" text-anchor="end"></text>'
+)
 
 
 class Box(Struct):
@@ -73,7 +84,7 @@ def find_boxes(pieces: Sequence[Piece]) -> list[Box]:
 def draw_charts(charts: Sequence[tuple[str, Sequence[Piece]]]) -> str:
     """Return an SVG with a chart for each title, one beneath the other; all to the same scale."""
     longest = max((sum(piece.instructions for piece in pieces) for _, pieces in charts), default=0) or 1
-    drawn: list[str] = []
+    drawn = [FIELD.format(x=WIDTH - MARGIN - 200)]
     top = MARGIN
     for title, pieces in charts:
         boxes = find_boxes(pieces)
@@ -84,8 +95,7 @@ def draw_charts(charts: Sequence[tuple[str, Sequence[Piece]]]) -> str:
         total = sum(piece.instructions for piece in pieces) or 1
         drawn += [_draw(box, bottom, scale, total) for box in boxes if (box.end - box.start) * scale >= NARROWEST]
         top = bottom + MARGIN
-    drawn.append(f'<text class="title" id="found" x="{MARGIN}" y="{top + 10}"></text>')
-    height = top + HEAD
+    height = top
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}">'
         f"<style>{STYLE}</style>{''.join(drawn)}<script><![CDATA[{SCRIPT}]]></script></svg>\n"

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +37,10 @@ from hwrx.anatomy.layout import (
     WHERE,
     Recording,
 )
+from hwrx.anatomy.model import Side
 from hwrx.anatomy.moves import Does, Step, decode_steps
 from hwrx.anatomy.stacks import whole_address
 
-Side = Literal["sender", "receiver"]
 KERNEL = 1 << 47  # addresses from here on are the kernel's
 BLOCK = (1 << 32) - 1
 PAGE_SHIFT = 12

@@ -18,7 +18,7 @@ import msgspec
 
 from hwrx.campaign import precision
 from hwrx.control.messages import Priced, Setting
-from hwrx.errors import StandstillError
+from hwrx.errors import HwrxError, StandstillError
 from hwrx.host import disk
 from hwrx.lab import kernel
 from hwrx.machine import tune
@@ -32,6 +32,8 @@ from hwrx.runs.schedule import Outcome
 from hwrx.runs.testbed import Wanted
 from hwrx.runs.trials import Trial
 from hwrx.timelines import counted, traced
+
+DISSECTED = 200  # messages of a setting that are taken apart: what most are like, and the states of the others
 
 
 class Progress(Protocol):
@@ -126,6 +128,29 @@ class Measuring:
             # one thread downloads, and can be stopped
             kernel.find_kernel(self._layout.experiment.kernel, self._display.stage)
         self._lanes.carry_out([functools.partial(self._measure, price) for price in self._prices])
+        if self._layout.experiment.anatomy:
+            self._dissect()
+
+    def _dissect(self) -> None:
+        """Take messages of the run's settings apart, in a guest whose emulator watches; the run keeps what is found.
+
+        If that cannot be done the run says so: its figures are there.
+        """
+        from hwrx.anatomy import dissect, model  # few runs want it, and it brings a decoder of instructions
+
+        assert self.writer is not None  # set by _begin
+        settings = [
+            msgspec.structs.replace(setting, messages=min(setting.messages, DISSECTED), check_every=0)
+            for setting in dissect.dissectible(self._layout)
+        ]
+        try:
+            found = dissect.dissect_settings(self._layout.experiment, settings, self._display.stage, copies=True)
+        except HwrxError as error:
+            words = f"no anatomy: {str(error).splitlines()[0]}"
+            self.writer.log(words)
+            self._display.stage("anatomy", words)
+            return
+        self.writer.add_document(model.DOCUMENT, model.to_document(found))
 
     def _may_be_together(self) -> bool:
         experiment, wanted = self._layout.experiment, self._wanted

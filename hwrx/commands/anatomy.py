@@ -19,7 +19,7 @@ from hwrx.host.console import OutsideConsole, open_console
 from hwrx.runs import experiment as experiments
 
 if TYPE_CHECKING:
-    from hwrx.anatomy.dissect import Dissection, Handling
+    from hwrx.anatomy.model import Dissection, Handling
 
 TCG_PRICES = (
     'the emulator counts REP MOVS as an instruction a byte; `copies_priced = "unit"` of an experiment has the guest\'s'

@@ -16,6 +16,7 @@ from msgspec import Struct, structs, to_builtins
 from hwrx import stats
 from hwrx.errors import UsageError
 from hwrx.host import strict_json
+from hwrx.report.anatomies import Moved, moved_functions
 from hwrx.report.diff_exact import exact_changes
 from hwrx.report.model import Change, Row, name_of
 from hwrx.report.numbers import size_words
@@ -49,6 +50,7 @@ class Diff(Struct, frozen=True, kw_only=True):
     only: list[tuple[Literal["a", "b"], str]]
     notes: list[str]
     lost: list[str]  # of damaged runs
+    moved: list[Moved] = []  # functions, if messages of both sides were taken apart
 
     @property
     def judged(self) -> list[Change]:
@@ -124,6 +126,7 @@ def compare_runs(
         only=only,
         notes=[*_notes(before, after, judged=bool(judged)), *withheld],
         lost=[f"{run.path.name}: {loss}" for run in (*before, *after) for loss in run.damage],
+        moved=moved_functions(before, after),
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from typing import IO
 
 from rich.table import Table
 from rich.text import Text
 
 from hwrx.host.console import OutsideConsole, open_console
+from hwrx.report.anatomies import Moved
 from hwrx.report.diff import CHANCE, Diff
 from hwrx.report.model import Change
 from hwrx.report.numbers import WITHHELD, number_text
@@ -31,6 +33,8 @@ def show_diff(diff: Diff, file: IO[str] | None = None, width: int | None = None)
         console.print(_figures("figures", told))
     elif doubtful := _doubtful(diff):
         console.print(_figures("figures that differ by more than their repeats do", doubtful))
+    if diff.moved:
+        console.print(_moved(diff.moved))
     for sentence in diff_verdict(diff):
         console.print(Text(sentence))
     for side, row in diff.only:
@@ -106,6 +110,29 @@ def _figures(title: str, told: list[Change]) -> Table:
             number(change.after),
             Text(_change_words(change), style="red" if change.worse else "green"),
         )
+    return table
+
+
+def _moved(moved: Sequence[Moved]) -> Table:
+    """The functions that moved, the largest difference first within each setting."""
+    title = "functions that moved, instructions of half a round trip"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column, side in (("setting", "left"), ("function", "left"), ("layer", "left")):
+        table.add_column(column, justify=side, overflow="fold")  # type: ignore[arg-type]
+    for column in ("before", "after", "change"):
+        table.add_column(column, justify="right", no_wrap=True)
+    last = ""
+    for each in moved:
+        change = each.after - each.before
+        table.add_row(
+            Text(each.setting if each.setting != last else ""),
+            Text(each.function if each.of == "vmlinux" else f"{each.function} {each.of}"),
+            each.layer,
+            f"{each.before:,.0f}",
+            f"{each.after:,.0f}",
+            Text(f"{change:+,.0f}", style="red" if change > 0 else "green"),
+        )
+        last = each.setting
     return table
 
 

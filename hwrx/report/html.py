@@ -6,7 +6,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from hwrx.host import disk
-from hwrx.report import about, answer, figures
+from hwrx.report import about, anatomies, answer, figures
 from hwrx.report.model import Summary
 from hwrx.report.page import NARROW, WIDE, render_template
 from hwrx.report.provenance import flat_changes
@@ -37,6 +37,7 @@ def render_html(summary: Summary) -> str:
         tables=report_tables(summary),
         main=MAIN,
         about=about.about_row(summary),
+        charts=anatomies.flame_charts(summary),
         figures=[_figure(summary, name) for name in figures.figure_names(summary)],
         manifests=[_manifest(run) for run in runs],
         names=" ".join(run.path.name for run in runs),

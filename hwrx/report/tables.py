@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from hwrx.host import strict_json
-from hwrx.report import actors, captions, ledgers, numbers, waterfall
+from hwrx.report import actors, anatomies, captions, ledgers, numbers, waterfall
 from hwrx.report.cells import Cell, Kind, Table, column_heads, estimate_cell, grouped_digits, ratio_cell
 from hwrx.report.model import Row, Summary, name_of
 from hwrx.report.numbers import SATURATED, WITHHELD, size_words, value_text
@@ -31,7 +31,8 @@ def report_tables(summary: Summary) -> list[Table]:
         found.append(_costs(summary))
     found += actors.actor_tables(summary)
     found.append(_quality(summary))
-    return found + waterfall.waterfall_tables(summary) + ledgers.ledger_tables(summary)
+    found += waterfall.waterfall_tables(summary) + ledgers.ledger_tables(summary)
+    return found + anatomies.anatomy_tables(summary)
 
 
 def _latency(summary: Summary) -> Table:

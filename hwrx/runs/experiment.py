@@ -84,6 +84,7 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     repeats: Annotated[int, Meta(ge=1, le=10_000)] = 3
     seed: Seed | None = None  # None: drawn when the trials are, and stored
     trace: bool = False
+    anatomy: bool = False  # take ping-pongs' messages apart, each instruction and each byte: in one guest more
     budget: Annotated[float, Meta(ge=0.001, le=1e9)] | None = None  # seconds that the whole run may take
     # paced: rates as shares of what each path can do, which is measured before the first trial and kept in `capacity`
     load: Annotated[tuple[Annotated[float, Meta(ge=0.001, le=10)], ...], Meta(max_length=100)] = ()
@@ -288,6 +289,15 @@ def _check_together(source: str, experiment: Experiment) -> None:
         raise UsageError(
             f"{source}: sweep.copies_priced: each price has a guest of its own; load and until are found out in one",
             remedy="give one price in [setting]",
+        )
+    if experiment.anatomy and experiment.clock == "wall":
+        raise UsageError(
+            f"{source}: anatomy: it is of an emulated guest that counts instructions, and the clock is 'wall'",
+            remedy='clock = "icount", or leave anatomy out',
+        )
+    if experiment.anatomy and "pingpong" not in experiment.patterns:
+        raise UsageError(
+            f"{source}: anatomy: it takes ping-pongs apart, message by message", remedy='patterns = ["pingpong"]'
         )
     if experiment.trace and "senders" in given:
         raise UsageError(f"{source}: trace: it follows the messages of one sender", remedy="leave 'senders' out")

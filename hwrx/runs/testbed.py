@@ -189,6 +189,11 @@ def check_wanted(experiment: Experiment, wanted: Wanted) -> None:
             f"wire_mtu is for a wire that hwrx puts up ({', '.join(topology.WITH_MTU)}); {where} has none",
             remedy="leave wire_mtu out, or set the MTU yourself: ip link set NETDEV mtu BYTES",
         )
+    if experiment.anatomy and (where != "a guest" or experiment.clock != "icount"):
+        raise UsageError(
+            "anatomy is of an emulated guest that counts instructions: the emulator cannot see into a real machine",
+            remedy='clock = "icount" and a topology in a guest, or leave anatomy out',
+        )
     if experiment.trace and wanted.remote:
         raise UsageError(
             "a message's stages are stamped by one kernel, and the two ends are on two machines",

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import numpy.typing as npt
 import pytest
+from made_recordings import Block, place, recorded
 
 from hwrx.anatomy import building, dissect, flame, layout, stacks, symbols
 from hwrx.anatomy.layers import UNKNOWN, layer_of
@@ -19,27 +20,6 @@ from hwrx.anatomy.trace import Trace
 from hwrx.errors import GuestError, MachineError
 
 NOP, REP_STOS, RET, CLOCK, IRET = b"\x90", b"\xf3\x48\xab", b"\xc3", b"\x0f\x31", b"\x48\xcf"
-Block = tuple[int, Sequence[bytes]]  # its address, and the instructions' bytes
-
-
-def recorded(blocks: Sequence[Block], words: Sequence[tuple[int, int]]) -> layout.Recording:
-    made = np.zeros(len(blocks), layout.BLOCK)
-    instructions: list[tuple[int, int, bytes]] = []
-    for number, (address, code) in enumerate(blocks):
-        made[number] = (address, len(instructions), len(code))
-        for each in code:
-            instructions.append((address, len(each), each))
-            address += len(each)
-    kept = np.zeros(len(instructions), layout.INSTRUCTION)
-    for number, (address, size, code_of) in enumerate(instructions):
-        kept[number]["address"], kept[number]["size"] = address, size
-        kept[number]["bytes"][:size] = np.frombuffer(code_of, "u1")
-    kinds = np.array([kind for kind, _ in words], np.uint8)
-    return layout.Recording(kinds, np.array([value for _, value in words], np.uint64), made, kept, 0)
-
-
-def place(block: int, index: int) -> int:
-    return index << 32 | block
 
 
 def one_message(between: Sequence[int]) -> list[tuple[int, int]]:

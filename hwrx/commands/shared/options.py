@@ -95,6 +95,9 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--trace/--no-trace", default=None, help="Stamp each message's stages, count time by actor (needs root)."
         ),
+        click.option(
+            "--anatomy/--no-anatomy", default=None, help="icount: take messages apart, each instruction and byte."
+        ),
     ]
     for option in reversed(options):
         command = option(command)

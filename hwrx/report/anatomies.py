@@ -1,0 +1,193 @@
+"""Of runs whose messages were taken apart: instructions by layer, copies by address, flame charts, what moved.
+
+Reads the document that `anatomy = true` leaves in a run's directory.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from hwrx.anatomy import model
+from hwrx.anatomy.flame import draw_charts
+from hwrx.anatomy.model import ByAddress, Dissection
+from hwrx.errors import StoreError
+from hwrx.report import ledgers
+from hwrx.report.cells import Cell, Kind, Table
+from hwrx.report.model import Row, Summary
+from hwrx.report.numbers import WITHHELD, size_words
+
+if TYPE_CHECKING:
+    from hwrx.runs.reading import Run
+
+MOVED = 12  # functions that a diff names, of each setting
+APART = 0.02  # copies or passes a byte: by more two ledgers differ. A trial's warm-up and its check are a percent
+
+
+class Moved(Struct, frozen=True, kw_only=True):
+    """A function that has more instructions of a setting's message on one side of a diff than on the other."""
+
+    setting: str
+    function: str
+    of: str
+    layer: str
+    before: float
+    after: float
+
+
+def anatomy_of(run: Run) -> list[Dissection]:
+    """Return the messages that were taken apart; none if none were, or what was kept cannot be used."""
+    if not (run.path / model.DOCUMENT).exists():
+        return []
+    try:
+        return model.from_document(run.document(model.DOCUMENT))
+    except StoreError:
+        return []
+
+
+def anatomy_tables(summary: Summary) -> list[Table]:
+    """Instructions by layer, and copies by address beside those that probes counted."""
+    found = []
+    for run in summary.runs:
+        name = f"-{run.path.name}" if len(summary.runs) > 1 else ""
+        if dissected := anatomy_of(run):
+            found.append(_layers(summary, dissected, name))
+            if any(one.copies is not None for one in dissected):
+                found.append(_by_address(summary, run, dissected, name))
+    return found
+
+
+def flame_charts(summary: Summary) -> list[tuple[str, str]]:
+    """Return each setting's chart: a title, and a drawing that is a document of its own, as a data URI."""
+    found = []
+    for run in summary.runs:
+        for one in anatomy_of(run):
+            title = (
+                f"{one.label}: who called whom in a message and its answer, {2 * one.instructions:,.0f} instructions"
+            )
+            drawn = draw_charts([(one.label, one.pieces)]).encode()
+            found.append((title, f"data:image/svg+xml;base64,{base64.b64encode(drawn).decode()}"))
+    return found
+
+
+def moved_functions(before: Sequence[Run], after: Sequence[Run]) -> list[Moved]:
+    """Return the functions that moved, of each setting that both sides have taken apart: the largest first.
+
+    Of several runs a side the first is taken: in a guest that counts instructions the others are like it.
+    """
+    sides = []
+    for runs in (before, after):
+        dissected = next(filter(None, map(anatomy_of, runs)), [])
+        sides.append({one.label: one for one in dissected})
+    found = []
+    for label, old in sides[0].items():
+        new = sides[1].get(label)
+        if new is None:
+            continue
+        parts = [{(part.function, part.of): part for part in one.parts} for one in (old, new)]
+        moved = [
+            Moved(
+                setting=label,
+                function=key[0],
+                of=key[1],
+                layer=(parts[1].get(key) or parts[0][key]).layer,
+                before=parts[0][key].instructions if key in parts[0] else 0.0,
+                after=parts[1][key].instructions if key in parts[1] else 0.0,
+            )
+            for key in dict.fromkeys((*parts[0], *parts[1]))
+        ]
+        moved = [each for each in moved if each.before != each.after]
+        found += sorted(moved, key=lambda each: -abs(each.after - each.before))[:MOVED]
+    return found
+
+
+def _layers(summary: Summary, dissected: Sequence[Dissection], name: str) -> Table:
+    columns: list[tuple[str, Kind]] = [("size", ""), ("path", "t"), ("wait", "t"), ("all", "")]
+    layers = list(dict.fromkeys(layer for one in dissected for layer in one.layers))
+    layers.sort(key=lambda layer: -max(one.layers.get(layer, 0.0) for one in dissected))
+    columns += [(layer, "") for layer in layers]
+    rows: list[tuple[bool, list[Cell]]] = []
+    for one in dissected:
+        cells: list[Cell] = [(size_words(one.size), ""), *_setting_cells(one), (f"{one.instructions:,.0f}", "")]
+        cells += [(f"{one.layers[layer]:,.0f}" if layer in one.layers else "", "") for layer in layers]
+        rows.append((True, cells))
+    exact, awake = sum(one.exact for one in dissected), sum(one.awake for one in dissected)
+    caption = (
+        "Instructions of half a round trip (of a READ the whole), by layer of the functions that executed them, of the "
+        "state that most messages were in. An emulator's plugin has written down each; in "
+        f"{exact:,} of {awake:,} messages in which the processor did not stop their sum is what the guest's clock "
+        f"says. hwrx anatomy has the functions. {summary.label}."
+    )
+    return Table(f"anatomy{name}", "Instructions by layer", caption, columns, rows, 2)
+
+
+def _setting_cells(one: Dissection) -> list[Cell]:
+    """The path, and what else the label says of the setting."""
+    words = one.label.removeprefix(f"{one.path} {one.size} B pingpong ")
+    return [(one.path, "full round trip" if one.whole else ""), (words, "")]
+
+
+def _by_address(summary: Summary, run: Run, dissected: Sequence[Dissection], name: str) -> Table:
+    probed = _probed(summary, run)
+    columns: list[tuple[str, Kind]] = [
+        ("size", ""), ("path", "t"), ("wait", "t"), ("copies", ""), ("passes", ""), ("by a device", ""),
+        ("told from where", ""), ("copies by probes", ""), ("passes by probes", ""), ("", "t"),
+    ]  # fmt: skip
+    rows: list[tuple[bool, list[Cell]]] = []
+    for one in dissected:
+        copies = one.copies
+        if copies is None:
+            continue
+        counted = probed.get(one.label)
+        rows.append(
+            (
+                True,
+                [
+                    (size_words(one.size), ""),
+                    *_setting_cells(one),
+                    (_pair(copies.sender, copies.receiver), ""),
+                    (_pair(copies.sender_passes, copies.receiver_passes), ""),
+                    (f"{100 * copies.landed:.3g} %", ""),
+                    (f"{copies.in_place} of {copies.messages}", "messages"),
+                    (_pair(*counted.copied) if counted else WITHHELD, ""),
+                    (_pair(*counted.passed) if counted else WITHHELD, ""),
+                    (_difference(copies, counted), ""),
+                ],
+            )
+        )
+    caption = (
+        "How often the CPU copied each byte of payload and how often it only read it, sender + receiver: each byte "
+        "followed by its physical address through loads, stores and registers, from where the sender wrote it to where "
+        "the receiver verified it. Beside it what kernel probes counted and lengths say, where the run was traced; if "
+        "the two differ, the addresses are right. The emulator counts a copy by REP MOVS as an instruction a byte, "
+        f"unless copies are priced by the word. {summary.label}."
+    )
+    return Table(f"addresses{name}", "Copies by physical address", caption, columns, rows, 2)
+
+
+def _probed(summary: Summary, run: Run) -> dict[str, ledgers.Handled]:
+    """What probes counted of the run's ping-pongs, by the settings' labels."""
+    handled = ledgers.bytes_handled(summary)
+    labels = {row["trial"]: row["label"] for row in run.rows}
+    rows: list[Row] = [row for row in summary.of_run(run.path.name) if row.key in handled and row.trials]
+    return {labels[row.trials[0]]: handled[row.key] for row in rows}
+
+
+def _pair(sender: float | None, receiver: float | None) -> str:
+    return " + ".join(WITHHELD if side is None else f"{side:.3g}" for side in (sender, receiver))
+
+
+def _difference(copies: ByAddress, counted: ledgers.Handled | None) -> str:
+    if counted is None:
+        return ""
+    pairs = [
+        ("sender's copies", copies.sender, counted.copied[0]),
+        ("receiver's copies", copies.receiver, counted.copied[1]),
+        ("sender's passes", copies.sender_passes, counted.passed[0]),
+        ("receiver's passes", copies.receiver_passes, counted.passed[1]),
+    ]
+    apart = [name for name, seen, probed in pairs if probed is not None and abs(seen - probed) > APART]
+    return f"they differ: {', '.join(apart)}" if apart else "they agree"
