@@ -54,7 +54,7 @@ def anatomy_tables(summary: Summary) -> list[Table]:
     for run in summary.runs:
         name = f"-{run.path.name}" if len(summary.runs) > 1 else ""
         if dissected := anatomy_of(run):
-            found.append(_layers(summary, dissected, name))
+            found += _layers(summary, dissected, name)
             if any(one.copies is not None for one in dissected):
                 found.append(_by_address(summary, run, dissected, name))
     return found
@@ -104,16 +104,11 @@ def moved_functions(before: Sequence[Run], after: Sequence[Run]) -> list[Moved]:
     return found
 
 
-def _layers(summary: Summary, dissected: Sequence[Dissection], name: str) -> Table:
-    columns: list[tuple[str, Kind]] = [("size", ""), ("path", "t"), ("wait", "t"), ("all", "")]
-    layers = list(dict.fromkeys(layer for one in dissected for layer in one.layers))
-    layers.sort(key=lambda layer: -max(one.layers.get(layer, 0.0) for one in dissected))
-    columns += [(layer, "") for layer in layers]
-    rows: list[tuple[bool, list[Cell]]] = []
+def _layers(summary: Summary, dissected: Sequence[Dissection], name: str) -> list[Table]:
+    """A table for each size and what else is alike, with the paths side by side."""
+    groups: dict[tuple[int, str], list[Dissection]] = {}
     for one in dissected:
-        cells: list[Cell] = [(size_words(one.size), ""), *_setting_cells(one), (f"{one.instructions:,.0f}", "")]
-        cells += [(f"{one.layers[layer]:,.0f}" if layer in one.layers else "", "") for layer in layers]
-        rows.append((True, cells))
+        groups.setdefault((one.size, _setting_words(one)), []).append(one)
     exact, awake = sum(one.exact for one in dissected), sum(one.awake for one in dissected)
     caption = (
         "Instructions of half a round trip (of a READ the whole), by layer of the functions that executed them, of the "
@@ -121,13 +116,32 @@ def _layers(summary: Summary, dissected: Sequence[Dissection], name: str) -> Tab
         f"{exact:,} of {awake:,} messages in which the processor did not stop their sum is what the guest's clock "
         f"says. hwrx anatomy has the functions. {summary.label}."
     )
-    return Table(f"anatomy{name}", "Instructions by layer", caption, columns, rows, 2)
+    tables = []
+    for number, ((size, words), mine) in enumerate(groups.items(), 1):
+        layers = list(dict.fromkeys(layer for one in mine for layer in one.layers))
+        layers.sort(key=lambda layer, mine=mine: -max(one.layers.get(layer, 0.0) for one in mine))  # type: ignore[misc]
+        rows: list[tuple[bool, list[Cell]]] = [
+            (False, [(layer, ""), *((_count(one.layers.get(layer)), "") for one in mine)]) for layer in layers
+        ]
+        rows.append((True, [("all", ""), *((_count(one.instructions), "") for one in mine)]))
+        columns: list[tuple[str, Kind]] = [("layer", "t"), *((one.path, "") for one in mine)]
+        title = f"Instructions by layer, {size_words(size)} {words}"
+        tables.append(Table(f"anatomy{name}-{number}", title, caption, columns, rows, 1, folded=len(groups) > 1))
+    return tables
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _setting_words(one: Dissection) -> str:
+    """What the label says of the setting besides path and size."""
+    return one.label.removeprefix(f"{one.path} {one.size} B pingpong ")
 
 
 def _setting_cells(one: Dissection) -> list[Cell]:
     """The path, and what else the label says of the setting."""
-    words = one.label.removeprefix(f"{one.path} {one.size} B pingpong ")
-    return [(one.path, "full round trip" if one.whole else ""), (words, "")]
+    return [(one.path, "full round trip" if one.whole else ""), (_setting_words(one), "")]
 
 
 def _by_address(summary: Summary, run: Run, dissected: Sequence[Dissection], name: str) -> Table:
