@@ -23,7 +23,7 @@ LAYERS = {
     """,
     "checksum": r"""
         \w*icrc\w*(@.*)? crc\w*(@.*)? \w*crc32\w*(@.*)? \w*csum\w* udp4_hwcsum ip_send_check chksum\w*(@.*)?
-        crypto_\w+ \w*pclmul\w*(@.*)?
+        crypto_\w+ \w*pclmul\w*(@.*)? \w+@\[crc32\w*\]
     """,
     "locks": r"""
         _?_?(raw_)?_?(spin|read|write|seq)_?(un)?lock\w* _raw_\w*lock\w* __rcu_read_(un)?lock mutex_\w+

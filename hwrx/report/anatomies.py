@@ -82,26 +82,26 @@ def moved_functions(before: Sequence[Run], after: Sequence[Run]) -> list[Moved]:
     for runs in (before, after):
         dissected = next(filter(None, map(anatomy_of, runs)), [])
         sides.append({one.label: one for one in dissected})
-    found = []
-    for label, old in sides[0].items():
-        new = sides[1].get(label)
-        if new is None:
-            continue
-        parts = [{(part.function, part.of): part for part in one.parts} for one in (old, new)]
-        moved = [
-            Moved(
-                setting=label,
-                function=key[0],
-                of=key[1],
-                layer=(parts[1].get(key) or parts[0][key]).layer,
-                before=parts[0][key].instructions if key in parts[0] else 0.0,
-                after=parts[1][key].instructions if key in parts[1] else 0.0,
-            )
-            for key in dict.fromkeys((*parts[0], *parts[1]))
-        ]
-        moved = [each for each in moved if each.before != each.after]
-        found += sorted(moved, key=lambda each: -abs(each.after - each.before))[:MOVED]
-    return found
+    both = [label for label in sides[0] if label in sides[1]]
+    return [each for label in both for each in moved_parts(sides[0][label], sides[1][label])[:MOVED]]
+
+
+def moved_parts(before: Dissection, after: Dissection) -> list[Moved]:
+    """Return the functions that have more or less of one message than of the other, the largest difference first."""
+    old, new = ({(part.function, part.of): part for part in one.parts} for one in (before, after))
+    moved = [
+        Moved(
+            setting=after.label,
+            function=key[0],
+            of=key[1],
+            layer=(new.get(key) or old[key]).layer,
+            before=old[key].instructions if key in old else 0.0,
+            after=new[key].instructions if key in new else 0.0,
+        )
+        for key in dict.fromkeys((*old, *new))
+    ]
+    moved = [each for each in moved if each.before != each.after]
+    return sorted(moved, key=lambda each: -abs(each.after - each.before))
 
 
 def _layers(summary: Summary, dissected: Sequence[Dissection], name: str) -> list[Table]:

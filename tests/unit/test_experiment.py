@@ -212,6 +212,8 @@ def test_a_seed_is_drawn_where_none_is_given_and_kept_where_one_is() -> None:
         ("paths = []", r"paths: \[\] is not allowed"),
         ('paths = ["udp"]\nsizes = [64, 4]', r"sizes\[1\]: 4 is not allowed.*\n.*a whole number from 8 to 1073741824"),
         ('paths = ["udp"]\nsizes = 64', r"sizes: 64 is not allowed.*\n.*a list of a whole number from 8"),
+        ('paths = ["udp"]\nanatomy = true', r"anatomy: it is of an emulated guest that counts.*\n.*clock = \"icount\""),
+        ('paths = ["udp"]\nanatomy = true\nclock = "icount"\npatterns = ["stream"]', r"anatomy: it takes ping-pongs"),
         ('paths = ["udp"]\nclock = "sun"', r'clock: "sun" is not allowed.*\n.*"icount" or "wall"'),
         ('paths = ["udp"]\ntrace = 1', r"trace: 1 is not allowed.*\n.*true or false"),
         ('paths = ["udp"]\nname = "a b/c"', r"name: .*\n.*no blank"),

@@ -1,0 +1,139 @@
+"""Messages that were taken apart, as a run keeps them and as reports and diffs show them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import made_runs
+import msgspec
+import pytest
+
+import hwrx
+from hwrx.anatomy import model
+from hwrx.anatomy.model import ByAddress, Dissection, Handling, Part, State
+from hwrx.anatomy.stacks import Piece
+from hwrx.anatomy.symbols import Function
+from hwrx.control.messages import Setting
+from hwrx.errors import StoreError
+from hwrx.report import anatomies, diff, diff_text, html, ledgers
+from hwrx.runs import store
+
+LOOP, RECEIVE = Function("pingpong_client", "cython_ext.loops.pingpong"), Function("udp_rcv", "vmlinux")
+TO_USER = Handling("receiver", "copy_user_enhanced_fast_string", "vmlinux", 1.0, 0.0)
+
+
+def made(path: str = "udp", receive: float = 700.0, copies: ByAddress | None = None) -> Dissection:
+    parts = [Part("udp_rcv", "vmlinux", "UDP", receive), Part("memcpy", "libc.so.6", "C library", 300.0)]
+    return Dissection(
+        label=f"{path} 64 B pingpong event", path=path, size=64, whole=False, messages=90, instructions=receive + 300,
+        named=1.0, layered=1.0, awake=90, exact=90, beyond=0, halted=0.0, lost=0, parts=parts,
+        layers={"UDP": receive, "C library": 300.0}, states=[State(receive + 300, 90, [])],
+        pieces=[Piece((LOOP,), 600), Piece((LOOP, RECEIVE), int(2 * receive))], calls=9, unmatched=0, copies=copies,
+    )  # fmt: skip
+
+
+def copies(sender: float = 1.0, in_place: int = 6) -> ByAddress:
+    return ByAddress(6, in_place, 5, sender, 1.0, 0.0, 0.0, 0.0, [TO_USER])
+
+
+def interval(setting: Setting, direction: str, stage: str) -> int:
+    return 100
+
+
+def run_with(root: Path, *found: Dissection, traced: bool = False, **options: Any) -> Path:
+    plan = made_runs.layout(**{"paths": ["udp"], "sizes": [64], "repeats": 2, "clock": "icount", **options})
+    with store.Writer.create(root, plan, {**made_runs.MANIFEST, "clock": "icount"}) as writer:
+        for trial in plan.trials:
+            made_runs.add(writer, trial)
+            if traced:
+                made_runs.trace(writer, trial, interval, lambda setting: 1)
+        if found:
+            writer.add_document(model.DOCUMENT, model.to_document(found))
+    return writer.path
+
+
+def cells(table: Any) -> list[list[str]]:
+    return [[cell[0] for cell in row] for _, row in table.rows]
+
+
+def test_a_run_keeps_what_was_found_and_gives_it_back(tmp_path: Path) -> None:
+    found = [made(copies=copies()), made("tcp")]
+    assert model.from_document(json.loads(json.dumps(model.to_document(found)))) == found
+    assert anatomies.anatomy_of(hwrx.load(run_with(tmp_path, *found))) == found
+    assert anatomies.anatomy_of(hwrx.load(run_with(tmp_path))) == []
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"format": 2, "functions": [], "messages": []}, "is of format 2, and this version reads 1"),
+        ({"format": 1, "functions": []}, "is not what a run keeps"),
+        ({"format": 1, "functions": [], "messages": [{"pieces": [[[3], 1]]}]}, "is not what a run keeps"),
+        ({"format": 1, "functions": [], "messages": [{"pieces": []}]}, "is not what a run keeps"),
+    ],
+)
+def test_what_was_not_kept_by_this_version_is_refused(document: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=words):
+        model.from_document(document)
+    run = run_with(tmp_path, made())
+    (run / model.DOCUMENT).write_text("{}")
+    assert anatomies.anatomy_of(hwrx.load(run)) == []
+
+
+def test_layers_stand_below_one_another_and_their_sum_last(tmp_path: Path) -> None:
+    run = hwrx.load(run_with(tmp_path, made(), made("tcp", 900.0), paths=["udp", "tcp"]))
+    (table,) = anatomies.anatomy_tables(run.summary())
+    assert [name for name, _ in table.columns] == ["layer", "udp", "tcp"]
+    assert cells(table) == [["UDP", "700", "900"], ["C library", "300", "300"], ["all", "1,000", "1,200"]]
+    assert "180 of 180 messages" in table.caption
+
+
+def test_copies_by_address_stand_beside_those_that_probes_counted(tmp_path: Path) -> None:
+    run = hwrx.load(run_with(tmp_path, made(copies=copies()), traced=True))
+    (_, table) = anatomies.anatomy_tables(run.summary())
+    (row,) = cells(table)
+    assert row[3:5] == ["1 + 1", "0 + 0"]
+    assert row[6] == "6 of 6"
+    assert row[7].endswith("+ 1")
+
+
+def test_where_the_two_ledgers_differ_it_is_said() -> None:
+    counted = ledgers.Handled(copied=(1.0, 1.0), passed=(None, None))
+    assert anatomies._difference(copies(), counted) == "they agree"
+    assert anatomies._difference(copies(sender=2.0), counted) == "they differ: sender's copies"
+    assert anatomies._difference(copies(), None) == ""
+
+
+def test_the_page_has_a_chart_of_each_setting_that_is_a_document_of_its_own(tmp_path: Path) -> None:
+    run = hwrx.load(run_with(tmp_path, made()))
+    page = html.render_html(run.summary())
+    assert "a message and its answer, 2,000 instructions" in page
+    drawing = page.split("data:image/svg+xml;base64,")[1].split('"')[0]
+    svg = base64.b64decode(drawing).decode()
+    root = ElementTree.fromstring(svg)
+    assert root.tag.endswith("svg") and svg.count("<rect") == 2 and 'placeholder="find functions"' in svg
+    assert "flame" not in html.render_html(hwrx.load(run_with(tmp_path)).summary()).lower()
+
+
+def test_a_diff_names_the_functions_that_moved(tmp_path: Path) -> None:
+    runs = [hwrx.load(run_with(tmp_path, made(receive=receive))) for receive in (700.0, 950.0)]
+    found = diff.compare_runs([runs[0]], [runs[1]])
+    assert [(each.function, each.layer, each.before, each.after) for each in found.moved] == [
+        ("udp_rcv", "UDP", 700.0, 950.0)
+    ]
+    text = diff_text.to_text(found)
+    assert "functions that moved" in text and "+250" in text
+    assert json.loads(diff.to_json(found))["moved"][0]["function"] == "udp_rcv"
+    same = diff.compare_runs([runs[0]], [hwrx.load(run_with(tmp_path, made()))])
+    assert same.moved == [] and "functions that moved" not in diff_text.to_text(same)
+
+
+def test_a_function_of_one_side_alone_has_moved_too() -> None:
+    before = made()
+    after = msgspec.structs.replace(before, parts=[*before.parts, Part("nf_hook_slow", "vmlinux", "IP", 80.0)])
+    (only,) = anatomies.moved_parts(before, after)
+    assert (only.function, only.before, only.after) == ("nf_hook_slow", 0.0, 80.0)
