@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -93,34 +93,45 @@ class Dissection(Struct, frozen=True):
     copies: ByAddress | None = None  # if they were asked for
 
 
-def to_document(found: Sequence[Dissection]) -> dict[str, Any]:
+class Kept(Struct, frozen=True, kw_only=True):
+    """A run's document. `stacks` has the pieces of each message: numbers of functions, and instructions."""
+
+    format: int
+    functions: list[Function]
+    messages: list[Dissection]
+    stacks: list[list[tuple[list[int], int]]]
+
+
+def to_document(found: Sequence[Dissection]) -> dict[str, object]:
     """Return what a run keeps: each function's name once, the stacks of a message as numbers of functions."""
     numbers: dict[Function, int] = {}
-    content = []
-    for one in found:
-        kept = msgspec.to_builtins(msgspec.structs.replace(one, pieces=[]))
-        kept["pieces"] = [
-            [[numbers.setdefault(function, len(numbers)) for function in piece.stack], piece.instructions]
+    stacks = [
+        [
+            ([numbers.setdefault(function, len(numbers)) for function in piece.stack], piece.instructions)
             for piece in one.pieces
         ]
-        content.append(kept)
-    return {"format": FORMAT, "functions": [[each.name, each.of] for each in numbers], "messages": content}
+        for one in found
+    ]
+    messages = [msgspec.structs.replace(one, pieces=[]) for one in found]
+    kept = Kept(format=FORMAT, functions=list(numbers), messages=messages, stacks=stacks)
+    content: dict[str, object] = msgspec.to_builtins(kept)
+    return content
 
 
-def from_document(document: dict[str, Any]) -> list[Dissection]:
+def from_document(document: Mapping[str, object]) -> list[Dissection]:
     """Return what a run has kept.
 
     :raises StoreError: if it is of another version, or is not what was written.
     """
+    if document.get("format") != FORMAT:
+        raise StoreError(f"{DOCUMENT} is of format {document.get('format')}, and this version reads {FORMAT}")
     try:
-        if document["format"] != FORMAT:
-            raise StoreError(f"{DOCUMENT} is of format {document['format']}, and this version reads {FORMAT}")
-        functions = [Function(*each) for each in document["functions"]]
-        found = []
-        for kept in document["messages"]:
-            pieces = [Piece(tuple(functions[each] for each in stack), count) for stack, count in kept["pieces"]]
-            one = msgspec.convert({**kept, "pieces": []}, Dissection)
-            found.append(msgspec.structs.replace(one, pieces=pieces))
-    except (LookupError, TypeError, msgspec.ValidationError) as error:
+        kept = msgspec.convert(document, Kept)
+        return [
+            msgspec.structs.replace(
+                one, pieces=[Piece(tuple(kept.functions[each] for each in stack), count) for stack, count in stacks]
+            )
+            for one, stacks in zip(kept.messages, kept.stacks, strict=True)
+        ]
+    except (LookupError, ValueError) as error:  # msgspec.ValidationError is a ValueError
         raise StoreError(f"{DOCUMENT} is not what a run keeps: {error}") from None
-    return found

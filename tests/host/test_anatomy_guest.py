@@ -13,6 +13,7 @@ import pytest
 import hwrx
 from hwrx.anatomy.dissect import dissect_paths
 from hwrx.errors import UsageError
+from hwrx.report import anatomies
 from hwrx.runs import experiment
 
 pytestmark = pytest.mark.beside
@@ -28,7 +29,7 @@ def _needs(needs: Callable[..., None]) -> None:
 
 @pytest.fixture(scope="module")
 def dissected() -> dict[str, dict[str, Any]]:
-    words = [*HWRX, "anatomy", *PATHS, "--messages", "100", "--json"]
+    words = [*HWRX, "anatomy", *PATHS, "--messages", "100", "--copies", "--json"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -53,6 +54,35 @@ def test_the_sum_over_functions_is_what_the_clock_says_of_each_message(
     deepest = max((piece["stack"] for piece in one["pieces"]), key=len)
     assert len(deepest) > 20 and deepest[0]["of"] == "cython_ext.loops.pingpong"
     assert ("rxe_requester" in functions) == (path == "rdma-send")
+
+
+@pytest.mark.parametrize(("path", "sender", "passes"), [("udp", 1.0, 0.0), ("rdma-send", 2.0, 1.0)])
+def test_each_byte_is_followed_to_where_it_belongs(
+    dissected: dict[str, dict[str, Any]], path: str, sender: float, passes: float
+) -> None:
+    """64 bytes are posted inline: the library copies them, and rxe copies them again."""
+    copies = dissected[path]["copies"]
+    assert (copies["messages"], copies["in_place"], copies["landed"]) == (6, 6, 0.0)
+    assert (copies["sender"], copies["receiver"]) == (sender, 1.0)
+    assert (copies["sender_passes"], copies["receiver_passes"]) == (passes, passes)
+    by = {each["function"] for each in copies["handled"] if each["copied"]}
+    assert by == {"copy_user_enhanced_fast_string"} if path == "udp" else "memcpy_erms" in by
+
+
+def test_a_run_that_is_to_be_taken_apart_keeps_it_and_shows_it_beside_what_probes_counted(tmp_path: Any) -> None:
+    words = ["--paths", "udp", "--clock", "icount", "--topology", "netns", "--size", "1000", "--trace", "--anatomy"]
+    words += ["--messages", "20", "--repeats", "1", "--runs", str(tmp_path)]
+    done = subprocess.run([*HWRX, "compare", *words], capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    run = hwrx.load(tmp_path / "latest")
+    assert run.status == "complete"
+    (one,) = anatomies.anatomy_of(run)
+    assert one.label == run.rows[0]["label"]
+    assert one.copies is not None and (one.copies.sender, one.copies.receiver) == (1.0, 1.0)
+    (_, table) = anatomies.anatomy_tables(run.summary())
+    assert [cell[0] for cell in table.rows[0][1]][-1] == "they agree"
+    page = (tmp_path / "latest" / "report.html").read_text(encoding="utf-8")
+    assert "Copies by physical address" in page and "data:image/svg+xml;base64," in page
 
 
 def test_the_guest_does_not_notice(dissected: dict[str, dict[str, Any]], tmp_path: Any) -> None:

@@ -71,9 +71,10 @@ def test_a_run_keeps_what_was_found_and_gives_it_back(tmp_path: Path) -> None:
     ("document", "words"),
     [
         ({"format": 2, "functions": [], "messages": []}, "is of format 2, and this version reads 1"),
+        ({}, "is of format None"),
         ({"format": 1, "functions": []}, "is not what a run keeps"),
-        ({"format": 1, "functions": [], "messages": [{"pieces": [[[3], 1]]}]}, "is not what a run keeps"),
-        ({"format": 1, "functions": [], "messages": [{"pieces": []}]}, "is not what a run keeps"),
+        ({**model.to_document([made()]), "functions": []}, "is not what a run keeps"),
+        ({**model.to_document([made()]), "stacks": []}, "is not what a run keeps"),
     ],
 )
 def test_what_was_not_kept_by_this_version_is_refused(document: dict[str, Any], words: str, tmp_path: Path) -> None:
