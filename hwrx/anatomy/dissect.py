@@ -25,6 +25,7 @@ from hwrx.anatomy import building, followed, layout
 from hwrx.anatomy.layers import UNKNOWN, layer_of
 from hwrx.anatomy.model import ByAddress, Dissection, Handling, Part, State
 from hwrx.anatomy.stacks import Piece, Unwinder
+from hwrx.anatomy.stamps import stamp_stages
 from hwrx.anatomy.symbols import NO_SYMBOL, Function, Symbols, kernel_pieces, process_pieces
 from hwrx.anatomy.trace import Trace
 from hwrx.control.messages import Setting
@@ -259,6 +260,7 @@ def _dissection(
         pieces=pieces,
         calls=unwinder.calls,
         unmatched=unwinder.unmatched,
+        stamps=stamp_stages(setting.path, pieces),
     )
 
 

@@ -13,6 +13,7 @@ from hwrx.anatomy.symbols import Function
 from hwrx.errors import StoreError
 
 Side = Literal["sender", "receiver"]
+Direction = Literal["there", "back"]
 DOCUMENT = "anatomy.json"
 FORMAT = 1
 
@@ -62,6 +63,15 @@ class ByAddress(Struct, frozen=True):
     handled: list[Handling]
 
 
+class Stamp(Struct, frozen=True):
+    """A stage of one message in one direction: `at` since it was posted, `since` the stage before; instructions."""
+
+    stage: str
+    direction: Direction
+    at: int
+    since: int
+
+
 class Dissection(Struct, frozen=True):
     """A path's message, taken apart. Instructions are of half a round trip, or of a whole one if `whole`.
 
@@ -90,6 +100,7 @@ class Dissection(Struct, frozen=True):
     pieces: list[Piece]
     calls: int
     unmatched: int  # returns from what was never seen called
+    stamps: list[Stamp]  # its stages, not halved either
     copies: ByAddress | None = None  # if they were asked for
 
 

@@ -36,6 +36,7 @@ TCG_PRICES = (
 @click.option("--topology", help="What lies between the two ends [netns for sockets, else pair].")
 @click.option("--kernel", help="Kernel of the guest, for example 6.1.")
 @click.option("--copies", is_flag=True, help="Follow each byte of a message by its physical address, too.")
+@click.option("--stages", is_flag=True, help="Show the stages that a message passes, each to the instruction.")
 @click.option("--functions", type=whole_number(0, 10**4), default=25, show_default=True, help="Rows for each path.")
 @click.option("--svg", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Where flame charts go.")
 @click.option("--folded", type=click.Path(path_type=Path, dir_okay=False), help="Where stacks go, for other tools.")
@@ -47,6 +48,7 @@ def anatomy(
     topology: str | None,
     kernel: str | None,
     copies: bool,
+    stages: bool,
     functions: int,
     picture: Path | None,
     folded: Path | None,
@@ -63,6 +65,7 @@ def anatomy(
       hwrx anatomy udp tcp rdma-send --topology pair --size 1024
       hwrx anatomy udp rdma-send --svg flames.svg
       hwrx anatomy rdma-send roce-send --topology nic --copies
+      hwrx anatomy udp tcp --stages --functions 0
       hwrx anatomy udp --folded udp.folded --json > udp.json
     """
     for target in (picture, folded):
@@ -93,6 +96,9 @@ def anatomy(
     console.print(_layers(found))
     if copies:
         _print_copies(console, found)
+    if stages:
+        for one in found:
+            _print_stages(console, one)
     for one in found:
         console.print()
         _print_path(console, one, functions)
@@ -118,6 +124,21 @@ def _layers(found: list[Dissection]) -> Table:
     table.add_section()
     table.add_row("all", *(_number(one.instructions) for one in found), style="bold")
     return table
+
+
+def _print_stages(console: OutsideConsole, one: Dissection) -> None:
+    """The stages of a message on its way there, and beside them those of its answer."""
+    back = {stamp.stage: stamp for stamp in one.stamps if stamp.direction == "back"}
+    table = Table(title=f"{one.path}, {one.size:,} B: stages of one message", title_justify="left", header_style="bold")
+    table.add_column("stage")
+    for column in ("since the one before", "since posted", "of the answer"):
+        table.add_column(column, justify="right")
+    for stamp in one.stamps:
+        if stamp.direction == "there":
+            answer = f"{back[stamp.stage].since:,}" if stamp.stage in back else ""
+            table.add_row(stamp.stage, f"{stamp.since:,}", f"{stamp.at:,}", answer)
+    console.print()
+    console.print(table)
 
 
 def _print_copies(console: OutsideConsole, found: list[Dissection]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from hwrx.errors import MachineError
 
-PATIENCE = 20.0  # seconds; the kernel fills GID tables and raises carriers on work queues
+PATIENCE = 60.0  # seconds; the kernel fills GID tables and raises carriers on work queues, late on a busy machine
 SYSTEM = ("/usr/sbin", "/sbin")
 PACKAGES = {
     "ip": "iproute2",

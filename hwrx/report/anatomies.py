@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from hwrx import stages
 from hwrx.anatomy import model
 from hwrx.anatomy.flame import draw_charts
 from hwrx.anatomy.model import ByAddress, Dissection
 from hwrx.errors import StoreError
 from hwrx.report import ledgers
 from hwrx.report.cells import Cell, Kind, Table
+from hwrx.report.journeys import journeys_of
 from hwrx.report.model import Row, Summary
 from hwrx.report.numbers import WITHHELD, size_words
 
@@ -57,6 +59,7 @@ def anatomy_tables(summary: Summary) -> list[Table]:
             found += _layers(summary, dissected, name)
             if any(one.copies is not None for one in dissected):
                 found.append(_by_address(summary, run, dissected, name))
+            found += _stages(summary, run, dissected, name)
     return found
 
 
@@ -180,6 +183,44 @@ def _by_address(summary: Summary, run: Run, dissected: Sequence[Dissection], nam
         f"unless copies are priced by the word. {summary.label}."
     )
     return Table(f"addresses{name}", "Copies by physical address", caption, columns, rows, 2)
+
+
+def _stages(summary: Summary, run: Run, dissected: Sequence[Dissection], name: str) -> list[Table]:
+    """Each setting's stages to the instruction; beside them what probes made of them, where the run was traced."""
+    labels = {row["trial"]: row["label"] for row in run.rows}
+    traced = {
+        (labels[journey.row.trials[0]], journey.direction): journey
+        for journey in journeys_of(summary)
+        if journey.run is run and journey.row.trials
+    }
+    caption = (
+        "One message of the state that most were in: instructions from the stage before to each stage, where nobody "
+        "looks. Probes are the medians of the traced trials, whose messages take longer by what the probes do; what "
+        f"they add is the difference. {summary.label}."
+    )
+    columns: list[tuple[str, Kind]] = [
+        ("stage", "t"), ("side", "t"), ("instructions", ""), ("since posted", ""), ("with probes", ""),
+        ("probes add", ""),
+    ]  # fmt: skip
+    tables = []
+    for number, one in enumerate(dissected, 1):
+        journey = traced.get((one.label, "there"))
+        rows: list[tuple[bool, list[Cell]]] = []
+        side = ""
+        for stamp in one.stamps:
+            if stamp.direction != "there":
+                continue
+            step = journey.step(stamp.stage) if journey else None
+            stage = stages.BY_NAME.get(stamp.stage)
+            where = stage.side if stage else ""
+            added = f"{step.p50 - stamp.since:+,.0f}" if step else ""
+            cells: list[Cell] = [(stamp.stage, ""), (where, ""), (f"{stamp.since:,}", ""), (f"{stamp.at:,}", "")]
+            rows.append((where != side, [*cells, (f"{step.p50:,.0f}" if step else "", ""), (added, "")]))
+            side = where
+        if len(rows) > 2:  # more than posted and delivered
+            title = f"Stages to the instruction, {one.label}"
+            tables.append(Table(f"stamps{name}-{number}", title, caption, columns, rows, 1, folded=True))
+    return tables
 
 
 def _probed(summary: Summary, run: Run) -> dict[str, ledgers.Handled]:

@@ -69,6 +69,27 @@ def test_each_byte_is_followed_to_where_it_belongs(
     assert by == {"copy_user_enhanced_fast_string"} if path == "udp" else "memcpy_erms" in by
 
 
+@pytest.mark.parametrize(
+    ("path", "some"),
+    [
+        (
+            "udp",
+            ["sys_enter send", "ip_output", "enqueue_to_backlog", "udp_rcv", "copied to the user", "sys_exit recv"],
+        ),
+        ("rdma-send", ["rxe_post_send", "rxe_xmit_packet", "rxe_rcv", "rxe_mr_copied", "ib_uverbs_comp_handler"]),
+    ],
+)
+def test_stages_follow_each_other_and_add_up_to_the_message(
+    dissected: dict[str, dict[str, Any]], path: str, some: list[str]
+) -> None:
+    stamps = dissected[path]["stamps"]
+    for direction in ("there", "back"):
+        way = [stamp["stage"] for stamp in stamps if stamp["direction"] == direction]
+        assert [stage for stage in way if stage in some] == some
+        assert (way[0], way[-1]) == ("posted", "delivered")
+    assert sum(stamp["since"] for stamp in stamps) == sum(piece["instructions"] for piece in dissected[path]["pieces"])
+
+
 def test_a_run_that_is_to_be_taken_apart_keeps_it_and_shows_it_beside_what_probes_counted(tmp_path: Any) -> None:
     words = ["--paths", "udp", "--clock", "icount", "--topology", "netns", "--size", "1000", "--trace", "--anatomy"]
     words += ["--messages", "20", "--repeats", "1", "--runs", str(tmp_path)]

@@ -14,7 +14,7 @@ import pytest
 
 import hwrx
 from hwrx.anatomy import model
-from hwrx.anatomy.model import ByAddress, Dissection, Handling, Part, State
+from hwrx.anatomy.model import ByAddress, Dissection, Handling, Part, Stamp, State
 from hwrx.anatomy.stacks import Piece
 from hwrx.anatomy.symbols import Function
 from hwrx.control.messages import Setting
@@ -23,6 +23,12 @@ from hwrx.report import anatomies, diff, diff_text, html, ledgers
 from hwrx.runs import store
 
 LOOP, RECEIVE = Function("pingpong_client", "cython_ext.loops.pingpong"), Function("udp_rcv", "vmlinux")
+STAMPS = [
+    Stamp("posted", "there", 0, 0),
+    Stamp("udp_rcv", "there", 400, 400),
+    Stamp("delivered", "there", 900, 500),
+    Stamp("udp_rcv", "back", 400, 400),
+]
 TO_USER = Handling("receiver", "copy_user_enhanced_fast_string", "vmlinux", 1.0, 0.0)
 
 
@@ -32,7 +38,8 @@ def made(path: str = "udp", receive: float = 700.0, copies: ByAddress | None = N
         label=f"{path} 64 B pingpong event", path=path, size=64, whole=False, messages=90, instructions=receive + 300,
         named=1.0, layered=1.0, awake=90, exact=90, beyond=0, halted=0.0, lost=0, parts=parts,
         layers={"UDP": receive, "C library": 300.0}, states=[State(receive + 300, 90, [])],
-        pieces=[Piece((LOOP,), 600), Piece((LOOP, RECEIVE), int(2 * receive))], calls=9, unmatched=0, copies=copies,
+        pieces=[Piece((LOOP,), 600), Piece((LOOP, RECEIVE), int(2 * receive))], calls=9, unmatched=0,
+        stamps=STAMPS, copies=copies,
     )  # fmt: skip
 
 
@@ -87,7 +94,7 @@ def test_what_was_not_kept_by_this_version_is_refused(document: dict[str, Any], 
 
 def test_layers_stand_below_one_another_and_their_sum_last(tmp_path: Path) -> None:
     run = hwrx.load(run_with(tmp_path, made(), made("tcp", 900.0), paths=["udp", "tcp"]))
-    (table,) = anatomies.anatomy_tables(run.summary())
+    table = anatomies.anatomy_tables(run.summary())[0]
     assert [name for name, _ in table.columns] == ["layer", "udp", "tcp"]
     assert cells(table) == [["UDP", "700", "900"], ["C library", "300", "300"], ["all", "1,000", "1,200"]]
     assert "180 of 180 messages" in table.caption
@@ -95,11 +102,21 @@ def test_layers_stand_below_one_another_and_their_sum_last(tmp_path: Path) -> No
 
 def test_copies_by_address_stand_beside_those_that_probes_counted(tmp_path: Path) -> None:
     run = hwrx.load(run_with(tmp_path, made(copies=copies()), traced=True))
-    (_, table) = anatomies.anatomy_tables(run.summary())
+    (_, table, _) = anatomies.anatomy_tables(run.summary())
     (row,) = cells(table)
     assert row[3:5] == ["1 + 1", "0 + 0"]
     assert row[6] == "6 of 6"
     assert row[7].endswith("+ 1")
+
+
+def test_stages_stand_beside_what_probes_made_of_them(tmp_path: Path) -> None:
+    run = hwrx.load(run_with(tmp_path, made(), traced=True))
+    (_, table) = anatomies.anatomy_tables(run.summary())
+    assert cells(table) == [
+        ["posted", "sender", "0", "0", "0", "+0"],
+        ["udp_rcv", "receiver", "400", "400", "100", "-300"],
+        ["delivered", "receiver", "500", "900", "100", "-400"],
+    ]
 
 
 def test_where_the_two_ledgers_differ_it_is_said() -> None:
