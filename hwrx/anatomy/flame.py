@@ -7,7 +7,9 @@ all of the same name, letters in the field all whose names have them; what they 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
@@ -81,8 +83,24 @@ def find_boxes(pieces: Sequence[Piece]) -> list[Box]:
     return boxes
 
 
-def draw_charts(charts: Sequence[tuple[str, Sequence[Piece]]]) -> str:
-    """Return an SVG with a chart for each title, one beneath the other; all to the same scale."""
+def draw_difference(charts: Sequence[tuple[str, Sequence[Piece]]]) -> str:
+    """Return an SVG of two charts, before and after, coloured by what each function has more or less than before.
+
+    Red has more of its own instructions afterwards, blue less, both the stronger the more; what is grey has as many.
+    """
+    sums: list[Counter[Function]] = [Counter(), Counter()]
+    for side, (_, pieces) in zip(sums, charts, strict=True):
+        for piece in pieces:
+            side[piece.stack[-1]] += piece.instructions
+    before, after = sums
+    return draw_charts(charts, {each: after[each] - before[each] for each in before | after})
+
+
+def draw_charts(charts: Sequence[tuple[str, Sequence[Piece]]], moved: Mapping[Function, int] | None = None) -> str:
+    """Return an SVG with a chart for each title, one beneath the other; all to the same scale.
+
+    :param moved: if given, functions are coloured by these differences, else by layer
+    """
     longest = max((sum(piece.instructions for piece in pieces) for _, pieces in charts), default=0) or 1
     drawn = [FIELD.format(x=WIDTH - MARGIN - 200)]
     top = MARGIN
@@ -93,7 +111,9 @@ def draw_charts(charts: Sequence[tuple[str, Sequence[Piece]]]) -> str:
         bottom = top + HEAD + depth * ROW
         scale = (WIDTH - 2 * MARGIN) / longest
         total = sum(piece.instructions for piece in pieces) or 1
-        drawn += [_draw(box, bottom, scale, total) for box in boxes if (box.end - box.start) * scale >= NARROWEST]
+        drawn += [
+            _draw(box, bottom, scale, total, moved) for box in boxes if (box.end - box.start) * scale >= NARROWEST
+        ]
         top = bottom + MARGIN
     height = top
     return (
@@ -102,7 +122,7 @@ def draw_charts(charts: Sequence[tuple[str, Sequence[Piece]]]) -> str:
     )
 
 
-def _draw(box: Box, bottom: int, scale: float, total: int) -> str:
+def _draw(box: Box, bottom: int, scale: float, total: int, moved: Mapping[Function, int] | None) -> str:
     x, width = MARGIN + box.start * scale, (box.end - box.start) * scale
     y = bottom - (box.depth + 1) * ROW
     name, layer = str(box.function), layer_of(box.function)
@@ -110,11 +130,14 @@ def _draw(box: Box, bottom: int, scale: float, total: int) -> str:
         f"{name}: {box.end - box.start:,} instructions ({100 * (box.end - box.start) / total:.1f} %), "
         f"{box.own:,} of its own; {layer}"
     )
+    if moved is not None:
+        said += f"; {moved[box.function]:+,} in all"
+    fill = _colour(layer) if moved is None else _shade(moved[box.function], moved)
     room = int((width - 4) / LETTER)
     short = box.function.name if len(box.function.name) <= room else box.function.name[: room - 1] + "…"
     words = f'<text x="{x + 2:.1f}" y="{y + 12}">{html.escape(short)}</text>' if room > 3 else ""
     return (
-        f'<rect x="{x:.2f}" y="{y}" width="{width:.2f}" height="{ROW - 1}" fill="{_colour(layer)}"'
+        f'<rect x="{x:.2f}" y="{y}" width="{width:.2f}" height="{ROW - 1}" fill="{fill}"'
         f' data-name="{html.escape(name)}" data-own="{box.own}"><title>{html.escape(said)}</title></rect>{words}'
     )
 
@@ -122,3 +145,11 @@ def _draw(box: Box, bottom: int, scale: float, total: int) -> str:
 def _colour(layer: str) -> str:
     hue = [*LAYERS, UNKNOWN].index(layer) * TURN % 360
     return f"hsl({hue:.0f},55%,72%)"
+
+
+def _shade(change: int, moved: Mapping[Function, int]) -> str:
+    """Red of more, blue of less, as light as it is little; the square root, because few functions have most."""
+    if not change:
+        return "hsl(0,0%,82%)"
+    share = math.sqrt(abs(change) / max(map(abs, moved.values())))
+    return f"hsl({0 if change > 0 else 215},75%,{85 - 35 * share:.0f}%)"

@@ -9,7 +9,8 @@ import click
 
 from hwrx.commands.shared.output import hostnames_option
 from hwrx.errors import StoreError, UsageError
-from hwrx.report import baselines, diff_text
+from hwrx.host import disk
+from hwrx.report import anatomies, baselines, diff_text
 from hwrx.report import diff as differences
 from hwrx.report.published import open_published
 from hwrx.report.reported import ReportedRun
@@ -55,6 +56,9 @@ class Sided(click.Command):
 @click.option("--anyway", is_flag=True, help="Compare even two kernels, or trials of other lengths.")
 @click.option("--save-baseline", metavar="NAME", help="Remember the runs by a name, and compare nothing.")
 @click.option("--baselines", "list_baselines", is_flag=True, help="List the names, and their runs.")
+@click.option(
+    "--svg", "picture", type=click.Path(path_type=pathlib.Path, dir_okay=False), help="Where flame charts of both go."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @hostnames_option
 def diff(
@@ -64,6 +68,7 @@ def diff(
     anyway: bool,
     save_baseline: str | None,
     list_baselines: bool,
+    picture: pathlib.Path | None,
     as_json: bool,
     hostnames: bool,
 ) -> None:
@@ -79,6 +84,7 @@ def diff(
       hwrx diff --save-baseline v1 runs/A1 runs/A2 runs/A3
       hwrx diff v1 -- runs/B1 runs/B2 runs/B3 --fail-over 5%
       hwrx diff runs/before runs/after
+      hwrx diff runs/before runs/after --svg moved.svg
 
     \b
     Exit codes: 0 nothing is worse beyond --fail-over; 1 something is; 2 there is nothing to compare.
@@ -94,6 +100,8 @@ def diff(
             return
         before, after = (_load(side, hostnames=hostnames) for side in _sides(runs))
         found = differences.compare_runs(before, after, anyway=anyway, single=single)
+        if picture is not None:
+            disk.write_new(picture, anatomies.difference_charts(before, after))
     except StoreError as error:  # 1 is kept for what is worse
         raise UsageError(str(error)) from error
     if as_json:

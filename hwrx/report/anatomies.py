@@ -13,9 +13,9 @@ from msgspec import Struct
 
 from hwrx import stages
 from hwrx.anatomy import model
-from hwrx.anatomy.flame import draw_charts
+from hwrx.anatomy.flame import draw_charts, draw_difference
 from hwrx.anatomy.model import ByAddress, Dissection
-from hwrx.errors import StoreError
+from hwrx.errors import StoreError, UsageError
 from hwrx.report import ledgers
 from hwrx.report.cells import Cell, Kind, Table
 from hwrx.report.journeys import journeys_of
@@ -105,6 +105,22 @@ def moved_parts(before: Dissection, after: Dissection) -> list[Moved]:
     ]
     moved = [each for each in moved if each.before != each.after]
     return sorted(moved, key=lambda each: -abs(each.after - each.before))
+
+
+def difference_charts(before: Sequence[Run], after: Sequence[Run]) -> str:
+    """Return an SVG of the first setting that both sides have taken apart: before, after, and what moved.
+
+    :raises UsageError: if no setting was taken apart on both sides.
+    """
+    sides = [next(filter(None, map(anatomy_of, runs)), []) for runs in (before, after)]
+    new = {one.label: one for one in sides[1]}
+    both = [(one, new[one.label]) for one in sides[0] if one.label in new]
+    if not both:
+        raise UsageError(
+            "no setting was taken apart on both sides, so that there is no chart", remedy="hwrx compare --anatomy"
+        )
+    one, other = both[0]
+    return draw_difference([(f"before: {one.label}", one.pieces), (f"after: {other.label}", other.pieces)])
 
 
 def _layers(summary: Summary, dissected: Sequence[Dissection], name: str) -> list[Table]:

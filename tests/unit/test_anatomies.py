@@ -17,6 +17,7 @@ from hwrx.anatomy import model
 from hwrx.anatomy.model import ByAddress, Dissection, Handling, Part, Stamp, State
 from hwrx.anatomy.stacks import Piece
 from hwrx.anatomy.symbols import Function
+from hwrx.cli import main
 from hwrx.control.messages import Setting
 from hwrx.errors import StoreError
 from hwrx.report import anatomies, diff, diff_text, html, ledgers
@@ -155,3 +156,22 @@ def test_a_function_of_one_side_alone_has_moved_too() -> None:
     after = msgspec.structs.replace(before, parts=[*before.parts, Part("nf_hook_slow", "vmlinux", "IP", 80.0)])
     (only,) = anatomies.moved_parts(before, after)
     assert (only.function, only.before, only.after) == ("nf_hook_slow", 0.0, 80.0)
+
+
+def test_charts_of_a_difference_are_coloured_by_what_moved(tmp_path: Path) -> None:
+    runs = [run_with(tmp_path, made(receive=receive)) for receive in (700.0, 950.0)]
+    picture = tmp_path / "moved.svg"
+    assert main(["diff", str(runs[0]), str(runs[1]), "--svg", str(picture)]) == 0
+    svg = picture.read_text(encoding="utf-8")
+    root = ElementTree.fromstring(svg)
+    boxes = [each for each in root.iter() if each.tag.endswith("rect")]
+    fills = {(each.get("data-name"), (each.get("fill") or "").split(",")[0]) for each in boxes}
+    assert fills == {("pingpong_client cython_ext.loops.pingpong", "hsl(0"), ("udp_rcv", "hsl(0")}
+    assert "hsl(0,0%,82%)" in svg and "hsl(0,75%,50%)" in svg  # as many as before, and most of all
+    assert "before: udp 64 B pingpong event" in svg and "+500 in all" in svg
+
+
+def test_a_chart_of_what_was_not_taken_apart_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(run_with(tmp_path)) for _ in range(2)]
+    assert main(["diff", *runs, "--svg", str(tmp_path / "moved.svg")]) == 2
+    assert "no setting was taken apart on both sides" in capsys.readouterr().err
