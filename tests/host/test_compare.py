@@ -17,6 +17,7 @@ import pytest
 import hwrx
 
 HWRX = [sys.executable, "-P", "-m", "hwrx"]
+STARTED = 120  # ticks of 10 ms; an agent has imported everything in less than half of it
 LONG = ["--paths", "udp", "--topology", "netns", "--messages", "2000000", "--repeats", "2"]
 
 
@@ -43,7 +44,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def wait_for(condition: object, limit: float = 30.0) -> None:
+def wait_for(condition: object, limit: float = 120.0) -> None:
     deadline = time.monotonic() + limit
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "waited in vain"
@@ -71,14 +72,14 @@ def begun(runs: Path) -> tuple[subprocess.Popen[str], list[int]]:
 
 
 def busy(pid: int) -> list[int]:
-    """The agents that use processor time: they are in their loops."""
+    """The agents that have used more processor time than it takes to start one: they are in their loops."""
     found = []
     for child in children(pid):
         try:
             fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
         except OSError:  # a tool that was called meanwhile, and has ended
             continue
-        if int(fields[11]) + int(fields[12]) > 60:
+        if int(fields[11]) + int(fields[12]) > STARTED:
             found.append(child)
     return found
 
@@ -124,7 +125,7 @@ def test_an_agent_that_is_killed_ends_the_run_and_is_named(tmp_path: Path, which
     process, agents = begun(tmp_path)
     killed = time.monotonic()
     os.kill(agents[which], signal.SIGKILL)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=120)
     took = time.monotonic() - killed
     assert process.returncode == 1, errors
     assert re.search(
@@ -135,14 +136,14 @@ def test_an_agent_that_is_killed_ends_the_run_and_is_named(tmp_path: Path, which
     assert run.status == "partial"
     assert "broke off" in run.reason
     assert not any(Path(f"/proc/{agent}").exists() for agent in agents)
-    assert took < 20  # a limit against hanging: nothing waits for the trial's own end
+    assert took < 45  # a limit against hanging: nothing waits for the trial's own end
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_in_the_middle_marks_the_run_and_cleans_up(tmp_path: Path, number: signal.Signals) -> None:
     process, agents = begun(tmp_path)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "interrupted" in errors
     assert "Traceback" not in errors
@@ -153,7 +154,7 @@ def test_ctrl_c_in_the_middle_marks_the_run_and_cleans_up(tmp_path: Path, number
 def test_agents_die_with_a_controller_that_is_killed(tmp_path: Path) -> None:
     process, agents = begun(tmp_path)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     wait_for(lambda: not any(Path(f"/proc/{agent}").exists() for agent in agents))
     assert hwrx.load(tmp_path / "latest").status == "partial"
     # the next one finds what was left, and takes it down
