@@ -14,31 +14,25 @@ from hwrx.runs.testbed import Bed
 from hwrx.timelines import counted
 from hwrx.wires import topology
 
-TWINS = 7
-
 
 @pytest.mark.parametrize("path", ["udp", "tcp"])
 def test_the_ends_have_the_time_of_the_measured_messages_and_no_other(path: str) -> None:
     """Most messages are warm-up: with those in it, the time would be six times as long.
 
-    The ends poll: of an end that sleeps, the kernel's clock of its thread has time in which its CPU was still idle.
+    The kernel's clocks of the ends' threads are a bound only: where others take a CPU in turn, they have time of those
+    others in them, for the kernel does not read its clock at each change (rq_clock_skip_update). In a guest, where
+    nobody else is, they are compared exactly: test_timed_region.
     """
     setting = Setting(path=path, messages=1000, warmup=5000, check_every=0, wait="poll")
-    twins = []
     with topology.netns() as made, Pair(Bed(made.places, made.peers, {})) as pair:
         plain = pair.measure(0, setting)
         counted.attach_counter(pair)
-        for number in range(TWINS):
-            twins.append(counted.run_twin(pair, 1, setting, counted.loop_seconds(plain, setting), alone=False))
-            assert "other" not in twins[number][0]
-            assert "idle" not in twins[number][0]
-        # where others take the ends' CPUs in turn, the kernel's clock of a thread is off by up to a tick for each time:
-        # the twin that had the least of that is compared
-        found, measured = min(twins, key=lambda twin: twin[1].cpu["thread"])
-        own = found["user"] + found["system"]
-        assert 0 < own <= 1.1 * measured.cpu["thread"]
-        # the meter's time of a thread has in it what softirqs and interrupts took of it; some took others'
-        assert 0.9 * measured.cpu["thread"] < sum(found.values()) < 1.5 * measured.cpu["thread"]
+        found, measured = counted.run_twin(pair, 1, setting, counted.loop_seconds(plain, setting), alone=False)
+        assert min(found["user"], found["system"], found["softirq"]) > 0
+        # softirqs and interrupts are charged to whoever they interrupt: some took others' time
+        assert sum(found.values()) < 2 * measured.cpu["thread"]
+        assert "other" not in found
+        assert "idle" not in found
         whole, again = counted.run_twin(pair, 2, setting, counted.loop_seconds(plain, setting), alone=True)
         start, stop = again.client.between
         assert sum(whole.values()) % (stop - start) == 0, "every CPU's sum is the time that has passed"
