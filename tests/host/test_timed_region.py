@@ -112,7 +112,7 @@ def test_who_counts_by_actor_gives_the_ends_what_their_own_clocks_say(pair: Pair
     assert min(found["user"], found["system"], found["softirq"]) > 0
     # the kernel charges softirqs and interrupts to whoever they interrupt
     ends = sum(found[actor] for actor in ("user", "system", "softirq", "interrupt"))
-    assert ends == pytest.approx(measured.cpu["thread"], rel=0.03)
+    assert ends == pytest.approx(measured.cpu["thread"], rel=0.001)
 
 
 def test_who_counts_by_actor_gives_it_to_nobody_either(pair: Pair, looked_after: Callable[[], None]) -> None:
