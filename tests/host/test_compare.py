@@ -17,6 +17,8 @@ import pytest
 import hwrx
 
 HWRX = [sys.executable, "-P", "-m", "hwrx"]
+# the neighbour's, which no other run of these tests is to have at the same time (RFC 2544: for benchmarks)
+NET = f"198.19.{os.getpid() % 256}"
 STARTED = 120  # ticks of 10 ms; an agent has imported everything in less than half of it
 LONG = ["--paths", "udp", "--topology", "netns", "--messages", "2000000", "--repeats", "2"]
 
@@ -244,7 +246,7 @@ def test_a_dry_run_says_what_would_be_and_does_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def neighbour() -> Iterator[str]:
-    """A namespace at the other end of a veth pair of this one: 198.18.90.1 and .3 here, .2 there."""
+    """A namespace at the other end of a veth pair of this one: .1 and .3 of NET here, .2 there."""
     name, here = f"hwrx-test-{os.getpid()}", f"hwt{os.getpid()}"
 
     def ip(*words: str) -> None:
@@ -253,10 +255,10 @@ def neighbour() -> Iterator[str]:
     ip("netns", "add", name)
     try:
         ip("link", "add", here, "type", "veth", "peer", "name", "there", "netns", name)
-        for address in ("198.18.90.1/24", "198.18.90.3/24"):
+        for address in (f"{NET}.1/24", f"{NET}.3/24"):
             ip("address", "add", address, "dev", here)
         ip("link", "set", here, "up")
-        ip("-n", name, "address", "add", "198.18.90.2/24", "dev", "there")
+        ip("-n", name, "address", "add", f"{NET}.2/24", "dev", "there")
         ip("-n", name, "link", "set", "there", "up")
         yield name
     finally:
@@ -265,11 +267,11 @@ def neighbour() -> Iterator[str]:
         ip("netns", "delete", name)
 
 
-@pytest.mark.parametrize("own", [None, "198.18.90.3"])
+@pytest.mark.parametrize("own", [None, f"{NET}.3"], ids=["found", "given"])
 def test_the_client_of_a_peer_without_devices_has_an_address_that_leads_there(
     tmp_path: Path, neighbour: str, own: str | None
 ) -> None:
-    words = ["--paths", "udp,tcp", "--peer", f"netns:{neighbour}", "--peer-address", "198.18.90.2"]
+    words = ["--paths", "udp,tcp", "--peer", f"netns:{neighbour}", "--peer-address", f"{NET}.2"]
     words += ["--address", own] if own else []
     done = compare(tmp_path, *words, "--messages", "500", "--repeats", "1")
     assert done.returncode == 0, done.stderr
@@ -280,7 +282,7 @@ def test_the_client_of_a_peer_without_devices_has_an_address_that_leads_there(
     packets = json.loads(shown.stdout)[0]["stats64"]
     assert min(packets["rx"]["packets"], packets["tx"]["packets"]) > 2 * 500
     used = subprocess.run(["ip", "-n", neighbour, "neighbour"], capture_output=True, text=True, check=True).stdout
-    assert (own or "198.18.90.1") in used
+    assert (own or f"{NET}.1") in used
 
 
 def test_tracing_that_may_not_be_is_said_at_the_terminal(tmp_path: Path) -> None:
