@@ -1,6 +1,6 @@
 """What the layers of the tests need, decided in one place.
 
-unit/ runs anywhere. host/ needs root and network namespaces. guest/ runs inside two virtual machines (`elsewhere`).
+unit/ runs anywhere. host/ needs root and network namespaces. guest/ runs inside a virtual machine (`elsewhere`).
 hil/ needs a real verbs NIC. What this machine lacks is a skip that says why; HWRX_REQUIRE_HW=1 makes it a failure.
 """
 

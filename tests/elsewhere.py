@@ -26,13 +26,8 @@ from typing import IO, Any
 
 import pytest
 
-UNIT, GUEST, SECOND, BESIDE = "unit", "guest", "second guest", "beside"
-ORDER = (UNIT, GUEST, SECOND, BESIDE, "host", "hil")
-IN_SECOND = (
-    "test_nic",
-    "test_netdevs",
-    "test_trace",
-)  # how the names of files begin whose tests run in the second guest
+UNIT, GUEST, BESIDE = "unit", "guest", "beside"
+ORDER = (UNIT, GUEST, BESIDE, "host", "hil")
 SILENCE = 600.0  # seconds without a word from a guest after which it is taken for hung: a busy machine is slow
 CHILD = "HWRX_TEST_LANE"  # set for a pytest that is a lane itself
 INSIDE = os.environ.get("HWRX_IN_GUEST") == "1" or CHILD in os.environ

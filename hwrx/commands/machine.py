@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -18,6 +19,9 @@ from hwrx.lab import doctor as checks
 from hwrx.verbs import devices as verbs
 from hwrx.verbs import rxe as softroce
 
+if TYPE_CHECKING:
+    import pyudev
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch one object a line.")
@@ -30,6 +34,7 @@ def devices(as_json: bool, watch: bool) -> None:
       hwrx devices
       hwrx devices --json | jq '.[].ports[].gids'
     """
+    heard = open_events() if watch else iter(())  # before the list: who comes after it is told of
     found = verbs.verbs_devices()
     if as_json and watch:
         click.echo(msgspec.json.encode({"event": "present", "devices": found}).decode())
@@ -37,8 +42,7 @@ def devices(as_json: bool, watch: bool) -> None:
         print_json(found)
     else:
         _show(found)
-    if watch:
-        _watch(as_json)
+    _tell(heard, as_json)
 
 
 def _show(found: list[verbs.Device]) -> None:
@@ -65,8 +69,8 @@ def _show(found: list[verbs.Device]) -> None:
             console.print("  limits: " + ", ".join(f"{name} {value}" for name, value in device.limits.items()))
 
 
-def _watch(as_json: bool) -> None:
-    for moment, action, subsystem, name in events():
+def _tell(heard: Iterator[tuple[float, str, str, str]], as_json: bool) -> None:
+    for moment, action, subsystem, name in heard:
         if as_json:
             line = {"time": moment, "event": action, "subsystem": subsystem, "name": name}
             click.echo(msgspec.json.encode(line).decode())
@@ -75,8 +79,12 @@ def _watch(as_json: bool) -> None:
         sys.stdout.flush()
 
 
-def events() -> Iterator[tuple[float, str, str, str]]:
-    """Yield (seconds since the epoch, action, subsystem, name) of verbs and network devices, for ever."""
+def open_events() -> Iterator[tuple[float, str, str, str]]:
+    """Listen from now on to verbs and network devices that come and go.
+
+    :return: (seconds since the epoch, action, subsystem, name) of each event, for ever.
+    :raises MachineError: if the kernel's messages cannot be listened to.
+    """
     try:
         import pyudev
 
@@ -88,6 +96,10 @@ def events() -> Iterator[tuple[float, str, str, str]]:
         monitor.start()
     except (ImportError, OSError) as error:
         raise MachineError(f"devices cannot be watched: {error}", remedy="apt-get install libudev1") from None
+    return _hear(monitor)
+
+
+def _hear(monitor: pyudev.Monitor) -> Iterator[tuple[float, str, str, str]]:
     while True:
         event = monitor.poll(timeout=None)
         if event is not None:

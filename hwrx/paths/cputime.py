@@ -3,7 +3,8 @@
 An end's own thread is known to the nanosecond wherever hwrx runs: `thread`. Softirqs and interrupts that ran in its
 context are part of that, for the kernel charges them to whoever they interrupt. So is, of an end that sleeps until a
 message comes, the time that its idle CPU takes to get up: the kernel counts from the wake-up by another CPU on, for it
-does not read the clock again (`rq_clock_skip_update` in kernel/sched/core.c); a virtual CPU takes some 10 µs. Whose
+does not read the clock again (`rq_clock_skip_update` in kernel/sched/core.c); a virtual CPU takes some 10 µs. And so
+is, of an end that shares its CPU with other programs, some of their time, as the counted twins show. Whose
 else a CPU's time was is known if nobody else has a claim on the machine, which is so in a guest that hwrx started
 (`alone`): `worker` is then the time of the kernel's threads that work for messages (ksoftirqd, and the kworkers that
 are bound to no CPU, as rxe's queue has them), `housekeeping` that of the kworkers of one CPU, where drivers' watchdogs

@@ -15,6 +15,7 @@ missed goal is shown, not raised. A comparison that ends by itself before it is 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pty
@@ -110,7 +111,8 @@ class Comparison:
     def close(self) -> None:
         """Free the terminal; end what may still be there."""
         for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
         if self.terminal >= 0:
             os.close(self.terminal)
@@ -143,7 +145,8 @@ def end_by(way: str, running: Comparison, chance: random.Random) -> None:
 
     def kill_child() -> None:
         children = [pid for pid in running.processes() if pid != running.process.pid and "keeper" not in _name(pid)]
-        os.kill(chance.choice(children) if children else running.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # a tool that was called, and has ended meanwhile
+            os.kill(chance.choice(children) if children else running.process.pid, signal.SIGKILL)
         running.wait(GOES_ON)
         if running.process.poll() is None:  # the child was one that it can do without
             running.process.send_signal(signal.SIGTERM)

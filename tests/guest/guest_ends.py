@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from msgspec import Struct
 from hwrx.control.messages import (
     Connect,
     Done,
+    Look,
+    Moved,
     Place,
     Prepare,
     Prepared,
@@ -81,6 +84,14 @@ class Ends:
         self.peers["client"].send(Connect(tamper("client", prepared["server"].remote)))
         self.peers["server"].send(Connect(tamper("server", prepared["client"].remote)))
         wait_for_replies(dict.fromkeys(self.peers.values(), Ready), LIMIT)
+
+    def wait_until_moving(self) -> None:
+        """Return when messages go to and fro: each end's loop has come further."""
+        deadline = time.monotonic() + LIMIT
+        for peer in self.peers.values():
+            while peer.ask(Look(), Moved, LIMIT).count < 10:
+                assert time.monotonic() < deadline, f"no message has come to the {peer.name}"
+                time.sleep(0.05)
 
     def finish(self) -> dict[Role, Done]:
         """What both ends say at the end; of the server nothing where it does not end after the client failed.

@@ -10,7 +10,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -179,7 +178,6 @@ def test_rxe_goes_up_and_down_and_the_watcher_sees_it(spare_netdev: str) -> None
     try:
         assert watcher.stdout is not None
         assert b'"present"' in watcher.stdout.readline()
-        time.sleep(1.0)  # the watcher prints what is there before it listens
         done = hwrx("rxe", "up", spare_netdev, "--name", "rxe7")
         assert done.returncode == 0, done.stderr
         assert "rxe7 on spare0" in done.stdout

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from nic_frames import KIND, LIMIT, OTHER, OURS, Kernel, frame, number_of, peeked, received
 
 import hwrx.nic
 from hwrx.commands.nic import nic as command
@@ -28,42 +29,11 @@ from hwrx.nic import registers as reg
 from hwrx.nic.e1000e import E1000e
 from hwrx.wires import topology
 
-OURS, THEIRS = topology.NIC_HARDWARE["server"], topology.NIC_HARDWARE["client"]
-STATION, OTHER = (bytes.fromhex(mac.replace(":", "")) for mac in (OURS, THEIRS))
-SO_RCVBUFFORCE = 33  # asm-generic/socket.h
-KIND = 0x88B5  # IEEE: for experiments
-
-
-def frame(number: int, size: int = 64, destination: bytes = STATION) -> bytes:
-    head = destination + OTHER + KIND.to_bytes(2, "big") + number.to_bytes(4, "little")
-    return head + bytes((number + i) & 0xFF for i in range(size - len(head)))
-
-
-def number_of(data: bytes) -> int:
-    return int.from_bytes(bytes(data[14:18]), "little")
-
 
 @pytest.fixture(scope="module")
 def segment() -> Iterator[topology.Made]:
     with topology.build_topology("nic") as made:
         yield made
-
-
-class Kernel:
-    """The kernel's end: raw frames through its driver."""
-
-    def __init__(self) -> None:
-        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(KIND))
-        self.socket.bind((topology.NICS["client"], KIND))
-        self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
-        self.socket.settimeout(10)
-
-    def send(self, *frames: bytes) -> None:
-        for one in frames:
-            self.socket.send(one)
-
-    def receive(self, count: int) -> list[bytes]:
-        return [self.socket.recv(2048) for _ in range(count)]
 
 
 @pytest.fixture
@@ -155,9 +125,7 @@ def test_every_frame_byte_for_byte_both_ways(kernel: Kernel, access: str, interr
 def test_a_view_is_the_memory_that_the_nic_wrote(kernel: Kernel) -> None:
     with taken() as nic:
         kernel.send(frame(1), frame(2))
-        assert nic.rx.wait_for(5)
-        time.sleep(0.1)
-        views = [view for view in nic.rx.peek() if bytes(view[12:14]) == KIND.to_bytes(2, "big")]
+        views = peeked(nic, lambda numbers: 2 in numbers)
         assert [number_of(view) for view in views] == [1, 2]
         held = nic.rx.held
         # 600 further frames go once round the ring and leave what is held alone
@@ -175,12 +143,8 @@ def test_filters_on_the_nic(kernel: Kernel) -> None:
     with taken() as nic:
 
         def heard(*frames: bytes) -> list[int]:
-            kernel.send(*frames)
-            return [
-                number_of(packet.data)
-                for packet in nic.receive(timeout=0.3)
-                if packet.data[12:14].tobytes() == KIND.to_bytes(2, "big")
-            ]
+            kernel.send(*frames, frame(99))
+            return received(nic, 99)[:-1]
 
         everything = [frame(1), frame(2, destination=stranger), frame(3, destination=group)]
         everything.append(frame(4, destination=b"\xff" * 6))
@@ -192,8 +156,9 @@ def test_filters_on_the_nic(kernel: Kernel) -> None:
 
 
 def test_throttled_interrupts_are_fewer(kernel: Kernel) -> None:
-    fired = {}
+    fired, took = {}, {}
     for microseconds in (0, 10_000):
+        began = time.monotonic()
         with taken(interrupt="msix", throttle=microseconds) as nic:
             stop = time.monotonic() + 0.5
             sender = threading.Thread(target=lambda: [kernel.send(frame(i)) or time.sleep(0.001) for i in range(200)])
@@ -204,7 +169,10 @@ def test_throttled_interrupts_are_fewer(kernel: Kernel) -> None:
             sender.join()
             assert nic.rx.interrupt is not None
             fired[microseconds] = nic.rx.interrupt.fired
-    assert 0 < fired[10_000] < fired[0]
+            took[microseconds] = time.monotonic() - began
+    assert fired[0] > 0
+    # one in 10 ms, where a machine that is not busy has one for each of the frames, 1 ms apart
+    assert 0 < fired[10_000] <= took[10_000] / 0.010 + 2, (fired, took)
 
 
 # --- faults --------------------------------------------------------------------------------------------------------
@@ -213,27 +181,24 @@ def test_throttled_interrupts_are_fewer(kernel: Kernel) -> None:
 def test_ring_full_loses_the_newest_counts_them_and_recovers_in_order(kernel: Kernel) -> None:
     with taken(rx=64) as nic:
         kernel.send(*(frame(i) for i in range(100)))
-        time.sleep(0.3)
-        first = [number_of(view) for view in nic.rx.peek(256)]
-        assert first == list(range(len(first))) and len(first) <= 63
+        first = [number_of(view) for view in peeked(nic, lambda numbers: len(numbers) >= 63)]
+        assert first == list(range(63))
         lost = nic.statistics()["MPC"] + nic.statistics()["RNBC"]
-        assert lost > 0 or len(first) == 63
         assert any("the ring was full" in sentence for sentence in nic.diagnose()) == (lost > 0)
         nic.rx.release(len(first))
         later = [number_of(packet.data) for packet in nic.receive(timeout=0.5)]
         # the segment keeps a few and brings them late; then new ones come, all of them, in order
         kernel.send(*(frame(i) for i in range(1000, 1040)))
-        fresh = [number_of(packet.data) for packet in nic.receive(timeout=0.5)]
-        assert fresh == list(range(1000, 1040))
-        assert not set(later) & set(first)
+        fresh = received(nic, 1039)
+        assert [number for number in fresh if number >= 1000] == list(range(1000, 1040))
+        assert not {*later, *fresh} & set(first)
 
 
 def test_an_address_that_the_iommu_refuses(kernel: Kernel) -> None:
     with taken(guard=True) as nic:
         nic.rx.table[1, 0] = 0x3F_0000_0000  # mapped for nobody
         kernel.send(frame(1), frame(2), frame(3))
-        time.sleep(0.3)
-        assert [number_of(view) for view in nic.rx.peek()] == [1, 3]
+        assert [number_of(view) for view in peeked(nic, lambda numbers: 3 in numbers)] == [1, 3]
         assert nic.rx.counts["unwritten"] == 1
         with pytest.raises(PathError, match="an IOMMU refuses addresses of the ring"):
             nic.check()
@@ -242,26 +207,28 @@ def test_an_address_that_the_iommu_refuses(kernel: Kernel) -> None:
 
 def test_without_the_guard_the_stale_buffer_is_delivered_and_looks_like_an_old_frame(kernel: Kernel) -> None:
     with taken(rx=64) as nic:
-        kernel.send(*(frame(i) for i in range(64)))
-        assert sum(1 for _ in nic.receive(timeout=0.5)) >= 63
+        kernel.send(*(frame(i) for i in range(63)))
+        assert received(nic, 62) == list(range(63))
+        kernel.send(frame(63))  # so many come at once, and each of the buffers has held a frame
+        assert received(nic, 63) == [63]
         slot = nic.rx.fresh
         nic.rx.table[slot, 0] = 0x3F_0000_0000
         kernel.send(frame(1000), frame(1001))
-        seen = [number_of(packet.data) for packet in nic.receive(timeout=0.5)]
+        seen = received(nic, 1001)
         assert seen[-1] == 1001 and 1000 not in seen and len(seen) == 2
 
 
 def test_a_frame_over_several_buffers_is_dropped_and_counted(kernel: Kernel) -> None:
     with taken(buffer=256, long_frames=True) as nic:
         kernel.send(frame(1), frame(2, size=1400), frame(3))
-        assert [number_of(packet.data) for packet in nic.receive(timeout=0.5)] == [1, 3]
+        assert received(nic, 3) == [1, 3]
         assert nic.rx.counts["oversize"] == 1
 
 
 def test_a_reset_under_us_is_seen_and_mended(kernel: Kernel) -> None:
     with taken() as nic:
         kernel.send(frame(1))
-        assert [number_of(packet.data) for packet in nic.receive(timeout=0.5)] == [1]
+        assert received(nic, 1) == [1]
         # what a reset leaves; QEMU 7.2's CTRL.RST resets the station's address alone
         for register in (reg.RCTL, reg.TCTL, reg.RDBAL, reg.RDH, reg.RDT, reg.IMC):
             nic.bar.write(register, 0)
@@ -283,7 +250,7 @@ def test_bus_master_off_is_seen_and_mended(kernel: Kernel) -> None:
         nic.start()
         assert nic.wait_for_link(5)
         kernel.send(frame(2))
-        assert 2 in [number_of(packet.data) for packet in nic.receive(timeout=1)]
+        assert received(nic, 2)[-1] == 2
 
 
 def test_the_link_goes_down_and_comes_back(kernel: Kernel) -> None:
@@ -293,7 +260,7 @@ def test_the_link_goes_down_and_comes_back(kernel: Kernel) -> None:
         assert "the link is down" in nic.diagnose()
         assert nic.wait_for_link(10)
         kernel.send(frame(7))
-        assert 7 in [number_of(packet.data) for packet in nic.receive(timeout=1)]
+        assert received(nic, 7)[-1] == 7
 
 
 def test_an_interrupt_that_is_lost_costs_time_and_no_packet(kernel: Kernel) -> None:
@@ -321,9 +288,11 @@ def test_a_spurious_interrupt_is_slept_over(kernel: Kernel) -> None:
         nic.rx.drain()
         thread = threading.Timer(0.05, lambda: nic.bar.write(reg.ICS, reg.INT_RXQ0))
         thread.start()
-        assert not nic.rx.wait_for(0.3)
+        deadline = time.monotonic() + LIMIT
+        while not nic.rx.spurious:
+            assert not nic.rx.wait_for(0.3)
+            assert time.monotonic() < deadline
         thread.join()
-        assert nic.rx.spurious >= 1
 
 
 # --- taking and giving back ----------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ GID = f"0000:0000:0000:0000:0000:ffff:{socket.inet_aton(ADDRESS).hex(':', 2)}"
 ROOM = 1 << 16
 MESSAGES = 120
 LONGEST = 12_000
+ROUNDS = 60
 SUCCESS = "IBV_WC_SUCCESS"
 BAD = ("loss 1% delay 200us", "duplicate 5% delay 200us", "reorder 25% delay 1ms",
        "loss 1% duplicate 1% reorder 25% delay 1ms")  # fmt: skip
@@ -121,7 +122,15 @@ def test_every_byte_arrives_once_over_a_bad_wire(bad_wire: Met) -> None:
 def test_a_bad_wire_is_one(bad_wire: Met) -> None:
     """Without repairs there would be nothing to see in the test above."""
     met = bad_wire
-    for number in range(4):
+
+    def repaired() -> int:
+        counted = met.qp.queue_pair.counters
+        return sum(counted[name] for name in ("sent_again", "duplicates", "out_of_order", "stale"))
+
+    # of a hundred packets one is lost, if chance will: all 70 of a round are spared in one of two
+    for number in range(ROUNDS):
+        if repaired():
+            break
         met.rxe.post_receive(0, ROOM)
         met.qp.post_send("send", met.region, 0, 60_000, wr_id=number)
         assert met.ours_done("send").status == SUCCESS
@@ -129,5 +138,4 @@ def test_a_bad_wire_is_one(bad_wire: Met) -> None:
         # rxe gives up after six NAKs without an ACK between them, which a long message over such a wire brings
         met.rxe.post(met.rxe.e.IBV_WR_SEND, 0, LONGEST)
         assert met.rxe_done("send").status == met.rxe.e.IBV_WC_SUCCESS
-    counted = met.qp.queue_pair.counters
-    assert sum(counted[name] for name in ("sent_again", "duplicates", "out_of_order", "stale")) > 0
+    assert repaired() > 0

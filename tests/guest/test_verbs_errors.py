@@ -113,10 +113,10 @@ def test_a_link_that_goes_down_ends_the_trial_with_words(ends: Ends, spare: Wire
         ends.connect(ends.prepare(setting(messages=10_000_000, limit=60.0), spare.places))
         for peer in ends.peers.values():
             peer.send(Start())
-        time.sleep(1.0)
+        ends.wait_until_moving()
         ip("link", "set", spare.links["server"], "down")
         # whichever had a message on its way says what became of that, unless the device tells of its port before
-        peer, done = wait_first(ends.peers.values(), Done, 50)
+        peer, done = wait_first(ends.peers.values(), Done, 60)
         words = ["IBV_EVENT_PORT_ERR", "IBV_WC_RETRY_EXC_ERR (12)"]
         # the end whose own link is down may have found no route for a message that it had yet to send
         words += ["IBV_WC_LOC_QP_OP_ERR (2)"] if peer.name == "server" else []
@@ -140,7 +140,7 @@ def test_an_end_that_only_waits_learns_that_its_port_went_down(ends: Ends, spare
             with pytest.raises(SilenceError):
                 wait_for_replies({ends.peers["server"]: Done}, 3)
         else:
-            done = wait_for_replies({ends.peers["server"]: Done}, 50)[ends.peers["server"]]
+            done = wait_for_replies({ends.peers["server"]: Done}, 60)[ends.peers["server"]]
             assert done.error.startswith("IBV_EVENT_PORT_ERR (10): the port went down")
             assert done.error.endswith(f"(on {spare.devices['server']} port 1)")
     finally:
@@ -160,7 +160,7 @@ def test_a_peer_that_is_killed_ends_the_trial(ends: Ends, path: str, role: Role)
         ends.connect(ends.prepare(setting(path, messages=10_000_000, limit=2.0)))
         for peer in ends.peers.values():
             peer.send(Start())
-        time.sleep(1.0)
+        ends.wait_until_moving()
         ends.kill(role)
         done = wait_for_replies({ends.peers[other]: Done}, 60)[ends.peers[other]]
         assert done.ended in ("limit", "error")
@@ -176,9 +176,9 @@ def test_a_stream_notices_at_once_that_its_receiver_died(ends: Ends) -> None:
         ends.connect(ends.prepare(setting(pattern="stream", messages=10_000_000, limit=20.0)))
         for peer in ends.peers.values():
             peer.send(Start())
-        time.sleep(1.0)
+        ends.wait_until_moving()
         ends.kill("server")
-        done = wait_for_replies({ends.peers["client"]: Done}, 15)[ends.peers["client"]]
+        done = wait_for_replies({ends.peers["client"]: Done}, 60)[ends.peers["client"]]
         assert "IBV_WC_RETRY_EXC_ERR" in done.error
         assert "peer died" in done.error
     finally:

@@ -19,17 +19,18 @@ from hwrx.wires import topology
 def test_the_ends_have_the_time_of_the_measured_messages_and_no_other(path: str) -> None:
     """Most messages are warm-up: with those in it, the time would be six times as long.
 
-    The ends poll: of an end that sleeps, the kernel's clock of its thread has time in which its CPU was still idle.
+    The kernel's clocks of the ends' threads are a bound only: where others take a CPU in turn, they have time of those
+    others in them, for the kernel does not read its clock at each change (rq_clock_skip_update). In a guest, where
+    nobody else is, they are compared exactly: test_timed_region.
     """
     setting = Setting(path=path, messages=1000, warmup=5000, check_every=0, wait="poll")
     with topology.netns() as made, Pair(Bed(made.places, made.peers, {})) as pair:
         plain = pair.measure(0, setting)
         counted.attach_counter(pair)
         found, measured = counted.run_twin(pair, 1, setting, counted.loop_seconds(plain, setting), alone=False)
-        own = found["user"] + found["system"]
-        assert 0 < own <= 1.03 * measured.cpu["thread"]
-        # the meter's time of a thread has in it what softirqs and interrupts took of it; some took others'
-        assert 0.97 * measured.cpu["thread"] < sum(found.values()) < 1.5 * measured.cpu["thread"]
+        assert min(found["user"], found["system"], found["softirq"]) > 0
+        # softirqs and interrupts are charged to whoever they interrupt: some took others' time
+        assert sum(found.values()) < 2 * measured.cpu["thread"]
         assert "other" not in found
         assert "idle" not in found
         whole, again = counted.run_twin(pair, 2, setting, counted.loop_seconds(plain, setting), alone=True)

@@ -107,7 +107,11 @@ def test_a_run_that_is_to_be_taken_apart_keeps_it_and_shows_it_beside_what_probe
 
 
 def test_the_guest_does_not_notice(dissected: dict[str, dict[str, Any]], tmp_path: Any) -> None:
-    """A message costs what it costs where nobody looks, as far as one boot's messages do what another one's do."""
+    """A message costs what it costs where nobody looks.
+
+    What is common in one boot may be rare in another: the kind that most messages are of where nobody looks is looked
+    for among all kinds that were seen.
+    """
     words = ["--paths", ",".join(PATHS), "--clock", "icount", "--topology", "pair", "--size", "64"]
     words += ["--messages", "100", "--repeats", "1", "--runs", str(tmp_path)]
     done = subprocess.run([*HWRX, "compare", *words], capture_output=True, text=True, timeout=900, check=False)
@@ -115,7 +119,8 @@ def test_the_guest_does_not_notice(dissected: dict[str, dict[str, Any]], tmp_pat
     for row in hwrx.load(tmp_path / "latest").summary().rows:
         plain = row.quantiles["p50"]
         assert plain is not None
-        assert plain.value * 1000 == pytest.approx(dissected[row.path]["instructions"], rel=0.01)
+        states = [state["instructions"] for state in dissected[row.path]["states"]]
+        assert any(plain.value * 1000 == pytest.approx(state, rel=0.01) for state in states), (plain, states)
 
 
 def test_nothing_to_take_apart_is_said_before_anything_boots() -> None:

@@ -17,6 +17,9 @@ import pytest
 import hwrx
 
 HWRX = [sys.executable, "-P", "-m", "hwrx"]
+# the neighbour's, which no other run of these tests is to have at the same time (RFC 2544: for benchmarks)
+NET = f"198.19.{os.getpid() % 256}"
+STARTED = 120  # ticks of 10 ms; an agent has imported everything in less than half of it
 LONG = ["--paths", "udp", "--topology", "netns", "--messages", "2000000", "--repeats", "2"]
 
 
@@ -43,7 +46,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def wait_for(condition: object, limit: float = 30.0) -> None:
+def wait_for(condition: object, limit: float = 120.0) -> None:
     deadline = time.monotonic() + limit
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "waited in vain"
@@ -71,21 +74,23 @@ def begun(runs: Path) -> tuple[subprocess.Popen[str], list[int]]:
 
 
 def busy(pid: int) -> list[int]:
-    """The agents that use processor time: they are in their loops."""
+    """The agents that have used more processor time than it takes to start one: they are in their loops."""
     found = []
     for child in children(pid):
         try:
             fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
         except OSError:  # a tool that was called meanwhile, and has ended
             continue
-        if int(fields[11]) + int(fields[12]) > 60:
+        if int(fields[11]) + int(fields[12]) > STARTED:
             found.append(child)
     return found
 
 
 def test_a_comparison_ends_with_a_table_and_a_report(tmp_path: Path) -> None:
+    # an open loop waits for nobody: the buffers hold all that it sends, while a busy machine keeps the receiver waiting
     done = compare(tmp_path, "--paths", "udp,tcp", "--size", "64,1400", "--pattern", "pingpong,stream,paced",
-                   "--rate", "2000", "--messages", "300", "--repeats", "2", "--topology", "netns")  # fmt: skip
+                   "--rate", "2000", "--messages", "300", "--repeats", "2", "--topology", "netns",
+                   "--socket-buffer", str(1 << 20))  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = Path(done.stdout.split()[-1])
     assert report.name == "report.html"
@@ -124,7 +129,7 @@ def test_an_agent_that_is_killed_ends_the_run_and_is_named(tmp_path: Path, which
     process, agents = begun(tmp_path)
     killed = time.monotonic()
     os.kill(agents[which], signal.SIGKILL)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=120)
     took = time.monotonic() - killed
     assert process.returncode == 1, errors
     assert re.search(
@@ -135,14 +140,14 @@ def test_an_agent_that_is_killed_ends_the_run_and_is_named(tmp_path: Path, which
     assert run.status == "partial"
     assert "broke off" in run.reason
     assert not any(Path(f"/proc/{agent}").exists() for agent in agents)
-    assert took < 20  # a limit against hanging: nothing waits for the trial's own end
+    assert took < 45  # a limit against hanging: nothing waits for the trial's own end
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_in_the_middle_marks_the_run_and_cleans_up(tmp_path: Path, number: signal.Signals) -> None:
     process, agents = begun(tmp_path)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "interrupted" in errors
     assert "Traceback" not in errors
@@ -153,7 +158,7 @@ def test_ctrl_c_in_the_middle_marks_the_run_and_cleans_up(tmp_path: Path, number
 def test_agents_die_with_a_controller_that_is_killed(tmp_path: Path) -> None:
     process, agents = begun(tmp_path)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     wait_for(lambda: not any(Path(f"/proc/{agent}").exists() for agent in agents))
     assert hwrx.load(tmp_path / "latest").status == "partial"
     # the next one finds what was left, and takes it down
@@ -241,7 +246,7 @@ def test_a_dry_run_says_what_would_be_and_does_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def neighbour() -> Iterator[str]:
-    """A namespace at the other end of a veth pair of this one: 198.18.90.1 and .3 here, .2 there."""
+    """A namespace at the other end of a veth pair of this one: .1 and .3 of NET here, .2 there."""
     name, here = f"hwrx-test-{os.getpid()}", f"hwt{os.getpid()}"
 
     def ip(*words: str) -> None:
@@ -250,10 +255,10 @@ def neighbour() -> Iterator[str]:
     ip("netns", "add", name)
     try:
         ip("link", "add", here, "type", "veth", "peer", "name", "there", "netns", name)
-        for address in ("198.18.90.1/24", "198.18.90.3/24"):
+        for address in (f"{NET}.1/24", f"{NET}.3/24"):
             ip("address", "add", address, "dev", here)
         ip("link", "set", here, "up")
-        ip("-n", name, "address", "add", "198.18.90.2/24", "dev", "there")
+        ip("-n", name, "address", "add", f"{NET}.2/24", "dev", "there")
         ip("-n", name, "link", "set", "there", "up")
         yield name
     finally:
@@ -262,11 +267,11 @@ def neighbour() -> Iterator[str]:
         ip("netns", "delete", name)
 
 
-@pytest.mark.parametrize("own", [None, "198.18.90.3"])
+@pytest.mark.parametrize("own", [None, f"{NET}.3"], ids=["found", "given"])
 def test_the_client_of_a_peer_without_devices_has_an_address_that_leads_there(
     tmp_path: Path, neighbour: str, own: str | None
 ) -> None:
-    words = ["--paths", "udp,tcp", "--peer", f"netns:{neighbour}", "--peer-address", "198.18.90.2"]
+    words = ["--paths", "udp,tcp", "--peer", f"netns:{neighbour}", "--peer-address", f"{NET}.2"]
     words += ["--address", own] if own else []
     done = compare(tmp_path, *words, "--messages", "500", "--repeats", "1")
     assert done.returncode == 0, done.stderr
@@ -277,7 +282,7 @@ def test_the_client_of_a_peer_without_devices_has_an_address_that_leads_there(
     packets = json.loads(shown.stdout)[0]["stats64"]
     assert min(packets["rx"]["packets"], packets["tx"]["packets"]) > 2 * 500
     used = subprocess.run(["ip", "-n", neighbour, "neighbour"], capture_output=True, text=True, check=True).stdout
-    assert (own or "198.18.90.1") in used
+    assert (own or f"{NET}.1") in used
 
 
 def test_tracing_that_may_not_be_is_said_at_the_terminal(tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hwrx
 
 pytestmark = pytest.mark.beside
+
+CHEAPEST = 0.1
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -51,14 +54,16 @@ def test_both_prices_stand_in_one_run_and_differ_by_the_copies(counted: Path) ->
     assert len(run.rows) == 8
     assert run.manifest["guest"]["copies_priced"] == "byte"
     assert run.manifest["guest, copies priced by the word"]["copies_priced"] == "word"
-    rows = {row.swept["copies_priced"]: row for row in run.summary().rows if row.swept["rest"] == 0}
-    medians = {price: row.quantiles["p50"] for price, row in rows.items()}
-    assert medians["byte"] is not None
-    assert medians["word"] is not None
+    # of messages of several kinds (who is woken interrupts, or waits) the cheapest: two guests' mixtures differ
+    least = {
+        trial["copies_priced"]: float(np.quantile(samples.ns, CHEAPEST))
+        for trial, samples in run.each_trial()
+        if trial["rest"] == 0
+    }
     # Half a round trip copies 16,384 B in and as many out. By the word the kernel does so with 20 instructions for 64 B
     # (16 moves, two pointers, a count and a branch: copy_user_generic_unrolled), with 21 since 6.4
     # (rep_movs_alternative), where a byte takes one; what is copied besides, headers and addresses, is less than 5 %.
-    saved = (medians["byte"].value - medians["word"].value) * 1000
+    saved = (least["byte"] - least["word"]) / 2
     assert 2 * 16384 * (1 - 21 / 64) < saved < 1.05 * 2 * 16384 * (1 - 20 / 64)
 
 

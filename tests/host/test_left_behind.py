@@ -16,6 +16,7 @@ from types import ModuleType
 
 import msgspec
 import pytest
+from test_peers import wait_for_loop
 
 from hwrx.errors import MachineError
 from hwrx.host import interruption, undo
@@ -218,26 +219,27 @@ with Ending() as ending:
     assert (said, child.returncode) == ("taken down\n", 0)
 
 
-def test_a_signal_waits_for_the_end_of_what_holds_it_whichever_thread_gets_it() -> None:
-    child = started("""
+def test_a_signal_waits_for_the_end_of_what_holds_it_whichever_thread_gets_it(tmp_path: Path) -> None:
+    child = started(f"""
 import threading, time
+from pathlib import Path
 from hwrx.host.interruption import Ending, hold_signals
-threading.Thread(target=time.sleep, args=(2,), daemon=True).start()
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
 with Ending() as ending:
     try:
         with hold_signals():
             print("up", flush=True)
-            until = time.monotonic() + 0.7
-            while time.monotonic() < until:
+            while not Path({str(tmp_path)!r}, "sent").exists():
                 pass
+            time.sleep(0.2)  # the kernel may have given it to the other thread, which has to wake up
             print("taken down", flush=True)
     except KeyboardInterrupt:
         ending.heard()
         print("ended", flush=True)
 """)
-    time.sleep(0.1)
     for number in (signal.SIGINT, signal.SIGTERM):
         child.send_signal(number)
+    (tmp_path / "sent").touch()
     said = last_words(child)
     assert said == "taken down\nended\n"
 
@@ -323,6 +325,6 @@ def test_an_agent_that_is_told_to_end_in_the_middle_of_a_loop_ends(number: signa
         setting = Setting(path="udp", limit=600)
         server.ask(Prepare(trial=1, role="server", setting=setting, here=Place(), there=Place()), Prepared)
         server.send(Start())
-        time.sleep(0.3)
+        wait_for_loop(channel.process.pid)
         channel.process.send_signal(number)
         assert channel.process.wait(timeout=LIMIT) == 3

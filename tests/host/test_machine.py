@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,22 @@ def test_devices_prints_json_also_where_there_are_none() -> None:
     done = hwrx("devices", "--json")
     assert done.returncode == 0, done.stderr
     assert [device["name"] for device in json.loads(done.stdout)] == devices.device_names()
+
+
+def test_a_device_that_comes_right_behind_the_list_is_told_of() -> None:
+    watch = ["unshare", "--net", *HWRX, "devices", "--watch", "--json"]
+    with subprocess.Popen(watch, stdout=subprocess.PIPE, text=True) as watcher:
+        try:
+            assert watcher.stdout is not None
+            assert json.loads(watcher.stdout.readline())["event"] == "present"
+            inside = ["nsenter", "--net", "--target", str(watcher.pid)]
+            subprocess.run([*inside, "ip", "link", "add", "hwt0", "type", "veth", "peer", "name", "hwt1"], check=True)
+            # one that missed it would be silent for ever
+            assert select.select([watcher.stdout], [], [], 60.0)[0]
+            told = json.loads(watcher.stdout.readline())
+            assert (told["event"], told["subsystem"]) == ("add", "net") and told["name"] in ("hwt0", "hwt1")
+        finally:
+            watcher.kill()
 
 
 def test_the_doctor_has_a_remedy_for_each_lack_and_its_exit_code_is_the_main_jobs() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 from two_sides import Side, both, endpoint, trial_of
 
@@ -13,6 +14,7 @@ from cython_ext.loops import loop
 from hwrx.control.messages import Pattern, Setting
 
 SPUN = 0.1  # seconds of a processor
+TRIALS = 7
 
 
 class Timed(Side):
@@ -76,13 +78,17 @@ def test_a_stream_that_settles_is_read_with_nothing_under_way(path: str) -> None
 
 
 def test_an_exchange_that_is_checked_is_one_more_and_its_bytes_are_no_cost() -> None:
-    """Of 64 KiB, checked each: filling and verifying would be most of a message."""
+    """Of 64 KiB, checked each: filling and verifying would be most of a message.
+
+    Each cost is the least of several trials: whoever else uses the machine makes a message dearer, and none cheaper.
+    """
     cost = {}
-    for check_every in (0, 1):
+    for check_every in (0, 1) * TRIALS:
         setting = Setting(path="tcp", messages=300, warmup=50, cooldown=0, size=1 << 16, check_every=check_every)
         for role, side in zip(("client", "server"), both(setting), strict=True):
             found = used(side)
-            cost[role, check_every] = found["thread"] / found["messages"]
+            dear = cost.get((role, check_every), np.inf)
+            cost[role, check_every] = min(dear, found["thread"] / found["messages"])
             assert found["beside"] == found["messages"] - 300
             assert abs(found["beside"] - 300 * check_every) <= 1
     for role in ("client", "server"):
@@ -90,7 +96,11 @@ def test_an_exchange_that_is_checked_is_one_more_and_its_bytes_are_no_cost() -> 
 
 
 def test_an_open_loop_counts_its_measured_messages() -> None:
-    setting = Setting(path="udp", pattern="paced", rate=20_000, messages=400, warmup=100, cooldown=100)
+    # room for all of them: an open loop goes on while a receiver waits for its turn
+    room = 1 << 20
+    setting = Setting(
+        path="udp", pattern="paced", rate=20_000, messages=400, warmup=100, cooldown=100, socket_buffer=room
+    )
     for side in both(setting):
         assert abs(used(side)["messages"] - 400) <= setting.batch
 

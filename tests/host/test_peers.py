@@ -31,6 +31,8 @@ from hwrx.control.messages import (
 from hwrx.control.peers import Peer, ProcessChannel, wait_for_replies
 from hwrx.errors import PeerError, UsageError
 
+LIMIT = 60.0  # seconds, against hanging
+
 
 @pytest.fixture
 def peer() -> Iterator[Peer]:
@@ -42,6 +44,14 @@ def process_of(peer: Peer) -> ProcessChannel:
     channel = peer._channel
     assert isinstance(channel, ProcessChannel)
     return channel
+
+
+def wait_for_loop(pid: int) -> None:
+    """Wait until an agent's main thread sleeps in a loop, for a message; before, it sleeps for a request (a futex)."""
+    deadline = time.monotonic() + LIMIT
+    while (where := Path(f"/proc/{pid}/wchan").read_text()) in ("", "0") or "futex" in where:
+        assert time.monotonic() < deadline, where
+        time.sleep(0.01)
 
 
 def speaking(program: str) -> Peer:
@@ -67,9 +77,9 @@ def test_an_agent_in_the_middle_of_a_loop_dies_with_its_pipe() -> None:
     setting = Setting(path="udp", limit=600)
     server.ask(Prepare(trial=1, role="server", setting=setting, here=Place(), there=Place()), Prepared)
     server.send(Start())  # it waits for a first message that never comes
-    time.sleep(0.3)
+    wait_for_loop(channel.process.pid)
     channel._socket.close()
-    assert channel.process.wait(timeout=10) == 3
+    assert channel.process.wait(timeout=LIMIT) == 3
     channel._errors.close()
 
 

@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import os
 import resource
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from cython_ext.core.pinned import PinnedBuffer
 from hwrx.errors import MachineError
 
 HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
+COMPACT = Path("/proc/sys/vm/compact_memory")
 NOBODY = 65534
 
 
@@ -44,7 +46,11 @@ def drop_privileges() -> None:
 @pytest.fixture
 def one_huge_page() -> Iterator[None]:
     before = HUGE_PAGES.read_text()
-    HUGE_PAGES.write_text(str(int(before) + 1))
+    deadline = time.monotonic() + 60
+    while int(HUGE_PAGES.read_text()) <= int(before):
+        assert time.monotonic() < deadline, "the kernel finds no memory in one piece"
+        HUGE_PAGES.write_text(str(int(before) + 1))
+        COMPACT.write_text("1")  # memory that others have cut up is put together
     yield
     HUGE_PAGES.write_text(before)
 

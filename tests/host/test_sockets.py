@@ -224,8 +224,8 @@ def test_a_finish_of_another_trial_or_from_a_stranger_is_none() -> None:
 
 def test_without_a_finish_the_time_limit_ends_it() -> None:
     with Raw("server", msgspec.structs.replace(STREAM, limit=2)) as raw:
-        raw.say(0)
         start = time.monotonic()
+        raw.say(0)
         counts = raw.side.counts
         assert time.monotonic() - start >= 1.9
     assert raw.side.verdict == "limit"

@@ -103,6 +103,18 @@ def test_what_the_kernel_does_for_memory_is_no_messages_cost(pair: Pair, looked_
     assert beside["busy"] == pytest.approx(without["busy"], rel=0.01)
 
 
+@pytest.mark.parametrize("path", ["udp", "tcp"])
+def test_who_counts_by_actor_gives_the_ends_what_their_own_clocks_say(pair: Pair, path: str) -> None:
+    """Most messages are warm-up: with those in it, the time would be six times as long."""
+    counted.attach_counter(pair)
+    setting = Setting(path=path, messages=500, warmup=2500, check_every=0, schedule="batch", limit=60.0)
+    found, measured = counted.run_twin(pair, 105, setting, 0.3, alone=True)
+    assert min(found["user"], found["system"], found["softirq"]) > 0
+    # the kernel charges softirqs and interrupts to whoever they interrupt
+    ends = sum(found[actor] for actor in ("user", "system", "softirq", "interrupt"))
+    assert ends == pytest.approx(measured.cpu["thread"], rel=0.001)
+
+
 def test_who_counts_by_actor_gives_it_to_nobody_either(pair: Pair, looked_after: Callable[[], None]) -> None:
     counted.attach_counter(pair)
     looked_after()

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from hwrx.control.environment import parse_environment
 from hwrx.errors import MachineError
-from hwrx.host import undo
+from hwrx.host import netns, tools, undo
 from hwrx.verbs import rxe
 from hwrx.wires import topology
 
-
-def namespaces() -> set[str]:
-    folder = Path("/run/netns")
-    return {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+LIMIT = 60.0  # seconds, against hanging
 
 
-def journals() -> set[str]:
-    return {file.name for file in undo.JOURNALS.glob("*.json")}
+def namespaces(pid: int) -> set[str]:
+    """Those that a process has made, by their names: others may make some at the same time."""
+    return {name for name in netns.namespace_names() if re.match(rf"hwrx-[ab]-{pid}-", name)}
+
+
+def left_by(pid: int) -> set[str]:
+    return namespaces(pid) | {file.name for file in undo.JOURNALS.glob(f"{pid}-*.json")}
 
 
 def test_netns_carries_packets_and_leaves_nothing() -> None:
-    before = namespaces(), journals()
+    before = left_by(os.getpid())
     with topology.netns() as made:
         spaces = {role: parse_environment(peer).name for role, peer in made.peers.items()}
         address = made.places["server"].address
@@ -39,37 +42,37 @@ def test_netns_carries_packets_and_leaves_nothing() -> None:
             "    except ConnectionRefusedError: time.sleep(.05)"
         )
         client = ["ip", "netns", "exec", spaces["client"], sys.executable, "-c", send]
-        assert subprocess.check_output(client, timeout=20) == b"b'through'\n"
-        assert server.wait(timeout=20) == 0
-    assert (namespaces(), journals()) == before
+        assert subprocess.check_output(client, timeout=LIMIT) == b"b'through'\n"
+        assert server.wait(timeout=LIMIT) == 0
+    assert left_by(os.getpid()) == before
 
 
 def test_an_error_inside_takes_it_down_as_well() -> None:
-    before = namespaces(), journals()
+    before = left_by(os.getpid())
     with pytest.raises(ZeroDivisionError), topology.netns():
         _ = 1 / 0
-    assert (namespaces(), journals()) == before
+    assert left_by(os.getpid()) == before
 
 
-def test_what_a_killed_process_left_is_mended_by_the_next() -> None:
-    before = namespaces(), journals()
+def test_what_a_killed_process_and_its_keeper_left_is_mended_by_the_next() -> None:
     program = "import time; from hwrx.wires import topology\n"
-    program += "with topology.netns(): print('up', flush=True); time.sleep(60)"
+    program += "with topology.netns(): print('up', flush=True); time.sleep(600)"
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     assert child.stdout is not None
     assert child.stdout.readline() == b"up\n"
+    tools.run_tool("pkill", "-KILL", "-f", f"hwrx-keeper {undo.JOURNALS} {child.pid} ")  # or it might be first
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()
-    assert len(namespaces() - before[0]) == 2
+    assert len(namespaces(child.pid)) == 2
     assert any(str(child.pid) in line for line in undo.mend_leftovers())
-    assert (namespaces(), journals()) == before
+    assert left_by(child.pid) == set()
 
 
 def test_a_living_process_keeps_its_topology() -> None:
     with topology.netns() as made:
-        assert undo.mend_leftovers() == []
-        assert parse_environment(made.peers["client"]).name in namespaces()
+        assert not [line for line in undo.mend_leftovers() if str(os.getpid()) in line]
+        assert parse_environment(made.peers["client"]).name in namespaces(os.getpid())
 
 
 def test_a_link_mtu_is_that_of_both_ends() -> None:
@@ -106,17 +109,16 @@ assert file.read_text() == before
 
 
 def test_a_stopped_process_takes_its_topology_down() -> None:
-    before = namespaces(), journals()
     program = "import time\nfrom hwrx.host.interruption import Ending\nfrom hwrx.wires import topology\n" + (
-        "with Ending(), topology.netns(): print('up', flush=True); time.sleep(60)"
+        "with Ending(), topology.netns(): print('up', flush=True); time.sleep(600)"
     )
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert child.stdout is not None
     assert child.stdout.readline() == b"up\n"
     child.send_signal(signal.SIGTERM)
-    child.wait(timeout=20)
+    child.wait(timeout=LIMIT)
     child.stdout.close()
-    assert (namespaces(), journals()) == before
+    assert left_by(child.pid) == set()
 
 
 def test_no_rxe_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from typing import Any, ClassVar, cast
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import hwrx
-from hwrx.control.messages import Done, Setting
+from hwrx.control.messages import Counted, Done, Setting
 from hwrx.errors import MachineError
 from hwrx.probes import account, counters
 from hwrx.report import actors
@@ -85,6 +86,35 @@ def test_no_figure_without_both_readings_nor_of_several_senders() -> None:
         counted.run_twin(pair, 0, Setting(path="udp"), 1.0, alone=True)
     with pytest.raises(MachineError, match="several senders"):
         counted.run_twin(pair, 0, Setting(path="udp", senders=2), 1.0, alone=True)
+
+
+def test_a_loop_that_took_longer_than_was_counted_is_counted_for_longer() -> None:
+    """On a machine that others have come to since the plain trial was measured."""
+    done = Done(tally={}, ended="complete", boot="one", between=(1000, 3000), cpu={"messages": 1000, "beside": 0})
+    measured = Measured(np.arange(1, dtype=np.uint32), np.array([5]), None, {}, done, done, {})
+    asked: list[float] = []
+
+    class Agents:
+        peers: ClassVar[dict[str, Any]] = {}
+
+        def measure(self, *args: Any, **options: Any) -> Measured:
+            asked.append(options["counted"])
+            return measured
+
+        def ask(self, message: Any, *kind: Any) -> Counted:
+            if len(asked) < self.enough:
+                raise MachineError("only 0.01 s were counted")
+            return Counted([[2000] * len(account.ACTORS)])
+
+        def __init__(self, enough: int) -> None:
+            self.enough = enough
+            self.peers["client"] = self
+
+    found, _ = counted.run_twin(cast(Pair, Agents(3)), 0, Setting(path="udp"), 0.01, alone=True)
+    assert found["idle"] == 2000
+    assert len(asked) == 3 and all(later > 2 * earlier for earlier, later in itertools.pairwise(asked))
+    with pytest.raises(MachineError, match="were counted"):
+        counted.run_twin(cast(Pair, Agents(100)), 0, Setting(path="udp"), 0.01, alone=True)
 
 
 def test_the_report_has_the_split_of_the_setting_whose_twin_was_counted(tmp_path: pathlib.Path) -> None:

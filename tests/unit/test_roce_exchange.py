@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
 
 import pytest
 
@@ -72,12 +74,14 @@ def test_a_client_that_leaves_in_between_is_told() -> None:
     port = free_port()
 
     def leave() -> None:
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(exchange.encode_parameters(OURS))
-            connection.recv(100)
+        while True:
+            with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)) as there:
+                there.sendall(exchange.encode_parameters(OURS))
+                there.recv(100)
+                return
+            time.sleep(0.01)  # the server is not there yet
 
-    # a connection that is refused is tried again by nobody here, so the server has to be there first
-    waiting = threading.Timer(0.5, leave)
+    waiting = threading.Thread(target=leave, daemon=True)
     waiting.start()
     with pytest.raises(PeerError, match=r"did not say that it is done|broke off"):
         exchange.exchange_as_server(port, THEIRS, lambda there: None, idle=lambda: None, patience=20)
