@@ -309,23 +309,34 @@ class Follower:
         )
 
 
-def find_pages(recording: Recording) -> dict[int, int]:
-    """Return which physical page is behind a virtual one, of those that only one process has.
+Pages = Mapping[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]]
 
-    Of an access that goes over the end of a page the emulator says only where it begins.
+
+def find_pages(recording: Recording) -> Pages:
+    """Return which physical pages were behind a virtual one, and at which words; of those that are needed.
+
+    Of an access that goes over the end of a page the emulator says only where it begins. Where the next page is,
+    another access tells: the nearest, as two processes may have the same virtual page.
     """
     at = np.flatnonzero(recording.kinds == WHERE)
     where = recording.values[at]
-    at = at[where & np.uint64(OF_DEVICE | NOWHERE) == 0]
-    virtual, physical = (recording.values[each] >> np.uint64(PAGE_SHIFT) for each in (at - 1, at))
-    pairs = np.unique(np.stack([virtual, physical & np.uint64(PHYSICAL >> PAGE_SHIFT)], axis=1), axis=0)
-    alone, begins, counts = np.unique(pairs[:, 0], return_index=True, return_counts=True)
-    own = counts == 1
-    return dict(zip(alone[own].tolist(), pairs[begins[own], 1].tolist(), strict=True))
+    at, where = (each[where & np.uint64(OF_DEVICE | NOWHERE) == 0] for each in (at, where))
+    begins = recording.values[at - 1]
+    virtual, size = begins >> np.uint64(PAGE_SHIFT), np.uint64(1) << (where >> np.uint64(SIZE_SHIFT))
+    beyond = (begins & np.uint64(PAGE - 1)) + size > PAGE
+    physical = (where & np.uint64(PHYSICAL)) >> np.uint64(PAGE_SHIFT)
+    wanted = np.unique(virtual[beyond]) + np.uint64(1)
+    return {int(page): (at[virtual == page], physical[virtual == page]) for page in wanted}
+
+
+def _page_at(pages: Pages, page: int, word: int) -> int | None:
+    """Return the physical page behind a virtual one at a word, by the access that is nearest to it."""
+    words, physical = pages.get(page, (np.empty(0, np.int64), np.empty(0, np.uint64)))
+    return int(physical[np.argmin(np.abs(words - word))]) if len(words) else None
 
 
 def events(
-    recording: Recording, first: int, last: int, size: int, pages: Mapping[int, int]
+    recording: Recording, first: int, last: int, size: int, pages: Pages
 ) -> Iterator[tuple[int | None, int, int | tuple[Access, list[tuple[int, int]]]]]:
     """Yield blocks and accesses of the words `first` to `last` in their order, with the phase that they are in.
 
@@ -344,7 +355,7 @@ def events(
         elif kind in (FILLED, VERIFIED):
             phase = None
         elif kind in (LOADS, STORES) and kinds[number + 1 : number + 3] == [WHERE, AT]:
-            for access in _accesses(kind == STORES, values[number : number + 3], pages):
+            for access in _accesses(kind == STORES, first + number, values[number : number + 3], pages):
                 bytes_: list[tuple[int, int]] = []
                 if phase is not None and access.virtual < KERNEL and access.physical is not None:
                     base = access.virtual if base is None else base  # the mark reads the first byte itself
@@ -353,7 +364,7 @@ def events(
                 yield phase, first + number, (access, bytes_)
 
 
-def _accesses(store: bool, words: list[int], pages: Mapping[int, int]) -> Iterator[Access]:
+def _accesses(store: bool, number: int, words: list[int], pages: Pages) -> Iterator[Access]:
     """Yield an access, of one over the end of a page both parts."""
     virtual, where, at = whole_address(words[0]), words[1], words[2]
     place = (at & BLOCK, at >> int(INDEX))
@@ -364,7 +375,7 @@ def _accesses(store: bool, words: list[int], pages: Mapping[int, int]) -> Iterat
     room = min(size, PAGE - (virtual & PAGE - 1))
     yield Access(store, virtual, where & PHYSICAL, False, room, *place)
     if room < size:
-        page = pages.get((words[0] >> PAGE_SHIFT) + 1)
+        page = _page_at(pages, (words[0] >> PAGE_SHIFT) + 1, number)
         yield Access(store, virtual + room, None if page is None else page << PAGE_SHIFT, False, size - room, *place)
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from hwrx.anatomy.model import Dissection, Handling
 
 TCG_PRICES = (
-    'the emulator counts REP MOVS as an instruction a byte; `copies_priced = "unit"` of an experiment has the guest\'s'
-    " processor without it"
+    "the emulator counts REP MOVS as an instruction a byte; hwrx compare --copies-priced word boots a processor"
+    " without it"
 )
 
 

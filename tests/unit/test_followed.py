@@ -144,6 +144,8 @@ def test_a_wide_register_is_filled_and_stored_in_parts() -> None:
 def test_an_access_over_the_end_of_a_page_goes_on_where_the_next_page_is() -> None:
     end = USER + 0x1000
     made = Made([LOAD, STORE])
+    for _ in range(9):  # another process has it, too, but somewhere else
+        made.ran(USER_BLOCK).access(LOADS, end, (0, 0), physical=0x70_0000)
     made.ran(USER_BLOCK).access(LOADS, end, (0, 0), physical=0x90_0000)  # so the next page is known
     made.mark(FILLS).access(LOADS, end - 4, (0, 0), physical=0x50_0FFC, size=1)
     made.access(STORES, end - 4, (0, 0), physical=0x50_0FFC).mark(FILLED)
