@@ -100,8 +100,10 @@ def test_a_run_that_is_to_be_taken_apart_keeps_it_and_shows_it_beside_what_probe
     (one,) = anatomies.anatomy_of(run)
     assert one.label == run.rows[0]["label"]
     assert one.copies is not None and (one.copies.sender, one.copies.receiver) == (1.0, 1.0)
-    (_, table) = anatomies.anatomy_tables(run.summary())
+    _, table, stages = anatomies.anatomy_tables(run.summary())
     assert [cell[0] for cell in table.rows[0][1]][-1] == "they agree"
+    added = {cells[0][0]: cells[5][0] for _, cells in stages.rows}
+    assert int(added["udp_rcv"].replace(",", "")) > 0  # what a probe costs
     page = (tmp_path / "latest" / "report.html").read_text(encoding="utf-8")
     assert "Copies by physical address" in page and "data:image/svg+xml;base64," in page
 
