@@ -40,6 +40,16 @@ def read_frame(frame: bytes, length: int | None = None) -> list[Field]:
     return [field for field in _fields(frame, len(frame) if length is None else length) if field.length]
 
 
+def compare_frames(before: bytes, after: bytes) -> list[tuple[str, str, str]]:
+    """Return the fields whose bytes differ: header and name, and what the bytes were and are (hexadecimal)."""
+    news = {(field.header, field.name): field.raw for field in read_frame(after)}
+    return [
+        (f"{field.header} {field.name}", field.raw, news[field.header, field.name])
+        for field in read_frame(before)
+        if news.get((field.header, field.name), field.raw) != field.raw
+    ]
+
+
 def _fields(frame: bytes, length: int) -> Iterator[Field]:
     if len(frame) < ETHERNET:
         yield _field(frame, "Ethernet", "cut short", 0, len(frame), "a frame has 14 bytes at least")

@@ -155,9 +155,7 @@ class Recorder:
                 f"there was room for {LANE:,} records of a CPU, and more came: {used.max():,}",
                 remedy="something else keeps the network busy: repeat it on a quiet machine",
             )
-        raw = np.frombuffer(
-            self._reader.take("records", self._cpus * LANES * LANE, RECORD.itemsize), dtype=RECORD
-        )
+        raw = np.frombuffer(self._reader.take("records", self._cpus * LANES * LANE, RECORD.itemsize), dtype=RECORD)
         raw = raw[raw["ns"] > 0]
         events += map(event_of, raw[np.argsort(raw["ns"], kind="stable")])
 

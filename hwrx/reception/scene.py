@@ -13,25 +13,25 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from hwrx.control.environment import parse_environment
 from hwrx.control.messages import Role
-from hwrx.errors import MachineError, TrialError
+from hwrx.errors import MachineError, TrialError, UsageError
 from hwrx.host import netns, tools
 from hwrx.host.owners import Owner, owners_of
 from hwrx.host.undo import Undo
 from hwrx.reception.records import Event, Recorder, driver_of
 from hwrx.wires import topology
+from hwrx.wires.router import GATEWAYS
 from hwrx.wires.topology import Made
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 TOKEN = b"hwrx reception: "  # what the packet's payload begins with
 REHEARSALS = 3  # packets before the one that is followed: the ways are known, and nothing is done for the first time
+ETH_P_ALL = 3  # linux/if_ether.h
+LARGEST = 1472  # bytes of a datagram in one frame of 1,514
+REWRITTEN = 9999  # the port of the router's own address that is sent on
 PATIENCE = 20.0  # seconds for a packet on an emulated machine that is busy
 SETTLE = 0.05  # seconds after the reader has it, in which the interrupt's end and the poll's are seen
 ENDS: tuple[Role, Role] = ("client", "server")
@@ -44,7 +44,8 @@ class Request(Struct, frozen=True):
     """What is to be followed: a datagram of `size` bytes over a topology.
 
     `pio`: over the NE2000s of topology `nic`, whose frames the CPU carries. `tap`: a packet socket listens, too.
-    `quiet`: no program has the CPU when the packet comes.
+    `quiet`: no program has the CPU when the packet comes. `rewrite`: the router of topology `router` gives the packet
+    another destination (DNAT), so that the sender's is the router's own address.
     """
 
     topology: str = "nic"
@@ -52,6 +53,7 @@ class Request(Struct, frozen=True):
     pio: bool = False
     tap: bool = False
     quiet: bool = False
+    rewrite: bool = False
 
 
 class End(Struct, frozen=True):
@@ -62,6 +64,7 @@ class End(Struct, frozen=True):
     space: str | None
     driver: str
     number: int
+    middle: str | None = None  # the namespace that forwards, if there is one
 
 
 class Found(Struct, frozen=True):
@@ -84,6 +87,7 @@ def follow_packet(request: Request, say: Say) -> Found:
 
     Needs root. MachineError if the kernel lets nothing be seen, TrialError if the packet does not come.
     """
+    check_request(request)
     with _wire(request) as ends:
         numbers = tuple(end.number for end in ends.values() if end.driver == "e1000e")
         say("trace", "loading the programs that follow a packet (in an emulated guest that takes some seconds)")
@@ -92,10 +96,13 @@ def follow_packet(request: Request, say: Say) -> Found:
             sender = stack.enter_context(_socket(ends["client"]))
             if request.tap:
                 with netns.entered_namespace(ends["server"].space):
-                    listener = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800)))
-                listener.bind((ends["server"].netdev, 0x0800))
+                    listener = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+                    # as tcpdump does; one of IP alone would stand behind ip_rcv
+                    listener.bind((ends["server"].netdev, ETH_P_ALL))
             reader = stack.enter_context(Process("hwrx-reader", lambda out: _read(target, out)))
             address = target.getsockname()
+            if request.rewrite:
+                address = _rewrite(ends, address)
             target.close()  # the reader has it: one owner, one descriptor
             payload = TOKEN.ljust(request.size, b".")[: request.size]
             for _ in range(REHEARSALS):
@@ -124,9 +131,7 @@ def _wire(request: Request) -> Iterator[dict[Role, End]]:
             yield {role: _end(made, role) for role in ENDS}
             return
         with _pio_up(made):
-            yield {
-                role: _end(made, role, PIO_ADDRESSES[role], made.places[role].pio or "") for role in ENDS
-            }
+            yield {role: _end(made, role, PIO_ADDRESSES[role], made.places[role].pio or "") for role in ENDS}
 
 
 def _end(made: Made, role: Role, address: str | None = None, netdev: str | None = None) -> End:
@@ -135,7 +140,7 @@ def _end(made: Made, role: Role, address: str | None = None, netdev: str | None 
     space = parse_environment(made.peers[role]).netns
     with netns.entered_namespace(space):
         number = socket.if_nametoindex(device)
-    return End(address or place.address, device, space, "" if space else driver_of(device), number)
+    return End(address or place.address, device, space, "" if space else driver_of(device), number, made.middle)
 
 
 @contextlib.contextmanager
@@ -158,6 +163,34 @@ def _pio_up(made: Made) -> Iterator[None]:
             ]
         tools.run_tool("ip", "-batch", "-", given="\n".join(lines))
         yield
+
+
+def _rewrite(ends: Mapping[Role, End], target: tuple[str, int]) -> tuple[str, int]:
+    """Have the router send what comes for its own address to the reader; return the address to send to.
+
+    The table goes with the router's namespace.
+    """
+    router = (GATEWAYS["client"], REWRITTEN)
+    rules = (
+        "table ip hwrx_rewrite {\nchain c {\ntype nat hook prerouting priority dstnat\n"
+        f"ip daddr {router[0]} udp dport {router[1]} dnat to {target[0]}:{target[1]}\n}}\n}}\n"
+    )
+    with netns.entered_namespace(ends["server"].middle):
+        tools.run_tool("nft", "-f", "-", given=rules)
+    return router
+
+
+def check_request(request: Request) -> None:
+    """Raise UsageError if what is asked for does not go together."""
+    if not len(TOKEN) <= request.size <= LARGEST:
+        raise UsageError(
+            f"the packet that is followed has {len(TOKEN)} to {LARGEST:,} bytes of payload, not {request.size:,}",
+            remedy="it is known by its first bytes, and must not be cut into fragments",
+        )
+    if request.pio and request.topology != "nic":
+        raise UsageError(f"the topology {request.topology} has no NIC without DMA", remedy="--topology nic")
+    if request.rewrite and request.topology != "router":
+        raise UsageError(f"nothing rewrites packets in the topology {request.topology}", remedy="--topology router")
 
 
 def _socket(end: End) -> socket.socket:
@@ -227,10 +260,5 @@ def _busy(cpu: int) -> Process:
 
 def names_of(found: Found) -> Mapping[int, str]:
     """Return what the processes of the scene are called, by number."""
-    named = {found.reader: "the reader", found.sender: "the sender", 0: "nobody (the CPU was idle)"}
+    named = {found.reader: "the reader", found.sender: "the sender", 0: "its idle task"}
     return named | dict.fromkeys(found.busy, "the busy program")
-
-
-def followed(events: Sequence[Event], token: bytes = TOKEN) -> list[Event]:
-    """Return the events that have the packet's first bytes."""
-    return [event for event in events if token in event.data]
