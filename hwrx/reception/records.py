@@ -37,7 +37,7 @@ KINDS = (
     "stack", "packet_rcv", "cloned", "ip_rcv", "routed", "local", "forwarded", "output", "udp_rcv", "lookup",
     "found sock", "udp queue", "filtered", "enqueued", "ready", "waking", "switched", "mm switched", "cr3 loaded",
     "taken", "copied", "received", "sent call", "device queue", "xmit", "killed", "pio read", "netif_rx", "hook",
-    "network rx", "backlog",
+    "network rx", "backlog", "vector",
 )  # fmt: skip
 UNTOLD = (1 << 64) - 1
 INTERRUPT_FLAG = 1 << 9  # of the processor's flags: interrupts are let in (Intel SDM 1, 3.4.3)

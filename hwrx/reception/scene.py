@@ -11,7 +11,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 from msgspec import Struct
@@ -85,7 +85,18 @@ class Found(Struct, frozen=True):
 def follow_packet(request: Request, say: Say) -> Found:
     """Put the wire up, load the programs, send one packet and return all that was seen of it.
 
-    Needs root. MachineError if the kernel lets nothing be seen, TrialError if the packet does not come.
+    Needs root. Raises as `follow_packets` does.
+    """
+    with contextlib.closing(follow_packets(request, 1, say)) as found:
+        return next(found)
+
+
+def follow_packets(request: Request, count: int, say: Say) -> Generator[Found, None, None]:
+    """Follow packets one after the other; each is sent when what came of the one before is over.
+
+    :raises UsageError: if the request does not go together
+    :raises MachineError: if the kernel lets nothing be seen, or without root
+    :raises TrialError: if a packet does not come
     """
     check_request(request)
     with _wire(request) as ends:
@@ -109,18 +120,19 @@ def follow_packet(request: Request, say: Say) -> Found:
                 sender.sendto(payload, address)
                 reader.wait("a packet sent beforehand")
             busy = [] if request.quiet else [stack.enter_context(_busy(cpu)) for cpu in os.sched_getaffinity(0)]
-            say("trace", "sending the packet that is followed")
-            with recorder.armed() as events:
-                sent = time.monotonic_ns()
-                sender.sendto(payload, address)
-                received = reader.wait("the packet that was followed")
-                time.sleep(SETTLE)
-            inodes = {event.values[2] for event in events if event.kind == "enqueued"}
-            owners = [each for held in owners_of(inodes).values() for each in held if each.pid == reader.pid]
-            return Found(
-                events, sent, received, reader.pid, os.getpid(), [each.pid for each in busy], owners, ends,
-                recorder.refused, request.tap,
-            )  # fmt: skip
+            for number in range(count):
+                say("trace", f"sending packet {number + 1} of {count}" if count > 1 else "sending the packet")
+                with recorder.armed() as events:
+                    sent = time.monotonic_ns()
+                    sender.sendto(payload, address)
+                    received = reader.wait("the packet that was followed")
+                    time.sleep(SETTLE)
+                inodes = {event.values[2] for event in events if event.kind == "enqueued"}
+                owners = [each for held in owners_of(inodes).values() for each in held if each.pid == reader.pid]
+                yield Found(
+                    events, sent, received, reader.pid, os.getpid(), [each.pid for each in busy], owners, ends,
+                    recorder.refused, request.tap,
+                )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -168,12 +180,13 @@ def _pio_up(made: Made) -> Iterator[None]:
 def _rewrite(ends: Mapping[Role, End], target: tuple[str, int]) -> tuple[str, int]:
     """Have the router send what comes for its own address to the reader; return the address to send to.
 
-    The table goes with the router's namespace.
+    FORWARD has a rule, too, that lets the packet pass. The table goes with the router's namespace.
     """
     router = (GATEWAYS["client"], REWRITTEN)
     rules = (
         "table ip hwrx_rewrite {\nchain c {\ntype nat hook prerouting priority dstnat\n"
-        f"ip daddr {router[0]} udp dport {router[1]} dnat to {target[0]}:{target[1]}\n}}\n}}\n"
+        f"ip daddr {router[0]} udp dport {router[1]} dnat to {target[0]}:{target[1]}\n}}\n"
+        f"chain d {{\ntype filter hook forward priority 0\nudp dport {target[1]} accept\n}}\n}}\n"
     )
     with netns.entered_namespace(ends["server"].middle):
         tools.run_tool("nft", "-f", "-", given=rules)

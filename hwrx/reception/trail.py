@@ -176,13 +176,22 @@ def _find_reader(trail: Trail, events: list[Event], reader: int) -> None:
 
 
 def _find_return(trail: Trail, events: list[Event]) -> None:
-    """What the interrupted CPU did when the interrupt was over: the first switch, and when the task had it again."""
+    """What the interrupted CPU did when the interrupt was over: the first switch, and when the task had it again.
+
+    `next interrupt` is one that came before that switch: then the interrupted task has had the CPU in between.
+    """
     irq, over = trail.get("irq entry"), trail.get("irq exit")
     if irq is None or over is None:
         return
+    soft = trail.get("softirq exit")
+    # a softirq on top of the same task is the interrupt's end
+    if soft is not None and soft.cpu == irq.cpu and soft.tid == irq.tid:
+        over = soft
     later = [event for event in events if event.cpu == irq.cpu and event.at > over.at]
     first = _first(later, lambda event: event.kind == "switched")
     _note(trail, "goes on", first)
+    if first is not None:
+        _note(trail, "next interrupt", _first(later, lambda e: e.kind in ("vector", "irq entry") and e.at < first.at))
     if first is not None and first.values[0] == irq.tid and first.values[1] != irq.tid:
         _note(trail, "back again", _first(later, lambda e: e.kind == "switched" and e.values[1] == irq.tid))
 

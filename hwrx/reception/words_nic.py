@@ -182,8 +182,11 @@ def unmasked(view: View, event: Event) -> Told:
     words = f"{event.word(0)} has handled {event.values[3]} packets of at most {event.values[4]}"
     facts: Facts = {"packets": event.values[3], "budget": event.values[4]}
     if event.values[9] != UNTOLD:
-        words += f"; IMS is 0x{event.values[9]:08x}, the bit of receive queue 0 is {bool(event.values[9] & RXQ0):d}"
-        facts |= {"ims": event.values[9], "masked": not event.values[9] & RXQ0}
+        masked = not event.values[9] & RXQ0
+        words += f"; IMS is 0x{event.values[9]:08x}, the bit of receive queue 0 is {not masked:d}"
+        facts |= {"ims": event.values[9], "masked": masked}
+        if masked:
+            words += " again: another interrupt has come, or the poll goes on"
     return words, facts
 
 

@@ -63,7 +63,8 @@ def no_return(view: View) -> str:
     """Say why the interrupted CPU was not seen to go on."""
     if view.get("irq entry") is None:
         return no_interrupt(view)
-    return "no change of tasks came after the interrupt: the CPU went on with the task that it had been at"
+    irq = view.trail.seen["irq entry"]
+    return f"no change of tasks came: CPU {irq.cpu} went on with {view.name(irq.tid, irq.task)}"
 
 
 def returned(view: View, event: Event) -> Told:
@@ -71,12 +72,17 @@ def returned(view: View, event: Event) -> Told:
     irq = view.trail.seen["irq entry"]
     whom, word = event.values[1], event.word(0, 16)
     was = view.name(irq.tid, irq.task)
-    if event.values[0] != irq.tid:
-        return f"with {was}, as it had been", {"same": True, "next": irq.tid}
+    other = view.get("next interrupt")
+    if other is not None:
+        later = microseconds(other.at - view.trail.seen["irq exit"].at)
+        return (
+            f"with {was}, until the next interrupt, {later} after the handler; then with {view.name(whom, word)}",
+            {"same": True, "next": irq.tid},
+        )
     back = view.get("back again")
     again = "" if back is None else f"; {was} had it again {microseconds(back.at - event.at)} later"
     return (
-        f"the first change of tasks after the interrupt takes the CPU from {was} to {view.name(whom, word)}{again}",
+        f"not with {was}: at the interrupt's end the scheduler gives the CPU to {view.name(whom, word)}{again}",
         {"same": False, "next": whom, "next_task": word},
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,17 +19,24 @@ def follow(request: Request) -> Reception:
 
 
 @pytest.fixture(scope="module")
-def short() -> Reception:
+def segment() -> Iterator[topology.Made]:
+    """The NICs stay up: an interrupt that is let go has no handler any more."""
+    with topology.build_topology("nic") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def short(segment: topology.Made) -> Reception:
     return follow(Request("nic", 64))
 
 
 @pytest.fixture(scope="module")
-def tapped() -> Reception:
+def tapped(segment: topology.Made) -> Reception:
     return follow(Request("nic", 1400, tap=True))
 
 
 @pytest.fixture(scope="module")
-def carried() -> Reception:
+def carried(segment: topology.Made) -> Reception:
     return follow(Request("nic", 64, pio=True))
 
 
@@ -172,8 +179,10 @@ def test_a_router_forwards_without_a_socket(rewritten: Reception) -> None:
     asked = step(rewritten, "the router's PRE_ROUTING hooks").facts["functions"]
     assert isinstance(asked, int)
     assert asked >= 1
-    order = ["a router's stack has it", "the router's PRE_ROUTING hooks", "it is not for the router", "ip_forward takes it",
-             "dst_output sends it", "the router's other device", "the stack takes it", "the socket is looked up"]  # fmt: skip
+    order = [
+        "a router's stack has it", "the router's PRE_ROUTING hooks", "it is not for the router", "ip_forward takes it",
+        "dst_output sends it", "the router's other device", "the stack takes it", "the socket is looked up",
+    ]  # fmt: skip
     times = [step(rewritten, title).at for title in order]
     assert times == sorted(times, key=lambda at: at or 0)
 

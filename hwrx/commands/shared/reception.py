@@ -17,13 +17,15 @@ def print_reception(found: Reception) -> None:
     console = open_console(piped=170)
     request = found.request
     title = f"one datagram of {request.size:,} B over {request.topology}, Linux {found.kernel}"
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for heading in ("T+", "step", "what"):
-        table.add_column(heading, no_wrap=heading == "T+")
-    for heading in ("µs", "CPU", "context"):
-        table.add_column(heading, justify="left" if heading == "context" else "right")
-    table.add_column("seen", overflow="fold")
-    table.add_column("read at", overflow="fold")
+    table = Table(title=title, title_justify="left", header_style="bold", expand=True)
+    for heading in ("T+", "step"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("what", ratio=3)
+    for heading in ("µs", "CPU"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("context", ratio=2)
+    table.add_column("seen", overflow="fold", ratio=9)
+    table.add_column("read at", overflow="fold", ratio=3)
     for step in found.steps:
         table.add_row(
             step.clock,

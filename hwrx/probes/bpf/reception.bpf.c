@@ -27,7 +27,7 @@ enum kind {
 	POLL_BEGINS, POLL_ENDS, RING_READ, HANDLER, HANDLER_ENDS, ALLOCATED, TYPED, GRO, STACK, PACKET_RCV, CLONED, IP_RCV,
 	ROUTED, LOCAL, FORWARDED, OUTPUT, UDP_RCV, LOOKUP, FOUND_SOCK, UDP_QUEUE, FILTERED, ENQUEUED, READY, WAKING, SWITCHED,
 	MM_SWITCHED, CR3_LOADED, TAKEN, COPIED, RECEIVED, SENT_CALL, DEVICE_QUEUE, XMIT, KILLED, PIO_READ, NETIF_RX, HOOK,
-	NETWORK_RX, BACKLOG,
+	NETWORK_RX, BACKLOG, VECTOR,
 };
 
 struct settings {
@@ -437,6 +437,24 @@ static __always_inline struct e1000_adapter *adapter_of(void *device)
 	/* netdev_priv: behind the structure, aligned to 32 bytes */
 	return device + ((bpf_core_type_size(struct net_device___way) + 31) & ~31u);
 }
+
+/* a: vector. Interrupts that are no device's: the timer's, and those of other CPUs. */
+#define OTHER_INTERRUPT(name)                                                                                          \
+	SEC("tp_btf/" #name)                                                                                           \
+	int BPF_PROG(name##_seen, int vector)                                                                          \
+	{                                                                                                              \
+		struct record *r = begin(VECTOR, UNTOLD);                                                              \
+                                                                                                                       \
+		if (r)                                                                                                 \
+			r->a[0] = vector;                                                                              \
+		return 0;                                                                                              \
+	}
+
+OTHER_INTERRUPT(local_timer_entry)
+OTHER_INTERRUPT(reschedule_entry)
+OTHER_INTERRUPT(call_function_entry)
+OTHER_INTERRUPT(call_function_single_entry)
+OTHER_INTERRUPT(irq_work_entry)
 
 static __always_inline void note_napi(struct record *r, struct napi_struct *polled)
 {
