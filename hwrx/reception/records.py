@@ -40,6 +40,7 @@ KINDS = (
     "network rx", "backlog", "vector",
 )  # fmt: skip
 UNTOLD = (1 << 64) - 1
+KERNEL_TABLE = 1  # instead of the physical address of a page table: the one in the kernel's image (init_mm)
 INTERRUPT_FLAG = 1 << 9  # of the processor's flags: interrupts are let in (Intel SDM 1, 3.4.3)
 HARD, SERVING = 0x000F0000, 0x00000100  # of preempt_count: include/linux/preempt.h
 
@@ -49,7 +50,8 @@ class Event(Struct, frozen=True):
 
     `context` is "thread", "softirq" or "hard IRQ"; `task` and `tid` are of whoever had the CPU, which in an interrupt
     is somebody who was in its way. `table`: the physical address of the page table that the CPU had loaded (CR3).
-    `interruptible`: whether the CPU let interrupts in, None: not told.
+    `interruptible`: whether the CPU let interrupts in, None: not told. `beneath`: whether an interrupt came upon a
+    softirq.
     """
 
     kind: str
@@ -62,6 +64,7 @@ class Event(Struct, frozen=True):
     table: int
     interruptible: bool | None
     data: bytes
+    beneath: bool = False
 
     def word(self, at: int = 0, room: int = 32) -> str:
         """Return a word of the data: the name that stands from byte `at` on."""
@@ -179,6 +182,7 @@ def event_of(record: np.void) -> Event:
         int(record["pgd"]),
         None if flags == UNTOLD else bool(flags & INTERRUPT_FLAG),
         record["bytes"].tobytes(),
+        bool(preempt & HARD and preempt & SERVING),
     )
 
 

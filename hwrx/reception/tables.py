@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from hwrx.reception.records import KERNEL_TABLE
 from hwrx.reception.scene import Found
 from hwrx.reception.trail import Trail, page_table_loads
+from hwrx.reception.view import table_name
 
 # the article's rows: what is done, by whom, what the article says of CR3, the event at which it is looked at
 ROWS = (
@@ -59,9 +61,11 @@ def _row(trail: Trail, reader: int, loads: int, what: str, who: str, said: str, 
         return TableUse(what, who, said, 0, "", None, "not seen on this way")
     if name == "mm switched":
         before, after = event.values[:2]
-        verdict = f"as it says: CR3 goes from {before:#x} to {after:#x}"
+        verdict = f"as it says: CR3 goes from {table_name(before)} to {after:#x}"
         return TableUse(what, who, said, after, "the reader's", 1, verdict)
     whose = "the reader's" if event.table == reader else "another task's"
+    if event.table == KERNEL_TABLE:
+        whose = "the kernel's own"
     if said == "yes":
         good = event.table == reader and reader != 0
         verdict = "as it says: the reader's is loaded, and translates the buffer" if good else "not as it says"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from hwrx.reception.frame import ETHERNET, Field, read_frame
-from hwrx.reception.records import Event
+from hwrx.reception.records import KERNEL_TABLE, Event
 from hwrx.reception.scene import Found, Request, names_of
 from hwrx.reception.trail import Trail
 
@@ -51,6 +51,11 @@ def view_of(request: Request, found: Found, trail: Trail) -> View:
     length = ETHERNET + stack.values[4]
     frame = read_frame(stack.data[: min(len(stack.data), length)], length)
     return View(request, found, trail, frame, dict(names_of(found)))
+
+
+def table_name(table: int) -> str:
+    """Say which page table it is, by the physical address that CR3 holds."""
+    return {0: "not told", KERNEL_TABLE: "the kernel's own, init_mm's"}.get(table, f"{table:#x}")
 
 
 def microseconds(ns: int) -> str:

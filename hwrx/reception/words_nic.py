@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hwrx.reception.records import UNTOLD, Event
 from hwrx.reception.trail import PACKET_KINDS
-from hwrx.reception.view import Facts, Told, View, microseconds
+from hwrx.reception.view import Facts, Told, View, microseconds, table_name
 
 DONE, LAST_PIECE = 1, 2  # of a descriptor's status: DD and EOP (82574 datasheet, 7.1.4)
 PAGE = 4096
@@ -95,9 +95,11 @@ def stopped(view: View, event: Event) -> Told:
     at, segment = event.values[3], event.values[4]
     user = bool(segment & 3)
     where = f"in its own code at {at:#x}" if user else f"in the kernel, in {event.word(80) or hex(at)}"
+    softirq = "a softirq, on top of " if event.beneath else ""
     return (
-        f"CPU {event.cpu} was at {view.name(event.tid, event.task)}, {where}; CR3 stays as it was ({event.table:#x})",
-        {"task": event.task, "pid": event.tid, "user_mode": user, "table": event.table},
+        f"CPU {event.cpu} was at {softirq}{view.name(event.tid, event.task)}, {where}; CR3 stays as it was "
+        f"({table_name(event.table)})",
+        {"task": event.task, "pid": event.tid, "user_mode": user, "in_softirq": event.beneath, "table": event.table},
     )
 
 

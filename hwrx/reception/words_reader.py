@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hwrx.reception.records import Event
-from hwrx.reception.view import Told, View, microseconds
+from hwrx.reception.view import Told, View, microseconds, table_name
 from hwrx.reception.words_nic import no_interrupt
 
 
@@ -49,7 +49,7 @@ def woken(view: View, event: Event) -> Told:
     """T+13."""
     return (
         f"{event.word(0, 16)}, PID {event.values[0]}, is made runnable in {event.context}; CR3 stays "
-        f"({event.table:#x})",
+        f"({table_name(event.table)})",
         {"pid": event.values[0], "in": event.context, "table": event.table},
     )
 
@@ -72,19 +72,36 @@ def returned(view: View, event: Event) -> Told:
     irq = view.trail.seen["irq entry"]
     whom, word = event.values[1], event.word(0, 16)
     was = view.name(irq.tid, irq.task)
-    other = view.get("next interrupt")
-    if other is not None:
-        later = microseconds(other.at - view.trail.seen["irq exit"].at)
-        return (
-            f"with {was}, until the next interrupt, {later} after the handler; then with {view.name(whom, word)}",
-            {"same": True, "next": irq.tid},
-        )
+    resumed = _how_resumed(view, irq, event)
+    if resumed:
+        return f"with {resumed}; then the scheduler gives it to {view.name(whom, word)}", {
+            "same": True,
+            "next": irq.tid,
+        }
     back = view.get("back again")
     again = "" if back is None else f"; {was} had it again {microseconds(back.at - event.at)} later"
     return (
         f"not with {was}: at the interrupt's end the scheduler gives the CPU to {view.name(whom, word)}{again}",
         {"same": False, "next": whom, "next_task": word},
     )
+
+
+def _how_resumed(view: View, irq: Event, switch: Event) -> str:
+    """Say with what the interrupted task went on before the CPU was taken from it, "" if it was taken at once.
+
+    The kernel looks whether another task is to have the CPU on its way out of an interrupt (irqentry_exit): if the
+    interrupt came upon user code, and within the kernel only where that may be preempted; sched_switch tells that.
+    """
+    was = view.name(irq.tid, irq.task)
+    state, preempted = switch.values[2], bool(switch.values[4])
+    other = view.get("next interrupt")
+    if irq.beneath:
+        return f"the softirq that it had been at, on top of {was}"
+    if other is not None:
+        return f"{was}, until the next interrupt, {microseconds(other.at - view.trail.seen['irq exit'].at)} later"
+    if not irq.values[4] & 3 and irq.tid and not preempted:
+        return f"{was}, in the kernel, until its call was over"
+    return f"{was}, until it slept" if state and not preempted else ""
 
 
 def switched(view: View, event: Event) -> Told:
@@ -100,7 +117,7 @@ def switched(view: View, event: Event) -> Told:
 def loaded(view: View, event: Event) -> Told:
     """CR3 before and after."""
     before, after = event.values[:2]
-    return f"from page table {before:#x} to {after:#x}, the reader's", {"before": before, "after": after}
+    return f"from page table {table_name(before)} to {after:#x}, the reader's", {"before": before, "after": after}
 
 
 def taken_off(view: View, event: Event) -> Told:

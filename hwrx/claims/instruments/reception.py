@@ -35,10 +35,11 @@ def reception(session: Session, packets: int = 12, size: int = 64, tap: bool = F
     Figures, shares of the packets for which the step was seen: `dma_physical` (the descriptor's DMA address is the
     buffer's physical address), `interruptible` (the handler ran with interrupts let in), `softirq_interruptible`,
     `masked` (in the handler the NIC's mask kept its receive interrupt back), `masked_by_driver` (and did not yet when
-    the handler began), `unmasked_afterwards` (it was let in when the poll was over), `resumed` (the interrupted task
-    had the CPU when the interrupt was over, and not another one at once), `tap_shares` (a packet socket's skb has the same bytes); `copy_in_readers`
-    and `queue_in_others` (CR3 held the reader's page table at the copy, and another's at the queueing). Also `packets`,
-    `interrupts` (packets with one of their own), `loads_before_queue` (of CR3 on the receiving CPU, a packet).
+    the handler began), `unmasked_afterwards` (it was let in when the poll was over), `resumed` (the CPU went on with
+    what the interrupt had stopped, and was not given to another task at once), `tap_shares` (a packet socket's skb has
+    the same bytes); `copy_in_readers` and `queue_in_others` (CR3 held the reader's page table at the copy, and
+    another's at the queueing). Also `packets`, `interrupts` (packets with one of their own), `loads_before_queue` (of
+    CR3 on the receiving CPU, a packet).
     """
     if session.wire.name != "nic":
         raise UsageError("the walk in every step is over the 82574L", remedy='topology = "nic"')
@@ -68,7 +69,7 @@ def reckon_reception(request: Request, found: Sequence[Found]) -> Measurement:
     copies = [row["copy to the user's buffer"] for row in rows]
     queues = [row["queue to the socket"] for row in rows]
     figures["copy_in_readers"] = _share(row.whose == "the reader's" for row in copies if row.table)
-    figures["queue_in_others"] = _share(row.whose == "another task's" for row in queues if row.table)
+    figures["queue_in_others"] = _share(row.whose != "the reader's" for row in queues if row.table)
     figures["loads_before_queue"] = fmean(len(page_table_loads(find_trail(each), each)) for each in found)
     absent = {name: "no packet was seen in this step" for name, value in figures.items() if value is None}
     rows_shown = [(name.replace("_", " "), value) for name, value in figures.items() if isinstance(value, float)]

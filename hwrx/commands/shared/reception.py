@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from hwrx.host.console import OutsideConsole, open_console
+from hwrx.reception.view import table_name
 
 if TYPE_CHECKING:
     from hwrx.reception.steps import Reception
@@ -65,5 +66,5 @@ def _print_tables(console: OutsideConsole, found: Reception) -> None:
     for heading in ("what", "who", "the article", "CR3 then", "whose table", "what was seen"):
         table.add_column(heading)
     for row in found.tables:
-        table.add_row(row.what, row.who, row.said, f"{row.table:#x}" if row.table else "", row.whose, row.verdict)
+        table.add_row(row.what, row.who, row.said, table_name(row.table) if row.table else "", row.whose, row.verdict)
     console.print(table)

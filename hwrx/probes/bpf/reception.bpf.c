@@ -214,10 +214,19 @@ static __always_inline u32 preempt_count(void)
 	return 0;
 }
 
-/* the physical address behind one of the kernel's own, which are mapped one to one */
+#define IMAGE 0xffffffff80000000ull /* where x86 has the kernel's image: Documentation/arch/x86/x86_64/mm.rst */
+#define IN_IMAGE 1ull		    /* no physical address of a page */
+
+/*
+ * The physical address behind one of the kernel's own, which are mapped one to one. What lies in the kernel's image is
+ * mapped elsewhere: of page tables that is init_mm's, which kernel threads have if no process has lent them its own.
+ */
 static __always_inline u64 physical(const void *address)
 {
 	u64 offset = settings.page_offset;
+
+	if ((u64)address >= IMAGE)
+		return IN_IMAGE;
 
 	if (!settings.constant)
 		bpf_probe_read_kernel(&offset, sizeof(offset), (void *)settings.page_offset);
