@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +26,12 @@ from hwrx.runs.schedule import Pair
 from hwrx.timelines.traced import RunTracer
 from hwrx.timelines.walk import memory_words, walk_picture
 from hwrx.timelines.walk import walk_message as follow
-from hwrx.wires.topology import TOPOLOGIES, find_topology
+from hwrx.wires.topology import NETDEVS, Topology, find_topology
 
 if TYPE_CHECKING:
     from hwrx.timelines.walk import Journey
 
 MESSAGES = 200
-NEEDS_HARDWARE = tuple(name for name, known in TOPOLOGIES.items() if known.hardware)
 
 
 @click.command()
@@ -151,10 +151,10 @@ def _walk_in_full(request: Request, here: bool, kernel: str | None, picture: Pat
     if picture is not None:
         disk.check_target(picture)
     say = _quiet if as_json else _aloud
-    where = find_topology(request.topology).where
-    if here and where == "guest" and request.topology in NEEDS_HARDWARE:
+    lacks = _lacks_hardware(find_topology(request.topology))
+    if here and lacks:
         raise UsageError(
-            f"the topology {request.topology} needs a guest's NICs", remedy="leave out --here, or --topology netns"
+            f"the topology {request.topology} needs a guest's NICs", remedy="leave out --here, or --topology router"
         )
     found = run.follow_here(request, say) if here else run.follow_in_guest(request, kernel, say)
     if as_json:
@@ -165,6 +165,13 @@ def _walk_in_full(request: Request, here: bool, kernel: str | None, picture: Pat
         picture.write_text(draw_reception(found), encoding="utf-8")
         if not as_json:
             click.echo(f"picture: {picture}")
+
+
+def _lacks_hardware(topology: Topology) -> bool:
+    """Whether a topology's NICs are not in this machine: they are told by their MAC addresses."""
+    wanted = re.findall(r"mac=([0-9a-f:]+)", " ".join(topology.hardware))
+    here = {path.read_text(encoding="utf-8").strip() for path in NETDEVS.glob("*/address")}
+    return not here.issuperset(wanted)
 
 
 def _aloud(stage: str, text: str) -> None:
