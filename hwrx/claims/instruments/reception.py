@@ -27,19 +27,21 @@ SHARES = {
 }
 
 
-@give_figures("packets", "interrupts", "masked_by_driver", "loads_before_queue", "copy_in_readers", "queue_in_others",
-              *SHARES)  # fmt: skip
+@give_figures(
+    "packets", "interrupts", "masked_by_driver", "loads_before_queue", "copy_in_readers",
+    "queue_in_others", *SHARES,
+)  # fmt: skip
 def reception(session: Session, packets: int = 12, size: int = 64, tap: bool = False) -> Measurement:
     """Follow packets over the 82574L in every step (`hwrx walk --full`), with another program on each CPU.
 
     Figures, shares of the packets for which the step was seen: `dma_physical` (the descriptor's DMA address is the
     buffer's physical address), `interruptible` (the handler ran with interrupts let in), `softirq_interruptible`,
     `masked` (in the handler the NIC's mask kept its receive interrupt back), `masked_by_driver` (and did not yet when
-    the handler began), `unmasked_afterwards` (it was let in when the poll was over), `resumed` (the CPU went on with
-    what the interrupt had stopped, and was not given to another task at once), `tap_shares` (a packet socket's skb has
-    the same bytes); `copy_in_readers` and `queue_in_others` (CR3 held the reader's page table at the copy, and
-    another's at the queueing). Also `packets`, `interrupts` (packets with one of their own), `loads_before_queue` (of
-    CR3 on the receiving CPU, a packet).
+    the handler began), `unmasked_afterwards` (it was let in when the poll was over, and no other had come), `resumed`
+    (the CPU went on with what the interrupt had stopped), `tap_shares` (a packet socket's skb has the same bytes);
+    `copy_in_readers` and `queue_in_others` (CR3 held the reader's page table at the copy, and another's at the
+    queueing). Also `packets`, `interrupts` (packets with one of their own), `loads_before_queue` (of CR3 on the
+    receiving CPU, a packet).
     """
     if session.wire.name != "nic":
         raise UsageError("the walk in every step is over the 82574L", remedy='topology = "nic"')
