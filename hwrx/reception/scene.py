@@ -119,11 +119,7 @@ def follow_packets(request: Request, count: int, say: Say) -> Generator[Found, N
             for _ in range(REHEARSALS):
                 sender.sendto(payload, address)
                 reader.wait("a packet sent beforehand")
-            cpus = sorted(os.sched_getaffinity(0))
-            busy = [] if request.quiet else [stack.enter_context(_busy(cpu)) for cpu in cpus]
-            # away from the first, to which interrupts go unless told otherwise: there the busy program is to be met
-            os.sched_setaffinity(0, cpus[-1:])
-            stack.callback(os.sched_setaffinity, 0, cpus)
+            busy = [] if request.quiet else [stack.enter_context(_busy(cpu)) for cpu in os.sched_getaffinity(0)]
             for number in range(count):
                 say("trace", f"sending packet {number + 1} of {count}" if count > 1 else "sending the packet")
                 with recorder.armed() as events:

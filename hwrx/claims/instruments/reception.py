@@ -31,8 +31,10 @@ SHARES = {
     "packets", "interrupts", "masked_by_driver", "loads_before_queue", "copy_in_readers",
     "queue_in_others", *SHARES,
 )  # fmt: skip
-def reception(session: Session, packets: int = 12, size: int = 64, tap: bool = False) -> Measurement:
-    """Follow packets over the 82574L in every step (`hwrx walk --full`), with another program on each CPU.
+def reception(
+    session: Session, packets: int = 12, size: int = 64, tap: bool = False, quiet: bool = False
+) -> Measurement:
+    """Follow packets over the 82574L in every step (`hwrx walk --full`); unless `quiet`, with a program on each CPU.
 
     Figures, shares of the packets for which the step was seen: `dma_physical` (the descriptor's DMA address is the
     buffer's physical address), `interruptible` (the handler ran with interrupts let in), `softirq_interruptible`,
@@ -45,7 +47,7 @@ def reception(session: Session, packets: int = 12, size: int = 64, tap: bool = F
     """
     if session.wire.name != "nic":
         raise UsageError("the walk in every step is over the 82574L", remedy='topology = "nic"')
-    request = Request("nic", size, tap=tap)
+    request = Request("nic", size, tap=tap, quiet=quiet)
     found = list(follow_packets(request, packets, lambda stage, text: None))
     return reckon_reception(request, found)
 
