@@ -186,10 +186,19 @@ def unmasked(view: View, event: Event) -> Told:
     if event.values[9] != UNTOLD:
         masked = not event.values[9] & RXQ0
         words += f"; IMS is 0x{event.values[9]:08x}, the bit of receive queue 0 is {not masked:d}"
-        facts |= {"ims": event.values[9], "masked": masked}
+        facts |= {"ims": event.values[9], "masked": masked, "interrupted_again": _interrupted_again(view)}
         if masked:
-            words += " again: another interrupt has come, or the poll goes on"
+            words += " again: the next interrupt has come" if facts["interrupted_again"] else ": the poll goes on"
     return words, facts
+
+
+def _interrupted_again(view: View) -> bool:
+    """Whether the same interrupt came once more when the poll had found nothing more to do."""
+    first, done = view.get("irq event"), view.get("poll ends")
+    return first is not None and done is not None and any(
+        each.kind == "irq event" and each.values[0] == first.values[0] and each.at > done.at
+        for each in view.found.events
+    )  # fmt: skip
 
 
 def ring_read(view: View, event: Event) -> Told:
