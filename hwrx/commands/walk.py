@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +12,26 @@ from rich.table import Table
 
 from hwrx import paths
 from hwrx.commands.shared.numbers import BYTES, whole_number
+from hwrx.commands.shared.output import print_json
+from hwrx.commands.shared.reception import print_reception
 from hwrx.errors import UsageError
 from hwrx.host import disk, strict_json
 from hwrx.host.console import OutsideConsole, open_console
+from hwrx.reception import run
+from hwrx.reception.picture import draw_reception
+from hwrx.reception.scene import Request
 from hwrx.runs import experiment as experiments
 from hwrx.runs import planning, testbed
 from hwrx.runs.schedule import Pair
 from hwrx.timelines.traced import RunTracer
 from hwrx.timelines.walk import memory_words, walk_picture
 from hwrx.timelines.walk import walk_message as follow
+from hwrx.wires.topology import NETDEVS, Topology, find_topology
 
 if TYPE_CHECKING:
     from hwrx.timelines.walk import Journey
+
+MESSAGES = 200
 
 
 @click.command()
@@ -31,12 +40,17 @@ if TYPE_CHECKING:
 @click.option(
     "--messages",
     type=whole_number(1, 10**6),
-    default=200,
+    default=MESSAGES,
     show_default=True,
     help="Messages of the trial that the one is taken from.",
 )
 @click.option("--wait", default="event", show_default=True, help="How the reader waits; WRITE always polls.")
 @click.option("--topology", help="What lies between the two ends [netns for sockets, else pair].")
+@click.option("--full", is_flag=True, help="Every step from the NIC to the reader, of one datagram [udp, over nic].")
+@click.option("--tap", is_flag=True, help="With --full: a packet socket listens, as tcpdump does.")
+@click.option("--pio", is_flag=True, help="With --full: over NE2000s, whose frames the CPU carries.")
+@click.option("--rewrite", is_flag=True, help="With --full: the router gives the packet another destination (DNAT).")
+@click.option("--quiet", is_flag=True, help="With --full: no other program has the CPU when the packet comes.")
 @click.option("--here", is_flag=True, help="Use this machine's own kernel and devices, no virtual machine.")
 @click.option("--kernel", help="Kernel of the guest, for example 6.1.")
 @click.option("--svg", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Where the picture goes.")
@@ -47,6 +61,11 @@ def walk(
     messages: int,
     wait: str,
     topology: str | None,
+    full: bool,
+    tap: bool,
+    pio: bool,
+    rewrite: bool,
+    quiet: bool,
     here: bool,
     kernel: str | None,
     picture: Path | None,
@@ -54,11 +73,27 @@ def walk(
 ) -> None:
     """Follow one message of PATH from post to delivery; two paths stand side by side.
 
+    With --full it is one datagram, and what is told is its reception in every step: the frame's bytes, the DMA address,
+    the descriptor, the interrupt and the task that it stopped, the handler, the softirq, the skb, the socket with its
+    port, descriptor and PID, the wake-up, the page tables (CR3), the copy, and which task goes on. What this machine
+    does not let be seen says so.
+
     \b
     Examples:
       hwrx walk udp
       hwrx walk udp rdma-write --svg walk.svg
+      hwrx walk udp --full --size 1400 --tap
+      hwrx walk udp --full --topology router --rewrite
     """
+    ways = {"--tap": tap, "--pio": pio, "--rewrite": rewrite, "--quiet": quiet}
+    if full:
+        _check_full(names, messages, wait)
+        request = Request(topology or "nic", size, pio=pio, tap=tap, quiet=quiet, rewrite=rewrite)
+        _walk_in_full(request, here, kernel, picture, as_json)
+        return
+    if any(ways.values()):
+        given = next(name for name, is_set in ways.items() if is_set)
+        raise UsageError(f"{given} is for the walk in every step", remedy=f"hwrx walk udp --full {given}")
     if size < 8:
         raise UsageError(f"a message has at least 8 bytes, not {size}", remedy="the sequence number must fit")
     verbs = [name for name in names if paths.find_path(name).needs == "verbs"]
@@ -93,6 +128,50 @@ def walk(
         picture.write_text(walk_picture(journeys), encoding="utf-8")
         if not as_json:
             click.echo(f"picture: {picture}")
+
+
+def _check_full(names: tuple[str, ...], messages: int, wait: str) -> None:
+    """Raise UsageError for what a walk in full does not take."""
+    if names != ("udp",):
+        raise UsageError(
+            f"a walk in every step follows a datagram through the kernel, not {', '.join(names)}",
+            remedy="hwrx walk udp --full; hwrx walk PATH shows the stages of other paths",
+        )
+    if messages != MESSAGES or wait != "event":
+        given = "--messages" if messages != MESSAGES else "--wait"
+        raise UsageError(
+            f"a walk in every step follows one packet to a reader that sleeps in recv: it takes no {given}",
+            remedy=f"leave out {given} or --full",
+        )
+
+
+def _walk_in_full(request: Request, here: bool, kernel: str | None, picture: Path | None, as_json: bool) -> None:
+    if here and kernel:
+        raise UsageError("--kernel is for a guest, and --here is this machine", remedy="leave out one of them")
+    if picture is not None:
+        disk.check_target(picture)
+    say = _quiet if as_json else _aloud
+    lacks = _lacks_hardware(find_topology(request.topology))
+    if here and lacks:
+        raise UsageError(
+            f"the topology {request.topology} needs a guest's NICs", remedy="leave out --here, or --topology router"
+        )
+    found = run.follow_here(request, say) if here else run.follow_in_guest(request, kernel, say)
+    if as_json:
+        print_json(msgspec.to_builtins(found))
+    else:
+        print_reception(found)
+    if picture is not None:
+        picture.write_text(draw_reception(found), encoding="utf-8")
+        if not as_json:
+            click.echo(f"picture: {picture}")
+
+
+def _lacks_hardware(topology: Topology) -> bool:
+    """Whether a topology's NICs are not in this machine: they are told by their MAC addresses."""
+    wanted = re.findall(r"mac=([0-9a-f:]+)", " ".join(topology.hardware))
+    here = {path.read_text(encoding="utf-8").strip() for path in NETDEVS.glob("*/address")}
+    return not here.issuperset(wanted)
 
 
 def _aloud(stage: str, text: str) -> None:

@@ -9,7 +9,7 @@ from msgspec import Struct
 from hwrx.host import netns
 from hwrx.host.owners import Owner, owners_of, user_of
 from hwrx.lookup import view, winner, words
-from hwrx.lookup.hashes import FORMS, Address, Secrets, Step, Steps, ehashfn, portaddr_hash, udp_hashfn, words_of
+from hwrx.lookup.hashes import FORMS, Address, Secrets, Step, Steps, be16, ehashfn, portaddr_hash, udp_hashfn, words_of
 from hwrx.lookup.table import AF_INET6, SENTENCES, Entry, Kind, Protocol, Tables
 
 SHOWN = 8  # sockets of a chain
@@ -158,8 +158,18 @@ def _concerns(entry: Entry, packet: winner.Packet) -> bool:
 # --- looks ---------------------------------------------------------------------------------------------------------
 
 
-def _port_look(port: int, seed: int, slots: int, tables: Tables | None = None) -> Look:
+def _port_steps(port: int) -> Steps:
+    """Begin with the port as it comes: two bytes in network order, which the machine reads in its own."""
     steps = Steps()
+    raw = port.to_bytes(2, "big").hex(" ")
+    what = f"dport, bytes {raw} of the header, as this machine reads them"
+    steps.append(Step(what, be16(port), f"0x{be16(port):04x}"))
+    steps.note("hnum = ntohs(dport)", port, decimal=True)
+    return steps
+
+
+def _port_look(port: int, seed: int, slots: int, tables: Tables | None = None) -> Look:
+    steps = _port_steps(port)
     slot = udp_hashfn(port, seed, slots - 1, steps)
     return _look(Kind.UDP_PORT, f"port {port}", steps, slot, slots, tables)
 
@@ -167,7 +177,7 @@ def _port_look(port: int, seed: int, slots: int, tables: Tables | None = None) -
 def _address_look(
     kind: Kind, looked_for: Address, port: int, seed: int, slots: int, tables: Tables | None = None
 ) -> Look:
-    steps = Steps()
+    steps = _port_steps(port)
     slot = steps.note("& mask", portaddr_hash(looked_for, port, seed, steps) & slots - 1, decimal=True)
     what = f"{looked_for}, port {port}" if int(looked_for) else f"any address ({looked_for}), port {port}"
     return _look(kind, what, steps, slot, slots, tables)

@@ -121,7 +121,14 @@ def _tap(device: str | None) -> Put:
     return put
 
 
-def _tc(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
+def _tc(direction: str) -> Put:
+    def put(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
+        _put_filter(netdev, direction, stack)
+
+    return put
+
+
+def _put_filter(netdev: str, direction: str, stack: contextlib.ExitStack) -> None:
     if "clsact" in tools.run_tool("tc", "qdisc", "show", "dev", netdev):
         raise MachineError(
             f"{netdev} has filters of traffic control already, which are not ours",
@@ -129,7 +136,7 @@ def _tc(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
         )
     _planned(stack, f"traffic control of {netdev}", "tc", "qdisc", "delete", "dev", netdev, "clsact")
     tools.run_tool("tc", "qdisc", "add", "dev", netdev, "clsact")
-    tools.run_tool("tc", "filter", "add", "dev", netdev, "ingress", "matchall", "action", "ok")
+    tools.run_tool("tc", "filter", "add", "dev", netdev, direction, "matchall", "action", "ok")
 
 
 def _netfilter(hook: str) -> Put:
@@ -173,12 +180,15 @@ HOOKS: tuple[Hook, ...] = (
     Hook("xdp", "generic XDP, in front of all protocols", "the frame", "change, drop, send back, redirect", _xdp),
     Hook("tap", "AF_PACKET, in front of tc and netfilter", "the frame, as a clone", "look; nothing else", _tap(None)),
     Hook("tap-elsewhere", "AF_PACKET on another device", "nothing of ours", "-", _tap("lo"), works=False),
-    Hook("tc", "traffic control, ingress", "frame and metadata", "change, drop, redirect, police", _tc),
+    Hook("tc", "traffic control, ingress", "frame and metadata", "change, drop, redirect, police", _tc("ingress")),
     Hook("pre-routing", "netfilter, before routing", "packet, device", "change, drop, track", _netfilter("prerouting")),
     Hook("forward", "netfilter, of packets that pass through", "-", "-", _netfilter("forward"), works=False),
     Hook("local-in", "netfilter, behind routing", "packet, device, route", "drop, track", _netfilter("input")),
     Hook("cgroup", "cgroup BPF, when the socket is known", "packet, socket", "drop, count", _cgroup, once=True),
     Hook("socket-filter", "the socket's classic filter", "packet from UDP on", "drop, shorten", _socket_filter),
+    Hook("local-out", "netfilter, on the way out, routed", "packet, device", "change, drop", _netfilter("output")),
+    Hook("post-routing", "netfilter, last on the way out", "packet, device", "change, drop", _netfilter("postrouting")),
+    Hook("tc-egress", "traffic control, egress", "frame, metadata", "change, drop, redirect", _tc("egress")),
     Hook("timestamp", "at the device, and at recvmsg", "time of arrival", "look; nothing else", _timestamp),
 )
 BY_NAME = {hook.name: hook for hook in HOOKS}

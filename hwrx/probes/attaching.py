@@ -170,7 +170,7 @@ class Prober:
             names = self.programs(found)
             self.close()
             self.tracer = tracer.Tracer(self._object)
-            bases = _memory_layout()
+            bases = memory_layout()
             try:
                 self.tracer.load(
                     names,
@@ -281,7 +281,7 @@ def _object() -> pathlib.Path:
         raise MachineError(str(error), remedy=error.remedy) from None
 
 
-def _memory_layout() -> dict[str, Any]:
+def memory_layout() -> dict[str, Any]:
     """Find where the kernel maps its pages: the variables' addresses where the layout is random, or x86's constants."""
     addresses = symbols.noted_symbols("layout", ("page_offset_base", "vmemmap_base"), _find_bases)
     if all(addresses.values()):

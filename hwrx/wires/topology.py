@@ -29,6 +29,7 @@ from hwrx.host.netns import entered_namespace
 from hwrx.host.undo import Undo
 from hwrx.verbs.rxe import RXE_MODULE, VERBS, add_rxe, load_rxe, wait_for_gid
 from hwrx.wires import taps
+from hwrx.wires.router import routed_namespaces
 
 NETDEVS = Path("/sys/class/net")
 ENDS: tuple[Role, Role] = ("client", "server")
@@ -62,10 +63,11 @@ QUEUES_MODULES = ("virtio_net",)
 
 
 class Made(Struct, frozen=True):
-    """A topology that is up: where each end lives, and the peer that reaches it."""
+    """A topology that is up: where each end lives, the peer that reaches it; `middle`: the namespace that forwards."""
 
     places: dict[Role, Place]
     peers: dict[Role, str]
+    middle: str | None = None
 
 
 @contextlib.contextmanager
@@ -87,6 +89,14 @@ def netns(*, mtu: int = 1500) -> Iterator[Made]:
             {end: Place(address=ADDRESSES[end], netdev=LINKS[end]) for end in ENDS},
             {end: in_namespace(names[end]) for end in ENDS},
         )
+
+
+@contextlib.contextmanager
+def router(*, mtu: int = 1500) -> Iterator[Made]:
+    """Two namespaces as in `netns`, each on a wire to a third, `hwrx-r-…`, which forwards between them."""
+    _check_mtu(mtu)
+    with routed_namespaces(mtu) as (places, names, middle):
+        yield Made(places, {end: in_namespace(names[end]) for end in ENDS}, middle)
 
 
 @contextlib.contextmanager
@@ -347,6 +357,17 @@ KNOWN: dict[str, Topology] = {
             modules=("veth",),
         ),
         Topology(
+            name="router",
+            where="guest",
+            sentence="two network namespaces, each on a wire to a third that forwards between them",
+            brief="a router between two network namespaces",
+            guess=EMULATED,
+            make=router,
+            mtu=True,
+            netem=True,
+            modules=("veth",),
+        ),
+        Topology(
             name="nic",
             where="guest",
             sentence="two Intel 82574L on one Ethernet segment, each with a SoftRoCE device, behind an IOMMU, in one "
@@ -436,10 +457,14 @@ def _is_up(netdev: str) -> bool:
 
 def _veth(mtu: int) -> list[str]:
     """Return the words that make `ip` create the veth pair; the server's namespace may follow."""
-    if not SMALLEST_MTU <= mtu <= LARGEST_MTU:
-        raise UsageError(f"a veth pair cannot have an MTU of {mtu}", remedy=f"{SMALLEST_MTU} to {LARGEST_MTU}")
+    _check_mtu(mtu)
     ends = [["name", LINKS[end], "mtu", str(mtu), "address", HARDWARE[end]] for end in ENDS]
     return ["link", "add", *ends[0], "type", "veth", "peer", *ends[1]]
+
+
+def _check_mtu(mtu: int) -> None:
+    if not SMALLEST_MTU <= mtu <= LARGEST_MTU:
+        raise UsageError(f"a veth pair cannot have an MTU of {mtu}", remedy=f"{SMALLEST_MTU} to {LARGEST_MTU}")
 
 
 def _configure(namespaces: Mapping[Role, str]) -> None:

@@ -22,6 +22,7 @@ from hwrx.cli import main
 from hwrx.commands import flood, lookup
 from hwrx.drops import run as drops
 from hwrx.errors import UsageError
+from hwrx.wires.topology import TOPOLOGIES
 
 WORDS = [(block, words) for block in every_block("sh", *pages.NEEDS) for words in pages.find_commands(block.text)]
 CALLS = [(block, words[1:]) for block, words in WORDS if words[0] == "hwrx"]
@@ -127,6 +128,23 @@ def test_floods_places_and_paths_that_the_pages_name_can_be_had() -> None:
                 assert lookup.parse_endpoint(given["target"])
         except UsageError as error:
             pytest.fail(f"{block}: hwrx {' '.join(words)}: {error}")
+
+
+def test_every_command_in_the_journeys_tables_is_one() -> None:
+    """Also those in running text: what the command line takes, and claims and topologies that there are."""
+    text = (GUIDE / "journey.md").read_text()
+    named = [words for code in re.findall(r"`(hwrx [^`]+)`", text) for words in pages.find_commands(code)]
+    assert len(named) >= 40
+    known = model.every_claim()
+    for words in named:
+        try:
+            given = pages.parse_command(words[1:]).params
+        except click.ClickException as error:
+            pytest.fail(f"{' '.join(words)}: {error.format_message()}")
+        if words[1:3] == ["claims", "run"]:
+            assert set(given["names"]) <= set(known), words
+        if words[1] == "walk":
+            assert given["topology"] in (None, *TOPOLOGIES), words
 
 
 def test_claims_that_the_pages_name_are_there() -> None:
