@@ -38,6 +38,13 @@ cdef struct Link:
     int (*send)(void *me, uint32_t count, uint32_t size) noexcept nogil
 
 
+cdef struct Piece:
+    # of frames that have the same headers but for the PSN
+    const char *payload
+    uint64_t end            # what follows the payload
+    uint32_t psn            # the word of it, as it stands in the frame
+
+
 cdef struct Gather:
     # Of a link whose device fetches payloads from where they are; `append` is NULL if it cannot. Beside `Link.room`,
     # which counts frames, and `Link.buffer(0)`, in which the next frame's headers are built. Frames may differ in size.
@@ -47,6 +54,11 @@ cdef struct Gather:
     # copied; or -errno.
     int (*append)(void *me, uint32_t head, const char *payload, uint32_t size, uint64_t end,
                   uint32_t tail) noexcept nogil
+    # Frames with the same 64 bytes of `headers`, of which `head` go out, but for the word that ends them; with payloads
+    # of one size, not empty. As many as the device fetches, each out of one page; from that one on `append` has to do it.
+    # No more than there is room for.
+    uint32_t (*append_all)(void *me, const char *headers, uint32_t head, const Piece *pieces, uint32_t count,
+                           uint32_t size, uint32_t tail) noexcept nogil
     # Hand over what was appended. 0 or -errno.
     int (*flush)(void *me) noexcept nogil
 

@@ -28,9 +28,13 @@ cdef struct MessageState:
     Rx *rx
     Tx *tx
     uint32_t filled         # free-running: behind the last descriptor that is appended
-    uint8_t[4096] spans     # of the frame that begins at a descriptor: how many it has
+    uint32_t frames         # free-running: frames that are appended, and the oldest that the NIC may still have;
+    uint32_t oldest_frame   # `handed` of them are; a frame's headers stand in the buffer of its number, whatever its descriptors are
+    uint32_t handed
+    uint8_t[4096] spans     # of a frame: how many descriptors it has
     Reach[8] reaches
     uint32_t known          # of them
+    uint32_t last           # the one that was found last
     Landing landing
     char *where[4096]       # of each receive descriptor: where we see the buffer that it was armed with
     uint32_t armed          # free-running: behind the last descriptor that the NIC was given

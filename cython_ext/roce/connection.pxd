@@ -35,7 +35,7 @@ from cython_ext.headers.infiniband_verbs cimport (
     ibv_wc_status,
     ibv_wr_opcode,
 )
-from cython_ext.roce.icrc cimport ICRC, crc_update, icrc_begin, icrc_end, icrc_of, write_icrc
+from cython_ext.roce.icrc cimport ICRC, Icrc, crc_update, icrc_begin, icrc_end, icrc_of, write_icrc
 from cython_ext.roce.memory_region cimport Regions, find_memory
 from cython_ext.roce.packet cimport (
     BTH,
@@ -125,6 +125,22 @@ cdef struct SavedAtomic:
     uint64_t original
 
 
+cdef struct PlainHeaders:
+    # what the packets of one kind and size that come from the other end have in common
+    uint64_t[4] words       # bytes 12 to 41: Ethernet's type, IP, with a checksum that is right, UDP
+    uint64_t bth            # what PLAIN_BTH covers
+    uint32_t size           # bytes of payload; 0 where nothing was learnt, as of what has none
+    uint32_t covered        # and of its padding
+
+
+cdef struct PlainSend:
+    # what the SENDs of one packet and one size that go have in common
+    char[64] headers        # with a PSN of 0
+    uint64_t[2] sum         # the ICRC's, up to there
+    uint32_t size           # bytes; 0: nothing was made
+    uint8_t flags           # of the request
+
+
 cdef struct Counters:
     uint64_t packets        # that came, and were ours
     uint64_t strangers      # from other addresses, to another queue pair, or with another partition key
@@ -168,8 +184,12 @@ cdef struct Connection:
     const Regions *regions
     uint64_t ends           # the addresses as they stand in a frame that comes over IPv4,
     uint64_t expected_bth   # and the beginning of a SEND ONLY's BTH, of what PLAIN_BTH covers
+    PlainHeaders plain      # of the last one that was taken
+    PlainSend plain_send
+    Icrc quick
     bint in_frames          # a SEND of one packet is delivered in its frame; the receive request's memory stays unused
     bint kept               # the frame that is looked at is one of those
+    bint ack_waits          # an ACK goes with what is sent next, or when nothing more comes
     # --- requester
     SendRequest *sends
     uint32_t send_mask

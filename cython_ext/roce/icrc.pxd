@@ -21,6 +21,20 @@ cdef uint32_t crc_update(uint32_t register, const char *at, size_t size) noexcep
 cdef uint32_t icrc_of(const char *ip, uint32_t network, const char *at, size_t size) noexcept nogil
 
 
+
+cdef struct Icrc:
+    # For whoever asks for one after the other of packets over IPv4: by the way of this CPU, with no choice at each.
+    # Headers of IPv4, UDP and BTH that follow one another from `ip`, and one piece behind them.
+    uint32_t (*of)(const char *ip, const char *at, size_t size) noexcept nogil
+    # The same in two steps, for packets that differ in their PSN alone: 16 bytes of sum over headers with a PSN of 0,
+    void (*sum)(const char *ip, void *out) noexcept nogil
+    # and the ICRC of it, the BTH's last word as it stands there, and the piece. NULL if this CPU cannot.
+    uint32_t (*of_psn)(const void *sum, uint32_t psn, const char *at, size_t size) noexcept nogil
+
+
+cdef Icrc quick_icrc() noexcept
+
+
 cdef inline uint32_t icrc_end(uint32_t register) noexcept nogil:
     return ~register
 

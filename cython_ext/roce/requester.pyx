@@ -9,10 +9,17 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from cython_ext.headers.infiniband_verbs cimport *
+from cython_ext.frames.link cimport Piece
+from cython_ext.frames.packet cimport IPV4, UDP_HEADER
 from cython_ext.roce.connection cimport *
+from cython_ext.roce.icrc cimport ICRC
 from cython_ext.roce.memory_region cimport find_memory
 from cython_ext.roce.packet cimport *
-from cython_ext.roce.timer cimport restart_timer, start_timer, timer_expired, wait_for_receiver
+from cython_ext.roce.timer cimport restart_timer, start_timer, still_waits, timer_expired, wait_for_receiver
+
+cdef enum:
+    TOGETHER = 64                                   # plain requests at a time
+    PLAIN_SEND = ETHERNET + IPV4 + UDP_HEADER + BTH     # bytes of headers
 
 
 cdef void post_request(Connection *c) noexcept nogil:
@@ -29,10 +36,8 @@ cdef void send_requests(Connection *c, int64_t at) noexcept nogil:
     cdef char *frame
     c.free_frames = 0
     # The other end asked for this pause; nothing goes, new or old, before it is over.
-    if c.rnr_until:
-        if at < c.rnr_until:
-            return
-        c.rnr_until = 0
+    if c.rnr_until and still_waits(c, at):
+        return
     # Before anything new: what is sent again comes first, and uses the same loop.
     if timer_expired(c, at):
         retry_from(c, c.unacked_psn)
@@ -45,37 +50,87 @@ cdef void send_requests(Connection *c, int64_t at) noexcept nogil:
         # by number, so that what is sent again counts as it did
         elif psn_distance(c.send_psn, c.unacked_psn) >= <int> c.window:
             return
+        if is_plain(c, request) and send_plain(c):
+            start_timer(c, at)
+            continue
         frame = next_frame(c)
         if frame == NULL:
             return
-        if request.verb == IBV_WR_SEND and request.packets == 1 and c.gather != NULL and c.send_psn == c.highest_psn:
-            if not send_only(c, frame, request):
-                return
-        elif not send_packet(c, frame, request):
+        if not send_packet(c, frame, request):
             return
         # runs from the oldest packet on; a later one does not start it anew
         start_timer(c, at)
 
 
-cdef inline bint send_only(Connection *c, char *frame, const SendRequest *request) noexcept nogil:
-    """As `send_packet`, for what is sent most: a SEND of one packet, for the first time."""
-    cdef char *payload = NULL
-    cdef char *at
-    if request.length:
-        payload = find_memory(c.regions, request.lkey, request.local, request.length, 0)
+cdef inline bint is_plain(const Connection *c, const SendRequest *request) noexcept nogil:
+    """Whether it is what is sent most: a SEND of one packet without padding, for the first time, over IPv4."""
+    return (request.verb == IBV_WR_SEND and request.packets == 1 and request.length and not request.length & 3
+            and c.gather != NULL and c.send_psn == c.highest_psn and c.quick.of_psn != NULL and c.way.network == IPV4)
+
+
+cdef void learn_send(Connection *c, const SendRequest *request) noexcept nogil:
+    cdef PlainSend *plain = &c.plain_send
+    plain.size, plain.flags = request.length, request.flags
+    begin_packet(c, plain.headers, RC_SEND_ONLY, SOLICITED if request.flags & SOLICITS else 0, 0, 0, request.length)
+    c.quick.sum(plain.headers + ETHERNET, plain.sum)
+
+
+cdef uint32_t send_plain(Connection *c) noexcept nogil:
+    """As `send_packet`, for plain requests behind one another that have one size: how many were sent.
+
+    The headers of all of them are the same but for the PSN, and so is the sum up to it. 0: the link is full, or
+    `send_packet` has to say what is wrong.
+    """
+    cdef Piece[TOGETHER] pieces
+    cdef const SendRequest *request = &c.sends[c.next & c.send_mask]
+    cdef const PlainSend *plain = &c.plain_send
+    cdef uint32_t size = request.length, flags = request.flags, psn = c.send_psn, word, n = 0, gathered
+    cdef const char *payload
+    cdef int most = c.link.room(c.link.me, TOGETHER)
+    if plain.size != size or plain.flags != flags:
+        learn_send(c, request)
+    most = min(most, <int> (c.posted - c.next), <int> c.window - psn_distance(psn, c.unacked_psn))
+    while <int> n < most:
+        request = &c.sends[(c.next + n) & c.send_mask]
+        if request.verb != IBV_WR_SEND or request.length != size or request.flags != flags:
+            break
+        # the memory stays the device's until the other end has acknowledged it
+        payload = find_memory(c.regions, request.lkey, request.local, size, 0)
         if payload == NULL:
-            # requests complete in their order, as in send_packet
-            if c.next == c.oldest:
-                fail_oldest(c, IBV_WC_LOC_PROT_ERR)
-            return False
-    at = begin_packet(c, frame, RC_SEND_ONLY, SOLICITED if request.flags & SOLICITS else 0, c.send_psn | ACK_REQUEST, 0,
-                      request.length)
-    # the memory stays the device's until the other end has acknowledged it
-    gather_packet(c, frame, at, payload, request.length)
-    # one number, and the request is sent whole
-    c.send_psn = c.highest_psn = psn_after(c.send_psn, 1)
-    c.next += 1
-    return True
+            break
+        word = swap32(psn | ACK_REQUEST)
+        pieces[n].payload = payload
+        pieces[n].psn = word
+        pieces[n].end = c.quick.of_psn(plain.sum, word, payload, size)
+        psn = psn_after(psn, 1)
+        n += 1
+    if n == 0:
+        return 0
+    gathered = c.gather.append_all(c.gather.me, plain.headers, PLAIN_SEND, pieces, n, size, ICRC)
+    c.counters.gathered += <uint64_t> gathered * size
+    # whatever lies across the end of a page, or is not reached by the device
+    for gathered in range(gathered, n):
+        append_plain(c, &pieces[gathered], size)
+    c.send_psn = c.highest_psn = psn
+    c.next += n
+    c.counters.sent += n
+    # asked for anew by whoever needs it
+    c.free_frames = 0
+    return n
+
+
+cdef void append_plain(Connection *c, const Piece *piece, uint32_t size) noexcept nogil:
+    cdef char *frame = c.link.buffer(c.link.me, 0)
+    cdef int status
+    memcpy(frame, c.plain_send.headers, 64)
+    memcpy(frame + PLAIN_SEND - 4, &piece.psn, 4)
+    status = c.gather.append(c.gather.me, PLAIN_SEND, piece.payload, size, piece.end, ICRC)
+    if status > 0:
+        c.counters.gathered += size
+    elif status == 0:
+        c.counters.copied_out += size
+    elif c.link_status == 0:
+        c.link_status = status
 
 
 cdef bint send_packet(Connection *c, char *frame, const SendRequest *request) noexcept nogil:
