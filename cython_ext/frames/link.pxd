@@ -55,8 +55,8 @@ cdef struct Gather:
     int (*append)(void *me, uint32_t head, const char *payload, uint32_t size, uint64_t end,
                   uint32_t tail) noexcept nogil
     # Frames with the same 64 bytes of `headers`, of which `head` go out, but for the word that ends them; with payloads
-    # of one size, not empty. As many as the device fetches, each out of one page; from that one on `append` has to do it.
-    # No more than there is room for.
+    # of one size, not empty. How many were appended: the next one `append` has to do, which also knows memory that
+    # the device does not reach. No more are asked for than there is room for.
     uint32_t (*append_all)(void *me, const char *headers, uint32_t head, const Piece *pieces, uint32_t count,
                            uint32_t size, uint32_t tail) noexcept nogil
     # Hand over what was appended. 0 or -errno.

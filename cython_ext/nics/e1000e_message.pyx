@@ -72,6 +72,7 @@ cdef int take(void *me, Frame *out, uint32_t most) noexcept nogil:
             # damaged, or longer than its buffer, which this wire's MTU rules out: passed over
             rx.tally.damaged += 1
             rx.skipped[slot] = 1
+            rx.refused += 1
             continue
         rx.tally.bytes += out[taken].size
         taken += 1
@@ -96,6 +97,7 @@ cdef int give(void *me, uint32_t count) noexcept nogil:
         slot = rx.oldest & rx.mask
         if rx.skipped[slot]:
             rx.skipped[slot] = 0
+            rx.refused -= 1
         elif count == 0:
             break
         else:
@@ -243,46 +245,50 @@ cdef uint32_t append_all(void *me, const char *headers, uint32_t head, const Pie
                          uint32_t size, uint32_t tail) noexcept nogil:
     cdef MessageState *s = <MessageState *> me
     cdef Tx *tx = s.tx
-    cdef TxDescriptor *descriptors = tx.descriptors
-    cdef const Reach *piece = &s.reaches[s.last]
+    # Copies in registers: a store through a pointer would have the compiler read them again for each frame.
+    cdef Reach memory = s.reaches[s.last]
+    cdef TxDescriptor *three = &tx.descriptors[s.filled & tx.mask]
+    cdef const TxDescriptor *behind = &tx.descriptors[tx.mask - 1]
     cdef const uint64_t *addresses = tx.iova
     cdef char *buffers = tx.buffers
-    # three descriptors of every frame, which differ in their addresses alone
-    cdef uint64_t command = <uint64_t> PIECE << TXD_CMD_SHIFT
-    cdef uint64_t begin = head | command, middle = size | command, end = tail | <uint64_t> LAST << TXD_CMD_SHIFT
-    cdef uint32_t at = s.filled, mask = tx.mask, stride = tx.stride, number = s.frames, k, slot
-    cdef uint64_t iova, built
-    cdef size_t offset
     cdef char *frame
-    if s.known == 0 or size > piece.size:
+    cdef uint8_t *spans = s.spans
+    cdef uint64_t command = <uint64_t> PIECE << TXD_CMD_SHIFT
+    # of the three descriptors of a frame, which differ in their addresses alone
+    cdef uint64_t begin = head | command, middle = size | command, end = tail | <uint64_t> LAST << TXD_CMD_SHIFT
+    cdef uint32_t mask = tx.mask, stride = tx.stride, number = s.frames, n = 0, slot
+    cdef uint64_t iova
+    cdef size_t offset, furthest = memory.size - size
+    if s.known == 0 or size > memory.size:
         return 0
-    for k in range(count):
-        offset = pieces[k].payload - piece.base
-        iova = piece.iova + offset
+    while n < count and three < behind:
+        offset = pieces[n].payload - memory.base
+        iova = memory.iova + offset
         # as `describe_piece` has it: no descriptor crosses the end of a page
-        if offset > piece.size - size or (iova & (LANDING_PAGE - 1)) + size > LANDING_PAGE:
+        if offset > furthest or (iova & (LANDING_PAGE - 1)) + size > LANDING_PAGE:
             # perhaps another piece of memory: from the next call on it is the first to be looked at
-            reach(s, pieces[k].payload, size)
-            count = k
+            reach(s, pieces[n].payload, size)
             break
         slot = number & mask
         frame = buffers + <size_t> slot * stride
-        built = addresses[slot]
         memcpy(frame, headers, 64)
-        memcpy(frame + head - 4, &pieces[k].psn, 4)
-        memcpy(frame + head, &pieces[k].end, 8)
-        s.spans[slot] = 3
+        memcpy(frame + head - 4, &pieces[n].psn, 4)
+        memcpy(frame + head, &pieces[n].end, 8)
+        spans[slot] = 3
+        three[0].address = addresses[slot]
+        three[0].command = begin
+        three[1].address = iova
+        three[1].command = middle
+        three[2].address = addresses[slot] + head
+        three[2].command = end
+        # never over the ring's end: where the three would cross it, `append` has to do it
+        three += 3
         number += 1
-        descriptors[at & mask].address = built
-        descriptors[at & mask].command = begin
-        descriptors[(at + 1) & mask].address = iova
-        descriptors[(at + 1) & mask].command = middle
-        descriptors[(at + 2) & mask].address = built + head
-        descriptors[(at + 2) & mask].command = end
-        at += 3
-    s.filled, s.frames = at, number
-    s.gathered += <uint64_t> count * size
-    return count
+        n += 1
+    s.filled += 3 * n
+    s.frames = number
+    s.gathered += <uint64_t> n * size
+    return n
 
 
 cdef int flush(void *me) noexcept nogil:

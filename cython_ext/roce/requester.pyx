@@ -13,7 +13,7 @@ from cython_ext.frames.link cimport Piece
 from cython_ext.frames.packet cimport IPV4, UDP_HEADER
 from cython_ext.roce.connection cimport *
 from cython_ext.roce.icrc cimport ICRC
-from cython_ext.roce.memory_region cimport find_memory
+from cython_ext.roce.memory_region cimport Region, find_memory, region_of
 from cython_ext.roce.packet cimport *
 from cython_ext.roce.timer cimport restart_timer, start_timer, still_waits, timer_expired, wait_for_receiver
 
@@ -82,41 +82,51 @@ cdef uint32_t send_plain(Connection *c) noexcept nogil:
     `send_packet` has to say what is wrong.
     """
     cdef Piece[TOGETHER] pieces
-    cdef const SendRequest *request = &c.sends[c.next & c.send_mask]
+    cdef const SendRequest *requests = c.sends
+    cdef const SendRequest *request = &requests[c.next & c.send_mask]
     cdef const PlainSend *plain = &c.plain_send
-    cdef uint32_t size = request.length, flags = request.flags, psn = c.send_psn, word, n = 0, gathered
-    cdef const char *payload
+    cdef const Region *region = region_of(c.regions, request.lkey)
+    cdef uint32_t size = request.length, flags = request.flags, key = request.lkey, mask = c.send_mask, next = c.next
+    cdef uint32_t psn = c.send_psn, word, n = 0, done = 0
+    cdef uint64_t offset
     cdef int most = c.link.room(c.link.me, TOGETHER)
+    if region.key != key or key == 0 or region.size < size:
+        return 0
     if plain.size != size or plain.flags != flags:
         learn_send(c, request)
-    most = min(most, <int> (c.posted - c.next), <int> c.window - psn_distance(psn, c.unacked_psn))
+    most = min(most, <int> (c.posted - next), <int> c.window - psn_distance(psn, c.unacked_psn))
     while <int> n < most:
-        request = &c.sends[(c.next + n) & c.send_mask]
-        if request.verb != IBV_WR_SEND or request.length != size or request.flags != flags:
-            break
-        # the memory stays the device's until the other end has acknowledged it
-        payload = find_memory(c.regions, request.lkey, request.local, size, 0)
-        if payload == NULL:
+        request = &requests[(next + n) & mask]
+        # as find_memory has it: an address below the region's has become a very large offset
+        offset = request.local - region.address
+        if (request.verb != IBV_WR_SEND or request.length != size or request.flags != flags or request.lkey != key
+                or offset > region.size - size):
             break
         word = swap32(psn | ACK_REQUEST)
-        pieces[n].payload = payload
+        # the memory stays the device's until the other end has acknowledged it
+        pieces[n].payload = region.base + offset
         pieces[n].psn = word
-        pieces[n].end = c.quick.of_psn(plain.sum, word, payload, size)
+        pieces[n].end = c.quick.of_psn(plain.sum, word, region.base + offset, size)
         psn = psn_after(psn, 1)
         n += 1
-    if n == 0:
-        return 0
-    gathered = c.gather.append_all(c.gather.me, plain.headers, PLAIN_SEND, pieces, n, size, ICRC)
-    c.counters.gathered += <uint64_t> gathered * size
-    # whatever lies across the end of a page, or is not reached by the device
-    for gathered in range(gathered, n):
-        append_plain(c, &pieces[gathered], size)
+    while done < n:
+        done += append_run(c, pieces + done, n - done, size)
     c.send_psn = c.highest_psn = psn
     c.next += n
     c.counters.sent += n
     # asked for anew by whoever needs it
     c.free_frames = 0
     return n
+
+
+cdef uint32_t append_run(Connection *c, const Piece *pieces, uint32_t count, uint32_t size) noexcept nogil:
+    """As many as go the same way, at least one."""
+    cdef uint32_t run = c.gather.append_all(c.gather.me, c.plain_send.headers, PLAIN_SEND, pieces, count, size, ICRC)
+    c.counters.gathered += <uint64_t> run * size
+    if run:
+        return run
+    append_plain(c, pieces, size)
+    return 1
 
 
 cdef void append_plain(Connection *c, const Piece *piece, uint32_t size) noexcept nogil:

@@ -149,29 +149,33 @@ cdef void prepare_requests(RoceState *s) noexcept nogil:
         request.packets = packets_of(s.size, c.mtu)
 
 
+cdef inline void aim(RoceState *s, SendRequest *request, uint32_t number) noexcept nogil:
+    request.immediate = number
+    request.remote = s.remote + <uint64_t> s.remote_slot * s.remote_stride
+    # in turn, as the other end gives its slots back
+    s.remote_slot += 1
+    if s.remote_slot >= s.remote_slots:
+        s.remote_slot = 0
+
+
 cdef int roce_post(void *me, uint32_t count) noexcept nogil:
     cdef RoceState *s = <RoceState *> me
     cdef Connection *c = s.c
-    cdef SendRequest *request
-    cdef uint32_t packets = c.sends[0].packets, slot = s.slot, _
-    for _ in range(count):
+    cdef SendRequest *requests = c.sends
+    cdef uint32_t packets = requests[0].packets, mask = c.send_mask, slot = s.slot, psn = c.new_psn, at = c.posted, k
+    cdef uint64_t out = <uint64_t> <uintptr_t> s.out, stride = s.stride
+    cdef bint writes = s.verb != IBV_WR_SEND
+    for k in range(at, at + count):
         # what all requests of a path have in common stands there: `prepare_requests`
-        request = &c.sends[c.posted & c.send_mask]
-        request.local = <uint64_t> <uintptr_t> (s.out + <size_t> slot * s.stride)
+        requests[k & mask].local = out + slot * stride
+        requests[k & mask].first = psn
+        if writes:
+            aim(s, &requests[k & mask], k)
+        psn = psn_after(psn, packets)
         slot += 1
         if slot == s.window:
             slot = 0
-        request.first = c.new_psn
-        c.new_psn = psn_after(c.new_psn, packets)
-        if s.verb != IBV_WR_SEND:
-            request.immediate = c.posted
-            request.remote = s.remote + <uint64_t> s.remote_slot * s.remote_stride
-            # in turn, as the other end gives its slots back
-            s.remote_slot += 1
-            if s.remote_slot >= s.remote_slots:
-                s.remote_slot = 0
-        c.posted += 1
-    s.slot = slot
+    c.posted, c.new_psn, s.slot = at + count, psn, slot
     if c.stamps != NULL:
         c.stamps.sent_bytes += <uint64_t> count * s.size
         c.stamps.summed_bytes += <uint64_t> count * s.size
@@ -229,17 +233,18 @@ cdef void roce_post_receive(RoceState *s) noexcept nogil:
 cdef inline int hand_out(RoceState *s, Delivery *out, uint32_t most) noexcept nogil:
     """Completed receive requests: the messages of SEND and of WRITE with immediate."""
     cdef CompletionQueue *queue = &s.c.received
+    cdef const Completion *ring = queue.ring
     cdef const Completion *entry
-    cdef uint32_t n = 0
-    while n < most and queue.tail != queue.head:
-        entry = &queue.ring[queue.tail & queue.mask]
+    cdef uint32_t tail = queue.tail, mask = queue.mask, n = 0, ready = min(most, queue.head - tail)
+    while n < ready:
+        entry = &ring[(tail + n) & mask]
         if entry.status != IBV_WC_SUCCESS:
             break
         # of a WRITE the request has no part but its turn, which is the slot's
         out[n].data = entry.data
         out[n].size = entry.size
-        queue.tail += 1
         n += 1
+    queue.tail = tail + n
     s.taken += n
     return <int> n
 
