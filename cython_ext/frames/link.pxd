@@ -38,11 +38,20 @@ cdef struct Link:
     int (*send)(void *me, uint32_t count, uint32_t size) noexcept nogil
 
 
-cdef struct Piece:
-    # of frames that have the same headers but for the PSN
-    const char *payload
-    uint64_t end            # what follows the payload
-    uint32_t psn            # the word of it, as it stands in the frame
+cdef extern from *:
+    """
+    #include <stdint.h>
+    /* Of frames that have the same headers but for the PSN: what follows the payload, and the PSN's word as it stands in
+       the frame. */
+    #ifndef HWRX_PIECE
+    #define HWRX_PIECE
+    typedef struct { const char *payload; uint64_t end; uint32_t psn; } hwrx_piece;
+    #endif
+    """
+    ctypedef struct Piece "hwrx_piece":
+        const char *payload
+        uint64_t end
+        uint32_t psn
 
 
 cdef struct Gather:
@@ -55,12 +64,13 @@ cdef struct Gather:
     int (*append)(void *me, uint32_t head, const char *payload, uint32_t size, uint64_t end,
                   uint32_t tail) noexcept nogil
     # Frames with the same 64 bytes of `headers`, of which `head` go out, but for the word that ends them; with payloads
-    # of one size, not empty. How many were appended: the next one `append` has to do, which also knows memory that
+    # of one size, not empty. What has one `version`, a number of `versions`, has the same headers. How many were appended: the next one `append` has to do, which also knows memory that
     # the device does not reach. No more are asked for than there is room for.
-    uint32_t (*append_all)(void *me, const char *headers, uint32_t head, const Piece *pieces, uint32_t count,
-                           uint32_t size, uint32_t tail) noexcept nogil
+    uint32_t (*append_all)(void *me, const char *headers, uint64_t version, uint32_t head, const Piece *pieces,
+                           uint32_t count, uint32_t size, uint32_t tail) noexcept nogil
     # Hand over what was appended. 0 or -errno.
     int (*flush)(void *me) noexcept nogil
+    uint64_t *versions      # that were given out so far
 
 
 # Sleep until the kernel's ring behind fd has something: 1, also where a signal came; at the deadline 0; or -errno

@@ -47,8 +47,8 @@ cdef int no_append(void *me, uint32_t head, const char *payload, uint32_t size, 
     return -EBADF
 
 
-cdef uint32_t no_append_all(void *me, const char *headers, uint32_t head, const Piece *pieces, uint32_t count,
-                            uint32_t size, uint32_t tail) noexcept nogil:
+cdef uint32_t no_append_all(void *me, const char *headers, uint64_t version, uint32_t head, const Piece *pieces,
+                            uint32_t count, uint32_t size, uint32_t tail) noexcept nogil:
     return 0
 
 
@@ -134,7 +134,7 @@ cdef class FrameLink:
         """From now on every operation answers EBADF."""
         self.table = Link(NULL, no_take, no_refuse, no_give, no_wait, no_room, no_buffer, no_send)
         if self.gather.append != NULL:
-            self.gather = Gather(NULL, no_append, no_append_all, no_flush)
+            self.gather = Gather(NULL, no_append, no_append_all, no_flush, self.gather.versions)
         return 0
 
     def abandon(self):

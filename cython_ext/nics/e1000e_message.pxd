@@ -5,7 +5,7 @@ descriptors (headers, payload, padding and ICRC), so the ring is counted in desc
 [tx.next, filled) is appended and not handed over. And a buffer is given to a descriptor when it is armed, not for ever.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from cython_ext.frames.landing cimport Landing
 from cython_ext.nics.e1000e_link cimport RingLink
@@ -31,7 +31,9 @@ cdef struct MessageState:
     uint32_t frames         # free-running: frames that are appended, and the oldest that the NIC may still have;
     uint32_t oldest_frame   # `handed` of them are; a frame's headers stand in the buffer of its number, whatever its descriptors are
     uint32_t handed
-    uint8_t[4096] spans     # of a frame: how many descriptors it has
+    # Of a frame: how many descriptors it has, in the lowest 8 bits; above them the version of its buffer's headers, or 0.
+    uint64_t[4096] marks
+    uint64_t versions
     Reach[8] reaches
     uint32_t known          # of them
     uint32_t last           # the one that was found last

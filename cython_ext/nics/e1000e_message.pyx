@@ -151,7 +151,7 @@ cdef void reclaim(MessageState *s) noexcept nogil:
         tx.oldest = tx.next
         s.oldest_frame = s.handed
     while tx.oldest != tx.next:
-        span = s.spans[s.oldest_frame & tx.mask]
+        span = <uint8_t> s.marks[s.oldest_frame & tx.mask]
         if not is_sent(tx, tx.oldest + span - 1):
             break
         tx.oldest += span
@@ -224,7 +224,7 @@ cdef int append(void *me, uint32_t head, const char *payload, uint32_t size, uin
         memcpy(frame + head, payload, size)
         memcpy(frame + head + size, &end, tail)
         span = describe_piece(tx, s.filled, tx.iova[slot], head + size + tail, LAST)
-        s.spans[slot] = <uint8_t> span
+        s.marks[slot] = span
         s.filled += span
         s.frames += 1
         s.carried += size
@@ -234,15 +234,15 @@ cdef int append(void *me, uint32_t head, const char *payload, uint32_t size, uin
     describe(tx, s.filled, tx.iova[slot], head, PIECE)
     span = 1 + describe_piece(tx, s.filled + 1, iova, size, PIECE)
     describe(tx, s.filled + span, tx.iova[slot] + head, tail, LAST)
-    s.spans[slot] = <uint8_t> (span + 1)
+    s.marks[slot] = span + 1
     s.filled += span + 1
     s.frames += 1
     s.gathered += size
     return 1
 
 
-cdef uint32_t append_all(void *me, const char *headers, uint32_t head, const Piece *pieces, uint32_t count,
-                         uint32_t size, uint32_t tail) noexcept nogil:
+cdef uint32_t append_all(void *me, const char *headers, uint64_t version, uint32_t head, const Piece *pieces,
+                         uint32_t count, uint32_t size, uint32_t tail) noexcept nogil:
     cdef MessageState *s = <MessageState *> me
     cdef Tx *tx = s.tx
     # Copies in registers: a store through a pointer would have the compiler read them again for each frame.
@@ -252,7 +252,8 @@ cdef uint32_t append_all(void *me, const char *headers, uint32_t head, const Pie
     cdef const uint64_t *addresses = tx.iova
     cdef char *buffers = tx.buffers
     cdef char *frame
-    cdef uint8_t *spans = s.spans
+    cdef uint64_t *marks = s.marks
+    cdef uint64_t mark = version << 8 | 3, built
     cdef uint64_t command = <uint64_t> PIECE << TXD_CMD_SHIFT
     # of the three descriptors of a frame, which differ in their addresses alone
     cdef uint64_t begin = head | command, middle = size | command, end = tail | <uint64_t> LAST << TXD_CMD_SHIFT
@@ -271,15 +272,18 @@ cdef uint32_t append_all(void *me, const char *headers, uint32_t head, const Pie
             break
         slot = number & mask
         frame = buffers + <size_t> slot * stride
-        memcpy(frame, headers, 64)
+        # a buffer keeps its headers while no other frame is built in it
+        if marks[slot] != mark:
+            marks[slot] = mark
+            memcpy(frame, headers, 64)
         memcpy(frame + head - 4, &pieces[n].psn, 4)
         memcpy(frame + head, &pieces[n].end, 8)
-        spans[slot] = 3
-        three[0].address = addresses[slot]
+        built = addresses[slot]
+        three[0].address = built
         three[0].command = begin
         three[1].address = iova
         three[1].command = middle
-        three[2].address = addresses[slot] + head
+        three[2].address = built + head
         three[2].command = end
         # never over the ring's end: where the three would cross it, `append` has to do it
         three += 3
@@ -306,8 +310,8 @@ cdef int send(void *me, uint32_t count, uint32_t size) noexcept nogil:
     cdef uint32_t slot, _
     for _ in range(count):
         slot = s.frames & s.tx.mask
-        s.spans[slot] = <uint8_t> describe_piece(s.tx, s.filled, s.tx.iova[slot], size, LAST)
-        s.filled += s.spans[slot]
+        s.marks[slot] = describe_piece(s.tx, s.filled, s.tx.iova[slot], size, LAST)
+        s.filled += <uint32_t> s.marks[slot]
         s.frames += 1
     s.carried += <uint64_t> count * size
     return flush(me)
@@ -331,7 +335,7 @@ cdef class MessageLink(RingLink):
         s.filled = s.tx.next
         self.largest = min(self.rx.stride, self.tx.stride)
         self.table = Link(s, take, refuse, give, wait, room, buffer, send)
-        self.gather = Gather(s, append, append_all, flush)
+        self.gather = Gather(s, append, append_all, flush, &s.versions)
 
     def sending_memory(self, size_t size):
         """Return memory of which the NIC fetches what is sent. It is closed with the NIC.

@@ -73,6 +73,7 @@ cdef struct SendRequest:
     uint32_t packets        # how many PSNs it takes
     ibv_wr_opcode verb
     uint8_t flags
+    uint32_t like           # not 0: a plain SEND, and those of one number have length, flags and key in common
     bint answered           # its response carries data: a READ or an atomic, which no ACK completes
 
 
@@ -137,8 +138,8 @@ cdef struct PlainSend:
     # what the SENDs of one packet and one size that go have in common
     char[64] headers        # with a PSN of 0
     uint64_t[2] sum         # the ICRC's, up to there
-    uint32_t size           # bytes; 0: nothing was made
-    uint8_t flags           # of the request
+    uint64_t version        # of the link's, for these headers
+    uint32_t like           # what the requests have in common; 0: nothing was made
 
 
 cdef struct Counters:
@@ -186,6 +187,7 @@ cdef struct Connection:
     uint64_t expected_bth   # and the beginning of a SEND ONLY's BTH, of what PLAIN_BTH covers
     PlainHeaders plain      # of the last one that was taken
     PlainSend plain_send
+    uint32_t likes          # numbers of `SendRequest.like` that were given out
     Icrc quick
     bint in_frames          # a SEND of one packet is delivered in its frame; the receive request's memory stays unused
     bint kept               # the frame that is looked at is one of those

@@ -10,6 +10,8 @@ A sum runs over pieces, wherever they lie: `icrc_begin`, `crc_update` for each p
 from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t
 
+from cython_ext.frames.link cimport Piece
+
 cdef enum:
     ICRC = 4                # bytes, behind the padding, the lowest first
 
@@ -28,8 +30,8 @@ cdef struct Icrc:
     uint32_t (*of)(const char *ip, const char *at, size_t size) noexcept nogil
     # The same in two steps, for packets that differ in their PSN alone: 16 bytes of sum over headers with a PSN of 0,
     void (*sum)(const char *ip, void *out) noexcept nogil
-    # and the ICRC of it, the BTH's last word as it stands there, and the piece. NULL if this CPU cannot.
-    uint32_t (*of_psn)(const void *sum, uint32_t psn, const char *at, size_t size) noexcept nogil
+    # and, into `end`, the ICRC of it with each piece's PSN and its payload of `size` bytes. NULL if this CPU cannot.
+    void (*run)(const void *sum, Piece *pieces, size_t count, size_t size) noexcept nogil
 
 
 cdef Icrc quick_icrc() noexcept

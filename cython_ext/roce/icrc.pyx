@@ -9,6 +9,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
 
+from cython_ext.frames.link cimport Piece
 from cython_ext.frames.packet cimport IPV4, UDP_HEADER
 
 cdef enum:
@@ -184,11 +185,15 @@ cdef extern from *:
         return hwrx_icrc_behind(hwrx_bth_sum(hwrx_head_sum(ip), ip), at, size);
     }
 
-    /* What stands in front of the PSN was summed beforehand; the PSN is the last word of the third block. */
-    HWRX_EITHER uint32_t hwrx_icrc_psn(const void *sum, uint32_t psn, const char *at, size_t size)
+    /* Of packets with the same headers up to the PSN, summed beforehand, and payloads of one size. The PSN is the last word
+       of the third block. */
+    HWRX_EITHER void hwrx_icrc_run(const void *sum, hwrx_piece *pieces, size_t count, size_t size)
     {
-        __m128i word = _mm_slli_si128(_mm_cvtsi32_si128((int)psn), 12);
-        return hwrx_icrc_behind(_mm_xor_si128(_mm_loadu_si128((const __m128i *)sum), word), at, size);
+        const __m128i head = _mm_loadu_si128((const __m128i *)sum);
+        for (; count--; pieces++) {
+            __m128i word = _mm_slli_si128(_mm_cvtsi32_si128((int)pieces->psn), 12);
+            pieces->end = hwrx_icrc_behind(_mm_xor_si128(head, word), pieces->payload, size);
+        }
     }
 
     HWRX_PCLMUL static uint32_t hwrx_crc_pclmul_two(uint32_t crc, const char *head, size_t first, const char *at,
@@ -203,13 +208,13 @@ cdef extern from *:
     {
         return hwrx_icrc(ip, at, size);
     }
-    HWRX_PCLMUL static uint32_t hwrx_icrc_psn_pclmul(const void *sum, uint32_t psn, const char *at, size_t size)
+    HWRX_PCLMUL static void hwrx_icrc_run_pclmul(const void *sum, hwrx_piece *pieces, size_t count, size_t size)
     {
-        return hwrx_icrc_psn(sum, psn, at, size);
+        hwrx_icrc_run(sum, pieces, count, size);
     }
-    HWRX_AVX static uint32_t hwrx_icrc_psn_avx(const void *sum, uint32_t psn, const char *at, size_t size)
+    HWRX_AVX static void hwrx_icrc_run_avx(const void *sum, hwrx_piece *pieces, size_t count, size_t size)
     {
-        return hwrx_icrc_psn(sum, psn, at, size);
+        hwrx_icrc_run(sum, pieces, count, size);
     }
     HWRX_PCLMUL static void hwrx_icrc_sum(const char *ip, void *out)
     {
@@ -244,10 +249,10 @@ cdef extern from *:
     #define hwrx_crc_pclmul hwrx_crc_slicing
     #define hwrx_crc_avx hwrx_crc_slicing
     static uint32_t hwrx_icrc_pclmul(const char *ip, const char *at, size_t size) { return 0; }
-    static uint32_t hwrx_icrc_psn_pclmul(const void *sum, uint32_t psn, const char *at, size_t size) { return 0; }
+    static void hwrx_icrc_run_pclmul(const void *sum, hwrx_piece *pieces, size_t count, size_t size) { }
     static void hwrx_icrc_sum(const char *ip, void *out) { }
     #define hwrx_icrc_avx hwrx_icrc_pclmul
-    #define hwrx_icrc_psn_avx hwrx_icrc_psn_pclmul
+    #define hwrx_icrc_run_avx hwrx_icrc_run_pclmul
     #endif
 
     static void hwrx_crc_tables(void)
@@ -275,9 +280,8 @@ cdef extern from *:
     uint32_t crc_avx "hwrx_crc_avx"(uint32_t crc, const char *at, size_t size) noexcept nogil
     uint32_t icrc_pclmul "hwrx_icrc_pclmul"(const char *ip, const char *at, size_t size) noexcept nogil
     uint32_t icrc_avx "hwrx_icrc_avx"(const char *ip, const char *at, size_t size) noexcept nogil
-    uint32_t icrc_psn_pclmul "hwrx_icrc_psn_pclmul"(const void *sum, uint32_t psn, const char *at,
-                                                    size_t size) noexcept nogil
-    uint32_t icrc_psn_avx "hwrx_icrc_psn_avx"(const void *sum, uint32_t psn, const char *at, size_t size) noexcept nogil
+    void icrc_run_pclmul "hwrx_icrc_run_pclmul"(const void *sum, Piece *pieces, size_t count, size_t size) noexcept nogil
+    void icrc_run_avx "hwrx_icrc_run_avx"(const void *sum, Piece *pieces, size_t count, size_t size) noexcept nogil
     void icrc_sum "hwrx_icrc_sum"(const char *ip, void *out) noexcept nogil
 
 make_tables()
@@ -290,11 +294,11 @@ WAYS = ("avx",) * by_avx + ("pclmul",) * by_pclmul + ("slicing",)
 
 cdef Icrc quick_icrc() noexcept:
     cdef Icrc found
-    found.of, found.sum, found.of_psn = icrc_plain, NULL, NULL
+    found.of, found.sum, found.run = icrc_plain, NULL, NULL
     if by_pclmul:
-        found.of, found.sum, found.of_psn = icrc_pclmul, icrc_sum, icrc_psn_pclmul
+        found.of, found.sum, found.run = icrc_pclmul, icrc_sum, icrc_run_pclmul
     if by_avx:
-        found.of, found.of_psn = icrc_avx, icrc_psn_avx
+        found.of, found.run = icrc_avx, icrc_run_avx
     return found
 
 

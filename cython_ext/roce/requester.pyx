@@ -6,7 +6,7 @@ place of a packet in its message follows from its number, so that going back is 
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from cython_ext.headers.infiniband_verbs cimport *
 from cython_ext.frames.link cimport Piece
@@ -24,6 +24,7 @@ cdef enum:
 
 cdef void post_request(Connection *c) noexcept nogil:
     cdef SendRequest *request = &c.sends[c.posted & c.send_mask]
+    liken(c, request)
     # those whose response carries data, which no ACK completes
     number_request(c, request, request.verb == IBV_WR_RDMA_READ or request.verb == IBV_WR_ATOMIC_CMP_AND_SWP
                    or request.verb == IBV_WR_ATOMIC_FETCH_AND_ADD, packets_of(request.length, c.mtu))
@@ -50,7 +51,8 @@ cdef void send_requests(Connection *c, int64_t at) noexcept nogil:
         # by number, so that what is sent again counts as it did
         elif psn_distance(c.send_psn, c.unacked_psn) >= <int> c.window:
             return
-        if is_plain(c, request) and send_plain(c):
+        # what is sent again goes packet by packet
+        if request.like and c.send_psn == c.highest_psn and send_plain(c):
             start_timer(c, at)
             continue
         frame = next_frame(c)
@@ -62,53 +64,67 @@ cdef void send_requests(Connection *c, int64_t at) noexcept nogil:
         start_timer(c, at)
 
 
-cdef inline bint is_plain(const Connection *c, const SendRequest *request) noexcept nogil:
-    """Whether it is what is sent most: a SEND of one packet without padding, for the first time, over IPv4."""
-    return (request.verb == IBV_WR_SEND and request.packets == 1 and request.length and not request.length & 3
-            and c.gather != NULL and c.send_psn == c.highest_psn and c.quick.of_psn != NULL and c.way.network == IPV4)
+cdef void liken(Connection *c, SendRequest *request) noexcept nogil:
+    cdef const SendRequest *before = &c.sends[(c.posted - 1) & c.send_mask]
+    request.like = 0
+    # one packet without padding, over IPv4, and a link and a CPU that have a quick way for it
+    if (request.verb != IBV_WR_SEND or not 0 < request.length <= c.mtu or request.length & 3 or c.gather == NULL
+            or c.quick.run == NULL or c.way.network != IPV4):
+        return
+    if (before.like and before.length == request.length and before.flags == request.flags
+            and before.lkey == request.lkey):
+        request.like = before.like
+    else:
+        c.likes += 1
+        request.like = c.likes
 
 
 cdef void learn_send(Connection *c, const SendRequest *request) noexcept nogil:
     cdef PlainSend *plain = &c.plain_send
-    plain.size, plain.flags = request.length, request.flags
-    begin_packet(c, plain.headers, RC_SEND_ONLY, SOLICITED if request.flags & SOLICITS else 0, 0, 0, request.length)
+    c.gather.versions[0] += 1
+    plain.like, plain.version = request.like, c.gather.versions[0]
+    begin_packet(c, plain.headers, RC_SEND_ONLY, SOLICITED if request.flags & SOLICITS else 0, ACK_REQUEST, 0,
+                 request.length)
+    # of a PSN of 0 and nothing else in its word: that is each packet's
+    memset(plain.headers + PLAIN_SEND - 4, 0, 4)
     c.quick.sum(plain.headers + ETHERNET, plain.sum)
 
 
 cdef uint32_t send_plain(Connection *c) noexcept nogil:
-    """As `send_packet`, for plain requests behind one another that have one size: how many were sent.
+    """As `send_packet`, for plain requests behind one another that are alike: how many were sent.
 
     The headers of all of them are the same but for the PSN, and so is the sum up to it. 0: the link is full, or
     `send_packet` has to say what is wrong.
     """
     cdef Piece[TOGETHER] pieces
-    cdef const SendRequest *requests = c.sends
-    cdef const SendRequest *request = &requests[c.next & c.send_mask]
-    cdef const PlainSend *plain = &c.plain_send
+    cdef Piece *piece = pieces
+    cdef const SendRequest *request = &c.sends[c.next & c.send_mask]
+    cdef const SendRequest *last = &c.sends[c.send_mask]
     cdef const Region *region = region_of(c.regions, request.lkey)
-    cdef uint32_t size = request.length, flags = request.flags, key = request.lkey, mask = c.send_mask, next = c.next
-    cdef uint32_t psn = c.send_psn, word, n = 0, done = 0
-    cdef uint64_t offset
+    cdef uint32_t size = request.length, like = request.like, psn = c.send_psn, n, done = 0
+    cdef uint64_t offset, from_address = region.address, furthest = region.size - size
+    cdef const char *base = region.base
     cdef int most = c.link.room(c.link.me, TOGETHER)
-    if region.key != key or key == 0 or region.size < size:
+    if region.key != request.lkey or region.key == 0 or region.size < size:
         return 0
-    if plain.size != size or plain.flags != flags:
+    if c.plain_send.like != like:
         learn_send(c, request)
-    most = min(most, <int> (c.posted - next), <int> c.window - psn_distance(psn, c.unacked_psn))
-    while <int> n < most:
-        request = &requests[(next + n) & mask]
+    most = min(most, <int> (c.posted - c.next), <int> c.window - psn_distance(psn, c.unacked_psn))
+    while most > 0:
         # as find_memory has it: an address below the region's has become a very large offset
-        offset = request.local - region.address
-        if (request.verb != IBV_WR_SEND or request.length != size or request.flags != flags or request.lkey != key
-                or offset > region.size - size):
+        offset = request.local - from_address
+        if request.like != like or offset > furthest:
             break
-        word = swap32(psn | ACK_REQUEST)
         # the memory stays the device's until the other end has acknowledged it
-        pieces[n].payload = region.base + offset
-        pieces[n].psn = word
-        pieces[n].end = c.quick.of_psn(plain.sum, word, region.base + offset, size)
+        piece.payload = base + offset
+        piece.psn = swap32(psn | ACK_REQUEST)
+        piece += 1
         psn = psn_after(psn, 1)
-        n += 1
+        request = request + 1 if request != last else c.sends
+        most -= 1
+    n = piece - pieces
+    if n:
+        c.quick.run(c.plain_send.sum, pieces, n, size)
     while done < n:
         done += append_run(c, pieces + done, n - done, size)
     c.send_psn = c.highest_psn = psn
@@ -121,7 +137,8 @@ cdef uint32_t send_plain(Connection *c) noexcept nogil:
 
 cdef uint32_t append_run(Connection *c, const Piece *pieces, uint32_t count, uint32_t size) noexcept nogil:
     """As many as go the same way, at least one."""
-    cdef uint32_t run = c.gather.append_all(c.gather.me, c.plain_send.headers, PLAIN_SEND, pieces, count, size, ICRC)
+    cdef uint32_t run = c.gather.append_all(c.gather.me, c.plain_send.headers, c.plain_send.version, PLAIN_SEND,
+                                           pieces, count, size, ICRC)
     c.counters.gathered += <uint64_t> run * size
     if run:
         return run

@@ -30,7 +30,7 @@ from cython_ext.roce.connection cimport (
     psn_after,
 )
 from cython_ext.roce.driving cimport drive, look_at_timers
-from cython_ext.roce.requester cimport send_requests
+from cython_ext.roce.requester cimport liken, send_requests
 from cython_ext.roce.responder cimport send_responses
 from cython_ext.roce.timer cimport UNREAD, next_event
 
@@ -147,35 +147,47 @@ cdef void prepare_requests(RoceState *s) noexcept nogil:
         request.length = s.size
         request.rkey = s.remote_key
         request.packets = packets_of(s.size, c.mtu)
+        liken(c, request)
+        request.like = c.sends[0].like
 
 
-cdef inline void aim(RoceState *s, SendRequest *request, uint32_t number) noexcept nogil:
-    request.immediate = number
-    request.remote = s.remote + <uint64_t> s.remote_slot * s.remote_stride
-    # in turn, as the other end gives its slots back
-    s.remote_slot += 1
-    if s.remote_slot >= s.remote_slots:
-        s.remote_slot = 0
+cdef void aim(RoceState *s, uint32_t count) noexcept nogil:
+    """Where the next requests go to, which all but SEND have to say."""
+    cdef SendRequest *request
+    cdef uint32_t k
+    for k in range(s.c.posted, s.c.posted + count):
+        request = &s.c.sends[k & s.c.send_mask]
+        request.immediate = k
+        request.remote = s.remote + <uint64_t> s.remote_slot * s.remote_stride
+        # in turn, as the other end gives its slots back
+        s.remote_slot += 1
+        if s.remote_slot >= s.remote_slots:
+            s.remote_slot = 0
 
 
 cdef int roce_post(void *me, uint32_t count) noexcept nogil:
     cdef RoceState *s = <RoceState *> me
     cdef Connection *c = s.c
-    cdef SendRequest *requests = c.sends
-    cdef uint32_t packets = requests[0].packets, mask = c.send_mask, slot = s.slot, psn = c.new_psn, at = c.posted, k
-    cdef uint64_t out = <uint64_t> <uintptr_t> s.out, stride = s.stride
-    cdef bint writes = s.verb != IBV_WR_SEND
-    for k in range(at, at + count):
+    cdef SendRequest *request = &c.sends[c.posted & c.send_mask]
+    cdef const SendRequest *last = &c.sends[c.send_mask]
+    cdef uint32_t packets = request.packets, psn = c.new_psn, _
+    cdef uint64_t at = <uint64_t> <uintptr_t> s.out + <uint64_t> s.slot * s.stride
+    cdef uint64_t behind = <uint64_t> <uintptr_t> s.out + <uint64_t> s.window * s.stride, stride = s.stride
+    if s.verb != IBV_WR_SEND:
+        aim(s, count)
+    for _ in range(count):
         # what all requests of a path have in common stands there: `prepare_requests`
-        requests[k & mask].local = out + slot * stride
-        requests[k & mask].first = psn
-        if writes:
-            aim(s, &requests[k & mask], k)
+        request.local = at
+        request.first = psn
         psn = psn_after(psn, packets)
-        slot += 1
-        if slot == s.window:
-            slot = 0
-    c.posted, c.new_psn, s.slot = at + count, psn, slot
+        at += stride
+        if at == behind:
+            at = <uint64_t> <uintptr_t> s.out
+        request = request + 1 if request != last else c.sends
+    c.posted += count
+    c.new_psn = psn
+    s.slot += count
+    s.slot -= s.window if s.slot >= s.window else 0
     if c.stamps != NULL:
         c.stamps.sent_bytes += <uint64_t> count * s.size
         c.stamps.summed_bytes += <uint64_t> count * s.size
