@@ -41,8 +41,7 @@ cdef struct Link:
 cdef extern from *:
     """
     #include <stdint.h>
-    /* Of frames that have the same headers but for the PSN: what follows the payload, and the PSN's word as it stands in
-       the frame. */
+    /* Of frames that have the same headers but for the PSN: what follows the payload, and the PSN's word as it goes. */
     #ifndef HWRX_PIECE
     #define HWRX_PIECE
     typedef struct { const char *payload; uint64_t end; uint32_t psn; } hwrx_piece;
@@ -64,8 +63,9 @@ cdef struct Gather:
     int (*append)(void *me, uint32_t head, const char *payload, uint32_t size, uint64_t end,
                   uint32_t tail) noexcept nogil
     # Frames with the same 64 bytes of `headers`, of which `head` go out, but for the word that ends them; with payloads
-    # of one size, not empty. What has one `version`, a number of `versions`, has the same headers. How many were appended: the next one `append` has to do, which also knows memory that
-    # the device does not reach. No more are asked for than there is room for.
+    # of one size, not empty. What has one `version`, a number of `versions`, has the same headers. How many were
+    # appended: the next one `append` has to do, which also knows memory that the device does not reach. No more are
+    # asked for than there is room for.
     uint32_t (*append_all)(void *me, const char *headers, uint64_t version, uint32_t head, const Piece *pieces,
                            uint32_t count, uint32_t size, uint32_t tail) noexcept nogil
     # Hand over what was appended. 0 or -errno.

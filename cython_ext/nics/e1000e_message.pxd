@@ -28,10 +28,12 @@ cdef struct MessageState:
     Rx *rx
     Tx *tx
     uint32_t filled         # free-running: behind the last descriptor that is appended
-    uint32_t frames         # free-running: frames that are appended, and the oldest that the NIC may still have;
-    uint32_t oldest_frame   # `handed` of them are; a frame's headers stand in the buffer of its number, whatever its descriptors are
+    # Free-running: frames that are appended, those that are handed over, and the oldest that the NIC may still have. A
+    # frame's headers stand in the buffer of its number, whatever its descriptors are.
+    uint32_t frames
     uint32_t handed
-    # Of a frame: how many descriptors it has, in the lowest 8 bits; above them the version of its buffer's headers, or 0.
+    uint32_t oldest_frame
+    # of a frame: how many descriptors it has, in the lowest 8 bits; above them the version of its buffer's headers, or 0
     uint64_t[4096] marks
     uint64_t versions
     Reach[8] reaches

@@ -221,8 +221,10 @@ cdef int append(void *me, uint32_t head, const char *payload, uint32_t size, uin
     if iova == 0:
         if head + size + tail > tx.stride:
             return -EINVAL
-        memcpy(frame + head, payload, size)
-        memcpy(frame + head + size, &end, tail)
+        # nothing of it where all was built in the frame, as an ACK is
+        if size + tail:
+            memcpy(frame + head, payload, size)
+            memcpy(frame + head + size, &end, tail)
         span = describe_piece(tx, s.filled, tx.iova[slot], head + size + tail, LAST)
         s.marks[slot] = span
         s.filled += span

@@ -31,14 +31,16 @@ from cython_ext.roce.connection cimport (
     flush_frames,
     psn_after,
 )
-from cython_ext.roce.icrc cimport ICRC, icrc_of
+from cython_ext.roce.icrc cimport ICRC, crc_update, icrc_before_psn, icrc_end
 from cython_ext.roce.packet cimport (
     ACK_REQUEST,
+    AETH,
     BTH,
     DEFAULT_PKEY,
     IS_RESPONSE,
     NOT_ROCE,
     PSN_MASK,
+    RC_ACKNOWLEDGE,
     RC_SEND_ONLY,
     ROCE,
     ROCE_PORT,
@@ -51,8 +53,8 @@ from cython_ext.roce.packet cimport (
     parse_roce,
     psn_distance,
 )
-from cython_ext.roce.requester cimport send_requests, take_response
-from cython_ext.roce.responder cimport owe_ack, send_responses, take_request
+from cython_ext.roce.requester cimport send_requests, take_plain_ack, take_response
+from cython_ext.roce.responder cimport learn_ack, owe_ack, send_responses, take_request
 from cython_ext.roce.timer cimport UNREAD, next_event
 
 cdef enum:
@@ -90,25 +92,28 @@ cdef void learn_plain(Connection *c) noexcept nogil:
     cdef char[8] bth
     bth[0], bth[1], bth[2], bth[3], bth[4] = RC_SEND_ONLY, 0, 0x7F, <char> 0xFF, 0
     bth[5], bth[6], bth[7] = <char> (c.qpn >> 16), <char> (c.qpn >> 8), <char> c.qpn
-    c.expected_bth = load64(bth)
+    # over IPv6 none is expected: no frame has all bits
+    c.expected_bth = load64(bth) if c.way.network == IPV4 else <uint64_t> -1
     # no frame has that: the first one is judged
-    c.plain.bth = <uint64_t> -1
+    c.plain.bth = c.plain_ack.bth = <uint64_t> -1
+    if c.way.network == IPV4:
+        learn_ack(c)
     # source and destination change places
     if c.way.network == IPV4:
         c.ends = <uint64_t> load32(c.way.headers + 30) | <uint64_t> load32(c.way.headers + 26) << 32
 
 
-cdef bint learn_headers(Connection *c, const Frame *frame) noexcept nogil:
-    """Judge the headers of a frame; keep them if they are those of a SEND ONLY, over IPv4, for this queue pair.
+cdef bint learn_headers(const Connection *c, const Frame *frame, PlainHeaders *plain,
+                        uint64_t expected) noexcept nogil:
+    """Judge the headers of a frame; keep them if they come over IPv4, for this queue pair, with the BTH that is expected.
 
     All of `parse_roce` and `is_ours` is among the comparisons. False if one of them fails.
     """
     cdef const char *at = frame.data
     cdef const char *bth = at + PLAIN
-    cdef PlainHeaders *plain = &c.plain
     cdef uint32_t length, covered, pad, k
     # Ethernet and IPv4 without options, no fragment, UDP, both addresses, RoCE's port, this queue pair
-    if (load64(at + 26) != c.ends or load64(bth) & PLAIN_BTH & ~PADDING != c.expected_bth
+    if (load64(at + 26) != c.ends or load64(bth) & PLAIN_BTH & ~PADDING != expected
             or load32(at + 12) & 0x00FFFFFF != 0x00450008 or load32(at + 20) & 0xFF00FF3FU != 0x11000000
             or big16(at + 36) != ROCE_PORT):
         return False
@@ -124,6 +129,35 @@ cdef bint learn_headers(Connection *c, const Frame *frame) noexcept nogil:
         plain.words[k] = load64(at + WORDS[k])
     plain.bth = load64(bth) & PLAIN_BTH
     plain.size, plain.covered = covered - pad, covered
+    plain.register = icrc_before_psn(at + ETHERNET, IPV4)
+    return True
+
+
+cdef inline bint has_headers(const char *at, const PlainHeaders *plain) noexcept nogil:
+    """Whether a frame, of PLAIN + BTH bytes at least, has the headers that were judged."""
+    return (load64(at + 34) == plain.words[3] and load64(at + 28) == plain.words[2]
+            and load64(at + 20) == plain.words[1] and load64(at + 12) == plain.words[0]
+            and load64(at + PLAIN) & PLAIN_BTH == plain.bth)
+
+
+cdef inline bint take_ack(Connection *c, const Frame *frame, int64_t at) noexcept nogil:
+    """An ACK over IPv4, told by the same comparisons. False: nothing was done, and `take_frame` says what it is."""
+    cdef const char *data = frame.data
+    cdef PlainHeaders *plain = &c.plain_ack
+    if frame.size < PLAIN + BTH + AETH + ICRC or c.state != IBV_QPS_RTS:
+        return False
+    if not has_headers(data, plain) and not learn_headers(c, frame, plain,
+                                                          c.expected_bth ^ RC_SEND_ONLY ^ RC_ACKNOWLEDGE):
+        return False
+    # number and AETH: all that the ICRC covers besides
+    if plain.covered != AETH or plain.size != AETH or icrc_end(
+            crc_update(plain.register, data + PLAIN + BTH - 4, 4 + AETH)) != load32(data + PLAIN + BTH + AETH):
+        return False
+    if not take_plain_ack(c, data + PLAIN, at):
+        return False
+    c.counters.packets += 1
+    if c.landing != NULL:
+        c.landing.aside += 1
     return True
 
 
@@ -134,7 +168,7 @@ cdef uint32_t take_plain(Connection *c, const Frame *frames, uint32_t count) noe
     frames, those that were taken: how many. Nothing was done about the next one, and `take_frame` says what it is.
     """
     cdef const char *at
-    cdef const PlainHeaders *plain = &c.plain
+    cdef PlainHeaders *plain = &c.plain
     cdef const ReceiveRequest *request
     cdef Completion *entry
     cdef uint32_t expected = c.expected_psn, oldest = c.receive_oldest, head = c.received.head, n = 0, word, last = 0
@@ -148,8 +182,7 @@ cdef uint32_t take_plain(Connection *c, const Frame *frames, uint32_t count) noe
         # first of all whether there is such a header
         if frames[n].size < PLAIN + BTH + ICRC:
             break
-        if (load64(at + 34) != plain.words[3] or load64(at + 28) != plain.words[2] or load64(at + 20) != plain.words[1]
-                or load64(at + 12) != plain.words[0] or load64(at + PLAIN) & PLAIN_BTH != plain.bth) and not learn_headers(c, &frames[n]):
+        if not has_headers(at, plain) and not learn_headers(c, &frames[n], plain, c.expected_bth):
             break
         word = big32(at + PLAIN + 8)
         request = &c.receives[oldest & c.receive_mask]
@@ -265,7 +298,8 @@ cdef int drive(Connection *c, int64_t at, uint32_t most) noexcept nogil:
             if k == <uint32_t> count:
                 break
         c.kept = False
-        take_frame(c, &frames[k], at)
+        if c.stamps != NULL or not take_ack(c, &frames[k], at):
+            take_frame(c, &frames[k], at)
         if c.in_frames and not c.kept:
             c.link.refuse(c.link.me, &frames[k])
         k += 1

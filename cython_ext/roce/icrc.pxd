@@ -17,11 +17,12 @@ cdef enum:
 
 # The register over the headers up to the BTH, which follow one another from `ip`; `network` is 20 or 40.
 cdef uint32_t icrc_begin(const char *ip, uint32_t network) noexcept nogil
+# The same without the BTH's last word, the PSN's: of packets that have all before it in common.
+cdef uint32_t icrc_before_psn(const char *ip, uint32_t network) noexcept nogil
 # The register after `size` bytes more.
 cdef uint32_t crc_update(uint32_t register, const char *at, size_t size) noexcept nogil
 # Begin, one piece that follows the BTH, and end.
 cdef uint32_t icrc_of(const char *ip, uint32_t network, const char *at, size_t size) noexcept nogil
-
 
 
 cdef struct Icrc:

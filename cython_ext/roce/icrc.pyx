@@ -280,7 +280,8 @@ cdef extern from *:
     uint32_t crc_avx "hwrx_crc_avx"(uint32_t crc, const char *at, size_t size) noexcept nogil
     uint32_t icrc_pclmul "hwrx_icrc_pclmul"(const char *ip, const char *at, size_t size) noexcept nogil
     uint32_t icrc_avx "hwrx_icrc_avx"(const char *ip, const char *at, size_t size) noexcept nogil
-    void icrc_run_pclmul "hwrx_icrc_run_pclmul"(const void *sum, Piece *pieces, size_t count, size_t size) noexcept nogil
+    void icrc_run_pclmul "hwrx_icrc_run_pclmul"(const void *sum, Piece *pieces, size_t count,
+                                                size_t size) noexcept nogil
     void icrc_run_avx "hwrx_icrc_run_avx"(const void *sum, Piece *pieces, size_t count, size_t size) noexcept nogil
     void icrc_sum "hwrx_icrc_sum"(const char *ip, void *out) noexcept nogil
 
@@ -335,6 +336,12 @@ cdef uint32_t icrc_begin(const char *ip, uint32_t network) noexcept nogil:
     cdef char[MASKED] head
     cdef uint32_t size = mask(head, ip, network)
     return crc_update(0xFFFFFFFF, head, size)
+
+
+cdef uint32_t icrc_before_psn(const char *ip, uint32_t network) noexcept nogil:
+    cdef char[MASKED] head
+    cdef uint32_t size = mask(head, ip, network)
+    return crc_update(0xFFFFFFFF, head, size - 4)
 
 
 cdef uint32_t icrc_of(const char *ip, uint32_t network, const char *at, size_t size) noexcept nogil:

@@ -81,6 +81,7 @@ cdef void liken(Connection *c, SendRequest *request) noexcept nogil:
 
 cdef void learn_send(Connection *c, const SendRequest *request) noexcept nogil:
     cdef PlainSend *plain = &c.plain_send
+    # another one for the link: what stands in its buffers is of other packets
     c.gather.versions[0] += 1
     plain.like, plain.version = request.like, c.gather.versions[0]
     begin_packet(c, plain.headers, RC_SEND_ONLY, SOLICITED if request.flags & SOLICITS else 0, ACK_REQUEST, 0,
@@ -125,6 +126,7 @@ cdef uint32_t send_plain(Connection *c) noexcept nogil:
     n = piece - pieces
     if n:
         c.quick.run(c.plain_send.sum, pieces, n, size)
+    # numbers and sums are made; from here on the link has the frames, in their order
     while done < n:
         done += append_run(c, pieces + done, n - done, size)
     c.send_psn = c.highest_psn = psn
@@ -137,8 +139,9 @@ cdef uint32_t send_plain(Connection *c) noexcept nogil:
 
 cdef uint32_t append_run(Connection *c, const Piece *pieces, uint32_t count, uint32_t size) noexcept nogil:
     """As many as go the same way, at least one."""
-    cdef uint32_t run = c.gather.append_all(c.gather.me, c.plain_send.headers, c.plain_send.version, PLAIN_SEND,
-                                           pieces, count, size, ICRC)
+    cdef const PlainSend *plain = &c.plain_send
+    cdef uint32_t run = c.gather.append_all(c.gather.me, plain.headers, plain.version, PLAIN_SEND, pieces, count, size,
+                                            ICRC)
     c.counters.gathered += <uint64_t> run * size
     if run:
         return run
@@ -147,6 +150,7 @@ cdef uint32_t append_run(Connection *c, const Piece *pieces, uint32_t count, uin
 
 
 cdef void append_plain(Connection *c, const Piece *piece, uint32_t size) noexcept nogil:
+    # across the end of a page or of the ring, or memory that the device does not reach
     cdef char *frame = c.link.buffer(c.link.me, 0)
     cdef int status
     memcpy(frame, c.plain_send.headers, 64)
@@ -285,19 +289,33 @@ cdef inline void moved_to(Connection *c, uint32_t psn, int64_t at) noexcept nogi
 cdef void acknowledge_before(Connection *c, uint32_t psn, int64_t at) noexcept nogil:
     """The other end has executed everything before `psn`. A READ or an atomic is done when its data have come."""
     cdef const SendRequest *request
-    cdef uint32_t end
-    while c.oldest != c.posted and psn_distance(psn, c.unacked_psn) > 0:
+    cdef uint32_t end, reached = c.unacked_psn
+    while c.oldest != c.posted and psn_distance(psn, reached) > 0:
         request = &c.sends[c.oldest & c.send_mask]
         # an ACK that has overtaken a response, or tells that it is lost: the caller sees that nothing moved
         if request.answered:
-            return
+            break
         end = psn_after(request.first, request.packets)
         # within a message: progress, but no completion
         if psn_distance(psn, end) < 0:
-            moved_to(c, psn, at)
-            return
+            reached = psn
+            break
         complete_oldest(c, IBV_WC_SUCCESS)
-        moved_to(c, end, at)
+        reached = end
+    if reached != c.unacked_psn:
+        # once for all that one ACK tells of
+        moved_to(c, reached, at)
+
+
+cdef bint take_plain_ack(Connection *c, const char *bth, int64_t at) noexcept nogil:
+    cdef uint32_t psn = big32(bth + 8) & PSN_MASK
+    # What is more than an ACK of plain requests is for `take_acknowledge`: a NAK, a READ in between, an old number.
+    if (bth[BTH] & (0x80 | KIND_MASK) != KIND_ACK or c.outstanding or psn_distance(psn, c.unacked_psn) < 0
+            or psn_distance(psn, c.highest_psn) >= 0):
+        return False
+    acknowledge_before(c, psn_after(psn, 1), at)
+    c.counters.acks += 1
+    return True
 
 
 cdef void take_response(Connection *c, const Packet *p, int64_t at) noexcept nogil:
