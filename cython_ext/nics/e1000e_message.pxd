@@ -33,7 +33,7 @@ cdef struct MessageState:
     uint32_t frames
     uint32_t handed
     uint32_t oldest_frame
-    # of a frame: how many descriptors it has, in the lowest 8 bits; above them the version of its buffer's headers, or 0
+    # Of a frame: how many descriptors it has, in the lowest 8 bits; above, the version of its buffer's headers, or 0.
     uint64_t[4096] marks
     uint64_t versions
     Reach[8] reaches

@@ -105,7 +105,7 @@ cdef void learn_plain(Connection *c) noexcept nogil:
 
 cdef bint learn_headers(const Connection *c, const Frame *frame, PlainHeaders *plain,
                         uint64_t expected) noexcept nogil:
-    """Judge the headers of a frame; keep them if they come over IPv4, for this queue pair, with the BTH that is expected.
+    """Judge a frame's headers; keep them if they come over IPv4, for this queue pair, with the BTH that is expected.
 
     All of `parse_roce` and `is_ours` is among the comparisons. False if one of them fails.
     """

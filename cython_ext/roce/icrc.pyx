@@ -185,8 +185,8 @@ cdef extern from *:
         return hwrx_icrc_behind(hwrx_bth_sum(hwrx_head_sum(ip), ip), at, size);
     }
 
-    /* Of packets with the same headers up to the PSN, summed beforehand, and payloads of one size. The PSN is the last word
-       of the third block. */
+    /* Of packets with the same headers up to the PSN, summed beforehand, and payloads of one size. The PSN is the last
+       word of the third block. */
     HWRX_EITHER void hwrx_icrc_run(const void *sum, hwrx_piece *pieces, size_t count, size_t size)
     {
         const __m128i head = _mm_loadu_si128((const __m128i *)sum);

@@ -3,7 +3,7 @@
 Two 82574L of a guest, both driven by hwrx, carry SENDs, WRITEs and WRITEs with immediate of 1 byte to 1 MiB at RoCE's
 largest MTU. Before the first message mprotect(2) takes the right to write from what messages are received into: the
 user's pages, or, of a SEND of one packet, the buffers of the ring, which are its receive buffers. A store of the CPU
-there ends the process by SIGSEGV. Of every packet the ICRC is computed where it lies: its bytes are right, in their place.
+there ends the process by SIGSEGV. Of every packet the ICRC is computed where it lies: its bytes are right there.
 
     lab/bench/roce_placed [--messages 100000] [--kernel 6.12] [--json bench-roce-placed.json]
 """
