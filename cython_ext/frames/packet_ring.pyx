@@ -235,7 +235,7 @@ cdef class PacketRing(FrameLink):
         cdef packet_mreq membership
         cdef Py_buffer view
         cdef bytes address
-        # A slot holds its header and a frame. Both rings are cut into slots of a power of two, of which blocks have some.
+        # A slot holds its header and a frame. Both rings are cut into slots of a power of two, so that blocks are full.
         cdef uint32_t offset = TPACKET_ALIGN(sizeof(tpacket3_hdr)), slot = 2048
         while slot < offset + largest:
             slot *= 2
