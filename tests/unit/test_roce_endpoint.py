@@ -276,7 +276,7 @@ def test_two_versions_of_ip_are_refused(two: Two) -> None:
         two.ends[0].connect(Parameters(gid="2001:db8::1", qpn=2, psn=0))
 
 
-@pytest.mark.parametrize(("address", "most"), [("192.0.2.1", 1453), ("2001:db8::1", 1433)])
+@pytest.mark.parametrize(("address", "most"), [("192.0.2.1", 1433), ("2001:db8::1", 1413)])
 def test_packets_that_the_device_would_not_send_are_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, most: int
 ) -> None:
