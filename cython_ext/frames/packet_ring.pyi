@@ -15,4 +15,5 @@ class PacketRing(FrameLink):
         slots: int = 256,
         bypass: bool = True,
         only_port: int | None = None,
+        largest: int = 1514,
     ) -> None: ...

@@ -220,19 +220,25 @@ cdef class PacketRing(FrameLink):
     :param blocks: how many
     :param block_ms: milliseconds after which the kernel hands over a block that is not full, which is how long a lone
         frame may wait
-    :param slots: of the transmit ring, 2 KiB each
+    :param slots: of the transmit ring, 2 KiB each; of longer frames as few as fit the same memory
     :param bypass: send past the device's queueing discipline
     :param only_port: UDP to this port and ARP are received, and nothing else; None: every frame
+    :param largest: bytes of a frame; longer than 1,514 where the device's MTU is
     :raises MachineError: if the socket or its rings cannot be had
     """
 
     def __init__(self, str netdev, str mac, *, bint poll=False, uint32_t block_size=65536, uint32_t blocks=32,
-                 uint32_t block_ms=1, uint32_t slots=256, bint bypass=True, only_port=None):
+                 uint32_t block_ms=1, uint32_t slots=256, bint bypass=True, only_port=None,
+                 uint32_t largest=1514):
         cdef PacketRingState *s = &self.state
         cdef tpacket_req3 request
         cdef packet_mreq membership
         cdef Py_buffer view
         cdef bytes address
+        # A slot holds its header and a frame. Both rings are cut into slots of a power of two, so that blocks are full.
+        cdef uint32_t offset = TPACKET_ALIGN(sizeof(tpacket3_hdr)), slot = 2048
+        while slot < offset + largest:
+            slot *= 2
         s.fd = -1
         try:
             index = socket.if_nametoindex(netdev)
@@ -256,15 +262,15 @@ cdef class PacketRing(FrameLink):
             memset(&request, 0, sizeof(request))
             request.tp_block_size = block_size
             request.tp_block_nr = blocks
-            request.tp_frame_size = 2048
-            request.tp_frame_nr = block_size // 2048 * blocks
+            request.tp_frame_size = slot
+            request.tp_frame_nr = block_size // slot * blocks
             request.tp_retire_blk_tov = block_ms
             self.sock.setsockopt(SOL_PACKET, PACKET_RX_RING, (<char *> &request)[:sizeof(request)])
             memset(&request, 0, sizeof(request))
             request.tp_block_size = 65536
             request.tp_block_nr = max(1, slots // 32)
-            request.tp_frame_size = 2048
-            request.tp_frame_nr = 32 * request.tp_block_nr
+            request.tp_frame_size = slot
+            request.tp_frame_nr = 65536 // slot * request.tp_block_nr
             self.sock.setsockopt(SOL_PACKET, PACKET_TX_RING, (<char *> &request)[:sizeof(request)])
             memset(&membership, 0, sizeof(membership))
             membership.mr_ifindex = index
@@ -298,12 +304,12 @@ cdef class PacketRing(FrameLink):
         s.reading = s.oldest = s.unread = 0
         # packet_mmap lays the transmit ring right behind the receive ring, in one mapping.
         s.slots = s.blocks + <size_t> block_size * blocks
-        s.slot_size = 2048
+        s.slot_size = slot
         s.slot_count = request.tp_frame_nr
-        s.slot_offset = TPACKET_ALIGN(sizeof(tpacket3_hdr))
+        s.slot_offset = offset
         s.slot = 0
-        self.frames = block_size // 2048 * blocks
-        self.largest = min(<uint32_t> 1514, s.slot_size - s.slot_offset)
+        self.frames = block_size // slot * blocks
+        self.largest = largest
         # the kernel says that the NIC has looked, or that the frame comes from this machine and has no checksum yet
         self.checksum_mask = self.checksum_good = 1
         self.table = Link(s, take, refuse, give, wait, room, buffer, send_frames)

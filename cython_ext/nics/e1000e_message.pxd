@@ -5,7 +5,7 @@ descriptors (headers, payload, padding and ICRC), so the ring is counted in desc
 [tx.next, filled) is appended and not handed over. And a buffer is given to a descriptor when it is armed, not for ever.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from cython_ext.frames.landing cimport Landing
 from cython_ext.nics.e1000e_link cimport RingLink
@@ -28,9 +28,17 @@ cdef struct MessageState:
     Rx *rx
     Tx *tx
     uint32_t filled         # free-running: behind the last descriptor that is appended
-    uint8_t[4096] spans     # of the frame that begins at a descriptor: how many it has
+    # Free-running: frames that are appended, those that are handed over, and the oldest that the NIC may still have. A
+    # frame's headers stand in the buffer of its number, whatever its descriptors are.
+    uint32_t frames
+    uint32_t handed
+    uint32_t oldest_frame
+    # Of a frame: how many descriptors it has, in the lowest 8 bits; above, the version of its buffer's headers, or 0.
+    uint64_t[4096] marks
+    uint64_t versions
     Reach[8] reaches
     uint32_t known          # of them
+    uint32_t last           # the one that was found last
     Landing landing
     char *where[4096]       # of each receive descriptor: where we see the buffer that it was armed with
     uint32_t armed          # free-running: behind the last descriptor that the NIC was given

@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from cython_ext.frames.landing cimport LANDING_PAGE, Landing, foretold, next_position
-from cython_ext.frames.link cimport Frame, Gather, Link
+from cython_ext.frames.link cimport Frame, Gather, Link, Piece
 from cython_ext.nics.dma cimport DmaRegion
 from cython_ext.nics.e1000e_ring cimport (
     FRAME_ERRORS_SHIFT,
@@ -72,6 +72,7 @@ cdef int take(void *me, Frame *out, uint32_t most) noexcept nogil:
             # damaged, or longer than its buffer, which this wire's MTU rules out: passed over
             rx.tally.damaged += 1
             rx.skipped[slot] = 1
+            rx.refused += 1
             continue
         rx.tally.bytes += out[taken].size
         taken += 1
@@ -96,6 +97,7 @@ cdef int give(void *me, uint32_t count) noexcept nogil:
         slot = rx.oldest & rx.mask
         if rx.skipped[slot]:
             rx.skipped[slot] = 0
+            rx.refused -= 1
         elif count == 0:
             break
         else:
@@ -136,16 +138,24 @@ cdef int wait(void *me, int64_t deadline) noexcept nogil:
 
 # --- sending -------------------------------------------------------------------------------------------------------
 
-cdef inline void reclaim(MessageState *s) noexcept nogil:
+cdef inline bint is_sent(const Tx *tx, uint32_t at) noexcept nogil:
+    return dma_read64(&tx.descriptors[at & tx.mask].command) >> TXD_STA_SHIFT & TXD_STA_DD
+
+
+cdef void reclaim(MessageState *s) noexcept nogil:
     """Take back the descriptors of frames that the NIC has sent, which the last one of each says."""
     cdef Tx *tx = s.tx
     cdef uint32_t span
+    # In order: where the newest is sent, all are, and no other descriptor need be looked at.
+    if tx.oldest != tx.next and is_sent(tx, tx.next - 1):
+        tx.oldest = tx.next
+        s.oldest_frame = s.handed
     while tx.oldest != tx.next:
-        span = s.spans[tx.oldest & tx.mask]
-        if not dma_read64(&tx.descriptors[(tx.oldest + span - 1) & tx.mask].command) & (
-                <uint64_t> TXD_STA_DD << TXD_STA_SHIFT):
+        span = <uint8_t> s.marks[s.oldest_frame & tx.mask]
+        if not is_sent(tx, tx.oldest + span - 1):
             break
         tx.oldest += span
+        s.oldest_frame += 1
 
 
 cdef int room(void *me, uint32_t most) noexcept nogil:
@@ -160,17 +170,22 @@ cdef int room(void *me, uint32_t most) noexcept nogil:
 
 cdef char *buffer(void *me, uint32_t k) noexcept nogil:
     cdef MessageState *s = <MessageState *> me
-    return s.tx.buffers + <size_t> ((s.filled + k) & s.tx.mask) * s.tx.stride
+    return s.tx.buffers + <size_t> ((s.frames + k) & s.tx.mask) * s.tx.stride
 
 
-cdef inline uint64_t reach(const MessageState *s, const char *at, uint32_t size) noexcept nogil:
+cdef inline bint holds(const Reach *piece, const char *at, uint32_t size) noexcept nogil:
+    # below `base` the difference has become a very large number
+    cdef size_t offset = at - piece.base
+    return offset < piece.size and size <= piece.size - offset
+
+
+cdef uint64_t reach(MessageState *s, const char *at, uint32_t size) noexcept nogil:
     """Where the NIC sees memory of ours; 0 if it does not."""
     cdef uint32_t k
-    cdef size_t offset
     for k in range(s.known):
-        offset = at - s.reaches[k].base
-        if offset < s.reaches[k].size and size <= s.reaches[k].size - offset:
-            return s.reaches[k].iova + offset
+        if holds(&s.reaches[k], at, size):
+            s.last = k
+            return s.reaches[k].iova + (at - s.reaches[k].base)
     return 0
 
 
@@ -199,18 +214,21 @@ cdef int append(void *me, uint32_t head, const char *payload, uint32_t size, uin
                 uint32_t tail) noexcept nogil:
     cdef MessageState *s = <MessageState *> me
     cdef Tx *tx = s.tx
-    cdef uint32_t slot = s.filled & tx.mask
+    cdef uint32_t slot = s.frames & tx.mask
     cdef char *frame = tx.buffers + <size_t> slot * tx.stride
     cdef uint64_t iova = reach(s, payload, size) if size else 0
     cdef uint32_t span
     if iova == 0:
         if head + size + tail > tx.stride:
             return -EINVAL
-        memcpy(frame + head, payload, size)
-        memcpy(frame + head + size, &end, tail)
+        # nothing of it where all was built in the frame, as an ACK is
+        if size + tail:
+            memcpy(frame + head, payload, size)
+            memcpy(frame + head + size, &end, tail)
         span = describe_piece(tx, s.filled, tx.iova[slot], head + size + tail, LAST)
-        s.spans[slot] = <uint8_t> span
+        s.marks[slot] = span
         s.filled += span
+        s.frames += 1
         s.carried += size
         return 0
     # padding and ICRC stand behind the headers in the frame's buffer, and go out behind the payload
@@ -218,17 +236,72 @@ cdef int append(void *me, uint32_t head, const char *payload, uint32_t size, uin
     describe(tx, s.filled, tx.iova[slot], head, PIECE)
     span = 1 + describe_piece(tx, s.filled + 1, iova, size, PIECE)
     describe(tx, s.filled + span, tx.iova[slot] + head, tail, LAST)
-    s.spans[slot] = <uint8_t> (span + 1)
+    s.marks[slot] = span + 1
     s.filled += span + 1
+    s.frames += 1
     s.gathered += size
     return 1
+
+
+cdef uint32_t append_all(void *me, const char *headers, uint64_t version, uint32_t head, const Piece *pieces,
+                         uint32_t count, uint32_t size, uint32_t tail) noexcept nogil:
+    cdef MessageState *s = <MessageState *> me
+    cdef Tx *tx = s.tx
+    # Copies in registers: a store through a pointer would have the compiler read them again for each frame.
+    cdef Reach memory = s.reaches[s.last]
+    cdef TxDescriptor *three = &tx.descriptors[s.filled & tx.mask]
+    cdef const TxDescriptor *behind = &tx.descriptors[tx.mask - 1]
+    cdef const uint64_t *addresses = tx.iova
+    cdef char *buffers = tx.buffers
+    cdef char *frame
+    cdef uint64_t *marks = s.marks
+    cdef uint64_t mark = version << 8 | 3, built
+    cdef uint64_t command = <uint64_t> PIECE << TXD_CMD_SHIFT
+    # of the three descriptors of a frame, which differ in their addresses alone
+    cdef uint64_t begin = head | command, middle = size | command, end = tail | <uint64_t> LAST << TXD_CMD_SHIFT
+    cdef uint32_t mask = tx.mask, stride = tx.stride, number = s.frames, n = 0, slot
+    cdef uint64_t iova
+    cdef size_t offset, furthest = memory.size - size
+    if s.known == 0 or size > memory.size:
+        return 0
+    while n < count and three < behind:
+        offset = pieces[n].payload - memory.base
+        iova = memory.iova + offset
+        # as `describe_piece` has it: no descriptor crosses the end of a page
+        if offset > furthest or (iova & (LANDING_PAGE - 1)) + size > LANDING_PAGE:
+            # perhaps another piece of memory: from the next call on it is the first to be looked at
+            reach(s, pieces[n].payload, size)
+            break
+        slot = number & mask
+        frame = buffers + <size_t> slot * stride
+        # a buffer keeps its headers while no other frame is built in it
+        if marks[slot] != mark:
+            marks[slot] = mark
+            memcpy(frame, headers, 64)
+        memcpy(frame + head - 4, &pieces[n].psn, 4)
+        memcpy(frame + head, &pieces[n].end, 8)
+        built = addresses[slot]
+        three[0].address = built
+        three[0].command = begin
+        three[1].address = iova
+        three[1].command = middle
+        three[2].address = built + head
+        three[2].command = end
+        # never over the ring's end: where the three would cross it, `append` has to do it
+        three += 3
+        number += 1
+        n += 1
+    s.filled += 3 * n
+    s.frames = number
+    s.gathered += <uint64_t> n * size
+    return n
 
 
 cdef int flush(void *me) noexcept nogil:
     """The tail: the NIC may fetch all that was appended (10.2.6.8)."""
     cdef MessageState *s = <MessageState *> me
     if s.filled != s.tx.next:
-        s.tx.next = s.filled
+        s.tx.next, s.handed = s.filled, s.frames
         mmio_write(s.tx.bar, TDT, s.filled & s.tx.mask)
     return 0
 
@@ -238,9 +311,10 @@ cdef int send(void *me, uint32_t count, uint32_t size) noexcept nogil:
     cdef MessageState *s = <MessageState *> me
     cdef uint32_t slot, _
     for _ in range(count):
-        slot = s.filled & s.tx.mask
-        s.spans[slot] = <uint8_t> describe_piece(s.tx, s.filled, s.tx.iova[slot], size, LAST)
-        s.filled += s.spans[slot]
+        slot = s.frames & s.tx.mask
+        s.marks[slot] = describe_piece(s.tx, s.filled, s.tx.iova[slot], size, LAST)
+        s.filled += <uint32_t> s.marks[slot]
+        s.frames += 1
     s.carried += <uint64_t> count * size
     return flush(me)
 
@@ -263,7 +337,7 @@ cdef class MessageLink(RingLink):
         s.filled = s.tx.next
         self.largest = min(self.rx.stride, self.tx.stride)
         self.table = Link(s, take, refuse, give, wait, room, buffer, send)
-        self.gather = Gather(s, append, flush)
+        self.gather = Gather(s, append, append_all, flush, &s.versions)
 
     def sending_memory(self, size_t size):
         """Return memory of which the NIC fetches what is sent. It is closed with the NIC.

@@ -101,6 +101,7 @@ cdef struct Rx:
     char *buffers           # buffer i at buffers + i * stride
     const uint64_t *iova    # where the NIC sees buffer i
     uint8_t *skipped        # descriptor i was not handed out, and goes back together with its neighbours
+    uint32_t refused        # how many of those there are
     uint32_t mask           # count - 1; count is a power of two
     uint32_t stride         # bytes of a buffer: 2 to the `shift`
     uint32_t shift
@@ -129,6 +130,7 @@ cdef inline bint rx_ready(const Rx *rx) noexcept nogil:
 
 cdef inline void rx_refuse(Rx *rx, const Frame *frame) noexcept nogil:
     """A frame just handed out is not wanted: `rx_release` gives it back with its neighbours and does not count it."""
+    rx.refused += not rx.skipped[frame.slot]
     rx.skipped[frame.slot] = 1
 
 

@@ -61,6 +61,7 @@ cdef uint32_t rx_receive(Rx *rx, Frame *out, uint32_t most) noexcept nogil:
         if (frame.flags & FRAME_BITS != FRAME_GOOD or size - SHORTEST >= rx.plain) and not examine(rx, frame):
             # Refused, and still ours: only `rx_release` may move the tail, and it goes in order.
             rx.skipped[slot] = 1
+            rx.refused += 1
             continue
 
         # the buffer, in place
@@ -119,11 +120,19 @@ cdef void rx_release(Rx *rx, uint32_t count) noexcept nogil:
     cdef uint8_t *skipped = rx.skipped
     cdef uint32_t slot, oldest = rx.oldest, fresh = rx.fresh, mask = rx.mask
     cdef bint guard = rx.guard
+    # None refused, as on a ring that one sender fills: nobody need ask of each.
+    if not guard and rx.refused == 0:
+        fresh = oldest + min(count, fresh - oldest)
+        while oldest != fresh:
+            descriptors[oldest & mask].address = iova[oldest & mask]
+            descriptors[oldest & mask].report = 0
+            oldest += 1
     while oldest != fresh:
         slot = oldest & mask
         # The refused go back with their neighbours: RDT can only say "up to here".
         if skipped[slot]:
             skipped[slot] = 0
+            rx.refused -= 1
         elif count == 0:
             break
         else:
@@ -299,6 +308,7 @@ cdef class RxRing(Ring):
         self.rx.splitting = False
         self.rx.plain = plain(&self.rx)
         memset(self.skipped, 0, self.count)
+        self.rx.refused = 0
         # The NIC is stopped and owns nothing, so plain stores do: `arm` is the barrier that publishes them.
         for i in range(self.count):
             self.rx.descriptors[i].address = self.iova[i]

@@ -35,7 +35,7 @@ from cython_ext.headers.infiniband_verbs cimport (
     ibv_wc_status,
     ibv_wr_opcode,
 )
-from cython_ext.roce.icrc cimport ICRC, crc_update, icrc_begin, icrc_end, icrc_of, write_icrc
+from cython_ext.roce.icrc cimport ICRC, Icrc, crc_update, icrc_begin, icrc_end, icrc_of, write_icrc
 from cython_ext.roce.memory_region cimport Regions, find_memory
 from cython_ext.roce.packet cimport (
     BTH,
@@ -73,6 +73,7 @@ cdef struct SendRequest:
     uint32_t packets        # how many PSNs it takes
     ibv_wr_opcode verb
     uint8_t flags
+    uint32_t like           # not 0: a plain SEND, and those of one number have length, flags and key in common
     bint answered           # its response carries data: a READ or an atomic, which no ACK completes
 
 
@@ -125,6 +126,29 @@ cdef struct SavedAtomic:
     uint64_t original
 
 
+cdef struct PlainHeaders:
+    # what the packets of one kind and size that come from the other end have in common
+    uint64_t[4] words       # bytes 12 to 41: Ethernet's type, IP, with a checksum that is right, UDP
+    uint64_t bth            # what PLAIN_BTH covers
+    uint32_t size           # bytes of payload; 0 where nothing was learnt, as of what has none
+    uint32_t covered        # and of its padding
+    uint32_t register       # of an ACK: the ICRC's in front of the PSN
+
+
+cdef struct PlainSend:
+    # what the SENDs of one packet and one size that go have in common
+    char[64] headers        # with a PSN of 0
+    uint64_t[2] sum         # the ICRC's, up to there
+    uint64_t version        # of the link's, for these headers
+    uint32_t like           # what the requests have in common; 0: nothing was made
+
+
+cdef struct PlainAck:
+    # what the ACKs and NAKs that go over IPv4 have in common
+    char[64] headers        # with a PSN of 0
+    uint32_t register       # the ICRC's, in front of the PSN
+
+
 cdef struct Counters:
     uint64_t packets        # that came, and were ours
     uint64_t strangers      # from other addresses, to another queue pair, or with another partition key
@@ -168,8 +192,15 @@ cdef struct Connection:
     const Regions *regions
     uint64_t ends           # the addresses as they stand in a frame that comes over IPv4,
     uint64_t expected_bth   # and the beginning of a SEND ONLY's BTH, of what PLAIN_BTH covers
+    PlainHeaders plain      # of the last one that was taken
+    PlainHeaders plain_ack  # and of the last ACK
+    PlainSend plain_send
+    PlainAck ack
+    uint32_t likes          # numbers of `SendRequest.like` that were given out
+    Icrc quick
     bint in_frames          # a SEND of one packet is delivered in its frame; the receive request's memory stays unused
     bint kept               # the frame that is looked at is one of those
+    bint ack_waits          # an ACK goes with what is sent next, or when nothing more comes
     # --- requester
     SendRequest *sends
     uint32_t send_mask
@@ -418,7 +449,7 @@ cdef inline void gather_packet(Connection *c, char *frame, char *at, const char 
 cdef inline void end_packet(Connection *c, char *frame, char *at, const char *payload, uint32_t size) noexcept nogil:
     """The payload, its padding and the ICRC; then the frame is the link's."""
     cdef char *extended = frame + c.way.size + BTH
-    cdef uint32_t pad = -size & 3, whole
+    cdef uint32_t pad = -size & 3
     if c.gather != NULL:
         gather_packet(c, frame, at, payload, size)
         return
@@ -431,10 +462,20 @@ cdef inline void end_packet(Connection *c, char *frame, char *at, const char *pa
         at += 1
         pad -= 1
     write_icrc(at, icrc_of(frame + ETHERNET, c.way.network, extended, at - extended))
-    whole = <uint32_t> (at + ICRC - frame)
+    hand_over(c, <uint32_t> (at + ICRC - frame))
+
+
+cdef inline void hand_over(Connection *c, uint32_t whole) noexcept nogil:
+    """A frame of so many bytes is built, all of it in the link."""
+    cdef int status
+    c.counters.sent += 1
+    if c.gather != NULL:
+        status = c.gather.append(c.gather.me, whole, NULL, 0, 0, 0)
+        if status < 0 and c.link_status == 0:
+            c.link_status = status
+        return
     # A link sends frames of one size at a time. The frame stays where it was built: it is the first after those sent.
     if c.building and c.building_size != whole:
         flush_frames(c)
     c.building += 1
     c.building_size = whole
-    c.counters.sent += 1

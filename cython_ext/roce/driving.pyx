@@ -26,22 +26,25 @@ from cython_ext.roce.connection cimport (
     IN_FRAME,
     Completion,
     Connection,
+    PlainHeaders,
     ReceiveRequest,
-    complete,
     flush_frames,
     psn_after,
 )
-from cython_ext.roce.icrc cimport ICRC, icrc_of
+from cython_ext.roce.icrc cimport ICRC, crc_update, icrc_before_psn, icrc_end
 from cython_ext.roce.packet cimport (
     ACK_REQUEST,
+    AETH,
     BTH,
     DEFAULT_PKEY,
     IS_RESPONSE,
     NOT_ROCE,
     PSN_MASK,
+    RC_ACKNOWLEDGE,
     RC_SEND_ONLY,
     ROCE,
     ROCE_PORT,
+    SYNDROME_ACK,
     UC_SERVICE,
     UNKNOWN_OPCODE,
     Packet,
@@ -50,16 +53,26 @@ from cython_ext.roce.packet cimport (
     parse_roce,
     psn_distance,
 )
-from cython_ext.roce.requester cimport send_requests, take_response
-from cython_ext.roce.responder cimport owe_ack, send_responses, take_request
+from cython_ext.roce.requester cimport send_requests, take_plain_ack, take_response
+from cython_ext.roce.responder cimport learn_ack, owe_ack, send_responses, take_request
+from cython_ext.roce.timer cimport UNREAD, next_event
 
 cdef enum:
     FRAMES = 64
     PLAIN = ETHERNET + IPV4 + UDP_HEADER    # bytes in front of the BTH
 
-# of a BTH's first 8 bytes, the opcode first: what tells its kind and whose it is, without solicited event, padding and
-# membership of the partition
-cdef uint64_t PLAIN_BTH = 0xFFFFFF00FF7F0FFFU
+cdef extern from *:
+    """
+    /* Of a BTH's first 8 bytes, the opcode first: what tells its kind and whose it is, without solicited event and
+       membership of the partition; and the count of padding among it. */
+    #define HWRX_PLAIN_BTH 0xFFFFFF00FF7F3FFFull
+    #define HWRX_PADDING 0x0000000000003000ull
+    /* a frame's bytes 12 to 41 */
+    static const unsigned hwrx_plain_words[4] = {12, 20, 28, 34};
+    """
+    const uint64_t PLAIN_BTH "HWRX_PLAIN_BTH"
+    const uint64_t PADDING "HWRX_PADDING"
+    const uint32_t[4] WORDS "hwrx_plain_words"
 
 
 cdef inline bint is_ours(const Connection *c, const Packet *p) noexcept nogil:
@@ -79,61 +92,136 @@ cdef void learn_plain(Connection *c) noexcept nogil:
     cdef char[8] bth
     bth[0], bth[1], bth[2], bth[3], bth[4] = RC_SEND_ONLY, 0, 0x7F, <char> 0xFF, 0
     bth[5], bth[6], bth[7] = <char> (c.qpn >> 16), <char> (c.qpn >> 8), <char> c.qpn
-    c.expected_bth = load64(bth)
+    # over IPv6 none is expected: no frame has all bits
+    c.expected_bth = load64(bth) if c.way.network == IPV4 else <uint64_t> -1
+    # no frame has that: the first one is judged
+    c.plain.bth = c.plain_ack.bth = <uint64_t> -1
+    if c.way.network == IPV4:
+        learn_ack(c)
     # source and destination change places
     if c.way.network == IPV4:
         c.ends = <uint64_t> load32(c.way.headers + 30) | <uint64_t> load32(c.way.headers + 26) << 32
 
 
-cdef inline bint take_plain(Connection *c, const Frame *frame) noexcept nogil:
-    """The frame that comes most often: the SEND ONLY that is expected, over IPv4, to be delivered where it lies.
+cdef bint learn_headers(const Connection *c, const Frame *frame, PlainHeaders *plain,
+                        uint64_t expected) noexcept nogil:
+    """Judge a frame's headers; keep them if they come over IPv4, for this queue pair, with the BTH that is expected.
 
-    It is judged by few comparisons, all of `parse_roce`, `is_ours` and the responder's among them. False if one of them
-    fails: nothing was done then, and `take_frame` says what it is.
+    All of `parse_roce` and `is_ours` is among the comparisons. False if one of them fails.
     """
     cdef const char *at = frame.data
     cdef const char *bth = at + PLAIN
-    cdef uint32_t size, length, word, pad
-    cdef const ReceiveRequest *request
-    cdef Completion *entry
+    cdef uint32_t length, covered, pad, k
     # Ethernet and IPv4 without options, no fragment, UDP, both addresses, RoCE's port, this queue pair
-    if (frame.size < PLAIN + BTH + ICRC or load64(at + 26) != c.ends or load64(bth) & PLAIN_BTH != c.expected_bth
+    if (load64(at + 26) != c.ends or load64(bth) & PLAIN_BTH & ~PADDING != expected
             or load32(at + 12) & 0x00FFFFFF != 0x00450008 or load32(at + 20) & 0xFF00FF3FU != 0x11000000
             or big16(at + 36) != ROCE_PORT):
         return False
     length = big16(at + 38)
-    if (length < UDP_HEADER + BTH + ICRC or length + ETHERNET + IPV4 > frame.size or big16(at + 16) != length + IPV4
+    if (length < UDP_HEADER + BTH + ICRC or big16(at + 16) != length + IPV4
             or fold(ones_add(ones_add(load64(at + 14), load64(at + 22)), load32(at + 30))) != 0xFFFF):
         return False
-    # the number that is expected, no message under way, a receive request that is long enough
-    word = big32(bth + 8)
-    size = length - UDP_HEADER - BTH - ICRC
+    covered = length - UDP_HEADER - BTH - ICRC
     pad = <uint8_t> bth[1] >> 4 & 3
-    request = &c.receives[c.receive_oldest & c.receive_mask]
-    if (word & PSN_MASK != c.expected_psn or c.message or c.receive_oldest == c.receive_posted or size & 3
-            or size < pad or size - pad > request.length or size - pad > c.mtu or c.state != IBV_QPS_RTS):
+    if covered & 3 or covered <= pad or covered - pad > c.mtu:
         return False
-    if icrc_of(at + ETHERNET, IPV4, bth + BTH, size) != load32(bth + BTH + size):
-        return False
-    # executed, as take_send does it
-    entry = complete(&c.received)
-    entry.wr_id = request.wr_id
-    entry.status = IBV_WC_SUCCESS
-    entry.opcode = IBV_WC_RECV
-    entry.size = size - pad
-    entry.immediate = 0
-    entry.flags = IN_FRAME
-    entry.data = <char *> bth + BTH
-    c.receive_oldest += 1
-    c.messages += 1
-    c.msn = psn_after(c.msn, 1)
-    c.expected_psn = psn_after(c.expected_psn, 1)
-    c.nak_sent = False
-    c.counters.packets += 1
-    c.counters.in_frames += size - pad
-    if word & ACK_REQUEST:
-        owe_ack(c, word & PSN_MASK)
+    for k in range(4):
+        plain.words[k] = load64(at + WORDS[k])
+    plain.bth = load64(bth) & PLAIN_BTH
+    plain.size, plain.covered = covered - pad, covered
+    plain.register = icrc_before_psn(at + ETHERNET, IPV4)
     return True
+
+
+cdef inline bint has_headers(const char *at, const PlainHeaders *plain) noexcept nogil:
+    """Whether a frame, of PLAIN + BTH bytes at least, has the headers that were judged."""
+    return (load64(at + 34) == plain.words[3] and load64(at + 28) == plain.words[2]
+            and load64(at + 20) == plain.words[1] and load64(at + 12) == plain.words[0]
+            and load64(at + PLAIN) & PLAIN_BTH == plain.bth)
+
+
+cdef inline bint take_ack(Connection *c, const Frame *frame, int64_t at) noexcept nogil:
+    """An ACK over IPv4, told by the same comparisons. False: nothing was done, and `take_frame` says what it is."""
+    cdef const char *data = frame.data
+    cdef PlainHeaders *plain = &c.plain_ack
+    if frame.size < PLAIN + BTH + AETH + ICRC or c.state != IBV_QPS_RTS:
+        return False
+    if not has_headers(data, plain) and not learn_headers(c, frame, plain,
+                                                          c.expected_bth ^ RC_SEND_ONLY ^ RC_ACKNOWLEDGE):
+        return False
+    # number and AETH: all that the ICRC covers besides
+    if plain.covered != AETH or plain.size != AETH or icrc_end(
+            crc_update(plain.register, data + PLAIN + BTH - 4, 4 + AETH)) != load32(data + PLAIN + BTH + AETH):
+        return False
+    if not take_plain_ack(c, data + PLAIN, at):
+        return False
+    c.counters.packets += 1
+    if c.landing != NULL:
+        c.landing.aside += 1
+    return True
+
+
+cdef uint32_t take_plain(Connection *c, const Frame *frames, uint32_t count) noexcept nogil:
+    """The frames that come most often: SENDs ONLY in their order, over IPv4, to be delivered where they lie.
+
+    What all of them have in common is compared with the headers that were judged last, in a few words. Of the first
+    frames, those that were taken: how many. Nothing was done about the next one, and `take_frame` says what it is.
+    """
+    cdef const char *at
+    cdef PlainHeaders *plain = &c.plain
+    cdef const ReceiveRequest *request
+    cdef Completion *entry
+    cdef uint32_t expected = c.expected_psn, oldest = c.receive_oldest, head = c.received.head, n = 0, word, last = 0
+    cdef uint32_t asked = 0
+    cdef uint64_t bytes = 0
+    # no message under way: then none is while ONLYs alone are taken
+    if c.message or c.state != IBV_QPS_RTS:
+        return 0
+    while n < count:
+        at = frames[n].data
+        # first of all whether there is such a header
+        if frames[n].size < PLAIN + BTH + ICRC:
+            break
+        if not has_headers(at, plain) and not learn_headers(c, &frames[n], plain, c.expected_bth):
+            break
+        word = big32(at + PLAIN + 8)
+        request = &c.receives[oldest & c.receive_mask]
+        # whole, the number that is expected, and a receive request that is long enough
+        if (frames[n].size < PLAIN + BTH + ICRC + plain.covered or word & PSN_MASK != expected
+                or oldest == c.receive_posted or plain.size > request.length):
+            break
+        if c.quick.of(at + ETHERNET, at + PLAIN + BTH, plain.covered) != load32(at + PLAIN + BTH + plain.covered):
+            break
+        # executed, as take_send does it
+        entry = &c.received.ring[head & c.received.mask]
+        entry.wr_id = request.wr_id
+        entry.status = IBV_WC_SUCCESS
+        entry.opcode = IBV_WC_RECV
+        entry.size = plain.size
+        entry.immediate = 0
+        entry.flags = IN_FRAME
+        entry.data = <char *> at + PLAIN + BTH
+        head += 1
+        oldest += 1
+        bytes += plain.size
+        # of those that ask for it the last one is acknowledged
+        if word & ACK_REQUEST:
+            asked += 1
+            last = expected
+        expected = psn_after(expected, 1)
+        n += 1
+    if n == 0:
+        return 0
+    c.expected_psn, c.receive_oldest, c.received.head = expected, oldest, head
+    c.messages += n
+    c.msn = psn_after(c.msn, n)
+    c.nak_sent = False
+    c.counters.packets += n
+    c.counters.in_frames += bytes
+    if asked:
+        owe_ack(c, last)
+        c.counters.acks_coalesced += asked - 1
+    return n
 
 
 cdef inline void take_frame(Connection *c, const Frame *frame, int64_t at) noexcept nogil:
@@ -188,23 +276,33 @@ cdef inline void foresee(Connection *c) noexcept nogil:
         c.landing.packet = 0
 
 
+cdef inline bint ack_can_wait(const Connection *c) noexcept nogil:
+    """Nothing but an ACK is owed, and whoever drives the pair sends something soon, or looks again (9.7.5.1.2)."""
+    return c.ack_waits and c.response_head == c.response_tail and c.ack_due and c.ack_syndrome == SYNDROME_ACK
+
+
 cdef int drive(Connection *c, int64_t at, uint32_t most) noexcept nogil:
     """Take what has come, and send what is to be sent. How many frames came, or the link's error."""
     cdef Frame[FRAMES] frames
     cdef bint plain
-    cdef int count = c.link.take(c.link.me, frames, min(most, <uint32_t> FRAMES)), k, status
+    cdef int count = c.link.take(c.link.me, frames, min(most, <uint32_t> FRAMES)), status
+    cdef uint32_t k = 0
     if count < 0:
         return count
     if c.stamps != NULL:
         c.seen = now()
     plain = c.in_frames and c.stamps == NULL
-    for k in range(count):
-        if plain and take_plain(c, &frames[k]):
-            continue
+    while k < <uint32_t> count:
+        if plain:
+            k += take_plain(c, frames + k, <uint32_t> count - k)
+            if k == <uint32_t> count:
+                break
         c.kept = False
-        take_frame(c, &frames[k], at)
+        if c.stamps != NULL or not take_ack(c, &frames[k], at):
+            take_frame(c, &frames[k], at)
         if c.in_frames and not c.kept:
             c.link.refuse(c.link.me, &frames[k])
+        k += 1
     # What was received into place stands there, so the device gets new buffers first: it has no more than the other end
     # may send before it hears of the batch.
     if count and c.landing != NULL:
@@ -214,7 +312,8 @@ cdef int drive(Connection *c, int64_t at, uint32_t most) noexcept nogil:
             return status
     # Answers for the whole batch at once, so that one ACK stands for many, and before other frames are given back: a
     # response never refers to one of them, but the other end waits for it.
-    send_responses(c)
+    if count == 0 or not ack_can_wait(c):
+        send_responses(c)
     if c.state != IBV_QPS_ERR:
         send_requests(c, at)
     flush_frames(c)
@@ -224,3 +323,17 @@ cdef int drive(Connection *c, int64_t at, uint32_t most) noexcept nogil:
         if status < 0:
             return status
     return c.link_status if c.link_status < 0 else count
+
+
+cdef int look_at_timers(Connection *c, int64_t at) noexcept nogil:
+    cdef int64_t event
+    # what has begun to count since a time was read counts from now on
+    if c.deadline == UNREAD:
+        c.deadline = at + c.timeout_ns
+    if c.rnr_until < 0:
+        c.rnr_until = at - c.rnr_until
+    event = next_event(c)
+    if event == 0 or at < event or c.state == IBV_QPS_ERR:
+        return 0
+    send_requests(c, at)
+    return flush_frames(c)

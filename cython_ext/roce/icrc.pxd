@@ -10,15 +10,32 @@ A sum runs over pieces, wherever they lie: `icrc_begin`, `crc_update` for each p
 from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t
 
+from cython_ext.frames.link cimport Piece
+
 cdef enum:
     ICRC = 4                # bytes, behind the padding, the lowest first
 
 # The register over the headers up to the BTH, which follow one another from `ip`; `network` is 20 or 40.
 cdef uint32_t icrc_begin(const char *ip, uint32_t network) noexcept nogil
+# The same without the BTH's last word, the PSN's: of packets that have all before it in common.
+cdef uint32_t icrc_before_psn(const char *ip, uint32_t network) noexcept nogil
 # The register after `size` bytes more.
 cdef uint32_t crc_update(uint32_t register, const char *at, size_t size) noexcept nogil
 # Begin, one piece that follows the BTH, and end.
 cdef uint32_t icrc_of(const char *ip, uint32_t network, const char *at, size_t size) noexcept nogil
+
+
+cdef struct Icrc:
+    # For whoever asks for one after the other of packets over IPv4: by the way of this CPU, with no choice at each.
+    # Headers of IPv4, UDP and BTH that follow one another from `ip`, and one piece behind them.
+    uint32_t (*of)(const char *ip, const char *at, size_t size) noexcept nogil
+    # The same in two steps, for packets that differ in their PSN alone: 16 bytes of sum over headers with a PSN of 0,
+    void (*sum)(const char *ip, void *out) noexcept nogil
+    # and, into `end`, the ICRC of it with each piece's PSN and its payload of `size` bytes. NULL if this CPU cannot.
+    void (*run)(const void *sum, Piece *pieces, size_t count, size_t size) noexcept nogil
+
+
+cdef Icrc quick_icrc() noexcept
 
 
 cdef inline uint32_t icrc_end(uint32_t register) noexcept nogil:

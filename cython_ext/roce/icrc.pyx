@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""CRC-32 in two ways, by PCLMULQDQ and by tables of eight bytes, and the invariant CRC on top of it.
+"""CRC-32 by PCLMULQDQ, with AVX or without, and by tables of eight bytes, and the invariant CRC on top of it.
 
-Which way is taken is decided when the module is imported, by what the CPU says of itself. The constants of both are
+Which way is taken is decided when the module is imported, by what the CPU says of itself. The constants of all are
 computed from the polynomial, x^32 + x^26 + … + 1, written with its lowest power first as in Ethernet: 0xEDB88320.
 """
 
@@ -9,6 +9,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
 
+from cython_ext.frames.link cimport Piece
 from cython_ext.frames.packet cimport IPV4, UDP_HEADER
 
 cdef enum:
@@ -63,6 +64,10 @@ cdef extern from *:
     #if defined(__x86_64__)
     #include <immintrin.h>
     #define HWRX_PCLMUL __attribute__((target("pclmul,sse4.1")))
+    /* The same with instructions of three operands, which copy no register beforehand: some 4 a block instead of 7. */
+    #define HWRX_AVX __attribute__((target("pclmul,avx")))
+    /* goes into functions of either kind, and is compiled as they are */
+    #define HWRX_EITHER HWRX_PCLMUL static inline __attribute__((always_inline))
 
     /* Factors by which 128 bits move past 512 and past 128 bits of message, and those of the reduction to 32 bits.
        A product of two values in this bit order stands one bit too low: the factors are doubled for that. */
@@ -89,16 +94,16 @@ cdef extern from *:
         hwrx_barrett[1] = quotient;
     }
 
-    HWRX_PCLMUL static inline __m128i hwrx_load128(const char *at) { return _mm_loadu_si128((const __m128i *)at); }
+    HWRX_EITHER __m128i hwrx_load128(const char *at) { return _mm_loadu_si128((const __m128i *)at); }
 
-    HWRX_PCLMUL static inline __m128i hwrx_move(__m128i sum, __m128i factors, __m128i next)
+    HWRX_EITHER __m128i hwrx_move(__m128i sum, __m128i factors, __m128i next)
     {
         return _mm_xor_si128(_mm_xor_si128(_mm_clmulepi64_si128(sum, factors, 0x00),
                                            _mm_clmulepi64_si128(sum, factors, 0x11)), next);
     }
 
     /* Fold whole blocks of 16 bytes into the sum. */
-    HWRX_PCLMUL static inline __m128i hwrx_fold_blocks(__m128i sum, const char *at, size_t size)
+    HWRX_EITHER __m128i hwrx_fold_blocks(__m128i sum, const char *at, size_t size)
     {
         const __m128i one = _mm_loadu_si128((const __m128i *)hwrx_past_128);
         if (size >= 112) {
@@ -117,13 +122,17 @@ cdef extern from *:
             }
             sum = hwrx_move(hwrx_move(hwrx_move(sum, one, b), one, c), one, d);
         }
+        for (; size >= 64; at += 64, size -= 64) {
+            sum = hwrx_move(hwrx_move(sum, one, hwrx_load128(at)), one, hwrx_load128(at + 16));
+            sum = hwrx_move(hwrx_move(sum, one, hwrx_load128(at + 32)), one, hwrx_load128(at + 48));
+        }
         for (; size >= 16; at += 16, size -= 16)
             sum = hwrx_move(sum, one, hwrx_load128(at));
         return sum;
     }
 
     /* 128 bits to 96, to 64, and by Barrett's method to 32. */
-    HWRX_PCLMUL static inline uint32_t hwrx_reduce(__m128i sum)
+    HWRX_EITHER uint32_t hwrx_reduce(__m128i sum)
     {
         const __m128i one = _mm_loadu_si128((const __m128i *)hwrx_past_128);
         const __m128i half = _mm_cvtsi64_si128((long long)hwrx_past_64);
@@ -138,8 +147,7 @@ cdef extern from *:
     }
 
     /* `head`, a whole number of blocks and not empty, then `at`. */
-    HWRX_PCLMUL static uint32_t hwrx_crc_pclmul_two(uint32_t crc, const char *head, size_t first, const char *at,
-                                                    size_t size)
+    HWRX_EITHER uint32_t hwrx_two(uint32_t crc, const char *head, size_t first, const char *at, size_t size)
     {
         size_t whole = size & ~(size_t)15;
         __m128i sum = _mm_xor_si128(hwrx_load128(head), _mm_cvtsi32_si128((int)crc));
@@ -147,20 +155,70 @@ cdef extern from *:
         return hwrx_crc_slicing(hwrx_reduce(hwrx_fold_blocks(sum, at, whole)), at + whole, size - whole);
     }
 
-    /* The ICRC over IPv4: 8 bytes of ones, headers of 40 bytes up to the BTH's end with ones in the place of what a hop
-       may change (type of service, time to live, both checksums, resv8a), three blocks in all; then `at`. */
-    HWRX_PCLMUL static uint32_t hwrx_icrc_ipv4(const char *ip, const char *at, size_t size)
+    /* The sum over 8 bytes of ones and the first 24 of IPv4's headers, with ones in the place of what a hop may change:
+       type of service, time to live, both checksums. Two blocks. */
+    HWRX_EITHER __m128i hwrx_head_sum(const char *ip)
     {
         const __m128i one = _mm_loadu_si128((const __m128i *)hwrx_past_128);
-        size_t whole = size & ~(size_t)15;
-        uint32_t crc;
         /* the register's ones at the beginning cancel the first four bytes of ones */
         __m128i sum = _mm_unpacklo_epi64(_mm_cvtsi64_si128((long long)0xFFFFFFFF00000000ull),
                                          _mm_or_si128(_mm_loadl_epi64((const __m128i *)ip), _mm_cvtsi32_si128(0xFF00)));
-        sum = hwrx_move(sum, one, _mm_or_si128(hwrx_load128(ip + 8), _mm_cvtsi64_si128(0xFFFF00FFll)));
-        sum = hwrx_move(sum, one, _mm_or_si128(hwrx_load128(ip + 24), _mm_set_epi64x(0xFF, 0xFFFF0000ll)));
-        crc = hwrx_reduce(hwrx_fold_blocks(sum, at, whole));
+        return hwrx_move(sum, one, _mm_or_si128(hwrx_load128(ip + 8), _mm_cvtsi64_si128(0xFFFF00FFll)));
+    }
+
+    /* And over the third, which ends with the BTH: resv8a counts as ones, too. */
+    HWRX_EITHER __m128i hwrx_bth_sum(__m128i sum, const char *ip)
+    {
+        const __m128i one = _mm_loadu_si128((const __m128i *)hwrx_past_128);
+        return hwrx_move(sum, one, _mm_or_si128(hwrx_load128(ip + 24), _mm_set_epi64x(0xFF, 0xFFFF0000ll)));
+    }
+
+    HWRX_EITHER uint32_t hwrx_icrc_behind(__m128i sum, const char *at, size_t size)
+    {
+        size_t whole = size & ~(size_t)15;
+        uint32_t crc = hwrx_reduce(hwrx_fold_blocks(sum, at, whole));
         return ~(size == whole ? crc : hwrx_crc_slicing(crc, at + whole, size - whole));
+    }
+
+    HWRX_EITHER uint32_t hwrx_icrc(const char *ip, const char *at, size_t size)
+    {
+        return hwrx_icrc_behind(hwrx_bth_sum(hwrx_head_sum(ip), ip), at, size);
+    }
+
+    /* Of packets with the same headers up to the PSN, summed beforehand, and payloads of one size. The PSN is the last
+       word of the third block. */
+    HWRX_EITHER void hwrx_icrc_run(const void *sum, hwrx_piece *pieces, size_t count, size_t size)
+    {
+        const __m128i head = _mm_loadu_si128((const __m128i *)sum);
+        for (; count--; pieces++) {
+            __m128i word = _mm_slli_si128(_mm_cvtsi32_si128((int)pieces->psn), 12);
+            pieces->end = hwrx_icrc_behind(_mm_xor_si128(head, word), pieces->payload, size);
+        }
+    }
+
+    HWRX_PCLMUL static uint32_t hwrx_crc_pclmul_two(uint32_t crc, const char *head, size_t first, const char *at,
+                                                    size_t size) { return hwrx_two(crc, head, first, at, size); }
+    HWRX_AVX static uint32_t hwrx_crc_avx_two(uint32_t crc, const char *head, size_t first, const char *at,
+                                              size_t size) { return hwrx_two(crc, head, first, at, size); }
+    HWRX_PCLMUL static uint32_t hwrx_icrc_pclmul(const char *ip, const char *at, size_t size)
+    {
+        return hwrx_icrc(ip, at, size);
+    }
+    HWRX_AVX static uint32_t hwrx_icrc_avx(const char *ip, const char *at, size_t size)
+    {
+        return hwrx_icrc(ip, at, size);
+    }
+    HWRX_PCLMUL static void hwrx_icrc_run_pclmul(const void *sum, hwrx_piece *pieces, size_t count, size_t size)
+    {
+        hwrx_icrc_run(sum, pieces, count, size);
+    }
+    HWRX_AVX static void hwrx_icrc_run_avx(const void *sum, hwrx_piece *pieces, size_t count, size_t size)
+    {
+        hwrx_icrc_run(sum, pieces, count, size);
+    }
+    HWRX_PCLMUL static void hwrx_icrc_sum(const char *ip, void *out)
+    {
+        _mm_storeu_si128((__m128i *)out, hwrx_bth_sum(hwrx_head_sum(ip), ip));
     }
 
     static uint32_t hwrx_crc_pclmul(uint32_t crc, const char *at, size_t size)
@@ -170,23 +228,31 @@ cdef extern from *:
             return hwrx_crc_slicing(crc, at, size);
         return hwrx_crc_pclmul_two(crc, at, whole, at + whole, size - whole);
     }
+    static uint32_t hwrx_crc_avx(uint32_t crc, const char *at, size_t size)
+    {
+        size_t whole = size & ~(size_t)15;
+        if (whole < 32)
+            return hwrx_crc_slicing(crc, at, size);
+        return hwrx_crc_avx_two(crc, at, whole, at + whole, size - whole);
+    }
 
     static int hwrx_crc_has_pclmul(void)
     {
         return __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.1");
     }
+    /* the system must save the wider registers, too, which this call asks */
+    static int hwrx_crc_has_avx(void) { return hwrx_crc_has_pclmul() && __builtin_cpu_supports("avx"); }
     #else
     static void hwrx_pclmul_constants(void) { }
-    static uint32_t hwrx_icrc_ipv4(const char *ip, const char *at, size_t size) { return 0; }
     static int hwrx_crc_has_pclmul(void) { return 0; }
-    static uint32_t hwrx_crc_pclmul(uint32_t crc, const char *at, size_t size)
-    {
-        return hwrx_crc_slicing(crc, at, size);
-    }
-    static uint32_t hwrx_crc_pclmul_two(uint32_t crc, const char *head, size_t first, const char *at, size_t size)
-    {
-        return hwrx_crc_slicing(hwrx_crc_slicing(crc, head, first), at, size);
-    }
+    static int hwrx_crc_has_avx(void) { return 0; }
+    #define hwrx_crc_pclmul hwrx_crc_slicing
+    #define hwrx_crc_avx hwrx_crc_slicing
+    static uint32_t hwrx_icrc_pclmul(const char *ip, const char *at, size_t size) { return 0; }
+    static void hwrx_icrc_run_pclmul(const void *sum, hwrx_piece *pieces, size_t count, size_t size) { }
+    static void hwrx_icrc_sum(const char *ip, void *out) { }
+    #define hwrx_icrc_avx hwrx_icrc_pclmul
+    #define hwrx_icrc_run_avx hwrx_icrc_run_pclmul
     #endif
 
     static void hwrx_crc_tables(void)
@@ -208,21 +274,45 @@ cdef extern from *:
     """
     void make_tables "hwrx_crc_tables"() noexcept nogil
     bint has_pclmul "hwrx_crc_has_pclmul"() noexcept nogil
+    bint has_avx "hwrx_crc_has_avx"() noexcept nogil
     uint32_t crc_slicing "hwrx_crc_slicing"(uint32_t crc, const char *at, size_t size) noexcept nogil
     uint32_t crc_pclmul "hwrx_crc_pclmul"(uint32_t crc, const char *at, size_t size) noexcept nogil
-    uint32_t icrc_ipv4 "hwrx_icrc_ipv4"(const char *ip, const char *at, size_t size) noexcept nogil
+    uint32_t crc_avx "hwrx_crc_avx"(uint32_t crc, const char *at, size_t size) noexcept nogil
+    uint32_t icrc_pclmul "hwrx_icrc_pclmul"(const char *ip, const char *at, size_t size) noexcept nogil
+    uint32_t icrc_avx "hwrx_icrc_avx"(const char *ip, const char *at, size_t size) noexcept nogil
+    void icrc_run_pclmul "hwrx_icrc_run_pclmul"(const void *sum, Piece *pieces, size_t count,
+                                                size_t size) noexcept nogil
+    void icrc_run_avx "hwrx_icrc_run_avx"(const void *sum, Piece *pieces, size_t count, size_t size) noexcept nogil
+    void icrc_sum "hwrx_icrc_sum"(const char *ip, void *out) noexcept nogil
 
 make_tables()
 
 cdef bint by_pclmul = has_pclmul()
+cdef bint by_avx = has_avx()
 
-WAYS = ("pclmul", "slicing") if by_pclmul else ("slicing",)
+WAYS = ("avx",) * by_avx + ("pclmul",) * by_pclmul + ("slicing",)
+
+
+cdef Icrc quick_icrc() noexcept:
+    cdef Icrc found
+    found.of, found.sum, found.run = icrc_plain, NULL, NULL
+    if by_pclmul:
+        found.of, found.sum, found.run = icrc_pclmul, icrc_sum, icrc_run_pclmul
+    if by_avx:
+        found.of, found.run = icrc_avx, icrc_run_avx
+    return found
 
 
 # --- the hot part --------------------------------------------------------------------------------------------------
 
 cdef uint32_t crc_update(uint32_t register, const char *at, size_t size) noexcept nogil:
+    if by_avx:
+        return crc_avx(register, at, size)
     return crc_pclmul(register, at, size) if by_pclmul else crc_slicing(register, at, size)
+
+
+cdef uint32_t icrc_plain(const char *ip, const char *at, size_t size) noexcept nogil:
+    return icrc_of(ip, IPV4, at, size)
 
 
 cdef inline uint32_t mask(char *out, const char *ip, uint32_t network) noexcept nogil:
@@ -248,11 +338,17 @@ cdef uint32_t icrc_begin(const char *ip, uint32_t network) noexcept nogil:
     return crc_update(0xFFFFFFFF, head, size)
 
 
+cdef uint32_t icrc_before_psn(const char *ip, uint32_t network) noexcept nogil:
+    cdef char[MASKED] head
+    cdef uint32_t size = mask(head, ip, network)
+    return crc_update(0xFFFFFFFF, head, size - 4)
+
+
 cdef uint32_t icrc_of(const char *ip, uint32_t network, const char *at, size_t size) noexcept nogil:
     cdef char[MASKED] head
     cdef uint32_t first
     if by_pclmul and network == IPV4:
-        return icrc_ipv4(ip, at, size)
+        return icrc_avx(ip, at, size) if by_avx else icrc_pclmul(ip, at, size)
     first = mask(head, ip, network)
     return ~crc_update(crc_update(0xFFFFFFFF, head, first), at, size)
 
@@ -272,4 +368,26 @@ def crc32(const unsigned char[::1] data not None, *, uint32_t start=0, way=None)
         return <uint32_t> ~crc_update(~start, at, size)
     if way not in WAYS:
         raise ValueError(f"this CPU computes a CRC by {' or '.join(WAYS)}, not by {way}")
+    if way == "avx":
+        return <uint32_t> ~crc_avx(~start, at, size)
     return <uint32_t> ~(crc_pclmul(~start, at, size) if way == "pclmul" else crc_slicing(~start, at, size))
+
+
+def icrc_ipv4(const unsigned char[::1] packet not None, *, way) -> int:
+    """The ICRC of a packet over IPv4, which begins with the IP header and ends with its padding.
+
+    :param way: one of WAYS
+    :raises ValueError: if it has no BTH, or the CPU has no such way
+    """
+    cdef const char *ip
+    cdef char[MASKED] head
+    cdef size_t size
+    if packet.shape[0] < IPV4 + UDP_HEADER + BTH or way not in WAYS:
+        raise ValueError(f"no packet over IPv4 whose ICRC is computed by {way}")
+    ip, size = <const char *> &packet[0], <size_t> packet.shape[0] - IPV4 - UDP_HEADER - BTH
+    if way == "avx":
+        return icrc_avx(ip, ip + IPV4 + UDP_HEADER + BTH, size)
+    if way == "pclmul":
+        return icrc_pclmul(ip, ip + IPV4 + UDP_HEADER + BTH, size)
+    return <uint32_t> ~crc_slicing(crc_slicing(0xFFFFFFFF, head, mask(head, ip, IPV4)),
+                                   ip + IPV4 + UDP_HEADER + BTH, size)

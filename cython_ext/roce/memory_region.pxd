@@ -19,10 +19,15 @@ cdef struct Regions:
     Region[REGIONS] all
 
 
+cdef inline const Region *region_of(const Regions *regions, uint32_t key) noexcept nogil:
+    """The place where a region with this key would stand."""
+    return &regions.all[(key >> 8) % REGIONS]
+
+
 cdef inline char *find_memory(const Regions *regions, uint32_t key, uint64_t address, uint64_t size,
                               uint32_t access) noexcept nogil:
     """Where `size` bytes at `address` are, or NULL if the key, the bounds or one of the rights does not fit."""
-    cdef const Region *region = &regions.all[(key >> 8) % REGIONS]
+    cdef const Region *region = region_of(regions, key)
     # in this order no sum overflows, whatever the packet says
     if (key == 0 or region.key != key or region.access & access != access or address < region.address
             or size > region.size or address - region.address > region.size - size):

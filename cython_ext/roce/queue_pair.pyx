@@ -28,6 +28,7 @@ from cython_ext.roce.connection cimport (
     enter_error,
 )
 from cython_ext.roce.driving cimport drive, learn_plain
+from cython_ext.roce.icrc cimport quick_icrc
 from cython_ext.roce.memory_region cimport MemoryRegion, ProtectionDomain
 from cython_ext.roce.packet cimport (
     PSN_MASK,
@@ -189,6 +190,7 @@ cdef class RoceQueuePair:
                 remedy="choose a smaller MTU",
             )
         c.remote_qpn = qpn
+        c.quick = quick_icrc()
         learn_plain(c)
         c.expected_psn = expects
         c.new_psn = c.send_psn = c.unacked_psn = c.highest_psn = begins

@@ -7,8 +7,12 @@ from cython_ext.roce.packet cimport Packet
 
 # Give the request at `posted` its numbers, and post it.
 cdef void post_request(Connection *c) noexcept nogil
+# Say what the request at `posted`, which is filled, has in common with the one before it.
+cdef void liken(Connection *c, SendRequest *request) noexcept nogil
 # A response that has come, whole and with the right ICRC; `at` is the time, in nanoseconds.
 cdef void take_response(Connection *c, const Packet *p, int64_t at) noexcept nogil
+# The same of an ACK with this BTH and AETH, if nothing but plain requests is under way; else nothing is done: False.
+cdef bint take_plain_ack(Connection *c, const char *bth, int64_t at) noexcept nogil
 # Look at the timer, and send what may be sent.
 cdef void send_requests(Connection *c, int64_t at) noexcept nogil
 

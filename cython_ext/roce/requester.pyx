@@ -6,17 +6,25 @@ place of a packet in its message follows from its number, so that going back is 
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from cython_ext.headers.infiniband_verbs cimport *
+from cython_ext.frames.link cimport Piece
+from cython_ext.frames.packet cimport IPV4, UDP_HEADER
 from cython_ext.roce.connection cimport *
-from cython_ext.roce.memory_region cimport find_memory
+from cython_ext.roce.icrc cimport ICRC
+from cython_ext.roce.memory_region cimport Region, find_memory, region_of
 from cython_ext.roce.packet cimport *
-from cython_ext.roce.timer cimport restart_timer, start_timer, timer_expired, wait_for_receiver
+from cython_ext.roce.timer cimport restart_timer, start_timer, still_waits, timer_expired, wait_for_receiver
+
+cdef enum:
+    TOGETHER = 64                                   # plain requests at a time
+    PLAIN_SEND = ETHERNET + IPV4 + UDP_HEADER + BTH     # bytes of headers
 
 
 cdef void post_request(Connection *c) noexcept nogil:
     cdef SendRequest *request = &c.sends[c.posted & c.send_mask]
+    liken(c, request)
     # those whose response carries data, which no ACK completes
     number_request(c, request, request.verb == IBV_WR_RDMA_READ or request.verb == IBV_WR_ATOMIC_CMP_AND_SWP
                    or request.verb == IBV_WR_ATOMIC_FETCH_AND_ADD, packets_of(request.length, c.mtu))
@@ -29,10 +37,8 @@ cdef void send_requests(Connection *c, int64_t at) noexcept nogil:
     cdef char *frame
     c.free_frames = 0
     # The other end asked for this pause; nothing goes, new or old, before it is over.
-    if c.rnr_until:
-        if at < c.rnr_until:
-            return
-        c.rnr_until = 0
+    if c.rnr_until and still_waits(c, at):
+        return
     # Before anything new: what is sent again comes first, and uses the same loop.
     if timer_expired(c, at):
         retry_from(c, c.unacked_psn)
@@ -45,37 +51,117 @@ cdef void send_requests(Connection *c, int64_t at) noexcept nogil:
         # by number, so that what is sent again counts as it did
         elif psn_distance(c.send_psn, c.unacked_psn) >= <int> c.window:
             return
+        # what is sent again goes packet by packet
+        if request.like and c.send_psn == c.highest_psn and send_plain(c):
+            start_timer(c, at)
+            continue
         frame = next_frame(c)
         if frame == NULL:
             return
-        if request.verb == IBV_WR_SEND and request.packets == 1 and c.gather != NULL and c.send_psn == c.highest_psn:
-            if not send_only(c, frame, request):
-                return
-        elif not send_packet(c, frame, request):
+        if not send_packet(c, frame, request):
             return
         # runs from the oldest packet on; a later one does not start it anew
         start_timer(c, at)
 
 
-cdef inline bint send_only(Connection *c, char *frame, const SendRequest *request) noexcept nogil:
-    """As `send_packet`, for what is sent most: a SEND of one packet, for the first time."""
-    cdef char *payload = NULL
-    cdef char *at
-    if request.length:
-        payload = find_memory(c.regions, request.lkey, request.local, request.length, 0)
-        if payload == NULL:
-            # requests complete in their order, as in send_packet
-            if c.next == c.oldest:
-                fail_oldest(c, IBV_WC_LOC_PROT_ERR)
-            return False
-    at = begin_packet(c, frame, RC_SEND_ONLY, SOLICITED if request.flags & SOLICITS else 0, c.send_psn | ACK_REQUEST, 0,
-                      request.length)
-    # the memory stays the device's until the other end has acknowledged it
-    gather_packet(c, frame, at, payload, request.length)
-    # one number, and the request is sent whole
-    c.send_psn = c.highest_psn = psn_after(c.send_psn, 1)
-    c.next += 1
-    return True
+cdef void liken(Connection *c, SendRequest *request) noexcept nogil:
+    cdef const SendRequest *before = &c.sends[(c.posted - 1) & c.send_mask]
+    request.like = 0
+    # one packet without padding, over IPv4, and a link and a CPU that have a quick way for it
+    if (request.verb != IBV_WR_SEND or not 0 < request.length <= c.mtu or request.length & 3 or c.gather == NULL
+            or c.quick.run == NULL or c.way.network != IPV4):
+        return
+    if (before.like and before.length == request.length and before.flags == request.flags
+            and before.lkey == request.lkey):
+        request.like = before.like
+    else:
+        c.likes += 1
+        request.like = c.likes
+
+
+cdef void learn_send(Connection *c, const SendRequest *request) noexcept nogil:
+    cdef PlainSend *plain = &c.plain_send
+    # another one for the link: what stands in its buffers is of other packets
+    c.gather.versions[0] += 1
+    plain.like, plain.version = request.like, c.gather.versions[0]
+    begin_packet(c, plain.headers, RC_SEND_ONLY, SOLICITED if request.flags & SOLICITS else 0, ACK_REQUEST, 0,
+                 request.length)
+    # of a PSN of 0 and nothing else in its word: that is each packet's
+    memset(plain.headers + PLAIN_SEND - 4, 0, 4)
+    c.quick.sum(plain.headers + ETHERNET, plain.sum)
+
+
+cdef uint32_t send_plain(Connection *c) noexcept nogil:
+    """As `send_packet`, for plain requests behind one another that are alike: how many were sent.
+
+    The headers of all of them are the same but for the PSN, and so is the sum up to it. 0: the link is full, or
+    `send_packet` has to say what is wrong.
+    """
+    cdef Piece[TOGETHER] pieces
+    cdef Piece *piece = pieces
+    cdef const SendRequest *request = &c.sends[c.next & c.send_mask]
+    cdef const SendRequest *last = &c.sends[c.send_mask]
+    cdef const Region *region = region_of(c.regions, request.lkey)
+    cdef uint32_t size = request.length, like = request.like, psn = c.send_psn, n, done = 0
+    cdef uint64_t offset, from_address = region.address, furthest = region.size - size
+    cdef const char *base = region.base
+    cdef int most = c.link.room(c.link.me, TOGETHER)
+    if region.key != request.lkey or region.key == 0 or region.size < size:
+        return 0
+    if c.plain_send.like != like:
+        learn_send(c, request)
+    most = min(most, <int> (c.posted - c.next), <int> c.window - psn_distance(psn, c.unacked_psn))
+    while most > 0:
+        # as find_memory has it: an address below the region's has become a very large offset
+        offset = request.local - from_address
+        if request.like != like or offset > furthest:
+            break
+        # the memory stays the device's until the other end has acknowledged it
+        piece.payload = base + offset
+        piece.psn = swap32(psn | ACK_REQUEST)
+        piece += 1
+        psn = psn_after(psn, 1)
+        request = request + 1 if request != last else c.sends
+        most -= 1
+    n = piece - pieces
+    if n:
+        c.quick.run(c.plain_send.sum, pieces, n, size)
+    # numbers and sums are made; from here on the link has the frames, in their order
+    while done < n:
+        done += append_run(c, pieces + done, n - done, size)
+    c.send_psn = c.highest_psn = psn
+    c.next += n
+    c.counters.sent += n
+    # asked for anew by whoever needs it
+    c.free_frames = 0
+    return n
+
+
+cdef uint32_t append_run(Connection *c, const Piece *pieces, uint32_t count, uint32_t size) noexcept nogil:
+    """As many as go the same way, at least one."""
+    cdef const PlainSend *plain = &c.plain_send
+    cdef uint32_t run = c.gather.append_all(c.gather.me, plain.headers, plain.version, PLAIN_SEND, pieces, count, size,
+                                            ICRC)
+    c.counters.gathered += <uint64_t> run * size
+    if run:
+        return run
+    append_plain(c, pieces, size)
+    return 1
+
+
+cdef void append_plain(Connection *c, const Piece *piece, uint32_t size) noexcept nogil:
+    # across the end of a page or of the ring, or memory that the device does not reach
+    cdef char *frame = c.link.buffer(c.link.me, 0)
+    cdef int status
+    memcpy(frame, c.plain_send.headers, 64)
+    memcpy(frame + PLAIN_SEND - 4, &piece.psn, 4)
+    status = c.gather.append(c.gather.me, PLAIN_SEND, piece.payload, size, piece.end, ICRC)
+    if status > 0:
+        c.counters.gathered += size
+    elif status == 0:
+        c.counters.copied_out += size
+    elif c.link_status == 0:
+        c.link_status = status
 
 
 cdef bint send_packet(Connection *c, char *frame, const SendRequest *request) noexcept nogil:
@@ -203,19 +289,33 @@ cdef inline void moved_to(Connection *c, uint32_t psn, int64_t at) noexcept nogi
 cdef void acknowledge_before(Connection *c, uint32_t psn, int64_t at) noexcept nogil:
     """The other end has executed everything before `psn`. A READ or an atomic is done when its data have come."""
     cdef const SendRequest *request
-    cdef uint32_t end
-    while c.oldest != c.posted and psn_distance(psn, c.unacked_psn) > 0:
+    cdef uint32_t end, reached = c.unacked_psn
+    while c.oldest != c.posted and psn_distance(psn, reached) > 0:
         request = &c.sends[c.oldest & c.send_mask]
         # an ACK that has overtaken a response, or tells that it is lost: the caller sees that nothing moved
         if request.answered:
-            return
+            break
         end = psn_after(request.first, request.packets)
         # within a message: progress, but no completion
         if psn_distance(psn, end) < 0:
-            moved_to(c, psn, at)
-            return
+            reached = psn
+            break
         complete_oldest(c, IBV_WC_SUCCESS)
-        moved_to(c, end, at)
+        reached = end
+    if reached != c.unacked_psn:
+        # once for all that one ACK tells of
+        moved_to(c, reached, at)
+
+
+cdef bint take_plain_ack(Connection *c, const char *bth, int64_t at) noexcept nogil:
+    cdef uint32_t psn = big32(bth + 8) & PSN_MASK
+    # What is more than an ACK of plain requests is for `take_acknowledge`: a NAK, a READ in between, an old number.
+    if (bth[BTH] & (0x80 | KIND_MASK) != KIND_ACK or c.outstanding or psn_distance(psn, c.unacked_psn) < 0
+            or psn_distance(psn, c.highest_psn) >= 0):
+        return False
+    acknowledge_before(c, psn_after(psn, 1), at)
+    c.counters.acks += 1
+    return True
 
 
 cdef void take_response(Connection *c, const Packet *p, int64_t at) noexcept nogil:

@@ -10,6 +10,9 @@ cdef void take_request(Connection *c, const Packet *p) noexcept nogil
 # What is owed, as far as the link has room. Called once a batch of packets, so one ACK answers for all of them.
 cdef void send_responses(Connection *c) noexcept nogil
 
+# Build what all ACKs have in common; once the other end is known.
+cdef void learn_ack(Connection *c) noexcept nogil
+
 
 cdef inline void owe_ack(Connection *c, uint32_t psn) noexcept nogil:
     """Acknowledge everything up to `psn`: one ACK for a whole batch (9.7.5.1.2)."""

@@ -34,6 +34,7 @@ cdef struct RoceState:
     uint64_t taken              # messages handed out
     uint64_t total              # messages that this end is to receive, or to be asked for
     bint moves                  # messages land in place: their pages are given back to the link
+    uint32_t looks              # at the link, free-running
     int64_t patience_ns
     int64_t limit_ns
 
@@ -56,5 +57,7 @@ cdef int roce_read_receive_until(void *me, Delivery *out, uint32_t most, int64_t
 cdef int roce_read_receive(void *me, Delivery *out, uint32_t most) noexcept nogil
 cdef int roce_read_release(void *me, uint32_t count) noexcept nogil
 cdef int roce_read_finish(void *me) noexcept nogil
+# Fill in what all requests have in common; once the other end is known.
+cdef void prepare_requests(RoceState *s) noexcept nogil
 # Post the next receive request, of the slot whose turn it is.
 cdef void roce_post_receive(RoceState *s) noexcept nogil

@@ -9,13 +9,14 @@ from libc.errno cimport EOVERFLOW, ETIMEDOUT
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
-from cython_ext.core.clock cimport now
+from cython_ext.core.clock cimport LOOKS, now
 from cython_ext.core.transport cimport FINISHED, WC_STATUS, Delivery
 from cython_ext.headers.infiniband_verbs cimport (
     IBV_QPS_ERR,
     IBV_WC_SUCCESS,
     IBV_WC_WR_FLUSH_ERR,
     IBV_WR_RDMA_READ,
+    IBV_WR_SEND,
 )
 from cython_ext.roce.connection cimport (
     SIGNALED,
@@ -26,10 +27,12 @@ from cython_ext.roce.connection cimport (
     SendRequest,
     flush_frames,
     packets_of,
+    psn_after,
 )
-from cython_ext.roce.driving cimport drive
-from cython_ext.roce.requester cimport number_request, send_requests
-from cython_ext.roce.timer cimport next_event
+from cython_ext.roce.driving cimport drive, look_at_timers
+from cython_ext.roce.requester cimport liken, send_requests
+from cython_ext.roce.responder cimport send_responses
+from cython_ext.roce.timer cimport UNREAD, next_event
 
 cdef enum:
     FRAMES = 64             # taken at once
@@ -64,17 +67,22 @@ cdef int state_error(const RoceState *s) noexcept nogil:
 cdef int work(RoceState *s, int64_t *deadline) noexcept nogil:
     """Take what has come and send what is to be sent; if nothing came, wait for a frame or a timer.
 
-    How many frames came; 0 at the deadline; or an error. A deadline of 0 becomes the patience from now on: the clock is
-    read once for that and for the timers.
+    How many frames came; 0 at the deadline; or an error. A deadline of 0 becomes the patience from now on.
     """
     cdef int status
     cdef int64_t at, until
     while True:
-        at = now()
-        status = drive(s.c, at, FRAMES)
+        # A reading of the clock costs as much as taking a message. It is needed where nothing comes; and now and then,
+        # so that a timer expires although something always comes.
+        s.looks += 1
+        status = drive(s.c, UNREAD if s.looks % LOOKS else now(), FRAMES)
         if status != 0:
             return status
         status = state_error(s)
+        if status < 0:
+            return status
+        at = now()
+        status = look_at_timers(s.c, at)
         if status < 0:
             return status
         if deadline[0] == 0:
@@ -120,38 +128,73 @@ cdef int roce_room(void *me) noexcept nogil:
 cdef int roce_blind_room(void *me) noexcept nogil:
     """As `room`, but never without a look: completions are the only stamps that a stream of WRITEs gets."""
     cdef RoceState *s = <RoceState *> me
-    cdef int status = drive(s.c, now(), FRAMES)
+    # timers are looked at where there is no room
+    cdef int status = drive(s.c, UNREAD, FRAMES)
     return status if status < 0 else roce_room(me)
+
+
+cdef void prepare_requests(RoceState *s) noexcept nogil:
+    cdef Connection *c = s.c
+    cdef SendRequest *request
+    cdef uint32_t k
+    for k in range(c.send_mask + 1):
+        request = &c.sends[k]
+        request.verb = s.verb
+        # success needs no completion: `oldest` tells how far the other end has acknowledged; a READ's is its delivery
+        request.flags = SIGNALED if s.verb == IBV_WR_RDMA_READ else 0
+        request.answered = s.verb == IBV_WR_RDMA_READ
+        request.lkey = s.out_key
+        request.length = s.size
+        request.rkey = s.remote_key
+        request.packets = packets_of(s.size, c.mtu)
+        liken(c, request)
+        request.like = c.sends[0].like
+
+
+cdef void aim(RoceState *s, uint32_t count) noexcept nogil:
+    """Where the next requests go to, which all but SEND have to say."""
+    cdef SendRequest *request
+    cdef uint32_t k
+    for k in range(s.c.posted, s.c.posted + count):
+        request = &s.c.sends[k & s.c.send_mask]
+        request.immediate = k
+        request.remote = s.remote + <uint64_t> s.remote_slot * s.remote_stride
+        # in turn, as the other end gives its slots back
+        s.remote_slot += 1
+        if s.remote_slot >= s.remote_slots:
+            s.remote_slot = 0
 
 
 cdef int roce_post(void *me, uint32_t count) noexcept nogil:
     cdef RoceState *s = <RoceState *> me
     cdef Connection *c = s.c
-    cdef SendRequest *request
-    cdef uint32_t packets = packets_of(s.size, c.mtu), _
+    cdef SendRequest *request = &c.sends[c.posted & c.send_mask]
+    cdef const SendRequest *last = &c.sends[c.send_mask]
+    cdef uint32_t packets = request.packets, psn = c.new_psn, _
+    cdef uint64_t at = <uint64_t> <uintptr_t> s.out + <uint64_t> s.slot * s.stride
+    cdef uint64_t behind = <uint64_t> <uintptr_t> s.out + <uint64_t> s.window * s.stride, stride = s.stride
+    if s.verb != IBV_WR_SEND:
+        aim(s, count)
     for _ in range(count):
-        request = &c.sends[c.posted & c.send_mask]
-        request.verb = s.verb
-        # success needs no completion: `oldest` tells how far the other end has acknowledged; a READ's is its delivery
-        request.flags = SIGNALED if s.verb == IBV_WR_RDMA_READ else 0
-        request.local = <uint64_t> <uintptr_t> (s.out + <size_t> s.slot * s.stride)
-        request.lkey = s.out_key
-        request.length = s.size
-        request.remote = s.remote + <uint64_t> s.remote_slot * s.remote_stride
-        request.rkey = s.remote_key
-        request.immediate = c.posted
-        number_request(c, request, s.verb == IBV_WR_RDMA_READ, packets)
-        s.slot += 1
-        if s.slot == s.window:
-            s.slot = 0
-        # in turn, as the other end gives its slots back
-        s.remote_slot += 1
-        if s.remote_slot >= s.remote_slots:
-            s.remote_slot = 0
+        # what all requests of a path have in common stands there: `prepare_requests`
+        request.local = at
+        request.first = psn
+        psn = psn_after(psn, packets)
+        at += stride
+        if at == behind:
+            at = <uint64_t> <uintptr_t> s.out
+        request = request + 1 if request != last else c.sends
+    c.posted += count
+    c.new_psn = psn
+    s.slot += count
+    s.slot -= s.window if s.slot >= s.window else 0
     if c.stamps != NULL:
         c.stamps.sent_bytes += <uint64_t> count * s.size
         c.stamps.summed_bytes += <uint64_t> count * s.size
-    send_requests(c, now())
+    # an answer takes the ACK along that has waited for it
+    if c.ack_due:
+        send_responses(c)
+    send_requests(c, UNREAD)
     flush_frames(c)
     return c.link_status if c.link_status < 0 else <int> count
 
@@ -161,6 +204,10 @@ cdef int roce_finish(void *me) noexcept nogil:
     cdef RoceState *s = <RoceState *> me
     cdef int64_t deadline = now() + s.limit_ns
     cdef int status
+    # of the last message: nothing is sent any more that would take it along
+    s.c.ack_waits = False
+    send_responses(s.c)
+    flush_frames(s.c)
     while s.c.oldest != s.c.posted:
         status = work(s, &deadline)
         if status <= 0:
@@ -198,17 +245,18 @@ cdef void roce_post_receive(RoceState *s) noexcept nogil:
 cdef inline int hand_out(RoceState *s, Delivery *out, uint32_t most) noexcept nogil:
     """Completed receive requests: the messages of SEND and of WRITE with immediate."""
     cdef CompletionQueue *queue = &s.c.received
+    cdef const Completion *ring = queue.ring
     cdef const Completion *entry
-    cdef uint32_t n = 0
-    while n < most and queue.tail != queue.head:
-        entry = &queue.ring[queue.tail & queue.mask]
+    cdef uint32_t tail = queue.tail, mask = queue.mask, n = 0, ready = min(most, queue.head - tail)
+    while n < ready:
+        entry = &ring[(tail + n) & mask]
         if entry.status != IBV_WC_SUCCESS:
             break
         # of a WRITE the request has no part but its turn, which is the slot's
         out[n].data = entry.data
         out[n].size = entry.size
-        queue.tail += 1
         n += 1
+    queue.tail = tail + n
     s.taken += n
     return <int> n
 
@@ -233,8 +281,12 @@ cdef int roce_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
 cdef int roce_release(void *me, uint32_t count) noexcept nogil:
     cdef RoceState *s = <RoceState *> me
     cdef uint32_t _
-    for _ in range(count):
-        roce_post_receive(s)
+    if s.c.in_frames:
+        # requests that are all the same, and filled: their memory is not used
+        s.c.receive_posted += count
+    else:
+        for _ in range(count):
+            roce_post_receive(s)
     if s.moves:
         s.c.landing.released += count
     # frames that were delivered go back to the device in the order in which they came

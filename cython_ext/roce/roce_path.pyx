@@ -94,8 +94,11 @@ cdef class RoceTransport(Transport):
             receives = min(receives, self.link.frames // 2)
         self.make_buffers()
         self.choose_ops()
-        for _ in range(receives):
+        # of a ping-pong each message is answered, and the ACK goes with the answer: the other end is woken once
+        s.c.ack_waits = setting.pattern == "pingpong"
+        for _ in range(s.c.receive_mask + 1 if s.c.in_frames else receives):
             roce_post_receive(s)
+        s.c.receive_posted = receives
         self.end = self.port.describe_end(
             path=TWINS[setting.path], size=self.size, qpn=self.pair.qpn, psn=secrets.randbelow(1 << 24), reads=READS,
             address=0 if self.landing_region is None else self.landing_region.address,
@@ -242,6 +245,7 @@ cdef class RoceTransport(Transport):
         )
         s.remote, s.remote_key = there.address, there.rkey
         s.remote_slots, s.remote_stride = max(1, there.slots), there.stride
+        prepare_requests(s)
         if s.verb == IBV_WR_RDMA_READ:
             self.ops.modulo = there.slots if self.prepare.role == "client" else 0
         self.notes |= {"mtu": mtu, "peer_mac": there.mac, "peer": there.device}

@@ -367,7 +367,8 @@ def endpoint(
         if isinstance(device, str):
             _check_foreign(device, address)
             number = _hold_number(device, address, qpn, stack)
-            link: FrameLink = _open_ring(device, address, mac or _mac_of(address), poll, stack)
+            _check_fits(device, address, mtu)
+            link: FrameLink = _open_ring(device, address, mac or _mac_of(address), poll, mtu, stack)
         else:
             number = qpn or random.randrange(2, LARGEST_NUMBER)
             link = device if isinstance(device, FrameLink) else stack.enter_context(device.frame_link())
@@ -430,10 +431,24 @@ def _mac_of(address: str) -> str:
     return f"02:68:{socket.inet_pton(socket.AF_INET6, gid_of(address))[-4:].hex(':')}"
 
 
-def _open_ring(netdev: str, address: str, mac: str, poll: bool, stack: contextlib.ExitStack) -> PacketRing:
+def _check_fits(netdev: str, address: str, mtu: int) -> None:
+    """UsageError if the kernel would send no packet of that MTU from the device."""
+    with contextlib.suppress(OSError, ValueError):  # as below
+        wire = int((NETDEVS / netdev / "mtu").read_text(encoding="utf-8"))
+        # IP, UDP, BTH, the longest extended headers of a request with payload, padding and ICRC
+        if mtu + (40 if ":" in address else 20) + 8 + 12 + 20 + 3 + 4 > wire:
+            raise UsageError(
+                f"packets of {mtu} bytes do not fit {netdev}, whose MTU is {wire}",
+                remedy=f"a smaller --mtu, or a larger MTU of the device: ip link set {netdev} mtu {mtu + 104}",
+            )
+
+
+def _open_ring(netdev: str, address: str, mac: str, poll: bool, mtu: int, stack: contextlib.ExitStack) -> PacketRing:
     """A packet ring for an address of its own; with IPv6 it hears the group in which the address is asked for."""
     # the ring's filter knows IPv4 alone
-    ring = PacketRing(netdev, mac, poll=poll, only_port=None if ":" in address else ROCE_PORT)
+    ring = PacketRing(
+        netdev, mac, poll=poll, only_port=None if ":" in address else ROCE_PORT, largest=max(1514, mtu + 128)
+    )
     stack.enter_context(ring)
     state = ""
     with contextlib.suppress(OSError):  # /sys may be that of another network namespace

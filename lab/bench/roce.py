@@ -3,7 +3,8 @@
 A guest with one CPU whose clock counts instructions (icount) has two 82574L on one segment, both driven by hwrx. Of a
 row that receives, the frames are in the ring before the clock is read, so the sender costs nothing; of one that sends,
 the other end takes and acknowledges after it was read. The emulated wire takes no time, so that one thread can be both
-ends without ever waiting: that is the last row, both ends' work together.
+ends without ever waiting: that is the last row, both ends' work together, and with it that of building the message,
+whose send time is a reading of the clock.
 
     lab/bench/roce [--quick] [--kernel 6.12] [--json bench-roce.json]
 """

@@ -53,7 +53,9 @@ class RxePeer:
         self.number, self.address, self.key = int(self.qp.qp_num), int(self.mr.buf), int(self.mr.rkey)
         self.way: Any = None
 
-    def connect(self, gid: str, number: int, *, expects: int = 0, begins: int = 0, rnr_retry: int = 7) -> None:
+    def connect(
+        self, gid: str, number: int, *, expects: int = 0, begins: int = 0, rnr_retry: int = 7, mtu: int = 1024
+    ) -> None:
         """Towards queue pair `number` of a GID; the first PSN that it sends, and the first of ours."""
         from pyverbs.addr import AH, GID, AHAttr, GlobalRoute
         from pyverbs.qp import QPAttr
@@ -66,7 +68,8 @@ class RxePeer:
             self.way = AH(self.pd, attr=way)
             attributes.qkey = QKEY
         else:
-            attributes.dest_qp_num, attributes.path_mtu, attributes.rq_psn = number, self.e.IBV_MTU_1024, expects
+            attributes.dest_qp_num, attributes.rq_psn = number, expects
+            attributes.path_mtu = getattr(self.e, f"IBV_MTU_{mtu}")
             attributes.max_rd_atomic = attributes.max_dest_rd_atomic = 4
             attributes.min_rnr_timer, attributes.timeout, attributes.retry_cnt = 12, TIMEOUT, 6
             attributes.rnr_retry, attributes.ah_attr = rnr_retry, way

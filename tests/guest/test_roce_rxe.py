@@ -40,7 +40,8 @@ class Meeting:
         self.domain = ProtectionDomain()
         self.region = self.domain.register(self.memory)
         netdev, there = str(pair["client"].netdev), pair["server"]
-        self.ring = stack.enter_context(PacketRing(netdev, MAC, only_port=4791, poll=True))
+        largest = 4300 if options.get("mtu") else 1514
+        self.ring = stack.enter_context(PacketRing(netdev, MAC, only_port=4791, poll=True, largest=largest))
         self.qp = stack.enter_context(RoceQueuePair(self.ring, self.domain, qpn=QPN))
         ip("neigh", "replace", ADDRESS, "lladdr", MAC, "dev", str(there.netdev), "nud", "permanent")
         stack.callback(ip, "neigh", "del", ADDRESS, "dev", str(there.netdev))
@@ -82,6 +83,19 @@ def meeting(pair: Places, needs: Callable[..., None], request: pytest.FixtureReq
     needs("pyverbs")
     with contextlib.ExitStack() as stack:
         yield Meeting(pair, stack, **getattr(request, "param", {}))
+
+
+@pytest.fixture
+def long_meeting(pair: Places, needs: Callable[..., None]) -> Iterator[Meeting]:
+    """At RoCE's largest MTU, over a wire whose frames are long enough."""
+    needs("pyverbs")
+    wire = [str(place.netdev) for place in pair.values()]
+    with contextlib.ExitStack() as stack:
+        for netdev in wire:
+            was = Path(f"/sys/class/net/{netdev}/mtu").read_text().strip()
+            stack.callback(ip, "link", "set", netdev, "mtu", was)
+            ip("link", "set", netdev, "mtu", "4200")
+        yield Meeting(pair, stack, mtu=4096)
 
 
 def pattern(size: int) -> bytes:
@@ -165,6 +179,41 @@ def test_what_rxe_reads_is_what_we_have(meeting: Meeting) -> None:
         meeting.rxe.post(e.IBV_WR_RDMA_READ, 0, size, **meeting.at_ours)
         assert meeting.rxe_completion("send").status == e.IBV_WC_SUCCESS
         assert meeting.rxe.read(size + 8, 0) == body + bytes(8)
+
+
+@pytest.mark.parametrize("verb", ["send", "write", "read"])
+def test_packets_of_4096_bytes_go_either_way(long_meeting: Meeting, verb: str) -> None:
+    meeting, e = long_meeting, long_meeting.rxe.e
+    theirs = {"send": e.IBV_WR_SEND, "write": e.IBV_WR_RDMA_WRITE, "read": e.IBV_WR_RDMA_READ}[verb]
+    reads, sends = verb == "read", verb == "send"
+    packets = 0
+    for size in (1, 1024, 4095, 4096, 4097, 65536):
+        for ours in (True, False):
+            body = pattern(size)
+            if ours == reads:
+                meeting.rxe.write(body, 0)
+                meeting.memory[:size] = bytes(size)
+            else:
+                meeting.memory[:size] = body
+                meeting.rxe.write(bytes(size), 0)
+            if ours:
+                if sends:
+                    meeting.rxe.post_receive(0, ROOM)
+                meeting.qp.post_send(verb, meeting.region, 0, size, **({} if sends else meeting.at_rxe))
+                assert meeting.our_completion("send").status == SUCCESS
+                if sends:
+                    assert meeting.rxe_completion("receive").byte_len == size
+            else:
+                if sends:
+                    meeting.qp.post_receive(meeting.region)
+                meeting.rxe.post(theirs, 0, size, **({} if sends else meeting.at_ours))
+                assert meeting.rxe_completion("send").status == e.IBV_WC_SUCCESS
+                if sends:
+                    assert meeting.our_completion("receive").size == size
+            assert meeting.rxe.read(size, 0) == bytes(meeting.memory[:size]) == body
+            packets += -(-size // 4096)
+    # as many as messages of that MTU have, and an answer or request for each: of 1,024 bytes there would be four times
+    assert meeting.qp.counters["sent"] <= packets + 12
 
 
 def test_atomics_are_executed_by_either_end(meeting: Meeting) -> None:

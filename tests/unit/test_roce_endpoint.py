@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from cython_ext.frames.handed_link import HandedLink
 from cython_ext.roce.packet import address_vector, build_packet
 from hwrx import roce
 from hwrx.errors import PathError, UsageError
+from hwrx.roce import endpoints
 from hwrx.roce.neighbours import answer_neighbour, ask_neighbour, read_neighbour, solicited_node
 from hwrx.roce.parameters import Parameters, parse_parameters, read_parameters
 
@@ -272,3 +274,16 @@ def test_memory_that_is_not_registered_is_refused_in_words(two: Two) -> None:
 def test_two_versions_of_ip_are_refused(two: Two) -> None:
     with pytest.raises(UsageError, match="not of one version of IP"):
         two.ends[0].connect(Parameters(gid="2001:db8::1", qpn=2, psn=0))
+
+
+@pytest.mark.parametrize(("address", "most"), [("192.0.2.1", 1433), ("2001:db8::1", 1413)])
+def test_packets_that_the_device_would_not_send_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, most: int
+) -> None:
+    (tmp_path / "eth9").mkdir()
+    (tmp_path / "eth9" / "mtu").write_text("1500\n")
+    monkeypatch.setattr(endpoints, "NETDEVS", tmp_path)
+    endpoints._check_fits("eth9", address, most)
+    with pytest.raises(UsageError, match=r"packets of 2048 bytes do not fit eth9, whose MTU is 1500") as refused:
+        endpoints._check_fits("eth9", address, 2048)
+    assert "ip link set eth9 mtu 2152" in str(refused.value.remedy)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cython_ext.roce.icrc import WAYS, crc32
+from cython_ext.roce.icrc import WAYS, crc32, icrc_ipv4
 from cython_ext.roce.packet import (
     NAK_NAMES,
     OPCODE_NAMES,
@@ -84,6 +84,19 @@ def reference_icrc(frame, network):
     udp[6:8] = b"\xff\xff"
     rest[4] = 0xFF
     return struct.pack("<I", zlib.crc32(b"\xff" * 8 + ip + udp + rest))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_icrc_is_the_same_in_every_way(way):
+    draw = random.Random(3)
+    way_there = address_vector("02:00:00:00:00:01", "02:00:00:00:00:02", "192.0.2.1", "198.51.100.7")
+    for size in (*range(0, 300, 4), 1000, 1024, 4096):
+        frame = bytearray(build_packet(way_there, "RC_SEND_ONLY", qpn=0x123456, psn=size, payload=draw.randbytes(size)))
+        # what a hop may change is not covered
+        frame[15], frame[22], frame[24:26] = draw.randrange(256), draw.randrange(256), draw.randbytes(2)
+        assert icrc_ipv4(frame[14:-4], way=way) == int.from_bytes(frame[-4:], "little"), size
+    with pytest.raises(ValueError, match="no packet over IPv4"):
+        icrc_ipv4(bytes(39), way=way)
 
 
 @pytest.mark.parametrize(("headers", "network"), [(IPV4, 20), (IPV6, 40)], ids=["IPv4", "IPv6"])

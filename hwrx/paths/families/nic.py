@@ -206,8 +206,11 @@ def release_held() -> None:
         _held.pop().give_back()
 
 
-def _packet_ring(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
-    """The kernel's ring for packet sockets, at an address of its own, so that the stack leaves our frames alone."""
+def open_packet_ring(prepare: Prepare, largest: int = 1514) -> tuple[FrameLink, dict[str, Any]]:
+    """The kernel's ring for packet sockets, at an address of its own, so that the stack leaves our frames alone.
+
+    :param largest: bytes of a frame
+    """
     from cython_ext.frames.packet_ring import PacketRing
 
     netdev = named_netdev(prepare)
@@ -224,6 +227,7 @@ def _packet_ring(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
         block_ms=BLOCK_MS,
         bypass=not setting.netem,  # netem is a queueing discipline: what bypasses it is not spoiled
         only_port=only_port,
+        largest=largest,
     )
     return ring, {
         "netdev": netdev,
@@ -287,7 +291,7 @@ def _port(prepare: Prepare) -> int:
 
 LINKS: dict[str, Callable[[Prepare], tuple[FrameLink, dict[str, Any]]]] = {
     "nic-ring": _ring,
-    "packet-ring": _packet_ring,
+    "packet-ring": open_packet_ring,
     "xdp": _xdp,
     "nic-pio": _pio,
 }

@@ -68,6 +68,7 @@ PATHS = (
 )
 LARGEST = 1 << 24  # bytes: its slots fit the memory that an end may pin
 PLAIN_BUFFER = 2048  # bytes of a NIC's receive buffer
+AROUND = 128  # bytes of a frame around a packet's payload, at most
 JUMBO_BUFFER = 8192  # of one that a packet of RoCE's largest MTU fits
 LARGE = 2048  # bytes of payload from which on a packet needs one
 ENDPOINT_MODULES = (
@@ -154,7 +155,7 @@ def _driven(prepare: Prepare, netdev: str) -> roce_port.RocePort:
 def _shared(prepare: Prepare, netdev: str) -> roce_port.RocePort:
     """A ring that the kernel's driver fills: one copy on the way in, and one on the way out."""
     mtu = roce_port.choose_roce_mtu(wire_mtu(netdev), prepare.setting.mtu, netdev)
-    link, notes = frames.LINKS["packet-ring"](prepare)
+    link, notes = frames.open_packet_ring(prepare, max(1514, mtu + AROUND))
     return roce_port.RocePort(link, prepare.here.address, mtu, notes=notes)
 
 
