@@ -49,3 +49,4 @@ cdef struct MessageState:
 cdef class MessageLink(RingLink):
     cdef MessageState messages
     cdef object region      # the InterleavedRegion, where messages land
+    cdef bytearray armed_pages

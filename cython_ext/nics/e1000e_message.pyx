@@ -8,7 +8,7 @@ from libc.errno cimport EINVAL
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from cython_ext.frames.landing cimport LANDING_PAGE, Landing, foretold, next_position
+from cython_ext.frames.landing cimport LANDING_PAGE, Landing, foretold, has_come, next_position
 from cython_ext.frames.link cimport Frame, Gather, Link, Piece
 from cython_ext.nics.dma cimport DmaRegion
 from cython_ext.nics.e1000e_ring cimport (
@@ -96,6 +96,7 @@ cdef int give(void *me, uint32_t count) noexcept nogil:
     while rx.oldest != rx.fresh:
         slot = rx.oldest & rx.mask
         if rx.skipped[slot]:
+            has_come(&s.landing, s.where[slot])
             rx.skipped[slot] = 0
             rx.refused -= 1
         elif count == 0:
@@ -398,6 +399,8 @@ cdef class MessageLink(RingLink):
         # nothing is awaited behind a message that has not come
         landing.aside = 0 if asides_first else asides
         # no further than to messages whose pages are free while the user has those of half of all
+        self.armed_pages = bytearray(slots * packets)
+        landing.armed = <uint8_t *> <char *> self.armed_pages
         landing.ahead = max(2, min(AHEAD, self.rx.count // 2, (slots // 2) * (packets + asides)))
         landing.frames = region.base
         self.landing = landing

@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from cython_ext.core.clock cimport now
-from cython_ext.frames.landing cimport Landing, landed_at
+from cython_ext.frames.landing cimport Landing, landed_at, may_be_written
 from cython_ext.frames.link cimport Gather, Link
 from cython_ext.frames.stamps cimport Stamps, keep, written_by_device
 from cython_ext.headers.infiniband_verbs cimport (
@@ -172,6 +172,7 @@ cdef struct Counters:
     uint64_t placed             # bytes that the device had put there itself
     uint64_t in_frames          # bytes that were delivered in the frame in which they came
     uint64_t misplaced          # of those copied: they came where something else was foretold
+    uint64_t clashes            # packets taken for lost: a device may still write where they belong
     uint64_t gathered           # bytes that the device fetched out of the user's memory
     uint64_t copied_out         # bytes that our CPU carried to the link
 
@@ -339,10 +340,17 @@ cdef inline void enter_error(Connection *c) noexcept nogil:
 
 # --- input ---------------------------------------------------------------------------------------------------------
 
-cdef inline bint place_payload(Connection *c, const Packet *p, uint32_t key, uint64_t address,
-                               uint32_t access) noexcept nogil:
-    """Put a packet's payload into the user's memory. False if that may not be touched; nothing is written then.
+cdef enum:
+    FORBIDDEN = 0
+    PLACED = 1
+    CLASHES = -1
 
+
+cdef inline int place_payload(Connection *c, const Packet *p, uint32_t key, uint64_t address,
+                              uint32_t access) noexcept nogil:
+    """Put a packet's payload into the user's memory: PLACED, or why nothing is written.
+
+    FORBIDDEN: that memory may not be touched. CLASHES: a device may still write it; the packet is as good as lost.
     The one copy of this side: out of the link's frame, before the frame is given back; none if the device has put it in
     its place. The memory is looked up for each packet anew: the region may have been closed since the last one.
     """
@@ -350,15 +358,20 @@ cdef inline bint place_payload(Connection *c, const Packet *p, uint32_t key, uin
     if p.size:
         to = find_memory(c.regions, key, address, p.size, access)
         if to == NULL:
-            return False
-        if c.landing != NULL and landed_at(c.landing, p.payload) == to:
-            c.counters.placed += p.size
-            c.landed += p.size
-            return True
+            return FORBIDDEN
+        if c.landing != NULL:
+            if landed_at(c.landing, p.payload) == to:
+                c.counters.placed += p.size
+                c.landed += p.size
+                return PLACED
+            if may_be_written(c.landing, to, p.size):
+                c.landing.astray = True
+                c.counters.clashes += 1
+                return CLASHES
+            c.counters.misplaced += p.size
         memcpy(to, p.payload, p.size)
         c.counters.copied += p.size
-        c.counters.misplaced += p.size if c.landing != NULL else 0
-    return True
+    return PLACED
 
 
 cdef inline void stamp_message(Connection *c, const char *data, uint32_t size) noexcept nogil:

@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from cython_ext.core.clock cimport now
+from cython_ext.frames.landing cimport has_come
 from cython_ext.frames.link cimport Frame
 from cython_ext.frames.packet cimport (
     ETHERNET,
@@ -298,6 +299,8 @@ cdef int drive(Connection *c, int64_t at, uint32_t most) noexcept nogil:
             if k == <uint32_t> count:
                 break
         c.kept = False
+        if c.landing != NULL:
+            has_come(c.landing, frames[k].data)
         if c.stamps != NULL or not take_ack(c, &frames[k], at):
             take_frame(c, &frames[k], at)
         if c.in_frames and not c.kept:

@@ -403,6 +403,7 @@ cdef inline SendRequest *awaited(Connection *c, const Packet *p, int64_t at) noe
 cdef void take_read_response(Connection *c, const Packet *p, int64_t at) noexcept nogil:
     cdef SendRequest *request = awaited(c, p, at)
     cdef uint32_t index, size, offset
+    cdef int placed
     if request == NULL:
         return
     index = psn_distance(p.psn, request.first)
@@ -414,7 +415,11 @@ cdef void take_read_response(Connection *c, const Packet *p, int64_t at) noexcep
         fail_oldest(c, IBV_WC_BAD_RESP_ERR)
         return
     # in its place at once, whatever may still be missing behind it
-    if not place_payload(c, p, request.lkey, request.local + offset, IBV_ACCESS_LOCAL_WRITE):
+    placed = place_payload(c, p, request.lkey, request.local + offset, IBV_ACCESS_LOCAL_WRITE)
+    if placed == CLASHES:
+        response_lost(c)
+        return
+    if placed == FORBIDDEN:
         fail_oldest(c, IBV_WC_LOC_PROT_ERR)
         return
     # Not outstanding where we had gone back before it, and it came after all.

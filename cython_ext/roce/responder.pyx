@@ -144,6 +144,7 @@ cdef void take_send(Connection *c, const Packet *p) noexcept nogil:
     cdef const ReceiveRequest *request
     cdef uint32_t flags = WITH_IMMEDIATE if p.kind & HAS_IMMDT else 0
     cdef char *data = NULL
+    cdef int placed
     # For a later packet of the message the request is the same: only its end takes it off.
     if not receiver_ready(c):
         return
@@ -159,9 +160,14 @@ cdef void take_send(Connection *c, const Packet *p) noexcept nogil:
         c.landed = 0 if c.stamps == NULL else written_by_device(c.stamps, p.payload, p.size)
         data = <char *> p.payload
         flags |= IN_FRAME
-    elif not place_payload(c, p, request.lkey, request.local + c.offset, IBV_ACCESS_LOCAL_WRITE):
-        refuse(c, NAK_REMOTE_OPERATIONAL_ERROR, IBV_WC_LOC_PROT_ERR)
-        return
+    else:
+        placed = place_payload(c, p, request.lkey, request.local + c.offset, IBV_ACCESS_LOCAL_WRITE)
+        if placed == CLASHES:
+            owe_nak(c, NAK_PSN_SEQUENCE_ERROR)
+            return
+        if placed == FORBIDDEN:
+            refuse(c, NAK_REMOTE_OPERATIONAL_ERROR, IBV_WC_LOC_PROT_ERR)
+            return
     c.message = IS_SEND
     c.offset += p.size
     if p.kind & IS_LAST:
@@ -177,6 +183,7 @@ cdef void take_send(Connection *c, const Packet *p) noexcept nogil:
 
 cdef void take_write(Connection *c, const Packet *p) noexcept nogil:
     cdef uint32_t offset = c.offset
+    cdef int placed
     if p.kind & HAS_RETH:
         # The lengths agree, or no packet of the message is executed.
         if p.length > LONGEST_MESSAGE or (p.length != p.size if p.kind & IS_LAST else p.length <= c.mtu):
@@ -196,7 +203,11 @@ cdef void take_write(Connection *c, const Packet *p) noexcept nogil:
     if p.kind & HAS_IMMDT and not receiver_ready(c):
         return  # nothing of this packet is executed before it comes again
     # checked once more for this packet
-    if not place_payload(c, p, c.write_key, c.write_address + offset, IBV_ACCESS_REMOTE_WRITE):
+    placed = place_payload(c, p, c.write_key, c.write_address + offset, IBV_ACCESS_REMOTE_WRITE)
+    if placed == CLASHES:
+        owe_nak(c, NAK_PSN_SEQUENCE_ERROR)
+        return
+    if placed == FORBIDDEN:
         refuse(c, NAK_REMOTE_ACCESS_ERROR, IBV_WC_SUCCESS)
         return
     # only now: until here the packet may come again as if it had not come

@@ -200,6 +200,67 @@ def test_a_stranger_in_between_costs_a_copy_and_the_prediction_mends_itself(mode
     ends.link.close()
 
 
+def test_a_message_that_was_delivered_is_not_overwritten_by_the_next_one(model: Model) -> None:
+    """Acknowledgements that are foreseen and do not come: each message comes in front of its own place.
+
+    It must not be copied there: the NIC still has that page, and writes the next message over it.
+    """
+    ends = Ends(model, mtu=4096)
+    slots = 16
+    user = ends.link.prepare_landing(slots=slots, size=64, mtu=4096, first=54, middle=54, last=54, asides=1)
+    region = ends.domain.register(user)
+    ends.qp.use_landing()
+    ends.connect()
+    held: list[int] = []
+    for message in range(60):
+        ends.qp.post_receive(region, message % slots * 4096, 64)
+        for _ in range(3):  # what is refused is sent again
+            ends.arrive("RC_SEND_ONLY", message, pattern(64, message))
+            ends.qp.progress(0)
+            if statuses := [each.status for each in ends.qp.poll_receives()]:
+                break
+        assert statuses == ["IBV_WC_SUCCESS"]
+        held.append(message)
+        for each in held:
+            at = each % slots * 4096
+            assert bytes(memoryview(user)[at : at + 64]) == pattern(64, each), (message, each)
+        if len(held) > 3:
+            ends.link.release_messages(1)
+            del held[0]
+    counters = ends.qp.counters
+    # as many as were foretold when the first one showed that the sequence is another
+    assert 0 < counters["clashes"] == counters["naks_sent"] <= 8
+    assert counters["placed"] + counters["misplaced"] == 60 * 64 and counters["wrong_icrc"] == 0
+    region.close()
+    ends.link.close()
+
+
+def test_frames_that_come_together_do_not_overwrite_each_other(model: Model) -> None:
+    ends = Ends(model, mtu=4096)
+    slots = 16
+    user = ends.link.prepare_landing(slots=slots, size=64, mtu=4096, first=54, middle=54, last=54, asides=1)
+    region = ends.domain.register(user)
+    ends.qp.use_landing()
+    ends.connect()
+    done = posted = 0
+    while done < 48:
+        while posted < done + 4:
+            ends.qp.post_receive(region, posted % slots * 4096, 64)
+            posted += 1
+        for message in range(done, done + 4):
+            ends.arrive("RC_SEND_ONLY", message, pattern(64, message))
+        ends.qp.progress(0)
+        came = ends.qp.poll_receives()
+        for each in range(done, done + len(came)):
+            at = each % slots * 4096
+            assert bytes(memoryview(user)[at : at + 64]) == pattern(64, each)
+        done += len(came)
+        ends.link.release_messages(len(came))
+    assert ends.qp.counters["wrong_icrc"] == 0
+    region.close()
+    ends.link.close()
+
+
 @pytest.mark.parametrize("first", [False, True])
 def test_acknowledgements_between_messages_are_foreseen(model: Model, first: bool) -> None:
     ends = Ends(model, mtu=4096)
