@@ -52,14 +52,6 @@ struct napi_struct {
 	struct net_device *dev;
 };
 
-struct irqaction {
-	unsigned int irq;
-};
-
-struct sk_buff_head {
-	u32 qlen;
-};
-
 struct softnet_data {
 	struct sk_buff_head process_queue, input_pkt_queue;
 };

@@ -162,6 +162,21 @@ struct rxe_cqe;
 struct rxe_pkt_info;
 struct rxe_qp;
 
+struct irqaction {
+	unsigned int irq;
+	void *handler;
+	void *dev_id;
+	const char *name;
+};
+
+struct sk_buff_head {
+	u32 qlen;
+};
+
+struct inode {
+	unsigned long i_ino;
+};
+
 #pragma clang attribute pop
 
 #include <bpf/bpf_tracing.h>

@@ -93,12 +93,6 @@ struct task_struct___mm {
 	char comm[16];
 };
 
-struct irqaction {
-	void *handler;
-	void *dev_id;
-	const char *name;
-};
-
 struct irq_chip {
 	const char *name;
 };
@@ -144,20 +138,12 @@ struct sk_buff___way {
 	u8 cloned : 1;
 };
 
-struct inode {
-	unsigned long i_ino;
-};
-
 struct file {
 	struct inode *f_inode;
 };
 
 struct socket___way {
 	struct file *file;
-};
-
-struct sk_buff_head {
-	u32 qlen;
 };
 
 struct sock___way {

@@ -95,10 +95,6 @@ struct task_struct___ns {
 	struct nsproxy *nsproxy;
 };
 
-struct inode {
-	unsigned long i_ino;
-};
-
 struct socket_alloc {
 	struct socket socket;
 	struct inode vfs_inode;
