@@ -13,7 +13,9 @@ from hwrx.lookup.crowd import Crowded
 from hwrx.paths import hooks
 from hwrx.wires import topology
 
-SEEN = {"xdp", "tc", "pre-routing", "forward", "local-in", "rps", "tap", "tap-elsewhere", "gro"}  # from outside
+# from outside
+SEEN = {"xdp", "tc", "tc-egress", "pre-routing", "forward", "local-in", "local-out", "post-routing", "rps", "gro"}
+SEEN |= {"tap", "tap-elsewhere"}
 
 
 @pytest.fixture(scope="module")
