@@ -99,7 +99,9 @@ def main(args: list[str] | None = None) -> int:
     with contextlib.suppress(OSError, ValueError):  # a standard error without a descriptor, as some test tools make it
         faulthandler.enable()  # drivers and libraries in C are loaded: where a crash was must be seen
     with Ending() as ending:
-        return _run(args, ending)
+        code = _run(args, ending)
+    streams.drop_refused(sys.stderr)
+    return code
 
 
 def _run(args: list[str] | None, ending: Ending) -> int:
@@ -127,10 +129,10 @@ def _run(args: list[str] | None, ending: Ending) -> int:
         return error.exit_code
     except BrokenPipeError:
         # the reader of our output went away (`| head`): not an error of ours, and nothing more can be said to it
-        streams.drop_output()
+        streams.drop_output(sys.stdout)
         return 141
     except OSError as error:
-        streams.drop_output()
+        streams.drop_output(sys.stdout)
         remedy = shortage_remedy(error.errno)
         streams.say_last(f"hwrx: {streams.error_words(error)}" + (f"\n  remedy: {remedy}" if remedy else ""))
         return 1

@@ -416,6 +416,8 @@ cdef void take_read_response(Connection *c, const Packet *p, int64_t at) noexcep
         return
     # in its place at once, whatever may still be missing behind it
     placed = place_payload(c, p, request.lkey, request.local + offset, IBV_ACCESS_LOCAL_WRITE)
+    # Its own place is still the NIC's, which would write the next frame over it. So it has not come: the READ is
+    # resumed at its number, and where the answers lie then is another matter.
     if placed == CLASHES:
         response_lost(c)
         return

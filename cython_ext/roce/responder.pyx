@@ -162,6 +162,7 @@ cdef void take_send(Connection *c, const Packet *p) noexcept nogil:
         flags |= IN_FRAME
     else:
         placed = place_payload(c, p, request.lkey, request.local + c.offset, IBV_ACCESS_LOCAL_WRITE)
+        # its own place is still the NIC's, which would write the next frame over it: it is to come again
         if placed == CLASHES:
             owe_nak(c, NAK_PSN_SEQUENCE_ERROR)
             return
@@ -204,6 +205,8 @@ cdef void take_write(Connection *c, const Packet *p) noexcept nogil:
         return  # nothing of this packet is executed before it comes again
     # checked once more for this packet
     placed = place_payload(c, p, c.write_key, c.write_address + offset, IBV_ACCESS_REMOTE_WRITE)
+    # As of a SEND: there the NIC may still write another frame, so it is to come again. The number that is expected
+    # stays what it is, and so does the message, of which nothing more was executed.
     if placed == CLASHES:
         owe_nak(c, NAK_PSN_SEQUENCE_ERROR)
         return

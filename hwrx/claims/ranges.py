@@ -11,6 +11,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "budget": (0, 2**31 - 1),  # net.core.netdev_budget is an int; 0: as it is
     "burden": (0, 1024),
     "burst": (1, 10_000_000),
+    "connections": (1, 60_000),
     "count": (1, 1_000_000),
     "counts": (0, 1_000_000),
     "entries": (8, 4096),  # 82574 datasheet, 7.1.5: a ring has 8 descriptors at the least
@@ -24,12 +25,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "packets": (1, 10_000_000),
     "pages": (1, 1 << 20),
     "peers": (1, 60_000),
+    "port": (1, 65_535),
     "receive_buffer": (0, 1 << 30),  # the kernel doubles it, in an int
     "rounds": (1, 100_000),
+    "seed": (0, 2**32 - 1),  # of jhash: a word
     "senders": (1, 60_000),
     "size": (16, 65_507),  # bytes of a UDP datagram
     "sizes": (16, 65_507),
     "sockets": (1, 1_000_000),
+    "table": (1, 1 << 16),  # slots of the kernel's table of UDP sockets
     "width": (1, 4),
     "work_us": (0, 1e6),
 }

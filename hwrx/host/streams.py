@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+from typing import TextIO
 
 from hwrx.host.outside import clean_text
 
@@ -39,14 +40,25 @@ def say_last(words: str) -> None:
     """Write a line to standard error, as far as anybody listens."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(f"{clean_text(words)}\n")
-        sys.stderr.flush()
+    drop_refused(sys.stderr)
 
 
-def drop_output() -> None:
-    """Let what standard output still holds go nowhere, so that the interpreter does not fail on it at its end."""
+def drop_refused(stream: TextIO) -> None:
+    """Write out what a stream still holds; if that is refused, let it go nowhere.
+
+    The interpreter would fail on it at its end, and exit with a code of its own (120).
+    """
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        drop_output(stream)
+
+
+def drop_output(stream: TextIO) -> None:
+    """Let what a stream still holds, and all that follows, go nowhere."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,12 +112,15 @@ def test_the_interrupt_found_a_task_and_the_handler_touched_no_packet(short: Rec
 
 
 def test_the_mask_is_set_while_it_is_polled_and_gone_afterwards(short: Reception) -> None:
-    masked = step(short, "the NIC's interrupt is masked").facts
-    assert masked["masked"] is True
-    assert masked["by"] == "the NIC"
-    later = step(short, "interrupts are let in again").facts
-    # an interrupt that was held back comes as soon as the mask is gone, and masks itself again
-    assert later["masked"] is False or later["interrupted_again"] is True
+    """After the poll the next interrupt may have come at once, and has masked the NIC again: so of several packets."""
+    for found in itertools.chain([short], (follow(Request("nic", 64)) for _ in range(8))):
+        masked = step(found, "the NIC's interrupt is masked").facts
+        assert masked["masked"] is True
+        assert masked["by"] == "the NIC"
+        later = step(found, "interrupts are let in again").facts
+        if later["masked"] is False:
+            return
+    pytest.fail(f"the NIC's interrupt was masked after each poll: {later}")
 
 
 def test_short_frames_are_copied_from_the_ring_and_long_ones_stay(short: Reception, tapped: Reception) -> None:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 import hwrx
 from hwrx.errors import StoreError
-from hwrx.host import console, disk, owners, tools
+from hwrx.host import console, disk, owners, streams, tools
 
 HWRX = [sys.executable, "-P", "-m", "hwrx"]
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -44,6 +44,15 @@ def test_a_full_disk_is_told_where_it_is_the_output() -> None:
     assert done.returncode == 1
     assert done.stderr == b"hwrx: no space left on device\n  remedy: the disk is full: df -h\n"
     assert shell('"$@" 2> /dev/full', "report", "/nowhere").returncode == 1
+
+
+def test_what_a_full_disk_refused_is_not_tried_again_at_the_interpreters_end() -> None:
+    """It would exit with 120 then, whatever the command's own code is."""
+    with pathlib.Path("/dev/full").open("w", encoding="utf-8") as full:
+        full.write("held")
+        streams.drop_refused(full)
+        full.write("and more")
+        full.flush()
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: pathlib.Path) -> None:

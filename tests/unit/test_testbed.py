@@ -199,7 +199,7 @@ def test_settings_of_every_shipped_topology_have_an_estimate() -> None:
         (["lab", "shell", "netns", "--clock", "icount", "--", "true"], "--clock is for a guest"),
         (["lab", "shell", "pair", "--host", "--kernel", "6.12", "--", "true"], "--kernel is for a guest"),
         (["lab", "shell", "netns", "--cpus", "2", "--", "true"], "--cpus is for a guest"),
-        (["lab", "shell", "queues", "--mtu", "4200", "--", "true"], "--mtu is for the wire of pair, netns, nic"),
+        (["lab", "shell", "queues", "--mtu", "4200", "--", "true"], "--mtu is for the wire of pair, netns, router"),
         (["memory", "--guest", "--device", "rxe0"], "--device is of this machine"),
         (["memory", "--kernel", "6.12", "--nic", "eth1"], "--nic is of this machine"),
         (["compare", "--paths", "udp", "--topology", "here", "--clock", "icount", "--dry-run"], "icount counts"),
