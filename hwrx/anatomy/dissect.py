@@ -134,7 +134,7 @@ def _dissect(bed: GuestBed, settings: Sequence[Setting], file: Path, say: Say, c
         speed = clock_speed(_ask(bed.guest, "dmesg"))
     say("anatomy", "naming and adding up")
     pieces = [*kernel_pieces(kallsyms), *process_pieces("\n".join(maps))]
-    return list(_added_up(file, taken, Symbols(pieces), speed))
+    return list(_added_up(file, taken, copies, Symbols(pieces), speed))
 
 
 def followed_setting(setting: Setting) -> Setting:
@@ -142,7 +142,7 @@ def followed_setting(setting: Setting) -> Setting:
     return msgspec.structs.replace(setting, messages=8, warmup=4, cooldown=2, check_every=1, limit=SYMBOLS_WITHIN)
 
 
-def _added_up(file: Path, taken: Sequence[Taken], symbols: Symbols, speed: float) -> Iterator[Dissection]:
+def _added_up(file: Path, taken: Sequence[Taken], copies: bool, symbols: Symbols, speed: float) -> Iterator[Dissection]:
     whole = layout.read_words(file)
     entries = entries_of(whole, symbols)
     owners = symbols.find(whole.instructions["address"])
@@ -152,12 +152,12 @@ def _added_up(file: Path, taken: Sequence[Taken], symbols: Symbols, speed: float
         for one, end in zip(taken, until, strict=True)
     ]
     # with copies: the settings, the first again to wake the plugin, and the settings again
-    plain = len(taken) // 2 if len(taken) > 1 and taken[-1].setting.check_every == 1 else len(taken)
+    plain = (len(taken) - 1) // 2 if copies else len(taken)
     for number, (one, recording) in enumerate(zip(taken[:plain], own, strict=False)):
         found = _dissection(one.setting, one.measured, Trace(recording, entries), symbols, speed, entries)
-        if plain < len(taken):
-            copies = _by_address(one.setting, own[plain + 1 + number], owners, symbols.functions)
-            found = msgspec.structs.replace(found, copies=copies)
+        if copies:
+            handled = _by_address(one.setting, own[plain + 1 + number], owners, symbols.functions)
+            found = msgspec.structs.replace(found, copies=handled)
         yield found
 
 

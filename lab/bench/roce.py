@@ -30,8 +30,8 @@ GOALS = {RECEIVED: (230, 720), SENT: (150, 650), POLLED: (1000, 2200)}
 # --- in the guest --------------------------------------------------------------------------------------------------
 
 
-def ends(path: str, size: int, window: int) -> dict[str, Any]:
-    """Both ends of a path, connected, each on its NIC; the caller closes them."""
+def ends(path: str, size: int, window: int, **more: Any) -> dict[str, Any]:
+    """Both ends of a path, connected, each on its NIC; the caller closes them. `more`: fields of the setting."""
     from hwrx import paths
     from hwrx.control.messages import Place, Prepare, Setting
     from hwrx.wires import topology
@@ -40,7 +40,7 @@ def ends(path: str, size: int, window: int) -> dict[str, Any]:
         role: Place(address=topology.NIC_ADDRESSES[role], netdev=topology.NICS[role]) for role in ("client", "server")
     }
     # of a stream the server has buffers for many messages, and expects nothing else
-    setting = Setting(path=path, pattern="stream", size=size, wait="poll", window=window, limit=5.0)
+    setting = Setting(path=path, pattern="stream", size=size, wait="poll", window=window, **{"limit": 5.0, **more})
     made = {
         role: paths.open_endpoint(Prepare(trial=1, role=role, setting=setting, here=here, there=places[other]))
         for (role, here), other in zip(places.items(), ("server", "client"), strict=True)

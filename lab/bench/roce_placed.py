@@ -16,7 +16,8 @@ import json
 import mmap
 import sys
 from pathlib import Path
-from typing import Any
+
+from roce import ends
 
 # the share of all messages of one verb; large ones are few, for they are long under emulation
 SHARES = {1: 0.2, 64: 0.25, 1021: 0.15, 4096: 0.2, 4097: 0.1, 5000: 0.05, 20_000: 0.03, 65_536: 0.015, 131_072: 0.004,
@@ -27,27 +28,6 @@ BYTES_TOGETHER = 1 << 17  # as many as the other end has buffers for
 
 
 # --- in the guest --------------------------------------------------------------------------------------------------
-
-
-def ends(path: str, size: int, window: int) -> dict[str, Any]:
-    """Both ends of a path, connected, each on its NIC; the caller closes them."""
-    from hwrx import paths
-    from hwrx.control.messages import Place, Prepare, Setting
-    from hwrx.wires import topology
-
-    places = {
-        role: Place(address=topology.NIC_ADDRESSES[role], netdev=topology.NICS[role]) for role in ("client", "server")
-    }
-    setting = Setting(
-        path=path, pattern="stream", size=size, mtu=4096, wait="poll", window=window, limit=20.0, patience=10.0
-    )
-    made = {
-        role: paths.open_endpoint(Prepare(trial=1, role=role, setting=setting, here=here, there=places[other]))
-        for (role, here), other in zip(places.items(), ("server", "client"), strict=True)
-    }
-    made["client"].connect(made["server"].describe())
-    made["server"].connect(made["client"].describe())
-    return made
 
 
 def protect(address: int, size: int, rights: int) -> None:
@@ -61,7 +41,7 @@ def carry(path: str, size: int, messages: int) -> dict[str, int]:
     from cython_ext.loops import cost
 
     window = max(1, min(TOGETHER, BYTES_TOGETHER // size))
-    made = ends(path, size, window)
+    made = ends(path, size, window, mtu=4096, limit=20.0, patience=10.0)
     client, server = made["client"], made["server"]
     address, room = server.link.device_memory()
     protect(address, room, mmap.PROT_READ)
