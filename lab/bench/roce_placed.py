@@ -16,6 +16,7 @@ import json
 import mmap
 import sys
 from pathlib import Path
+from typing import Any
 
 from roce import ends
 
