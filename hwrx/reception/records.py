@@ -40,6 +40,7 @@ KINDS = (
     "network rx", "backlog", "vector",
 )  # fmt: skip
 UNTOLD = (1 << 64) - 1
+RXQ0 = 1 << 20  # of the register IMS: the interrupt of receive queue 0 (82574 datasheet, 10.2.4.7)
 KERNEL_TABLE = 1  # instead of the physical address of a page table: the one in the kernel's image (init_mm)
 INTERRUPT_FLAG = 1 << 9  # of the processor's flags: interrupts are let in (Intel SDM 1, 3.4.3)
 HARD, SERVING = 0x000F0000, 0x00000100  # of preempt_count: include/linux/preempt.h

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from hwrx.errors import TrialError
-from hwrx.reception.records import Event
+from hwrx.reception.records import RXQ0, UNTOLD, Event
 from hwrx.reception.scene import TOKEN, Found
 
 PRE_ROUTING, FORWARD = 0, 2  # linux/netfilter.h: enum nf_inet_hooks
@@ -86,7 +86,9 @@ def _find_poll(trail: Trail, events: list[Event], stack: Event) -> None:
         _note(trail, "softirq exit", _first(after, lambda e: e.kind == "softirq exit" and e.values[0] == NET_RX))
     poll = _last(before, lambda event: event.kind == "poll begins" and event.context == "softirq")
     _note(trail, "poll begins", poll)
-    _note(trail, "napi polled", _first(after, lambda e: e.kind == "napi polled" and _same(e, poll)))
+    polled = [event for event in after if event.kind == "napi polled" and _same(event, poll)]
+    _note(trail, "napi polled", polled[0] if polled else None)
+    _note(trail, "let in", _first(polled, lambda e: e.values[9] != UNTOLD and bool(e.values[9] & RXQ0)))
     if poll is not None:
         _note(trail, "poll ends", _first(here, lambda e: e.kind == "poll ends" and _same(e, poll) and e.at > poll.at))
         ring = _last(before, lambda event: event.kind == "ring read" and event.at > poll.at)

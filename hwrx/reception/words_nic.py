@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from hwrx.reception.records import UNTOLD, Event
+from hwrx.reception.records import RXQ0, UNTOLD, Event
 from hwrx.reception.trail import PACKET_KINDS
 from hwrx.reception.view import Facts, Told, View, microseconds, table_name
 
 DONE, LAST_PIECE = 1, 2  # of a descriptor's status: DD and EOP (82574 datasheet, 7.1.4)
 PAGE = 4096
-RXQ0 = 1 << 20  # of IMS: the interrupt of receive queue 0 (82574 datasheet, 10.2.4.7)
 
 
 def no_ring(view: View) -> str:
@@ -180,15 +179,25 @@ def polled(view: View, event: Event) -> Told:
 
 
 def unmasked(view: View, event: Event) -> Told:
-    """Step 17: the poll is over, and the mask as it is then."""
+    """Step 17: the poll is over, and the mask as it is then.
+
+    An interrupt that came while the NIC was being polled (napi_schedule_prep: NAPIF_STATE_MISSED) has the driver polled
+    once more, with the mask left as it is; it is the last of these polls that lets interrupts in.
+    """
     words = f"{event.word(0)} has handled {event.values[3]} packets of at most {event.values[4]}"
     facts: Facts = {"packets": event.values[3], "budget": event.values[4]}
-    if event.values[9] != UNTOLD:
-        masked = not event.values[9] & RXQ0
-        words += f"; IMS is 0x{event.values[9]:08x}, the bit of receive queue 0 is {not masked:d}"
-        facts |= {"ims": event.values[9], "masked": masked, "interrupted_again": _interrupted_again(view)}
-        if masked:
-            words += " again: the next interrupt has come" if facts["interrupted_again"] else ": the poll goes on"
+    last = view.get("let in") or event
+    mask = last.values[9]
+    if mask == UNTOLD:
+        return words, facts
+    masked = not mask & RXQ0
+    again = last is not event
+    if again:
+        words += f"; interrupts were not let in yet, and it was polled again, {microseconds(last.at - event.at)} later"
+    words += f"; IMS is 0x{mask:08x}, the bit of receive queue 0 is {not masked:d}"
+    facts |= {"ims": mask, "masked": masked, "polled_again": again, "interrupted_again": _interrupted_again(view)}
+    if masked:
+        words += " again: the next interrupt has come" if facts["interrupted_again"] else ": the poll goes on"
     return words, facts
 
 

@@ -112,7 +112,7 @@ def test_the_interrupt_found_a_task_and_the_handler_touched_no_packet(short: Rec
 
 
 def test_the_mask_is_set_while_it_is_polled_and_gone_afterwards(short: Reception) -> None:
-    """After the poll the next interrupt may have come at once, and has masked the NIC again: so of several packets."""
+    """The next packet's interrupt may have come at once, and has masked the NIC again: so of several packets."""
     for found in itertools.chain([short], (follow(Request("nic", 64)) for _ in range(8))):
         masked = step(found, "the NIC's interrupt is masked").facts
         assert masked["masked"] is True

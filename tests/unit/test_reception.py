@@ -96,6 +96,26 @@ def test_who_masks_the_nic_is_told_by_its_mask_at_the_handlers_begin() -> None:
     assert "its NIC's mask is not read" in step(unread, "the NIC's interrupt is masked").words
 
 
+def test_an_interrupt_that_comes_while_the_nic_is_polled_has_it_polled_again() -> None:
+    """e1000e_poll writes the mask only when napi_complete_done says that no interrupt was missed."""
+    request, found = kept("nic")
+    (at,) = [number for number, event in enumerate(found.events) if event.kind == "napi polled"]
+    last = found.events[at]
+    first = with_value(last, 9, last.values[9] & ~(1 << 20))
+    over = msgspec.structs.replace(last, at=last.at + 1_000_000)
+
+    def let_in(*polls: Event) -> Step:
+        events = [*found.events[:at], *polls, *found.events[at + 1 :]]
+        whole = steps.tell_reception(request, msgspec.structs.replace(found, events=events))
+        return step(whole, "interrupts are let in again")
+
+    again = let_in(first, with_value(over, 3, 0))
+    assert again.facts == let_in(last).facts | {"polled_again": True}
+    assert "polled again, 1,000.0 µs later" in again.words
+    assert let_in(first).facts["masked"] is True, "a poll that goes on when the recording ends"
+    assert let_in(first).words.endswith(": the poll goes on")
+
+
 def test_which_task_goes_on_depends_on_where_the_interrupt_came() -> None:
     """Within the kernel the task goes on; out of its own code it loses the CPU to whoever is to have it."""
     assert step(told("nic"), "the interrupted CPU goes on").facts["same"] is True
