@@ -14,6 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import msgspec
 import numpy as np
@@ -94,15 +95,23 @@ def dissect_settings(
     plan: Experiment, settings: Sequence[Setting], say: Say, *, copies: bool = False
 ) -> list[Dissection]:
     """Take the messages of these settings apart, in one guest; see `dissect_paths`."""
-    with _plugin_folder() as folder:
-        file = folder / "trace"
-        plugin = shutil.copy(building.find_or_build(), folder)  # where QEMU's user, if it is another one, may read
+    with nameless_file() as plugin, nameless_file() as written:
+        with building.find_or_build().open("rb") as built:
+            shutil.copyfileobj(built, plugin)
+        plugin.flush()
+        file = Path(f"/proc/self/fd/{written.fileno()}")
         words = max(FEWEST_WORDS, sum(setting.total for setting in settings) * WORDS_A_MESSAGE)
         if copies:
             words += sum(followed_setting(setting).total for setting in [settings[0], *settings]) * WORDS_FOLLOWED
-        loaded = ["-plugin", f"{plugin},into={file},words={words},blocks={BLOCKS}"]
-        price = settings[0].copies_priced
-        with testbed.opened_bed(plan, testbed.Wanted(), say, qemu=loaded, copies_priced=price) as bed:
+        loaded = ["-plugin", f"/proc/self/fd/{plugin.fileno()},into={file},words={words},blocks={BLOCKS}"]
+        with testbed.opened_bed(
+            plan,
+            testbed.Wanted(),
+            say,
+            qemu=loaded,
+            descriptors=(plugin.fileno(), written.fileno()),
+            copies_priced=settings[0].copies_priced,
+        ) as bed:
             assert isinstance(bed, GuestBed)
             found = _dissect(bed, settings, file, say, copies)
     return [
@@ -318,10 +327,10 @@ def _ask(guest: Guest, script: str) -> str:
 
 
 @contextlib.contextmanager
-def _plugin_folder() -> Iterator[Path]:
-    """A folder that QEMU may write to, whoever it runs as."""
+def nameless_file() -> Iterator[IO[bytes]]:
+    """A file for QEMU, whoever it runs as, by its descriptor: it goes with the last process that has it open."""
     user = emulator_user.find_emulator_user()
-    with tempfile.TemporaryDirectory(prefix="hwrx-anatomy-") as name:
+    with tempfile.TemporaryFile(prefix="hwrx-anatomy-") as file:
         if user is not None:
-            os.chown(name, user.uid, user.gid)
-        yield Path(name)
+            os.fchown(file.fileno(), user.uid, user.gid)
+        yield file

@@ -67,7 +67,7 @@ def read_header(file: Path) -> dict[str, int]:
     except OSError as error:
         raise GuestError(f"the emulator's plugin has made no file: {error.strerror}") from None
     if len(data) < HEADER.itemsize or not data.startswith(MAGIC):
-        raise GuestError(f"{file} is not what this version's plugin writes")
+        raise GuestError("what the emulator's plugin has written is not of this version")
     header = np.frombuffer(data, HEADER)[0]
     return {name: int(header[name]) for name in HEADER.names or () if name != "magic"}
 

@@ -271,6 +271,7 @@ def opened_bed(
     *,
     copies_priced: Priced = "byte",
     qemu: Sequence[str] = (),
+    descriptors: Sequence[int] = (),
     held: Callable[[Guest], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Iterator[Testbed]:
     """Put up what the experiment needs and yield it.
@@ -278,6 +279,7 @@ def opened_bed(
     :param say: told the stage and what is being done.
     :param copies_priced: of a guest that counts instructions: see `hwrx.lab.vm.Guest`.
     :param qemu: more arguments for the emulator of a guest.
+    :param descriptors: open files that it inherits; they stay the caller's.
     :param held: a context that a guest is within from before it boots until it has ended.
     :raises UsageError: see `check`.
     :raises MachineError: if this machine lacks something.
@@ -305,6 +307,7 @@ def opened_bed(
             copies_priced=copies_priced,
             append=experiment.boot,
             qemu=qemu,
+            descriptors=descriptors,
             options=_options(experiment),
             log=wanted.log,
             progress=say,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -176,11 +177,22 @@ def test_an_emulator_whose_interface_is_not_known_is_refused_in_words(version: s
     assert "install a QEMU from 4.2" in caught.value.remedy
 
 
+def test_what_the_emulator_writes_has_no_name_that_a_kill_would_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with dissect.nameless_file() as file:
+        assert not list(tmp_path.iterdir())
+        Path(f"/proc/self/fd/{file.fileno()}").write_bytes(b"as QEMU does, which has the descriptor")
+        assert file.read(5) == b"as QE"
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_file_of_the_plugins_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GuestError, match="has made no file"):
         layout.read_header(tmp_path / "trace")
     (tmp_path / "trace").write_bytes(bytes(4096))
-    with pytest.raises(GuestError, match="not what this version's plugin writes"):
+    with pytest.raises(GuestError, match="not of this version"):
         layout.read_header(tmp_path / "trace")
 
 
