@@ -248,6 +248,12 @@ def setting_checker(experiment: Experiment, wanted: Wanted) -> Callable[[Setting
                 f"{setting.path} drives the NICs of the topology `nic`, not what --device and --peer name",
                 remedy="hwrx lab run with topology `nic`",
             )
+        made = not wanted.explicit and experiment.topology in topology.TOPOLOGIES
+        if made and paths.find_path(setting.path).needs == "verbs" and experiment.topology not in topology.WITH_VERBS:
+            raise UsageError(
+                f"{setting.path} needs verbs devices, and the topology {experiment.topology} has none",
+                remedy=f"--topology {' or '.join(topology.WITH_VERBS)}",
+            )
         blind = paths.find_path(setting.path).memory_alone and setting.pattern != "stream"
         if blind and experiment.clock == "icount" and experiment.topology == "nic":
             raise UsageError(

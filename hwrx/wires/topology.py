@@ -306,8 +306,8 @@ class Topology(Struct, frozen=True, kw_only=True):
     """One way of arranging two ends; `where` says on which kernel it is put up unless the user says otherwise.
 
     `machine`: nothing is put up. `named`: the user names both ends. `sentence` says what it is, `brief` in a few words
-    for captions. `mtu`, `netem`: whether its wire takes another MTU, and can be made worse. `standing`: its ends, if
-    both are in the namespace in which it is put up.
+    for captions. `verbs`: whether its ends have verbs devices. `mtu`, `netem`: whether its wire takes another MTU, and
+    can be made worse. `standing`: its ends, if both are in the namespace in which it is put up.
 
     What it needs of a guest: `hardware` are words for QEMU, `append` words for the kernel's command line, `modules` are
     loaded while Python starts. `outside` puts up what QEMU needs of the host, and yields the namespace to start it in.
@@ -321,6 +321,7 @@ class Topology(Struct, frozen=True, kw_only=True):
     guess: Guess
     make: Callable[..., AbstractContextManager[Made]] | None = None
     standing: Callable[[], Made] | None = None
+    verbs: bool = False
     mtu: bool = False
     netem: bool = False
     hardware: tuple[str, ...] = ()
@@ -341,6 +342,7 @@ KNOWN: dict[str, Topology] = {
             guess=EMULATED,
             make=pair,
             standing=_pair_here,
+            verbs=True,
             mtu=True,
             netem=True,
             modules=("veth", "rdma_rxe"),
@@ -376,6 +378,7 @@ KNOWN: dict[str, Topology] = {
             guess=msgspec.structs.replace(EMULATED, trial=0.5),
             make=nic,
             standing=_nic_here,
+            verbs=True,
             mtu=True,
             hardware=_nic_hardware(),
             # passthrough: what the kernel's own drivers do is not translated, as where there is no IOMMU
@@ -415,6 +418,7 @@ if TYPE_CHECKING:
 else:
     Name = Literal[tuple(KNOWN)]  # what a file may name
 TOPOLOGIES = {name: topology for name, topology in KNOWN.items() if topology.make is not None}  # that can be put up
+WITH_VERBS = tuple(name for name, topology in TOPOLOGIES.items() if topology.verbs)
 WITH_MTU = tuple(name for name, topology in TOPOLOGIES.items() if topology.mtu)
 WITH_NETEM = tuple(name for name, topology in TOPOLOGIES.items() if topology.netem)
 

@@ -122,6 +122,16 @@ def test_a_writes_receiver_that_would_fill_the_wait_with_looks_is_left_out_with_
     assert not planning.plan_run(timed, testbed.setting_checker(timed, Wanted())).skipped
 
 
+@pytest.mark.parametrize("topology", ["netns", "router", "queues"])
+def test_verbs_are_left_out_where_the_topology_has_no_such_devices(topology: str) -> None:
+    """Said before anything boots; of devices that the user names, only they tell."""
+    mixed = asked(paths=["udp", "rdma-send"], topology=topology)
+    layout = planning.plan_run(mixed, testbed.setting_checker(mixed, Wanted()))
+    assert [skip.label for skip in layout.skipped] == ["rdma-send 64 B pingpong event"]
+    assert layout.skipped[0].reason == f"rdma-send needs verbs devices, and the topology {topology} has none"
+    assert not planning.plan_run(mixed, testbed.setting_checker(mixed, Wanted(devices=DEVICES))).skipped
+
+
 def test_our_driver_is_left_out_where_the_users_devices_are_compared() -> None:
     named = asked(paths=["udp", "nic-ring"], topology="hosts")
     layout = planning.plan_run(named, testbed.setting_checker(named, Wanted(devices=DEVICES)))
