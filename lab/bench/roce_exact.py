@@ -135,6 +135,7 @@ class Meeting:
 
     def __init__(self, places: dict[str, Any], draw: random.Random) -> None:
         self.ends: dict[str, Any] = {}
+        self.wrong: list[str] = []  # messages whose bytes are not what was sent, in words
         self._stack = contextlib.ExitStack()
         for side, role, kind in (("ours", "client", OurEnd), ("rxe", "server", RxeEnd)):
             self.ends[side] = kind(places[role], ROOM)
@@ -168,6 +169,8 @@ class Meeting:
             for each in play.messages[side]:
                 stands = same or bytes(ends[each.lands].memory[each.landing :][: each.size]) == each.expected
                 how = "lost" if id(each) in lost else "right" if stands else "wrong"
+                if how == "wrong":
+                    self.wrong.append(describe(side, each, ends[each.lands].memory))
                 counts[side, each.request.verb, how] += 1
                 counts[side, each.request.verb, "bytes"] += each.size
         if not same and not problem and not any(how == "wrong" for _, _, how in counts):
@@ -198,6 +201,18 @@ class Meeting:
 
     def close(self) -> None:
         self._stack.close()
+
+
+def describe(side: str, message: Message, memory: Any) -> str:
+    """What is wrong with the bytes of a message."""
+    stands = np.array(memory[message.landing :][: message.size])
+    differs = np.flatnonzero(stands != np.frombuffer(message.expected, np.uint8))
+    # never written, or written with something else
+    untouched = int(np.count_nonzero(stands[differs] == 255 - np.frombuffer(message.expected, np.uint8)[differs]))
+    return (
+        f"{side}, {message.request.verb} of {message.size} bytes: {differs.size} are wrong, from {differs[0]} on, "
+        f"{untouched} of them untouched"
+    )
 
 
 def judge(done: Done, queue: str, number: int, message: Message | None) -> str:
@@ -252,6 +267,7 @@ def inside(messages: int, seed: int, wire: str) -> None:
             counts += found
             done += sum(count for (_, _, how), count in found.items() if how != "bytes")
             if ended or done >= messages:
+                problems += meeting.wrong
                 for side, counted in meeting.counts().items():
                     totals[side].update(counted)
                 meeting.close()
@@ -259,7 +275,7 @@ def inside(messages: int, seed: int, wire: str) -> None:
             if ended or time.monotonic() - told > 10:
                 told = time.monotonic()
                 rate = done / (told - began)
-                print(f"{done:,} messages, {rate:,.0f} a second, {len(problems)} problems", flush=True)
+                print(f"{done:,} messages, {rate:,.0f} a second, {len(problems) + len(meeting.wrong)} problems", flush=True)
     rows = [
         {"asked by": side, "verb": verb} | {how: counts[side, verb, how] for how in ("right", "wrong", "lost", "bytes")}
         for side in SIDES

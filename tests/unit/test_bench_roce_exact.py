@@ -61,6 +61,7 @@ class End:
 @pytest.fixture
 def meeting(exact: Any, play: Any) -> Any:
     made = exact.Meeting.__new__(exact.Meeting)
+    made.wrong = []
     made.ends = {side: End(exact, play, side) for side in exact.SIDES}
     return made
 
@@ -92,6 +93,7 @@ def test_one_wrong_byte_is_one_wrong_message(play: Any, meeting: Any) -> None:
     expected[each.landing] ^= 1
     counts = meeting.carry(play)
     assert counts["rxe", "read", "wrong"] == 1 and tally(counts)["wrong"] == 1
+    assert meeting.wrong == [f"rxe, read of {each.size} bytes: 1 are wrong, from 0 on, 0 of them untouched"]
 
 
 @pytest.mark.parametrize("at", [0, -1])
