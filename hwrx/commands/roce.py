@@ -14,9 +14,13 @@ from hwrx.commands.shared.numbers import BYTES, LONG, real_number, whole_number
 from hwrx.commands.shared.roce_ends import (
     Asked,
     accept_client,
+    called,
+    caller_option,
+    connected,
     endpoint_options,
     exchange_client_option,
     exchange_server_option,
+    find_listener,
     join_peer,
     key_option,
     manager_option,
@@ -29,10 +33,10 @@ from hwrx.host import strict_json
 from hwrx.host.outside import clean_text
 from hwrx.roce import Endpoint
 from hwrx.roce.captures import CapturedFrame, read_capture
-from hwrx.roce.connecting import RPING_PORT
 from hwrx.roce.decoding import decode_frame, describe_packet
+from hwrx.roce.management import RPING_PORT
 from hwrx.roce.parameters import Parameters
-from hwrx.roce.rping import Words, serve_rping
+from hwrx.roce.rping import Words, ping_rping, serve_rping
 from hwrx.roce.sniffing import Sniffer
 from hwrx.roce.talking import (
     DEPTH,
@@ -190,10 +194,11 @@ def _answer_rping(qp: Endpoint, port: int, timeout: float | None) -> None:
 @key_option
 @remote_address_option
 @exchange_client_option
+@caller_option
 @json_option
 def send(
     verb: str, size: int, count: int, key: int | None, remote_address: int | None, exchange: str | None,
-    as_json: bool, **asked: object,
+    listener: str | None, as_json: bool, **asked: object,
 ) -> None:  # fmt: skip
     """Send messages from DEVICE to any RoCEv2 peer, or write or read its memory, and say how long it took.
 
@@ -201,11 +206,12 @@ def send(
     Examples:
       hwrx roce send eth1 --address 192.0.2.70 --peer @line --size 4096 -n 1000
       hwrx roce send eth1 --address 192.0.2.70 --peer @line --verb read --key 0x1a2b --remote-address 0x7f0000001000
+      hwrx roce send eth1 --address 192.0.2.70 --cm 192.0.2.2:7174 -n 1000     # there: hwrx roce listen --cm
     """
     options = _asked(asked)
     size = 8 if verb == "fetch-add" else size
-    with open_end(options) as qp:
-        there = join_peer(qp, options, exchange, None)
+    where_to = find_listener(options, exchange, listener)
+    with open_end(options) as qp, connected(qp, options, exchange, where_to) as there:
         where = _remote(verb, size, there, key, remote_address)
         with _progress(count) as told:
             found = send_messages(qp, verb, qp.register(make_pattern(max(1, size))), size, count, told=told, **where)
@@ -227,11 +233,13 @@ def send(
 @key_option
 @remote_address_option
 @exchange_client_option
+@caller_option
+@click.option("--rping", is_flag=True, help="With --cm: do as rping's client does; the listener is rping -s.")
 @timeout_option
 @json_option
 def ping(
     verb: str, size: int, count: int, interval: float, key: int | None, remote_address: int | None,
-    exchange: str | None, timeout: float | None, as_json: bool, **asked: object,
+    exchange: str | None, listener: str | None, rping: bool, timeout: float | None, as_json: bool, **asked: object,
 ) -> None:  # fmt: skip
     """Take the times of round trips from DEVICE to a RoCEv2 peer and back.
 
@@ -242,16 +250,24 @@ def ping(
     Examples:
       hwrx roce ping eth1 --address 192.0.2.70 --peer @line --verb write --size 0
       hwrx roce ping eth1 --address 192.0.2.70 --exchange 192.0.2.2 --size 4096 -n 1000
+      hwrx roce ping eth1 --address 192.0.2.70 --cm 192.0.2.2 --rping          # there: rping -s -a 192.0.2.2
     """
     options = _asked(asked)
+    where_to, patience = find_listener(options, exchange, listener), timeout or 10.0
+    if rping and where_to is None:
+        raise UsageError("--rping talks to a listener of RDMA-CM", remedy="add --cm ADDRESS")
     with open_end(options) as qp:
-        slots = Slots(qp, size, min(DEPTH, count))
-        for _ in range(slots.count):
-            slots.post()
-        there = join_peer(qp, options, exchange, None)
-        where = _remote(verb, size, there, key, remote_address)
-        with _progress(count) as told:
-            found = ping_peer(qp, verb, slots, count, interval=interval, timeout=timeout or 10.0, told=told, **where)
+        if rping and where_to is not None:
+            words = Words(qp)
+            with called(qp, options, where_to) as (caller, _), _progress(count) as told:
+                found = ping_rping(qp, caller, words, size, count, interval=interval, timeout=patience, told=told)
+        else:
+            slots = Slots(qp, size, min(DEPTH, count))
+            for _ in range(slots.count):
+                slots.post()
+            with connected(qp, options, exchange, where_to) as there, _progress(count) as told:
+                where = _remote(verb, size, there, key, remote_address)
+                found = ping_peer(qp, verb, slots, count, interval=interval, timeout=patience, told=told, **where)
     click.echo(strict_json.to_json(_plain(found)) if as_json else _describe_round_trips(found))
 
 

@@ -107,6 +107,7 @@ class Endpoint:
         retry_count: int = 7,
         rnr_retry: int = 7,
         min_rnr_timer: int = 12,
+        reads: int | None = None,
         patience: float = 5.0,
     ) -> None:
         """Connect with the other end.
@@ -120,6 +121,8 @@ class Endpoint:
         :param retry_count: how often, 0 to 7
         :param rnr_retry: how often after the other end had no receive request, 0 to 6; 7: for ever
         :param min_rnr_timer: code of the time that our own RNR NAKs ask for
+        :param reads: READs and atomics that the other end can bear at once; None: as many as the endpoint was opened
+            with, which is also the most
         :param patience: seconds in which the question for the MAC address must be answered
         :raises UsageError: if a number is out of its range, or the peer's address is of the other version of IP
         :raises PathError: if nobody answers for the peer's address
@@ -130,8 +133,11 @@ class Endpoint:
             raise UsageError(
                 f"{own.ip} and {there.ip} are not of one version of IP", remedy="give the endpoint an address like it"
             )
-        if there.mtu and there.mtu < own.mtu:
-            self.queue_pair = self._make(there.mtu)
+        mtu, most = min(there.mtu or own.mtu, own.mtu), self._reads if reads is None else min(reads, self._reads)
+        if (mtu, most) != (own.mtu, self._reads):
+            # of a peer that bears none, a READ is refused by the peer itself
+            self._reads = max(1, most)
+            self.queue_pair = self._make(mtu)
             for region, offset, size, number in self._early:
                 self.queue_pair.post_receive(region, offset, size, wr_id=number)
         hardware = mac or there.mac or self.find_mac(there.ip, patience)

@@ -275,7 +275,10 @@ def inside(messages: int, seed: int, wire: str) -> None:
             if ended or time.monotonic() - told > 10:
                 told = time.monotonic()
                 rate = done / (told - began)
-                print(f"{done:,} messages, {rate:,.0f} a second, {len(problems) + len(meeting.wrong)} problems", flush=True)
+                print(
+                    f"{done:,} messages, {rate:,.0f} a second, {len(problems) + len(meeting.wrong)} problems",
+                    flush=True,
+                )
     rows = [
         {"asked by": side, "verb": verb} | {how: counts[side, verb, how] for how in ("right", "wrong", "lost", "bytes")}
         for side in SIDES

@@ -127,6 +127,39 @@ def test_rping_is_refused_at_a_port_that_nobody_listens_to(pair: Places, needs, 
     assert server.returncode == 1 and "nobody asked for a connection to port 7000" in err
 
 
+@pytest.mark.parametrize(("size", "ours"), [(64, ADDRESS), (5000, ADDRESS), (5000, ADDRESS_V6)])
+def test_we_connect_to_rping_by_rdma_cm_and_our_texts_come_back(
+    pair: Places, needs, start, size: int, ours: str
+) -> None:
+    needs("rping")
+    tools.run_tool("modprobe", "-a", "rdma_ucm")
+    netdev, theirs = str(pair["client"].netdev), str(pair["server"].address)
+    if ours == ADDRESS_V6:
+        theirs = topology.ADDRESSES_V6["server"]
+        tools.wait_until(lambda: has_gid(str(pair["server"].verbs), theirs), "the IPv6 GID")
+    server = start("rping", "-s", "-a", theirs, "-S", str(size), "-v")
+    tools.wait_until(lambda: "LISTEN" in tools.run_tool("rdma", "resource", "show", "cm_id"), "rping's listener")
+    words = [sys.executable, "-m", "hwrx", "roce", "ping", netdev, "--address", ours, *ACK, "--cm", theirs, "--rping"]
+    client = start(*words, "--size", str(size), "-n", "5", "--json", "--timeout", str(LIMIT))
+    found = json.loads(ended(client).splitlines()[-1])
+    assert (found["size"], len(found["times"]), found["different"]) == (size, 5, 0)
+    # it ends when we have left, and calls that a failure
+    out, err = server.communicate(timeout=LIMIT)
+    assert "server DISCONNECT EVENT" in err, err
+    assert [line.split()[3] for line in out.splitlines() if "ping data" in line] == [
+        f"rdma-ping-{n}:" for n in range(5)
+    ]
+
+
+def test_the_kernels_connection_manager_refuses_a_port_that_nobody_listens_to(pair: Places, needs, start) -> None:
+    needs("rping")
+    tools.run_tool("modprobe", "-a", "rdma_ucm")
+    words = roce_command(pair, "send", "--cm", f"{pair['server'].address}:7001")
+    client = start(*words)
+    _, err = client.communicate(timeout=LIMIT)
+    assert client.returncode == 1 and "port 7001 refuses the connection: nobody listens at this port" in err
+
+
 # --- endpoints of Python -------------------------------------------------------------------------------------------
 
 

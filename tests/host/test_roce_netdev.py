@@ -213,3 +213,37 @@ def test_a_peer_that_is_not_there_and_memory_that_is_not_offered_are_told(ends) 
     assert code == 2 and "the other end offers 0 bytes of memory" in err
     code, _, err = ends("client", "send").end("nonsense\n")
     assert code == 2 and "there is no QPN in 'nonsense'" in err
+
+
+@pytest.mark.parametrize("verb", ["ping", "send"])
+def test_rdma_cm_joins_both_ends_and_takes_leave(ends, verb: str) -> None:
+    far = ends("server", "listen", "--cm", "7001", *["--echo"] * (verb == "ping"), "--timeout", "20", "--size", "2000")
+    code, out, err = ends("client", verb, "-n", "5", "--cm", f"{THEIRS}:7001", "--size", "2000").end()
+    assert code == 0, err
+    assert f"connected with {THEIRS}" in err and "did not answer" not in err
+    assert out.splitlines()[-1].startswith("5 round trips of 2000" if verb == "ping" else "5 × send of 2000")
+    code, out, err = far.end()
+    assert code == 0, err
+    assert out.splitlines()[-1] == "message 5: SEND, 2000 bytes" and "5 messages, 10000 bytes" in err
+
+
+def test_rpings_texts_go_to_and_fro_between_our_own_ends(ends) -> None:
+    far = ends("server", "listen", "--cm", "--rping", "--timeout", "20")
+    near = ends("client", "ping", "--cm", THEIRS, "--rping", "-n", "3", "--size", "3000", "--json")
+    code, out, err = near.end()
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["verb"], len(found["times"]), found["different"]) == ("rping", 3, 0)
+    code, out, err = far.end()
+    assert code == 0 and "3 texts went to and fro" in err
+    assert out.splitlines()[0].startswith("text 1: 3000 bytes, rdma-ping-0: ABCDEF")
+
+
+def test_a_listener_that_refuses_and_one_that_is_not_there_are_told(ends) -> None:
+    far = ends("server", "listen", "--cm", "7001", "--timeout", "20")
+    code, _, err = ends("client", "send", "--cm", f"{THEIRS}:7002").end()
+    assert code == 1 and f"{THEIRS}, port 7002 refuses the connection: nobody listens at this port" in err
+    far.stop()
+    # its kernel answers for the address, and knows nothing of RDMA-CM
+    code, _, err = ends("client", "ping", "--cm", topology.ADDRESSES["server"], "--rping").end()
+    assert code == 1 and f"nobody answers at {topology.ADDRESSES['server']}, port 7174" in err

@@ -10,7 +10,8 @@ from cython_ext.frames.handed_link import HandedLink
 from cython_ext.roce.packet import address_vector, build_packet, dissect_roce
 from hwrx import roce
 from hwrx.errors import PeerError
-from hwrx.roce.connecting import DREP, DREQ, GSI_QKEY, REJ, REP, REQ, RTU, Manager, read_management, read_request
+from hwrx.roce.connecting import Manager
+from hwrx.roce.management import DREP, DREQ, GSI_QKEY, REJ, REP, REQ, RTU, read_management, read_request
 
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
 OURS, THEIRS = "192.0.2.1", "192.0.2.2"
@@ -89,6 +90,17 @@ def test_receive_requests_that_were_posted_before_stay_if_the_path_has_a_smaller
     passive.manager.accept(patience=5)
     passive.link.hand_in(build_packet(WAY, "RC_SEND_ONLY", qpn=0x11, psn=0x777, payload=b"8 bytes!"))
     assert passive.qp.next_receive(1).wr_id == 5
+
+
+def test_no_more_reads_are_outstanding_than_the_client_bears() -> None:
+    passive = Passive()
+    passive.link.hand_in(management(REQ, request_body()))  # it bears one
+    passive.manager.accept(patience=5)
+    passive.link.take_out()
+    region = passive.qp.register(bytearray(8))
+    for _ in range(2):
+        passive.qp.post_send("read", region, key=1, address=1)
+    assert [dissect_roce(frame)["opcode"] for frame in passive.link.take_out()] == ["RC_RDMA_READ_REQUEST"]
 
 
 def test_a_request_that_comes_again_gets_the_same_answer() -> None:

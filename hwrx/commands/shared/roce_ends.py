@@ -14,9 +14,11 @@ from msgspec import Struct
 from hwrx.commands.shared.numbers import LONG, real_number, whole_number
 from hwrx.errors import UsageError
 from hwrx.roce import Endpoint, Parameters, endpoint
-from hwrx.roce.connecting import RPING_PORT, Manager
+from hwrx.roce.calling import Caller
+from hwrx.roce.connecting import Manager
 from hwrx.roce.exchange import PORT, exchange_as_client, exchange_as_server, wait_readable
-from hwrx.roce.parameters import LARGEST_NUMBER, read_parameters
+from hwrx.roce.management import RPING_PORT
+from hwrx.roce.parameters import LARGEST_NUMBER, gid_of, read_parameters
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PCI_ADDRESS = re.compile(r"([0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
@@ -105,6 +107,12 @@ manager_option = click.option(
     metavar="[PORT]",
     help=f"Be connected by RDMA-CM's messages, as its server; port {RPING_PORT} (rping's) if none is given.",
 )
+caller_option = click.option(
+    "--cm",
+    "listener",
+    metavar="ADDRESS[:PORT]",
+    help=f"Connect by RDMA-CM's messages, as its client; port {RPING_PORT} (rping's) if none is given.",
+)
 exchange_client_option = click.option(
     "--exchange",
     metavar="HOST[:PORT]",
@@ -150,7 +158,7 @@ def join_peer(qp: Endpoint, asked: Asked, exchange: str | int | None, patience: 
             raise UsageError("the other end's line is given by --peer or by --exchange", remedy="leave one out")
         if isinstance(exchange, int):
             return exchange_as_server(exchange, qp.parameters, connect, idle=qp.idle, patience=patience)
-        host, port = _host_and_port(exchange)
+        host, port = _host_and_port(exchange, PORT, "--exchange HOST")
         there = exchange_as_client(host, port, qp.parameters, idle=qp.idle, patience=patience or 10.0)
     else:
         if asked.peer is None:
@@ -174,10 +182,55 @@ def accept_client(qp: Endpoint, port: int, patience: float | None) -> Manager:
     return manager
 
 
-def _host_and_port(text: str) -> tuple[str, int]:
+def find_listener(asked: Asked, exchange: str | None, listener: str | None) -> tuple[str, int] | None:
+    """Return address and port of a listener of RDMA-CM; None if --cm is not given.
+
+    :param listener: ADDRESS[:PORT]
+    :raises UsageError: if it is not one, or another way to know the other end is given too
+    """
+    if listener is None:
+        return None
+    if asked.peer is not None or exchange is not None:
+        raise UsageError("the other end is described by --peer, --exchange or --cm", remedy="leave two of them out")
+    address, port = _host_and_port(listener, RPING_PORT, "--cm ADDRESS")
+    gid_of(address)
+    return address, port
+
+
+@contextlib.contextmanager
+def connected(
+    qp: Endpoint, asked: Asked, exchange: str | None, listener: tuple[str, int] | None
+) -> Iterator[Parameters]:
+    """Connect as a client, by whatever the options say; yield what the other end says of itself, and take leave of it.
+
+    :param exchange: see `join_peer`
+    :param listener: of RDMA-CM, which is told when we leave
+    """
+    if listener is None:
+        yield join_peer(qp, asked, exchange, None)
+        return
+    with called(qp, asked, listener) as (_, there):
+        yield there
+
+
+@contextlib.contextmanager
+def called(qp: Endpoint, asked: Asked, listener: tuple[str, int]) -> Iterator[tuple[Caller, Parameters]]:
+    """As `connected`, with a listener of RDMA-CM."""
+    caller = Caller(qp, *listener)
+    click.echo(qp.parameters.to_line())
+    there = caller.connect(mac=asked.peer_mac, ack_timeout=asked.ack_timeout, retries=asked.retries)
+    click.echo(f"connected with {there.ip}, queue pair {there.qpn:#x}", err=True)
+    try:
+        yield caller, there
+    finally:
+        if not caller.disconnect():
+            click.echo("the other end did not answer that we leave", err=True)
+
+
+def _host_and_port(text: str, otherwise: int, usage: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or (text.count(":") > 1 and not text.startswith("[")):
-        return text, PORT
+        return text.strip("[]"), otherwise
     if not port.isdigit() or not 0 < int(port) < 65536:
-        raise UsageError(f"'{port}' is not a TCP port", remedy=f"--exchange HOST, or HOST:{PORT}")
+        raise UsageError(f"'{port}' is not a port", remedy=f"{usage}, or {usage.split()[1]}:{otherwise}")
     return host.strip("[]"), int(port)
