@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
+from typing import Any, Self
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from hwrx.errors import UsageError
 
@@ -20,12 +21,13 @@ _NUMBERS = {
     "KEY": ("key", (1 << 32) - 1),
     "ADDRESS": ("address", (1 << 64) - 1),
     "SIZE": ("size", 1 << 40),
+    "QKEY": ("qkey", (1 << 32) - 1),
 }
 REMEDY = "a line like: LID 0x0000, QPN 0x000011, PSN 0x9a1b2c, GID ::ffff:192.0.2.1"
 
 
 class Parameters(Struct, frozen=True, kw_only=True):
-    """One end of a reliable connection: the first three fields are what the other end cannot do without.
+    """One end of a connection, or of datagrams: the first three fields are what the other end cannot do without.
 
     `psn` is that of the first packet that this end sends. `key`, `address` and `size` are of the memory that the other
     end may read and write; `size` 0: it offers none. `mtu` 0 is one that was not told, and `mac` "" likewise.
@@ -40,6 +42,7 @@ class Parameters(Struct, frozen=True, kw_only=True):
     address: int = 0
     size: int = 0  # bytes
     mac: str = ""
+    qkey: int | None = None  # of datagrams; None: not told
 
     @property
     def ip(self) -> str:
@@ -47,12 +50,17 @@ class Parameters(Struct, frozen=True, kw_only=True):
         gid = ipaddress.IPv6Address(self.gid)
         return str(gid.ipv4_mapped or gid)
 
+    def with_fields(self, **fields: Any) -> Self:
+        """Return the same with other values of some fields."""
+        return structs.replace(self, **fields)
+
     def to_line(self) -> str:
         """Return the line: it begins as that of `ibv_rc_pingpong`, and what that one does not tell comes behind it."""
         words = [f"LID {self.lid:#06x}", f"QPN {self.qpn:#08x}", f"PSN {self.psn:#08x}", f"GID {show_gid(self.gid)}"]
         words += [f"MTU {self.mtu}"] if self.mtu else []
         if self.size:
             words += [f"KEY {self.key:#x}", f"ADDRESS {self.address:#x}", f"SIZE {self.size}"]
+        words += [f"QKEY {self.qkey:#010x}"] if self.qkey is not None else []
         words += [f"MAC {self.mac}"] if self.mac else []
         return ", ".join(words)
 

@@ -122,7 +122,7 @@ def ping_rping(
         different += back != text
         told(done + 1)
         drive_for(qp, interval)
-    return RoundTrips("rping", size, times, different, qp.queue_pair.counters)
+    return RoundTrips("rping", size, times, different, 0, qp.queue_pair.counters)
 
 
 def make_text(number: int, size: int) -> bytes:

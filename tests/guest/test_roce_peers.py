@@ -160,6 +160,34 @@ def test_the_kernels_connection_manager_refuses_a_port_that_nobody_listens_to(pa
     assert client.returncode == 1 and "port 7001 refuses the connection: nobody listens at this port" in err
 
 
+def ud_pingpong(pair: Places, *words: str) -> list[str]:
+    command = pingpong(pair, *words)
+    return ["ibv_ud_pingpong", *command[1:]]
+
+
+@pytest.mark.parametrize("size", [1, 64, 1000])
+def test_we_ping_ibv_ud_pingpong(pair: Places, needs, start, size: int) -> None:
+    needs("ibv_ud_pingpong")
+    server = start(*ud_pingpong(pair, "-s", str(size), "-n", "50"))
+    words = ("--service", "ud", "--exchange", "127.0.0.1", "--size", str(size), "-n", "50", "--timeout", str(LIMIT))
+    found = json.loads(ended(start(*roce_command(pair, "ping", *words, "--json"))).splitlines()[-1])
+    assert (len(found["times"]), found["lost"]) == (50, 0)
+    assert "50 iters in" in ended(server)
+
+
+@pytest.mark.parametrize("size", [1, 64, 1000])
+def test_ibv_ud_pingpong_pings_us(pair: Places, needs, start, size: int) -> None:
+    needs("ibv_ud_pingpong")
+    words = ("--service", "ud", "--exchange", "--echo", "--size", str(size), "-n", "50")
+    server = start(*roce_command(pair, "listen", *words))
+    ours = roce.parse_parameters(server.stdout.readline())
+    said = ended(start(*ud_pingpong(pair, "-s", str(size), "-n", "50", "127.0.0.1")))
+    assert f"QPN {ours.qpn:#08x}" in said and "50 iters in" in said
+    out, err = server.communicate(timeout=LIMIT)
+    assert server.returncode == 0, err
+    assert out.splitlines()[-1] == f"message 50: SEND, {size} bytes"
+
+
 # --- endpoints of Python -------------------------------------------------------------------------------------------
 
 

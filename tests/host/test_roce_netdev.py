@@ -247,3 +247,24 @@ def test_a_listener_that_refuses_and_one_that_is_not_there_are_told(ends) -> Non
     # its kernel answers for the address, and knows nothing of RDMA-CM
     code, _, err = ends("client", "ping", "--cm", topology.ADDRESSES["server"], "--rping").end()
     assert code == 1 and f"nobody answers at {topology.ADDRESSES['server']}, port 7174" in err
+
+
+def test_datagrams_are_received_of_whoever_has_the_q_key(ends) -> None:
+    far = ends("server", "listen", "--service", "ud", "--qkey", "0x77", "-n", "3", "--timeout", "20")
+    assert "QKEY 0x00000077" in far.line
+    near = ends("client", "send", "--service", "ud", "--peer", far.line, "-n", "3", "--size", "100", "--json")
+    code, out, err = near.end()
+    assert code == 0, err
+    assert json.loads(out)["messages"] == 3
+    code, out, err = far.end()
+    assert (code, out.splitlines()) == (0, [f"message {n + 1}: SEND, 100 bytes" for n in range(3)]), err
+
+
+def test_datagrams_are_sent_back_and_timed(ends) -> None:
+    far = ends("server", "listen", "--service", "ud", "--echo", "--exchange", "-n", "5", "--timeout", "20")
+    words = ("--service", "ud", "-n", "5", "--exchange", topology.ADDRESSES["server"], "--timeout", "20")
+    code, out, err = ends("client", "ping", *words, "--size", "1000").end()
+    assert code == 0, err
+    assert out.splitlines()[-1].startswith("5 round trips of 1000 bytes (send): least")
+    code, out, err = far.end()
+    assert code == 0 and "5 messages, 5000 bytes" in err, err

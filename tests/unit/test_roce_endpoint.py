@@ -12,7 +12,7 @@ from cython_ext.frames.handed_link import HandedLink
 from cython_ext.roce.packet import address_vector, build_packet
 from hwrx import roce
 from hwrx.errors import PathError, UsageError
-from hwrx.roce import endpoints
+from hwrx.roce import opening
 from hwrx.roce.neighbours import answer_neighbour, ask_neighbour, read_neighbour, solicited_node
 from hwrx.roce.parameters import Parameters, parse_parameters, read_parameters
 
@@ -282,8 +282,8 @@ def test_packets_that_the_device_would_not_send_are_refused(
 ) -> None:
     (tmp_path / "eth9").mkdir()
     (tmp_path / "eth9" / "mtu").write_text("1500\n")
-    monkeypatch.setattr(endpoints, "NETDEVS", tmp_path)
-    endpoints._check_fits("eth9", address, most)
+    monkeypatch.setattr(opening, "NETDEVS", tmp_path)
+    opening.check_fits("eth9", address, most)
     with pytest.raises(UsageError, match=r"packets of 2048 bytes do not fit eth9, whose MTU is 1500") as refused:
-        endpoints._check_fits("eth9", address, 2048)
+        opening.check_fits("eth9", address, 2048)
     assert "ip link set eth9 mtu 2152" in str(refused.value.remedy)

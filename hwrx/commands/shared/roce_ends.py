@@ -6,16 +6,17 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 from msgspec import Struct
 
 from hwrx.commands.shared.numbers import LONG, real_number, whole_number
 from hwrx.errors import UsageError
-from hwrx.roce import Endpoint, Parameters, endpoint
+from hwrx.roce import DatagramEndpoint, Endpoint, Parameters, datagram_endpoint, endpoint
 from hwrx.roce.calling import Caller
 from hwrx.roce.connecting import Manager
+from hwrx.roce.datagrams import QKEY
 from hwrx.roce.exchange import PORT, exchange_as_client, exchange_as_server, wait_readable
 from hwrx.roce.management import RPING_PORT
 from hwrx.roce.parameters import LARGEST_NUMBER, gid_of, read_parameters
@@ -52,6 +53,13 @@ class Asked(Struct, frozen=True):
     force: bool
     ack_timeout: int
     retries: int
+    service: Literal["rc", "ud"]
+    qkey: int | None
+
+    @property
+    def datagrams(self) -> bool:
+        """Whether messages are unreliable datagrams, and not a connection's."""
+        return self.service == "ud"
 
 
 _OPTIONS = (
@@ -80,6 +88,16 @@ _OPTIONS = (
         help="A packet is sent again after 4.096 µs times 2 to this.",
     ),
     click.option("--retries", type=whole_number(0, 7), default=7, show_default=True, help="How often."),
+    click.option(
+        "--service",
+        type=click.Choice(["rc", "ud"]),
+        default="rc",
+        show_default=True,
+        help="rc: a reliable connection; ud: unreliable datagrams, of one packet each.",
+    ),
+    click.option(
+        "--qkey", type=Hexadecimal(0, (1 << 32) - 1), help=f"ud: our Q_Key [{QKEY:#x}, as ibv_ud_pingpong's]."
+    ),
 )
 
 
@@ -129,20 +147,54 @@ timeout_option = click.option(
 
 @contextlib.contextmanager
 def open_end(asked: Asked) -> Iterator[Endpoint]:
-    """Open the endpoint on a network device, or on a NIC named by its PCI address, which hwrx drives meanwhile."""
-    with contextlib.ExitStack() as stack:
-        device: Any = asked.device
-        if PCI_ADDRESS.fullmatch(asked.device):
-            # a command that shares a network device needs no driver
-            from hwrx.nic import open_nic
-
-            device = stack.enter_context(open_nic(asked.device, interrupt="auto", force=asked.force))
-        yield stack.enter_context(
-            endpoint(device, asked.address, mac=asked.mac, qpn=asked.qpn, psn=asked.psn, mtu=asked.mtu)
-        )
+    """Open a connection's endpoint on a network device, or on a NIC by its PCI address, which hwrx drives meanwhile."""
+    with (
+        _open_device(asked) as device,
+        endpoint(device, asked.address, mac=asked.mac, qpn=asked.qpn, psn=asked.psn, mtu=asked.mtu) as made,
+    ):
+        yield made
 
 
-def join_peer(qp: Endpoint, asked: Asked, exchange: str | int | None, patience: float | None) -> Parameters:
+@contextlib.contextmanager
+def open_datagram_end(asked: Asked) -> Iterator[DatagramEndpoint]:
+    """As `open_end`, for datagrams."""
+    qkey = QKEY if asked.qkey is None else asked.qkey
+    with (
+        _open_device(asked) as device,
+        datagram_endpoint(device, asked.address, mac=asked.mac, qpn=asked.qpn, qkey=qkey, mtu=asked.mtu) as made,
+    ):
+        yield made
+
+
+@contextlib.contextmanager
+def _open_device(asked: Asked) -> Iterator[Any]:
+    if not PCI_ADDRESS.fullmatch(asked.device):
+        yield asked.device
+        return
+    # a command that shares a network device needs no driver
+    from hwrx.nic import open_nic
+
+    with open_nic(asked.device, interrupt="auto", force=asked.force) as driver:
+        yield driver
+
+
+def check_service(asked: Asked, **connections: object) -> None:
+    """Raise UsageError if an option is given that the service does not have.
+
+    :param connections: options of reliable connections alone, and what was given for them; None, False: nothing
+    """
+    if not asked.datagrams and asked.qkey is not None:
+        raise UsageError("a reliable connection has no Q_Key", remedy="--service ud, or leave --qkey out")
+    given = [f"--{name}" for name, value in connections.items() if value not in (None, False)]
+    if asked.datagrams and asked.psn is not None:
+        given.append("--psn")
+    if asked.datagrams and given:
+        raise UsageError(f"datagrams have no {given[0]}", remedy="--service rc, or leave it out")
+
+
+def join_peer(
+    qp: Endpoint | DatagramEndpoint, asked: Asked, exchange: str | int | None, patience: float | None
+) -> Parameters:
     """Tell our line and hear the other end's, as the options say, and connect with it.
 
     :param exchange: a port to be the TCP server on, or HOST[:PORT] to be the client of
@@ -150,7 +202,10 @@ def join_peer(qp: Endpoint, asked: Asked, exchange: str | int | None, patience: 
     """
 
     def connect(there: Parameters) -> None:
-        qp.connect(there, mac=asked.peer_mac, timeout=asked.ack_timeout, retry_count=asked.retries)
+        if isinstance(qp, Endpoint):
+            qp.connect(there, mac=asked.peer_mac, timeout=asked.ack_timeout, retry_count=asked.retries)
+        else:
+            qp.connect(there, mac=asked.peer_mac)
 
     click.echo(qp.parameters.to_line())
     if exchange is not None:
