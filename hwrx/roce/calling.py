@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 
-from hwrx.errors import PeerError
+from hwrx.errors import PeerError, UsageError
 from hwrx.roce.endpoints import Endpoint
 from hwrx.roce.management import (
     DREP,
@@ -89,10 +89,14 @@ class Caller:
             )
         # a REQ tells the number with which the listener begins, and its REP told ours
         there = Parameters(gid=self._gid, qpn=self._reply.qpn, psn=own.psn, mtu=own.mtu, mac=mac)
-        self._qp.connect(
-            there, begins=self._reply.starting_psn, timeout=ack_timeout, retry_count=retries,
-            rnr_retry=self._reply.rnr_retry, reads=self._reply.responder_resources,
-        )  # fmt: skip
+        try:
+            self._qp.connect(
+                there, begins=self._reply.starting_psn, timeout=ack_timeout, retry_count=retries,
+                rnr_retry=self._reply.rnr_retry, reads=self._reply.responder_resources,
+            )  # fmt: skip
+        except UsageError as error:
+            remedy = "see what the listener says"
+            raise PeerError(f"the listener's answer cannot be: {Exception.__str__(error)}", remedy=remedy) from error
         self._tell_ready()
         return there
 
@@ -110,7 +114,9 @@ class Caller:
     def take(self, frame: bytes) -> None:
         """Take a frame to queue pair 1, if it is the listener's answer."""
         found = read_management(frame)
-        if found is None or int.from_bytes(found.body[4:8], "big") != self._communication:
+        if found is None or found.destination != self._qp.parameters.ip:
+            return
+        if int.from_bytes(found.body[4:8], "big") != self._communication:
             return
         if found.attribute == REP:
             self._take_reply(found)

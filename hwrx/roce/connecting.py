@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import time
 
-from hwrx.errors import PeerError
+from hwrx.errors import PeerError, UsageError
 from hwrx.roce.endpoints import Endpoint
 from hwrx.roce.management import (
     DREP,
     DREQ,
+    INVALID_GID,
     INVALID_SERVICE,
     NO_RESOURCES,
     READS,
@@ -63,31 +64,34 @@ class Manager:
     def take(self, frame: bytes) -> None:
         """Answer a frame to queue pair 1, if it is one of the connection manager."""
         found = read_management(frame)
-        if found is None:
+        if found is None or found.destination != self._qp.parameters.ip:
             return
         if found.attribute == REQ:
             self._take_request(found)
         elif found.attribute == DREQ and self._request is not None and self._is_ours(found.body):
             self.ended = True
             body = self._communication.to_bytes(4, "big") + self._request.communication.to_bytes(4, "big")
-            self._answer(found, self._request, DREP, body)
+            self._answer(found, DREP, body)
 
     def _is_ours(self, body: bytes) -> bool:
         return int.from_bytes(body[4:8], "big") == self._communication
 
     def _take_request(self, found: Management) -> None:
-        request = read_request(found.body)
+        request, reason = read_request(found.body), NO_RESOURCES
         if request.port == self._port and self._request is None and request.mtu:
-            self._connect(found, request)
+            try:
+                self._connect(found, request)
+            except UsageError:  # an address or a queue pair that cannot be the client's
+                reason = INVALID_GID
         if request == self._request:  # also again, because our REP was lost
-            self._answer(found, request, REP, build_reply(request, self._qp.parameters, self._communication, READS))
+            self._answer(found, REP, build_reply(request, self._qp.parameters, self._communication, READS))
         else:
-            reason = INVALID_SERVICE if request.port != self._port else NO_RESOURCES
-            self._answer(found, request, REJ, build_reject(request, reason))
+            reason = INVALID_SERVICE if request.port != self._port else reason
+            self._answer(found, REJ, build_reject(request, reason))
 
-    def _answer(self, found: Management, request: Request, attribute: int, body: bytes) -> None:
-        there = Parameters(gid=request.address, qpn=request.qpn, psn=0)
-        Sender(self._qp, found.mac, there.ip).send(attribute, found.transaction, body)
+    def _answer(self, found: Management, attribute: int, body: bytes) -> None:
+        # to where it came from, whatever it says of itself
+        Sender(self._qp, found.mac, found.source).send(attribute, found.transaction, body)
 
     def _connect(self, found: Management, request: Request) -> None:
         # a REP tells the number with which the client begins, and its REQ told ours

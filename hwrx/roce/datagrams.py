@@ -19,7 +19,7 @@ from cython_ext.roce.packet import address_vector
 from hwrx.errors import UsageError
 from hwrx.roce.driven import QueuePairEndpoint
 from hwrx.roce.opening import open_link
-from hwrx.roce.parameters import Parameters, parse_parameters
+from hwrx.roce.parameters import Parameters, parse_mac, parse_parameters
 
 if TYPE_CHECKING:
     from hwrx.nic.driver import Driver
@@ -55,12 +55,12 @@ class DatagramEndpoint(QueuePairEndpoint[DatagramCompleted]):
         :param mac: of the peer, or of the router towards it; "" asks by ARP or neighbour discovery, if the peer's
             parameters have none
         :param patience: seconds in which that question must be answered
-        :raises UsageError: if the peer's address is of the other version of IP
+        :raises UsageError: as Endpoint.connect
         :raises PathError: if nobody answers for the peer's address
         """
         there = parse_parameters(peer) if isinstance(peer, str) else peer
-        self._check_version(there)
-        hardware = mac or there.mac or self.find_mac(there.ip, patience)
+        self._check_peer(there)
+        hardware = parse_mac(mac or there.mac or self.find_mac(there.ip, patience))
         own = self.parameters
         self._way = address_vector(self.link.mac, hardware, own.ip, there.ip, source_port=0xC000 | own.qpn & 0x3FFF)
         self.peer = there

@@ -16,7 +16,7 @@ from cython_ext.roce.queue_pair import WorkCompletion
 from cython_ext.verbs.wc_words import SENTENCES
 from hwrx.errors import PathError, UsageError
 from hwrx.roce.neighbours import answer_neighbour, ask_neighbour, read_neighbour
-from hwrx.roce.parameters import Parameters
+from hwrx.roce.parameters import LARGEST_NUMBER, Parameters, check_station
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -123,8 +123,20 @@ class QueuePairEndpoint(ABC, Generic[Done]):
         if reply is not None:
             self.link.send(reply)
 
-    def _check_version(self, there: Parameters) -> None:
+    def _check_peer(self, there: Parameters) -> None:
+        """UsageError if nobody can be where the parameters say."""
         own = self.parameters
+        check_station(there.ip)
+        if not 2 <= there.qpn < LARGEST_NUMBER:
+            raise UsageError(
+                f"the other end's queue pair is between 2 and {LARGEST_NUMBER - 1:#x}, not {there.qpn:#x}",
+                remedy="0 and 1 are for management, the largest one is for groups: see what the other end prints",
+            )
+        if there.ip == own.ip:
+            raise UsageError(
+                f"{own.ip} is this endpoint's own address, and the other end's",
+                remedy="was this end's own line pasted? It is the other one's that is wanted",
+            )
         if (":" in there.ip) != (":" in own.ip):
             raise UsageError(
                 f"{own.ip} and {there.ip} are not of one version of IP", remedy="give the endpoint an address like it"

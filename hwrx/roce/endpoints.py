@@ -19,7 +19,7 @@ from cython_ext.roce.packet import address_vector
 from cython_ext.roce.queue_pair import RoceQueuePair, WorkCompletion
 from hwrx.roce.driven import QueuePairEndpoint
 from hwrx.roce.opening import open_link
-from hwrx.roce.parameters import Parameters, parse_parameters
+from hwrx.roce.parameters import Parameters, parse_mac, parse_parameters
 
 if TYPE_CHECKING:
     from hwrx.nic.driver import Driver
@@ -89,12 +89,13 @@ class Endpoint(QueuePairEndpoint[WorkCompletion]):
         :param reads: READs and atomics that the other end can bear at once; None: as many as the endpoint was opened
             with, which is also the most
         :param patience: seconds in which the question for the MAC address must be answered
-        :raises UsageError: if a number is out of its range, or the peer's address is of the other version of IP
+        :raises UsageError: if a number is out of its range, the peer's address is of the other version of IP, a
+            group's or our own, or the MAC address is not one
         :raises PathError: if nobody answers for the peer's address
         """
         there = parse_parameters(peer) if isinstance(peer, str) else peer
         own = self.parameters
-        self._check_version(there)
+        self._check_peer(there)
         mtu, most = min(there.mtu or own.mtu, own.mtu), self._reads if reads is None else min(reads, self._reads)
         if (mtu, most) != (own.mtu, self._reads):
             # of a peer that bears none, a READ is refused by the peer itself
@@ -102,7 +103,7 @@ class Endpoint(QueuePairEndpoint[WorkCompletion]):
             self.queue_pair = self._make(mtu)
             for region, offset, size, number in self._early:
                 self.queue_pair.post_receive(region, offset, size, wr_id=number)
-        hardware = mac or there.mac or self.find_mac(there.ip, patience)
+        hardware = parse_mac(mac or there.mac or self.find_mac(there.ip, patience))
         way = address_vector(self.link.mac, hardware, own.ip, there.ip, source_port=0xC000 | own.qpn & 0x3FFF)
         self.queue_pair.connect(
             way, there.qpn, expects=there.psn, begins=own.psn if begins is None else begins, timeout=timeout,
@@ -184,6 +185,7 @@ def endpoint(
 
     :param device: a network device of the kernel (shared with it over an AF_PACKET ring; needs root), a NIC that hwrx
         drives (`hwrx.nic.open_nic`), which belongs to the endpoint from now on, or any link, which stays the caller's
+        and is one endpoint's at a time: a frame is whoever's takes it
     :param address: IPv4 or IPv6, which must not be one of the kernel's: the kernel would answer for it too
     :param mac: of the endpoint on a network device; "": one that is made of the address. A NIC and a link have theirs
     :param qpn: its queue pair's number, 2 to 2^24 - 2; None: one that nobody has here

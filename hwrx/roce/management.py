@@ -20,7 +20,7 @@ GSI_QKEY = 0x80010000
 MAD = 256  # bytes
 REQ, MRA, REJ, REP, RTU, DREQ, DREP = range(0x10, 0x17)
 RDMA_PS_TCP = 0x0106 << 16  # of a service ID; the port is in its lower half (annex A11)
-INVALID_SERVICE, NO_RESOURCES = 8, 3  # reasons of a REJ
+INVALID_SERVICE, INVALID_GID, NO_RESOURCES = 8, 12, 3  # reasons of a REJ
 RPING_PORT = 7174
 _HEADER = b"\x01\x07\x02\x03"  # base version, class, its version, method Send
 _RESPONSE_TIMEOUT, _RETRIES = 20, 15  # code of 4.3 s for an answer to a message, which may come 15 times again
@@ -31,7 +31,8 @@ _BODY = MAD - 24  # bytes behind the header
 REASONS = {
     1: "it has no queue pair left", NO_RESOURCES: "it has no resources left", 4: "it waited for our answer in vain",
     5: "it does not support what we ask for", INVALID_SERVICE: "nobody listens at this port",
-    10: "it believes that an earlier connection with our queue pair still stands", 12: "it does not have this GID",
+    10: "it believes that an earlier connection with our queue pair still stands",
+    INVALID_GID: "it cannot have one of both GIDs",
     26: "it cannot have this path MTU", 28: "its program refused",
 }  # fmt: skip
 
@@ -42,7 +43,9 @@ class Management(Struct, frozen=True):
     attribute: int
     transaction: int
     body: bytes
-    mac: str  # of who sent it
+    mac: str  # of who sent it, or of the last router
+    source: str  # IP address of who sent it
+    destination: str
 
 
 class Request(Struct, frozen=True):
@@ -81,7 +84,9 @@ def read_management(frame: bytes) -> Management | None:
     if payload[:4] != _HEADER:
         return None
     number = int.from_bytes(payload[16:18], "big")
-    return Management(number, int.from_bytes(payload[8:16], "big"), payload[24:], frame[6:12].hex(":"))
+    transaction = int.from_bytes(payload[8:16], "big")
+    ends = (str(found["source"]), str(found["destination"]))
+    return Management(number, transaction, payload[24:], frame[6:12].hex(":"), *ends)
 
 
 def read_request(body: bytes) -> Request:

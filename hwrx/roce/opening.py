@@ -15,12 +15,13 @@ from cython_ext.roce.queue_pair import MTUS
 from hwrx.errors import PathError, UsageError
 from hwrx.host.carrier import carrier_remedy
 from hwrx.roce.neighbours import solicited_node
-from hwrx.roce.parameters import LARGEST_NUMBER, Parameters, gid_of
+from hwrx.roce.parameters import LARGEST_NUMBER, Parameters, check_station, gid_of, parse_mac
 
 if TYPE_CHECKING:
     from hwrx.nic.driver import Driver
 
 NETDEVS = Path("/sys/class/net")
+UNIX_SOCKETS = Path("/proc/self/net/unix")
 SOL_PACKET, PACKET_ADD_MEMBERSHIP, PACKET_MR_MULTICAST = 263, 1, 0  # linux/if_packet.h
 ROCE_PORT = 4791
 
@@ -41,18 +42,19 @@ def open_link(
     :param stack: what is opened is closed with it
     :param device, address, mac, qpn, psn, mtu, poll: see `hwrx.roce.endpoint`, also for what is raised
     """
-    own_gid = gid_of(address)
+    check_station(address)
     _check_numbers(qpn, psn, mtu)
     if isinstance(device, str):
+        hardware = parse_mac(mac or _mac_of(address))
         _check_foreign(device, address)
-        number = _hold_number(device, address, qpn, stack)
+        number = _hold_number(device, address, hardware, qpn, stack)
         check_fits(device, address, mtu)
-        link: FrameLink = _open_ring(device, address, mac or _mac_of(address), poll, mtu, stack)
+        link: FrameLink = _open_ring(device, address, hardware, poll, mtu, stack)
     else:
         number = qpn or random.randrange(2, LARGEST_NUMBER)
         link = device if isinstance(device, FrameLink) else stack.enter_context(device.frame_link())
     begins = random.randrange(LARGEST_NUMBER + 1) if psn is None else psn
-    return link, Parameters(gid=own_gid, qpn=number, psn=begins, mtu=mtu, mac=link.mac)
+    return link, Parameters(gid=gid_of(address), qpn=number, psn=begins, mtu=mtu, mac=link.mac)
 
 
 def _check_numbers(qpn: int | None, psn: int | None, mtu: int) -> None:
@@ -80,26 +82,51 @@ def _check_foreign(netdev: str, address: str) -> None:
     )
 
 
-def _hold_number(netdev: str, address: str, qpn: int | None, stack: contextlib.ExitStack) -> int:
+def _hold_number(netdev: str, address: str, mac: str, qpn: int | None, stack: contextlib.ExitStack) -> int:
     """Take a number for this device and address until the stack is closed; the kernel gives it back if we die.
 
-    The name of a socket in the abstract namespace is each network namespace's own, as devices are.
+    The name of a socket in the abstract namespace is each network namespace's own, as devices are. It has to end with
+    the number, so that one number is one socket's; who has the address by which MAC is a second socket's name.
     """
     for _ in range(64):
         number = qpn if qpn is not None else random.randrange(2, LARGEST_NUMBER)
-        held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            held.bind(f"\0hwrx-roce/{netdev}/{address}/{number:#x}")
-        except OSError:
-            held.close()
-            if qpn is not None:
-                break
-            continue
-        stack.enter_context(held)
-        return number
+        if (held := _bind_name(f"hwrx-roce/{netdev}/{address}/{number:#x}")) is not None:
+            stack.enter_context(held)
+            _check_one_mac(netdev, address, mac, number, stack)
+            return number
+        if qpn is not None:
+            break
     raise UsageError(
         f"another endpoint has queue pair {qpn:#x} of {address} on {netdev}", remedy="choose another number, or none"
     )
+
+
+def _check_one_mac(netdev: str, address: str, mac: str, number: int, stack: contextlib.ExitStack) -> None:
+    """Say which MAC address has the IP address; UsageError if another endpoint has said that it is another one's.
+
+    Both would answer who asks for it, and the other end would send to either.
+    """
+    said = f"hwrx-roce-mac/{netdev}/{address}/"
+    if (held := _bind_name(f"{said}{mac}/{number:#x}")) is not None:
+        stack.enter_context(held)
+    for line in UNIX_SOCKETS.read_text(encoding="utf-8", errors="replace").splitlines():
+        other = line.rpartition(f"@{said}")[2].partition("/")[0] if f"@{said}" in line else mac
+        if other != mac:
+            raise UsageError(
+                f"another endpoint on {netdev} has {address}, with the MAC address {other} and not {mac}",
+                remedy=f"choose another --address, or --mac {other}",
+            )
+
+
+def _bind_name(name: str) -> socket.socket | None:
+    """A socket of a name in the abstract namespace; None if somebody has it."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        made.bind(f"\0{name}")
+    except OSError:
+        made.close()
+        return None
+    return made
 
 
 def _mac_of(address: str) -> str:

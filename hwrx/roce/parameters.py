@@ -17,7 +17,7 @@ _NUMBERS = {
     "LID": ("lid", 0xFFFF),
     "QPN": ("qpn", LARGEST_NUMBER),
     "PSN": ("psn", LARGEST_NUMBER),
-    "MTU": ("mtu", 4096),
+    "MTU": ("mtu", 0xFFFF),
     "KEY": ("key", (1 << 32) - 1),
     "ADDRESS": ("address", (1 << 64) - 1),
     "SIZE": ("size", 1 << 40),
@@ -103,15 +103,37 @@ def parse_parameters(line: str) -> Parameters:
             except ValueError as error:
                 raise UsageError(f"'{value}' is not a GID", remedy=REMEDY) from error
         elif name == "MAC":
-            if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", value):
-                raise UsageError(f"'{value}' is not a MAC address", remedy="for example 02:00:00:00:00:01")
-            found["mac"] = value.lower()
+            found["mac"] = parse_mac(value)
     lacking = [name for name in ("QPN", "PSN", "GID") if name.lower() not in found]
     if lacking:
         raise UsageError(f"there is no {lacking[0]} in '{line.strip()[:200]}'", remedy=REMEDY)
     if found.get("mtu", 0) not in (0, 256, 512, 1024, 2048, 4096):
         raise UsageError(f"there is no path MTU of {found['mtu']}", remedy="256, 512, 1024, 2048 or 4096")
     return Parameters(**found)  # type: ignore[arg-type]
+
+
+def parse_mac(text: str) -> str:
+    """Return the MAC address of one station, in small letters.
+
+    :raises UsageError: if it is not one, or is a group's
+    """
+    if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", text):
+        raise UsageError(f"'{text}' is not a MAC address", remedy="for example 02:00:00:00:00:01")
+    if int(text[:2], 16) & 1:
+        raise UsageError(f"{text} is the MAC address of a group", remedy="for example 02:00:00:00:00:01")
+    return text.lower()
+
+
+def check_station(address: str) -> None:
+    """Raise UsageError if an IP address is none of a single station: a group's, or no particular one.
+
+    :raises UsageError: also if it is not an IP address
+    """
+    gid_of(address)
+    found = ipaddress.ip_address(address)
+    if found.is_multicast or found.is_unspecified:
+        what = "the address of a group" if found.is_multicast else "no particular address"
+        raise UsageError(f"{address} is {what}", remedy="an end has an address of its own: for example 192.0.2.1")
 
 
 def read_parameters(text: str) -> Parameters:

@@ -89,6 +89,19 @@ def test_one_number_is_one_endpoints(opened) -> None:
     opened("client", OURS, qpn=0x11)
 
 
+def test_one_address_has_one_mac_address(opened) -> None:
+    first = opened("client", OURS, mac="02:00:00:00:00:07")
+    with pytest.raises(
+        UsageError, match=r"another endpoint on hwrx0 has 198\.18\.77\.70, with the MAC address"
+    ) as caught:
+        opened("client", OURS)
+    assert "--mac 02:00:00:00:00:07" in caught.value.remedy
+    opened("client", OURS, mac="02:00:00:00:00:07").close()
+    opened("client", THEIRS)  # another address
+    first.close()
+    opened("client", OURS)
+
+
 def test_numbers_that_are_not_given_differ(opened) -> None:
     assert len({opened("client", OURS).parameters.qpn for _ in range(8)}) == 8
 

@@ -225,6 +225,15 @@ def test_what_is_for_another_connection_is_passed_over() -> None:
     assert side.qp.peer is not None
 
 
+def test_an_answer_that_cannot_be_is_told() -> None:
+    def for_management(found: Any) -> tuple[int, bytes]:
+        _, body = reply(found)
+        return REP, body[:12] + b"\0\0\1" + body[15:]
+
+    with pytest.raises(PeerError, match=r"the listener's answer cannot be: the other end's queue pair is between"):
+        call(scripted(for_management))
+
+
 def test_a_listener_that_leaves_is_answered() -> None:
     side, caller = call(scripted(reply))
     number = caller._communication.to_bytes(4, "big")

@@ -117,6 +117,32 @@ def test_a_request_for_something_else_is_refused(changed: dict[str, int], reason
     assert passive.qp.peer is None
 
 
+@pytest.mark.parametrize(("at", "value"), [(56, "2001:db8::2"), (56, f"::ffff:{OURS}"), (32, "\0\0\1")])
+def test_a_client_that_cannot_be_is_refused(at: int, value: str) -> None:
+    """An address of the other version of IP, our own address, the queue pair of management."""
+    passive = Passive()
+    body = bytearray(request_body())
+    changed = ipaddress.IPv6Address(value).packed if ":" in value else value.encode()
+    body[at : at + len(changed)] = changed
+    passive.qp.management = passive.manager.take
+    passive.link.hand_in(management(REQ, bytes(body)))
+    passive.qp.idle()
+    assert passive.qp.peer is None
+    (frame,) = passive.link.take_out()
+    found = read_management(frame)
+    assert found is not None and (found.attribute, int.from_bytes(found.body[10:12], "big")) == (REJ, 12)
+
+
+@pytest.mark.parametrize(("source", "to"), [("2001:db8::2", "2001:db8::1"), (THEIRS, "192.0.2.9")])
+def test_a_request_to_another_address_is_passed_over(source: str, to: str) -> None:
+    passive = Passive()
+    payload = management(REQ, request_body())[-260:-4]
+    way = address_vector(MACS[1], MACS[0], source, to)
+    frame = build_packet(way, "UD_SEND_ONLY", qpn=1, psn=0, qkey=GSI_QKEY, source_qpn=1, payload=payload)
+    assert read_management(frame) is not None
+    assert passive.asked(frame) == [] and passive.qp.peer is None
+
+
 def test_a_second_client_is_refused_and_the_first_one_stays() -> None:
     passive = Passive()
     body = bytearray(request_body())

@@ -91,7 +91,7 @@ def test_what_datagrams_do_not_have_is_refused(both) -> None:
     with pytest.raises(UsageError, match="not registered"):
         us.post_send("send", bytearray(8))
     with pytest.raises(UsageError, match=r"2001:db8::1 are not of one version"):
-        us.connect("QPN 1, PSN 0, GID 2001:db8::1")
+        us.connect("QPN 2, PSN 0, GID 2001:db8::1")
     with pytest.raises(UsageError, match="a Q_Key is between"):
         opened(0, qkey=1 << 32)
 

@@ -253,6 +253,9 @@ def test_what_is_not_taken_is_told_in_words(two: Two) -> None:
         ({"mtu": 1500}, "no path MTU of 1500"),
         ({"reads": 0}, "reads is between"),
         ({"address": "192.0.2"}, "is not an IP address"),
+        ({"address": "224.0.0.5"}, "224.0.0.5 is the address of a group"),
+        ({"address": "ff02::1"}, "ff02::1 is the address of a group"),
+        ({"address": "0.0.0.0"}, "is no particular address"),
     ],
 )
 def test_an_endpoint_that_cannot_be_is_refused(options: dict, words: str) -> None:
@@ -274,6 +277,34 @@ def test_memory_that_is_not_registered_is_refused_in_words(two: Two) -> None:
 def test_two_versions_of_ip_are_refused(two: Two) -> None:
     with pytest.raises(UsageError, match="not of one version of IP"):
         two.ends[0].connect(Parameters(gid="2001:db8::1", qpn=2, psn=0))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("QPN 0, PSN 1, GID ::ffff:192.0.2.2", "queue pair is between 2 and 0xfffffe, not 0x0"),
+        ("QPN 1, PSN 1, GID ::ffff:192.0.2.2", "queue pair is between 2 and 0xfffffe, not 0x1"),
+        ("QPN 0xffffff, PSN 1, GID ::ffff:192.0.2.2", "queue pair is between"),
+        ("QPN 2, PSN 1, GID ::ffff:192.0.2.1", "own address, and the other end's"),
+        ("QPN 2, PSN 1, GID ::ffff:224.0.0.1", "the address of a group"),
+        ("QPN 2, PSN 1, GID ::ffff:0.0.0.0", "no particular address"),
+        ("QPN 2, PSN 1, MTU 8192, GID ::ffff:192.0.2.2", "no path MTU of 8192"),
+        ("QPN 2, PSN 1, KEY 0x100000000, GID ::ffff:192.0.2.2", "KEY is between 0 and 0xffffffff"),
+        ("QPN 2, PSN 1, GID ::ffff:192.0.2.2, MAC 01:00:5e:00:00:01", "MAC address of a group"),
+    ],
+)
+def test_a_peer_that_cannot_be_is_refused_before_anything_is_sent(two: Two, line: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        two.ends[0].connect(line if "MAC" in line else f"{line}, MAC {MACS[1]}")
+    assert caught.value.remedy
+    assert two.links[0].take_out() == []
+
+
+@pytest.mark.parametrize("mac", ["zz", "02:00", "01:00:5e:00:00:01", "02-00-00-00-00-01"])
+def test_a_mac_address_that_is_not_a_stations_is_refused(two: Two, mac: str) -> None:
+    with pytest.raises(UsageError, match="MAC address") as caught:
+        two.ends[0].connect(two.ends[1].parameters, mac=mac)
+    assert "02:00:00:00:00:01" in caught.value.remedy
 
 
 @pytest.mark.parametrize(("address", "most"), [("192.0.2.1", 1433), ("2001:db8::1", 1413)])

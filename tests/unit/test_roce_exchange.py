@@ -114,6 +114,9 @@ def test_where_to_exchange(text: str, host: str, port: int) -> None:
         (["send", "eth9", "--address", "192.0.2.1", "--cm", "192.0.2.2", "--exchange", "h"], "leave two of them out"),
         (["listen", "nosuch0", "--address", "192.0.2.1"], "no network device 'nosuch0'"),
         (["listen", "nosuch0", "--address", "192.0.2"], "is not an IP address"),
+        (["listen", "nosuch0", "--address", "192.0.2.1", "--mac", "zz"], "'zz' is not a MAC address"),
+        (["listen", "nosuch0", "--address", "192.0.2.1", "--mac", "01:00:5e:00:00:01"], "MAC address of a group"),
+        (["send", "nosuch0", "--address", "192.0.2.1", "--ack-timeout", "0"], "--ack-timeout"),
     ],
 )
 def test_options_that_cannot_be_are_refused_in_words(words: list[str], said: str, capsys) -> None:

@@ -82,7 +82,7 @@ _OPTIONS = (
     ),
     click.option(
         "--ack-timeout",
-        type=whole_number(0, 31),
+        type=whole_number(1, 31),  # with 0 a packet that is lost would be waited for without end
         default=14,
         show_default=True,
         help="A packet is sent again after 4.096 µs times 2 to this.",
