@@ -1,5 +1,8 @@
 """The active side of RDMA-CM: REQ asks a listener for a connection, RTU says that its REP has come, DREQ ends it.
 
+The messages are those of 12.6.5 to 12.6.11 of the InfiniBand specification, volume 1, of which MRA (12.6.6) asks for
+time.
+
 Nothing says whether a message arrives, so each is sent again until it is answered. The passive side is
 `hwrx.roce.connecting`.
 """

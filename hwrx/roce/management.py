@@ -1,8 +1,8 @@
 """The connection manager's messages as RDMA-CM sends them: written, sent and read.
 
 Management datagrams (MAD) of 256 bytes, communication management class, in UD SENDs between the queue pairs 1 of both
-ends (InfiniBand specification, volume 1, 12.6 and 13.4.2; the fields' places are Linux' include/rdma/ibta_vol1_c12.h,
-which has them from tables 106 to 113 of chapter 12).
+ends (InfiniBand specification, volume 1, 12.6.5 to 12.6.11, with the header of 13.4.3; the fields' places are Linux'
+include/rdma/ibta_vol1_c12.h, which has them from tables 106 to 113 of chapter 12).
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def read_request(body: bytes) -> Request:
 
 
 def build_request(request: Request, address: str, mac: str) -> bytes:
-    """Return the body of a REQ.
+    """Return the body of a REQ (12.6.5, table 106).
 
     :param request: what it asks for; `address` is our GID
     :param address: GID of the other end
@@ -138,7 +138,7 @@ def build_request(request: Request, address: str, mac: str) -> bytes:
 
 
 def read_reply(body: bytes) -> Reply:
-    """Take a REP's fields apart."""
+    """Take a REP's fields apart (12.6.8, table 110)."""
     return Reply(
         communication=int.from_bytes(body[0:4], "big"),
         answers=int.from_bytes(body[4:8], "big"),
@@ -168,7 +168,7 @@ def build_reply(request: Request, own: Parameters, communication: int, reads: in
 
 
 def build_reject(request: Request, reason: int) -> bytes:
-    """Return the body of a REJ of a REQ."""
+    """Return the body of a REJ of a REQ (12.6.7, table 108)."""
     body = bytearray(_BODY)
     body[4:8] = request.communication.to_bytes(4, "big")
     body[10:12] = reason.to_bytes(2, "big")
