@@ -203,7 +203,7 @@ class QueuePairEndpoint(ABC, Generic[Done]):
         what = completion.opcode if isinstance(completion, WorkCompletion) else "a datagram's request"
         raise PathError(
             f"{what} ended with {completion.status}: {says} ({cause}); {self.describe_traffic()}",
-            remedy=self._remedy(),
+            remedy=_REMEDIES.get(completion.status) or self._remedy(),
         )
 
     def describe_traffic(self) -> str:
@@ -237,6 +237,11 @@ class QueuePairEndpoint(ABC, Generic[Done]):
         self.close()
 
 
+_REMEDIES = {
+    "IBV_WC_REM_INV_REQ_ERR": "have both ends one MTU (--mtu), and the peer's receive requests room for the message?",
+    "IBV_WC_REM_ACCESS_ERR": "compare key and address with those of the peer's line: --key, --remote-address",
+    "IBV_WC_RNR_RETRY_EXC_ERR": "let the peer post receive requests before messages come",
+}
 _NOT_TAKEN = {
     "strangers": "from strangers or to another queue pair",
     "wrong_icrc": "with a wrong ICRC",

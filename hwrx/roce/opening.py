@@ -53,6 +53,8 @@ def open_link(
     else:
         number = qpn or random.randrange(2, LARGEST_NUMBER)
         link = device if isinstance(device, FrameLink) else stack.enter_context(device.frame_link())
+        if mac and parse_mac(mac) != link.mac:
+            raise UsageError(f"this NIC has the MAC address {link.mac}, and not {mac}", remedy="leave --mac out")
     begins = random.randrange(LARGEST_NUMBER + 1) if psn is None else psn
     return link, Parameters(gid=gid_of(address), qpn=number, psn=begins, mtu=mtu, mac=link.mac)
 

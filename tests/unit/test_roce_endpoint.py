@@ -263,6 +263,38 @@ def test_an_endpoint_that_cannot_be_is_refused(options: dict, words: str) -> Non
         roce.endpoint(HandedLink(), **{"address": "192.0.2.1", **options})
 
 
+@pytest.mark.parametrize(
+    ("verb", "there", "status", "remedy"),
+    [
+        ("write", {"key": 0xDEAD}, "IBV_WC_REM_ACCESS_ERR", "compare key and address"),
+        ("send", {"mtu": 512}, "IBV_WC_REM_INV_REQ_ERR", "have both ends one MTU"),
+        ("send", {"receives": 0}, "IBV_WC_RNR_RETRY_EXC_ERR", "let the peer post receive requests"),
+    ],
+)
+def test_a_refusal_names_what_may_be_wrong(verb: str, there: dict[str, int], status: str, remedy: str) -> None:
+    """A wrong key, an MTU that the line does not tell, a receiver that is not ready."""
+    us = roce.endpoint(HandedLink(MACS[0]), ADDRESSES[4][0], qpn=0x11, psn=5)
+    them = roce.endpoint(HandedLink(MACS[1]), ADDRESSES[4][1], qpn=0x12, psn=5, mtu=there.get("mtu", 1024))
+    for _ in range(there.get("receives", 1)):
+        them.post_receive(them.register(bytearray(2000)))
+    us.connect(f"QPN 0x12, PSN 5, GID ::ffff:{ADDRESSES[4][1]}, MAC {MACS[1]}", rnr_retry=0)
+    them.connect(f"QPN 0x11, PSN 5, GID ::ffff:{ADDRESSES[4][0]}, MAC {MACS[0]}")
+    us.post_send(verb, us.register(bytearray(1024)), key=there.get("key", 0), address=0)
+    for here, far in ((us, them), (them, us)):
+        for frame in here.link.take_out():  # type: ignore[attr-defined]
+            far.link.hand_in(frame)  # type: ignore[attr-defined]
+        far.drive()
+    with pytest.raises(PathError, match=status) as caught:
+        us.check_completion(us.next_send(1))
+    assert remedy in caught.value.remedy
+
+
+def test_a_link_has_its_own_mac_address() -> None:
+    with pytest.raises(UsageError, match="this NIC has the MAC address 02:00:00:00:00:01, and not 02:00:00:00:00:02"):
+        roce.endpoint(HandedLink(MACS[0]), "192.0.2.1", mac=MACS[1])
+    assert roce.endpoint(HandedLink(MACS[0]), "192.0.2.1", mac=MACS[0]).link.mac == MACS[0]
+
+
 def test_memory_that_is_not_registered_is_refused_in_words(two: Two) -> None:
     us, them = two.ends
     two.connect()
