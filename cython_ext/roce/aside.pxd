@@ -14,8 +14,13 @@ cdef inline bint is_neighbours(const Frame *frame) noexcept nogil:
     return frame.size >= 42 and (kind == 0x0806 or kind == 0x86DD and frame.data[20] == 58)
 
 
+cdef inline void keep_frame(char *kept, uint32_t *size, const Frame *frame) noexcept nogil:
+    """Keep a frame, of at most ASIDE bytes. One at a time: whoever asks and is not heard asks again."""
+    if size[0] == 0 and frame.size <= ASIDE:
+        memcpy(kept, frame.data, frame.size)
+        size[0] = frame.size
+
+
 cdef inline void set_aside(Connection *c, const Frame *frame) noexcept nogil:
-    """Keep a frame for `take_aside`. One at a time: whoever asks and is not heard asks again."""
-    if c.aside_size == 0 and frame.size <= ASIDE:
-        memcpy(c.aside, frame.data, frame.size)
-        c.aside_size = frame.size
+    """Keep a frame for `take_aside`."""
+    keep_frame(c.aside, &c.aside_size, frame)

@@ -237,6 +237,7 @@ cdef struct Connection:
     uint32_t write_key
     uint32_t write_length
     uint64_t reads_answered     # READs that were executed, without end
+    uint32_t answered_psn   # the number behind the last READ or atomic that was executed
     uint32_t min_rnr_timer  # code
     bint nak_sent           # for the expected number: nothing is said until that packet comes
     Response *responses

@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from cython_ext.frames.link cimport FrameLink, Link
 from cython_ext.headers.infiniband_verbs cimport ibv_wc_status
-from cython_ext.roce.connection cimport ReceiveRequest
+from cython_ext.roce.connection cimport ASIDE, ReceiveRequest
 from cython_ext.roce.memory_region cimport MemoryRegion, ProtectionDomain, Regions
 from cython_ext.roce.packet cimport AddressVector
 
@@ -69,6 +69,8 @@ cdef struct Datagrams:
     DatagramQueue done
     DatagramQueue received
     DatagramCounters counters
+    uint32_t aside_size     # of a frame that whoever has our address must answer; 0: none
+    char[ASIDE] aside
 
 
 cdef class DatagramPair:

@@ -8,10 +8,11 @@ puts it into the memory of the oldest receive request, behind the 40 bytes of th
 import ipaddress
 from typing import NamedTuple
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
+from cython_ext.core.clock cimport now
 from cython_ext.frames.link cimport Frame, FrameLink
 from cython_ext.frames.packet cimport ETHERNET
 from cython_ext.headers.infiniband_verbs cimport (
@@ -21,6 +22,7 @@ from cython_ext.headers.infiniband_verbs cimport (
     IBV_WC_WR_FLUSH_ERR,
     ibv_wc_status,
 )
+from cython_ext.roce.aside cimport is_neighbours, keep_frame
 from cython_ext.roce.connection cimport ReceiveRequest
 from cython_ext.roce.icrc cimport ICRC, icrc_of, write_icrc
 from cython_ext.roce.memory_region cimport MemoryRegion, ProtectionDomain, find_memory
@@ -98,6 +100,8 @@ cdef void take_datagram(Datagrams *d, const Frame *frame) noexcept nogil:
     p.qkey = p.source_qpn = p.immediate = 0  # a compiler does not see that HAS_DETH comes with the first two
     verdict = parse_roce(frame.data, frame.size, &p)
     if verdict == NOT_ROCE:
+        if is_neighbours(frame):
+            keep_frame(d.aside, &d.aside_size, frame)
         return
     if verdict != ROCE or not p.kind & HAS_DETH:
         d.counters.malformed += 1
@@ -334,6 +338,30 @@ cdef class DatagramPair:
         if count < 0 or status < 0:
             raise link_error(min(count, status))
         return count
+
+    def wait(self, double seconds) -> bool:
+        """Sleep until a frame is there, at most so many seconds.
+
+        :return: whether a frame is there
+        :raises PathError: if the link fails
+        """
+        cdef Datagrams *d = &self.datagrams
+        cdef int64_t until = now() + <int64_t> (seconds * 1e9)
+        cdef int status
+        with nogil:
+            status = d.link.wait(d.link.me, until)
+        if status < 0:
+            raise link_error(status)
+        return status > 0
+
+    def take_aside(self):
+        """Hand out a frame with ARP or ICMPv6, which whoever has this queue pair's address must answer.
+
+        :return: bytes of an Ethernet frame; None if none came. One is kept, those that come meanwhile are lost
+        """
+        cdef uint32_t size = self.datagrams.aside_size
+        self.datagrams.aside_size = 0
+        return self.datagrams.aside[:size] if size else None
 
     def poll_sends(self, most=64) -> list:
         """Completions of send requests, oldest first: at most so many DatagramCompleted."""

@@ -162,16 +162,16 @@ cdef struct Packet:
     uint32_t qpn                # of the destination
     uint32_t psn
     # extended headers; what the opcode does not have is not set
-    uint64_t address            # RETH, AtomicETH
-    uint32_t key                # R_Key; of an IETH the one to be made invalid
+    uint64_t address            # RETH (9.3.3), AtomicETH (9.3.4)
+    uint32_t key                # R_Key; of an IETH (9.3.7) the one to be made invalid
     uint32_t length             # RETH: of the whole message
     uint64_t swap               # AtomicETH: or what is to be added
     uint64_t compare
     uint64_t original           # AtomicAckETH
-    uint8_t syndrome            # AETH
+    uint8_t syndrome            # AETH (9.3.5)
     uint32_t msn
-    uint32_t immediate          # as a number; it went in network order
-    uint32_t qkey               # DETH
+    uint32_t immediate          # ImmDt (9.3.6), as a number; it went in network order
+    uint32_t qkey               # DETH (9.3.2)
     uint32_t source_qpn
     # in the frame
     const char *payload

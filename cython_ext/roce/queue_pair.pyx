@@ -192,7 +192,7 @@ cdef class RoceQueuePair:
         c.remote_qpn = qpn
         c.quick = quick_icrc()
         learn_plain(c)
-        c.expected_psn = expects
+        c.expected_psn = c.answered_psn = expects
         c.new_psn = c.send_psn = c.unacked_psn = c.highest_psn = begins
         c.timeout_ns = timeout_of_code(timeout)
         c.retry_count = c.retries_left = retry_count

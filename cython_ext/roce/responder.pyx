@@ -266,7 +266,7 @@ cdef void take_read(Connection *c, const Packet *p) noexcept nogil:
     # nobody completes a READ here: who drives the pair for the other end's sake counts them
     c.reads_answered += 1
     # The response's packets take the numbers; the next request comes behind them (9.7.3.1).
-    c.expected_psn = psn_after(p.psn, packets_of(p.length, c.mtu))
+    c.expected_psn = c.answered_psn = psn_after(p.psn, packets_of(p.length, c.mtu))
     fill_read(c, response, p, False)
 
 
@@ -303,7 +303,7 @@ cdef void take_atomic(Connection *c, const Packet *p) noexcept nogil:
     else:
         saved.original = fetch_add(at, p.swap)
     c.msn = psn_after(c.msn, 1)
-    c.expected_psn = psn_after(p.psn, 1)
+    c.expected_psn = c.answered_psn = psn_after(p.psn, 1)
     fill_atomic(c, response, saved, False)
 
 
@@ -325,7 +325,9 @@ cdef void take_duplicate(Connection *c, const Packet *p) noexcept nogil:
     cdef Response *response
     cdef uint32_t k
     if p.kind & (IS_SEND | IS_WRITE):
-        owe_ack(c, psn_after(c.expected_psn, 0xFFFFFF))
+        # With the newest number, unless that is a READ's or an atomic's, whose answer is its response: if that was
+        # lost, an ACK instead completes the request at a careless requester (rxe's check_ack), without its data.
+        owe_ack(c, p.psn if c.expected_psn == c.answered_psn else psn_after(c.expected_psn, 0xFFFFFF))
         return
     if p.kind & IS_READ:
         # of what was executed, and not a byte more: a number beyond it would be another request

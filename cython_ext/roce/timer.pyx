@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint32_t
 
 from cython_ext.roce.connection cimport Connection
 
-# The RNR NAK timer field, in units of 10 µs (9.7.5.2.8): 0 is the longest
+# The RNR NAK timer field, in units of 10 µs (9.7.5.2.8, table 45): 0 is the longest
 cdef uint32_t[32] RNR_WAITS = [
     65536, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096,
     6144, 8192, 12288, 16384, 24576, 32768, 49152,

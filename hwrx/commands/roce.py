@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypedDict
 
 import click
 import msgspec
@@ -14,12 +15,18 @@ from hwrx.commands.shared.numbers import BYTES, LONG, real_number, whole_number
 from hwrx.commands.shared.roce_ends import (
     Asked,
     accept_client,
+    called,
+    caller_option,
+    check_service,
+    connected,
     endpoint_options,
     exchange_client_option,
     exchange_server_option,
+    find_listener,
     join_peer,
     key_option,
     manager_option,
+    open_datagram_end,
     open_end,
     remote_address_option,
     timeout_option,
@@ -29,13 +36,15 @@ from hwrx.host import strict_json
 from hwrx.host.outside import clean_text
 from hwrx.roce import Endpoint
 from hwrx.roce.captures import CapturedFrame, read_capture
-from hwrx.roce.connecting import RPING_PORT
+from hwrx.roce.datagrams import SENDS
 from hwrx.roce.decoding import decode_frame, describe_packet
+from hwrx.roce.management import RPING_PORT
 from hwrx.roce.parameters import Parameters
-from hwrx.roce.rping import Words, serve_rping
+from hwrx.roce.rping import Words, ping_rping, serve_rping
 from hwrx.roce.sniffing import Sniffer
 from hwrx.roce.talking import (
     DEPTH,
+    AnyEndpoint,
     Message,
     RoundTrips,
     Sent,
@@ -46,6 +55,7 @@ from hwrx.roce.talking import (
     receive_messages,
     send_messages,
 )
+from hwrx.roce.talking_datagrams import ping_datagrams, send_datagrams
 
 VERBS = ("send", "send-imm", "write", "write-imm", "read", "fetch-add")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -148,27 +158,52 @@ def listen(
       hwrx roce listen eth1 --address 192.0.2.70 --peer 'QPN 0x11, PSN 0x1, GID ::ffff:192.0.2.2'
       hwrx roce listen eth1 --address 192.0.2.70 --exchange --echo     # ibv_rc_pingpong -g 1 HOST
       hwrx roce listen eth1 --address 192.0.2.70 --cm --rping          # rping -c -a 192.0.2.70
+      hwrx roce listen eth1 --address 192.0.2.70 --service ud          # of whoever sends with our Q_Key
     """
     options = _asked(asked)
     if rping and manager is None:
         raise UsageError("--rping answers a client of RDMA-CM", remedy="add --cm")
-    messages = total = 0
+    check_service(options, cm=manager)
+    if options.datagrams:
+        with open_datagram_end(options) as pair:
+            slots = _posted_slots(pair, size, DEPTH)
+            # whoever only receives need not know who sends
+            if echo or exchange is not None or options.peer is not None:
+                join_peer(pair, options, exchange, timeout)
+            else:
+                click.echo(pair.parameters.to_line())
+            _print_messages(pair, slots, count, echo, timeout, lambda: False, as_json)
+        return
     with open_end(options) as qp:
         if rping:
             _answer_rping(qp, manager or RPING_PORT, timeout)
             return
-        slots = Slots(qp, size, min(DEPTH, max(1, (1 << 26) // max(1, size))))
+        slots = _posted_slots(qp, size, DEPTH)
         qp.offer(qp.register(bytearray(max(1, size))))
-        for _ in range(slots.count):
-            slots.post()
         client = None if manager is None else accept_client(qp, manager, timeout)
         if client is None:
             join_peer(qp, options, exchange, timeout)
         left = (lambda: client.ended) if client is not None else (lambda: False)
-        for message in receive_messages(qp, slots, count=count, echo=echo, timeout=timeout, left=left):
-            click.echo(strict_json.to_json(_plain(message)) if as_json else _describe(message))
-            messages, total = message.number, total + message.size
-        click.echo(f"{messages} messages, {total} bytes; {qp.describe_traffic()}", err=True)
+        _print_messages(qp, slots, count, echo, timeout, left, as_json)
+
+
+def _posted_slots(qp: AnyEndpoint, size: int, most: int) -> Slots:
+    """Receive requests for messages of `size` bytes, as many as is useful and no more than fit 64 MiB."""
+    slots = Slots(qp, size, min(most, max(1, (1 << 26) // max(1, size))))
+    for _ in range(slots.count):
+        slots.post()
+    return slots
+
+
+def _print_messages(
+    qp: AnyEndpoint, slots: Slots, count: int | None, echo: bool, timeout: float | None, left: Callable[[], bool],
+    as_json: bool,
+) -> None:  # fmt: skip
+    messages = total = 0
+    for message in receive_messages(qp, slots, count=count, echo=echo, timeout=timeout, left=left):
+        click.echo(strict_json.to_json(_plain(message)) if as_json else _describe(message))
+        messages, total = message.number, total + message.size
+    click.echo(f"{messages} messages, {total} bytes; {qp.describe_traffic()}", err=True)
 
 
 def _answer_rping(qp: Endpoint, port: int, timeout: float | None) -> None:
@@ -190,10 +225,11 @@ def _answer_rping(qp: Endpoint, port: int, timeout: float | None) -> None:
 @key_option
 @remote_address_option
 @exchange_client_option
+@caller_option
 @json_option
 def send(
     verb: str, size: int, count: int, key: int | None, remote_address: int | None, exchange: str | None,
-    as_json: bool, **asked: object,
+    listener: str | None, as_json: bool, **asked: object,
 ) -> None:  # fmt: skip
     """Send messages from DEVICE to any RoCEv2 peer, or write or read its memory, and say how long it took.
 
@@ -201,14 +237,25 @@ def send(
     Examples:
       hwrx roce send eth1 --address 192.0.2.70 --peer @line --size 4096 -n 1000
       hwrx roce send eth1 --address 192.0.2.70 --peer @line --verb read --key 0x1a2b --remote-address 0x7f0000001000
+      hwrx roce send eth1 --address 192.0.2.70 --cm 192.0.2.2:7174 -n 1000     # there: hwrx roce listen --cm
+      hwrx roce send eth1 --address 192.0.2.70 --service ud --peer @line --verb send-imm
     """
     options = _asked(asked)
     size = 8 if verb == "fetch-add" else size
-    with open_end(options) as qp:
-        there = join_peer(qp, options, exchange, None)
-        where = _remote(verb, size, there, key, remote_address)
-        with _progress(count) as told:
-            found = send_messages(qp, verb, qp.register(make_pattern(max(1, size))), size, count, told=told, **where)
+    where_to = find_listener(options, exchange, listener)
+    check_service(options, cm=listener, key=key, **{"remote-address": remote_address})
+    body = make_pattern(max(1, size))
+    if options.datagrams:
+        _check_datagrams(verb, size, options.mtu)
+        with open_datagram_end(options) as pair:
+            join_peer(pair, options, exchange, None)
+            with _progress(count) as told:
+                found = send_datagrams(pair, verb, pair.register(body), size, count, told=told)
+    else:
+        with open_end(options) as qp, connected(qp, options, exchange, where_to) as there:
+            where = _remote(verb, size, there, key, remote_address)
+            with _progress(count) as told:
+                found = send_messages(qp, verb, qp.register(body), size, count, told=told, **where)
     click.echo(strict_json.to_json(_plain(found)) if as_json else _describe_sent(found))
 
 
@@ -227,11 +274,13 @@ def send(
 @key_option
 @remote_address_option
 @exchange_client_option
+@caller_option
+@click.option("--rping", is_flag=True, help="With --cm: do as rping's client does; the listener is rping -s.")
 @timeout_option
 @json_option
 def ping(
     verb: str, size: int, count: int, interval: float, key: int | None, remote_address: int | None,
-    exchange: str | None, timeout: float | None, as_json: bool, **asked: object,
+    exchange: str | None, listener: str | None, rping: bool, timeout: float | None, as_json: bool, **asked: object,
 ) -> None:  # fmt: skip
     """Take the times of round trips from DEVICE to a RoCEv2 peer and back.
 
@@ -242,17 +291,67 @@ def ping(
     Examples:
       hwrx roce ping eth1 --address 192.0.2.70 --peer @line --verb write --size 0
       hwrx roce ping eth1 --address 192.0.2.70 --exchange 192.0.2.2 --size 4096 -n 1000
+      hwrx roce ping eth1 --address 192.0.2.70 --cm 192.0.2.2 --rping          # there: rping -s -a 192.0.2.2
+      hwrx roce ping eth1 --address 192.0.2.70 --service ud --exchange 192.0.2.2   # there: ibv_ud_pingpong -g 1
     """
     options = _asked(asked)
-    with open_end(options) as qp:
-        slots = Slots(qp, size, min(DEPTH, count))
-        for _ in range(slots.count):
-            slots.post()
-        there = join_peer(qp, options, exchange, None)
-        where = _remote(verb, size, there, key, remote_address)
-        with _progress(count) as told:
-            found = ping_peer(qp, verb, slots, count, interval=interval, timeout=timeout or 10.0, told=told, **where)
+    where_to = find_listener(options, exchange, listener)
+    if rping and where_to is None:
+        raise UsageError("--rping talks to a listener of RDMA-CM", remedy="add --cm ADDRESS")
+    check_service(options, cm=listener, key=key, **{"remote-address": remote_address})
+    pace = _Pace(count, interval, timeout)
+    if options.datagrams:
+        found = _ping_datagrams(options, verb, size, pace, exchange)
+    elif rping and where_to is not None:
+        found = _ping_rping(options, size, pace, where_to)
+    else:
+        with open_end(options) as qp:
+            slots = _posted_slots(qp, size, min(DEPTH, count))
+            with connected(qp, options, exchange, where_to) as there, _progress(count) as told:
+                where = _remote(verb, size, there, key, remote_address)
+                found = ping_peer(qp, verb, slots, count, **pace.options(10.0), told=told, **where)
     click.echo(strict_json.to_json(_plain(found)) if as_json else _describe_round_trips(found))
+
+
+class _Seconds(TypedDict):
+    interval: float
+    timeout: float
+
+
+class _Pace(NamedTuple):
+    """How many round trips, and seconds: between two of them, and for an answer, if that was said."""
+
+    trips: int
+    interval: float
+    timeout: float | None
+
+    def options(self, patience: float) -> _Seconds:
+        return {"interval": self.interval, "timeout": self.timeout or patience}
+
+
+def _ping_datagrams(options: Asked, verb: str, size: int, pace: _Pace, exchange: str | None) -> RoundTrips:
+    _check_datagrams(verb, size, options.mtu)
+    with open_datagram_end(options) as pair:
+        slots = _posted_slots(pair, size, min(DEPTH, pace.trips))
+        join_peer(pair, options, exchange, None)
+        with _progress(pace.trips) as told:
+            return ping_datagrams(pair, slots, pace.trips, **pace.options(1.0), told=told)
+
+
+def _ping_rping(options: Asked, size: int, pace: _Pace, listener: tuple[str, int]) -> RoundTrips:
+    with open_end(options) as qp:
+        words = Words(qp)
+        with called(qp, options, listener) as (caller, _), _progress(pace.trips) as told:
+            return ping_rping(qp, caller, words, size, pace.trips, **pace.options(10.0), told=told)
+
+
+def _check_datagrams(verb: str, size: int, mtu: int) -> None:
+    if verb not in SENDS:
+        raise UsageError(f"datagrams have no {verb}", remedy="--verb send, or send-imm")
+    if size > mtu:
+        raise UsageError(
+            f"a datagram has at most {mtu} bytes, not {size}", remedy="a smaller --size, or a larger --mtu"
+        )
 
 
 def _asked(options: dict[str, object]) -> Asked:
@@ -290,11 +389,10 @@ def _describe(message: Message) -> str:
 
 def _describe_sent(found: Sent) -> str:
     rate = found.messages / max(found.seconds, 1e-9)
-    again = found.counters["sent_again"]
-    return (
-        f"{found.messages} × {found.verb} of {found.size} bytes in {found.seconds:.6f} s: {rate:,.0f} a second, "
-        f"{rate * found.size / 1e6:,.1f} MB/s; {again} packets were sent again"
-    )
+    words = f"{found.messages} × {found.verb} of {found.size} bytes in {found.seconds:.6f} s: {rate:,.0f} a second, "
+    words += f"{rate * found.size / 1e6:,.1f} MB/s"
+    again = found.counters.get("sent_again")  # of a connection
+    return words if again is None else f"{words}; {again} packets were sent again"
 
 
 def _describe_round_trips(found: RoundTrips) -> str:
@@ -302,4 +400,5 @@ def _describe_round_trips(found: RoundTrips) -> str:
     least, middle, most = (ordered[at] / 1000 for at in (0, len(ordered) // 2, -1))
     words = f"{len(ordered)} round trips of {found.size} bytes ({found.verb}): "
     words += f"least {least:,.1f} µs, median {middle:,.1f}, most {most:,.1f}"
+    words += f"; {found.lost} were not answered in time" if found.lost else ""
     return words + (f"; {found.different} answers were not what was sent" if found.different else "")

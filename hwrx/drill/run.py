@@ -20,7 +20,7 @@ from hwrx.drill.verbs_peer import VerbsDevice, VerbsPeer
 from hwrx.errors import HwrxError, StandstillError
 from hwrx.host import tools
 from hwrx.host.undo import Undo
-from hwrx.roce.endpoints import ROCE_PORT
+from hwrx.roce.opening import ROCE_PORT
 from hwrx.wires.topology import ADDRESSES as PAIR
 from hwrx.wires.topology import DEVICES, LINKS
 

@@ -7,7 +7,8 @@ with hwrx.roce.endpoint("eth1", "198.18.77.70") as qp:
 
 from __future__ import annotations
 
+from hwrx.roce.datagrams import DatagramEndpoint, datagram_endpoint
 from hwrx.roce.endpoints import Endpoint, endpoint
 from hwrx.roce.parameters import Parameters, parse_parameters
 
-__all__ = ["Endpoint", "Parameters", "endpoint", "parse_parameters"]
+__all__ = ["DatagramEndpoint", "Endpoint", "Parameters", "datagram_endpoint", "endpoint", "parse_parameters"]

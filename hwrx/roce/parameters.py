@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
+from typing import Any, Self
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from hwrx.errors import UsageError
 
@@ -16,16 +17,17 @@ _NUMBERS = {
     "LID": ("lid", 0xFFFF),
     "QPN": ("qpn", LARGEST_NUMBER),
     "PSN": ("psn", LARGEST_NUMBER),
-    "MTU": ("mtu", 4096),
+    "MTU": ("mtu", 0xFFFF),
     "KEY": ("key", (1 << 32) - 1),
     "ADDRESS": ("address", (1 << 64) - 1),
     "SIZE": ("size", 1 << 40),
+    "QKEY": ("qkey", (1 << 32) - 1),
 }
 REMEDY = "a line like: LID 0x0000, QPN 0x000011, PSN 0x9a1b2c, GID ::ffff:192.0.2.1"
 
 
 class Parameters(Struct, frozen=True, kw_only=True):
-    """One end of a reliable connection: the first three fields are what the other end cannot do without.
+    """One end of a connection, or of datagrams: the first three fields are what the other end cannot do without.
 
     `psn` is that of the first packet that this end sends. `key`, `address` and `size` are of the memory that the other
     end may read and write; `size` 0: it offers none. `mtu` 0 is one that was not told, and `mac` "" likewise.
@@ -40,6 +42,7 @@ class Parameters(Struct, frozen=True, kw_only=True):
     address: int = 0
     size: int = 0  # bytes
     mac: str = ""
+    qkey: int | None = None  # of datagrams; None: not told
 
     @property
     def ip(self) -> str:
@@ -47,12 +50,17 @@ class Parameters(Struct, frozen=True, kw_only=True):
         gid = ipaddress.IPv6Address(self.gid)
         return str(gid.ipv4_mapped or gid)
 
+    def with_fields(self, **fields: Any) -> Self:
+        """Return the same with other values of some fields."""
+        return structs.replace(self, **fields)
+
     def to_line(self) -> str:
         """Return the line: it begins as that of `ibv_rc_pingpong`, and what that one does not tell comes behind it."""
         words = [f"LID {self.lid:#06x}", f"QPN {self.qpn:#08x}", f"PSN {self.psn:#08x}", f"GID {show_gid(self.gid)}"]
         words += [f"MTU {self.mtu}"] if self.mtu else []
         if self.size:
             words += [f"KEY {self.key:#x}", f"ADDRESS {self.address:#x}", f"SIZE {self.size}"]
+        words += [f"QKEY {self.qkey:#010x}"] if self.qkey is not None else []
         words += [f"MAC {self.mac}"] if self.mac else []
         return ", ".join(words)
 
@@ -95,15 +103,37 @@ def parse_parameters(line: str) -> Parameters:
             except ValueError as error:
                 raise UsageError(f"'{value}' is not a GID", remedy=REMEDY) from error
         elif name == "MAC":
-            if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", value):
-                raise UsageError(f"'{value}' is not a MAC address", remedy="for example 02:00:00:00:00:01")
-            found["mac"] = value.lower()
+            found["mac"] = parse_mac(value)
     lacking = [name for name in ("QPN", "PSN", "GID") if name.lower() not in found]
     if lacking:
         raise UsageError(f"there is no {lacking[0]} in '{line.strip()[:200]}'", remedy=REMEDY)
     if found.get("mtu", 0) not in (0, 256, 512, 1024, 2048, 4096):
         raise UsageError(f"there is no path MTU of {found['mtu']}", remedy="256, 512, 1024, 2048 or 4096")
     return Parameters(**found)  # type: ignore[arg-type]
+
+
+def parse_mac(text: str) -> str:
+    """Return the MAC address of one station, in small letters.
+
+    :raises UsageError: if it is not one, or is a group's
+    """
+    if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", text):
+        raise UsageError(f"'{text}' is not a MAC address", remedy="for example 02:00:00:00:00:01")
+    if int(text[:2], 16) & 1:
+        raise UsageError(f"{text} is the MAC address of a group", remedy="for example 02:00:00:00:00:01")
+    return text.lower()
+
+
+def check_station(address: str) -> None:
+    """Raise UsageError if an IP address is none of a single station: a group's, or no particular one.
+
+    :raises UsageError: also if it is not an IP address
+    """
+    gid_of(address)
+    found = ipaddress.ip_address(address)
+    if found.is_multicast or found.is_unspecified:
+        what = "the address of a group" if found.is_multicast else "no particular address"
+        raise UsageError(f"{address} is {what}", remedy="an end has an address of its own: for example 192.0.2.1")
 
 
 def read_parameters(text: str) -> Parameters:

@@ -7,14 +7,18 @@ from collections.abc import Callable, Iterator
 
 from msgspec import Struct
 
+from cython_ext.roce.datagram_pair import DatagramCompleted
 from cython_ext.roce.memory_region import MemoryRegion
 from cython_ext.roce.queue_pair import WorkCompletion
 from hwrx.errors import UsageError
+from hwrx.roce.datagrams import GRH, DatagramEndpoint
 from hwrx.roce.endpoints import Endpoint
 
 DEPTH = 64  # requests under way at once
 QUIET = 0.3  # seconds of silence after which the other end has its acknowledgement and repeats nothing
 Told = Callable[[int], None]  # how many messages are done
+AnyEndpoint = Endpoint | DatagramEndpoint
+Completed = WorkCompletion | DatagramCompleted
 
 
 class Message(Struct, frozen=True):
@@ -44,32 +48,50 @@ class RoundTrips(Struct, frozen=True):
     size: int
     times: list[int]
     different: int  # answers that were not what was sent
+    lost: int  # of datagrams: answers that did not come in time
     counters: dict[str, int]
 
 
 class Slots:
-    """One region in pieces of `size` bytes, each of which has a receive request or waits for its answer to be sent."""
+    """One region in pieces for messages of `size` bytes; each has a receive request or waits to be sent back.
 
-    def __init__(self, qp: Endpoint, size: int, count: int) -> None:
+    A datagram stands behind the network header that it came with, for which its piece has room.
+    """
+
+    def __init__(self, qp: AnyEndpoint, size: int, count: int) -> None:
         self.size, self.count = size, count
-        self.memory = bytearray(max(1, size) * count)
+        self._head = GRH if isinstance(qp, DatagramEndpoint) else 0
+        self._piece = self._head + size
+        self.memory = bytearray(max(1, self._piece) * count)
         self.region = qp.register(self.memory)
         self._qp = qp
         self._next = 0
 
     def post(self) -> None:
         """Post the piece whose turn it is."""
-        self._qp.post_receive(self.region, self._next * self.size, self.size, wr_id=self._next)
+        self._qp.post_receive(self.region, self._next * self._piece, self._piece, wr_id=self._next)
         self._next = (self._next + 1) % self.count
 
-    def bytes_of(self, completion: WorkCompletion) -> bytes:
+    def place_of(self, completion: Completed) -> tuple[int, int]:
+        """Return where the message stands in the region, and its bytes."""
+        return completion.wr_id * self._piece + self._head, completion.size - self._head
+
+    def bytes_of(self, completion: Completed) -> bytes:
         """Return what came with a SEND."""
-        at = completion.wr_id * self.size
-        return bytes(self.memory[at : at + completion.size]) if completion.opcode == "IBV_WC_RECV" else b""
+        if verb_of(completion) != "SEND":
+            return b""
+        at, size = self.place_of(completion)
+        return bytes(self.memory[at : at + size])
+
+
+def verb_of(completion: Completed) -> str:
+    """Return what the other end posted: SEND, or WRITE with immediate."""
+    is_send = isinstance(completion, DatagramCompleted) or completion.opcode == "IBV_WC_RECV"
+    return "SEND" if is_send else "WRITE with immediate"
 
 
 def receive_messages(
-    qp: Endpoint, slots: Slots, *, count: int | None, echo: bool, timeout: float | None, left: Callable[[], bool]
+    qp: AnyEndpoint, slots: Slots, *, count: int | None, echo: bool, timeout: float | None, left: Callable[[], bool]
 ) -> Iterator[Message]:
     """Yield messages as they come. Who calls has posted every slot, before the other end could send.
 
@@ -86,18 +108,18 @@ def receive_messages(
             return
         qp.check_completion(completion)
         number += 1
-        verb = "SEND" if completion.opcode == "IBV_WC_RECV" else "WRITE with immediate"
-        yield Message(number, completion.size, verb, completion.immediate, slots.bytes_of(completion)[:64])
+        at, size = slots.place_of(completion)
+        yield Message(number, size, verb_of(completion), completion.immediate, slots.bytes_of(completion)[:64])
         if echo:
-            qp.post_send("send", slots.region, completion.wr_id * slots.size, completion.size)
+            qp.post_send("send", slots.region, at, size)
             qp.check_completion(qp.next_send())
         slots.post()
     drive_until_quiet(qp)
 
 
 def _wait_for_message(
-    qp: Endpoint, timeout: float | None, left: Callable[[], bool], number: int
-) -> WorkCompletion | None:
+    qp: AnyEndpoint, timeout: float | None, left: Callable[[], bool], number: int
+) -> Completed | None:
     """The next completion; None if the other end has left, or has been silent for too long after a message."""
     deadline = None if timeout is None else time.monotonic() + timeout
     while not (found := qp.queue_pair.poll_receives(1)):
@@ -163,7 +185,7 @@ def ping_peer(
         told(done + 1)
         drive_for(qp, interval)
     drive_until_quiet(qp)
-    return RoundTrips(verb, slots.size, times, different, qp.queue_pair.counters)
+    return RoundTrips(verb, slots.size, times, different, 0, qp.queue_pair.counters)
 
 
 def make_pattern(size: int) -> bytearray:
@@ -180,14 +202,14 @@ def check_room(verb: str, size: int, room: int) -> None:
         )
 
 
-def drive_for(qp: Endpoint, seconds: float) -> None:
+def drive_for(qp: AnyEndpoint, seconds: float) -> None:
     """Take and send packets for a time."""
     deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
         qp.drive(left)
 
 
-def drive_until_quiet(qp: Endpoint) -> None:
+def drive_until_quiet(qp: AnyEndpoint) -> None:
     """Take and send packets until nothing comes any more: our last acknowledgement may have been lost."""
     deadline = time.monotonic() + QUIET
     while (left := deadline - time.monotonic()) > 0:

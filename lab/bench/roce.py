@@ -6,6 +6,9 @@ the other end takes and acknowledges after it was read. The emulated wire takes 
 ends without ever waiting: that is the last row, both ends' work together, and with it that of building the message,
 whose send time is a reading of the clock.
 
+Behind them stand 64 KiB WRITEs, streamed on the same two NICs and waiting by event, ours and the kernel's rxe in turn:
+all that both ends execute, the kernel's part too, for a byte.
+
     lab/bench/roce [--quick] [--kernel 6.12] [--json bench-roce.json]
 """
 
@@ -24,6 +27,8 @@ BATCH = 64
 RECEIVED = "received, ICRC, delivered, one ACK a batch"
 SENT = "sent, gathered from the user's memory"
 POLLED = "one message and its ACK, both ends, polling"
+STREAMED, STREAMED_SIZE, STREAMED_MESSAGES = "64 KiB WRITEs streamed, both ends, a byte", 1 << 16, 1000
+STREAMED_GOAL = 5  # times fewer than rxe's
 GOALS = {RECEIVED: (230, 720), SENT: (150, 650), POLLED: (1000, 2200)}
 
 
@@ -95,6 +100,30 @@ def inside(quick: bool) -> None:
     print("RESULT " + json.dumps(rows), flush=True)
 
 
+def streamed(guest: Any) -> dict[str, list[float]]:
+    """Instructions a byte of streamed WRITEs, of each path in turn."""
+    import numpy as np
+
+    from hwrx.control.messages import Setting
+    from hwrx.runs.schedule import Pair
+    from hwrx.runs.streams import STEADY_INSTRUCTIONS, Withheld, steady_rate
+    from hwrx.runs.testbed import GuestBed
+
+    found: dict[str, list[float]] = {}
+    with Pair(GuestBed(guest)) as pair:
+        for number, path in enumerate(("roce-write", "rdma-write") * 2, 1):
+            setting = Setting(
+                path=path, pattern="stream", size=STREAMED_SIZE, messages=STREAMED_MESSAGES, schedule="batch"
+            )
+            measured = pair.measure(number, setting)
+            begin, end = measured.steady or (None, None)
+            rate = steady_rate(np.cumsum(measured.ns), begin=begin, end=end, least_ns=STEADY_INSTRUCTIONS)
+            if isinstance(rate, Withheld):
+                raise RuntimeError(f"{path}: {rate.reason}")
+            found.setdefault(path, []).append(1e9 / rate.value / STREAMED_SIZE)
+    return found
+
+
 # --- on the host ---------------------------------------------------------------------------------------------------
 
 
@@ -117,13 +146,15 @@ def main() -> int:
             words, {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}, limit=3600, folder=Path.cwd()
         )
         about = guest.describe()
+        streams = streamed(guest) if done.returncode == 0 else {}
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
     if line is None:
         print(done.stdout, done.stderr, file=sys.stderr)
         return 1
     rows = json.loads(line.removeprefix("RESULT "))
     show(rows, about)
-    options.json.write_text(json.dumps(records(rows), indent=2) + "\n")
+    show_streams(streams)
+    options.json.write_text(json.dumps(records(rows) + stream_records(streams), indent=2) + "\n")
     return 0
 
 
@@ -141,6 +172,28 @@ def show(rows: dict[str, dict[str, float]], about: dict[str, Any]) -> None:
             met = all(values[str(size)] <= limit for size, limit in zip(SIZES, goal, strict=True))
             words = f"   goal {goal[0]} / {goal[1]}: {'met' if met else 'NOT met'}"
         print(f"{name:62}" + "".join(f"{values[str(size)]:10,.0f}" for size in SIZES) + words)
+
+
+def show_streams(streams: dict[str, list[float]]) -> None:
+    """The goal is held against each pair of trials."""
+    print(f"\n{STREAMED}")
+    for path, values in streams.items():
+        print(f"{path:62}" + "".join(f"{value:10.3f}" for value in values))
+    times = [rxe / ours for ours, rxe in zip(streams["roce-write"], streams["rdma-write"], strict=True)]
+    verdict = "met" if min(times) >= STREAMED_GOAL else "NOT met"
+    print(f"{'rxe takes so many times as many':62}" + "".join(f"{value:10.2f}" for value in times)
+          + f"   goal {STREAMED_GOAL}: {verdict}")  # fmt: skip
+
+
+def stream_records(streams: dict[str, list[float]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "what": f"{path}: {STREAMED}", "size": STREAMED_SIZE, "clock": "icount", "value": value,
+            "unit": "guest instructions a byte", "goal": None,
+        }
+        for path, values in streams.items()
+        for value in values
+    ]  # fmt: skip
 
 
 def records(rows: dict[str, dict[str, float]]) -> list[dict[str, Any]]:

@@ -43,11 +43,11 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             process.communicate()
 
 
-def pingpong(pair: Places, *words: str) -> list[str]:
+def pingpong(pair: Places, *words: str, service: str = "rc") -> list[str]:
     there = pair["server"]
     device = str(there.verbs)
     index = rxe.gid_index(device, str(there.address))
-    return ["ibv_rc_pingpong", "-d", device, "-g", str(index), *words]
+    return [f"ibv_{service}_pingpong", "-d", device, "-g", str(index), *words]
 
 
 def ended(process: subprocess.Popen[str], limit: float = 2 * LIMIT) -> str:
@@ -61,28 +61,34 @@ def roce_command(pair: Places, verb: str, *words: str) -> list[str]:
     return [sys.executable, "-m", "hwrx", "roce", verb, netdev, "--address", ADDRESS, *ACK, *words]
 
 
-@pytest.mark.parametrize("size", [64, 4096, 65536])
-def test_we_ping_ibv_rc_pingpong(pair: Places, needs, start, size: int) -> None:
-    needs("ibv_rc_pingpong")
+SERVICES = [("rc", 64), ("rc", 4096), ("rc", 65536), ("ud", 1), ("ud", 64), ("ud", 1000)]
+
+
+@pytest.mark.parametrize(("service", "size"), SERVICES)
+def test_we_ping_pingpong_of_rdma_core(pair: Places, needs, start, service: str, size: int) -> None:
+    needs(f"ibv_{service}_pingpong")
     count = 50
-    server = start(*pingpong(pair, "-s", str(size), "-n", str(count), "-c"))
-    client = start(*roce_command(pair, "ping", "--exchange", "127.0.0.1", "--size", str(size), "-n", str(count),
-                                 "--json", "--timeout", str(LIMIT)))  # fmt: skip
+    # -c: check each byte; datagrams' has no such option
+    words = ("-s", str(size), "-n", str(count), *["-c"] * (service == "rc"))
+    server = start(*pingpong(pair, *words, service=service))
+    client = start(*roce_command(pair, "ping", "--service", service, "--exchange", "127.0.0.1", "--size", str(size),
+                                 "-n", str(count), "--json", "--timeout", str(LIMIT)))  # fmt: skip
     found = json.loads(ended(client).splitlines()[-1])
-    assert len(found["times"]) == count and found["size"] == size and found["different"] == 0
+    assert (len(found["times"]), found["size"], found["different"], found["lost"]) == (count, size, 0, 0)
     assert f"{count} iters in" in ended(server)
 
 
-@pytest.mark.parametrize("size", [64, 4096, 65536])
-def test_ibv_rc_pingpong_pings_us(pair: Places, needs, start, size: int) -> None:
-    needs("ibv_rc_pingpong")
+@pytest.mark.parametrize(("service", "size"), SERVICES)
+def test_pingpong_of_rdma_core_pings_us(pair: Places, needs, start, service: str, size: int) -> None:
+    needs(f"ibv_{service}_pingpong")
     count = 50
-    server = start(*roce_command(pair, "listen", "--exchange", "--echo", "--size", str(size), "-n", str(count)))
+    server = start(*roce_command(pair, "listen", "--service", service, "--exchange", "--echo", "--size", str(size),
+                                 "-n", str(count)))  # fmt: skip
     line = server.stdout.readline()
-    client = start(*pingpong(pair, "-s", str(size), "-n", str(count), "127.0.0.1"))
+    client = start(*pingpong(pair, "-s", str(size), "-n", str(count), "127.0.0.1", service=service))
     said = ended(client)
     ours = roce.parse_parameters(line)
-    assert f"QPN {ours.qpn:#08x}, PSN {ours.psn:#08x}, GID ::ffff:{ADDRESS}" in said, said
+    assert f"QPN {ours.qpn:#08x}, PSN {ours.psn:#08x}" in said and f"GID ::ffff:{ADDRESS}" in said, said
     assert f"{count} iters in" in said
     out, err = server.communicate(timeout=LIMIT)
     assert server.returncode == 0, err
@@ -125,6 +131,39 @@ def test_rping_is_refused_at_a_port_that_nobody_listens_to(pair: Places, needs, 
     assert client.returncode != 0 and "REJECTED" in err.upper(), err
     _, err = server.communicate(timeout=LIMIT)
     assert server.returncode == 1 and "nobody asked for a connection to port 7000" in err
+
+
+@pytest.mark.parametrize(("size", "ours"), [(64, ADDRESS), (5000, ADDRESS), (5000, ADDRESS_V6)])
+def test_we_connect_to_rping_by_rdma_cm_and_our_texts_come_back(
+    pair: Places, needs, start, size: int, ours: str
+) -> None:
+    needs("rping")
+    tools.run_tool("modprobe", "-a", "rdma_ucm")
+    netdev, theirs = str(pair["client"].netdev), str(pair["server"].address)
+    if ours == ADDRESS_V6:
+        theirs = topology.ADDRESSES_V6["server"]
+        tools.wait_until(lambda: has_gid(str(pair["server"].verbs), theirs), "the IPv6 GID")
+    server = start("rping", "-s", "-a", theirs, "-S", str(size), "-v")
+    tools.wait_until(lambda: "LISTEN" in tools.run_tool("rdma", "resource", "show", "cm_id"), "rping's listener")
+    words = [sys.executable, "-m", "hwrx", "roce", "ping", netdev, "--address", ours, *ACK, "--cm", theirs, "--rping"]
+    client = start(*words, "--size", str(size), "-n", "5", "--json", "--timeout", str(LIMIT))
+    found = json.loads(ended(client).splitlines()[-1])
+    assert (found["size"], len(found["times"]), found["different"]) == (size, 5, 0)
+    # it ends when we have left, and calls that a failure
+    out, err = server.communicate(timeout=LIMIT)
+    assert "server DISCONNECT EVENT" in err, err
+    assert [line.split()[3] for line in out.splitlines() if "ping data" in line] == [
+        f"rdma-ping-{n}:" for n in range(5)
+    ]
+
+
+def test_the_kernels_connection_manager_refuses_a_port_that_nobody_listens_to(pair: Places, needs, start) -> None:
+    needs("rping")
+    tools.run_tool("modprobe", "-a", "rdma_ucm")
+    words = roce_command(pair, "send", "--cm", f"{pair['server'].address}:7001")
+    client = start(*words)
+    _, err = client.communicate(timeout=LIMIT)
+    assert client.returncode == 1 and "port 7001 refuses the connection: nobody listens at this port" in err
 
 
 # --- endpoints of Python -------------------------------------------------------------------------------------------

@@ -89,6 +89,19 @@ def test_one_number_is_one_endpoints(opened) -> None:
     opened("client", OURS, qpn=0x11)
 
 
+def test_one_address_has_one_mac_address(opened) -> None:
+    first = opened("client", OURS, mac="02:00:00:00:00:07")
+    with pytest.raises(
+        UsageError, match=r"another endpoint on hwrx0 has 198\.18\.77\.70, with the MAC address"
+    ) as caught:
+        opened("client", OURS)
+    assert "--mac 02:00:00:00:00:07" in caught.value.remedy
+    opened("client", OURS, mac="02:00:00:00:00:07").close()
+    opened("client", THEIRS)  # another address
+    first.close()
+    opened("client", OURS)
+
+
 def test_numbers_that_are_not_given_differ(opened) -> None:
     assert len({opened("client", OURS).parameters.qpn for _ in range(8)}) == 8
 
@@ -213,3 +226,58 @@ def test_a_peer_that_is_not_there_and_memory_that_is_not_offered_are_told(ends) 
     assert code == 2 and "the other end offers 0 bytes of memory" in err
     code, _, err = ends("client", "send").end("nonsense\n")
     assert code == 2 and "there is no QPN in 'nonsense'" in err
+
+
+@pytest.mark.parametrize("verb", ["ping", "send"])
+def test_rdma_cm_joins_both_ends_and_takes_leave(ends, verb: str) -> None:
+    far = ends("server", "listen", "--cm", "7001", *["--echo"] * (verb == "ping"), "--timeout", "20", "--size", "2000")
+    code, out, err = ends("client", verb, "-n", "5", "--cm", f"{THEIRS}:7001", "--size", "2000").end()
+    assert code == 0, err
+    assert f"connected with {THEIRS}" in err and "did not answer" not in err
+    assert out.splitlines()[-1].startswith("5 round trips of 2000" if verb == "ping" else "5 × send of 2000")
+    code, out, err = far.end()
+    assert code == 0, err
+    assert out.splitlines()[-1] == "message 5: SEND, 2000 bytes" and "5 messages, 10000 bytes" in err
+
+
+def test_rpings_texts_go_to_and_fro_between_our_own_ends(ends) -> None:
+    far = ends("server", "listen", "--cm", "--rping", "--timeout", "20")
+    near = ends("client", "ping", "--cm", THEIRS, "--rping", "-n", "3", "--size", "3000", "--json")
+    code, out, err = near.end()
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["verb"], len(found["times"]), found["different"]) == ("rping", 3, 0)
+    code, out, err = far.end()
+    assert code == 0 and "3 texts went to and fro" in err
+    assert out.splitlines()[0].startswith("text 1: 3000 bytes, rdma-ping-0: ABCDEF")
+
+
+def test_a_listener_that_refuses_and_one_that_is_not_there_are_told(ends) -> None:
+    far = ends("server", "listen", "--cm", "7001", "--timeout", "20")
+    code, _, err = ends("client", "send", "--cm", f"{THEIRS}:7002").end()
+    assert code == 1 and f"{THEIRS}, port 7002 refuses the connection: nobody listens at this port" in err
+    far.stop()
+    # its kernel answers for the address, and knows nothing of RDMA-CM
+    code, _, err = ends("client", "ping", "--cm", topology.ADDRESSES["server"], "--rping").end()
+    assert code == 1 and f"nobody answers at {topology.ADDRESSES['server']}, port 7174" in err
+
+
+def test_datagrams_are_received_of_whoever_has_the_q_key(ends) -> None:
+    far = ends("server", "listen", "--service", "ud", "--qkey", "0x77", "-n", "3", "--timeout", "20")
+    assert "QKEY 0x00000077" in far.line
+    near = ends("client", "send", "--service", "ud", "--peer", far.line, "-n", "3", "--size", "100", "--json")
+    code, out, err = near.end()
+    assert code == 0, err
+    assert json.loads(out)["messages"] == 3
+    code, out, err = far.end()
+    assert (code, out.splitlines()) == (0, [f"message {n + 1}: SEND, 100 bytes" for n in range(3)]), err
+
+
+def test_datagrams_are_sent_back_and_timed(ends) -> None:
+    far = ends("server", "listen", "--service", "ud", "--echo", "--exchange", "-n", "5", "--timeout", "20")
+    words = ("--service", "ud", "-n", "5", "--exchange", topology.ADDRESSES["server"], "--timeout", "20")
+    code, out, err = ends("client", "ping", *words, "--size", "1000").end()
+    assert code == 0, err
+    assert out.splitlines()[-1].startswith("5 round trips of 1000 bytes (send): least")
+    code, out, err = far.end()
+    assert code == 0 and "5 messages, 5000 bytes" in err, err

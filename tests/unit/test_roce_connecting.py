@@ -10,7 +10,8 @@ from cython_ext.frames.handed_link import HandedLink
 from cython_ext.roce.packet import address_vector, build_packet, dissect_roce
 from hwrx import roce
 from hwrx.errors import PeerError
-from hwrx.roce.connecting import DREP, DREQ, GSI_QKEY, REJ, REP, REQ, RTU, Manager, read_management, read_request
+from hwrx.roce.connecting import Manager
+from hwrx.roce.management import DREP, DREQ, GSI_QKEY, REJ, REP, REQ, RTU, read_management, read_request
 
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
 OURS, THEIRS = "192.0.2.1", "192.0.2.2"
@@ -91,6 +92,17 @@ def test_receive_requests_that_were_posted_before_stay_if_the_path_has_a_smaller
     assert passive.qp.next_receive(1).wr_id == 5
 
 
+def test_no_more_reads_are_outstanding_than_the_client_bears() -> None:
+    passive = Passive()
+    passive.link.hand_in(management(REQ, request_body()))  # it bears one
+    passive.manager.accept(patience=5)
+    passive.link.take_out()
+    region = passive.qp.register(bytearray(8))
+    for _ in range(2):
+        passive.qp.post_send("read", region, key=1, address=1)
+    assert [dissect_roce(frame)["opcode"] for frame in passive.link.take_out()] == ["RC_RDMA_READ_REQUEST"]
+
+
 def test_a_request_that_comes_again_gets_the_same_answer() -> None:
     passive = Passive()
     first, again = passive.asked(management(REQ, request_body()), management(REQ, request_body()))
@@ -103,6 +115,32 @@ def test_a_request_for_something_else_is_refused(changed: dict[str, int], reason
     ((attribute, body),) = passive.asked(management(REQ, request_body(**changed)))
     assert attribute == REJ and body[4:8].hex() == "aabbccdd" and int.from_bytes(body[10:12], "big") == reason
     assert passive.qp.peer is None
+
+
+@pytest.mark.parametrize(("at", "value"), [(56, "2001:db8::2"), (56, f"::ffff:{OURS}"), (32, "\0\0\1")])
+def test_a_client_that_cannot_be_is_refused(at: int, value: str) -> None:
+    """An address of the other version of IP, our own address, the queue pair of management."""
+    passive = Passive()
+    body = bytearray(request_body())
+    changed = ipaddress.IPv6Address(value).packed if ":" in value else value.encode()
+    body[at : at + len(changed)] = changed
+    passive.qp.management = passive.manager.take
+    passive.link.hand_in(management(REQ, bytes(body)))
+    passive.qp.idle()
+    assert passive.qp.peer is None
+    (frame,) = passive.link.take_out()
+    found = read_management(frame)
+    assert found is not None and (found.attribute, int.from_bytes(found.body[10:12], "big")) == (REJ, 12)
+
+
+@pytest.mark.parametrize(("source", "to"), [("2001:db8::2", "2001:db8::1"), (THEIRS, "192.0.2.9")])
+def test_a_request_to_another_address_is_passed_over(source: str, to: str) -> None:
+    passive = Passive()
+    payload = management(REQ, request_body())[-260:-4]
+    way = address_vector(MACS[1], MACS[0], source, to)
+    frame = build_packet(way, "UD_SEND_ONLY", qpn=1, psn=0, qkey=GSI_QKEY, source_qpn=1, payload=payload)
+    assert read_management(frame) is not None
+    assert passive.asked(frame) == [] and passive.qp.peer is None
 
 
 def test_a_second_client_is_refused_and_the_first_one_stays() -> None:

@@ -329,6 +329,27 @@ def test_a_lost_acknowledgement_makes_no_second_message():
     assert them.qp.counters["duplicates"] == 1
 
 
+@pytest.mark.parametrize("verb", ["read", "fetch-add"])
+def test_no_acknowledgement_has_the_number_of_a_response(verb):
+    """A requester that takes an ACK of a READ's number for its answer (rxe) would have no data if that was lost."""
+    wire = Wire()
+    # a SEND comes once more behind the READ
+    wire.script = lambda side, frame: (
+        [(1, frame), (10, frame)] if dissect_roce(frame)["opcode"] == "RC_SEND_ONLY" else None
+    )
+    wire.record = True
+    joined = Joined(wire)
+    us, them = joined.ends
+    them.qp.post_receive(them.region, 64, 64)
+    us.qp.post_send("send", us.region, 64, 64)
+    us.qp.post_send(verb, us.region, 0, 8, key=them.region.key, address=them.region.address)
+    joined.settle()
+    assert statuses(us.qp.poll_sends()) == [SUCCESS] * 2
+    assert them.qp.counters["duplicates"] == 1
+    sent = 5
+    assert [found["psn"] for side, found in wire.seen if found["opcode"] == "RC_ACKNOWLEDGE"] == [sent]
+
+
 def test_silence_ends_after_as_many_tries_as_were_allowed():
     wire = Wire(loss=1.0)
     wire.record = True

@@ -12,7 +12,7 @@ from cython_ext.frames.handed_link import HandedLink
 from cython_ext.roce.packet import address_vector, build_packet
 from hwrx import roce
 from hwrx.errors import PathError, UsageError
-from hwrx.roce import endpoints
+from hwrx.roce import opening
 from hwrx.roce.neighbours import answer_neighbour, ask_neighbour, read_neighbour, solicited_node
 from hwrx.roce.parameters import Parameters, parse_parameters, read_parameters
 
@@ -253,11 +253,46 @@ def test_what_is_not_taken_is_told_in_words(two: Two) -> None:
         ({"mtu": 1500}, "no path MTU of 1500"),
         ({"reads": 0}, "reads is between"),
         ({"address": "192.0.2"}, "is not an IP address"),
+        ({"address": "224.0.0.5"}, "224.0.0.5 is the address of a group"),
+        ({"address": "ff02::1"}, "ff02::1 is the address of a group"),
+        ({"address": "0.0.0.0"}, "is no particular address"),
     ],
 )
 def test_an_endpoint_that_cannot_be_is_refused(options: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         roce.endpoint(HandedLink(), **{"address": "192.0.2.1", **options})
+
+
+@pytest.mark.parametrize(
+    ("verb", "there", "status", "remedy"),
+    [
+        ("write", {"key": 0xDEAD}, "IBV_WC_REM_ACCESS_ERR", "compare key and address"),
+        ("send", {"mtu": 512}, "IBV_WC_REM_INV_REQ_ERR", "have both ends one MTU"),
+        ("send", {"receives": 0}, "IBV_WC_RNR_RETRY_EXC_ERR", "let the peer post receive requests"),
+    ],
+)
+def test_a_refusal_names_what_may_be_wrong(verb: str, there: dict[str, int], status: str, remedy: str) -> None:
+    """A wrong key, an MTU that the line does not tell, a receiver that is not ready."""
+    us = roce.endpoint(HandedLink(MACS[0]), ADDRESSES[4][0], qpn=0x11, psn=5)
+    them = roce.endpoint(HandedLink(MACS[1]), ADDRESSES[4][1], qpn=0x12, psn=5, mtu=there.get("mtu", 1024))
+    for _ in range(there.get("receives", 1)):
+        them.post_receive(them.register(bytearray(2000)))
+    us.connect(f"QPN 0x12, PSN 5, GID ::ffff:{ADDRESSES[4][1]}, MAC {MACS[1]}", rnr_retry=0)
+    them.connect(f"QPN 0x11, PSN 5, GID ::ffff:{ADDRESSES[4][0]}, MAC {MACS[0]}")
+    us.post_send(verb, us.register(bytearray(1024)), key=there.get("key", 0), address=0)
+    for here, far in ((us, them), (them, us)):
+        for frame in here.link.take_out():  # type: ignore[attr-defined]
+            far.link.hand_in(frame)  # type: ignore[attr-defined]
+        far.drive()
+    with pytest.raises(PathError, match=status) as caught:
+        us.check_completion(us.next_send(1))
+    assert remedy in caught.value.remedy
+
+
+def test_a_link_has_its_own_mac_address() -> None:
+    with pytest.raises(UsageError, match="this NIC has the MAC address 02:00:00:00:00:01, and not 02:00:00:00:00:02"):
+        roce.endpoint(HandedLink(MACS[0]), "192.0.2.1", mac=MACS[1])
+    assert roce.endpoint(HandedLink(MACS[0]), "192.0.2.1", mac=MACS[0]).link.mac == MACS[0]
 
 
 def test_memory_that_is_not_registered_is_refused_in_words(two: Two) -> None:
@@ -276,14 +311,42 @@ def test_two_versions_of_ip_are_refused(two: Two) -> None:
         two.ends[0].connect(Parameters(gid="2001:db8::1", qpn=2, psn=0))
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("QPN 0, PSN 1, GID ::ffff:192.0.2.2", "queue pair is between 2 and 0xfffffe, not 0x0"),
+        ("QPN 1, PSN 1, GID ::ffff:192.0.2.2", "queue pair is between 2 and 0xfffffe, not 0x1"),
+        ("QPN 0xffffff, PSN 1, GID ::ffff:192.0.2.2", "queue pair is between"),
+        ("QPN 2, PSN 1, GID ::ffff:192.0.2.1", "own address, and the other end's"),
+        ("QPN 2, PSN 1, GID ::ffff:224.0.0.1", "the address of a group"),
+        ("QPN 2, PSN 1, GID ::ffff:0.0.0.0", "no particular address"),
+        ("QPN 2, PSN 1, MTU 8192, GID ::ffff:192.0.2.2", "no path MTU of 8192"),
+        ("QPN 2, PSN 1, KEY 0x100000000, GID ::ffff:192.0.2.2", "KEY is between 0 and 0xffffffff"),
+        ("QPN 2, PSN 1, GID ::ffff:192.0.2.2, MAC 01:00:5e:00:00:01", "MAC address of a group"),
+    ],
+)
+def test_a_peer_that_cannot_be_is_refused_before_anything_is_sent(two: Two, line: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        two.ends[0].connect(line if "MAC" in line else f"{line}, MAC {MACS[1]}")
+    assert caught.value.remedy
+    assert two.links[0].take_out() == []
+
+
+@pytest.mark.parametrize("mac", ["zz", "02:00", "01:00:5e:00:00:01", "02-00-00-00-00-01"])
+def test_a_mac_address_that_is_not_a_stations_is_refused(two: Two, mac: str) -> None:
+    with pytest.raises(UsageError, match="MAC address") as caught:
+        two.ends[0].connect(two.ends[1].parameters, mac=mac)
+    assert "02:00:00:00:00:01" in caught.value.remedy
+
+
 @pytest.mark.parametrize(("address", "most"), [("192.0.2.1", 1433), ("2001:db8::1", 1413)])
 def test_packets_that_the_device_would_not_send_are_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, most: int
 ) -> None:
     (tmp_path / "eth9").mkdir()
     (tmp_path / "eth9" / "mtu").write_text("1500\n")
-    monkeypatch.setattr(endpoints, "NETDEVS", tmp_path)
-    endpoints._check_fits("eth9", address, most)
+    monkeypatch.setattr(opening, "NETDEVS", tmp_path)
+    opening.check_fits("eth9", address, most)
     with pytest.raises(UsageError, match=r"packets of 2048 bytes do not fit eth9, whose MTU is 1500") as refused:
-        endpoints._check_fits("eth9", address, 2048)
+        opening.check_fits("eth9", address, 2048)
     assert "ip link set eth9 mtu 2152" in str(refused.value.remedy)

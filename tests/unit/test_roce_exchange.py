@@ -94,9 +94,9 @@ def test_a_client_that_leaves_in_between_is_told() -> None:
      ("[2001:db8::1]:99", "2001:db8::1", 99)],
 )  # fmt: skip
 def test_where_to_exchange(text: str, host: str, port: int) -> None:
-    assert roce_ends._host_and_port(text) == (host, port)
-    with pytest.raises(UsageError, match="is not a TCP port"):
-        roce_ends._host_and_port("node7:port")
+    assert roce_ends._host_and_port(text, 18515, "--exchange HOST") == (host, port)
+    with pytest.raises(UsageError, match=r"is not a port\n.*--exchange HOST, or HOST:18515"):
+        roce_ends._host_and_port("node7:port", 18515, "--exchange HOST")
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,15 @@ def test_where_to_exchange(text: str, host: str, port: int) -> None:
         (["send", "eth9", "--address", "192.0.2.1", "--verb", "spend"], "--verb"),
         (["listen", "eth9", "--address", "192.0.2.1", "--mtu", "1500"], "--mtu"),
         (["listen", "eth9"], "--address"),
+        (["ping", "eth9", "--address", "192.0.2.1", "--rping"], "add --cm ADDRESS"),
+        (["ping", "eth9", "--address", "192.0.2.1", "--cm", "192.0.2.2:0"], "'0' is not a port"),
+        (["ping", "eth9", "--address", "192.0.2.1", "--cm", "node7"], "'node7' is not an IP address"),
+        (["send", "eth9", "--address", "192.0.2.1", "--cm", "192.0.2.2", "--exchange", "h"], "leave two of them out"),
         (["listen", "nosuch0", "--address", "192.0.2.1"], "no network device 'nosuch0'"),
         (["listen", "nosuch0", "--address", "192.0.2"], "is not an IP address"),
+        (["listen", "nosuch0", "--address", "192.0.2.1", "--mac", "zz"], "'zz' is not a MAC address"),
+        (["listen", "nosuch0", "--address", "192.0.2.1", "--mac", "01:00:5e:00:00:01"], "MAC address of a group"),
+        (["send", "nosuch0", "--address", "192.0.2.1", "--ack-timeout", "0"], "--ack-timeout"),
     ],
 )
 def test_options_that_cannot_be_are_refused_in_words(words: list[str], said: str, capsys) -> None:
