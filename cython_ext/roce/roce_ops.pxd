@@ -18,7 +18,8 @@ cdef struct RoceState:
     uint32_t size
     uint32_t stride
     uint32_t window
-    uint32_t slot               # of the next message
+    char *next_out              # the buffer of the next message
+    char *behind_out            # the last one
     # the other end's memory, where WRITE and READ go
     uint64_t remote
     uint32_t remote_key

@@ -93,6 +93,7 @@ cdef class RoceTransport(Transport):
         if s.c.in_frames:
             receives = min(receives, self.link.frames // 2)
         self.make_buffers()
+        s.next_out, s.behind_out = s.out, s.out + <size_t> s.window * s.stride
         self.choose_ops()
         # of a ping-pong each message is answered, and the ACK goes with the answer: the other end is woken once
         s.c.ack_waits = setting.pattern == "pingpong"
