@@ -58,6 +58,7 @@ cdef struct SharedHeaders:
     char[64] headers        # with a PSN of 0 in the word that ends them
     uint64_t version        # a number of `Gather.versions`; 0: there are none
     uint32_t head           # bytes of them that go out
+    uint32_t tail           # bytes of what follows the payload
 
 
 cdef struct Gather:
@@ -71,12 +72,12 @@ cdef struct Gather:
                   uint32_t tail) noexcept nogil
     # Frames with shared headers and payloads of one size, not empty. How many were appended: the next one `append` has
     # to do, which also knows memory that the device does not reach. No more are asked for than there is room for.
-    uint32_t (*append_all)(void *me, const SharedHeaders *shared, const Piece *pieces, uint32_t count, uint32_t size,
-                           uint32_t tail) noexcept nogil
-    # One such frame, with payload or without. False: nothing was done, as there is no room that needs no look, or it is
-    # for `append`.
-    bint (*append_one)(void *me, const SharedHeaders *shared, const Piece *piece, uint32_t size,
-                       uint32_t tail) noexcept nogil
+    uint32_t (*append_all)(void *me, const SharedHeaders *shared, const Piece *pieces, uint32_t count,
+                           uint32_t size) noexcept nogil
+    # One such frame, with payload or without: a Piece by its parts. False: nothing was done, as no room is known
+    # without a look, or it is for `append`.
+    bint (*append_one)(void *me, const SharedHeaders *shared, const char *payload, uint32_t size, uint32_t psn,
+                       uint64_t end) noexcept nogil
     # Hand over what was appended. 0 or -errno.
     int (*flush)(void *me) noexcept nogil
     uint64_t *versions      # of shared headers that were given out so far

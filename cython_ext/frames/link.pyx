@@ -47,13 +47,13 @@ cdef int no_append(void *me, uint32_t head, const char *payload, uint32_t size, 
     return -EBADF
 
 
-cdef uint32_t no_append_all(void *me, const SharedHeaders *shared, const Piece *pieces, uint32_t count, uint32_t size,
-                            uint32_t tail) noexcept nogil:
+cdef uint32_t no_append_all(void *me, const SharedHeaders *shared, const Piece *pieces, uint32_t count,
+                            uint32_t size) noexcept nogil:
     return 0
 
 
-cdef bint no_append_one(void *me, const SharedHeaders *shared, const Piece *piece, uint32_t size,
-                        uint32_t tail) noexcept nogil:
+cdef bint no_append_one(void *me, const SharedHeaders *shared, const char *payload, uint32_t size, uint32_t psn,
+                        uint64_t end) noexcept nogil:
     return False
 
 

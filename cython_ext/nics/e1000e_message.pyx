@@ -250,8 +250,8 @@ cdef int append(void *me, uint32_t head, const char *payload, uint32_t size, uin
     return 1
 
 
-cdef uint32_t append_all(void *me, const SharedHeaders *shared, const Piece *pieces, uint32_t count, uint32_t size,
-                         uint32_t tail) noexcept nogil:
+cdef uint32_t append_all(void *me, const SharedHeaders *shared, const Piece *pieces, uint32_t count,
+                         uint32_t size) noexcept nogil:
     cdef MessageState *s = <MessageState *> me
     cdef Tx *tx = s.tx
     # Copies in registers: a store through a pointer would have the compiler read them again for each frame.
@@ -264,7 +264,7 @@ cdef uint32_t append_all(void *me, const SharedHeaders *shared, const Piece *pie
     cdef uint64_t *marks = s.marks
     cdef uint64_t mark = shared.version << 8 | 3, built
     cdef uint64_t command = <uint64_t> PIECE << TXD_CMD_SHIFT
-    cdef uint32_t head = shared.head
+    cdef uint32_t head = shared.head, tail = shared.tail
     # of the three descriptors of a frame, which differ in their addresses alone
     cdef uint64_t begin = head | command, middle = size | command, end = tail | <uint64_t> LAST << TXD_CMD_SHIFT
     cdef uint32_t mask = tx.mask, stride = tx.stride, number = s.frames, n = 0, slot
@@ -305,37 +305,55 @@ cdef uint32_t append_all(void *me, const SharedHeaders *shared, const Piece *pie
     return n
 
 
-cdef bint append_one(void *me, const SharedHeaders *shared, const Piece *piece, uint32_t size,
-                     uint32_t tail) noexcept nogil:
+cdef bint append_one(void *me, const SharedHeaders *shared, const char *payload, uint32_t size, uint32_t psn,
+                     uint64_t end) noexcept nogil:
     cdef MessageState *s = <MessageState *> me
     cdef Tx *tx = s.tx
-    cdef const Reach *memory = &s.reaches[s.last]
-    cdef uint32_t slot = s.frames & tx.mask, at = s.filled & tx.mask, head = shared.head, span = 3 if size else 1
-    cdef TxDescriptor *descriptor = &tx.descriptors[at]
-    cdef char *frame = tx.buffers + <size_t> slot * tx.stride
-    cdef uint64_t iova = memory.iova + (piece.payload - memory.base), built = tx.iova[slot]
-    # as for `append_all`: within a page, and not over the ring's end
-    if tx.mask - (s.filled - tx.oldest) < PIECES or at + span > tx.mask or size and (
-            s.known == 0 or not holds(memory, piece.payload, size)
-            or (iova & (LANDING_PAGE - 1)) + size > LANDING_PAGE):
+    cdef uint32_t at = s.filled & tx.mask
+    # as for `append_all`: never over the ring's end, nor where room is only found by a look
+    if tx.mask - (s.filled - tx.oldest) < PIECES or at + 2 > tx.mask:
         return False
+    if size:
+        return append_piece(s, shared, payload, size, psn, end, &tx.descriptors[at])
+    tx.descriptors[at].address = build_head(s, shared, psn, end, 1)
+    tx.descriptors[at].command = (shared.head + shared.tail) | <uint64_t> LAST << TXD_CMD_SHIFT
+    s.filled += 1
+    return True
+
+
+cdef inline uint64_t build_head(MessageState *s, const SharedHeaders *shared, uint32_t psn, uint64_t end,
+                                uint32_t span) noexcept nogil:
+    """The next frame's headers and what follows the payload, in its buffer: where the NIC sees that."""
+    cdef Tx *tx = s.tx
+    cdef uint32_t slot = s.frames & tx.mask
+    cdef char *frame = tx.buffers + <size_t> slot * tx.stride
+    s.frames += 1
+    # a buffer keeps its headers while no other frame is built in it
     if s.marks[slot] != (shared.version << 8 | span):
         s.marks[slot] = shared.version << 8 | span
         memcpy(frame, shared.headers, 64)
-    memcpy(frame + head - 4, &piece.psn, 4)
-    memcpy(frame + head, &piece.end, 8)
-    descriptor.address = built
-    if size == 0:
-        descriptor.command = head + tail | <uint64_t> LAST << TXD_CMD_SHIFT
-    else:
-        descriptor.command = head | <uint64_t> PIECE << TXD_CMD_SHIFT
-        descriptor[1].address = iova
-        descriptor[1].command = size | <uint64_t> PIECE << TXD_CMD_SHIFT
-        descriptor[2].address = built + head
-        descriptor[2].command = tail | <uint64_t> LAST << TXD_CMD_SHIFT
-        s.gathered += size
-    s.filled += span
-    s.frames += 1
+    frame += shared.head
+    memcpy(frame - 4, &psn, 4)
+    memcpy(frame, &end, 8)
+    return tx.iova[slot]
+
+
+cdef bint append_piece(MessageState *s, const SharedHeaders *shared, const char *payload, uint32_t size, uint32_t psn,
+                       uint64_t end, TxDescriptor *three) noexcept nogil:
+    cdef const Reach *memory = &s.reaches[s.last]
+    cdef size_t offset = payload - memory.base
+    cdef uint64_t iova = memory.iova + offset, built
+    if not holds(memory, payload, size) or (iova & (LANDING_PAGE - 1)) + size > LANDING_PAGE:
+        return False
+    built = build_head(s, shared, psn, end, 3)
+    three[0].address = built
+    three[0].command = shared.head | <uint64_t> PIECE << TXD_CMD_SHIFT
+    three[1].address = iova
+    three[1].command = size | <uint64_t> PIECE << TXD_CMD_SHIFT
+    three[2].address = built + shared.head
+    three[2].command = shared.tail | <uint64_t> LAST << TXD_CMD_SHIFT
+    s.filled += 3
+    s.gathered += size
     return True
 
 

@@ -34,15 +34,13 @@ cdef uint32_t rx_receive(Rx *rx, Frame *out, uint32_t most) noexcept nogil:
 
     They stay ours until `rx_release`. Damaged ones are counted and passed over. Never waits.
     """
-    cdef RxDescriptor *descriptors = rx.descriptors
-    cdef char *buffers = rx.buffers
-    cdef uint32_t taken = 0, fresh = rx.fresh, mask = rx.mask, shift = rx.shift, slot, size
-    cdef uint64_t report, bytes = 0
+    cdef uint32_t taken = 0, fresh = rx.fresh, slot, size
+    cdef uint64_t report
     cdef Frame *frame = out
     while taken < most:
         # descriptor done? All of the second word is read at once, and the NIC wrote it at once: length and status agree
-        slot = fresh & mask
-        report = dma_read64(&descriptors[slot].report)
+        slot = fresh & rx.mask
+        report = dma_read64(&rx.descriptors[slot].report)
         # Software finds done descriptors by reading memory, not registers (7.1.8). DD set: the descriptor and its
         # buffer are ours. `dma_read64` keeps every later load behind this one, so the frame is not read before its
         # status.
@@ -53,7 +51,7 @@ cdef uint32_t rx_receive(Rx *rx, Frame *out, uint32_t most) noexcept nogil:
         # length and errors
         # Bytes in this buffer; with RCTL.SECRC the CRC is stripped and not counted.
         size = report & 0xFFFF
-        frame.data = buffers + (<size_t> slot << shift)
+        frame.data = rx.buffers + (<size_t> slot << rx.shift)
         frame.size = size
         frame.slot = slot
         frame.flags = <uint32_t> (report >> 32)
@@ -65,12 +63,11 @@ cdef uint32_t rx_receive(Rx *rx, Frame *out, uint32_t most) noexcept nogil:
             continue
 
         # the buffer, in place
-        bytes += size
+        rx.tally.bytes += size
         frame += 1
         taken += 1
-    # Once a batch: the loop above works on copies in registers, which a store through a pointer would force to memory.
+    # once a batch: nobody else looks at it meanwhile
     rx.fresh = fresh
-    rx.tally.bytes += bytes
     rx.tally.frames += taken
     if taken == 0 and fresh != rx.oldest:
         rx_release(rx, 0)  # nothing but refused ones, perhaps: they go back at once
@@ -115,42 +112,54 @@ cdef bint examine(Rx *rx, const Frame *frame) noexcept nogil:
 
 cdef void rx_release(Rx *rx, uint32_t count) noexcept nogil:
     """Give the `count` oldest frames handed out back to the NIC, and the refused ones among and right behind them."""
-    cdef RxDescriptor *descriptors = rx.descriptors
-    cdef const uint64_t *iova = rx.iova
-    cdef uint8_t *skipped = rx.skipped
-    cdef uint32_t slot, oldest = rx.oldest, fresh = rx.fresh, mask = rx.mask
-    cdef bint guard = rx.guard
+    cdef uint32_t slot, oldest = rx.oldest, until = oldest + min(count, rx.fresh - oldest)
     # None refused, as on a ring that one sender fills: nobody need ask of each.
-    if not guard and rx.refused == 0:
-        fresh = oldest + min(count, fresh - oldest)
-        while oldest != fresh:
-            descriptors[oldest & mask].address = iova[oldest & mask]
-            descriptors[oldest & mask].report = 0
-            oldest += 1
-    while oldest != fresh:
-        slot = oldest & mask
+    if rx.guard or rx.refused:
+        release_refused(rx, count)
+        return
+    # nothing to give back: no register is written
+    if oldest == until:
+        return
+    while oldest != until:
+        slot = oldest & rx.mask
+        # the address is written anew although legacy write-back leaves it alone: what a device did to it must not last
+        rx.descriptors[slot].address = rx.iova[slot]
+        # Status to zero, or the in-memory scan would find this descriptor done a round later (7.1.8, the note there).
+        rx.descriptors[slot].report = 0
+        oldest += 1
+    move_tail(rx, oldest)
+
+
+cdef inline void move_tail(Rx *rx, uint32_t oldest) noexcept nogil:
+    """One before the oldest that we hold. One register write for all that were given back."""
+    # All descriptors are written by now, and `mmio_write` keeps those stores before its own: RDT is the hand-over
+    # (10.2.5.9). One before `oldest`, as RDH = RDT would mean that the NIC has none (7.1.8).
+    rx.oldest = oldest
+    mmio_write(rx.bar, RDT, (oldest - 1) & rx.mask)
+
+
+cdef void release_refused(Rx *rx, uint32_t count) noexcept nogil:
+    """As `rx_release`, where some were refused, or each buffer is marked."""
+    cdef uint32_t slot, oldest = rx.oldest
+    while oldest != rx.fresh:
+        slot = oldest & rx.mask
         # The refused go back with their neighbours: RDT can only say "up to here".
-        if skipped[slot]:
-            skipped[slot] = 0
+        if rx.skipped[slot]:
+            rx.skipped[slot] = 0
             rx.refused -= 1
         elif count == 0:
             break
         else:
             count -= 1
         # Before the tail moves: afterwards the NIC may write this buffer at any time.
-        if guard:
+        if rx.guard:
             mark(rx, slot)
-        # the address is written anew although legacy write-back leaves it alone: what a device did to it must not last
-        descriptors[slot].address = iova[slot]
-        # Status to zero, or the in-memory scan would find this descriptor done a round later (7.1.8, the note there).
-        descriptors[slot].report = 0
+        # both words, as `rx_release` has it
+        rx.descriptors[slot].address = rx.iova[slot]
+        rx.descriptors[slot].report = 0
         oldest += 1
-    # the tail: one before the oldest that we hold. One register write for all of them.
-    # All descriptors are written by now, and `mmio_write` keeps those stores before its own: RDT is the hand-over
-    # (10.2.5.9). One before `oldest`, as RDH = RDT would mean that the NIC has none (7.1.8).
     if oldest != rx.oldest:
-        rx.oldest = oldest
-        mmio_write(rx.bar, RDT, (oldest - 1) & mask)
+        move_tail(rx, oldest)
 
 
 cdef void mark(Rx *rx, uint32_t slot) noexcept nogil:

@@ -13,7 +13,7 @@ from libc.string cimport memcpy
 
 from cython_ext.core.clock cimport now
 from cython_ext.frames.landing cimport Landing, landed_at, may_be_written
-from cython_ext.frames.link cimport Gather, Link, SharedHeaders
+from cython_ext.frames.link cimport Frame, Gather, Link, SharedHeaders
 from cython_ext.frames.stamps cimport Stamps, keep, written_by_device
 from cython_ext.headers.infiniband_verbs cimport (
     IBV_QPS_ERR,
@@ -57,6 +57,7 @@ cdef enum:
     IN_FRAME = 2            # the message stands in the link's frame, which is to be given back with it
     INFINITE_RETRIES = 7    # of an RNR retry count
     ROOM_ASKED = 16         # frames
+    FRAMES = 64             # taken at once
 
 
 cdef struct SendRequest:
@@ -250,6 +251,8 @@ cdef struct Connection:
     uint8_t ack_syndrome
     uint32_t ack_psn
     CompletionQueue received
+    # --- input
+    Frame[FRAMES] frames    # that were taken together
     # --- output
     uint32_t free_frames    # of a link that gathers: for as many it has said, within this call, that it has room
     uint32_t building       # frames that are built in the link, and not handed over yet

@@ -22,7 +22,7 @@ from cython_ext.frames.packet cimport (
 )
 from cython_ext.headers.infiniband_verbs cimport IBV_QPS_ERR, IBV_QPS_RTS
 from cython_ext.roce.aside cimport is_neighbours, set_aside
-from cython_ext.roce.connection cimport GSI, Connection, PlainHeaders, flush_frames
+from cython_ext.roce.connection cimport FRAMES, GSI, Connection, PlainHeaders, flush_frames
 from cython_ext.roce.icrc cimport ICRC, icrc_before_psn
 from cython_ext.roce.packet cimport (
     AETH,
@@ -54,7 +54,6 @@ from cython_ext.roce.responder cimport (
 from cython_ext.roce.timer cimport UNREAD, next_event
 
 cdef enum:
-    FRAMES = 64
     # which quick way a frame may take
     NO_QUICK_WAY = 0
     PLAIN_SENDS = 1
@@ -62,8 +61,8 @@ cdef enum:
 
 cdef extern from *:
     """
-    /* Of a BTH's first 8 bytes, the opcode first: all but resv8a, which the ICRC does not cover; and what tells its kind
-       and whose it is, without solicited event, MigReq, the count of padding, and membership of the partition. */
+    /* Of a BTH's first 8 bytes, the opcode first: all but resv8a, which the ICRC does not cover; and what tells its
+       kind and whose it is, without solicited event, MigReq, the count of padding, and membership of the partition. */
     #define HWRX_BTH_WORD 0xFFFFFF00FFFFFFFFull
     #define HWRX_EXPECTED_BTH 0xFFFFFF00FF7F0FFFull
     /* a frame's bytes 12 to 41 */
@@ -252,9 +251,8 @@ cdef inline void send_answers(Connection *c, int64_t at, bint ack_may_wait) noex
 
 cdef int drive(Connection *c, int64_t at, uint32_t most) noexcept nogil:
     """Take what has come, and send what is to be sent. How many frames came, or the link's error."""
-    cdef Frame[FRAMES] frames
-    cdef const Frame *frame = frames
-    cdef int count = c.link.take(c.link.me, frames, min(most, <uint32_t> FRAMES)), status, way
+    cdef const Frame *frame = c.frames
+    cdef int count = c.link.take(c.link.me, c.frames, min(most, <uint32_t> FRAMES)), status, way
     cdef const Frame *behind = frame + count
     cdef bint refused = False
     if count < 0:

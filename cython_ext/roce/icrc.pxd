@@ -26,8 +26,8 @@ cdef uint32_t icrc_of(const char *ip, uint32_t network, const char *at, size_t s
 
 
 cdef struct Icrc:
-    # Of packets over IPv4 whose headers up to the PSN are the same, by the way of this CPU, with no choice at each. `ip`
-    # is where headers of IPv4, UDP and BTH follow one another, with a PSN of 0: 16 bytes of sum over them,
+    # Of packets over IPv4 whose headers up to the PSN are the same, by the way of this CPU, with no choice at each: 16
+    # bytes of sum over headers of IPv4, UDP and BTH that follow one another from `ip`, with a PSN of 0,
     void (*sum)(const char *ip, void *out) noexcept nogil
     # the ICRC of such a packet with that PSN, as it stands in the BTH, and a payload of `size` bytes with its padding,
     uint32_t (*one)(const void *sum, uint32_t psn, const char *at, size_t size) noexcept nogil

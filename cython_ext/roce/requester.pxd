@@ -2,11 +2,10 @@
 
 from libc.stdint cimport int64_t, uint32_t
 
-from cython_ext.frames.link cimport Piece
 from cython_ext.frames.packet cimport IPV4, UDP_HEADER, load32, load64
 from cython_ext.headers.infiniband_verbs cimport IBV_QPS_RTS, IBV_WC_SUCCESS
 from cython_ext.roce.connection cimport Connection, SendRequest, complete_oldest, psn_after
-from cython_ext.roce.icrc cimport ICRC, icrc_end
+from cython_ext.roce.icrc cimport icrc_end
 from cython_ext.roce.memory_region cimport find_memory
 from cython_ext.roce.packet cimport (
     ACK_REQUEST,
@@ -50,18 +49,16 @@ cdef inline void number_request(Connection *c, SendRequest *request, bint answer
 cdef inline bint send_plain_one(Connection *c, int64_t at) noexcept nogil:
     """As `send_requests`, where one plain request is to be sent, and nothing else. False: nothing was done."""
     cdef const SendRequest *request = &c.sends[c.next & c.send_mask]
-    cdef uint32_t psn = c.send_psn
-    cdef Piece piece
+    cdef uint32_t psn = c.send_psn, raw = swap32(psn | ACK_REQUEST)
+    cdef const char *payload
     # headers that are made, a new number within the window, and no pause that the other end asked for
     if (request.like == 0 or request.like != c.plain_send.like or c.next + 1 != c.posted or psn != c.highest_psn
             or psn_distance(psn, c.unacked_psn) >= <int> c.window or c.rnr_until or c.state != IBV_QPS_RTS):
         return False
-    piece.payload = find_memory(c.regions, request.lkey, request.local, request.length, 0)
-    if piece.payload == NULL:
-        return False
-    piece.psn = swap32(psn | ACK_REQUEST)
-    piece.end = c.quick.one(c.plain_send.sum, piece.psn, piece.payload, request.length)
-    if not c.gather.append_one(c.gather.me, &c.plain_send.shared, &piece, request.length, ICRC):
+    payload = find_memory(c.regions, request.lkey, request.local, request.length, 0)
+    if payload == NULL or not c.gather.append_one(
+            c.gather.me, &c.plain_send.shared, payload, request.length, raw,
+            c.quick.one(c.plain_send.sum, raw, payload, request.length)):
         return False
     c.send_psn = c.highest_psn = psn_after(psn, 1)
     c.next += 1

@@ -82,7 +82,8 @@ cdef void learn_send(Connection *c, const SendRequest *request) noexcept nogil:
     cdef PlainSend *plain = &c.plain_send
     # another one for the link: what stands in its buffers is of other packets
     c.gather.versions[0] += 1
-    plain.like, plain.shared.version, plain.shared.head = request.like, c.gather.versions[0], PLAIN_SEND
+    plain.like, plain.shared.version = request.like, c.gather.versions[0]
+    plain.shared.head, plain.shared.tail = PLAIN_SEND, ICRC
     begin_packet(c, plain.shared.headers, RC_SEND_ONLY, SOLICITED if request.flags & SOLICITS else 0, ACK_REQUEST, 0,
                  request.length)
     # of a PSN of 0 and nothing else in its word: that is each packet's
@@ -138,7 +139,7 @@ cdef uint32_t send_plain(Connection *c) noexcept nogil:
 
 cdef uint32_t append_run(Connection *c, const Piece *pieces, uint32_t count, uint32_t size) noexcept nogil:
     """As many as go the same way, at least one."""
-    cdef uint32_t run = c.gather.append_all(c.gather.me, &c.plain_send.shared, pieces, count, size, ICRC)
+    cdef uint32_t run = c.gather.append_all(c.gather.me, &c.plain_send.shared, pieces, count, size)
     c.counters.gathered += <uint64_t> run * size
     if run:
         return run

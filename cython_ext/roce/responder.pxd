@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from cython_ext.frames.link cimport Frame, Piece
+from cython_ext.frames.link cimport Frame
 from cython_ext.frames.packet cimport IPV4, UDP_HEADER, load32
 from cython_ext.headers.infiniband_verbs cimport IBV_WC_RECV, IBV_WC_SUCCESS
 from cython_ext.roce.connection cimport IN_FRAME, Connection, PlainHeaders, ReceiveRequest, complete_receive, psn_after
@@ -75,16 +75,14 @@ cdef inline bint send_plain_ack(Connection *c) noexcept nogil:
 
     False: nothing was done, and `send_responses` has to.
     """
-    cdef Piece piece
+    cdef uint32_t psn = swap32(c.ack_psn)
     cdef uint64_t aeth = swap32(<uint32_t> SYNDROME_ACK << 24 | c.msn)
     if not c.ack_due or c.ack_syndrome != SYNDROME_ACK or c.response_head != c.response_tail or (
             c.ack.shared.version == 0):
         return False
-    piece.payload = NULL
-    piece.psn = swap32(c.ack_psn)
     # AETH and ICRC, as they lie in memory on a machine that keeps the lowest byte first
-    piece.end = aeth | <uint64_t> icrc_end(c.quick.word(c.ack.register, piece.psn | aeth << 32)) << 32
-    if not c.gather.append_one(c.gather.me, &c.ack.shared, &piece, 0, AETH + ICRC):
+    if not c.gather.append_one(c.gather.me, &c.ack.shared, NULL, 0, psn,
+                               aeth | <uint64_t> icrc_end(c.quick.word(c.ack.register, psn | aeth << 32)) << 32):
         return False
     c.ack_due = False
     c.counters.acks_sent += 1

@@ -8,12 +8,11 @@ answered by an RNR NAK, and the same packet is awaited again.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
 
 from cython_ext.frames.packet cimport IPV4, UDP_HEADER
 from cython_ext.headers.infiniband_verbs cimport *
 from cython_ext.roce.connection cimport *
-from cython_ext.roce.icrc cimport icrc_before_psn
+from cython_ext.roce.icrc cimport ICRC, icrc_before_psn
 from cython_ext.roce.memory_region cimport find_memory
 from cython_ext.roce.packet cimport *
 
@@ -378,7 +377,8 @@ cdef void learn_ack(Connection *c) noexcept nogil:
     if c.gather == NULL or c.way.network != IPV4:
         return
     c.gather.versions[0] += 1
-    c.ack.shared.version, c.ack.shared.head = c.gather.versions[0], ETHERNET + IPV4 + UDP_HEADER + BTH
+    c.ack.shared.version = c.gather.versions[0]
+    c.ack.shared.head, c.ack.shared.tail = ETHERNET + IPV4 + UDP_HEADER + BTH, AETH + ICRC
     # the number comes last in the BTH, so that what stands in front of it is summed once for all
     begin_packet(c, c.ack.shared.headers, RC_ACKNOWLEDGE, 0, 0, AETH, 0)
     c.ack.register = icrc_before_psn(c.ack.shared.headers + ETHERNET, IPV4)

@@ -36,6 +36,7 @@ cdef struct RoceState:
     uint64_t total              # messages that this end is to receive, or to be asked for
     bint moves                  # messages land in place: their pages are given back to the link
     uint32_t looks              # at the link, free-running
+    int64_t deadline            # of what is waited for; 0: the patience, from the first look that brings nothing
     int64_t patience_ns
     int64_t limit_ns
 

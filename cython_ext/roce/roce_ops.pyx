@@ -19,6 +19,7 @@ from cython_ext.headers.infiniband_verbs cimport (
     IBV_WR_SEND,
 )
 from cython_ext.roce.connection cimport (
+    FRAMES,
     SIGNALED,
     Completion,
     CompletionQueue,
@@ -35,7 +36,6 @@ from cython_ext.roce.responder cimport send_plain_ack, send_responses
 from cython_ext.roce.timer cimport UNREAD, next_event
 
 cdef enum:
-    FRAMES = 64             # taken at once
     POISON = 0xA5           # of a READ's landing buffer, as RcReadTransport has it
     POISONED = 24           # bytes: the header
 
@@ -72,10 +72,10 @@ cdef inline int look(RoceState *s) noexcept nogil:
     return drive(s.c, UNREAD if s.looks % LOOKS else now(), FRAMES)
 
 
-cdef int look_again(RoceState *s, int64_t *deadline) noexcept nogil:
+cdef int look_again(RoceState *s) noexcept nogil:
     """Nothing came: wait for a frame or a timer, and look, until something comes.
 
-    How many frames came; 0 at the deadline; or an error. A deadline of 0 becomes the patience from now on.
+    How many frames came; 0 at `s.deadline`; or an error. A deadline of 0 becomes the patience from now on.
     """
     cdef int status
     cdef int64_t at, until
@@ -87,13 +87,13 @@ cdef int look_again(RoceState *s, int64_t *deadline) noexcept nogil:
         status = look_at_timers(s.c, at)
         if status < 0:
             return status
-        if deadline[0] == 0:
-            deadline[0] = at + s.patience_ns
-        if at >= deadline[0]:
+        if s.deadline == 0:
+            s.deadline = at + s.patience_ns
+        if at >= s.deadline:
             return 0
         until = next_event(s.c)
-        if until == 0 or until > deadline[0]:
-            until = deadline[0]
+        if until == 0 or until > s.deadline:
+            until = s.deadline
         status = s.link.wait(s.link.me, until)
         if status < 0:
             return status
@@ -102,10 +102,10 @@ cdef int look_again(RoceState *s, int64_t *deadline) noexcept nogil:
             return status
 
 
-cdef inline int work(RoceState *s, int64_t *deadline) noexcept nogil:
-    """Look, and if nothing came, wait and look again: see `look_again`."""
+cdef inline int work(RoceState *s) noexcept nogil:
+    """Look, and if nothing came, wait and look again until `s.deadline`: see `look_again`."""
     cdef int status = look(s)
-    return status if status != 0 else look_again(s, deadline)
+    return status if status != 0 else look_again(s)
 
 
 # --- sending -------------------------------------------------------------------------------------------------------
@@ -123,14 +123,13 @@ cdef inline uint32_t free_buffers(const RoceState *s) noexcept nogil:
 
 cdef int roce_room(void *me) noexcept nogil:
     cdef RoceState *s = <RoceState *> me
-    cdef int64_t deadline
     cdef int status
     if free_buffers(s):
         status = state_error(s)
         return status if status < 0 else <int> free_buffers(s)
-    deadline = 0
+    s.deadline = 0
     while free_buffers(s) == 0:
-        status = work(s, &deadline)
+        status = work(s)
         if status <= 0:
             return status
     return <int> free_buffers(s)
@@ -217,14 +216,14 @@ cdef int roce_post(void *me, uint32_t count) noexcept nogil:
 cdef int roce_finish(void *me) noexcept nogil:
     """Until the other end has acknowledged all; and if something was lost, a while for what it may ask again."""
     cdef RoceState *s = <RoceState *> me
-    cdef int64_t deadline = now() + s.limit_ns
     cdef int status
+    s.deadline = now() + s.limit_ns
     # of the last message: nothing is sent any more that would take it along
     s.c.ack_waits = False
     send_responses(s.c)
     flush_frames(s.c)
     while s.c.oldest != s.c.posted:
-        status = work(s, &deadline)
+        status = work(s)
         if status <= 0:
             return status if status < 0 else -ETIMEDOUT
     return linger(s)
@@ -233,12 +232,11 @@ cdef int roce_finish(void *me) noexcept nogil:
 cdef int linger(RoceState *s) noexcept nogil:
     """Answer what is asked again: our last ACK may be lost, and the other end's last message would fail with it."""
     cdef int status = 1
-    cdef int64_t deadline
     if s.c.counters.duplicates + s.c.counters.out_of_order + s.c.counters.timeouts + s.c.counters.wrong_icrc == 0:
         return 0
     while status > 0:
-        deadline = now() + 3 * s.c.timeout_ns
-        status = work(s, &deadline)
+        s.deadline = now() + 3 * s.c.timeout_ns
+        status = work(s)
     # the other end is right to be gone
     return 0
 
@@ -280,6 +278,7 @@ cdef int roce_receive_until(void *me, Delivery *out, uint32_t most, int64_t dead
     cdef RoceState *s = <RoceState *> me
     cdef CompletionQueue *queue = &s.c.received
     cdef int status = 1, n
+    s.deadline = deadline
     while True:
         # mostly there is nothing before a look, and something after it
         if queue.head != queue.tail:
@@ -288,7 +287,7 @@ cdef int roce_receive_until(void *me, Delivery *out, uint32_t most, int64_t dead
                 return n
         if status == 0:
             return 0
-        status = work(s, &deadline)
+        status = work(s)
         if status < 0:
             return status
 
@@ -330,8 +329,9 @@ cdef inline int hand_out_slots(RoceState *s, Delivery *out, uint32_t most) noexc
 cdef int roce_write_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
     cdef RoceState *s = <RoceState *> me
     cdef int status, n = hand_out_slots(s, out, most)
+    s.deadline = deadline
     while n == 0:
-        status = work(s, &deadline)
+        status = work(s)
         if status < 0:
             return status
         n = hand_out_slots(s, out, most)
@@ -347,12 +347,12 @@ cdef int roce_write_receive(void *me, Delivery *out, uint32_t most) noexcept nog
 cdef int roce_blind_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
     """Drive the queue pair until the last message stands; then hand out what still does, oldest first."""
     cdef RoceState *s = <RoceState *> me
-    cdef int64_t deadline = 0
     cdef int status
     if s.taken == s.total:
         return FINISHED
+    s.deadline = 0
     while s.c.messages < s.total:
-        status = work(s, &deadline)
+        status = work(s)
         if status <= 0:
             return status
     if s.total - s.taken > s.slots:
@@ -404,8 +404,9 @@ cdef inline int hand_out_reads(RoceState *s, Delivery *out, uint32_t most) noexc
 cdef int roce_read_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
     cdef RoceState *s = <RoceState *> me
     cdef int status, n = hand_out_reads(s, out, most)
+    s.deadline = deadline
     while n == 0:
-        status = work(s, &deadline)
+        status = work(s)
         if status < 0:
             return status
         n = hand_out_reads(s, out, most)
@@ -429,11 +430,10 @@ cdef int roce_read_release(void *me, uint32_t count) noexcept nogil:
 cdef int roce_read_finish(void *me) noexcept nogil:
     """The end that is read: answer until all was asked for. A device would do so without us."""
     cdef RoceState *s = <RoceState *> me
-    cdef int64_t deadline
     cdef int status
     while s.c.reads_answered < s.total or s.c.response_head != s.c.response_tail:
-        deadline = now() + s.limit_ns
-        status = work(s, &deadline)
+        s.deadline = now() + s.limit_ns
+        status = work(s)
         if status <= 0:
             return status if status < 0 else -ETIMEDOUT
     return linger(s)
