@@ -34,13 +34,16 @@ cdef uint32_t rx_receive(Rx *rx, Frame *out, uint32_t most) noexcept nogil:
 
     They stay ours until `rx_release`. Damaged ones are counted and passed over. Never waits.
     """
-    cdef uint32_t taken = 0, fresh = rx.fresh, slot, size
+    # Copies in registers: behind the barrier of `dma_read64` the compiler would read them again for each frame.
+    cdef const RxDescriptor *descriptors = rx.descriptors
+    cdef char *buffers = rx.buffers
+    cdef uint32_t taken = 0, fresh = rx.fresh, mask = rx.mask, shift = rx.shift, slot, size
     cdef uint64_t report
     cdef Frame *frame = out
     while taken < most:
         # descriptor done? All of the second word is read at once, and the NIC wrote it at once: length and status agree
-        slot = fresh & rx.mask
-        report = dma_read64(&rx.descriptors[slot].report)
+        slot = fresh & mask
+        report = dma_read64(&descriptors[slot].report)
         # Software finds done descriptors by reading memory, not registers (7.1.8). DD set: the descriptor and its
         # buffer are ours. `dma_read64` keeps every later load behind this one, so the frame is not read before its
         # status.
@@ -51,7 +54,7 @@ cdef uint32_t rx_receive(Rx *rx, Frame *out, uint32_t most) noexcept nogil:
         # length and errors
         # Bytes in this buffer; with RCTL.SECRC the CRC is stripped and not counted.
         size = report & 0xFFFF
-        frame.data = rx.buffers + (<size_t> slot << rx.shift)
+        frame.data = buffers + (<size_t> slot << shift)
         frame.size = size
         frame.slot = slot
         frame.flags = <uint32_t> (report >> 32)

@@ -154,10 +154,15 @@ cdef int judge_headers(Connection *c, const Frame *frame) noexcept nogil:
     return NO_QUICK_WAY
 
 
+cdef inline bint has_quick_ways(const Connection *c) noexcept nogil:
+    """Not where stages are stamped, nor in the error state."""
+    return c.stamps == NULL and c.state == IBV_QPS_RTS
+
+
 cdef inline int quick_way(Connection *c, const Frame *frame) noexcept nogil:
     """Which quick way a frame may take: what most frames have in common is compared in a few words."""
-    # not where stages are stamped; and first of all whether there is such a header
-    if c.stamps != NULL or c.state != IBV_QPS_RTS or frame.size < PLAIN + BTH + AETH + ICRC:
+    # first of all whether there is such a header
+    if frame.size < PLAIN + BTH + AETH + ICRC:
         return NO_QUICK_WAY
     if has_headers(frame.data, &c.plain):
         return PLAIN_SENDS
@@ -254,13 +259,13 @@ cdef int drive(Connection *c, int64_t at, uint32_t most) noexcept nogil:
     cdef const Frame *frame = c.frames
     cdef int count = c.link.take(c.link.me, c.frames, min(most, <uint32_t> FRAMES)), status, way
     cdef const Frame *behind = frame + count
-    cdef bint refused = False
+    cdef bint refused = False, quick = has_quick_ways(c)
     if count < 0:
         return count
     if c.stamps != NULL:
         c.seen = now()
     while frame < behind:
-        way = quick_way(c, frame)
+        way = quick_way(c, frame) if quick else NO_QUICK_WAY
         if way != PLAIN_SENDS or not take_plain_send(c, frame):
             c.kept = False
             if c.landing != NULL:
@@ -272,6 +277,8 @@ cdef int drive(Connection *c, int64_t at, uint32_t most) noexcept nogil:
             if c.in_frames and not c.kept:
                 c.link.refuse(c.link.me, frame)
                 refused = True
+            # it may have been the one that ended the connection
+            quick = has_quick_ways(c)
         frame += 1
     # What was received into place stands there, so the device gets new buffers first: it has no more than the other end
     # may send before it hears of the batch.

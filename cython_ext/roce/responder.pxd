@@ -33,14 +33,15 @@ cdef void learn_ack(Connection *c) noexcept nogil
 
 cdef inline void owe_ack(Connection *c, uint32_t psn) noexcept nogil:
     """Acknowledge everything up to `psn`: one ACK for a whole batch (9.7.5.1.2)."""
-    # a NAK that has not gone yet says more, and acknowledges the packets before it too
-    if c.ack_due and c.ack_syndrome != SYNDROME_ACK:
-        return
-    # the later number replaces the earlier: an ACK is for everything up to its own
-    c.counters.acks_coalesced += c.ack_due
-    c.ack_due = True
-    c.ack_syndrome = SYNDROME_ACK
-    c.ack_psn = psn
+    if not c.ack_due:
+        c.ack_due = True
+        c.ack_syndrome = SYNDROME_ACK
+        c.ack_psn = psn
+    # the later number replaces the earlier: an ACK is for everything up to its own; a NAK that has not gone yet says
+    # more, and acknowledges the packets before it too
+    elif c.ack_syndrome == SYNDROME_ACK:
+        c.counters.acks_coalesced += 1
+        c.ack_psn = psn
 
 
 # --- the quick ways, of a SEND ONLY that is delivered where it lies, and of an ACK ----------------------------------

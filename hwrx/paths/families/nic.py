@@ -241,11 +241,28 @@ def open_packet_ring(prepare: Prepare, largest: int = 1514) -> tuple[FrameLink, 
 
 def _xdp(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
     """An AF_XDP socket, in front of the stack."""
-    from cython_ext.frames.xdp_ring import XdpRing
+    return open_xdp_ring(prepare, _port(prepare))
 
+
+def open_xdp_ring(
+    prepare: Prepare, port: int, *, largest: int = 1514, qpn: int | None = None
+) -> tuple[FrameLink, dict[str, Any]]:
+    """An AF_XDP socket to which UDP datagrams are steered, and what was chosen for it, for the manifest.
+
+    :param port: of the datagrams
+    :param largest: bytes of a frame
+    :param qpn: number of the one queue pair of RoCEv2 whose packets are; None: all datagrams
+    :raises MachineError: if this kernel or device has none, or this build of hwrx
+    """
+    try:
+        from cython_ext.frames.xdp_ring import XdpRing
+    except ImportError as error:
+        raise MachineError(
+            "hwrx was built without AF_XDP, as libbpf was not there", remedy="apt install libbpf-dev, and ./lab/run"
+        ) from error
     netdev = named_netdev(prepare)
     mac = _hardware(netdev).hex(":")
-    ring = XdpRing(netdev, mac, _port(prepare), poll=prepare.setting.wait == "poll")
+    ring = XdpRing(netdev, mac, port, poll=prepare.setting.wait == "poll", largest=largest, qpn=qpn)
     notes = {"netdev": netdev, "mac": mac, "mode": ring.mode, "zero_copy": ring.zero_copy}
     return ring, notes | ({"copies_because": ring.why_copy} if ring.why_copy else {})
 
