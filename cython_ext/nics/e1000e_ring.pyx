@@ -176,7 +176,7 @@ cdef int rx_wait(Rx *rx, int64_t deadline) noexcept nogil:
     An interrupt that never came is survived: each sleep is short, and the ring is looked at after it (`lost`). One that
     brought nothing (`spurious`) is slept over.
     """
-    cdef int64_t until
+    cdef int64_t at
     cdef int status
     cdef uint32_t looks = 0
     if rx.alarm == NULL:
@@ -197,8 +197,8 @@ cdef int rx_wait(Rx *rx, int64_t deadline) noexcept nogil:
         if status < 0 or rx_ready(rx):
             return status if status < 0 else 1
         # Short, because an interrupt can be lost: the ring is looked at again in any case.
-        until = now() + LOST_AFTER
-        status = alarm_wait(rx.alarm, min(until, deadline))
+        at = now()
+        status = alarm_wait(rx.alarm, at, min(at + LOST_AFTER, deadline))
         if status < 0:
             return status
         # INTx and MSI leave the cause enabled in IMS: without this each further frame would fire while we poll.
