@@ -78,9 +78,7 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--mtu", type=int, help="verbs: path MTU (256, 512, 1024, 2048, 4096)."),
         click.option("--gid-index", type=int, help="verbs: which GID, instead of the one that hwrx chooses."),
         click.option("--huge-pages/--no-huge-pages", default=None, help="Buffers in huge pages."),
-        click.option(
-            "--link", type=click.Choice(get_args(FrameCarrier)), help="roce: what carries the frames [auto: the NIC]."
-        ),
+        click.option("--link", type=click.Choice(get_args(FrameCarrier)), help="roce: what carries the frames [auto]."),
         click.option("--limit", type=float, help="Seconds without any message that end a trial."),
         click.option(
             "--clock",

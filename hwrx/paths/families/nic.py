@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cython_ext.frames.datagram import DatagramTransport
     from cython_ext.frames.link import FrameLink
     from hwrx.control.messages import Prepare, Setting
+    from hwrx.nic import Access
     from hwrx.nic.driver import Driver
     from hwrx.nic.pci import HeldNic
 
@@ -187,8 +188,8 @@ def describe_ring(nic: Driver) -> dict[str, str | int]:
 _held: list[HeldNic] = []  # NICs that stay taken between trials
 
 
-def keep_taken(netdev: str, address: str) -> None:
-    """Take the NIC beneath a network device, until `release_held`."""
+def keep_taken(netdev: str, address: str, access: Access = "auto") -> None:
+    """Take the NIC beneath a network device, until `release_held`; `access` as for `hwrx.nic.open_device`."""
     # as above
     from hwrx.nic import pci
 
@@ -197,7 +198,9 @@ def keep_taken(netdev: str, address: str) -> None:
         return
     if not _held:
         atexit.register(release_held)
-    _held.append(pci.HeldNic(nic, pci.DRIVER_OF["uio" if nic.group is None else "vfio"], own=(address,)))
+    if access == "auto":
+        access = "uio" if nic.group is None else "vfio"
+    _held.append(pci.HeldNic(nic, pci.DRIVER_OF[access], own=(address,)))
 
 
 def release_held() -> None:

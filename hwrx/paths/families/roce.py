@@ -8,6 +8,7 @@ setting `link` says so, an AF_XDP socket.
 from __future__ import annotations
 
 import contextlib
+import functools
 from pathlib import Path as File
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,11 @@ from hwrx.paths.families import nic as frames
 from hwrx.paths.model import Look, Path
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cython_ext.roce.roce_path import RoceTransport
     from hwrx.control.messages import Prepare, Setting
+    from hwrx.nic import Access
 
 _READS = frozenset({"window", "mtu", "link"})
 
@@ -110,7 +114,7 @@ def open_endpoint(prepare: Prepare) -> RoceTransport:
     wanted = prepare.setting.link
     if wanted == "auto":
         wanted = "nic" if _is_driven(netdev) else "packet-ring"
-    if wanted != "nic":
+    if wanted not in ("nic", "uio"):
         frames.release_held()  # a trial before this one may have broken off
     return RoceTransport(prepare, PORTS[wanted](prepare, netdev))
 
@@ -126,7 +130,7 @@ def _is_driven(netdev: str) -> bool:
     return False
 
 
-def _driven(prepare: Prepare, netdev: str) -> roce_port.RocePort:
+def _driven(prepare: Prepare, netdev: str, access: Access = "auto") -> roce_port.RocePort:
     """The NIC's own rings, which gather what is sent and receive in place."""
     # as above
     import hwrx.nic
@@ -139,9 +143,10 @@ def _driven(prepare: Prepare, netdev: str) -> roce_port.RocePort:
     mtu = prepare.setting.mtu or roce_port.choose_roce_mtu(wire, None, netdev)
     here = prepare.here
     if prepare.hold:
-        frames.keep_taken(netdev, here.address)
+        frames.keep_taken(netdev, here.address, access)
     nic = hwrx.nic.open_nic(
         netdev,
+        access=access,
         own=(here.address,),
         rx=frames.RING,
         tx=frames.RING,
@@ -173,7 +178,12 @@ def _steered(prepare: Prepare, netdev: str) -> roce_port.RocePort:
     return roce_port.RocePort(link, prepare.here.address, mtu, notes=notes)
 
 
-PORTS = {"nic": _driven, "packet-ring": _shared, "xdp": _steered}
+PORTS: dict[str, Callable[[Prepare, str], roce_port.RocePort]] = {
+    "nic": _driven,
+    "uio": functools.partial(_driven, access="uio"),
+    "packet-ring": _shared,
+    "xdp": _steered,
+}
 
 
 def wire_mtu(netdev: str) -> int:
