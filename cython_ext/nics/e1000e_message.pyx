@@ -338,7 +338,7 @@ cdef inline uint64_t build_head(MessageState *s, const SharedHeaders *shared, ui
     return tx.iova[slot]
 
 
-cdef bint append_piece(MessageState *s, const SharedHeaders *shared, const char *payload, uint32_t size, uint32_t psn,
+cdef inline bint append_piece(MessageState *s, const SharedHeaders *shared, const char *payload, uint32_t size, uint32_t psn,
                        uint64_t end, TxDescriptor *three) noexcept nogil:
     cdef const Reach *memory = &s.reaches[s.last]
     cdef size_t offset = payload - memory.base
