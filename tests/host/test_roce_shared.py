@@ -128,6 +128,13 @@ def test_a_device_takes_one_program(shared: Shared) -> None:
     assert "CONFIG_XDP_SOCKETS" in caught.value.remedy
 
 
+@pytest.mark.parametrize("link", ["nic", "uio"])
+def test_a_device_that_no_driver_of_ours_is_for_is_refused(shared: Shared, link: str) -> None:
+    with pytest.raises(UsageError, match=r"hwrx\d") as caught:
+        shared.prepare(Setting(path="roce-send", link=link))  # type: ignore[arg-type]
+    assert caught.value.remedy
+
+
 def test_an_mtu_that_the_device_does_not_have_is_refused(shared: Shared) -> None:
     with pytest.raises(UsageError, match=r"packets of 4096 bytes do not fit hwrx\d, whose MTU is 1500"):
         shared.prepare(Setting(path="roce-send", mtu=4096))
