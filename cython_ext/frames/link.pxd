@@ -53,6 +53,14 @@ cdef extern from *:
         uint32_t psn
 
 
+cdef struct SharedHeaders:
+    # What frames have in common that differ in their PSN, their payload and what follows it
+    char[64] headers        # with a PSN of 0 in the word that ends them
+    uint64_t version        # a number of `Gather.versions`; 0: there are none
+    uint32_t head           # bytes of them that go out
+    uint32_t tail           # bytes of what follows the payload
+
+
 cdef struct Gather:
     # Of a link whose device fetches payloads from where they are; `append` is NULL if it cannot. Beside `Link.room`,
     # which counts frames, and `Link.buffer(0)`, in which the next frame's headers are built. Frames may differ in size.
@@ -62,15 +70,17 @@ cdef struct Gather:
     # copied; or -errno.
     int (*append)(void *me, uint32_t head, const char *payload, uint32_t size, uint64_t end,
                   uint32_t tail) noexcept nogil
-    # Frames with the same 64 bytes of `headers`, of which `head` go out, but for the word that ends them; with payloads
-    # of one size, not empty. What has one `version`, a number of `versions`, has the same headers. How many were
-    # appended: the next one `append` has to do, which also knows memory that the device does not reach. No more are
-    # asked for than there is room for.
-    uint32_t (*append_all)(void *me, const char *headers, uint64_t version, uint32_t head, const Piece *pieces,
-                           uint32_t count, uint32_t size, uint32_t tail) noexcept nogil
+    # Frames with shared headers and payloads of one size, not empty. How many were appended: the next one `append` has
+    # to do, which also knows memory that the device does not reach. No more are asked for than there is room for.
+    uint32_t (*append_all)(void *me, const SharedHeaders *shared, const Piece *pieces, uint32_t count,
+                           uint32_t size) noexcept nogil
+    # One such frame, with payload or without: a Piece by its parts. False: nothing was done, as no room is known
+    # without a look, or it is for `append`.
+    bint (*append_one)(void *me, const SharedHeaders *shared, const char *payload, uint32_t size, uint32_t psn,
+                       uint64_t end) noexcept nogil
     # Hand over what was appended. 0 or -errno.
     int (*flush)(void *me) noexcept nogil
-    uint64_t *versions      # that were given out so far
+    uint64_t *versions      # of shared headers that were given out so far
 
 
 # Sleep until the kernel's ring behind fd has something: 1, also where a signal came; at the deadline 0; or -errno

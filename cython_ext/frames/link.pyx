@@ -47,9 +47,14 @@ cdef int no_append(void *me, uint32_t head, const char *payload, uint32_t size, 
     return -EBADF
 
 
-cdef uint32_t no_append_all(void *me, const char *headers, uint64_t version, uint32_t head, const Piece *pieces,
-                            uint32_t count, uint32_t size, uint32_t tail) noexcept nogil:
+cdef uint32_t no_append_all(void *me, const SharedHeaders *shared, const Piece *pieces, uint32_t count,
+                            uint32_t size) noexcept nogil:
     return 0
+
+
+cdef bint no_append_one(void *me, const SharedHeaders *shared, const char *payload, uint32_t size, uint32_t psn,
+                        uint64_t end) noexcept nogil:
+    return False
 
 
 cdef int no_flush(void *me) noexcept nogil:
@@ -134,7 +139,7 @@ cdef class FrameLink:
         """From now on every operation answers EBADF."""
         self.table = Link(NULL, no_take, no_refuse, no_give, no_wait, no_room, no_buffer, no_send)
         if self.gather.append != NULL:
-            self.gather = Gather(NULL, no_append, no_append_all, no_flush, self.gather.versions)
+            self.gather = Gather(NULL, no_append, no_append_all, no_append_one, no_flush, self.gather.versions)
         return 0
 
     def abandon(self):
@@ -145,7 +150,8 @@ cdef class FrameLink:
         self.table.take, self.table.refuse, self.table.give, self.table.wait = no_take, no_refuse, no_give, no_wait
         self.table.room, self.table.buffer, self.table.send = no_room, no_buffer, no_send
         if self.gather.append != NULL:
-            self.gather.append, self.gather.append_all, self.gather.flush = no_append, no_append_all, no_flush
+            self.gather.append, self.gather.append_all = no_append, no_append_all
+            self.gather.append_one, self.gather.flush = no_append_one, no_flush
 
     def close(self):
         """Give everything back. Subclasses override; harmless when called twice."""

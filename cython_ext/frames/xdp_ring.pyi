@@ -16,4 +16,6 @@ class XdpRing(FrameLink):
         poll: bool = False,
         frames: int = 512,
         zero_copy: bool | None = None,
+        largest: int = 1514,
+        qpn: int | None = None,
     ) -> None: ...

@@ -21,11 +21,12 @@ from cython_ext.headers.linux_if_xdp cimport *
 from cython_ext.headers.sys_socket cimport MSG_DONTWAIT, recv, send
 
 from cython_ext.frames.xdp_program import steer_port
-from hwrx.errors import MachineError
+from hwrx.errors import MachineError, UsageError
 
 AF_XDP = 44       # linux/socket.h; Python's socket module has neither
 SOL_XDP = 283
 RELEASED_AFTER = 3.0  # seconds
+HEADROOM = 256    # bytes in front of each frame that is received (XDP_PACKET_HEADROOM, include/uapi/linux/bpf.h)
 
 cdef extern from "sys/socket.h" nogil:
     struct sockaddr:
@@ -203,6 +204,8 @@ cdef int send_frames(void *me, uint32_t count, uint32_t size) noexcept nogil:
 cdef class XdpRing(FrameLink):
     """An AF_XDP socket on one receive queue of a device, with a program that steers UDP to a port to it.
 
+    The chunks are the frames' buffers: what came is seen where the kernel, or the NIC, put it.
+
     `zero_copy` and `mode` (driver: native XDP; skb: the generic hook behind the driver) say what was had, `why_copy`
     why not zero-copy. The program goes with this object, whatever ends it.
 
@@ -211,19 +214,29 @@ cdef class XdpRing(FrameLink):
     :param port: UDP port whose datagrams come here
     :param queue: number of the receive queue
     :param poll: look into the ring instead of sleeping
-    :param frames: chunks of 2 KiB to receive into, and as many to send from; a power of two of at least 64
+    :param frames: chunks to receive into, and as many to send from; a power of two of at least 64
+    :param largest: bytes of a frame, for which chunks have 2 or 4 KiB
+    :param qpn: of the datagrams only those to this queue pair, as RoCEv2 has them; None: all
     :param zero_copy: True demands it, False forbids it, None takes it if the driver has it
     :raises MachineError: if any of it cannot be had
     :raises ValueError: if `frames` is not such a number
+    :raises UsageError: if a frame does not fit a chunk
     """
 
     def __init__(self, str netdev, str mac, int port, *, uint32_t queue=0, bint poll=False, uint32_t frames=512,
-                 zero_copy=None):
+                 zero_copy=None, uint32_t largest=1514, qpn=None):
         cdef XdpState *s = &self.state
         cdef xdp_mmap_offsets offsets
         cdef bytes raw
         if frames < 64 or frames & (frames - 1):
             raise ValueError("frames is a power of two of at least 64")
+        # a page is the largest chunk that the kernel takes (xdp_umem_reg)
+        if largest + HEADROOM > 4096:
+            raise UsageError(
+                f"a frame of {largest} bytes does not fit a chunk of AF_XDP's, which has 4096 with {HEADROOM} in front",
+                remedy="--mtu 2048 or less, or --link packet-ring",
+            )
+        s.chunk = 2048 if largest + HEADROOM <= 2048 else 4096
         s.fd = -1
         self.maps = []
         self.views = []
@@ -236,7 +249,7 @@ cdef class XdpRing(FrameLink):
             ) from error
         self.mac = mac
         try:
-            self.umem = PinnedBuffer(2 * frames * 2048)
+            self.umem = PinnedBuffer(2 * <size_t> frames * s.chunk)
             # Before the registration: while the kernel has it as UMEM, nobody may unmap it.
             self.umem.users += 1
             self.sock = socket.socket(AF_XDP, socket.SOCK_RAW, 0)
@@ -255,7 +268,7 @@ cdef class XdpRing(FrameLink):
             # The fill ring is filled before bind, so the first frame finds a chunk.
             self.lay_out(frames)
             self.bind(index, queue, zero_copy)
-            self.attach(index, queue, port)
+            self.attach(index, queue, port, qpn)
         except OSError as error:
             self.close()
             if zero_copy and self.why_copy:
@@ -273,14 +286,14 @@ cdef class XdpRing(FrameLink):
         s.fd = self.sock.fileno()
         s.poll = poll
         self.frames = frames
-        self.largest = 1514
+        self.largest = largest
         self.table = Link(s, take, refuse, give, wait, room, buffer, send_frames)
 
     def __dealloc__(self):
         free(self.spare)
 
     def umem_request(self):
-        """What XDP_UMEM_REG takes: the whole buffer, in chunks of 2 KiB.
+        """What XDP_UMEM_REG takes: the whole buffer, in chunks.
 
         :return: the bytes of a struct xdp_umem_reg (include/uapi/linux/if_xdp.h), without headroom
         """
@@ -288,7 +301,7 @@ cdef class XdpRing(FrameLink):
         memset(&request, 0, sizeof(request))
         request.addr = <uintptr_t> self.umem.base
         request.len = self.umem.size
-        request.chunk_size = 2048
+        request.chunk_size = self.state.chunk
         return (<char *> &request)[:sizeof(request)]
 
     cdef object ring(self, Ring32 *ring, object offsets, uint32_t entries, size_t width, unsigned long long page):
@@ -319,10 +332,9 @@ cdef class XdpRing(FrameLink):
         self.refused = bytearray(frames)
         s.refused = self.refused
         s.umem = self.umem.base
-        s.chunk = 2048
         s.fresh = s.oldest = 0
         for i in range(frames):
-            (<uint64_t *> s.fill.entries)[i] = <uint64_t> i * 2048
+            (<uint64_t *> s.fill.entries)[i] = <uint64_t> i * s.chunk
         # The first hand-over: these chunks are the kernel's.
         publish(s.fill.producer, frames)
         free(self.spare)
@@ -332,7 +344,7 @@ cdef class XdpRing(FrameLink):
         s.spare = self.spare
         s.slots = frames
         for i in range(frames):
-            s.spare[i] = <uint64_t> (frames + i) * 2048
+            s.spare[i] = <uint64_t> (frames + i) * s.chunk
         s.next = 0
         s.free = frames
 
@@ -380,7 +392,7 @@ cdef class XdpRing(FrameLink):
         options = self.sock.getsockopt(SOL_XDP, XDP_OPTIONS, 4)
         self.zero_copy = bool(int.from_bytes(options, "little") & XDP_OPTIONS_ZEROCOPY)
 
-    def attach(self, int index, uint32_t queue, int port):
+    def attach(self, int index, uint32_t queue, int port, qpn):
         """Map, program, link; the link goes, and the program with it, when its descriptor is closed.
 
         All three descriptors belong to this object. Sets `mode` to the hook that was had.
@@ -388,6 +400,7 @@ cdef class XdpRing(FrameLink):
         :param index: number of the network device
         :param queue: entry of the map that holds our socket
         :param port: UDP port that is steered to it
+        :param qpn: and queue pair, or None
         :raises OSError: naming the command of bpf(2) that failed
         """
         cdef int sockets, program, link = -1, own = self.sock.fileno()
@@ -400,7 +413,7 @@ cdef class XdpRing(FrameLink):
         # The socket into the map before the program runs: what it would steer meanwhile would be lost.
         if bpf_map_update_elem(sockets, &queue, &own, BPF_ANY) < 0:
             raise OSError(errno, f"BPF_MAP_UPDATE_ELEM: {os.strerror(errno)}")
-        instructions = steer_port(port, sockets)
+        instructions = steer_port(port, sockets, qpn)
         program = bpf_prog_load(BPF_PROG_TYPE_XDP, "hwrx_steer", "Dual BSD/GPL",
                                 <const bpf_insn *> <const char *> instructions, len(instructions) // 8, NULL)
         if program < 0:

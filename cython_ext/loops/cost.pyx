@@ -93,6 +93,8 @@ def post(Transport transport not None, uint32_t count):
 def carry(Transport sender not None, Transport receiver not None, uint64_t count, uint32_t trial, uint32_t batch=64):
     """Build, post, receive and release `count` messages, a batch at a time in one thread.
 
+    The clock is read once before and once after all: their send time is that of the first one.
+
     :param trial: stands in each payload
     :param batch: messages of one batch, which must fit between the two ends
     :return: `(messages, ns)`; fewer than `count` if the receiver's patience ended
@@ -114,7 +116,7 @@ def carry(Transport sender not None, Transport receiver not None, uint64_t count
                 break
             posted = <uint32_t> min(<uint64_t> min(<uint32_t> status, wanted), count - total)
             for k in range(posted):
-                stamp(to.outgoing(to.me, k), sender.size, first + k, trial, now())
+                stamp(to.outgoing(to.me, k), sender.size, first + k, trial, before)
             status = to.post(to.me, posted)
             while status > 0 and total < first + posted:
                 status = by.receive(by.me, out, <uint32_t> (first + posted - total))

@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from cython_ext.frames.landing cimport LANDING_PAGE, Landing, foretold, has_come, next_position
-from cython_ext.frames.link cimport Frame, Gather, Link, Piece
+from cython_ext.frames.link cimport Frame, Gather, Link, Piece, SharedHeaders
 from cython_ext.nics.dma cimport DmaRegion
 from cython_ext.nics.e1000e_ring cimport (
     FRAME_ERRORS_SHIFT,
@@ -51,12 +51,25 @@ cdef enum:
 # --- receiving -----------------------------------------------------------------------------------------------------
 
 cdef int take(void *me, Frame *out, uint32_t most) noexcept nogil:
+    return <int> rx_receive((<MessageState *> me).rx, out, most)
+
+
+cdef int give(void *me, uint32_t count) noexcept nogil:
+    rx_release((<MessageState *> me).rx, count)
+    return 0
+
+
+cdef void refuse(void *me, const Frame *frame) noexcept nogil:
+    rx_refuse((<MessageState *> me).rx, frame)
+
+
+# --- receiving into a landing --------------------------------------------------------------------------------------
+
+cdef int take_landed(void *me, Frame *out, uint32_t most) noexcept nogil:
     cdef MessageState *s = <MessageState *> me
     cdef Rx *rx = s.rx
     cdef uint32_t taken = 0, slot
     cdef uint64_t report
-    if s.landing.frames == NULL:
-        return <int> rx_receive(rx, out, most)
     while taken < most and rx.fresh != s.armed:
         slot = rx.fresh & rx.mask
         # `dma_read64` keeps the loads of the frame behind this one, as in rx_receive
@@ -78,21 +91,14 @@ cdef int take(void *me, Frame *out, uint32_t most) noexcept nogil:
         taken += 1
     rx.tally.frames += taken
     if taken == 0 and rx.fresh != rx.oldest:
-        give(me, 0)
+        give_landed(me, 0)
     return <int> taken
 
 
-cdef void refuse(void *me, const Frame *frame) noexcept nogil:
-    rx_refuse((<MessageState *> me).rx, frame)
-
-
-cdef int give(void *me, uint32_t count) noexcept nogil:
+cdef int give_landed(void *me, uint32_t count) noexcept nogil:
     cdef MessageState *s = <MessageState *> me
     cdef Rx *rx = s.rx
     cdef uint32_t slot
-    if s.landing.frames == NULL:
-        rx_release(rx, count)
-        return 0
     while rx.oldest != rx.fresh:
         slot = rx.oldest & rx.mask
         if rx.skipped[slot]:
@@ -244,8 +250,8 @@ cdef int append(void *me, uint32_t head, const char *payload, uint32_t size, uin
     return 1
 
 
-cdef uint32_t append_all(void *me, const char *headers, uint64_t version, uint32_t head, const Piece *pieces,
-                         uint32_t count, uint32_t size, uint32_t tail) noexcept nogil:
+cdef uint32_t append_all(void *me, const SharedHeaders *shared, const Piece *pieces, uint32_t count,
+                         uint32_t size) noexcept nogil:
     cdef MessageState *s = <MessageState *> me
     cdef Tx *tx = s.tx
     # Copies in registers: a store through a pointer would have the compiler read them again for each frame.
@@ -256,8 +262,9 @@ cdef uint32_t append_all(void *me, const char *headers, uint64_t version, uint32
     cdef char *buffers = tx.buffers
     cdef char *frame
     cdef uint64_t *marks = s.marks
-    cdef uint64_t mark = version << 8 | 3, built
+    cdef uint64_t mark = shared.version << 8 | 3, built
     cdef uint64_t command = <uint64_t> PIECE << TXD_CMD_SHIFT
+    cdef uint32_t head = shared.head, tail = shared.tail
     # of the three descriptors of a frame, which differ in their addresses alone
     cdef uint64_t begin = head | command, middle = size | command, end = tail | <uint64_t> LAST << TXD_CMD_SHIFT
     cdef uint32_t mask = tx.mask, stride = tx.stride, number = s.frames, n = 0, slot
@@ -278,7 +285,7 @@ cdef uint32_t append_all(void *me, const char *headers, uint64_t version, uint32
         # a buffer keeps its headers while no other frame is built in it
         if marks[slot] != mark:
             marks[slot] = mark
-            memcpy(frame, headers, 64)
+            memcpy(frame, shared.headers, 64)
         memcpy(frame + head - 4, &pieces[n].psn, 4)
         memcpy(frame + head, &pieces[n].end, 8)
         built = addresses[slot]
@@ -296,6 +303,58 @@ cdef uint32_t append_all(void *me, const char *headers, uint64_t version, uint32
     s.frames = number
     s.gathered += <uint64_t> n * size
     return n
+
+
+cdef bint append_one(void *me, const SharedHeaders *shared, const char *payload, uint32_t size, uint32_t psn,
+                     uint64_t end) noexcept nogil:
+    cdef MessageState *s = <MessageState *> me
+    cdef Tx *tx = s.tx
+    cdef uint32_t at = s.filled & tx.mask
+    # as for `append_all`: never over the ring's end, nor where room is only found by a look
+    if tx.mask - (s.filled - tx.oldest) < PIECES or at + 2 > tx.mask:
+        return False
+    if size:
+        return append_piece(s, shared, payload, size, psn, end, &tx.descriptors[at])
+    tx.descriptors[at].address = build_head(s, shared, psn, end, 1)
+    tx.descriptors[at].command = (shared.head + shared.tail) | <uint64_t> LAST << TXD_CMD_SHIFT
+    s.filled += 1
+    return True
+
+
+cdef inline uint64_t build_head(MessageState *s, const SharedHeaders *shared, uint32_t psn, uint64_t end,
+                                uint32_t span) noexcept nogil:
+    """The next frame's headers and what follows the payload, in its buffer: where the NIC sees that."""
+    cdef Tx *tx = s.tx
+    cdef uint32_t slot = s.frames & tx.mask
+    cdef char *frame = tx.buffers + <size_t> slot * tx.stride
+    s.frames += 1
+    # a buffer keeps its headers while no other frame is built in it
+    if s.marks[slot] != (shared.version << 8 | span):
+        s.marks[slot] = shared.version << 8 | span
+        memcpy(frame, shared.headers, 64)
+    frame += shared.head
+    memcpy(frame - 4, &psn, 4)
+    memcpy(frame, &end, 8)
+    return tx.iova[slot]
+
+
+cdef inline bint append_piece(MessageState *s, const SharedHeaders *shared, const char *payload, uint32_t size, uint32_t psn,
+                       uint64_t end, TxDescriptor *three) noexcept nogil:
+    cdef const Reach *memory = &s.reaches[s.last]
+    cdef size_t offset = payload - memory.base
+    cdef uint64_t iova = memory.iova + offset, built
+    if not holds(memory, payload, size) or (iova & (LANDING_PAGE - 1)) + size > LANDING_PAGE:
+        return False
+    built = build_head(s, shared, psn, end, 3)
+    three[0].address = built
+    three[0].command = shared.head | <uint64_t> PIECE << TXD_CMD_SHIFT
+    three[1].address = iova
+    three[1].command = size | <uint64_t> PIECE << TXD_CMD_SHIFT
+    three[2].address = built + shared.head
+    three[2].command = shared.tail | <uint64_t> LAST << TXD_CMD_SHIFT
+    s.filled += 3
+    s.gathered += size
+    return True
 
 
 cdef int flush(void *me) noexcept nogil:
@@ -338,7 +397,7 @@ cdef class MessageLink(RingLink):
         s.filled = s.tx.next
         self.largest = min(self.rx.stride, self.tx.stride)
         self.table = Link(s, take, refuse, give, wait, room, buffer, send)
-        self.gather = Gather(s, append, append_all, flush, &s.versions)
+        self.gather = Gather(s, append, append_all, append_one, flush, &s.versions)
 
     def sending_memory(self, size_t size):
         """Return memory of which the NIC fetches what is sent. It is closed with the NIC.
@@ -404,6 +463,7 @@ cdef class MessageLink(RingLink):
         landing.ahead = max(2, min(AHEAD, self.rx.count // 2, (slots // 2) * (packets + asides)))
         landing.frames = region.base
         self.landing = landing
+        self.table.take, self.table.give = take_landed, give_landed
         self.messages.armed = 0
         self.nic.restart_receiver(lambda: self.first_arm())
         return region.user

@@ -34,10 +34,11 @@ cdef uint32_t rx_receive(Rx *rx, Frame *out, uint32_t most) noexcept nogil:
 
     They stay ours until `rx_release`. Damaged ones are counted and passed over. Never waits.
     """
-    cdef RxDescriptor *descriptors = rx.descriptors
+    # Copies in registers: behind the barrier of `dma_read64` the compiler would read them again for each frame.
+    cdef const RxDescriptor *descriptors = rx.descriptors
     cdef char *buffers = rx.buffers
     cdef uint32_t taken = 0, fresh = rx.fresh, mask = rx.mask, shift = rx.shift, slot, size
-    cdef uint64_t report, bytes = 0
+    cdef uint64_t report
     cdef Frame *frame = out
     while taken < most:
         # descriptor done? All of the second word is read at once, and the NIC wrote it at once: length and status agree
@@ -65,12 +66,11 @@ cdef uint32_t rx_receive(Rx *rx, Frame *out, uint32_t most) noexcept nogil:
             continue
 
         # the buffer, in place
-        bytes += size
+        rx.tally.bytes += size
         frame += 1
         taken += 1
-    # Once a batch: the loop above works on copies in registers, which a store through a pointer would force to memory.
+    # once a batch: nobody else looks at it meanwhile
     rx.fresh = fresh
-    rx.tally.bytes += bytes
     rx.tally.frames += taken
     if taken == 0 and fresh != rx.oldest:
         rx_release(rx, 0)  # nothing but refused ones, perhaps: they go back at once
@@ -115,42 +115,54 @@ cdef bint examine(Rx *rx, const Frame *frame) noexcept nogil:
 
 cdef void rx_release(Rx *rx, uint32_t count) noexcept nogil:
     """Give the `count` oldest frames handed out back to the NIC, and the refused ones among and right behind them."""
-    cdef RxDescriptor *descriptors = rx.descriptors
-    cdef const uint64_t *iova = rx.iova
-    cdef uint8_t *skipped = rx.skipped
-    cdef uint32_t slot, oldest = rx.oldest, fresh = rx.fresh, mask = rx.mask
-    cdef bint guard = rx.guard
+    cdef uint32_t slot, oldest = rx.oldest, until = oldest + min(count, rx.fresh - oldest)
     # None refused, as on a ring that one sender fills: nobody need ask of each.
-    if not guard and rx.refused == 0:
-        fresh = oldest + min(count, fresh - oldest)
-        while oldest != fresh:
-            descriptors[oldest & mask].address = iova[oldest & mask]
-            descriptors[oldest & mask].report = 0
-            oldest += 1
-    while oldest != fresh:
-        slot = oldest & mask
+    if rx.guard or rx.refused:
+        release_refused(rx, count)
+        return
+    # nothing to give back: no register is written
+    if oldest == until:
+        return
+    while oldest != until:
+        slot = oldest & rx.mask
+        # the address is written anew although legacy write-back leaves it alone: what a device did to it must not last
+        rx.descriptors[slot].address = rx.iova[slot]
+        # Status to zero, or the in-memory scan would find this descriptor done a round later (7.1.8, the note there).
+        rx.descriptors[slot].report = 0
+        oldest += 1
+    move_tail(rx, oldest)
+
+
+cdef inline void move_tail(Rx *rx, uint32_t oldest) noexcept nogil:
+    """One before the oldest that we hold. One register write for all that were given back."""
+    # All descriptors are written by now, and `mmio_write` keeps those stores before its own: RDT is the hand-over
+    # (10.2.5.9). One before `oldest`, as RDH = RDT would mean that the NIC has none (7.1.8).
+    rx.oldest = oldest
+    mmio_write(rx.bar, RDT, (oldest - 1) & rx.mask)
+
+
+cdef void release_refused(Rx *rx, uint32_t count) noexcept nogil:
+    """As `rx_release`, where some were refused, or each buffer is marked."""
+    cdef uint32_t slot, oldest = rx.oldest
+    while oldest != rx.fresh:
+        slot = oldest & rx.mask
         # The refused go back with their neighbours: RDT can only say "up to here".
-        if skipped[slot]:
-            skipped[slot] = 0
+        if rx.skipped[slot]:
+            rx.skipped[slot] = 0
             rx.refused -= 1
         elif count == 0:
             break
         else:
             count -= 1
         # Before the tail moves: afterwards the NIC may write this buffer at any time.
-        if guard:
+        if rx.guard:
             mark(rx, slot)
-        # the address is written anew although legacy write-back leaves it alone: what a device did to it must not last
-        descriptors[slot].address = iova[slot]
-        # Status to zero, or the in-memory scan would find this descriptor done a round later (7.1.8, the note there).
-        descriptors[slot].report = 0
+        # both words, as `rx_release` has it
+        rx.descriptors[slot].address = rx.iova[slot]
+        rx.descriptors[slot].report = 0
         oldest += 1
-    # the tail: one before the oldest that we hold. One register write for all of them.
-    # All descriptors are written by now, and `mmio_write` keeps those stores before its own: RDT is the hand-over
-    # (10.2.5.9). One before `oldest`, as RDH = RDT would mean that the NIC has none (7.1.8).
     if oldest != rx.oldest:
-        rx.oldest = oldest
-        mmio_write(rx.bar, RDT, (oldest - 1) & mask)
+        move_tail(rx, oldest)
 
 
 cdef void mark(Rx *rx, uint32_t slot) noexcept nogil:
@@ -164,7 +176,7 @@ cdef int rx_wait(Rx *rx, int64_t deadline) noexcept nogil:
     An interrupt that never came is survived: each sleep is short, and the ring is looked at after it (`lost`). One that
     brought nothing (`spurious`) is slept over.
     """
-    cdef int64_t until
+    cdef int64_t at
     cdef int status
     cdef uint32_t looks = 0
     if rx.alarm == NULL:
@@ -185,8 +197,8 @@ cdef int rx_wait(Rx *rx, int64_t deadline) noexcept nogil:
         if status < 0 or rx_ready(rx):
             return status if status < 0 else 1
         # Short, because an interrupt can be lost: the ring is looked at again in any case.
-        until = now() + LOST_AFTER
-        status = alarm_wait(rx.alarm, min(until, deadline))
+        at = now()
+        status = alarm_wait(rx.alarm, at, min(at + LOST_AFTER, deadline))
         if status < 0:
             return status
         # INTx and MSI leave the cause enabled in IMS: without this each further frame would fire while we poll.

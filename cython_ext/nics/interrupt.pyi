@@ -11,7 +11,6 @@ class Interrupt:
         kind: str,
         fd: int,
         *,
-        report: int = 8,
         unmask: tuple[int, bytes, int] | None = None,
         keeps: int = 0,
         on_close: Callable[[], object] | None = None,

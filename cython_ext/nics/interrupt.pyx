@@ -2,45 +2,36 @@
 """Interrupt: what VFIO's eventfds and UIO's device file have in common."""
 
 import os
+import select
 
-from libc.errno cimport EAGAIN, EBADF, EINTR, errno
+from libc.errno cimport EBADF, EINTR, errno
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 from posix.time cimport timespec
-from posix.unistd cimport pread, pwrite, read, write
+from posix.unistd cimport pread, pwrite, write
 
 from cython_ext.core.clock cimport now
-from cython_ext.headers.sys_poll cimport POLLIN, pollfd, ppoll
+from cython_ext.headers.sys_epoll cimport epoll_event, epoll_pwait2
 
 
-cdef int alarm_wait(Alarm *alarm, int64_t deadline) noexcept nogil:
-    """Sleep until it fires: 1; until CLOCK_MONOTONIC reaches `deadline`: 0; or -errno. Takes the report."""
-    cdef pollfd watched
-    cdef char[8] drop
+cdef int alarm_wait(Alarm *alarm, int64_t at, int64_t deadline) noexcept nogil:
+    cdef epoll_event event
     cdef timespec pause
     cdef int64_t left
     cdef int status
     if alarm.fd < 0:
         return -EBADF
-    watched.fd = alarm.fd
-    watched.events = POLLIN
     while True:
-        left = max(deadline - now(), 0)
+        left = max(deadline - at, 0)
         pause.tv_sec = left // 1_000_000_000
         pause.tv_nsec = left % 1_000_000_000
-        status = ppoll(&watched, 1, &pause, NULL)
-        if status == 0:
-            return 0
-        if status < 0:
-            if errno == EINTR:
-                continue
+        status = epoll_pwait2(alarm.epoll, &event, 1, &pause, NULL)
+        if status >= 0:
+            alarm.fired += status
+            return status
+        if errno != EINTR:
             return -errno
-        if read(alarm.fd, drop, alarm.report) < 0:
-            if errno == EAGAIN or errno == EINTR:
-                continue
-            return -errno
-        alarm.fired += 1
-        return 1
+        at = now()
 
 
 cdef int alarm_unmask(Alarm *alarm) noexcept nogil:
@@ -58,14 +49,13 @@ cdef int alarm_unmask(Alarm *alarm) noexcept nogil:
 
 
 cdef class Interrupt:
-    """`fd` is readable after an interrupt, and non-blocking; a read of `report` bytes takes the report.
+    """`fd` becomes readable at each interrupt, and stays so, as nobody reads it.
 
-    A count that is read is a count of interrupts, not of packets: whoever waits looks at the ring afterwards, whatever
-    it says, and before.
+    Interrupts that come between two waits are one; none of them is a packet: whoever waits looks at the ring
+    afterwards, and before.
 
     :param kind: msix, msi or intx
     :param fd: belongs to `on_close`, which closes it
-    :param report: bytes that one read takes
     :param unmask: if the interrupt stays masked after it fired, `(descriptor, bytes, offset or -1)`: what to write to
         let the next one come
     :param keeps: leading bytes of these that are read there each time, and stay as they are
@@ -73,10 +63,12 @@ cdef class Interrupt:
     :raises ValueError: if what is written to unmask has not 1 to 8 bytes, or all of them are kept
     """
 
-    def __init__(self, str kind, int fd, *, size_t report=8, unmask=None, size_t keeps=0, on_close=None):
+    def __init__(self, str kind, int fd, *, unmask=None, size_t keeps=0, on_close=None):
         self.kind = kind
         self.alarm.fd = fd
-        self.alarm.report = report
+        self.epoll = select.epoll()
+        self.epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+        self.alarm.epoll = self.epoll.fileno()
         self.alarm.unmask_fd = -1
         self.on_close = on_close
         if unmask is not None:
@@ -94,7 +86,7 @@ cdef class Interrupt:
 
     @property
     def fired(self) -> int:
-        """How many reports were taken."""
+        """How many times a wait was ended by it."""
         return self.alarm.fired
 
     def wait_for(self, double seconds) -> bool:
@@ -104,10 +96,10 @@ cdef class Interrupt:
         :return: whether it fired
         :raises OSError: if the descriptor fails; EBADF once closed
         """
-        cdef int64_t deadline = now() + <int64_t> (seconds * 1e9)
+        cdef int64_t at = now()
         cdef int status
         with nogil:
-            status = alarm_wait(&self.alarm, deadline)
+            status = alarm_wait(&self.alarm, at, at + <int64_t> (seconds * 1e9))
         if status < 0:
             raise OSError(-status, os.strerror(-status))
         return status == 1
@@ -124,6 +116,7 @@ cdef class Interrupt:
     def close(self):
         """Give the descriptors back; harmless when called twice."""
         self.alarm.fd = self.alarm.unmask_fd = -1
+        self.epoll.close()
         if self.on_close is not None:
             on_close, self.on_close = self.on_close, None
             on_close()

@@ -142,7 +142,7 @@ cdef int give(void *me, uint32_t count) noexcept nogil:
 
 cdef int wait(void *me, int64_t deadline) noexcept nogil:
     cdef Ne2kState *s = <Ne2kState *> me
-    cdef int64_t until
+    cdef int64_t at
     cdef uint32_t looks = 0
     cdef int status
     while True:
@@ -157,11 +157,13 @@ cdef int wait(void *me, int64_t deadline) noexcept nogil:
         if written_up_to(s) != s.page:
             return 1
         looks += 1
-        if (s.alarm != NULL or looks % LOOKS == 0) and now() >= deadline:
+        if s.alarm == NULL and looks % LOOKS:
+            continue
+        at = now()
+        if at >= deadline:
             return 0
         if s.alarm != NULL:
-            until = now() + LOST_AFTER
-            status = alarm_wait(s.alarm, min(until, deadline))
+            status = alarm_wait(s.alarm, at, min(at + LOST_AFTER, deadline))
             outb(0, s.port + IMR)
             if status < 0:
                 return status

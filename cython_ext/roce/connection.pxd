@@ -13,7 +13,7 @@ from libc.string cimport memcpy
 
 from cython_ext.core.clock cimport now
 from cython_ext.frames.landing cimport Landing, landed_at, may_be_written
-from cython_ext.frames.link cimport Gather, Link
+from cython_ext.frames.link cimport Frame, Gather, Link, SharedHeaders
 from cython_ext.frames.stamps cimport Stamps, keep, written_by_device
 from cython_ext.headers.infiniband_verbs cimport (
     IBV_QPS_ERR,
@@ -57,6 +57,7 @@ cdef enum:
     IN_FRAME = 2            # the message stands in the link's frame, which is to be given back with it
     INFINITE_RETRIES = 7    # of an RNR retry count
     ROOM_ASKED = 16         # frames
+    FRAMES = 64             # taken at once
 
 
 cdef struct SendRequest:
@@ -129,23 +130,23 @@ cdef struct SavedAtomic:
 cdef struct PlainHeaders:
     # what the packets of one kind and size that come from the other end have in common
     uint64_t[4] words       # bytes 12 to 41: Ethernet's type, IP, with a checksum that is right, UDP
-    uint64_t bth            # what PLAIN_BTH covers
+    uint64_t bth            # what BTH_WORD covers
     uint32_t size           # bytes of payload; 0 where nothing was learnt, as of what has none
     uint32_t covered        # and of its padding
     uint32_t register       # of an ACK: the ICRC's in front of the PSN
+    uint64_t[2] sum         # of a SEND: the same, as `Icrc` has it
 
 
 cdef struct PlainSend:
     # what the SENDs of one packet and one size that go have in common
-    char[64] headers        # with a PSN of 0
-    uint64_t[2] sum         # the ICRC's, up to there
-    uint64_t version        # of the link's, for these headers
+    SharedHeaders shared
+    uint64_t[2] sum         # the ICRC's, up to the PSN
     uint32_t like           # what the requests have in common; 0: nothing was made
 
 
 cdef struct PlainAck:
-    # what the ACKs and NAKs that go over IPv4 have in common
-    char[64] headers        # with a PSN of 0
+    # what the ACKs that go over IPv4 have in common
+    SharedHeaders shared
     uint32_t register       # the ICRC's, in front of the PSN
 
 
@@ -192,7 +193,7 @@ cdef struct Connection:
     Landing *landing        # NULL: nothing lands in place
     const Regions *regions
     uint64_t ends           # the addresses as they stand in a frame that comes over IPv4,
-    uint64_t expected_bth   # and the beginning of a SEND ONLY's BTH, of what PLAIN_BTH covers
+    uint64_t expected_bth   # and the beginning of a SEND ONLY's BTH, of what EXPECTED_BTH covers
     PlainHeaders plain      # of the last one that was taken
     PlainHeaders plain_ack  # and of the last ACK
     PlainSend plain_send
@@ -251,6 +252,8 @@ cdef struct Connection:
     uint8_t ack_syndrome
     uint32_t ack_psn
     CompletionQueue received
+    # --- input
+    Frame[FRAMES] frames    # that were taken together
     # --- output
     uint32_t free_frames    # of a link that gathers: for as many it has said, within this call, that it has room
     uint32_t building       # frames that are built in the link, and not handed over yet

@@ -5,7 +5,7 @@ It allocates nothing and holds no GIL.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy, memset
 
 from cython_ext.core.clock cimport now
 from cython_ext.frames.landing cimport has_come
@@ -20,27 +20,16 @@ from cython_ext.frames.packet cimport (
     load64,
     ones_add,
 )
-from cython_ext.headers.infiniband_verbs cimport IBV_QPS_ERR, IBV_QPS_RTS, IBV_WC_RECV, IBV_WC_SUCCESS
+from cython_ext.headers.infiniband_verbs cimport IBV_QPS_ERR, IBV_QPS_RTS
 from cython_ext.roce.aside cimport is_neighbours, set_aside
-from cython_ext.roce.connection cimport (
-    GSI,
-    IN_FRAME,
-    Completion,
-    Connection,
-    PlainHeaders,
-    ReceiveRequest,
-    flush_frames,
-    psn_after,
-)
-from cython_ext.roce.icrc cimport ICRC, crc_update, icrc_before_psn, icrc_end
+from cython_ext.roce.connection cimport FRAMES, GSI, Connection, PlainHeaders, flush_frames
+from cython_ext.roce.icrc cimport ICRC, icrc_before_psn
 from cython_ext.roce.packet cimport (
-    ACK_REQUEST,
     AETH,
     BTH,
     DEFAULT_PKEY,
     IS_RESPONSE,
     NOT_ROCE,
-    PSN_MASK,
     RC_ACKNOWLEDGE,
     RC_SEND_ONLY,
     ROCE,
@@ -49,30 +38,38 @@ from cython_ext.roce.packet cimport (
     UC_SERVICE,
     UNKNOWN_OPCODE,
     Packet,
-    big32,
     icrc_right,
     parse_roce,
     psn_distance,
 )
 from cython_ext.roce.requester cimport send_requests, take_plain_ack, take_response
-from cython_ext.roce.responder cimport learn_ack, owe_ack, send_responses, take_request
+from cython_ext.roce.responder cimport (
+    PLAIN,
+    learn_ack,
+    send_plain_ack,
+    send_responses,
+    take_plain_send,
+    take_request,
+)
 from cython_ext.roce.timer cimport UNREAD, next_event
 
 cdef enum:
-    FRAMES = 64
-    PLAIN = ETHERNET + IPV4 + UDP_HEADER    # bytes in front of the BTH
+    # which quick way a frame may take
+    NO_QUICK_WAY = 0
+    PLAIN_SENDS = 1
+    PLAIN_ACKS = 2
 
 cdef extern from *:
     """
-    /* Of a BTH's first 8 bytes, the opcode first: what tells its kind and whose it is, without solicited event and
-       membership of the partition; and the count of padding among it. */
-    #define HWRX_PLAIN_BTH 0xFFFFFF00FF7F3FFFull
-    #define HWRX_PADDING 0x0000000000003000ull
+    /* Of a BTH's first 8 bytes, the opcode first: all but resv8a, which the ICRC does not cover; and what tells its
+       kind and whose it is, without solicited event, MigReq, the count of padding, and membership of the partition. */
+    #define HWRX_BTH_WORD 0xFFFFFF00FFFFFFFFull
+    #define HWRX_EXPECTED_BTH 0xFFFFFF00FF7F0FFFull
     /* a frame's bytes 12 to 41 */
     static const unsigned hwrx_plain_words[4] = {12, 20, 28, 34};
     """
-    const uint64_t PLAIN_BTH "HWRX_PLAIN_BTH"
-    const uint64_t PADDING "HWRX_PADDING"
+    const uint64_t BTH_WORD "HWRX_BTH_WORD"
+    const uint64_t EXPECTED_BTH "HWRX_EXPECTED_BTH"
     const uint32_t[4] WORDS "hwrx_plain_words"
 
 
@@ -97,8 +94,7 @@ cdef void learn_plain(Connection *c) noexcept nogil:
     c.expected_bth = load64(bth) if c.way.network == IPV4 else <uint64_t> -1
     # no frame has that: the first one is judged
     c.plain.bth = c.plain_ack.bth = <uint64_t> -1
-    if c.way.network == IPV4:
-        learn_ack(c)
+    learn_ack(c)
     # source and destination change places
     if c.way.network == IPV4:
         c.ends = <uint64_t> load32(c.way.headers + 30) | <uint64_t> load32(c.way.headers + 26) << 32
@@ -112,9 +108,10 @@ cdef bint learn_headers(const Connection *c, const Frame *frame, PlainHeaders *p
     """
     cdef const char *at = frame.data
     cdef const char *bth = at + PLAIN
+    cdef char[IPV4 + UDP_HEADER + BTH] head
     cdef uint32_t length, covered, pad, k
     # Ethernet and IPv4 without options, no fragment, UDP, both addresses, RoCE's port, this queue pair
-    if (load64(at + 26) != c.ends or load64(bth) & PLAIN_BTH & ~PADDING != expected
+    if (load64(at + 26) != c.ends or load64(bth) & EXPECTED_BTH != expected
             or load32(at + 12) & 0x00FFFFFF != 0x00450008 or load32(at + 20) & 0xFF00FF3FU != 0x11000000
             or big16(at + 36) != ROCE_PORT):
         return False
@@ -128,9 +125,12 @@ cdef bint learn_headers(const Connection *c, const Frame *frame, PlainHeaders *p
         return False
     for k in range(4):
         plain.words[k] = load64(at + WORDS[k])
-    plain.bth = load64(bth) & PLAIN_BTH
+    plain.bth = load64(bth) & BTH_WORD
     plain.size, plain.covered = covered - pad, covered
     plain.register = icrc_before_psn(at + ETHERNET, IPV4)
+    memcpy(head, at + ETHERNET, sizeof(head))
+    memset(head + sizeof(head) - 4, 0, 4)
+    c.quick.sum(head, plain.sum)
     return True
 
 
@@ -138,94 +138,40 @@ cdef inline bint has_headers(const char *at, const PlainHeaders *plain) noexcept
     """Whether a frame, of PLAIN + BTH bytes at least, has the headers that were judged."""
     return (load64(at + 34) == plain.words[3] and load64(at + 28) == plain.words[2]
             and load64(at + 20) == plain.words[1] and load64(at + 12) == plain.words[0]
-            and load64(at + PLAIN) & PLAIN_BTH == plain.bth)
+            and load64(at + PLAIN) & BTH_WORD == plain.bth)
 
 
-cdef inline bint take_ack(Connection *c, const Frame *frame, int64_t at) noexcept nogil:
-    """An ACK over IPv4, told by the same comparisons. False: nothing was done, and `take_frame` says what it is."""
-    cdef const char *data = frame.data
-    cdef PlainHeaders *plain = &c.plain_ack
-    if frame.size < PLAIN + BTH + AETH + ICRC or c.state != IBV_QPS_RTS:
-        return False
-    if not has_headers(data, plain) and not learn_headers(c, frame, plain,
-                                                          c.expected_bth ^ RC_SEND_ONLY ^ RC_ACKNOWLEDGE):
-        return False
-    # number and AETH: all that the ICRC covers besides
-    if plain.covered != AETH or plain.size != AETH or icrc_end(
-            crc_update(plain.register, data + PLAIN + BTH - 4, 4 + AETH)) != load32(data + PLAIN + BTH + AETH):
-        return False
-    if not take_plain_ack(c, data + PLAIN, at):
-        return False
-    c.counters.packets += 1
-    if c.landing != NULL:
-        c.landing.aside += 1
-    return True
+cdef int judge_headers(Connection *c, const Frame *frame) noexcept nogil:
+    """Which quick way a frame may take whose headers are not those of the one before."""
+    if c.in_frames and learn_headers(c, frame, &c.plain, c.expected_bth):
+        return PLAIN_SENDS
+    if not learn_headers(c, frame, &c.plain_ack, c.expected_bth ^ RC_SEND_ONLY ^ RC_ACKNOWLEDGE):
+        return NO_QUICK_WAY
+    # of an ACK the AETH is all that follows the BTH
+    if c.plain_ack.size == AETH and c.plain_ack.covered == AETH:
+        return PLAIN_ACKS
+    c.plain_ack.bth = <uint64_t> -1
+    return NO_QUICK_WAY
 
 
-cdef uint32_t take_plain(Connection *c, const Frame *frames, uint32_t count) noexcept nogil:
-    """The frames that come most often: SENDs ONLY in their order, over IPv4, to be delivered where they lie.
-
-    What all of them have in common is compared with the headers that were judged last, in a few words. Of the first
-    frames, those that were taken: how many. Nothing was done about the next one, and `take_frame` says what it is.
-    """
-    cdef const char *at
-    cdef PlainHeaders *plain = &c.plain
-    cdef const ReceiveRequest *request
-    cdef Completion *entry
-    cdef uint32_t expected = c.expected_psn, oldest = c.receive_oldest, head = c.received.head, n = 0, word, last = 0
-    cdef uint32_t asked = 0
-    cdef uint64_t bytes = 0
-    # no message under way: then none is while ONLYs alone are taken
-    if c.message or c.state != IBV_QPS_RTS:
-        return 0
-    while n < count:
-        at = frames[n].data
-        # first of all whether there is such a header
-        if frames[n].size < PLAIN + BTH + ICRC:
-            break
-        if not has_headers(at, plain) and not learn_headers(c, &frames[n], plain, c.expected_bth):
-            break
-        word = big32(at + PLAIN + 8)
-        request = &c.receives[oldest & c.receive_mask]
-        # whole, the number that is expected, and a receive request that is long enough
-        if (frames[n].size < PLAIN + BTH + ICRC + plain.covered or word & PSN_MASK != expected
-                or oldest == c.receive_posted or plain.size > request.length):
-            break
-        if c.quick.of(at + ETHERNET, at + PLAIN + BTH, plain.covered) != load32(at + PLAIN + BTH + plain.covered):
-            break
-        # executed, as take_send does it
-        entry = &c.received.ring[head & c.received.mask]
-        entry.wr_id = request.wr_id
-        entry.status = IBV_WC_SUCCESS
-        entry.opcode = IBV_WC_RECV
-        entry.size = plain.size
-        entry.immediate = 0
-        entry.flags = IN_FRAME
-        entry.data = <char *> at + PLAIN + BTH
-        head += 1
-        oldest += 1
-        bytes += plain.size
-        # of those that ask for it the last one is acknowledged
-        if word & ACK_REQUEST:
-            asked += 1
-            last = expected
-        expected = psn_after(expected, 1)
-        n += 1
-    if n == 0:
-        return 0
-    c.expected_psn, c.receive_oldest, c.received.head = expected, oldest, head
-    c.messages += n
-    c.msn = psn_after(c.msn, n)
-    c.nak_sent = False
-    c.counters.packets += n
-    c.counters.in_frames += bytes
-    if asked:
-        owe_ack(c, last)
-        c.counters.acks_coalesced += asked - 1
-    return n
+cdef inline bint has_quick_ways(const Connection *c) noexcept nogil:
+    """Not where stages are stamped, nor in the error state."""
+    return c.stamps == NULL and c.state == IBV_QPS_RTS
 
 
-cdef inline void take_frame(Connection *c, const Frame *frame, int64_t at) noexcept nogil:
+cdef inline int quick_way(Connection *c, const Frame *frame) noexcept nogil:
+    """Which quick way a frame may take: what most frames have in common is compared in a few words."""
+    # first of all whether there is such a header
+    if frame.size < PLAIN + BTH + AETH + ICRC:
+        return NO_QUICK_WAY
+    if has_headers(frame.data, &c.plain):
+        return PLAIN_SENDS
+    if has_headers(frame.data, &c.plain_ack):
+        return PLAIN_ACKS
+    return judge_headers(c, frame)
+
+
+cdef void take_frame(Connection *c, const Frame *frame, int64_t at) noexcept nogil:
     """One frame: to the side whose it is, or counted. `c.kept` says whether it is the user's now."""
     cdef Packet packet
     cdef int verdict = parse_roce(frame.data, frame.size, &packet)
@@ -282,30 +228,58 @@ cdef inline bint ack_can_wait(const Connection *c) noexcept nogil:
     return c.ack_waits and c.response_head == c.response_tail and c.ack_due and c.ack_syndrome == SYNDROME_ACK
 
 
+cdef inline void take_ack(Connection *c, const Frame *frame, int64_t at) noexcept nogil:
+    """A frame that has the headers of `c.plain_ack`."""
+    if not take_plain_ack(c, frame.data + PLAIN, c.plain_ack.register, at):
+        take_frame(c, frame, at)
+        return
+    c.counters.packets += 1
+    if c.landing != NULL:
+        c.landing.aside += 1
+
+
+cdef inline void send_answers(Connection *c, int64_t at, bint ack_may_wait) noexcept nogil:
+    """What both sides have to send."""
+    cdef bint sends = False
+    # Answers for the whole batch at once, so that one ACK stands for many.
+    if (c.ack_due or c.response_head != c.response_tail) and not (ack_may_wait and ack_can_wait(c)):
+        if not send_plain_ack(c):
+            send_responses(c)
+        sends = True
+    # where no time was read, nothing expires
+    if (c.next != c.posted or at != UNREAD) and c.state != IBV_QPS_ERR:
+        send_requests(c, at)
+        sends = True
+    if sends:
+        flush_frames(c)
+
+
 cdef int drive(Connection *c, int64_t at, uint32_t most) noexcept nogil:
     """Take what has come, and send what is to be sent. How many frames came, or the link's error."""
-    cdef Frame[FRAMES] frames
-    cdef bint plain
-    cdef int count = c.link.take(c.link.me, frames, min(most, <uint32_t> FRAMES)), status
-    cdef uint32_t k = 0
+    cdef const Frame *frame = c.frames
+    cdef int count = c.link.take(c.link.me, c.frames, min(most, <uint32_t> FRAMES)), status, way
+    cdef const Frame *behind = frame + count
+    cdef bint refused = False, quick = has_quick_ways(c)
     if count < 0:
         return count
     if c.stamps != NULL:
         c.seen = now()
-    plain = c.in_frames and c.stamps == NULL
-    while k < <uint32_t> count:
-        if plain:
-            k += take_plain(c, frames + k, <uint32_t> count - k)
-            if k == <uint32_t> count:
-                break
-        c.kept = False
-        if c.landing != NULL:
-            has_come(c.landing, frames[k].data)
-        if c.stamps != NULL or not take_ack(c, &frames[k], at):
-            take_frame(c, &frames[k], at)
-        if c.in_frames and not c.kept:
-            c.link.refuse(c.link.me, &frames[k])
-        k += 1
+    while frame < behind:
+        way = quick_way(c, frame) if quick else NO_QUICK_WAY
+        if way != PLAIN_SENDS or not take_plain_send(c, frame):
+            c.kept = False
+            if c.landing != NULL:
+                has_come(c.landing, frame.data)
+            if way == PLAIN_ACKS:
+                take_ack(c, frame, at)
+            else:
+                take_frame(c, frame, at)
+            if c.in_frames and not c.kept:
+                c.link.refuse(c.link.me, frame)
+                refused = True
+            # it may have been the one that ended the connection
+            quick = has_quick_ways(c)
+        frame += 1
     # What was received into place stands there, so the device gets new buffers first: it has no more than the other end
     # may send before it hears of the batch.
     if count and c.landing != NULL:
@@ -313,15 +287,10 @@ cdef int drive(Connection *c, int64_t at, uint32_t most) noexcept nogil:
         status = c.link.give(c.link.me, <uint32_t> count)
         if status < 0:
             return status
-    # Answers for the whole batch at once, so that one ACK stands for many, and before other frames are given back: a
-    # response never refers to one of them, but the other end waits for it.
-    if count == 0 or not ack_can_wait(c):
-        send_responses(c)
-    if c.state != IBV_QPS_ERR:
-        send_requests(c, at)
-    flush_frames(c)
-    if count and c.landing == NULL:
-        # those that are kept go back one by one, when the user has done with them
+    # Before other frames are given back: a response never refers to one of them, but the other end waits for it.
+    send_answers(c, at, count != 0)
+    # those that are kept go back one by one, when the user has done with them
+    if refused or count and c.landing == NULL and not c.in_frames:
         status = c.link.give(c.link.me, 0 if c.in_frames else <uint32_t> count)
         if status < 0:
             return status

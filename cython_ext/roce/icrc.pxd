@@ -8,7 +8,7 @@ A sum runs over pieces, wherever they lie: `icrc_begin`, `crc_update` for each p
 """
 
 from libc.stddef cimport size_t
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from cython_ext.frames.link cimport Piece
 
@@ -26,16 +26,19 @@ cdef uint32_t icrc_of(const char *ip, uint32_t network, const char *at, size_t s
 
 
 cdef struct Icrc:
-    # For whoever asks for one after the other of packets over IPv4: by the way of this CPU, with no choice at each.
-    # Headers of IPv4, UDP and BTH that follow one another from `ip`, and one piece behind them.
-    uint32_t (*of)(const char *ip, const char *at, size_t size) noexcept nogil
-    # The same in two steps, for packets that differ in their PSN alone: 16 bytes of sum over headers with a PSN of 0,
+    # Of packets over IPv4 whose headers up to the PSN are the same, by the way of this CPU, with no choice at each: 16
+    # bytes of sum over headers of IPv4, UDP and BTH that follow one another from `ip`, with a PSN of 0,
     void (*sum)(const char *ip, void *out) noexcept nogil
-    # and, into `end`, the ICRC of it with each piece's PSN and its payload of `size` bytes. NULL if this CPU cannot.
+    # the ICRC of such a packet with that PSN, as it stands in the BTH, and a payload of `size` bytes with its padding,
+    uint32_t (*one)(const void *sum, uint32_t psn, const char *at, size_t size) noexcept nogil
+    # and that of several, each with its PSN and payload, into `end`.
     void (*run)(const void *sum, Piece *pieces, size_t count, size_t size) noexcept nogil
+    # The register after 8 bytes more, which a number has as they lie in memory.
+    uint32_t (*word)(uint32_t register, uint64_t bytes) noexcept nogil
 
 
-cdef Icrc quick_icrc() noexcept
+# Those of one of WAYS; the first one is this CPU's.
+cdef Icrc quick_icrc(str way=*) except *
 
 
 cdef inline uint32_t icrc_end(uint32_t register) noexcept nogil:

@@ -6,7 +6,7 @@ computed from the polynomial, x^32 + x^26 + … + 1, written with its lowest pow
 """
 
 from libc.stddef cimport size_t
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from cython_ext.frames.link cimport Piece
@@ -131,19 +131,23 @@ cdef extern from *:
         return sum;
     }
 
-    /* 128 bits to 96, to 64, and by Barrett's method to 32. */
-    HWRX_EITHER uint32_t hwrx_reduce(__m128i sum)
+    /* 96 bits to 64, and by Barrett's method to 32. */
+    HWRX_EITHER uint32_t hwrx_reduce_96(__m128i sum)
     {
-        const __m128i one = _mm_loadu_si128((const __m128i *)hwrx_past_128);
         const __m128i half = _mm_cvtsi64_si128((long long)hwrx_past_64);
         const __m128i barrett = _mm_loadu_si128((const __m128i *)hwrx_barrett);
         const __m128i low = _mm_setr_epi32(-1, 0, 0, 0);
         __m128i rest;
-        sum = _mm_xor_si128(_mm_srli_si128(sum, 8), _mm_clmulepi64_si128(sum, one, 0x10));
         sum = _mm_xor_si128(_mm_srli_si128(sum, 4), _mm_clmulepi64_si128(_mm_and_si128(sum, low), half, 0x00));
         rest = _mm_clmulepi64_si128(_mm_and_si128(sum, low), barrett, 0x10);
         rest = _mm_clmulepi64_si128(_mm_and_si128(rest, low), barrett, 0x00);
         return (uint32_t)_mm_extract_epi32(_mm_xor_si128(sum, rest), 1);
+    }
+
+    HWRX_EITHER uint32_t hwrx_reduce(__m128i sum)
+    {
+        const __m128i one = _mm_loadu_si128((const __m128i *)hwrx_past_128);
+        return hwrx_reduce_96(_mm_xor_si128(_mm_srli_si128(sum, 8), _mm_clmulepi64_si128(sum, one, 0x10)));
     }
 
     /* `head`, a whole number of blocks and not empty, then `at`. */
@@ -185,15 +189,16 @@ cdef extern from *:
         return hwrx_icrc_behind(hwrx_bth_sum(hwrx_head_sum(ip), ip), at, size);
     }
 
-    /* Of packets with the same headers up to the PSN, summed beforehand, and payloads of one size. The PSN is the last
-       word of the third block. */
+    /* Of packets with the same headers up to the PSN, summed beforehand. The PSN is the last word of the third block. */
+    HWRX_EITHER uint32_t hwrx_icrc_of_sum(const void *sum, uint32_t psn, const char *at, size_t size)
+    {
+        __m128i word = _mm_slli_si128(_mm_cvtsi32_si128((int)psn), 12);
+        return hwrx_icrc_behind(_mm_xor_si128(_mm_loadu_si128((const __m128i *)sum), word), at, size);
+    }
     HWRX_EITHER void hwrx_icrc_run(const void *sum, hwrx_piece *pieces, size_t count, size_t size)
     {
-        const __m128i head = _mm_loadu_si128((const __m128i *)sum);
-        for (; count--; pieces++) {
-            __m128i word = _mm_slli_si128(_mm_cvtsi32_si128((int)pieces->psn), 12);
-            pieces->end = hwrx_icrc_behind(_mm_xor_si128(head, word), pieces->payload, size);
-        }
+        for (; count--; pieces++)
+            pieces->end = hwrx_icrc_of_sum(sum, pieces->psn, pieces->payload, size);
     }
 
     HWRX_PCLMUL static uint32_t hwrx_crc_pclmul_two(uint32_t crc, const char *head, size_t first, const char *at,
@@ -207,6 +212,19 @@ cdef extern from *:
     HWRX_AVX static uint32_t hwrx_icrc_avx(const char *ip, const char *at, size_t size)
     {
         return hwrx_icrc(ip, at, size);
+    }
+    HWRX_PCLMUL static uint32_t hwrx_icrc_one_pclmul(const void *sum, uint32_t psn, const char *at, size_t size)
+    {
+        return hwrx_icrc_of_sum(sum, psn, at, size);
+    }
+    HWRX_AVX static uint32_t hwrx_icrc_one_avx(const void *sum, uint32_t psn, const char *at, size_t size)
+    {
+        return hwrx_icrc_of_sum(sum, psn, at, size);
+    }
+    /* 64 bits, with the 32 zeros behind them that a remainder is taken with: the same as 96 that begin with zeros */
+    HWRX_PCLMUL static uint32_t hwrx_crc_word_pclmul(uint32_t crc, uint64_t bytes)
+    {
+        return hwrx_reduce_96(_mm_cvtsi64_si128((long long)(bytes ^ crc)));
     }
     HWRX_PCLMUL static void hwrx_icrc_run_pclmul(const void *sum, hwrx_piece *pieces, size_t count, size_t size)
     {
@@ -224,6 +242,11 @@ cdef extern from *:
     static uint32_t hwrx_crc_pclmul(uint32_t crc, const char *at, size_t size)
     {
         size_t whole = size & ~(size_t)15;
+        uint64_t bytes;
+        if (size == 8) {
+            memcpy(&bytes, at, 8);
+            return hwrx_crc_word_pclmul(crc, bytes);
+        }
         if (whole < 32) /* the reduction costs more than two steps by table */
             return hwrx_crc_slicing(crc, at, size);
         return hwrx_crc_pclmul_two(crc, at, whole, at + whole, size - whole);
@@ -232,7 +255,7 @@ cdef extern from *:
     {
         size_t whole = size & ~(size_t)15;
         if (whole < 32)
-            return hwrx_crc_slicing(crc, at, size);
+            return hwrx_crc_pclmul(crc, at, size);
         return hwrx_crc_avx_two(crc, at, whole, at + whole, size - whole);
     }
 
@@ -249,11 +272,31 @@ cdef extern from *:
     #define hwrx_crc_pclmul hwrx_crc_slicing
     #define hwrx_crc_avx hwrx_crc_slicing
     static uint32_t hwrx_icrc_pclmul(const char *ip, const char *at, size_t size) { return 0; }
+    static uint32_t hwrx_icrc_one_pclmul(const void *sum, uint32_t psn, const char *at, size_t size) { return 0; }
     static void hwrx_icrc_run_pclmul(const void *sum, hwrx_piece *pieces, size_t count, size_t size) { }
     static void hwrx_icrc_sum(const char *ip, void *out) { }
+    static uint32_t hwrx_crc_word_pclmul(uint32_t crc, uint64_t bytes) { return 0; }
     #define hwrx_icrc_avx hwrx_icrc_pclmul
+    #define hwrx_icrc_one_avx hwrx_icrc_one_pclmul
     #define hwrx_icrc_run_avx hwrx_icrc_run_pclmul
     #endif
+
+    /* The same by table; of the sum only the register is used. */
+    static uint32_t hwrx_crc_word(uint32_t crc, uint64_t bytes)
+    {
+        return hwrx_crc_slicing(crc, (const char *)&bytes, sizeof bytes);
+    }
+    static uint32_t hwrx_icrc_one(const void *sum, uint32_t psn, const char *at, size_t size)
+    {
+        uint32_t crc;
+        memcpy(&crc, sum, sizeof crc);
+        return ~hwrx_crc_slicing(hwrx_crc_slicing(crc, (const char *)&psn, sizeof psn), at, size);
+    }
+    static void hwrx_icrc_run_slicing(const void *sum, hwrx_piece *pieces, size_t count, size_t size)
+    {
+        for (; count--; pieces++)
+            pieces->end = hwrx_icrc_one(sum, pieces->psn, pieces->payload, size);
+    }
 
     static void hwrx_crc_tables(void)
     {
@@ -280,10 +323,17 @@ cdef extern from *:
     uint32_t crc_avx "hwrx_crc_avx"(uint32_t crc, const char *at, size_t size) noexcept nogil
     uint32_t icrc_pclmul "hwrx_icrc_pclmul"(const char *ip, const char *at, size_t size) noexcept nogil
     uint32_t icrc_avx "hwrx_icrc_avx"(const char *ip, const char *at, size_t size) noexcept nogil
+    uint32_t icrc_one "hwrx_icrc_one"(const void *sum, uint32_t psn, const char *at, size_t size) noexcept nogil
+    uint32_t icrc_one_pclmul "hwrx_icrc_one_pclmul"(const void *sum, uint32_t psn, const char *at,
+                                                    size_t size) noexcept nogil
+    uint32_t icrc_one_avx "hwrx_icrc_one_avx"(const void *sum, uint32_t psn, const char *at, size_t size) noexcept nogil
+    void icrc_run "hwrx_icrc_run_slicing"(const void *sum, Piece *pieces, size_t count, size_t size) noexcept nogil
     void icrc_run_pclmul "hwrx_icrc_run_pclmul"(const void *sum, Piece *pieces, size_t count,
                                                 size_t size) noexcept nogil
     void icrc_run_avx "hwrx_icrc_run_avx"(const void *sum, Piece *pieces, size_t count, size_t size) noexcept nogil
-    void icrc_sum "hwrx_icrc_sum"(const char *ip, void *out) noexcept nogil
+    void icrc_sum_pclmul "hwrx_icrc_sum"(const char *ip, void *out) noexcept nogil
+    uint32_t crc_word "hwrx_crc_word"(uint32_t crc, uint64_t bytes) noexcept nogil
+    uint32_t crc_word_pclmul "hwrx_crc_word_pclmul"(uint32_t crc, uint64_t bytes) noexcept nogil
 
 make_tables()
 
@@ -293,14 +343,12 @@ cdef bint by_avx = has_avx()
 WAYS = ("avx",) * by_avx + ("pclmul",) * by_pclmul + ("slicing",)
 
 
-cdef Icrc quick_icrc() noexcept:
-    cdef Icrc found
-    found.of, found.sum, found.run = icrc_plain, NULL, NULL
-    if by_pclmul:
-        found.of, found.sum, found.run = icrc_pclmul, icrc_sum, icrc_run_pclmul
-    if by_avx:
-        found.of, found.run = icrc_avx, icrc_run_avx
-    return found
+cdef Icrc quick_icrc(str way=WAYS[0]) except *:
+    if way == "avx":
+        return Icrc(icrc_sum_pclmul, icrc_one_avx, icrc_run_avx, crc_word_pclmul)
+    if way == "pclmul":
+        return Icrc(icrc_sum_pclmul, icrc_one_pclmul, icrc_run_pclmul, crc_word_pclmul)
+    return Icrc(icrc_sum, icrc_one, icrc_run, crc_word)
 
 
 # --- the hot part --------------------------------------------------------------------------------------------------
@@ -309,10 +357,6 @@ cdef uint32_t crc_update(uint32_t register, const char *at, size_t size) noexcep
     if by_avx:
         return crc_avx(register, at, size)
     return crc_pclmul(register, at, size) if by_pclmul else crc_slicing(register, at, size)
-
-
-cdef uint32_t icrc_plain(const char *ip, const char *at, size_t size) noexcept nogil:
-    return icrc_of(ip, IPV4, at, size)
 
 
 cdef inline uint32_t mask(char *out, const char *ip, uint32_t network) noexcept nogil:
@@ -344,6 +388,11 @@ cdef uint32_t icrc_before_psn(const char *ip, uint32_t network) noexcept nogil:
     return crc_update(0xFFFFFFFF, head, size - 4)
 
 
+cdef void icrc_sum(const char *ip, void *out) noexcept nogil:
+    cdef uint32_t register = icrc_before_psn(ip, IPV4)
+    memcpy(out, &register, 4)
+
+
 cdef uint32_t icrc_of(const char *ip, uint32_t network, const char *at, size_t size) noexcept nogil:
     cdef char[MASKED] head
     cdef uint32_t first
@@ -373,21 +422,28 @@ def crc32(const unsigned char[::1] data not None, *, uint32_t start=0, way=None)
     return <uint32_t> ~(crc_pclmul(~start, at, size) if way == "pclmul" else crc_slicing(~start, at, size))
 
 
-def icrc_ipv4(const unsigned char[::1] packet not None, *, way) -> int:
+def icrc_ipv4(const unsigned char[::1] packet not None, *, way, bint run=False) -> int:
     """The ICRC of a packet over IPv4, which begins with the IP header and ends with its padding.
 
     :param way: one of WAYS
+    :param run: as of several packets behind one another, not of one alone
     :raises ValueError: if it has no BTH, or the CPU has no such way
     """
-    cdef const char *ip
-    cdef char[MASKED] head
+    cdef char[IPV4 + UDP_HEADER + BTH] head
+    cdef uint64_t[2] sum
+    cdef uint32_t psn
+    cdef Icrc quick
+    cdef Piece piece
     cdef size_t size
     if packet.shape[0] < IPV4 + UDP_HEADER + BTH or way not in WAYS:
         raise ValueError(f"no packet over IPv4 whose ICRC is computed by {way}")
-    ip, size = <const char *> &packet[0], <size_t> packet.shape[0] - IPV4 - UDP_HEADER - BTH
-    if way == "avx":
-        return icrc_avx(ip, ip + IPV4 + UDP_HEADER + BTH, size)
-    if way == "pclmul":
-        return icrc_pclmul(ip, ip + IPV4 + UDP_HEADER + BTH, size)
-    return <uint32_t> ~crc_slicing(crc_slicing(0xFFFFFFFF, head, mask(head, ip, IPV4)),
-                                   ip + IPV4 + UDP_HEADER + BTH, size)
+    quick = quick_icrc(way)
+    memcpy(head, &packet[0], sizeof(head))
+    memcpy(&psn, head + sizeof(head) - 4, 4)
+    memset(head + sizeof(head) - 4, 0, 4)
+    quick.sum(head, sum)
+    piece.payload, piece.psn, size = <const char *> &packet[0] + sizeof(head), psn, packet.shape[0] - sizeof(head)
+    if run:
+        quick.run(sum, &piece, 1, size)
+        return piece.end
+    return quick.one(sum, psn, piece.payload, size)

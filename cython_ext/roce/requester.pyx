@@ -10,16 +10,15 @@ from libc.string cimport memcpy, memset
 
 from cython_ext.headers.infiniband_verbs cimport *
 from cython_ext.frames.link cimport Piece
-from cython_ext.frames.packet cimport IPV4, UDP_HEADER
+from cython_ext.frames.packet cimport IPV4
 from cython_ext.roce.connection cimport *
 from cython_ext.roce.icrc cimport ICRC
 from cython_ext.roce.memory_region cimport Region, find_memory, region_of
 from cython_ext.roce.packet cimport *
-from cython_ext.roce.timer cimport restart_timer, start_timer, still_waits, timer_expired, wait_for_receiver
+from cython_ext.roce.timer cimport start_timer, still_waits, timer_expired, wait_for_receiver
 
 cdef enum:
-    TOGETHER = 64                                   # plain requests at a time
-    PLAIN_SEND = ETHERNET + IPV4 + UDP_HEADER + BTH     # bytes of headers
+    TOGETHER = 64           # plain requests at a time
 
 
 cdef void post_request(Connection *c) noexcept nogil:
@@ -67,9 +66,9 @@ cdef void send_requests(Connection *c, int64_t at) noexcept nogil:
 cdef void liken(Connection *c, SendRequest *request) noexcept nogil:
     cdef const SendRequest *before = &c.sends[(c.posted - 1) & c.send_mask]
     request.like = 0
-    # one packet without padding, over IPv4, and a link and a CPU that have a quick way for it
+    # one packet without padding, over IPv4, and a link that has a quick way for it
     if (request.verb != IBV_WR_SEND or not 0 < request.length <= c.mtu or request.length & 3 or c.gather == NULL
-            or c.quick.run == NULL or c.way.network != IPV4):
+            or c.way.network != IPV4):
         return
     if (before.like and before.length == request.length and before.flags == request.flags
             and before.lkey == request.lkey):
@@ -83,12 +82,13 @@ cdef void learn_send(Connection *c, const SendRequest *request) noexcept nogil:
     cdef PlainSend *plain = &c.plain_send
     # another one for the link: what stands in its buffers is of other packets
     c.gather.versions[0] += 1
-    plain.like, plain.version = request.like, c.gather.versions[0]
-    begin_packet(c, plain.headers, RC_SEND_ONLY, SOLICITED if request.flags & SOLICITS else 0, ACK_REQUEST, 0,
+    plain.like, plain.shared.version = request.like, c.gather.versions[0]
+    plain.shared.head, plain.shared.tail = PLAIN_SEND, ICRC
+    begin_packet(c, plain.shared.headers, RC_SEND_ONLY, SOLICITED if request.flags & SOLICITS else 0, ACK_REQUEST, 0,
                  request.length)
     # of a PSN of 0 and nothing else in its word: that is each packet's
-    memset(plain.headers + PLAIN_SEND - 4, 0, 4)
-    c.quick.sum(plain.headers + ETHERNET, plain.sum)
+    memset(plain.shared.headers + PLAIN_SEND - 4, 0, 4)
+    c.quick.sum(plain.shared.headers + ETHERNET, plain.sum)
 
 
 cdef uint32_t send_plain(Connection *c) noexcept nogil:
@@ -139,9 +139,7 @@ cdef uint32_t send_plain(Connection *c) noexcept nogil:
 
 cdef uint32_t append_run(Connection *c, const Piece *pieces, uint32_t count, uint32_t size) noexcept nogil:
     """As many as go the same way, at least one."""
-    cdef const PlainSend *plain = &c.plain_send
-    cdef uint32_t run = c.gather.append_all(c.gather.me, plain.headers, plain.version, PLAIN_SEND, pieces, count, size,
-                                            ICRC)
+    cdef uint32_t run = c.gather.append_all(c.gather.me, &c.plain_send.shared, pieces, count, size)
     c.counters.gathered += <uint64_t> run * size
     if run:
         return run
@@ -153,7 +151,7 @@ cdef void append_plain(Connection *c, const Piece *piece, uint32_t size) noexcep
     # across the end of a page or of the ring, or memory that the device does not reach
     cdef char *frame = c.link.buffer(c.link.me, 0)
     cdef int status
-    memcpy(frame, c.plain_send.headers, 64)
+    memcpy(frame, c.plain_send.shared.headers, 64)
     memcpy(frame + PLAIN_SEND - 4, &piece.psn, 4)
     status = c.gather.append(c.gather.me, PLAIN_SEND, piece.payload, size, piece.end, ICRC)
     if status > 0:
@@ -273,50 +271,6 @@ cdef void fail_oldest(Connection *c, ibv_wc_status status) noexcept nogil:
 
 
 # --- responses -----------------------------------------------------------------------------------------------------
-
-cdef inline void moved_to(Connection *c, uint32_t psn, int64_t at) noexcept nogil:
-    """Everything before `psn` is acknowledged: the retry counts and the timer begin anew (9.7.6.1.3)."""
-    c.unacked_psn = psn
-    # acknowledged while we had gone back: there is no need to send it again
-    if psn_distance(c.send_psn, psn) < 0:
-        c.send_psn = psn
-    if <int> (c.next - c.oldest) < 0:
-        c.next = c.oldest
-    c.retries_left, c.rnr_left, c.resumed = c.retry_count, c.rnr_retry, False
-    restart_timer(c, at)
-
-
-cdef void acknowledge_before(Connection *c, uint32_t psn, int64_t at) noexcept nogil:
-    """The other end has executed everything before `psn`. A READ or an atomic is done when its data have come."""
-    cdef const SendRequest *request
-    cdef uint32_t end, reached = c.unacked_psn
-    while c.oldest != c.posted and psn_distance(psn, reached) > 0:
-        request = &c.sends[c.oldest & c.send_mask]
-        # an ACK that has overtaken a response, or tells that it is lost: the caller sees that nothing moved
-        if request.answered:
-            break
-        end = psn_after(request.first, request.packets)
-        # within a message: progress, but no completion
-        if psn_distance(psn, end) < 0:
-            reached = psn
-            break
-        complete_oldest(c, IBV_WC_SUCCESS)
-        reached = end
-    if reached != c.unacked_psn:
-        # once for all that one ACK tells of
-        moved_to(c, reached, at)
-
-
-cdef bint take_plain_ack(Connection *c, const char *bth, int64_t at) noexcept nogil:
-    cdef uint32_t psn = big32(bth + 8) & PSN_MASK
-    # What is more than an ACK of plain requests is for `take_acknowledge`: a NAK, a READ in between, an old number.
-    if (bth[BTH] & (0x80 | KIND_MASK) != KIND_ACK or c.outstanding or psn_distance(psn, c.unacked_psn) < 0
-            or psn_distance(psn, c.highest_psn) >= 0):
-        return False
-    acknowledge_before(c, psn_after(psn, 1), at)
-    c.counters.acks += 1
-    return True
-
 
 cdef void take_response(Connection *c, const Packet *p, int64_t at) noexcept nogil:
     # What has a number that was never sent, or was acknowledged, answers nothing (9.7.6.1).

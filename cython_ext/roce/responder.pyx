@@ -8,12 +8,11 @@ answered by an RNR NAK, and the same packet is awaited again.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
 
 from cython_ext.frames.packet cimport IPV4, UDP_HEADER
 from cython_ext.headers.infiniband_verbs cimport *
 from cython_ext.roce.connection cimport *
-from cython_ext.roce.icrc cimport ICRC, crc_update, icrc_before_psn, icrc_end, write_icrc
+from cython_ext.roce.icrc cimport ICRC, icrc_before_psn
 from cython_ext.roce.memory_region cimport find_memory
 from cython_ext.roce.packet cimport *
 
@@ -363,12 +362,8 @@ cdef void send_responses(Connection *c) noexcept nogil:
         frame = next_frame(c)
         if frame == NULL:
             return
-        # over IPv6 the headers are longer than what is kept of them
-        if c.way.network == IPV4:
-            send_plain_ack(c, frame)
-        else:
-            at = begin_packet(c, frame, RC_ACKNOWLEDGE, 0, c.ack_psn, AETH, 0)
-            end_packet(c, frame, write_aeth(at, c.ack_syndrome, c.msn), NULL, 0)
+        at = begin_packet(c, frame, RC_ACKNOWLEDGE, 0, c.ack_psn, AETH, 0)
+        end_packet(c, frame, write_aeth(at, c.ack_syndrome, c.msn), NULL, 0)
         c.ack_due = False
         if c.ack_syndrome == SYNDROME_ACK:
             c.counters.acks_sent += 1
@@ -379,19 +374,16 @@ cdef void send_responses(Connection *c) noexcept nogil:
 
 
 cdef void learn_ack(Connection *c) noexcept nogil:
+    c.ack.shared.version = 0
+    # over IPv6 the headers are longer than what is kept of them
+    if c.gather == NULL or c.way.network != IPV4:
+        return
+    c.gather.versions[0] += 1
+    c.ack.shared.version = c.gather.versions[0]
+    c.ack.shared.head, c.ack.shared.tail = ETHERNET + IPV4 + UDP_HEADER + BTH, AETH + ICRC
     # the number comes last in the BTH, so that what stands in front of it is summed once for all
-    begin_packet(c, c.ack.headers, RC_ACKNOWLEDGE, 0, 0, AETH, 0)
-    c.ack.register = icrc_before_psn(c.ack.headers + ETHERNET, IPV4)
-
-
-cdef inline void send_plain_ack(Connection *c, char *frame) noexcept nogil:
-    """An ACK or NAK over IPv4: number and AETH are all that differs from the one before."""
-    cdef char *at = frame + ETHERNET + IPV4 + UDP_HEADER + BTH
-    memcpy(frame, c.ack.headers, 64)
-    put32(at - 4, c.ack_psn)
-    write_aeth(at, c.ack_syndrome, c.msn)
-    write_icrc(at + AETH, icrc_end(crc_update(c.ack.register, at - 4, 4 + AETH)))
-    hand_over(c, ETHERNET + IPV4 + UDP_HEADER + BTH + AETH + ICRC)
+    begin_packet(c, c.ack.shared.headers, RC_ACKNOWLEDGE, 0, 0, AETH, 0)
+    c.ack.register = icrc_before_psn(c.ack.shared.headers + ETHERNET, IPV4)
 
 
 cdef bint send_response(Connection *c, char *frame, Response *response) noexcept nogil:

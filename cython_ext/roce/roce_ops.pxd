@@ -18,7 +18,8 @@ cdef struct RoceState:
     uint32_t size
     uint32_t stride
     uint32_t window
-    uint32_t slot               # of the next message
+    char *next_out              # the buffer of the next message
+    char *behind_out            # the last one
     # the other end's memory, where WRITE and READ go
     uint64_t remote
     uint32_t remote_key
@@ -35,6 +36,7 @@ cdef struct RoceState:
     uint64_t total              # messages that this end is to receive, or to be asked for
     bint moves                  # messages land in place: their pages are given back to the link
     uint32_t looks              # at the link, free-running
+    int64_t deadline            # of what is waited for; 0: the patience, from the first look that brings nothing
     int64_t patience_ns
     int64_t limit_ns
 

@@ -19,6 +19,7 @@ from cython_ext.headers.infiniband_verbs cimport (
     IBV_WR_SEND,
 )
 from cython_ext.roce.connection cimport (
+    FRAMES,
     SIGNALED,
     Completion,
     CompletionQueue,
@@ -30,12 +31,11 @@ from cython_ext.roce.connection cimport (
     psn_after,
 )
 from cython_ext.roce.driving cimport drive, look_at_timers
-from cython_ext.roce.requester cimport liken, send_requests
-from cython_ext.roce.responder cimport send_responses
+from cython_ext.roce.requester cimport liken, send_plain_one, send_requests
+from cython_ext.roce.responder cimport send_plain_ack, send_responses
 from cython_ext.roce.timer cimport UNREAD, next_event
 
 cdef enum:
-    FRAMES = 64             # taken at once
     POISON = 0xA5           # of a READ's landing buffer, as RcReadTransport has it
     POISONED = 24           # bytes: the header
 
@@ -64,20 +64,22 @@ cdef int state_error(const RoceState *s) noexcept nogil:
     return status if status else WC_STATUS - <int> IBV_WC_WR_FLUSH_ERR
 
 
-cdef int work(RoceState *s, int64_t *deadline) noexcept nogil:
-    """Take what has come and send what is to be sent; if nothing came, wait for a frame or a timer.
+cdef inline int look(RoceState *s) noexcept nogil:
+    """Take what has come and send what is to be sent: how many frames came, or an error."""
+    # A reading of the clock costs as much as taking a message. It is needed where nothing comes; and now and then,
+    # so that a timer expires although something always comes.
+    s.looks += 1
+    return drive(s.c, UNREAD if s.looks % LOOKS else now(), FRAMES)
 
-    How many frames came; 0 at the deadline; or an error. A deadline of 0 becomes the patience from now on.
+
+cdef int look_again(RoceState *s) noexcept nogil:
+    """Nothing came: wait for a frame or a timer, and look, until something comes.
+
+    How many frames came; 0 at `s.deadline`; or an error. A deadline of 0 becomes the patience from now on.
     """
     cdef int status
     cdef int64_t at, until
     while True:
-        # A reading of the clock costs as much as taking a message. It is needed where nothing comes; and now and then,
-        # so that a timer expires although something always comes.
-        s.looks += 1
-        status = drive(s.c, UNREAD if s.looks % LOOKS else now(), FRAMES)
-        if status != 0:
-            return status
         status = state_error(s)
         if status < 0:
             return status
@@ -85,24 +87,33 @@ cdef int work(RoceState *s, int64_t *deadline) noexcept nogil:
         status = look_at_timers(s.c, at)
         if status < 0:
             return status
-        if deadline[0] == 0:
-            deadline[0] = at + s.patience_ns
-        if at >= deadline[0]:
+        if s.deadline == 0:
+            s.deadline = at + s.patience_ns
+        if at >= s.deadline:
             return 0
         until = next_event(s.c)
-        if until == 0 or until > deadline[0]:
-            until = deadline[0]
+        if until == 0 or until > s.deadline:
+            until = s.deadline
         status = s.link.wait(s.link.me, until)
         if status < 0:
             return status
+        status = look(s)
+        if status != 0:
+            return status
+
+
+cdef inline int work(RoceState *s) noexcept nogil:
+    """Look, and if nothing came, wait and look again until `s.deadline`: see `look_again`."""
+    cdef int status = look(s)
+    return status if status != 0 else look_again(s)
 
 
 # --- sending -------------------------------------------------------------------------------------------------------
 
 cdef char *roce_outgoing(void *me, uint32_t k) noexcept nogil:
     cdef RoceState *s = <RoceState *> me
-    k += s.slot
-    return s.out + <size_t> (k if k < s.window else k - s.window) * s.stride
+    cdef char *at = s.next_out + <size_t> k * s.stride
+    return at if at < s.behind_out else at - (s.behind_out - s.out)
 
 
 cdef inline uint32_t free_buffers(const RoceState *s) noexcept nogil:
@@ -112,14 +123,13 @@ cdef inline uint32_t free_buffers(const RoceState *s) noexcept nogil:
 
 cdef int roce_room(void *me) noexcept nogil:
     cdef RoceState *s = <RoceState *> me
-    cdef int64_t deadline
     cdef int status
     if free_buffers(s):
         status = state_error(s)
         return status if status < 0 else <int> free_buffers(s)
-    deadline = 0
+    s.deadline = 0
     while free_buffers(s) == 0:
-        status = work(s, &deadline)
+        status = work(s)
         if status <= 0:
             return status
     return <int> free_buffers(s)
@@ -165,36 +175,40 @@ cdef void aim(RoceState *s, uint32_t count) noexcept nogil:
             s.remote_slot = 0
 
 
-cdef int roce_post(void *me, uint32_t count) noexcept nogil:
-    cdef RoceState *s = <RoceState *> me
+cdef inline void number_requests(RoceState *s, uint32_t count) noexcept nogil:
+    """Post so many requests: what all of a path have in common stands there (`prepare_requests`)."""
     cdef Connection *c = s.c
     cdef SendRequest *request = &c.sends[c.posted & c.send_mask]
     cdef const SendRequest *last = &c.sends[c.send_mask]
     cdef uint32_t packets = request.packets, psn = c.new_psn, _
-    cdef uint64_t at = <uint64_t> <uintptr_t> s.out + <uint64_t> s.slot * s.stride
-    cdef uint64_t behind = <uint64_t> <uintptr_t> s.out + <uint64_t> s.window * s.stride, stride = s.stride
-    if s.verb != IBV_WR_SEND:
-        aim(s, count)
+    cdef char *at = s.next_out
     for _ in range(count):
-        # what all requests of a path have in common stands there: `prepare_requests`
-        request.local = at
+        request.local = <uint64_t> <uintptr_t> at
         request.first = psn
         psn = psn_after(psn, packets)
-        at += stride
-        if at == behind:
-            at = <uint64_t> <uintptr_t> s.out
+        at += s.stride
+        if at == s.behind_out:
+            at = s.out
         request = request + 1 if request != last else c.sends
     c.posted += count
     c.new_psn = psn
-    s.slot += count
-    s.slot -= s.window if s.slot >= s.window else 0
+    s.next_out = at
+
+
+cdef int roce_post(void *me, uint32_t count) noexcept nogil:
+    cdef RoceState *s = <RoceState *> me
+    cdef Connection *c = s.c
+    if s.verb != IBV_WR_SEND:
+        aim(s, count)
+    number_requests(s, count)
     if c.stamps != NULL:
         c.stamps.sent_bytes += <uint64_t> count * s.size
         c.stamps.summed_bytes += <uint64_t> count * s.size
     # an answer takes the ACK along that has waited for it
-    if c.ack_due:
+    if c.ack_due and not send_plain_ack(c):
         send_responses(c)
-    send_requests(c, UNREAD)
+    if not send_plain_one(c, UNREAD):
+        send_requests(c, UNREAD)
     flush_frames(c)
     return c.link_status if c.link_status < 0 else <int> count
 
@@ -202,14 +216,14 @@ cdef int roce_post(void *me, uint32_t count) noexcept nogil:
 cdef int roce_finish(void *me) noexcept nogil:
     """Until the other end has acknowledged all; and if something was lost, a while for what it may ask again."""
     cdef RoceState *s = <RoceState *> me
-    cdef int64_t deadline = now() + s.limit_ns
     cdef int status
+    s.deadline = now() + s.limit_ns
     # of the last message: nothing is sent any more that would take it along
     s.c.ack_waits = False
     send_responses(s.c)
     flush_frames(s.c)
     while s.c.oldest != s.c.posted:
-        status = work(s, &deadline)
+        status = work(s)
         if status <= 0:
             return status if status < 0 else -ETIMEDOUT
     return linger(s)
@@ -218,12 +232,11 @@ cdef int roce_finish(void *me) noexcept nogil:
 cdef int linger(RoceState *s) noexcept nogil:
     """Answer what is asked again: our last ACK may be lost, and the other end's last message would fail with it."""
     cdef int status = 1
-    cdef int64_t deadline
     if s.c.counters.duplicates + s.c.counters.out_of_order + s.c.counters.timeouts + s.c.counters.wrong_icrc == 0:
         return 0
     while status > 0:
-        deadline = now() + 3 * s.c.timeout_ns
-        status = work(s, &deadline)
+        s.deadline = now() + 3 * s.c.timeout_ns
+        status = work(s)
     # the other end is right to be gone
     return 0
 
@@ -242,7 +255,7 @@ cdef void roce_post_receive(RoceState *s) noexcept nogil:
         s.free_slot = 0
 
 
-cdef inline int hand_out(RoceState *s, Delivery *out, uint32_t most) noexcept nogil:
+cdef int hand_out(RoceState *s, Delivery *out, uint32_t most) noexcept nogil:
     """Completed receive requests: the messages of SEND and of WRITE with immediate."""
     cdef CompletionQueue *queue = &s.c.received
     cdef const Completion *ring = queue.ring
@@ -263,15 +276,20 @@ cdef inline int hand_out(RoceState *s, Delivery *out, uint32_t most) noexcept no
 
 cdef int roce_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
     cdef RoceState *s = <RoceState *> me
-    cdef int status, n = hand_out(s, out, most)
-    while n == 0:
-        status = work(s, &deadline)
+    cdef CompletionQueue *queue = &s.c.received
+    cdef int status = 1, n
+    s.deadline = deadline
+    while True:
+        # mostly there is nothing before a look, and something after it
+        if queue.head != queue.tail:
+            n = hand_out(s, out, most)
+            if n:
+                return n
+        if status == 0:
+            return 0
+        status = work(s)
         if status < 0:
             return status
-        n = hand_out(s, out, most)
-        if status == 0:
-            break
-    return n
 
 
 cdef int roce_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
@@ -282,15 +300,15 @@ cdef int roce_release(void *me, uint32_t count) noexcept nogil:
     cdef RoceState *s = <RoceState *> me
     cdef uint32_t _
     if s.c.in_frames:
-        # requests that are all the same, and filled: their memory is not used
+        # requests that are all the same, and filled: their memory is not used. Frames that were delivered go back to
+        # the device in the order in which they came.
         s.c.receive_posted += count
-    else:
-        for _ in range(count):
-            roce_post_receive(s)
+        return s.link.give(s.link.me, count)
+    for _ in range(count):
+        roce_post_receive(s)
     if s.moves:
         s.c.landing.released += count
-    # frames that were delivered go back to the device in the order in which they came
-    return s.link.give(s.link.me, count) if s.c.in_frames else 0
+    return 0
 
 
 # --- WRITE ---------------------------------------------------------------------------------------------------------
@@ -311,8 +329,9 @@ cdef inline int hand_out_slots(RoceState *s, Delivery *out, uint32_t most) noexc
 cdef int roce_write_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
     cdef RoceState *s = <RoceState *> me
     cdef int status, n = hand_out_slots(s, out, most)
+    s.deadline = deadline
     while n == 0:
-        status = work(s, &deadline)
+        status = work(s)
         if status < 0:
             return status
         n = hand_out_slots(s, out, most)
@@ -328,12 +347,12 @@ cdef int roce_write_receive(void *me, Delivery *out, uint32_t most) noexcept nog
 cdef int roce_blind_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
     """Drive the queue pair until the last message stands; then hand out what still does, oldest first."""
     cdef RoceState *s = <RoceState *> me
-    cdef int64_t deadline = 0
     cdef int status
     if s.taken == s.total:
         return FINISHED
+    s.deadline = 0
     while s.c.messages < s.total:
-        status = work(s, &deadline)
+        status = work(s)
         if status <= 0:
             return status
     if s.total - s.taken > s.slots:
@@ -385,8 +404,9 @@ cdef inline int hand_out_reads(RoceState *s, Delivery *out, uint32_t most) noexc
 cdef int roce_read_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
     cdef RoceState *s = <RoceState *> me
     cdef int status, n = hand_out_reads(s, out, most)
+    s.deadline = deadline
     while n == 0:
-        status = work(s, &deadline)
+        status = work(s)
         if status < 0:
             return status
         n = hand_out_reads(s, out, most)
@@ -410,11 +430,10 @@ cdef int roce_read_release(void *me, uint32_t count) noexcept nogil:
 cdef int roce_read_finish(void *me) noexcept nogil:
     """The end that is read: answer until all was asked for. A device would do so without us."""
     cdef RoceState *s = <RoceState *> me
-    cdef int64_t deadline
     cdef int status
     while s.c.reads_answered < s.total or s.c.response_head != s.c.response_tail:
-        deadline = now() + s.limit_ns
-        status = work(s, &deadline)
+        s.deadline = now() + s.limit_ns
+        status = work(s)
         if status <= 0:
             return status if status < 0 else -ETIMEDOUT
     return linger(s)

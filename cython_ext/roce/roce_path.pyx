@@ -78,8 +78,7 @@ cdef class RoceTransport(Transport):
         s.window = self.window = window
         s.slots, receives = self.count_slots()
         self.pair = RoceQueuePair(
-            self.link, self.domain, qpn=0x100 + self.prepare.trial % 0x7FFF * 2 + (self.prepare.role == "client"),
-            mtu=self.port.mtu, send_depth=window, receive_depth=max(1, receives), reads=READS,
+            self.link, self.domain, qpn=self.port.choose_qpn(self.prepare), mtu=self.port.mtu, send_depth=window, receive_depth=max(1, receives), reads=READS,
             window=max(1, min(PACKETS, self.link.frames // 2)),
             access=("local write", "remote write", "remote read"),
         )
@@ -93,6 +92,7 @@ cdef class RoceTransport(Transport):
         if s.c.in_frames:
             receives = min(receives, self.link.frames // 2)
         self.make_buffers()
+        s.next_out, s.behind_out = s.out, s.out + <size_t> s.window * s.stride
         self.choose_ops()
         # of a ping-pong each message is answered, and the ACK goes with the answer: the other end is woken once
         s.c.ack_waits = setting.pattern == "pingpong"

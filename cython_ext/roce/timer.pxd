@@ -11,8 +11,6 @@ cdef enum:
 
 cdef int64_t timeout_of_code(uint32_t code) noexcept nogil
 cdef int64_t rnr_wait_of_code(uint32_t code) noexcept nogil
-cdef bint timer_expired(Connection *c, int64_t at) noexcept nogil
-cdef bint still_waits(Connection *c, int64_t at) noexcept nogil
 # Of times that count, which they do once a time was handed in after the last frame.
 cdef int64_t next_event(const Connection *c) noexcept nogil
 
@@ -36,3 +34,26 @@ cdef inline void wait_for_receiver(Connection *c, int64_t at, uint32_t code) noe
     c.rnr_until = -rnr_wait_of_code(code) if at == UNREAD else at + rnr_wait_of_code(code)
     # what waits to be sent is not waiting for an answer
     c.deadline = 0
+
+
+cdef inline bint timer_expired(Connection *c, int64_t at) noexcept nogil:
+    """Whether the oldest packet has waited too long. The timer stands still then, until something is sent again."""
+    if c.deadline == 0 or at == UNREAD:
+        return False
+    if c.deadline == UNREAD:
+        c.deadline = at + c.timeout_ns
+    if at < c.deadline:
+        return False
+    c.deadline = 0
+    c.counters.timeouts += 1
+    return True
+
+
+cdef inline bint still_waits(Connection *c, int64_t at) noexcept nogil:
+    """Whether the other end has asked for a pause that is not over."""
+    if c.rnr_until < 0 and at != UNREAD:
+        c.rnr_until = at - c.rnr_until
+    if c.rnr_until and (at == UNREAD or at < c.rnr_until):
+        return True
+    c.rnr_until = 0
+    return False

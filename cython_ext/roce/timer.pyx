@@ -21,29 +21,6 @@ cdef int64_t rnr_wait_of_code(uint32_t code) noexcept nogil:
     return <int64_t> RNR_WAITS[code & 31] * 10_000
 
 
-cdef bint timer_expired(Connection *c, int64_t at) noexcept nogil:
-    """Whether the oldest packet has waited too long. The timer stands still then, until something is sent again."""
-    if c.deadline == 0 or at == UNREAD:
-        return False
-    if c.deadline == UNREAD:
-        c.deadline = at + c.timeout_ns
-    if at < c.deadline:
-        return False
-    c.deadline = 0
-    c.counters.timeouts += 1
-    return True
-
-
-cdef bint still_waits(Connection *c, int64_t at) noexcept nogil:
-    """Whether the other end has asked for a pause that is not over."""
-    if c.rnr_until < 0 and at != UNREAD:
-        c.rnr_until = at - c.rnr_until
-    if c.rnr_until and (at == UNREAD or at < c.rnr_until):
-        return True
-    c.rnr_until = 0
-    return False
-
-
 cdef int64_t next_event(const Connection *c) noexcept nogil:
     """When something has to be done although nothing comes; 0: never."""
     if c.rnr_until and (c.deadline == 0 or c.rnr_until < c.deadline):

@@ -60,6 +60,7 @@ Crowd = Annotated[int, Meta(ge=0, le=10**6)]
 Requests = Annotated[int, Meta(ge=1, le=1 << 24)]  # devices allow fewer, and are asked
 BufferSize = Annotated[int, Meta(ge=0, lt=1 << 30)]  # the kernel doubles it into an int
 MessageSize = Annotated[int, Meta(ge=8, le=1 << 30)]
+FrameCarrier = Literal["auto", "nic", "uio", "packet-ring", "xdp"]
 
 
 class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,6 +91,9 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     receives: Requests | None = None  # verbs: receive requests that a receiver keeps posted; None: as the pattern needs
     completions: Requests | None = None  # verbs: entries of a receiver's completion queue; None: as many as it can need
     huge_pages: bool = False
+    # roce: what carries the frames. auto: the NIC, if hwrx has a driver for it, else the kernel's packet ring; nic and
+    # uio: the NIC, by what there is, or through uio_pci_generic
+    link: FrameCarrier = "auto"
     crowd: Crowd = 0  # udp: further sockets, bound at the server before the trial, that nobody talks to
     crowd_on: Literal["spread", "chain"] = "spread"  # evenly over the table's slots, or all before the server's own
     # batch: who is woken never interrupts who runs, so that on one CPU the ends take turns (hwrx.machine.scheduling)

@@ -74,7 +74,7 @@ class UioDevice(HeldDevice):
         return ("intx",)
 
     def interrupt(self, kind: InterruptKind) -> Interrupt:
-        """The device file: each read of 4 bytes is a count. The kernel sets INTX_DISABLE when it fires; we clear it."""
+        """The device file, readable once it has fired. The kernel sets INTX_DISABLE when it fires; we clear it."""
         if kind != "intx":
             raise MachineError(f"uio_pci_generic has no {kind.upper()}", remedy="use intx, poll, or VFIO")
         self._release_interrupt()
@@ -89,9 +89,7 @@ class UioDevice(HeldDevice):
         # Both bytes of the register, the lower as it is by then (it has bus mastering in it): QEMU looks at
         # INTX_DISABLE only when the lower one is written (pci_default_write_config), and else loses count of the line
         unmask = (self._config, command.to_bytes(2, "little"), PCI_COMMAND)
-        self._interrupt = Interrupt(
-            "intx", descriptor, report=4, unmask=unmask, keeps=1, on_close=lambda: os.close(descriptor)
-        )
+        self._interrupt = Interrupt("intx", descriptor, unmask=unmask, keeps=1, on_close=lambda: os.close(descriptor))
         self._interrupt.rearm()
         return self._interrupt
 

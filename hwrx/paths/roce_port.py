@@ -13,6 +13,7 @@ from hwrx.paths.verbs_end import End, OwnEnd, agree_ends, gid_text, parse_end
 
 if TYPE_CHECKING:
     from cython_ext.frames.link import FrameLink
+    from hwrx.control.messages import Prepare
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MTUS = (256, 512, 1024, 2048, 4096)
@@ -30,6 +31,11 @@ class RocePort:
     mtu: int  # bytes of payload a packet that this end can do
     interleaves: bool = False  # messages can be received into pages of the user's: see frames/landing.pxd
     notes: Mapping[str, object] = field(default_factory=dict)  # for the manifest
+
+    @staticmethod
+    def choose_qpn(prepare: Prepare) -> int:
+        """Return the number of this end's queue pair: by the trial, so that stragglers of another one are strangers."""
+        return 0x100 + prepare.trial % 0x7FFF * 2 + (prepare.role == "client")
 
     @property
     def gid(self) -> bytes:

@@ -413,7 +413,9 @@ def holds_for_next(trials: Sequence[Trial], index: int) -> bool:
     """Whether a trial leaves what it takes from the kernel to the next one, which has the same agents."""
     if index + 1 == len(trials) or trials[index + 1].repeat != trials[index].repeat:
         return False
-    return paths.holds(trials[index].setting.path, trials[index + 1].setting.path)
+    this, following = trials[index].setting, trials[index + 1].setting
+    # what shares the kernel's driver needs the network device
+    return paths.holds(this.path, following.path) and this.link == following.link
 
 
 @contextlib.contextmanager

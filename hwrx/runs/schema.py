@@ -87,6 +87,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "zerocopy_receive": ("", "tcp: whether pages are mapped (TCP_ZEROCOPY_RECEIVE) instead of copied"),
     "gid_index": ("", "verbs: which GID was asked for; null: the one that hwrx chooses"),
     "huge_pages": ("", "whether buffers are in huge pages"),
+    "link": ("", "roce: what was to carry the frames: nic, uio, packet-ring or xdp; auto: see Setting"),
     "crowd_on": ("", "spread: over the table's slots; chain: all before the server's own"),
     "schedule": ("", "normal, or batch: who is woken never interrupts who runs"),
     "settle": ("ns", "that a stream's sender sleeps before the first measured message, and after the last"),

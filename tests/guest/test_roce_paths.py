@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from guest_ends import ROLES, Ends, Outcome, ip
 
 from hwrx.control.messages import Role, Setting
+from hwrx.errors import MachineError
 from hwrx.nic import pci
 from hwrx.wires import topology
 
@@ -115,3 +117,47 @@ def test_rxe_may_be_the_other_end(agents: Ends, path: str, ours: Role) -> None:
         ip("neighbour", "del", topology.NIC_ADDRESSES[ours], "dev", at)
     assert outcome.done["client"].ended == "complete", [(d.ended, d.error) for d in outcome.done.values()]
     assert (outcome.done["client"].tally["delivered"], outcome.done["client"].tally["corrupt"]) == (MESSAGES, 0)
+
+
+# --- another way to the wire -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[Path]:
+    """How many there are is read and written there; afterwards as many as before."""
+    file = Path("/proc/sys/vm/nr_hugepages")
+    before = file.read_text()
+    yield file
+    file.write_text(before)
+
+
+@pytest.mark.parametrize("wait", ["poll", "event"])
+@pytest.mark.parametrize("path", VERBS)
+def test_through_uio_the_nic_is_told_physical_addresses(agents: Ends, huge_pages: Path, path: str, wait: str) -> None:
+    huge_pages.write_text("160")
+    setting = Setting(path=path, pattern="pingpong", size=700, wait=wait, link="uio", check_every=1, **COMMON)
+    outcome = agents.run(setting)
+    checked(outcome, path, "pingpong")
+    for role in receives(path, "pingpong"):
+        done = outcome.done[role]
+        assert (done.chosen["access"], done.chosen["wait"]) == ("uio", "intx" if wait == "event" else "poll")
+        # without an IOMMU only a SEND of one packet is delivered where the NIC wrote it
+        assert ("roce_in_frames" in done.tally) == (path == "roce-send")
+        assert ("roce_copied" in done.tally) == (path != "roce-send")
+
+
+def test_without_huge_pages_uio_is_refused(agents: Ends, huge_pages: Path) -> None:
+    huge_pages.write_text("0")
+    with pytest.raises(MachineError, match="huge pages of 2048 KiB are wanted and 0 are free") as caught:
+        agents.run(Setting(path="roce-send", link="uio", **COMMON))
+    assert "nr_hugepages" in caught.value.remedy
+
+
+@pytest.mark.parametrize("link", ["packet-ring", "xdp"])
+@pytest.mark.parametrize("path", VERBS)
+def test_over_rings_of_the_kernels_driver(agents: Ends, path: str, link: str) -> None:
+    mtu = 1024  # what AF_XDP's chunks hold of the longer wire's is less than a packet of its MTU
+    setting = Setting(path=path, pattern="stream", size=5000, window=16, link=link, mtu=mtu, check_every=1, **COMMON)
+    outcome = agents.run(setting)
+    checked(outcome, path, "stream")
+    assert all(done.chosen["netdev"] == topology.NICS[role] for role, done in outcome.done.items())

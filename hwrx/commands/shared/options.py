@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import click
 
-from hwrx.control.messages import Pattern, Priced
+from hwrx.control.messages import FrameCarrier, Pattern, Priced
 from hwrx.paths import PATHS
 from hwrx.runs import experiment as experiments
 from hwrx.runs.experiment import Experiment, WantedClock
@@ -78,6 +78,7 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--mtu", type=int, help="verbs: path MTU (256, 512, 1024, 2048, 4096)."),
         click.option("--gid-index", type=int, help="verbs: which GID, instead of the one that hwrx chooses."),
         click.option("--huge-pages/--no-huge-pages", default=None, help="Buffers in huge pages."),
+        click.option("--link", type=click.Choice(get_args(FrameCarrier)), help="roce: what carries the frames [auto]."),
         click.option("--limit", type=float, help="Seconds without any message that end a trial."),
         click.option(
             "--clock",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cython_ext.frames.datagram import DatagramTransport
     from cython_ext.frames.link import FrameLink
     from hwrx.control.messages import Prepare, Setting
+    from hwrx.nic import Access
     from hwrx.nic.driver import Driver
     from hwrx.nic.pci import HeldNic
 
@@ -187,8 +188,8 @@ def describe_ring(nic: Driver) -> dict[str, str | int]:
 _held: list[HeldNic] = []  # NICs that stay taken between trials
 
 
-def keep_taken(netdev: str, address: str) -> None:
-    """Take the NIC beneath a network device, until `release_held`."""
+def keep_taken(netdev: str, address: str, access: Access = "auto") -> None:
+    """Take the NIC beneath a network device, until `release_held`; `access` as for `hwrx.nic.open_device`."""
     # as above
     from hwrx.nic import pci
 
@@ -197,7 +198,9 @@ def keep_taken(netdev: str, address: str) -> None:
         return
     if not _held:
         atexit.register(release_held)
-    _held.append(pci.HeldNic(nic, pci.DRIVER_OF["uio" if nic.group is None else "vfio"], own=(address,)))
+    if access == "auto":
+        access = "uio" if nic.group is None else "vfio"
+    _held.append(pci.HeldNic(nic, pci.DRIVER_OF[access], own=(address,)))
 
 
 def release_held() -> None:
@@ -241,11 +244,28 @@ def open_packet_ring(prepare: Prepare, largest: int = 1514) -> tuple[FrameLink, 
 
 def _xdp(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
     """An AF_XDP socket, in front of the stack."""
-    from cython_ext.frames.xdp_ring import XdpRing
+    return open_xdp_ring(prepare, _port(prepare))
 
+
+def open_xdp_ring(
+    prepare: Prepare, port: int, *, largest: int = 1514, qpn: int | None = None
+) -> tuple[FrameLink, dict[str, Any]]:
+    """An AF_XDP socket to which UDP datagrams are steered, and what was chosen for it, for the manifest.
+
+    :param port: of the datagrams
+    :param largest: bytes of a frame
+    :param qpn: number of the one queue pair of RoCEv2 whose packets are; None: all datagrams
+    :raises MachineError: if this kernel or device has none, or this build of hwrx
+    """
+    try:
+        from cython_ext.frames.xdp_ring import XdpRing
+    except ImportError as error:
+        raise MachineError(
+            "hwrx was built without AF_XDP, as libbpf was not there", remedy="apt install libbpf-dev, and ./lab/run"
+        ) from error
     netdev = named_netdev(prepare)
     mac = _hardware(netdev).hex(":")
-    ring = XdpRing(netdev, mac, _port(prepare), poll=prepare.setting.wait == "poll")
+    ring = XdpRing(netdev, mac, port, poll=prepare.setting.wait == "poll", largest=largest, qpn=qpn)
     notes = {"netdev": netdev, "mac": mac, "mode": ring.mode, "zero_copy": ring.zero_copy}
     return ring, notes | ({"copies_because": ring.why_copy} if ring.why_copy else {})
 

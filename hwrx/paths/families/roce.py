@@ -1,12 +1,14 @@
 """Paths over our own RoCEv2 queue pair, in user space: what rdma-* are, with no HCA and no rxe.
 
 On a NIC that hwrx has a driver for, it drives that, as `nic-ring` does: the NIC fetches what is sent and writes what
-comes by DMA, in the user's own memory. On any other network device it shares the kernel's packet ring.
+comes by DMA, in the user's own memory. On any other network device it shares the kernel's packet ring, or, where the
+setting `link` says so, an AF_XDP socket.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from pathlib import Path as File
 from typing import TYPE_CHECKING
 
@@ -16,10 +18,13 @@ from hwrx.paths.families import nic as frames
 from hwrx.paths.model import Look, Path
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cython_ext.roce.roce_path import RoceTransport
     from hwrx.control.messages import Prepare, Setting
+    from hwrx.nic import Access
 
-_READS = frozenset({"window", "mtu"})
+_READS = frozenset({"window", "mtu", "link"})
 
 PATHS = (
     Path(
@@ -66,6 +71,7 @@ PATHS = (
         copied_out="DMA",
     ),
 )
+ROCE_PORT = 4791  # of UDP
 LARGEST = 1 << 24  # bytes: its slots fit the memory that an end may pin
 PLAIN_BUFFER = 2048  # bytes of a NIC's receive buffer
 AROUND = 128  # bytes of a frame around a packet's payload, at most
@@ -105,8 +111,12 @@ def open_endpoint(prepare: Prepare) -> RoceTransport:
 
     check_setting(prepare.setting)
     netdev = frames.named_netdev(prepare)
-    port = _driven(prepare, netdev) if _is_driven(netdev) else _shared(prepare, netdev)
-    return RoceTransport(prepare, port)
+    wanted = prepare.setting.link
+    if wanted == "auto":
+        wanted = "nic" if _is_driven(netdev) else "packet-ring"
+    if wanted not in ("nic", "uio"):
+        frames.release_held()  # a trial before this one may have broken off
+    return RoceTransport(prepare, PORTS[wanted](prepare, netdev))
 
 
 def _is_driven(netdev: str) -> bool:
@@ -120,7 +130,7 @@ def _is_driven(netdev: str) -> bool:
     return False
 
 
-def _driven(prepare: Prepare, netdev: str) -> roce_port.RocePort:
+def _driven(prepare: Prepare, netdev: str, access: Access = "auto") -> roce_port.RocePort:
     """The NIC's own rings, which gather what is sent and receive in place."""
     # as above
     import hwrx.nic
@@ -133,9 +143,10 @@ def _driven(prepare: Prepare, netdev: str) -> roce_port.RocePort:
     mtu = prepare.setting.mtu or roce_port.choose_roce_mtu(wire, None, netdev)
     here = prepare.here
     if prepare.hold:
-        frames.keep_taken(netdev, here.address)
+        frames.keep_taken(netdev, here.address, access)
     nic = hwrx.nic.open_nic(
         netdev,
+        access=access,
         own=(here.address,),
         rx=frames.RING,
         tx=frames.RING,
@@ -157,6 +168,22 @@ def _shared(prepare: Prepare, netdev: str) -> roce_port.RocePort:
     mtu = roce_port.choose_roce_mtu(wire_mtu(netdev), prepare.setting.mtu, netdev)
     link, notes = frames.open_packet_ring(prepare, max(1514, mtu + AROUND))
     return roce_port.RocePort(link, prepare.here.address, mtu, notes=notes)
+
+
+def _steered(prepare: Prepare, netdev: str) -> roce_port.RocePort:
+    """An AF_XDP socket, to which the packets of our queue pair alone are steered, in front of the stack."""
+    mtu = roce_port.choose_roce_mtu(wire_mtu(netdev), prepare.setting.mtu, netdev)
+    qpn = roce_port.RocePort.choose_qpn(prepare)
+    link, notes = frames.open_xdp_ring(prepare, ROCE_PORT, largest=max(1514, mtu + AROUND), qpn=qpn)
+    return roce_port.RocePort(link, prepare.here.address, mtu, notes=notes)
+
+
+PORTS: dict[str, Callable[[Prepare, str], roce_port.RocePort]] = {
+    "nic": _driven,
+    "uio": functools.partial(_driven, access="uio"),
+    "packet-ring": _shared,
+    "xdp": _steered,
+}
 
 
 def wire_mtu(netdev: str) -> int:
