@@ -306,8 +306,8 @@ class Topology(Struct, frozen=True, kw_only=True):
     """One way of arranging two ends; `where` says on which kernel it is put up unless the user says otherwise.
 
     `machine`: nothing is put up. `named`: the user names both ends. `sentence` says what it is, `brief` in a few words
-    for captions. `mtu`, `netem`: whether its wire takes another MTU, and can be made worse. `standing`: its ends, if
-    both are in the namespace in which it is put up.
+    for captions. `mtu`, `netem`: whether its wire takes another MTU, and can be made worse. `iommu`: its guest has
+    one. `standing`: its ends, if both are in the namespace in which it is put up.
 
     What it needs of a guest: `hardware` are words for QEMU, `append` words for the kernel's command line, `modules` are
     loaded while Python starts. `outside` puts up what QEMU needs of the host, and yields the namespace to start it in.
@@ -323,6 +323,7 @@ class Topology(Struct, frozen=True, kw_only=True):
     standing: Callable[[], Made] | None = None
     mtu: bool = False
     netem: bool = False
+    iommu: bool = False
     hardware: tuple[str, ...] = ()
     append: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
@@ -377,6 +378,7 @@ KNOWN: dict[str, Topology] = {
             make=nic,
             standing=_nic_here,
             mtu=True,
+            iommu=True,
             hardware=_nic_hardware(),
             # passthrough: what the kernel's own drivers do is not translated, as where there is no IOMMU
             append=("intel_iommu=on", "iommu=pt"),
@@ -416,6 +418,7 @@ else:
     Name = Literal[tuple(KNOWN)]  # what a file may name
 TOPOLOGIES = {name: topology for name, topology in KNOWN.items() if topology.make is not None}  # that can be put up
 WITH_MTU = tuple(name for name, topology in TOPOLOGIES.items() if topology.mtu)
+WITH_IOMMU = tuple(name for name, topology in TOPOLOGIES.items() if topology.iommu)
 WITH_NETEM = tuple(name for name, topology in TOPOLOGIES.items() if topology.netem)
 
 

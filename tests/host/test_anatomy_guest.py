@@ -56,6 +56,14 @@ def test_the_sum_over_functions_is_what_the_clock_says_of_each_message(
     assert ("rxe_requester" in functions) == (path == "rdma-send")
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_interrupts_and_address_spaces_are_seen_as_they_happen(dissected: dict[str, dict[str, Any]], path: str) -> None:
+    machine = dissected[path]["machine"]
+    assert machine["cr3_loads"] >= 2  # to the other agent and back
+    handlers = {each["handler"] for each in machine["interrupts"]}
+    assert handlers <= {"sysvec_apic_timer_interrupt", "exc_page_fault"}, "a veth has no interrupt"
+
+
 @pytest.mark.parametrize(("path", "sender", "passes"), [("udp", 1.0, 0.0), ("rdma-send", 2.0, 1.0)])
 def test_each_byte_is_followed_to_where_it_belongs(
     dissected: dict[str, dict[str, Any]], path: str, sender: float, passes: float

@@ -18,9 +18,10 @@ from hwrx.anatomy.model import ByAddress, Dissection, Handling, Part, Stamp, Sta
 from hwrx.anatomy.stacks import Piece
 from hwrx.anatomy.symbols import Function
 from hwrx.cli import main
-from hwrx.control.messages import Setting
+from hwrx.control.messages import Boot, Setting
 from hwrx.errors import StoreError
-from hwrx.report import anatomies, diff, diff_text, html, ledgers
+from hwrx.report import anatomies, diff, diff_text, html, ledgers, machine_costs
+from hwrx.report.moved import moved_parts
 from hwrx.runs import store
 
 LOOP, RECEIVE = Function("pingpong_client", "cython_ext.loops.pingpong"), Function("udp_rcv", "vmlinux")
@@ -151,10 +152,35 @@ def test_a_diff_names_the_functions_that_moved(tmp_path: Path) -> None:
     assert same.moved == [] and "functions that moved" not in diff_text.to_text(same)
 
 
+def test_what_a_word_of_the_machine_adds_stands_by_function_and_as_a_chart(tmp_path: Path) -> None:
+    label = "udp 64 B pingpong event iommu={} init_on_alloc={}"
+    found = [
+        msgspec.structs.replace(made(receive=receive), label=label.format(iommu, init))
+        for iommu, init, receive in (("off", 0, 700.0), ("strict", 0, 950.0), ("off", 1, 720.0))
+    ]
+    first, second = machine_costs.added_by_machine([*found, made("tcp")])
+    assert (first.words, first.base) == ("iommu=strict", "iommu=off")
+    assert (second.words, second.base) == ("init_on_alloc=1", "init_on_alloc=0")
+    assert first.title == "udp, 64 B: iommu=strict +250 against iommu=off"
+    run = hwrx.load(run_with(tmp_path, *found))
+    table = next(each for each in anatomies.anatomy_tables(run.summary()) if each.name == "machine-1")
+    assert cells(table) == [["udp_rcv", "vmlinux", "UDP", "700", "950", "+250"]]
+    svg = machine_costs.difference_of(first)
+    assert "udp, 64 B, iommu=strict" in svg and "+500 in all" in svg
+    assert "What the machine adds: udp, 64 B: iommu=strict" in html.render_html(run.summary())
+
+
+@pytest.mark.parametrize(("prices", "words"), [(("byte",), "adds the cross-check"), (("byte", "word"), "is the cross")])
+def test_each_table_of_copies_says_what_the_emulator_counts_of_one(prices: tuple[Any, ...], words: str) -> None:
+    found = [msgspec.structs.replace(made(), boot=Boot(copies_priced=price)) for price in prices]
+    said = anatomies._prices(found)
+    assert "REP MOVS as an instruction a byte" in said and words in said and "ERMS" in said
+
+
 def test_a_function_of_one_side_alone_has_moved_too() -> None:
     before = made()
     after = msgspec.structs.replace(before, parts=[*before.parts, Part("nf_hook_slow", "vmlinux", "IP", 80.0)])
-    (only,) = anatomies.moved_parts(before, after)
+    (only,) = moved_parts(before, after)
     assert (only.function, only.before, only.after) == ("nf_hook_slow", 0.0, 80.0)
 
 
