@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -113,14 +112,16 @@ def dissect_settings(
 
 def _in_one_guest(plan: Experiment, settings: Sequence[Setting], say: Say, copies: bool) -> list[Dissection]:
     """Take the messages of settings apart that are booted alike."""
-    with _plugin_folder() as folder:
-        file = folder / "trace"
-        plugin = shutil.copy(building.find_or_build(), folder)  # where QEMU's user, if it is another one, may read
+    # both by descriptors, so that QEMU may read and write them, whoever it runs as
+    with building.find_or_build().open("rb") as plugin, _unnamed_file() as written:
+        file = Path(f"/proc/self/fd/{written}")
         words = max(FEWEST_WORDS, sum(setting.total for setting in settings) * WORDS_A_MESSAGE)
         if copies:
             words += sum(followed_setting(setting).total for setting in [settings[0], *settings]) * WORDS_FOLLOWED
-        loaded = ["-plugin", f"{plugin},into={file},words={words},blocks={BLOCKS}"]
-        with testbed.opened_bed(plan, testbed.Wanted(), say, qemu=loaded, boot=settings[0].boot) as bed:
+        loaded = ["-plugin", f"/proc/self/fd/{plugin.fileno()},into={file},words={words},blocks={BLOCKS}"]
+        inherited = (plugin.fileno(), written)
+        boot = settings[0].boot
+        with testbed.opened_bed(plan, testbed.Wanted(), say, qemu=loaded, boot=boot, descriptors=inherited) as bed:
             assert isinstance(bed, GuestBed)
             return _dissect(bed, settings, file, say, copies)
 
@@ -342,10 +343,10 @@ def _ask(guest: Guest, script: str) -> str:
 
 
 @contextlib.contextmanager
-def _plugin_folder() -> Iterator[Path]:
-    """A folder that QEMU may write to, whoever it runs as."""
+def _unnamed_file() -> Iterator[int]:
+    """A file that QEMU's user may open again. It has no name, so nothing is left of it, whatever ends us."""
     user = emulator_user.find_emulator_user()
-    with tempfile.TemporaryDirectory(prefix="hwrx-anatomy-") as name:
+    with tempfile.TemporaryFile(prefix="hwrx-anatomy-") as file:
         if user is not None:
-            os.chown(name, user.uid, user.gid)
-        yield Path(name)
+            os.fchown(file.fileno(), user.uid, user.gid)
+        yield file.fileno()

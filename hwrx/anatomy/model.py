@@ -72,6 +72,7 @@ class Stamp(Struct, frozen=True):
     direction: Direction
     at: int
     since: int
+    actor: str = ""  # who ran there, as the stack says; "": not known of a run by an earlier version
 
 
 class Interrupt(Struct, frozen=True):

@@ -119,7 +119,7 @@ def _print(rows: list[dict[str, Any]], path: str | None, problem: str, *, asked:
     help="Most messages of a trial and direction.",
 )
 def export(run: pathlib.Path, perfetto: bool, out: pathlib.Path | None, messages: int) -> None:
-    """Write the timelines of a traced RUN in another program's format.
+    """Write the timelines of a traced RUN, or of one whose messages were taken apart, in another program's format.
 
     \b
     Example:
@@ -127,10 +127,11 @@ def export(run: pathlib.Path, perfetto: bool, out: pathlib.Path | None, messages
     """
     # a list of stages starts without Arrow
     from hwrx.report.published import open_published
+    from hwrx.report.stamped import exact_messages
     from hwrx.timelines import perfetto as format_
 
     found = open_published(run)
     path = out or found.path / "timelines.json"
     disk.check_target(path)
-    count = format_.export_timelines(found, path, messages)
+    count = format_.export_timelines(found, path, messages, exact_messages(found))
     click.echo(f"{path}: {count:,} messages; open it at ui.perfetto.dev")

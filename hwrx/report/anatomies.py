@@ -10,32 +10,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hwrx import stages
-from hwrx.anatomy import model
 from hwrx.anatomy.flame import draw_charts, draw_difference
 from hwrx.anatomy.model import ByAddress, Dissection
-from hwrx.errors import StoreError, UsageError
+from hwrx.errors import UsageError
 from hwrx.report import ledgers, machine_costs
 from hwrx.report.cells import Cell, Kind, Table
 from hwrx.report.journeys import journeys_of
 from hwrx.report.model import Row, Summary
 from hwrx.report.moved import Moved, moved_parts
 from hwrx.report.numbers import WITHHELD, size_words
+from hwrx.report.stamped import anatomy_of
 
 if TYPE_CHECKING:
     from hwrx.runs.reading import Run
 
 MOVED = 12  # functions that a diff names, of each setting
 APART = 0.02  # copies or passes a byte: by more two ledgers differ. A trial's warm-up and its check are a percent
-
-
-def anatomy_of(run: Run) -> list[Dissection]:
-    """Return the messages that were taken apart; none if none were, or what was kept cannot be used."""
-    if not (run.path / model.DOCUMENT).exists():
-        return []
-    try:
-        return model.from_document(run.document(model.DOCUMENT))
-    except StoreError:
-        return []
 
 
 def anatomy_tables(summary: Summary) -> list[Table]:

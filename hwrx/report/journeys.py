@@ -8,7 +8,7 @@ a crowded server with the way back. Means add up to the mean one-way time, by co
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,7 @@ class Journey(Struct, frozen=True, kw_only=True):
     direction: str  # there: from client to server; back
     messages: int
     steps: list[Step]
+    source: Literal["anatomy", "probes"] = "probes"  # what the stages stand on: see `hwrx.report.stamped`
 
     @property
     def whole(self) -> float:

@@ -275,13 +275,14 @@ def opened_bed(
     *,
     boot: Boot = LABS_OWN,
     qemu: Sequence[str] = (),
+    descriptors: Sequence[int] = (),
     held: Callable[[Guest], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Iterator[Testbed]:
     """Put up what the experiment needs and yield it.
 
     :param say: told the stage and what is being done.
     :param boot: what a guest is booted with.
-    :param qemu: more arguments for the emulator of a guest.
+    :param qemu: more arguments for the emulator of a guest; `descriptors`: open files that it inherits.
     :param held: a context that a guest is within from before it boots until it has ended.
     :raises UsageError: see `check`.
     :raises MachineError: if this machine lacks something.
@@ -311,6 +312,7 @@ def opened_bed(
             copies_priced=boot.copies_priced,
             append=(*experiment.boot, *kernel_words(boot, huge_pages=huge_pages)),
             qemu=qemu,
+            descriptors=descriptors,
             options=_options(experiment),
             log=wanted.log,
             progress=say,
