@@ -74,11 +74,16 @@ def _step(stamp: Stamp) -> Step:
 
 
 def exact_messages(run: Run) -> list[Exact]:
-    """Return a run's messages that were taken apart, each direction by itself, as timelines for other programs."""
+    """Return a run's messages that were taken apart as timelines for other programs."""
+    return [exact for one in anatomy_of(run) for exact in exact_of(one)]
+
+
+def exact_of(one: Dissection) -> list[Exact]:
+    """Return the two directions of a message, each by itself; those that have stages between posted and delivered."""
     found = []
-    for one in anatomy_of(run):
-        for direction in dict.fromkeys(stamp.direction for stamp in one.stamps):
-            mine = [stamp for stamp in one.stamps if stamp.direction == direction]
+    for direction in dict.fromkeys(stamp.direction for stamp in one.stamps):
+        mine = [stamp for stamp in one.stamps if stamp.direction == direction]
+        if len(mine) > 2:
             stamps = [(each.stage, each.actor or stages.BY_NAME[each.stage].actor, each.at) for each in mine]
             found.append(Exact(one.path, one.label, direction, stamps))
     return found
