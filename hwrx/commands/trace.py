@@ -126,8 +126,8 @@ def export(run: pathlib.Path, perfetto: bool, out: pathlib.Path | None, messages
       hwrx export --perfetto runs/latest
     """
     # a list of stages starts without Arrow
+    from hwrx.report.journeys import exact_messages
     from hwrx.report.published import open_published
-    from hwrx.report.stamped import exact_messages
     from hwrx.timelines import perfetto as format_
 
     found = open_published(run)

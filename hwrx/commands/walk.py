@@ -30,7 +30,7 @@ from hwrx.timelines.walk import walk_message as follow
 from hwrx.wires.topology import NETDEVS, Topology, find_topology
 
 if TYPE_CHECKING:
-    from hwrx.timelines.perfetto import Exact
+    from hwrx.timelines.exact import Exact
     from hwrx.timelines.walk import Journey
 
 MESSAGES = 200
@@ -155,7 +155,7 @@ def _dissected(plan: experiments.Experiment, say: Callable[[str, str], None]) ->
     """Take messages of the walk's paths apart, and return the way there of each path that has stages."""
     # a decoder of instructions, which few walks want
     from hwrx.anatomy.dissect import dissect_paths
-    from hwrx.report.stamped import exact_of
+    from hwrx.report.journeys import exact_of
 
     counted = experiments.override_experiment(plan, clock="icount", messages=DISSECTED)
     return {one.path: one for each in dissect_paths(counted, say) for one in exact_of(each) if one.direction == "there"}

@@ -15,11 +15,10 @@ from hwrx.anatomy.model import ByAddress, Dissection
 from hwrx.errors import UsageError
 from hwrx.report import ledgers, machine_costs
 from hwrx.report.cells import Cell, Kind, Table
-from hwrx.report.journeys import journeys_of
+from hwrx.report.journeys import anatomy_of, journeys_of
 from hwrx.report.model import Row, Summary
 from hwrx.report.moved import Moved, moved_parts
 from hwrx.report.numbers import WITHHELD, size_words
-from hwrx.report.stamped import anatomy_of
 
 if TYPE_CHECKING:
     from hwrx.runs.reading import Run

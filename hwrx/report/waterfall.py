@@ -10,10 +10,9 @@ import numpy as np
 from hwrx import paths, stages
 from hwrx.report import captions, style
 from hwrx.report.cells import Cell, Kind, Table, column_heads
-from hwrx.report.journeys import UNKNOWN, Journey, Step
+from hwrx.report.journeys import UNKNOWN, Journey, Step, sources_in_words, stage_journeys
 from hwrx.report.model import Row, Summary, swept_words
 from hwrx.report.numbers import WITHHELD, number_text, size_words
-from hwrx.report.stamped import sources_in_words, stage_journeys
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

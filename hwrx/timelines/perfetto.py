@@ -21,6 +21,7 @@ from hwrx.errors import UsageError
 from hwrx.host import strict_json
 from hwrx.timelines.actors import ACTORS as OBSERVED
 from hwrx.timelines.actors import actor_column
+from hwrx.timelines.exact import Exact
 from hwrx.timelines.tables import stage_numbers
 
 if TYPE_CHECKING:
@@ -30,18 +31,6 @@ if TYPE_CHECKING:
 
 ACTORS = (*OBSERVED[1:], "kernel", "hard IRQ", "device", OBSERVED[0])
 MOST = 200  # messages of one trial and direction; many more make the viewer slow
-
-
-class Exact(Struct, frozen=True):
-    """A message whose stages are known to the instruction, in one direction: each stage, its actor, and since posted.
-
-    `label`: of its setting.
-    """
-
-    path: str
-    label: str
-    direction: str
-    stamps: list[tuple[str, str, int]]
 
 
 class Timeline(Struct, frozen=True):

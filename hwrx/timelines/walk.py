@@ -20,8 +20,8 @@ from hwrx.errors import TrialError
 from hwrx.runs.schedule import Pair
 from hwrx.stages import BY_NAME
 from hwrx.timelines import copies
+from hwrx.timelines.exact import Exact
 from hwrx.timelines.join import Timelines
-from hwrx.timelines.perfetto import Exact
 from hwrx.timelines.traced import RunTracer
 
 PHYSICAL_UNKNOWN = "unknown (only root may see it)"

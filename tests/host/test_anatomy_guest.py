@@ -15,7 +15,7 @@ import pytest
 import hwrx
 from hwrx.anatomy.dissect import dissect_paths
 from hwrx.errors import UsageError
-from hwrx.report import anatomies, stamped
+from hwrx.report import anatomies, journeys
 from hwrx.runs import experiment
 
 pytestmark = pytest.mark.beside
@@ -107,7 +107,7 @@ def test_a_run_that_is_to_be_taken_apart_keeps_it_and_shows_it_beside_what_probe
     assert done.returncode == 0, done.stderr
     run = hwrx.load(tmp_path / "latest")
     assert run.status == "complete"
-    (one,) = stamped.anatomy_of(run)
+    (one,) = journeys.anatomy_of(run)
     assert one.label == run.rows[0]["label"]
     assert one.copies is not None and (one.copies.sender, one.copies.receiver) == (1.0, 1.0)
     _, table, stages = anatomies.anatomy_tables(run.summary())

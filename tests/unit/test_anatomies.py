@@ -20,7 +20,7 @@ from hwrx.anatomy.symbols import Function
 from hwrx.cli import main
 from hwrx.control.messages import Boot, Setting
 from hwrx.errors import StoreError
-from hwrx.report import anatomies, diff, diff_text, figures, html, ledgers, machine_costs, stamped, waterfall
+from hwrx.report import anatomies, diff, diff_text, figures, html, journeys, ledgers, machine_costs, waterfall
 from hwrx.report.moved import moved_parts
 from hwrx.runs import store
 from hwrx.timelines import perfetto
@@ -73,8 +73,8 @@ def cells(table: Any) -> list[list[str]]:
 def test_a_run_keeps_what_was_found_and_gives_it_back(tmp_path: Path) -> None:
     found = [made(copies=copies()), made("tcp")]
     assert model.from_document(json.loads(json.dumps(model.to_document(found)))) == found
-    assert stamped.anatomy_of(hwrx.load(run_with(tmp_path, *found))) == found
-    assert stamped.anatomy_of(hwrx.load(run_with(tmp_path))) == []
+    assert journeys.anatomy_of(hwrx.load(run_with(tmp_path, *found))) == found
+    assert journeys.anatomy_of(hwrx.load(run_with(tmp_path))) == []
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_was_not_kept_by_this_version_is_refused(document: dict[str, Any], 
         model.from_document(document)
     run = run_with(tmp_path, made())
     (run / model.DOCUMENT).write_text("{}")
-    assert stamped.anatomy_of(hwrx.load(run)) == []
+    assert journeys.anatomy_of(hwrx.load(run)) == []
 
 
 def test_layers_stand_below_one_another_and_their_sum_last(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_diff_names_the_functions_that_moved(tmp_path: Path) -> None:
 def test_the_waterfall_stands_on_the_anatomy_where_a_run_has_it_and_says_so(tmp_path: Path) -> None:
     both = {"paths": ["udp", "tcp"], "traced": True}
     summary = hwrx.load(run_with(tmp_path, made(), **both)).summary()
-    found = {(journey.row.path, journey.direction): journey for journey in stamped.stage_journeys(summary)}
+    found = {(journey.row.path, journey.direction): journey for journey in journeys.stage_journeys(summary)}
     exact = found["udp", "there"]
     assert (exact.source, exact.messages, exact.whole) == ("anatomy", 1, 900.0)
     assert [(step.stage.name, step.actor, step.mean) for step in exact.steps] == [
@@ -175,7 +175,7 @@ def test_the_waterfall_stands_on_the_anatomy_where_a_run_has_it_and_says_so(tmp_
 
 def test_perfettos_file_stands_on_the_anatomy_and_on_probes_for_the_rest(tmp_path: Path) -> None:
     run = hwrx.load(run_with(tmp_path, made(), paths=["udp", "tcp"], traced=True))
-    exact = stamped.exact_messages(run)
+    exact = journeys.exact_messages(run)
     assert perfetto.export_timelines(run, tmp_path / "t.json", 3, exact) > 2
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     stands = {(event["cat"], event["args"]["stands on"]) for event in events if event["ph"] == "X"}
