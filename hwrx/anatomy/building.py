@@ -15,6 +15,7 @@ from hwrx.lab import accelerator
 from hwrx.probes.build import cache_folder
 
 SOURCE = Path(__file__).parent / "plugin.c"
+HEADERS = tuple(sorted(SOURCE.parent.glob("*.h")))
 FLAGS = ("-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden")
 NEWEST = 10  # of QEMU's major versions that the plugin was written for
 
@@ -42,7 +43,9 @@ def find_or_build() -> Path:
     :raises MachineError: if there is no compiler, or no interface is known for this QEMU.
     """
     flags = (*FLAGS, f"-DPLUGIN_API={api_of(accelerator.qemu_version())}")
-    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(flags).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(
+        b"".join(each.read_bytes() for each in (SOURCE, *HEADERS)) + " ".join(flags).encode()
+    ).hexdigest()[:12]
     target = cache_folder() / f"anatomy-{digest}.so"
     if target.exists():
         return target
@@ -56,5 +59,6 @@ def find_or_build() -> Path:
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode:
             raise MachineError(f"the emulator's plugin does not compile:\n{done.stderr.strip()[-2000:]}")
+        made.chmod(0o755)  # whatever the umask: QEMU, which may run as another user, opens it again
         made.replace(target)
     return target

@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 import msgspec
 import numpy as np
@@ -24,6 +22,7 @@ from msgspec import Struct
 from hwrx import paths
 from hwrx.anatomy import building, followed, layout
 from hwrx.anatomy.layers import UNKNOWN, layer_of
+from hwrx.anatomy.machine_events import EventFinder, interrupts_beyond
 from hwrx.anatomy.model import ByAddress, Dissection, Handling, Part, State
 from hwrx.anatomy.stacks import Piece, Unwinder
 from hwrx.anatomy.stamps import stamp_stages
@@ -63,6 +62,13 @@ class Taken(Struct, frozen=True):
     since: int
 
 
+class Said(Struct, frozen=True):
+    """What the guest says of itself: instructions of a nanosecond of its clock, and /proc/iomem."""
+
+    speed: float
+    iomem: str
+
+
 Say = Callable[[str, str], None]
 
 
@@ -86,38 +92,38 @@ def dissect_paths(plan: Experiment, say: Say, *, copies: bool = False) -> list[D
 
 
 def dissectible(layout_of_run: planning.Plan) -> list[Setting]:
-    """Return the settings of a plan whose messages can be taken apart: of ping-pongs, at the first price of copies."""
-    price = planning.prices_of(layout_of_run)[0]
-    return [one for one in layout_of_run.settings if one.pattern == "pingpong" and one.copies_priced == price]
+    """Return the settings of a plan whose messages can be taken apart: of ping-pongs."""
+    return [one for one in layout_of_run.settings if one.pattern == "pingpong"]
 
 
 def dissect_settings(
     plan: Experiment, settings: Sequence[Setting], say: Say, *, copies: bool = False
 ) -> list[Dissection]:
-    """Take the messages of these settings apart, in one guest; see `dissect_paths`."""
-    with nameless_file() as plugin, nameless_file() as written:
-        with building.find_or_build().open("rb") as built:
-            shutil.copyfileobj(built, plugin)
-        plugin.flush()
-        file = Path(f"/proc/self/fd/{written.fileno()}")
+    """Take the messages of these settings apart, in a guest for each way in which they want it booted."""
+    found: dict[Setting, Dissection] = {}
+    for boot in dict.fromkeys(setting.boot for setting in settings):
+        mine = [setting for setting in settings if setting.boot == boot]
+        found.update(zip(mine, _in_one_guest(plan, mine, say, copies), strict=True))
+    return [
+        msgspec.structs.replace(found[setting], label=planning.label_of(setting, plan), boot=setting.boot)
+        for setting in settings
+    ]
+
+
+def _in_one_guest(plan: Experiment, settings: Sequence[Setting], say: Say, copies: bool) -> list[Dissection]:
+    """Take the messages of settings apart that are booted alike."""
+    # both by descriptors, so that QEMU may read and write them, whoever it runs as
+    with building.find_or_build().open("rb") as plugin, unnamed_file() as written:
+        file = Path(f"/proc/self/fd/{written}")
         words = max(FEWEST_WORDS, sum(setting.total for setting in settings) * WORDS_A_MESSAGE)
         if copies:
             words += sum(followed_setting(setting).total for setting in [settings[0], *settings]) * WORDS_FOLLOWED
         loaded = ["-plugin", f"/proc/self/fd/{plugin.fileno()},into={file},words={words},blocks={BLOCKS}"]
-        with testbed.opened_bed(
-            plan,
-            testbed.Wanted(),
-            say,
-            qemu=loaded,
-            descriptors=(plugin.fileno(), written.fileno()),
-            copies_priced=settings[0].copies_priced,
-        ) as bed:
+        inherited = (plugin.fileno(), written)
+        boot = settings[0].boot
+        with testbed.opened_bed(plan, testbed.Wanted(), say, qemu=loaded, boot=boot, descriptors=inherited) as bed:
             assert isinstance(bed, GuestBed)
-            found = _dissect(bed, settings, file, say, copies)
-    return [
-        msgspec.structs.replace(one, label=planning.label_of(setting, plan))
-        for one, setting in zip(found, settings, strict=True)
-    ]
+            return _dissect(bed, settings, file, say, copies)
 
 
 def _dissect(bed: GuestBed, settings: Sequence[Setting], file: Path, say: Say, copies: bool) -> list[Dissection]:
@@ -141,9 +147,10 @@ def _dissect(bed: GuestBed, settings: Sequence[Setting], file: Path, say: Say, c
                 take(followed_setting(setting))
         kallsyms = _ask(bed.guest, "echo 0 > /proc/sys/kernel/kptr_restrict; cat /proc/kallsyms")
         speed = clock_speed(_ask(bed.guest, "dmesg"))
+        iomem = _ask(bed.guest, "cat /proc/iomem")
     say("anatomy", "naming and adding up")
     pieces = [*kernel_pieces(kallsyms), *process_pieces("\n".join(maps))]
-    return list(_added_up(file, taken, copies, Symbols(pieces), speed))
+    return list(_added_up(file, taken, copies, Symbols(pieces), Said(speed, iomem)))
 
 
 def followed_setting(setting: Setting) -> Setting:
@@ -151,7 +158,7 @@ def followed_setting(setting: Setting) -> Setting:
     return msgspec.structs.replace(setting, messages=8, warmup=4, cooldown=2, check_every=1, limit=SYMBOLS_WITHIN)
 
 
-def _added_up(file: Path, taken: Sequence[Taken], copies: bool, symbols: Symbols, speed: float) -> Iterator[Dissection]:
+def _added_up(file: Path, taken: Sequence[Taken], copies: bool, symbols: Symbols, said: Said) -> Iterator[Dissection]:
     whole = layout.read_words(file)
     entries = entries_of(whole, symbols)
     owners = symbols.find(whole.instructions["address"])
@@ -163,7 +170,7 @@ def _added_up(file: Path, taken: Sequence[Taken], copies: bool, symbols: Symbols
     # with copies: the settings, the first again to wake the plugin, and the settings again
     plain = (len(taken) - 1) // 2 if copies else len(taken)
     for number, (one, recording) in enumerate(zip(taken[:plain], own, strict=False)):
-        found = _dissection(one.setting, one.measured, Trace(recording, entries), symbols, speed, entries)
+        found = _dissection(one.setting, one.measured, Trace(recording, entries), symbols, said, entries)
         if copies:
             handled = _by_address(one.setting, own[plain + 1 + number], owners, symbols.functions)
             found = msgspec.structs.replace(found, copies=handled)
@@ -218,7 +225,7 @@ def _dissection(
     measured: Measured,
     trace: Trace,
     symbols: Symbols,
-    speed: float,
+    said: Said,
     entries: npt.NDArray[np.uint64],
 ) -> Dissection:
     full = paths.find_path(setting.path).full_rtt
@@ -232,7 +239,7 @@ def _dissection(
     totals = trace.totals()[numbers]
     owners = symbols.find(trace.recording.instructions["address"])
     stopped = trace.meets(HALT)[numbers]
-    by_clock = totals / speed
+    by_clock = totals / said.speed
     levels, counts = np.unique(totals, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     profiles = [
@@ -243,6 +250,9 @@ def _dissection(
     total = float(profiles[0].sum())
     unwinder = Unwinder(trace.recording, owners, symbols.functions, set(entries.tolist()))
     pieces = _pieces(unwinder, trace, int(numbers[totals == levels[order[0]]][-1]))
+    common = totals == levels[order[0]]
+    events = EventFinder(trace.recording, owners, symbols.functions, said.iomem)
+    machine = events.find_events(trace.bounds[numbers], common)
     layers: dict[str, float] = {}
     for part in parts:
         layers[part.layer] = layers.get(part.layer, 0.0) + part.instructions
@@ -263,13 +273,19 @@ def _dissection(
         parts=parts,
         layers=dict(sorted(layers.items(), key=lambda item: -item[1])),
         states=[
-            State(float(levels[each]) / halves, int(counts[each]), _moved(profile, profiles[0], symbols.functions))
+            State(
+                float(levels[each]) / halves,
+                int(counts[each]),
+                _moved(profile, profiles[0], symbols.functions),
+                interrupts_beyond(machine.interrupts, totals == levels[each], common),
+            )
             for each, profile in zip(order, profiles, strict=False)
         ],
         pieces=pieces,
         calls=unwinder.calls,
         unmatched=unwinder.unmatched,
         stamps=stamp_stages(setting.path, pieces),
+        machine=machine,
     )
 
 
@@ -327,10 +343,10 @@ def _ask(guest: Guest, script: str) -> str:
 
 
 @contextlib.contextmanager
-def nameless_file() -> Iterator[IO[bytes]]:
-    """A file for QEMU, whoever it runs as, by its descriptor: it goes with the last process that has it open."""
+def unnamed_file() -> Iterator[int]:
+    """A file that QEMU's user may open again. It has no name, so nothing is left of it, whatever ends us."""
     user = emulator_user.find_emulator_user()
     with tempfile.TemporaryFile(prefix="hwrx-anatomy-") as file:
         if user is not None:
             os.fchown(file.fileno(), user.uid, user.gid)
-        yield file
+        yield file.fileno()

@@ -16,6 +16,10 @@ UNKNOWN = "other"
 MADE = re.compile(r"(\.(constprop|isra|part|cold|lto_priv)(\.\d+)?)+$")
 # first what has a layer of its own wherever it is called from, then the network from the socket to the wire
 LAYERS = {
+    "IOMMU": r"""
+        \w*iommu\w*(\.\S+)? pfn_to_dma_pte\S* dma_pte_\w+ (__)?domain_(un)?map\w* __domain_mapping qi_\w+ iova\w*
+        (__)?(alloc|free)_iova\w* clflush_cache_range dma_map_\w+ dma_unmap_\w+ rb_prev
+    """,
     "copy": r"""
         _?copy_(user|to_iter|from_iter|from_user|to_user|page)\w* _?_?memcpy\w* memmove\w* copyin copyout
         rep_movs_alternative \w*memcpy\w*@libc\S* memcpy\S*@.* __get_user_\w+ __put_user_\w+ \w*csum_and_copy\w*
@@ -77,6 +81,7 @@ LAYERS = {
         vfs_\w+ ksys_\w+ new_sync_\w+ rw_verify\w* eventfd\w* get_timespec\w* __sys_\w+ poll_\w+ do_sys\w*
         select_\w+ set_user_sigmask restore_saved\w* sigprocmask unmask_\w* __set_task_blocked sigpending\w*
         recalc_\w+ do_restart\w* put_timespec\w* prepare_signal signal_\w+ map_id_range\w* make_k[ug]id
+        kernfs_\w+ sysfs_\w+ file_ns_capable lockdown_is\w*
         do_vfs_ioctl __x86_\w+ iov_iter\w* __import_iovec _?copy_msghdr\w* ___sys_\w+ ____sys\w+ srso_\w+
         anon_\w+
     """,
@@ -114,8 +119,8 @@ LAYERS = {
         page_\w+ __?free_\w+ alloc_\w*page\w* __alloc_page\w* __?consume\w+ get_page\w* __list_\w+ obj_cgroup\w*
         __memcg\w* refill\w* ___slab\w* put_cpu_partial setup_object\w* check_object\w* get_partial\w*
         deactivate\w* __pskb\w* pskb\w+ skb_\w+ ptr_\w+ __mod_\w+ mod_\w+ memdup\w* memchr_inv __radix_\w+
-        mempool\w* radix_\w+ dma_\w+ __dma\w* iommu\w* intel_iommu\w* swiotlb\w* domain_\w+ qi_\w+ iova\w*
-        alloc_iova\w* free_iova\w* put_page __put_\w+ __folio\w* folio_\w+ xas_\w+ xa_\w+ idr_\w+
+        mempool\w* radix_\w+ dma_\w+ __dma\w* swiotlb\w* domain_\w+
+        put_page __put_\w+ __folio\w* folio_\w+ xas_\w+ xa_\w+ idr_\w+
         device_\w+map\w* pfn_\w+ clear_page\w* __copy_skb_header should_fail\w* free_(unref|pcp)\w*
         calloc@libc\S* malloc@libc\S* cfree@libc\S* _int_\w+@libc\S*
     """,
@@ -132,7 +137,7 @@ LAYERS = {
     """,
     "driver": r"""
         .*@\[(veth|e1000e|e1000|virtio_net|ne2k_pci|8390|vfio\S*|uio\S*|irqbypass|tun|ptp|virtio\S*)\]
-        napi_schedule\w*
+        napi_schedule\w* (__)?pm_runtime_\w+ rpm_\w+ (__)?pci_\w+ resource_is_exclusive eoi_ioapic_pin
     """,
     "rxe": r"""
         sized_strscpy strnlen

@@ -1,4 +1,4 @@
-"""The file that the plugin writes (plugin.c): where its parts lie, and how NumPy reads them.
+"""The file that the plugin writes (layout.h): where its parts lie, and how NumPy reads them.
 
 A header of one page, then three arrays with room for more than is in them: the blocks that were translated, their
 instructions, and a word for each thing that happened, in its order.
@@ -14,11 +14,11 @@ from msgspec import Struct
 
 from hwrx.errors import GuestError
 
-MAGIC = b"HWRXANA2"
+MAGIC = b"HWRXANA3"
 PAGE = 4096
 LONGEST = 15  # bytes of an instruction, Intel SDM 2.3.11
 
-# struct header, struct block, struct instruction of plugin.c
+# struct header, struct block, struct instruction of layout.h
 HEADER = np.dtype(
     [("magic", "S8")]
     + [(f"{part}{what}", "u8") for part in ("blocks", "instructions", "words") for what in ("_at", "_room", "")]
@@ -29,9 +29,13 @@ INSTRUCTION = np.dtype([("address", "u8"), ("size", "u1"), ("bytes", "u1", LONGE
 
 # a word: what in its upper byte, and a value: of RAN the block's number; of CALLS and RETURNS the address of the slot
 # on the stack; of LOADS and STORES a virtual address, and two more words follow: WHERE, the physical address with flags
-# and size, and AT. Of AT and all others an instruction's place: the block's number and above bit 32 the index in it
+# and size, and AT (of devices' memory always, of other memory if it is wanted). Of VECTOR the number of an interrupt
+# whose INTERRUPTS is about to follow; an exception and the local APIC's own have none. Of AT and all others an
+# instruction's place: the block's number and above bit 32 the index in it; of INTERRUPTS one of the kernel's
+# entry, of INTERRUPT_ENDS an IRET, of LOADS_CR3 a MOV to CR3, of USES_PORT one of IN, OUT, INS, OUTS
 RAN, SENDS, RECEIVES, READS_CLOCK, CALLS, RETURNS = range(1, 7)
 FILLS, FILLED, VERIFIES, VERIFIED, LOADS, STORES, WHERE, AT = range(7, 15)
+VECTOR, INTERRUPTS, INTERRUPT_ENDS, LOADS_CR3, USES_PORT = range(15, 20)
 KIND = np.uint64(56)
 VALUE = np.uint64((1 << 56) - 1)
 INDEX = np.uint64(32)

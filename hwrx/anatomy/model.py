@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from hwrx.anatomy.stacks import Piece
 from hwrx.anatomy.symbols import Function
+from hwrx.control.messages import Boot
 from hwrx.errors import StoreError
 
 Side = Literal["sender", "receiver"]
@@ -33,6 +34,7 @@ class State(Struct, frozen=True):
     instructions: float
     messages: int
     moved: list[Part]
+    interrupts: list[str] = []  # handlers that ran in them more often than in those of the commonest state
 
 
 class Handling(Struct, frozen=True):
@@ -70,6 +72,38 @@ class Stamp(Struct, frozen=True):
     direction: Direction
     at: int
     since: int
+    actor: str = ""  # who ran there, as the stack says; "": not known of a run by an earlier version
+
+
+class Interrupt(Struct, frozen=True):
+    """An interrupt or an exception that came while messages were under way.
+
+    `vector`: of a device's. `messages`: in which it came, by their number among those that were taken apart; as often
+    as it did.
+    """
+
+    vector: int | None
+    handler: str
+    messages: list[int]
+
+
+class Touched(Struct, frozen=True):
+    """Accesses to an address of a device; `times`: of a message and its answer, on average over the commonest state."""
+
+    address: int  # physical
+    device: str  # as /proc/iomem names it
+    store: bool
+    function: str
+    times: float
+
+
+class MachineEvents(Struct, frozen=True):
+    """What of the machine messages met. `cr3_loads`, `ports`: of a message and its answer, as `Touched.times`."""
+
+    cr3_loads: float  # MOV to CR3: another address space
+    ports: float  # IN, OUT
+    interrupts: list[Interrupt]
+    touched: list[Touched]
 
 
 class Dissection(Struct, frozen=True):
@@ -102,6 +136,8 @@ class Dissection(Struct, frozen=True):
     unmatched: int  # returns from what was never seen called
     stamps: list[Stamp]  # its stages, not halved either
     copies: ByAddress | None = None  # if they were asked for
+    boot: Boot = Boot()  # of the guest
+    machine: MachineEvents | None = None  # not known of a run by an earlier version
 
 
 class Kept(Struct, frozen=True, kw_only=True):

@@ -11,8 +11,8 @@
  * All goes into one file that is mapped: what was written is there also if QEMU is killed. hwrx/anatomy/layout.py knows
  * the same layout. Nothing of the guest changes: with -icount its clock counts instructions, and a plugin adds none.
  *
- * The interface's prototypes are from its documentation (docs/devel/tcg-plugins.rst), as Debian packages no header.
- * PLUGIN_API is the version that is built for: 1 (QEMU 4.2 to 8.2), 2 (9.0) or 3 (9.1 and later).
+ * Interrupts, loads of CR3 and accesses to ports are told from the instructions' bytes (decode.h), devices' memory from
+ * the address: no version of the interface announces all of them.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -24,91 +24,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "decode.h"
+#include "interface.h"
+#include "layout.h"
+
 #define EXPORT __attribute__((visibility("default")))
 
-/* --- the interface -------------------------------------------------------------------------------------------------- */
-
-typedef uint64_t qemu_plugin_id_t;
-typedef uint32_t qemu_plugin_meminfo_t;
-typedef struct {
-	const char *target_name;
-	struct {
-		int min, cur;
-	} version;
-	bool system_emulation;
-	union {
-		struct {
-			int smp_vcpus, max_vcpus;
-		} system;
-	};
-} qemu_info_t;
-struct qemu_plugin_tb;
-struct qemu_plugin_insn;
-struct qemu_plugin_hwaddr;
-enum { NO_REGISTERS = 0, MEMORY_BOTH = 3 };
-
-void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t, void (*)(qemu_plugin_id_t, struct qemu_plugin_tb *));
-void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *, void (*)(unsigned, void *), int, void *);
-void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *, void (*)(unsigned, void *), int, void *);
-void qemu_plugin_register_vcpu_mem_cb(struct qemu_plugin_insn *,
-				      void (*)(unsigned, qemu_plugin_meminfo_t, uint64_t, void *), int, int, void *);
-void qemu_plugin_reset(qemu_plugin_id_t, void (*)(qemu_plugin_id_t));
-size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *);
-struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *, size_t);
-size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *);
-uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *);
-bool qemu_plugin_mem_is_store(qemu_plugin_meminfo_t);
-unsigned qemu_plugin_mem_size_shift(qemu_plugin_meminfo_t);
-struct qemu_plugin_hwaddr *qemu_plugin_get_hwaddr(qemu_plugin_meminfo_t, uint64_t);
-uint64_t qemu_plugin_hwaddr_phys_addr(const struct qemu_plugin_hwaddr *);
-bool qemu_plugin_hwaddr_is_io(const struct qemu_plugin_hwaddr *);
-#if PLUGIN_API < 3
-const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *);
-#else
-size_t qemu_plugin_insn_data(const struct qemu_plugin_insn *, void *, size_t);
-#endif
-
 EXPORT int qemu_plugin_version = PLUGIN_API < 2 ? 1 : 2;
-
-/* --- the file: hwrx/anatomy/layout.py --------------------------------------------------------------------------------- */
-
-#define PAGE 4096
-#define LONGEST 15 /* bytes of an instruction, Intel SDM 2.3.11 */
-
-struct header {
-	char magic[8];            /* "HWRXANA2" */
-	uint64_t blocks_at, blocks_room, blocks;
-	uint64_t instructions_at, instructions_room, instructions;
-	uint64_t words_at, words_room, words;
-	uint64_t lost;            /* words for which there was no room */
-	uint64_t unknown;         /* blocks for which there was none: 0, or nothing can be told */
-	uint64_t awake;           /* whether the first marker was met */
-	uint64_t messages;        /* first markers that were met since */
-	uint64_t wanted;          /* 1: accesses to memory too. The reader sets it; it counts from the next message on */
-};
-
-struct block {
-	uint64_t address;
-	uint32_t first, count;    /* of its instructions */
-};
-
-struct instruction {
-	uint64_t address;
-	uint8_t size, bytes[LONGEST];
-};
-
-/* a word: what in its upper byte, and a value. Behind LOADS and STORES come WHERE and AT */
-enum { RAN = 1, SENDS, RECEIVES, READS_CLOCK, CALLS, RETURNS, FILLS, FILLED, VERIFIES, VERIFIED, LOADS, STORES, WHERE, AT };
-#define WORD(kind, value) ((uint64_t)(kind) << 56 | ((uint64_t)(value) & 0xffffffffffffffULL))
-/* of WHERE: the physical address, which has 46 bits at most here; a device's; none; and above that the size's logarithm */
-#define PHYSICAL 0x3fffffffffffULL
-#define OF_DEVICE (1ULL << 46)
-#define NOWHERE (1ULL << 47)
-#define SIZE_SHIFT 48
-
-/* the markers of cython_ext/core/marker.pxd: nopl DISPLACEMENT(%rax) */
-#define MARKER 0x48575200u
-enum { MARK_SENDS = 1, MARK_RECEIVES, MARK_ENDS, MARK_FILLS, MARK_FILLED, MARK_VERIFIES, MARK_VERIFIED, MARK_SOURCE };
 
 static struct header *header;
 static struct block *blocks;
@@ -284,20 +206,75 @@ static void returns(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t slot, voi
 		put(WORD(RETURNS, slot));
 }
 
+static void record_access(qemu_plugin_meminfo_t info, uint64_t address, uint64_t where, const struct place *at)
+{
+	put(WORD(qemu_plugin_mem_is_store(info) ? STORES : LOADS, address));
+	put(WORD(WHERE, where | (uint64_t)qemu_plugin_mem_size_shift(info) << SIZE_SHIFT));
+	put(word_at(AT, at));
+}
+
+static uint64_t where_is(const struct qemu_plugin_hwaddr *place)
+{
+	return (qemu_plugin_hwaddr_phys_addr(place) & PHYSICAL) | (qemu_plugin_hwaddr_is_io(place) ? OF_DEVICE : 0);
+}
+
 static void accesses(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t address, void *at)
 {
 	struct qemu_plugin_hwaddr *place;
-	uint64_t where = NOWHERE;
 
 	(void)cpu;
 	if (!recording)
 		return;
 	place = qemu_plugin_get_hwaddr(info, address);
-	if (place)
-		where = (qemu_plugin_hwaddr_phys_addr(place) & PHYSICAL) | (qemu_plugin_hwaddr_is_io(place) ? OF_DEVICE : 0);
-	put(WORD(qemu_plugin_mem_is_store(info) ? STORES : LOADS, address));
-	put(WORD(WHERE, where | (uint64_t)qemu_plugin_mem_size_shift(info) << SIZE_SHIFT));
-	put(word_at(AT, at));
+	record_access(info, address, place ? where_is(place) : NOWHERE, at);
+}
+
+/* The same of devices' memory alone. */
+static void accesses_device(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t address, void *at)
+{
+	struct qemu_plugin_hwaddr *place;
+
+	(void)cpu;
+	if (!recording)
+		return;
+	place = qemu_plugin_get_hwaddr(info, address);
+	if (place && qemu_plugin_hwaddr_is_io(place))
+		record_access(info, address, where_is(place), at);
+}
+
+static void pushes(unsigned cpu, void *vector)
+{
+	(void)cpu;
+	if (recording)
+		put(WORD(VECTOR, (uintptr_t)vector));
+}
+
+static void interrupts(unsigned cpu, void *at)
+{
+	(void)cpu;
+	if (recording)
+		put(word_at(INTERRUPTS, at));
+}
+
+static void interrupt_ends(unsigned cpu, void *at)
+{
+	(void)cpu;
+	if (recording)
+		put(word_at(INTERRUPT_ENDS, at));
+}
+
+static void changes_space(unsigned cpu, void *at)
+{
+	(void)cpu;
+	if (recording)
+		put(word_at(LOADS_CR3, at));
+}
+
+static void talks_to_port(unsigned cpu, void *at)
+{
+	(void)cpu;
+	if (recording)
+		put(word_at(USES_PORT, at));
 }
 
 /* --- while code is translated ---------------------------------------------------------------------------------------- */
@@ -316,39 +293,12 @@ static size_t copy_bytes(const struct qemu_plugin_insn *from, uint8_t bytes[LONG
 	return size;
 }
 
-/* Which marker this is; 0: none. */
-static unsigned marker_of(const uint8_t *bytes, size_t size)
-{
-	uint32_t displacement;
-
-	if (size != 7 || bytes[0] != 0x0f || bytes[1] != 0x1f || bytes[2] != 0x80)
-		return 0;
-	memcpy(&displacement, bytes + 3, sizeof(displacement));
-	return (displacement & 0xffffff00u) == MARKER ? displacement & 0xff : 0;
-}
-
-/* RDTSC or RDTSCP of a program: the kernel's own are no reading of the loop's clock. */
-static bool reads_counter(uint64_t address, const uint8_t *bytes, size_t size)
-{
-	if (address >> 47)
-		return false;
-	return (size == 2 && bytes[0] == 0x0f && bytes[1] == 0x31) ||
-	       (size == 3 && bytes[0] == 0x0f && bytes[1] == 0x01 && bytes[2] == 0xf9);
-}
-
 /* A call leaves its return address in memory, a return reads it there: whoever follows both knows the stack. */
 static void follow_stack(struct qemu_plugin_insn *last, const uint8_t *bytes, size_t size)
 {
-	size_t at = 0;
-
-	while (at < size && (bytes[at] == 0x66 || bytes[at] == 0xf2 || bytes[at] == 0xf3 || bytes[at] == 0x2e ||
-			     bytes[at] == 0x3e || (bytes[at] & 0xf0) == 0x40))
-		at++; /* prefixes, Intel SDM 2.1.1 and 2.2.1 */
-	if (at == size)
-		return;
-	if (bytes[at] == 0xe8 || (bytes[at] == 0xff && at + 1 < size && (bytes[at + 1] >> 3 & 7) == 2))
+	if (is_call(bytes, size))
 		qemu_plugin_register_vcpu_mem_cb(last, calls, NO_REGISTERS, MEMORY_BOTH, NULL);
-	else if (bytes[at] == 0xc3 || bytes[at] == 0xc2)
+	else if (is_return(bytes, size))
 		qemu_plugin_register_vcpu_mem_cb(last, returns, NO_REGISTERS, MEMORY_BOTH, NULL);
 }
 
@@ -408,6 +358,24 @@ static void (*const at_marker[])(unsigned, void *) = {
 	[MARK_FILLED] = filled,	    [MARK_VERIFIES] = verifies, [MARK_VERIFIED] = verified, [MARK_SOURCE] = fills_source,
 };
 
+/* Interrupts, address spaces and ports. */
+static void watch_machine(struct qemu_plugin_insn *one, struct code *code, size_t index)
+{
+	const struct instruction *kept = &code->instructions[index], *next = kept + 1;
+	bool last = index + 1 == code->count;
+
+	if (!last && pushes_vector(kept, next))
+		qemu_plugin_register_vcpu_insn_exec_cb(one, pushes, NO_REGISTERS, (void *)(uintptr_t)kept->bytes[1]);
+	else if (!last && takes_interrupt(kept, next))
+		qemu_plugin_register_vcpu_insn_exec_cb(one, interrupts, NO_REGISTERS, place(code, index));
+	else if (ends_interrupt(kept->bytes, kept->size))
+		qemu_plugin_register_vcpu_insn_exec_cb(one, interrupt_ends, NO_REGISTERS, place(code, index));
+	else if (loads_cr3(kept->bytes, kept->size))
+		qemu_plugin_register_vcpu_insn_exec_cb(one, changes_space, NO_REGISTERS, place(code, index));
+	else if (uses_port(kept->bytes, kept->size))
+		qemu_plugin_register_vcpu_insn_exec_cb(one, talks_to_port, NO_REGISTERS, place(code, index));
+}
+
 static void instrument(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 {
 	size_t count = qemu_plugin_tb_n_insns(tb), index;
@@ -428,8 +396,9 @@ static void instrument(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 			qemu_plugin_register_vcpu_insn_exec_cb(one, at_marker[marker], NO_REGISTERS, place(code, index));
 		else if (reads_counter(kept->address, kept->bytes, kept->size))
 			qemu_plugin_register_vcpu_insn_exec_cb(one, reads_clock, NO_REGISTERS, place(code, index));
-		if (with_memory)
-			qemu_plugin_register_vcpu_mem_cb(one, accesses, NO_REGISTERS, MEMORY_BOTH, place(code, index));
+		watch_machine(one, code, index);
+		qemu_plugin_register_vcpu_mem_cb(one, with_memory ? accesses : accesses_device, NO_REGISTERS, MEMORY_BOTH,
+						 place(code, index));
 		if (index + 1 == count)
 			follow_stack(one, kept->bytes, kept->size);
 	}
@@ -487,7 +456,7 @@ static uint64_t room_for(uint64_t *end, uint64_t count, size_t size)
 /* Make the file as large as it may become; it takes room on the disk as far as it is written. */
 static bool map_file(const char *path, uint64_t words_room, uint64_t blocks_room)
 {
-	struct header made = {.magic = "HWRXANA2", .blocks_room = blocks_room, .words_room = words_room};
+	struct header made = {.magic = "HWRXANA3", .blocks_room = blocks_room, .words_room = words_room};
 	uint64_t end = PAGE;
 	char *memory;
 	int file;

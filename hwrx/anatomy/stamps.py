@@ -19,6 +19,13 @@ from hwrx.anatomy.symbols import Function
 from hwrx.stages import Stage
 
 EXIT = " (exit)"
+USER = "user thread"
+# the functions beneath which the kernel works for nobody's system call
+CONTEXTS = {
+    "softirq": ("__do_softirq", "handle_softirqs"),
+    "hard IRQ": ("asm_common_interrupt", "asm_sysvec_apic_timer_interrupt"),
+    "kernel worker": ("kthread", "worker_thread", "ret_from_fork_asm", "ret_from_fork"),
+}
 SERVER = "answering_server"
 # a tracepoint is no instruction while nobody listens: the function that has it, or that it announces
 TRACEPOINTS = {
@@ -59,6 +66,15 @@ def point_of(stage: Stage) -> Point | None:
     return None
 
 
+def actor_of(stack: Sequence[Function]) -> str:
+    """Return who runs this stack, in the catalogue's words: the innermost context counts."""
+    for function in reversed(stack):
+        for actor, names in CONTEXTS.items():
+            if function.name in names:
+                return actor
+    return USER
+
+
 def stamp_stages(path: str, pieces: Sequence[Piece]) -> list[Stamp]:
     """Return the stages of a message and its answer in their order; of a path that fetches, of the whole of it.
 
@@ -81,7 +97,7 @@ def stamp_stages(path: str, pieces: Sequence[Piece]) -> list[Stamp]:
         if direction == directions[-1]:
             end = len(pieces)
         last = posted = begins[start]
-        found.append(Stamp("posted", direction, 0, 0))
+        found.append(Stamp("posted", direction, 0, 0, USER))
         at = start
         for number, (stage, point, skipped) in enumerate(points):
             until = end
@@ -90,9 +106,10 @@ def stamp_stages(path: str, pieces: Sequence[Piece]) -> list[Stamp]:
                 until = min((next(_places(pieces, each, at, end), end) for each in further), default=end)
             place = next(_places(pieces, point, at, until), None)
             if place is not None:
-                found.append(Stamp(stage.name, direction, begins[place] - posted, begins[place] - last))
+                actor = actor_of(pieces[place].stack)
+                found.append(Stamp(stage.name, direction, begins[place] - posted, begins[place] - last, actor))
                 at, last = place, begins[place]
-        found.append(Stamp("delivered", direction, begins[end] - posted, begins[end] - last))
+        found.append(Stamp("delivered", direction, begins[end] - posted, begins[end] - last, USER))
         start = end
     return found
 

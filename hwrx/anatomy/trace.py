@@ -41,6 +41,11 @@ class Trace:
     def __len__(self) -> int:
         return len(self._bounds)
 
+    @property
+    def bounds(self) -> Int64s:
+        """The words of each message: that of its first reading of the clock and of its last; shape (messages, 2)."""
+        return self._bounds
+
     def totals(self) -> Int64s:
         """Return the instructions of each message; shape (messages,)."""
         start, end = self._bounds.T

@@ -1,4 +1,4 @@
-"""A run from its plan to its directory: the testbed of each price, its trials, their twins, one writer.
+"""A run from its plan to its directory: the testbed of each guest that it needs, its trials, their twins, one writer.
 
 `settle_plan` says what is to be run, `measure_plan` runs it. Whoever calls says what becomes of progress and figures.
 """
@@ -12,12 +12,12 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import msgspec
 
 from hwrx.campaign import precision
-from hwrx.control.messages import Priced, Setting
+from hwrx.control.messages import Boot, Priced, Setting
 from hwrx.errors import HwrxError, StandstillError
 from hwrx.host import disk
 from hwrx.lab import kernel
@@ -94,9 +94,9 @@ def measure_plan(
 
 
 class Measuring:
-    """A run on its way: the testbeds of all its prices, the one writer, and how the trials went.
+    """A run on its way: the testbeds of all that it boots, the one writer, and how the trials went.
 
-    The testbed of the first price describes the machine and begins the run; those of the others wait for that, and
+    The first testbed describes the machine and begins the run; those of the others wait for that, and
     measure at the same time if they are guests that count instructions and the machine has room for all.
     """
 
@@ -118,16 +118,16 @@ class Measuring:
         self._display = display
         self._kept = kept
         self._wish = experiments.wish_of(layout.experiment)
-        self._prices = planning.prices_of(layout)
+        self._boots = planning.boots_of(layout)
         self._begun = threading.Event()
         self._lanes = lanes.Lanes(together=self._may_be_together())
 
     def measure_all(self) -> None:
-        """Measure all prices, and return when all is measured and every testbed taken down."""
+        """Measure all settings, and return when all is measured and every testbed taken down."""
         if self._lanes.together:
             # one thread downloads, and can be stopped
             kernel.find_kernel(self._layout.experiment.kernel, self._display.stage)
-        self._lanes.carry_out([functools.partial(self._measure, price) for price in self._prices])
+        self._lanes.carry_out([functools.partial(self._measure, boot) for boot in self._boots])
         if self._layout.experiment.anatomy:
             self._dissect()
 
@@ -154,36 +154,37 @@ class Measuring:
 
     def _may_be_together(self) -> bool:
         experiment, wanted = self._layout.experiment, self._wanted
-        if len(self._prices) < 2 or experiment.clock != "icount" or not testbed.in_guest(experiment, wanted):
+        if len(self._boots) < 2 or experiment.clock != "icount" or not testbed.in_guest(experiment, wanted):
             return False
-        return not (experiment.load or experiment.until) and lanes.has_room(len(self._prices), testbed.GUEST_MEMORY)
+        return not (experiment.load or experiment.until) and lanes.has_room(len(self._boots), testbed.GUEST_MEMORY)
 
-    def _measure(self, price: Priced) -> None:
-        """Put up the testbed of one price, and measure all of its trials."""
+    def _measure(self, boot: Boot) -> None:
+        """Put up the testbed for what is booted so, and measure all of its trials."""
         experiment, wanted = self._layout.experiment, self._wanted
-        first = price == self._prices[0]
+        first = boot == self._boots[0]
         if wanted.log is not None and not first:  # each guest has a log of its own
-            log = wanted.log.with_name(f"{wanted.log.stem}-{price}{wanted.log.suffix}")
+            number = self._boots.index(boot) + 1
+            log = wanted.log.with_name(f"{wanted.log.stem}-{number}{wanted.log.suffix}")
             wanted = msgspec.structs.replace(wanted, log=log)
 
         def say(stage: str, text: str) -> None:
             self._lanes.check_going()
-            self._display.stage(stage, text if first else f"{text} (copies priced by the {price})")
+            self._display.stage(stage, text if first else f"{text} ({boot})")
 
         def measure() -> None:
-            with testbed.opened_bed(experiment, wanted, say, copies_priced=price, held=self._lanes.held) as bed:
+            with testbed.opened_bed(experiment, wanted, say, boot=boot, held=self._lanes.held) as bed:
                 if first and not self._begun.is_set():
                     self._begin(bed)
                     self._begun.set()
                 else:
                     self._lanes.wait_for(self._begun)
                 assert self.writer is not None  # set by _begin
-                # a run that goes on may begin with the price that was second before, and whose guest nobody has noted
+                # a run that goes on may begin with a guest that was second before, and which nobody has noted
                 if isinstance(bed, testbed.GuestBed) and not (first and self._resume is None):
-                    self.writer.note(**{f"guest, copies priced by the {price}": bed.describe()})
+                    self.writer.note(**{f"guest, {boot}": bed.describe()})
                 there = {line["trial"] for line in self.writer.lines()}
-                trials = [trial for trial in self._layout.trials if trial.setting.copies_priced == price]
-                self._execute([trial for trial in trials if trial.number not in there], bed, self.writer, price)
+                trials = [trial for trial in self._layout.trials if trial.setting.boot == boot]
+                self._execute([trial for trial in trials if trial.number not in there], bed, self.writer, boot)
 
         try:
             measure()
@@ -212,26 +213,31 @@ class Measuring:
         for skip in layout.skipped:
             self.writer.log(f"left out: {skip.label}: {skip.reason}")
         self._layout = layout
-        for price in self._prices:
-            self._display.expect(price, sum(trial.setting.copies_priced == price for trial in layout.trials))
+        for boot in self._boots:
+            self._display.expect(str(boot), sum(trial.setting.boot == boot for trial in layout.trials))
 
-    def _prices_of(self, setting: Setting) -> list[Priced]:
-        """Return the prices that a setting is measured at, whichever its own is, in the order of the run."""
+    def _priced(self, setting: Setting) -> list[Boot]:
+        """Return the boots that a setting is measured in and in which only copies are priced in another way, in order.
+
+        Its own is among them.
+        """
         known = set(self._layout.settings)
-        return [price for price in self._prices if msgspec.structs.replace(setting, copies_priced=price) in known]
+        prices = (msgspec.structs.replace(setting, copies_priced=price) for price in get_args(Priced))
+        mine = {each.boot for each in prices if each in known}
+        return [boot for boot in self._boots if boot in mine]
 
-    def _execute(self, trials: Sequence[Trial], bed: Testbed, writer: store.Writer, price: Priced) -> None:
+    def _execute(self, trials: Sequence[Trial], bed: Testbed, writer: store.Writer, boot: Boot) -> None:
         """Run the trials of one testbed, and as many repeats more as `until` asks for."""
         experiment = self._layout.experiment
 
         # What one price tells of a setting is not told again: its stages, and the bytes that each of them copies, are
         # the same in both guests. The first one counts by actor, the last one traces: both have as much to do
-        counts = {setting for setting in self._layout.settings if self._prices_of(setting)[0] == price}
-        traces = {setting for setting in self._layout.settings if self._prices_of(setting)[-1] == price}
+        counts = {setting for setting in self._layout.settings if self._priced(setting)[0] == boot}
+        traces = {setting for setting in self._layout.settings if self._priced(setting)[-1] == boot}
 
         def progress(done: int, total: int, label: str) -> None:
             self._lanes.check_going()
-            self._display.trial(done, total, label, price)
+            self._display.trial(done, total, label, str(boot))
 
         with (
             traced.traced_twins(experiment, bed, writer, traces) as trace,

@@ -119,18 +119,19 @@ def _print(rows: list[dict[str, Any]], path: str | None, problem: str, *, asked:
     help="Most messages of a trial and direction.",
 )
 def export(run: pathlib.Path, perfetto: bool, out: pathlib.Path | None, messages: int) -> None:
-    """Write the timelines of a traced RUN in another program's format.
+    """Write the timelines of a traced RUN, or of one whose messages were taken apart, in another program's format.
 
     \b
     Example:
       hwrx export --perfetto runs/latest
     """
     # a list of stages starts without Arrow
+    from hwrx.report.journeys import exact_messages
     from hwrx.report.published import open_published
     from hwrx.timelines import perfetto as format_
 
     found = open_published(run)
     path = out or found.path / "timelines.json"
     disk.check_target(path)
-    count = format_.export_timelines(found, path, messages)
+    count = format_.export_timelines(found, path, messages, exact_messages(found))
     click.echo(f"{path}: {count:,} messages; open it at ui.perfetto.dev")

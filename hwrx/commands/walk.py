@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +25,16 @@ from hwrx.runs import experiment as experiments
 from hwrx.runs import planning, testbed
 from hwrx.runs.schedule import Pair
 from hwrx.timelines.traced import RunTracer
-from hwrx.timelines.walk import memory_words, walk_picture
+from hwrx.timelines.walk import memory_words, on_stamps, walk_picture
 from hwrx.timelines.walk import walk_message as follow
 from hwrx.wires.topology import NETDEVS, Topology, find_topology
 
 if TYPE_CHECKING:
+    from hwrx.timelines.exact import Exact
     from hwrx.timelines.walk import Journey
 
 MESSAGES = 200
+DISSECTED = 50  # messages, of which the commonest state is shown
 
 
 @click.command()
@@ -53,6 +56,7 @@ MESSAGES = 200
 @click.option("--quiet", is_flag=True, help="With --full: no other program has the CPU when the packet comes.")
 @click.option("--here", is_flag=True, help="Use this machine's own kernel and devices, no virtual machine.")
 @click.option("--kernel", help="Kernel of the guest, for example 6.1.")
+@click.option("--anatomy", is_flag=True, help="Stages to the instruction, by a guest more whose emulator watches.")
 @click.option("--svg", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Where the picture goes.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def walk(
@@ -68,6 +72,7 @@ def walk(
     quiet: bool,
     here: bool,
     kernel: str | None,
+    anatomy: bool,
     picture: Path | None,
     as_json: bool,
 ) -> None:
@@ -82,9 +87,20 @@ def walk(
     Examples:
       hwrx walk udp
       hwrx walk udp rdma-write --svg walk.svg
+      hwrx walk udp --anatomy
       hwrx walk udp --full --size 1400 --tap
       hwrx walk udp --full --topology router --rewrite
     """
+    if anatomy and here:
+        raise UsageError(
+            "--anatomy is of an emulated guest: the emulator cannot see into this machine",
+            remedy="leave out --anatomy or --here",
+        )
+    if anatomy and full:
+        raise UsageError(
+            "a walk in every step is of one packet that probes follow: it takes no --anatomy",
+            remedy="leave out --anatomy or --full",
+        )
     ways = {"--tap": tap, "--pio": pio, "--rewrite": rewrite, "--quiet": quiet}
     if full:
         _check_full(names, messages, wait)
@@ -120,6 +136,11 @@ def walk(
                 settings[name], wait="poll" if paths.find_path(name).memory_alone else wait
             )
             journeys.append(follow(tracer, pair, setting))
+    if anatomy:
+        exact = _dissected(plan, say)
+        journeys = [
+            on_stamps(journey, exact[journey.path]) if journey.path in exact else journey for journey in journeys
+        ]
     if as_json:
         click.echo(strict_json.to_json([journey.as_json() for journey in journeys], indent=2))
     else:
@@ -128,6 +149,16 @@ def walk(
         picture.write_text(walk_picture(journeys), encoding="utf-8")
         if not as_json:
             click.echo(f"picture: {picture}")
+
+
+def _dissected(plan: experiments.Experiment, say: Callable[[str, str], None]) -> dict[str, Exact]:
+    """Take messages of the walk's paths apart, and return the way there of each path that has stages."""
+    # a decoder of instructions, which few walks want
+    from hwrx.anatomy.dissect import dissect_paths
+    from hwrx.report.journeys import exact_of
+
+    counted = experiments.override_experiment(plan, clock="icount", messages=DISSECTED)
+    return {one.path: one for each in dissect_paths(counted, say) for one in exact_of(each) if one.direction == "there"}
 
 
 def _check_full(names: tuple[str, ...], messages: int, wait: str) -> None:

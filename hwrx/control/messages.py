@@ -46,6 +46,9 @@ Array = Literal["intended", "posted", "delivered", "seen", "parsed", "looked_up"
 # What one iteration of `rep movs` and `rep stos`, and with it a copied byte, costs a guest that counts instructions:
 # an instruction a byte, or, on a processor without the flags ERMS and FSRM, an instruction a word of 8 bytes
 Priced = Literal["byte", "word"]
+# What the guest's kernel makes of its IOMMU: hwrx.lab.boot has the words
+Iommu = Literal["off", "passthrough", "lazy", "strict"]
+Mitigations = Literal["off", "auto"]
 Clock = Literal["wall", "icount"]  # icount: the clock of a guest that counts its instructions
 
 # Numbers from outside, each within what the C beneath can hold, so that nothing overflows where a trial runs
@@ -61,6 +64,26 @@ Requests = Annotated[int, Meta(ge=1, le=1 << 24)]  # devices allow fewer, and ar
 BufferSize = Annotated[int, Meta(ge=0, lt=1 << 30)]  # the kernel doubles it into an int
 MessageSize = Annotated[int, Meta(ge=8, le=1 << 30)]
 FrameCarrier = Literal["auto", "nic", "uio", "packet-ring", "xdp"]
+
+
+class Boot(Struct, frozen=True, kw_only=True):
+    """What a guest is booted with: settings that differ in it have guests of their own. None: as the lab has it."""
+
+    copies_priced: Priced = "byte"
+    iommu: Iommu | None = None
+    mitigations: Mitigations | None = None
+    init_on_alloc: Literal[0, 1] | None = None
+
+    def __str__(self) -> str:
+        """In words, as in "copies priced by the byte, iommu strict"."""
+        given = {name: getattr(self, name) for name in MACHINE if getattr(self, name) is not None}
+        return ", ".join(
+            [f"copies priced by the {self.copies_priced}", *(f"{name} {value}" for name, value in given.items())]
+        )
+
+
+BOOT_FIELDS = Boot.__struct_fields__
+MACHINE = BOOT_FIELDS[1:]  # those that a guest has whatever its clock is
 
 
 class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,6 +128,9 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # after the last, so that what is under way ends: all that is counted between was then done for the measured ones
     settle: Annotated[int, Meta(ge=0, le=100_000_000)] = 0
     copies_priced: Priced = "byte"  # by the guest's processor, if it counts instructions
+    iommu: Iommu | None = None  # of the guest, as all of `Boot`
+    mitigations: Mitigations | None = None  # of the processor's vulnerabilities
+    init_on_alloc: Literal[0, 1] | None = None  # whether the kernel fills what it allocates with zeros
     hook: HookName = "none"  # of hwrx.paths.hooks: put on the way in of both ends
     senders: Annotated[int, Meta(ge=1, le=64)] = 1  # so many connections, each with both its ends, at the same time
     netem: Netem = ""  # what is done to the wire, both ways: see hwrx.wires.impair
@@ -115,6 +141,11 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def total(self) -> int:
         """Messages of a trial, warm-up and cool-down included."""
         return self.warmup + self.messages + self.cooldown
+
+    @property
+    def boot(self) -> Boot:
+        """What a guest for it is booted with."""
+        return Boot(**{name: getattr(self, name) for name in BOOT_FIELDS})
 
 
 class Place(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

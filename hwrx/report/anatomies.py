@@ -9,17 +9,15 @@ import base64
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
-
 from hwrx import stages
-from hwrx.anatomy import model
 from hwrx.anatomy.flame import draw_charts, draw_difference
 from hwrx.anatomy.model import ByAddress, Dissection
-from hwrx.errors import StoreError, UsageError
-from hwrx.report import ledgers
+from hwrx.errors import UsageError
+from hwrx.report import ledgers, machine_costs
 from hwrx.report.cells import Cell, Kind, Table
-from hwrx.report.journeys import journeys_of
+from hwrx.report.journeys import anatomy_of, journeys_of
 from hwrx.report.model import Row, Summary
+from hwrx.report.moved import Moved, moved_parts
 from hwrx.report.numbers import WITHHELD, size_words
 
 if TYPE_CHECKING:
@@ -27,27 +25,6 @@ if TYPE_CHECKING:
 
 MOVED = 12  # functions that a diff names, of each setting
 APART = 0.02  # copies or passes a byte: by more two ledgers differ. A trial's warm-up and its check are a percent
-
-
-class Moved(Struct, frozen=True, kw_only=True):
-    """A function that has more instructions of a setting's message on one side of a diff than on the other."""
-
-    setting: str
-    function: str
-    of: str
-    layer: str
-    before: float
-    after: float
-
-
-def anatomy_of(run: Run) -> list[Dissection]:
-    """Return the messages that were taken apart; none if none were, or what was kept cannot be used."""
-    if not (run.path / model.DOCUMENT).exists():
-        return []
-    try:
-        return model.from_document(run.document(model.DOCUMENT))
-    except StoreError:
-        return []
 
 
 def anatomy_tables(summary: Summary) -> list[Table]:
@@ -60,6 +37,7 @@ def anatomy_tables(summary: Summary) -> list[Table]:
             if any(one.copies is not None for one in dissected):
                 found.append(_by_address(summary, run, dissected, name))
             found += _stages(summary, run, dissected, name)
+            found += machine_costs.machine_tables(dissected, name, summary.label)
     return found
 
 
@@ -71,9 +49,15 @@ def flame_charts(summary: Summary) -> list[tuple[str, str]]:
             title = (
                 f"{one.label}: who called whom in a message and its answer, {2 * one.instructions:,.0f} instructions"
             )
-            drawn = draw_charts([(one.label, one.pieces)]).encode()
-            found.append((title, f"data:image/svg+xml;base64,{base64.b64encode(drawn).decode()}"))
+            found.append((title, _embedded(draw_charts([(one.label, one.pieces)]))))
+        for added in machine_costs.added_by_machine(anatomy_of(run)):
+            title = f"What the machine adds: {added.title}"
+            found.append((title, _embedded(machine_costs.difference_of(added))))
     return found
+
+
+def _embedded(svg: str) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
 def moved_functions(before: Sequence[Run], after: Sequence[Run]) -> list[Moved]:
@@ -87,24 +71,6 @@ def moved_functions(before: Sequence[Run], after: Sequence[Run]) -> list[Moved]:
         sides.append({one.label: one for one in dissected})
     both = [label for label in sides[0] if label in sides[1]]
     return [each for label in both for each in moved_parts(sides[0][label], sides[1][label])[:MOVED]]
-
-
-def moved_parts(before: Dissection, after: Dissection) -> list[Moved]:
-    """Return the functions that have more or less of one message than of the other, the largest difference first."""
-    old, new = ({(part.function, part.of): part for part in one.parts} for one in (before, after))
-    moved = [
-        Moved(
-            setting=after.label,
-            function=key[0],
-            of=key[1],
-            layer=(new.get(key) or old[key]).layer,
-            before=old[key].instructions if key in old else 0.0,
-            after=new[key].instructions if key in new else 0.0,
-        )
-        for key in dict.fromkeys((*old, *new))
-    ]
-    moved = [each for each in moved if each.before != each.after]
-    return sorted(moved, key=lambda each: -abs(each.after - each.before))
 
 
 def difference_charts(before: Sequence[Run], after: Sequence[Run]) -> str:
@@ -133,7 +99,7 @@ def _layers(summary: Summary, dissected: Sequence[Dissection], name: str) -> lis
         "Instructions of half a round trip (of a READ the whole), by layer of the functions that executed them, of the "
         "state that most messages were in. An emulator's plugin has written down each; in "
         f"{exact:,} of {awake:,} messages in which the processor did not stop their sum is what the guest's clock "
-        f"says. hwrx anatomy has the functions. {summary.label}."
+        f"says. hwrx anatomy has the functions. {_prices(dissected)} {summary.label}."
     )
     tables = []
     for number, ((size, words), mine) in enumerate(groups.items(), 1):
@@ -147,6 +113,16 @@ def _layers(summary: Summary, dissected: Sequence[Dissection], name: str) -> lis
         title = f"Instructions by layer, {size_words(size)} {words}"
         tables.append(Table(f"anatomy{name}-{number}", title, caption, columns, rows, 1, folded=len(groups) > 1))
     return tables
+
+
+def _prices(dissected: Sequence[Dissection]) -> str:
+    """Say what the emulator counts of a copy by REP MOVS, and where the cross-check is."""
+    checked = len({one.boot.copies_priced for one in dissected}) > 1
+    return "The emulator counts a copy by REP MOVS as an instruction a byte, a price and not a measurement; " + (
+        "copies_priced=word is the cross-check: the same by a processor without ERMS and FSRM, a word at a time."
+        if checked
+        else 'copies_priced = ["byte", "word"] adds the cross-check by a processor without ERMS and FSRM.'
+    )
 
 
 def _count(value: float | None) -> str:
@@ -195,8 +171,7 @@ def _by_address(summary: Summary, run: Run, dissected: Sequence[Dissection], nam
         "How often the CPU copied each byte of payload and how often it only read it, sender + receiver: each byte "
         "followed by its physical address through loads, stores and registers, from where the sender wrote it to where "
         "the receiver verified it. Beside it what kernel probes counted and lengths say, where the run was traced; if "
-        "the two differ, the addresses are right. The emulator counts a copy by REP MOVS as an instruction a byte, "
-        f"unless copies are priced by the word. {summary.label}."
+        f"the two differ, the addresses are right. {_prices(dissected)} {summary.label}."
     )
     return Table(f"addresses{name}", "Copies by physical address", caption, columns, rows, 2)
 

@@ -16,9 +16,10 @@ from msgspec import Struct, structs, to_builtins
 from hwrx import stats
 from hwrx.errors import UsageError
 from hwrx.host import strict_json
-from hwrx.report.anatomies import Moved, moved_functions
+from hwrx.report.anatomies import moved_functions
 from hwrx.report.diff_exact import exact_changes
 from hwrx.report.model import Change, Row, name_of
+from hwrx.report.moved import Moved
 from hwrx.report.numbers import size_words
 from hwrx.report.provenance import flat_changes, kernel_of
 

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hwrx.host.console import OutsideConsole, open_console
-from hwrx.report.anatomies import Moved
 from hwrx.report.diff import CHANCE, Diff
 from hwrx.report.model import Change
+from hwrx.report.moved import Moved
 from hwrx.report.numbers import WITHHELD, number_text
 
 MANY = "†"  # holds for all figures together

@@ -353,7 +353,7 @@ FIGURES: dict[str, tuple[Callable[[Summary, Figure, float], str | None], str, Ca
         waterfall.draw_waterfall,
         "Where the time goes: the mean time from each stage to the next, in packet order, by who works; a segment is "
         "named by the stage that ends it, and holds all since the one before it (after a sleeper's sched_switch also "
-        "the rest of its waking); from traced trials, from client to server",
+        "the rest of its waking); from client to server, by the anatomy's stamps if a run has them, else by probes'",
         waterfall.has_waterfall,
     ),
 }

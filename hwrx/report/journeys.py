@@ -3,21 +3,29 @@
 Reads the table `stages` of run directories. What was traced stands under the row of the report whose trial it is the
 twin of, each direction by itself: so nothing is taken together that was measured under another setting, nor the way to
 a crowded server with the way back. Means add up to the mean one-way time, by construction; medians need not.
+
+If a run's messages were taken apart, their stages stand on that instead (`stage_journeys`): one message of the
+commonest state, to the instruction, where nobody looks; probes have many messages, and make each take longer.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
 from hwrx import paths, stages
+from hwrx.anatomy import model
+from hwrx.anatomy.model import Dissection, Stamp
+from hwrx.errors import StoreError
 from hwrx.report.model import Row, Summary
 from hwrx.stats import BEYOND
 from hwrx.timelines.actors import actor_column, shares_in_words
+from hwrx.timelines.exact import Exact
 from hwrx.timelines.tables import stage_numbers
 
 if TYPE_CHECKING:
@@ -44,6 +52,7 @@ class Journey(Struct, frozen=True, kw_only=True):
     direction: str  # there: from client to server; back
     messages: int
     steps: list[Step]
+    source: Literal["anatomy", "probes"] = "probes"  # what the stages stand on: see `stage_journeys`
 
     @property
     def whole(self) -> float:
@@ -122,3 +131,74 @@ def _journey(
             mean = float(values.sum()) / messages
             steps.append(Step(stage, most, words, len(values), mean, float(np.median(values)), tail))
     return Journey(run=run, row=row, direction=direction, messages=messages, steps=steps)
+
+
+# --- by the anatomy where a run has it ------------------------------------------------------------------------------
+
+
+def anatomy_of(run: Run) -> list[Dissection]:
+    """Return the messages that were taken apart; none if none were, or what was kept cannot be used."""
+    if not (run.path / model.DOCUMENT).exists():
+        return []
+    try:
+        return model.from_document(run.document(model.DOCUMENT))
+    except StoreError:
+        return []
+
+
+def stage_journeys(summary: Summary) -> list[Journey]:
+    """Return a journey for each row and direction that has one, in the order of the rows: see `Journey.source`."""
+    probed: dict[tuple[object, ...], list[Journey]] = {}
+    for journey in journeys_of(summary):
+        probed.setdefault((journey.row.run, journey.row.key), []).append(journey)
+    found = []
+    for run in summary.runs:
+        dissected = {one.label: one for one in anatomy_of(run)}
+        labels = {row["trial"]: row["label"] for row in run.rows}
+        for row in summary.of_run(run.path.name):
+            one = dissected.get(labels[row.trials[0]]) if row.trials else None
+            by_stamps = _journeys(run, row, one) if one is not None else []
+            found += by_stamps or probed.get((row.run, row.key), [])
+    return found
+
+
+def sources_in_words(journeys: Sequence[Journey]) -> str:
+    """Say what the stages of these journeys stand on."""
+    if all(journey.source == "anatomy" for journey in journeys):
+        return "Stages are the anatomy's: one message of the commonest state, to the instruction, where nobody looks."
+    if all(journey.source == "probes" for journey in journeys):
+        return "Stages are those that the kernel's probes stamped."
+    exact = dict.fromkeys(journey.row.path for journey in journeys if journey.source == "anatomy")
+    return f"Stages of {', '.join(exact)} are the anatomy's, to the instruction; of the others the kernel's probes'."
+
+
+def _journeys(run: Run, row: Row, one: Dissection) -> list[Journey]:
+    directions = dict.fromkeys(stamp.direction for stamp in one.stamps)
+    made = {way: [_step(stamp) for stamp in one.stamps if stamp.direction == way] for way in directions}
+    return [
+        Journey(run=run, row=row, direction=way, messages=1, steps=steps, source="anatomy")
+        for way, steps in made.items()
+        if len(steps) > 2  # more than posted and delivered
+    ]
+
+
+def _step(stamp: Stamp) -> Step:
+    stage = stages.BY_NAME[stamp.stage]
+    actor = stamp.actor or stage.actor
+    return Step(stage, actor, actor, 1, float(stamp.since), float(stamp.since), float("nan"))
+
+
+def exact_messages(run: Run) -> list[Exact]:
+    """Return a run's messages that were taken apart as timelines for other programs."""
+    return [exact for one in anatomy_of(run) for exact in exact_of(one)]
+
+
+def exact_of(one: Dissection) -> list[Exact]:
+    """Return the two directions of a message, each by itself; those that have stages between posted and delivered."""
+    found = []
+    for direction in dict.fromkeys(stamp.direction for stamp in one.stamps):
+        mine = [stamp for stamp in one.stamps if stamp.direction == direction]
+        if len(mine) > 2:
+            stamps = [(each.stage, each.actor or stages.BY_NAME[each.stage].actor, each.at) for each in mine]
+            found.append(Exact(one.path, one.label, direction, stamps))
+    return found

@@ -10,7 +10,7 @@ import numpy as np
 from hwrx import paths, stages
 from hwrx.report import captions, style
 from hwrx.report.cells import Cell, Kind, Table, column_heads
-from hwrx.report.journeys import UNKNOWN, Journey, Step, journeys_of
+from hwrx.report.journeys import UNKNOWN, Journey, Step, sources_in_words, stage_journeys
 from hwrx.report.model import Row, Summary, swept_words
 from hwrx.report.numbers import WITHHELD, number_text, size_words
 
@@ -29,8 +29,8 @@ WAYS = {"there": "from client to server", "back": "from server to client"}
 
 
 def has_waterfall(summary: Summary) -> bool:
-    """Whether any run was traced."""
-    return bool(journeys_of(summary))
+    """Whether any run was traced, or its messages taken apart."""
+    return bool(stage_journeys(summary))
 
 
 # --- the tables ----------------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ def has_waterfall(summary: Summary) -> bool:
 
 def waterfall_tables(summary: Summary) -> list[Table]:
     """What a sweep changes on the way; and the waterfall of each setting, paths side by side, each way by itself."""
-    traced = journeys_of(summary)
+    traced = stage_journeys(summary)
     groups: dict[tuple[Any, ...], list[Journey]] = {}
     for journey in traced:
         row = journey.row
@@ -74,10 +74,10 @@ def _stages(summary: Summary, several: Sequence[Journey], place: int) -> Table:
     rows.append((True, total))
     setting = _setting_words(several[0])
     caption = (
-        f"Time from each stage to the next, by the stage that ends it; {setting}; traced twins of the trials "
-        f"({', '.join(f'{_name(summary, j.row)}: {j.messages:,} timelines' for j in several)}). Means are over all "
+        f"Time from each stage to the next, by the stage that ends it; {setting}. {sources_in_words(several)} "
+        f"Messages: {', '.join(f'{_name(summary, j.row)}: {j.messages:,}' for j in several)}. Means are over all "
         "messages and add up to the mean one-way time; medians are over the messages that passed the stage, and need "
-        f"not add up. {captions.TRACED} {summary.label}."
+        f"not add up. {_traced(several)}{summary.label}."
     )
     return Table(f"stages-{place}", f"Where the time goes: {setting}", caption, columns, rows, keys=1)
 
@@ -139,9 +139,15 @@ def _over_sweep(summary: Summary, several: Sequence[Journey], place: int) -> Tab
     rest = "no other stage varies by more" if len(shown) < VARYING else "the stages that vary most"
     caption = (
         f"{what}: the median interval between two stages under each condition, of the stages whose median it moves by "
-        f"{100 * TELLS:.0f} % or more ({rest}), and the mean one-way time. {captions.TRACED} {summary.label}."
+        f"{100 * TELLS:.0f} % or more ({rest}), and the mean one-way time. {sources_in_words(several)} "
+        f"{_traced(several)}{summary.label}."
     )
     return Table(f"sweep-stages-{place}", f"What the conditions change on the way: {what}", caption, columns, rows, 2)
+
+
+def _traced(several: Sequence[Journey]) -> str:
+    """What is to be known of probes' stamps, where there are any."""
+    return f"{captions.TRACED} " if any(journey.source == "probes" for journey in several) else ""
 
 
 def _spread(steps: Sequence[Step | None]) -> float:
@@ -179,8 +185,11 @@ def _name(summary: Summary, row: Row) -> str:
 # --- the figure ----------------------------------------------------------------------------------------------------
 
 
-def draw_waterfall(summary: Summary, figure: Figure, width: float) -> None:
-    """One bar a row, a panel for each size: mean intervals in packet order, coloured by who works."""
+def draw_waterfall(summary: Summary, figure: Figure, width: float) -> str:
+    """One bar a row, a panel for each size: mean intervals in packet order, coloured by who works.
+
+    Returns what the stages stand on, in words.
+    """
     several = shown_stages(summary)
     sizes = list(dict.fromkeys(journey.row.size for journey in several))
     by_size = [[journey for journey in several if journey.row.size == size] for size in sizes]
@@ -193,11 +202,12 @@ def draw_waterfall(summary: Summary, figure: Figure, width: float) -> None:
         _bars(ax, of, width, seen)
         ax.set_xlabel(f"mean one-way time, {size_words(of[0].row.size)} {of[0].row.pattern} [{of[0].unit[0]}]")
     style.draw_legend(figure, list(axes.ravel()), seen)
+    return sources_in_words(several).rstrip(".")
 
 
 def shown_stages(summary: Summary) -> list[Journey]:
     """The journeys that the picture has room for: of the first pattern that was traced, on the way there."""
-    traced = [journey for journey in journeys_of(summary) if journey.direction == "there"]
+    traced = [journey for journey in stage_journeys(summary) if journey.direction == "there"]
     patterns = [journey.row.pattern for journey in traced]
     pattern = "pingpong" if "pingpong" in patterns else patterns[0]
     traced = [journey for journey in traced if journey.row.pattern == pattern]

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hwrx import paths as delivery
-from hwrx.control.messages import Clock, MessageSize, Pattern, Rate, Seed, Wait
+from hwrx.control.messages import BOOT_FIELDS, Clock, MessageSize, Pattern, Rate, Seed, Wait
 from hwrx.errors import UsageError
 from hwrx.host import toml_text
 from hwrx.host.outside import clean_name
@@ -243,6 +243,13 @@ def boot_actions(experiment: Experiment) -> list[str]:
     return [f"the kernel {clean_name(kernel)}, which is to be booted"] if "/" in kernel else []
 
 
+def given_fields(experiment: Experiment) -> set[str]:
+    """Return the fields of a setting that are given anywhere in an experiment."""
+    tables = (*experiment.pattern.values(), *experiment.size.values(), *experiment.path.values())
+    inner = (each for table in experiment.path.values() for each in table.values() if isinstance(each, dict))
+    return {*experiment.setting, *experiment.sweep, *(key for each in (*tables, *inner) for key in all_fields(each))}
+
+
 def wish_of(experiment: Experiment) -> Wish:
     """Return which CPUs the experiment asks for."""
     return Wish(cpu=experiment.cpu, numa=experiment.numa)
@@ -265,11 +272,7 @@ def _header(text: str) -> str:
 
 def _check_together(source: str, experiment: Experiment) -> None:
     """What is right alone and not beside something else."""
-    given = {
-        *experiment.setting,
-        *experiment.sweep,
-        *(key for fields in (*experiment.pattern.values(), *experiment.size.values()) for key in all_fields(fields)),
-    }
+    given = given_fields(experiment)
     if experiment.load and "rate" in given:
         raise UsageError(f"{source}: load: it sets the rate of each trial, so that 'rate' cannot be given beside it")
     if experiment.load and "paced" not in experiment.patterns:
@@ -285,10 +288,16 @@ def _check_together(source: str, experiment: Experiment) -> None:
                 f"{source}: {key}: it is about counted instructions, and the clock is 'wall'",
                 remedy=f'clock = "icount" or "auto", or leave {key} out',
             )
-    if "copies_priced" in experiment.sweep and (experiment.load or experiment.until):
+    for key in BOOT_FIELDS:
+        if key in experiment.sweep and (experiment.load or experiment.until):
+            raise UsageError(
+                f"{source}: sweep.{key}: each value has a guest of its own; load and until are found out in one",
+                remedy="give one value in [setting]",
+            )
+    if "iommu" in given and experiment.topology not in topologies.WITH_IOMMU:
         raise UsageError(
-            f"{source}: sweep.copies_priced: each price has a guest of its own; load and until are found out in one",
-            remedy="give one price in [setting]",
+            f"{source}: iommu: a guest of the topology '{experiment.topology}' has none",
+            remedy=" or ".join(f'topology = "{name}"' for name in topologies.WITH_IOMMU),
         )
     if experiment.anatomy and experiment.clock == "wall":
         raise UsageError(

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from hwrx import paths as delivery
-from hwrx.control.messages import Pattern, Priced, Setting
+from hwrx.control.messages import Boot, Pattern, Setting
 from hwrx.errors import UsageError
 from hwrx.machine.placement import POLLING
 from hwrx.runs import streams
@@ -68,9 +68,9 @@ def plan_run(experiment: Experiment, check: Callable[[Setting], None] = delivery
     return Plan(experiment=experiment, settings=able, trials=order, skipped=skipped)
 
 
-def prices_of(layout: Plan) -> list[Priced]:
-    """Return how copies are priced in a plan, each once, as the experiment has them: a guest is booted for each."""
-    return list(dict.fromkeys(setting.copies_priced for setting in layout.settings))
+def boots_of(layout: Plan) -> list[Boot]:
+    """Return what a plan's guests are booted with, each once, as the experiment has them."""
+    return list(dict.fromkeys(setting.boot for setting in layout.settings))
 
 
 def uncalibrated_settings(layout: Plan) -> list[Setting]:

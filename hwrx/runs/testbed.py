@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from hwrx import paths
 from hwrx.control.environment import parse_environment
-from hwrx.control.messages import Describe, Described, Place, Priced, Role, Setting
+from hwrx.control.messages import MACHINE, Boot, Describe, Described, Place, Role, Setting
 from hwrx.control.peers import Peer
 from hwrx.errors import MachineError, SilenceError, UsageError
 from hwrx.host.ipv6 import why_no_ipv6
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hwrx.lab.vm import Guest
 
 Say = Callable[[str, str], None]
+LABS_OWN = Boot()
 GUEST_MEMORY = 2 << 30  # bytes that a guest may come to use: see hwrx.lab.vm.Guest
 
 
@@ -108,8 +109,9 @@ class GuestBed:
 
     alone = True
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, boot: Boot = LABS_OWN) -> None:
         self.guest = guest
+        self.boot = boot
         self.places: Mapping[Role, Place] = {role: guest.places[role] for role in ("client", "server")}
 
     def start(self, role: Role) -> Peer:
@@ -126,7 +128,7 @@ class GuestBed:
 
     def describe(self) -> dict[str, Any]:
         """Return what is to be known of the guest itself."""
-        return self.guest.describe()
+        return {**self.guest.describe(), "boot": msgspec.to_builtins(self.boot)}
 
     def manifest(self) -> dict[str, Any]:
         """See `hwrx.runs.beds.Testbed`: the guest's machine, asked of an agent in it, and the host's around it."""
@@ -137,7 +139,7 @@ class GuestBed:
             inside = peer.ask(Describe(), Described).machine
         return {
             "wire": f"in the guest: {topology.find_topology(self.guest.topology).sentence}",
-            "guest": self.guest.describe(),
+            "guest": self.describe(),
             "emulated": self.guest.describe()["emulated"],
             "machine": inside,
             "host": description.describe_machine(),
@@ -217,6 +219,8 @@ def _need_no_guest(experiment: Experiment, wanted: Wanted, where: str) -> None:
         )
     if experiment.boot:
         raise UsageError(f"boot is for a guest's kernel, and {where} runs this machine's", remedy=guests)
+    for field in sorted(experiments.given_fields(experiment).intersection(MACHINE)):
+        raise UsageError(f"{field} is what a guest is booted with, and {where} is none", remedy=guests)
     if wanted.log is not None:
         raise UsageError(f"--log takes what a guest prints, and {where} is none", remedy="leave out --log")
 
@@ -275,7 +279,7 @@ def opened_bed(
     wanted: Wanted,
     say: Say = lambda stage, text: None,
     *,
-    copies_priced: Priced = "byte",
+    boot: Boot = LABS_OWN,
     qemu: Sequence[str] = (),
     descriptors: Sequence[int] = (),
     held: Callable[[Guest], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
@@ -283,7 +287,7 @@ def opened_bed(
     """Put up what the experiment needs and yield it.
 
     :param say: told the stage and what is being done.
-    :param copies_priced: of a guest that counts instructions: see `hwrx.lab.vm.Guest`.
+    :param boot: what a guest is booted with.
     :param qemu: more arguments for the emulator of a guest.
     :param descriptors: open files that it inherits; they stay the caller's.
     :param held: a context that a guest is within from before it boots until it has ended.
@@ -304,14 +308,16 @@ def opened_bed(
     else:
         # as above
         from hwrx.lab import vm
+        from hwrx.lab.boot import kernel_words
 
+        huge_pages = "huge_pages" in experiments.given_fields(experiment)
         assert experiment.clock != "auto"  # settled before the plan
         guest = vm.Guest(
             experiment.topology,
             kernel=experiment.kernel,
             clock=experiment.clock,
-            copies_priced=copies_priced,
-            append=experiment.boot,
+            copies_priced=boot.copies_priced,
+            append=(*experiment.boot, *kernel_words(boot, huge_pages=huge_pages)),
             qemu=qemu,
             descriptors=descriptors,
             options=_options(experiment),
@@ -319,7 +325,7 @@ def opened_bed(
             progress=say,
         )
         with held(guest), guest:
-            yield GuestBed(guest)
+            yield GuestBed(guest, boot)
 
 
 def _options(experiment: Experiment) -> dict[str, Any]:

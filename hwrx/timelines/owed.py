@@ -43,7 +43,7 @@ def trials_without(
     """Yield the good trials that a run has and that have no row in these tables: each, its journal line and the run.
 
     :param tables: that the twins write their rows to, with a column `trial`.
-    :param testbed: on which the twins would run: trials for which copies have another price are not its own.
+    :param testbed: on which the twins would run: trials whose guest is booted with something else are not its own.
 
     Nothing is yielded of a run that was never interrupted.
     """
@@ -53,8 +53,8 @@ def trials_without(
     run = reading.load_run(writer.path)
     found = [rows for name in tables if (rows := run.table(name)) is not None]
     known = {trial for rows in found for trial in rows["trial"].to_pylist()}
-    price = testbed.describe().get("copies_priced") if isinstance(testbed, GuestBed) else None
+    boot = testbed.boot if isinstance(testbed, GuestBed) else None
     for line in run.journal:
         setting = msgspec.convert(line["setting"], Setting)
-        if line["status"] == "ok" and line["trial"] not in known and price in (None, setting.copies_priced):
+        if line["status"] == "ok" and line["trial"] not in known and boot in (None, setting.boot):
             yield Trial(number=line["trial"], repeat=line["repeat"], setting=setting, label=line["label"]), line, run

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from typing import Any
 
@@ -18,7 +18,9 @@ from hwrx.control.messages import Inspect, Prepared, Role, Setting
 from hwrx.control.peers import Peer
 from hwrx.errors import TrialError
 from hwrx.runs.schedule import Pair
+from hwrx.stages import BY_NAME
 from hwrx.timelines import copies
+from hwrx.timelines.exact import Exact
 from hwrx.timelines.join import Timelines
 from hwrx.timelines.traced import RunTracer
 
@@ -66,6 +68,7 @@ class Journey:
     buffers: dict[str, dict[str, str]] = field(default_factory=dict)  # "sender before" -> name -> address
     ledger: copies.Ledger | None = None  # of all messages of the trial
     unavailable: dict[str, str] = field(default_factory=dict)
+    stands_on: str = "probes"  # or the anatomy: what the stages' times are from
 
     @property
     def copies(self) -> float:
@@ -143,9 +146,45 @@ def journey_of(timelines: Timelines, setting: Setting, available: Mapping[str, s
     return Journey(setting.path, setting.size, int(timelines.sequence[row]), int(one_way[place]), steps)
 
 
+def on_stamps(journey: Journey, exact: Exact) -> Journey:
+    """Return the walk with the stages of a message that was taken apart, each to the instruction (a nanosecond).
+
+    Also those that no probe reaches; of the others it keeps what the probe saw: thread, CPU, skb.
+    """
+    probed = {step.stage: step for step in journey.steps}
+    steps = []
+    before = 0
+    for name, actor, at in exact.stamps:
+        stage, seen = BY_NAME[name], probed.get(name)
+        steps.append(
+            Step(
+                stage=name,
+                function=seen.function if seen else "",
+                side=stage.side,
+                actor=actor,
+                cpu=seen.cpu if seen else None,
+                tid=seen.tid if seen else None,
+                ns=at - before,
+                at=at,
+                handles=stage.handles,
+                bytes=journey.size if stage.handles else 0,
+                object=seen.object if seen else "",
+            )
+        )
+        before = at
+    return replace(journey, steps=steps, one_way=before, stands_on="the anatomy")
+
+
+def source_words(journey: Journey) -> str:
+    """Say what the stages' times stand on."""
+    if journey.stands_on == "probes":
+        return "stages stand on kernel probes, which make each take longer"
+    return "stages stand on the anatomy: instructions, 1,000 a µs, of a message that nobody traced"
+
+
 def memory_words(journey: Journey) -> list[str]:
-    """Say where the bytes lay, in sentences."""
-    words = []
+    """Say what the stages stand on and where the bytes lay, in sentences."""
+    words = [source_words(journey)]
     sender, after = journey.buffers.get("sender before", {}), journey.buffers.get("receiver after", {})
     before = journey.buffers.get("receiver before", {})
     if sender:

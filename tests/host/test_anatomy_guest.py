@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 import hwrx
 from hwrx.anatomy.dissect import dissect_paths
 from hwrx.errors import UsageError
-from hwrx.report import anatomies
+from hwrx.report import anatomies, journeys
 from hwrx.runs import experiment
 
 pytestmark = pytest.mark.beside
@@ -54,6 +56,14 @@ def test_the_sum_over_functions_is_what_the_clock_says_of_each_message(
     deepest = max((piece["stack"] for piece in one["pieces"]), key=len)
     assert len(deepest) > 20 and deepest[0]["of"] == "cython_ext.loops.pingpong"
     assert ("rxe_requester" in functions) == (path == "rdma-send")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_interrupts_and_address_spaces_are_seen_as_they_happen(dissected: dict[str, dict[str, Any]], path: str) -> None:
+    machine = dissected[path]["machine"]
+    assert machine["cr3_loads"] >= 2  # to the other agent and back
+    handlers = {each["handler"] for each in machine["interrupts"]}
+    assert handlers <= {"sysvec_apic_timer_interrupt", "exc_page_fault"}, "a veth has no interrupt"
 
 
 @pytest.mark.parametrize(("path", "sender", "passes"), [("udp", 1.0, 0.0), ("rdma-send", 2.0, 1.0)])
@@ -97,7 +107,7 @@ def test_a_run_that_is_to_be_taken_apart_keeps_it_and_shows_it_beside_what_probe
     assert done.returncode == 0, done.stderr
     run = hwrx.load(tmp_path / "latest")
     assert run.status == "complete"
-    (one,) = anatomies.anatomy_of(run)
+    (one,) = journeys.anatomy_of(run)
     assert one.label == run.rows[0]["label"]
     assert one.copies is not None and (one.copies.sender, one.copies.receiver) == (1.0, 1.0)
     _, table, stages = anatomies.anatomy_tables(run.summary())
@@ -123,6 +133,17 @@ def test_the_guest_does_not_notice(dissected: dict[str, dict[str, Any]], tmp_pat
         assert plain is not None
         states = [state["instructions"] for state in dissected[row.path]["states"]]
         assert any(plain.value * 1000 == pytest.approx(state, rel=0.01) for state in states), (plain, states)
+
+
+def test_nothing_of_it_is_left_when_it_is_killed(tmp_path: Path) -> None:
+    words = [*HWRX, "anatomy", "udp", "--messages", "10"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stderr is not None
+        until = next((line for line in child.stderr if line.startswith("trial: ")), "")
+        child.kill()
+    assert until == "trial: udp 64 B\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_to_take_apart_is_said_before_anything_boots() -> None:

@@ -18,16 +18,18 @@ from hwrx.anatomy.model import ByAddress, Dissection, Handling, Part, Stamp, Sta
 from hwrx.anatomy.stacks import Piece
 from hwrx.anatomy.symbols import Function
 from hwrx.cli import main
-from hwrx.control.messages import Setting
+from hwrx.control.messages import Boot, Setting
 from hwrx.errors import StoreError
-from hwrx.report import anatomies, diff, diff_text, html, ledgers
+from hwrx.report import anatomies, diff, diff_text, figures, html, journeys, ledgers, machine_costs, waterfall
+from hwrx.report.moved import moved_parts
 from hwrx.runs import store
+from hwrx.timelines import perfetto
 
 LOOP, RECEIVE = Function("pingpong_client", "cython_ext.loops.pingpong"), Function("udp_rcv", "vmlinux")
 STAMPS = [
-    Stamp("posted", "there", 0, 0),
-    Stamp("udp_rcv", "there", 400, 400),
-    Stamp("delivered", "there", 900, 500),
+    Stamp("posted", "there", 0, 0, "user thread"),
+    Stamp("udp_rcv", "there", 400, 400, "softirq"),
+    Stamp("delivered", "there", 900, 500, "user thread"),
     Stamp("udp_rcv", "back", 400, 400),
 ]
 TO_USER = Handling("receiver", "copy_user_enhanced_fast_string", "vmlinux", 1.0, 0.0)
@@ -71,8 +73,8 @@ def cells(table: Any) -> list[list[str]]:
 def test_a_run_keeps_what_was_found_and_gives_it_back(tmp_path: Path) -> None:
     found = [made(copies=copies()), made("tcp")]
     assert model.from_document(json.loads(json.dumps(model.to_document(found)))) == found
-    assert anatomies.anatomy_of(hwrx.load(run_with(tmp_path, *found))) == found
-    assert anatomies.anatomy_of(hwrx.load(run_with(tmp_path))) == []
+    assert journeys.anatomy_of(hwrx.load(run_with(tmp_path, *found))) == found
+    assert journeys.anatomy_of(hwrx.load(run_with(tmp_path))) == []
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_what_was_not_kept_by_this_version_is_refused(document: dict[str, Any], 
         model.from_document(document)
     run = run_with(tmp_path, made())
     (run / model.DOCUMENT).write_text("{}")
-    assert anatomies.anatomy_of(hwrx.load(run)) == []
+    assert journeys.anatomy_of(hwrx.load(run)) == []
 
 
 def test_layers_stand_below_one_another_and_their_sum_last(tmp_path: Path) -> None:
@@ -151,10 +153,66 @@ def test_a_diff_names_the_functions_that_moved(tmp_path: Path) -> None:
     assert same.moved == [] and "functions that moved" not in diff_text.to_text(same)
 
 
+def test_the_waterfall_stands_on_the_anatomy_where_a_run_has_it_and_says_so(tmp_path: Path) -> None:
+    both = {"paths": ["udp", "tcp"], "traced": True}
+    summary = hwrx.load(run_with(tmp_path, made(), **both)).summary()
+    found = {(journey.row.path, journey.direction): journey for journey in journeys.stage_journeys(summary)}
+    exact = found["udp", "there"]
+    assert (exact.source, exact.messages, exact.whole) == ("anatomy", 1, 900.0)
+    assert [(step.stage.name, step.actor, step.mean) for step in exact.steps] == [
+        ("posted", "user thread", 0.0), ("udp_rcv", "softirq", 400.0), ("delivered", "user thread", 500.0),
+    ]  # fmt: skip
+    assert ("udp", "back") not in found, "two stamps are no way"
+    assert found["tcp", "there"].source == found["tcp", "back"].source == "probes"
+    caption = waterfall.waterfall_tables(summary)[-1].caption
+    assert "Stages are those that the kernel's probes stamped" in caption
+    figure = figures.draw_figure(summary, "waterfall")
+    assert "Stages of udp are the anatomy's" in figure._supxlabel.get_text().replace("\n", " ")
+    alone = hwrx.load(run_with(tmp_path, made())).summary()  # not traced at all
+    assert waterfall.has_waterfall(alone)
+    assert "Stages are the anatomy's" in waterfall.waterfall_tables(alone)[0].caption
+
+
+def test_perfettos_file_stands_on_the_anatomy_and_on_probes_for_the_rest(tmp_path: Path) -> None:
+    run = hwrx.load(run_with(tmp_path, made(), paths=["udp", "tcp"], traced=True))
+    exact = journeys.exact_messages(run)
+    assert perfetto.export_timelines(run, tmp_path / "t.json", 3, exact) > 2
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    stands = {(event["cat"], event["args"]["stands on"]) for event in events if event["ph"] == "X"}
+    assert stands == {("udp", "the anatomy"), ("tcp", "probes")}
+    lengths = [event["dur"] for event in events if event["ph"] == "X" and event["args"].get("direction") == "there"]
+    assert lengths[:2] == [0.4, 0.5]  # 400 and 500 instructions
+
+
+def test_what_a_word_of_the_machine_adds_stands_by_function_and_as_a_chart(tmp_path: Path) -> None:
+    label = "udp 64 B pingpong event iommu={} init_on_alloc={}"
+    found = [
+        msgspec.structs.replace(made(receive=receive), label=label.format(iommu, init))
+        for iommu, init, receive in (("off", 0, 700.0), ("strict", 0, 950.0), ("off", 1, 720.0))
+    ]
+    first, second = machine_costs.added_by_machine([*found, made("tcp")])
+    assert (first.words, first.base) == ("iommu=strict", "iommu=off")
+    assert (second.words, second.base) == ("init_on_alloc=1", "init_on_alloc=0")
+    assert first.title == "udp, 64 B: iommu=strict +250 against iommu=off"
+    run = hwrx.load(run_with(tmp_path, *found))
+    table = next(each for each in anatomies.anatomy_tables(run.summary()) if each.name == "machine-1")
+    assert cells(table) == [["udp_rcv", "vmlinux", "UDP", "700", "950", "+250"]]
+    svg = machine_costs.difference_of(first)
+    assert "udp, 64 B, iommu=strict" in svg and "+500 in all" in svg
+    assert "What the machine adds: udp, 64 B: iommu=strict" in html.render_html(run.summary())
+
+
+@pytest.mark.parametrize(("prices", "words"), [(("byte",), "adds the cross-check"), (("byte", "word"), "is the cross")])
+def test_each_table_of_copies_says_what_the_emulator_counts_of_one(prices: tuple[Any, ...], words: str) -> None:
+    found = [msgspec.structs.replace(made(), boot=Boot(copies_priced=price)) for price in prices]
+    said = anatomies._prices(found)
+    assert "REP MOVS as an instruction a byte" in said and words in said and "ERMS" in said
+
+
 def test_a_function_of_one_side_alone_has_moved_too() -> None:
     before = made()
     after = msgspec.structs.replace(before, parts=[*before.parts, Part("nf_hook_slow", "vmlinux", "IP", 80.0)])
-    (only,) = anatomies.moved_parts(before, after)
+    (only,) = moved_parts(before, after)
     assert (only.function, only.before, only.after) == ("nf_hook_slow", 0.0, 80.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,6 +151,10 @@ def test_functions_of_files_are_named_also_those_that_a_stripped_library_has_for
         ("entry_SYSCALL_64", "vmlinux", "system call"),
         ("__send", "libc.so.6", "C library"),
         ("answering_server", "cython_ext.loops.pingpong", "program"),
+        ("__iommu_dma_unmap", "vmlinux", "IOMMU"),
+        ("iommu_pgsize.isra.0", "vmlinux", "IOMMU"),
+        ("dma_pte_clear_level", "vmlinux", "IOMMU"),
+        ("pci_read_config", "vmlinux", "driver"),
         ("hwrx_icrc_ipv4", "cython_ext.roce.icrc", "checksum"),
         ("nobody_knows_it", "vmlinux", UNKNOWN),
         (symbols.NO_SYMBOL, "", UNKNOWN),
@@ -181,10 +186,10 @@ def test_what_the_emulator_writes_has_no_name_that_a_kill_would_leave(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with dissect.nameless_file() as file:
+    with dissect.unnamed_file() as file:
         assert not list(tmp_path.iterdir())
-        Path(f"/proc/self/fd/{file.fileno()}").write_bytes(b"as QEMU does, which has the descriptor")
-        assert file.read(5) == b"as QE"
+        Path(f"/proc/self/fd/{file}").write_bytes(b"as QEMU does, which has the descriptor")
+        assert os.pread(file, 5, 0) == b"as QE"
     assert not list(tmp_path.iterdir())
 
 

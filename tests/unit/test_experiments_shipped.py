@@ -58,7 +58,7 @@ def test_the_experiment_in_wall_clock_time_is_short_and_has_a_p99() -> None:
 def test_what_instructions_say_of_copies_is_asked_at_both_prices() -> None:
     for name in ("first", "copy-cost"):
         layout = planning.plan_run(experiment.load_experiment(FOLDER / f"{name}.toml"), lambda setting: None)
-        assert sorted(planning.prices_of(layout)) == ["byte", "word"], name
+        assert sorted(boot.copies_priced for boot in planning.boots_of(layout)) == ["byte", "word"], name
 
 
 @pytest.mark.parametrize(

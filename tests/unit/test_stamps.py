@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from hwrx.anatomy.model import Stamp
 from hwrx.anatomy.stacks import Piece
-from hwrx.anatomy.stamps import point_of, stamp_stages
+from hwrx.anatomy.stamps import actor_of, point_of, stamp_stages
 from hwrx.anatomy.symbols import Function
 from hwrx.stages import BY_NAME, STAGES
 
@@ -105,3 +107,17 @@ def test_every_function_that_the_catalogue_probes_is_a_point() -> None:
     for stage in STAGES:
         probed = [probe for probe in stage.probes if probe.kind in ("fentry", "fexit")]
         assert (point_of(stage) is not None) >= bool(probed), stage.name
+
+
+@pytest.mark.parametrize(
+    ("stack", "actor"),
+    [
+        ((*CLIENT, "entry_SYSCALL_64", "udp_sendmsg"), "user thread"),
+        ((*CLIENT, "entry_SYSCALL_64", "handle_softirqs", "udp_rcv"), "softirq"),
+        ((*CLIENT, "asm_common_interrupt", "e1000_intr"), "hard IRQ"),
+        ((*CLIENT, "asm_common_interrupt", "__do_softirq", "e1000e_poll"), "softirq"),
+        (("ret_from_fork", "kthread", "worker_thread", "rxe_do_task"), "kernel worker"),
+    ],
+)
+def test_who_works_is_told_by_the_innermost_context(stack: tuple[str, ...], actor: str) -> None:
+    assert actor_of([Function(name, "vmlinux") for name in stack]) == actor

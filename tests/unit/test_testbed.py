@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
+from hwrx import paths
 from hwrx.cli import main
-from hwrx.control.messages import Setting
+from hwrx.commands.shared.options import described_experiment
+from hwrx.control.messages import Boot, Setting
 from hwrx.errors import UsageError
 from hwrx.lab import accelerator
 from hwrx.lab.accelerator import Accelerator
+from hwrx.lab.boot import kernel_words
 from hwrx.lab.vm import Guest
 from hwrx.runs import estimate, experiment, planning, testbed
 from hwrx.runs.experiment import Experiment
@@ -40,6 +43,9 @@ def asked(**options: Any) -> Experiment:
         ({"boot": ["quiet"], "topology": "here"}, Wanted(), "boot is for a guest's kernel, and the loopback device"),
         ({"boot": ["quiet"], "topology": "hosts"}, SSH, "boot is for a guest's kernel"),
         ({"boot": ["quiet"], "topology": "pair"}, Wanted(here=True), "boot is for a guest's kernel"),
+        ({"mitigations": "off"}, Wanted(), "mitigations is what a guest is booted with, and this machine is none"),
+        ({"path": {"udp": {"init_on_alloc": 0}}}, Wanted(), "init_on_alloc is what a guest is booted with"),
+        ({"sweep": {"iommu": ["off", "lazy"]}, "topology": "nic"}, Wanted(here=True), "iommu is what a guest"),
         ({"wire_mtu": 4200, "topology": "here"}, Wanted(), "wire_mtu is for a wire that hwrx puts up"),
         ({"wire_mtu": 4200, "topology": "queues"}, Wanted(), "wire_mtu is for a wire that hwrx puts up"),
         ({"wire_mtu": 4200, "topology": "hosts"}, SSH, "wire_mtu is for a wire that hwrx puts up"),
@@ -144,7 +150,7 @@ def test_our_driver_is_left_out_where_the_users_devices_are_compared() -> None:
 def test_both_prices_of_a_copy_are_two_guests_in_one_run() -> None:
     both = asked(topology="nic", clock="icount", sweep={"copies_priced": ["byte", "word"]})
     layout = planning.plan_run(both)
-    assert planning.prices_of(layout) == ["byte", "word"]
+    assert planning.boots_of(layout) == [Boot(copies_priced="byte"), Boot(copies_priced="word")]
     assert {trial.setting.copies_priced for trial in layout.trials} == {"byte", "word"}
 
 
@@ -152,8 +158,8 @@ def test_both_prices_of_a_copy_are_two_guests_in_one_run() -> None:
     ("options", "words"),
     [
         ({"clock": "wall"}, "copies_priced: .* the clock is 'wall'"),
-        ({"clock": "icount", "load": [0.5], "patterns": ["paced"]}, "each price has a guest of its own"),
-        ({"clock": "icount", "until": {"width": 0.05}}, "each price has a guest of its own"),
+        ({"clock": "icount", "load": [0.5], "patterns": ["paced"]}, "each value has a guest of its own"),
+        ({"clock": "icount", "until": {"width": 0.05}}, "each value has a guest of its own"),
     ],
 )
 def test_a_price_that_cannot_be_is_refused(options: dict[str, Any], words: str) -> None:
@@ -164,6 +170,66 @@ def test_a_price_that_cannot_be_is_refused(options: dict[str, Any], words: str) 
 def test_a_guest_that_does_not_count_has_no_price() -> None:
     with pytest.raises(UsageError, match="clock `icount`"):
         Guest(copies_priced="word")
+
+
+# --- what a guest is booted with -----------------------------------------------------------------------------------
+
+
+def test_each_value_of_an_axis_of_the_machine_is_a_guest_and_a_row_that_says_so() -> None:
+    swept = asked(
+        topology="nic", clock="icount", sweep={"iommu": ["off", "strict"], "init_on_alloc": [0, 1]}, mitigations="off"
+    )
+    layout = planning.plan_run(swept)
+    assert [str(boot) for boot in planning.boots_of(layout)] == [
+        f"copies priced by the byte, iommu {iommu}, mitigations off, init_on_alloc {init}"
+        for iommu in ("off", "strict")
+        for init in (0, 1)
+    ]
+    recorded = paths.settings_read(layout.settings[0])
+    assert (recorded["iommu"], recorded["mitigations"], recorded["init_on_alloc"]) == ("off", "off", 0)
+    assert layout.trials[0].label.endswith(
+        f"iommu={layout.trials[0].setting.iommu} init_on_alloc=" + str(layout.trials[0].setting.init_on_alloc)
+    )
+
+
+@pytest.mark.parametrize(
+    ("boot", "huge", "words"),
+    [
+        (Boot(), False, ()),
+        (Boot(iommu="off"), False, ("intel_iommu=off", "hugepages=64")),
+        (Boot(iommu="passthrough"), False, ("intel_iommu=on", "iommu=pt")),
+        (Boot(iommu="lazy"), False, ("intel_iommu=on", "iommu=nopt", "iommu.strict=0")),
+        (Boot(iommu="strict"), False, ("intel_iommu=on", "iommu=nopt", "iommu.strict=1")),
+        (Boot(mitigations="off", init_on_alloc=1), True, ("mitigations=off", "init_on_alloc=1", "hugepages=64")),
+    ],
+)
+def test_the_kernel_is_told_by_its_own_words(boot: Boot, huge: bool, words: tuple[str, ...]) -> None:
+    assert kernel_words(boot, huge_pages=huge) == words
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"iommu": "strict", "topology": "pair"}, "iommu: a guest of the topology 'pair' has none"),
+        ({"iommu": "on", "topology": "nic"}, 'setting.iommu: "on" is not allowed'),
+        ({"sweep": {"mitigations": ["off", "on"]}}, r'sweep.mitigations\[1\]: "on" is not allowed'),
+        ({"init_on_alloc": 2}, "setting.init_on_alloc: 2 is not allowed"),
+    ],
+)
+def test_what_no_guest_can_be_booted_with_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        asked(**options)
+
+
+def test_several_values_of_an_option_are_an_axis_and_one_is_a_setting(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "asked.toml"
+    file.write_text('paths = ["udp"]\ntopology = "nic"\nclock = "icount"\n[sweep]\nmessages = [5, 6]\n')
+    options = {"iommu": ["off", "lazy"], "mitigations": ["off"], "copies_priced": None}
+    found = described_experiment(file, dict(options))
+    assert found.sweep == {"messages": [5, 6], "iommu": ["off", "lazy"]}
+    assert found.setting == {"mitigations": "off"}
+    alone = described_experiment(None, {**options, "paths": ["udp"], "topology": "nic"})
+    assert (alone.sweep, alone.setting) == ({"iommu": ["off", "lazy"]}, {"mitigations": "off"})
 
 
 # --- options win ---------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from hwrx.report.journeys import UNKNOWN, Step, _intervals, _journey
 from hwrx.runs.trials import Trial
 from hwrx.timelines import copies, join, perfetto, walk
 from hwrx.timelines.actors import ACTORS, actor_column
+from hwrx.timelines.exact import Exact
 from hwrx.timelines.tables import STAGES, stage_rows, tracing_row
 
 SETTING = Setting(path="udp", size=64, messages=40)
@@ -140,6 +141,20 @@ def test_a_page_that_moved_is_said_to_have_moved() -> None:
     }
     assert journey.stayed() is False
     assert any("moved" in line for line in walk.memory_words(journey))
+
+
+def test_a_walk_stands_on_the_anatomy_where_there_is_one_and_keeps_what_probes_saw() -> None:
+    journey = walk.journey_of(timelines(), SETTING, {})
+    assert "kernel probes" in walk.memory_words(journey)[0]
+    seen = next(step for step in journey.steps if step.stage == "ip_rcv")
+    stamps = [("posted", "user thread", 0), ("irq_handler_entry", "hard IRQ", 70), ("ip_rcv", "softirq", 90)]
+    exact = walk.on_stamps(journey, Exact("udp", "udp 64 B", "there", [*stamps, ("delivered", "", 130)]))
+    assert [(step.stage, step.ns, step.at) for step in exact.steps] == [
+        ("posted", 0, 0), ("irq_handler_entry", 70, 70), ("ip_rcv", 20, 90), ("delivered", 40, 130),
+    ]  # fmt: skip
+    assert (exact.one_way, exact.steps[2].object, exact.steps[1].tid) == (130, seen.object, None)
+    assert "the anatomy: instructions" in walk.memory_words(exact)[0]
+    assert "stand on the anatomy" in walk.walk_picture([exact])
 
 
 def test_by_whom_a_stage_was_done_is_what_its_stamps_observed() -> None:

@@ -8,10 +8,11 @@ from typing import Any, get_args
 
 import click
 
-from hwrx.control.messages import FrameCarrier, Pattern, Priced
+from hwrx.control.messages import BOOT_FIELDS, FrameCarrier, Pattern
 from hwrx.paths import PATHS
 from hwrx.runs import experiment as experiments
 from hwrx.runs.experiment import Experiment, WantedClock
+from hwrx.runs.overrides import Overrides
 from hwrx.wires import topology as topologies
 
 
@@ -85,9 +86,6 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(get_args(WantedClock)),
             help="icount: guest instructions; auto: those where the guest is emulated.",
         ),
-        click.option(
-            "--copies-priced", type=click.Choice(get_args(Priced)), help="icount: an instruction a copied byte or word."
-        ),
         click.option("--kernel", help="Kernel of the guest, for example 6.12."),
         click.option("--wire-mtu", type=int, help=f"MTU of the wire of {', '.join(topologies.WITH_MTU)} [1500]."),
         click.option("--seed", type=int, help="Seed of the order of trials."),
@@ -102,11 +100,35 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ]
     for option in reversed(options):
         command = option(command)
+    return machine_options(command)
+
+
+def machine_options(command: Callable[..., object]) -> Callable[..., object]:
+    """Add the axes of the machine: of several values each has a guest of its own. See `split_axes`."""
+    options = [
+        click.option(
+            "--copies-priced", type=Many(str, "PRICE,…"), help="icount: an instruction a copied byte, or word."
+        ),
+        click.option("--iommu", type=Many(str, "STATE,…"), help="of the guest: off, passthrough, lazy, strict."),
+        click.option("--mitigations", type=Many(str, "STATE,…"), help="of the guest's kernel: off, auto."),
+        click.option("--init-on-alloc", type=Many(int, "0,1"), help="Whether the guest's kernel zeroes allocations."),
+    ]
+    for option in reversed(options):
+        command = option(command)
     return command
+
+
+def split_axes(options: Overrides) -> tuple[Overrides, dict[str, list[str] | list[int]]]:
+    """Return options with single values of the machine's axes, and apart from them the axes of several."""
+    given = {name: options[name] for name in BOOT_FIELDS if options.get(name) is not None}
+    swept = {name: values for name, values in given.items() if len(values) > 1}
+    return {**options, **{name: None if name in swept else values[0] for name, values in given.items()}}, swept
 
 
 def described_experiment(file: Path | None, options: dict[str, Any]) -> Experiment:
     """Return the experiment of a file with options put over it, or the one that the options alone describe."""
+    options, swept = split_axes(options)
     if file is None:
-        return experiments.from_options(**options)
-    return experiments.override_experiment(experiments.load_experiment(file), **options)
+        return experiments.from_options(**options, sweep=swept or None)
+    found = experiments.override_experiment(experiments.load_experiment(file), **options)
+    return experiments.override_experiment(found, sweep={**found.sweep, **swept}) if swept else found

@@ -1,0 +1,32 @@
+"""A guest's boot words: what of the machine itself is an axis of an experiment.
+
+The kernel's own names are in Documentation/admin-guide/kernel-parameters.txt.
+"""
+
+from __future__ import annotations
+
+from hwrx.control.messages import Boot
+
+# intel_iommu=off has no IOMMU; iommu=pt maps all memory one to one, and nothing is mapped for a packet; iommu=nopt maps
+# each buffer, and takes it away in a batch (lazy) or before the driver has it back (strict)
+IOMMU = {
+    "off": ("intel_iommu=off",),
+    "passthrough": ("intel_iommu=on", "iommu=pt"),
+    "lazy": ("intel_iommu=on", "iommu=nopt", "iommu.strict=0"),
+    "strict": ("intel_iommu=on", "iommu=nopt", "iommu.strict=1"),
+}
+HUGE_PAGES = 64  # of 2 MiB: an agent takes as many as its largest buffer needs, and a guest has 2 GiB
+
+
+def kernel_words(boot: Boot, *, huge_pages: bool = False) -> tuple[str, ...]:
+    """Return the words for the kernel's command line; of two that contradict each other the kernel heeds the last.
+
+    :param huge_pages: reserve pages of 2 MiB, for the buffers of trials that ask for them
+    """
+    return (
+        *IOMMU.get(boot.iommu or "", ()),
+        *([f"mitigations={boot.mitigations}"] if boot.mitigations is not None else []),
+        *([f"init_on_alloc={boot.init_on_alloc}"] if boot.init_on_alloc is not None else []),
+        # where nothing translates a NIC's addresses, the rings of a driver in user space have to be in one piece
+        *([f"hugepages={HUGE_PAGES}"] if huge_pages or boot.iommu == "off" else []),
+    )
