@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from msgspec import Struct, structs
 
@@ -50,7 +50,7 @@ class Parameters(Struct, frozen=True, kw_only=True):
         gid = ipaddress.IPv6Address(self.gid)
         return str(gid.ipv4_mapped or gid)
 
-    def with_fields(self, **fields: Any) -> Self:
+    def with_fields(self, **fields: str | int | None) -> Self:
         """Return the same with other values of some fields."""
         return structs.replace(self, **fields)
 

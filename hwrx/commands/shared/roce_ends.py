@@ -6,7 +6,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 from msgspec import Struct
@@ -20,6 +20,9 @@ from hwrx.roce.datagrams import QKEY
 from hwrx.roce.exchange import PORT, exchange_as_client, exchange_as_server, wait_readable
 from hwrx.roce.management import RPING_PORT
 from hwrx.roce.parameters import LARGEST_NUMBER, gid_of, read_parameters
+
+if TYPE_CHECKING:
+    from hwrx.nic.driver import Driver
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PCI_ADDRESS = re.compile(r"([0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
@@ -167,7 +170,7 @@ def open_datagram_end(asked: Asked) -> Iterator[DatagramEndpoint]:
 
 
 @contextlib.contextmanager
-def _open_device(asked: Asked) -> Iterator[Any]:
+def _open_device(asked: Asked) -> Iterator[str | Driver]:
     if not PCI_ADDRESS.fullmatch(asked.device):
         yield asked.device
         return
