@@ -141,10 +141,10 @@ cdef inline bint has_headers(const char *at, const PlainHeaders *plain) noexcept
             and load64(at + PLAIN) & BTH_WORD == plain.bth)
 
 
-cdef int judge_headers(Connection *c, const Frame *frame) noexcept nogil:
+cdef int judge_headers(Connection *c, const Frame *frame, uint32_t opcode) noexcept nogil:
     """Which quick way a frame may take whose headers are not those of the one before."""
-    if c.in_frames and learn_headers(c, frame, &c.plain, c.expected_bth):
-        return PLAIN_SENDS
+    if opcode == RC_SEND_ONLY:
+        return PLAIN_SENDS if c.in_frames and learn_headers(c, frame, &c.plain, c.expected_bth) else NO_QUICK_WAY
     if not learn_headers(c, frame, &c.plain_ack, c.expected_bth ^ RC_SEND_ONLY ^ RC_ACKNOWLEDGE):
         return NO_QUICK_WAY
     # of an ACK the AETH is all that follows the BTH
@@ -161,6 +161,7 @@ cdef inline bint has_quick_ways(const Connection *c) noexcept nogil:
 
 cdef inline int quick_way(Connection *c, const Frame *frame) noexcept nogil:
     """Which quick way a frame may take: what most frames have in common is compared in a few words."""
+    cdef uint32_t opcode
     # first of all whether there is such a header
     if frame.size < PLAIN + BTH + AETH + ICRC:
         return NO_QUICK_WAY
@@ -168,7 +169,10 @@ cdef inline int quick_way(Connection *c, const Frame *frame) noexcept nogil:
         return PLAIN_SENDS
     if has_headers(frame.data, &c.plain_ack):
         return PLAIN_ACKS
-    return judge_headers(c, frame)
+    opcode = <uint8_t> frame.data[PLAIN]
+    if opcode != RC_SEND_ONLY and opcode != RC_ACKNOWLEDGE:
+        return NO_QUICK_WAY
+    return judge_headers(c, frame, opcode)
 
 
 cdef void take_frame(Connection *c, const Frame *frame, int64_t at) noexcept nogil:
