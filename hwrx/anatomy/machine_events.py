@@ -126,8 +126,9 @@ class EventFinder:
 
     def _device_at(self, address: int) -> str:
         """The innermost region of /proc/iomem; the last one that has the address, as they are nested."""
-        named = next((name for first, last, name in reversed(self._regions) if first <= address <= last), "")
-        return named or ("Local APIC" if address & ~(PAGE - 1) == LOCAL_APIC else "")
+        if address & ~(PAGE - 1) == LOCAL_APIC:
+            return "Local APIC"
+        return next((name for first, last, name in reversed(self._regions) if first <= address <= last), "")
 
 
 def interrupts_beyond(
