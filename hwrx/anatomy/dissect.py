@@ -62,9 +62,15 @@ class Taken(Struct, frozen=True):
     since: int
 
 
-class Said(Struct, frozen=True):
-    """What the guest says of itself: instructions of a nanosecond of its clock, and /proc/iomem."""
+class Observed(Struct, frozen=True):
+    """A guest's trials, and what it says of itself: /proc/kallsyms, maps of its agents, /proc/iomem.
 
+    `speed`: instructions in a nanosecond of its clock.
+    """
+
+    taken: list[Taken]
+    kallsyms: str
+    maps: str
     speed: float
     iomem: str
 
@@ -123,10 +129,14 @@ def _in_one_guest(plan: Experiment, settings: Sequence[Setting], say: Say, copie
         boot = settings[0].boot
         with testbed.opened_bed(plan, testbed.Wanted(), say, qemu=loaded, boot=boot, descriptors=inherited) as bed:
             assert isinstance(bed, GuestBed)
-            return _dissect(bed, settings, file, say, copies)
+            observed = _observe(bed, settings, file, say, copies)
+        # the guest has ended: an emulator that waits takes a processor
+        say("anatomy", "naming and adding up")
+        pieces = [*kernel_pieces(observed.kallsyms), *process_pieces(observed.maps)]
+        return list(_added_up(file, observed, copies, Symbols(pieces)))
 
 
-def _dissect(bed: GuestBed, settings: Sequence[Setting], file: Path, say: Say, copies: bool) -> list[Dissection]:
+def _observe(bed: GuestBed, settings: Sequence[Setting], file: Path, say: Say, copies: bool) -> Observed:
     taken: list[Taken] = []
     maps: list[str] = []
 
@@ -148,9 +158,7 @@ def _dissect(bed: GuestBed, settings: Sequence[Setting], file: Path, say: Say, c
         kallsyms = _ask(bed.guest, "echo 0 > /proc/sys/kernel/kptr_restrict; cat /proc/kallsyms")
         speed = clock_speed(_ask(bed.guest, "dmesg"))
         iomem = _ask(bed.guest, "cat /proc/iomem")
-    say("anatomy", "naming and adding up")
-    pieces = [*kernel_pieces(kallsyms), *process_pieces("\n".join(maps))]
-    return list(_added_up(file, taken, copies, Symbols(pieces), Said(speed, iomem)))
+    return Observed(taken, kallsyms, "\n".join(maps), speed, iomem)
 
 
 def followed_setting(setting: Setting) -> Setting:
@@ -158,7 +166,8 @@ def followed_setting(setting: Setting) -> Setting:
     return msgspec.structs.replace(setting, messages=8, warmup=4, cooldown=2, check_every=1, limit=SYMBOLS_WITHIN)
 
 
-def _added_up(file: Path, taken: Sequence[Taken], copies: bool, symbols: Symbols, said: Said) -> Iterator[Dissection]:
+def _added_up(file: Path, observed: Observed, copies: bool, symbols: Symbols) -> Iterator[Dissection]:
+    taken = observed.taken
     whole = layout.read_words(file)
     entries = entries_of(whole, symbols)
     owners = symbols.find(whole.instructions["address"])
@@ -170,7 +179,7 @@ def _added_up(file: Path, taken: Sequence[Taken], copies: bool, symbols: Symbols
     # with copies: the settings, the first again to wake the plugin, and the settings again
     plain = (len(taken) - 1) // 2 if copies else len(taken)
     for number, (one, recording) in enumerate(zip(taken[:plain], own, strict=False)):
-        found = _dissection(one.setting, one.measured, Trace(recording, entries), symbols, said, entries)
+        found = _dissection(one.setting, one.measured, Trace(recording, entries), symbols, observed, entries)
         if copies:
             handled = _by_address(one.setting, own[plain + 1 + number], owners, symbols.functions)
             found = msgspec.structs.replace(found, copies=handled)
@@ -225,7 +234,7 @@ def _dissection(
     measured: Measured,
     trace: Trace,
     symbols: Symbols,
-    said: Said,
+    observed: Observed,
     entries: npt.NDArray[np.uint64],
 ) -> Dissection:
     full = paths.find_path(setting.path).full_rtt
@@ -239,7 +248,7 @@ def _dissection(
     totals = trace.totals()[numbers]
     owners = symbols.find(trace.recording.instructions["address"])
     stopped = trace.meets(HALT)[numbers]
-    by_clock = totals / said.speed
+    by_clock = totals / observed.speed
     levels, counts = np.unique(totals, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     profiles = [
@@ -251,7 +260,7 @@ def _dissection(
     unwinder = Unwinder(trace.recording, owners, symbols.functions, set(entries.tolist()))
     pieces = _pieces(unwinder, trace, int(numbers[totals == levels[order[0]]][-1]))
     common = totals == levels[order[0]]
-    events = EventFinder(trace.recording, owners, symbols.functions, said.iomem)
+    events = EventFinder(trace.recording, owners, symbols.functions, observed.iomem)
     machine = events.find_events(trace.bounds[numbers], common)
     layers: dict[str, float] = {}
     for part in parts:

@@ -19,6 +19,7 @@ from hwrx.anatomy.layout import (
     INTERRUPTS,
     LOADS_CR3,
     OF_DEVICE,
+    PAGE,
     PHYSICAL,
     RAN,
     STORES,
@@ -36,6 +37,7 @@ DISPATCHER = "__handle_irq_event_percpu"  # calls the handlers of an interrupt's
 STUB = 8  # words in which an interrupt's vector stands before it
 SEARCHED = 4000  # words after an interrupt in which its handler is looked for
 BLOCK = (1 << 32) - 1
+LOCAL_APIC = 0xFEE00000  # Intel SDM 11.4.1; /proc/iomem does not have it on every kernel
 _REGION = re.compile(r"^\s*([0-9a-f]+)-([0-9a-f]+) : (.*)$", re.MULTILINE)
 
 
@@ -124,6 +126,8 @@ class EventFinder:
 
     def _device_at(self, address: int) -> str:
         """The innermost region of /proc/iomem; the last one that has the address, as they are nested."""
+        if address & ~(PAGE - 1) == LOCAL_APIC:
+            return "Local APIC"
         return next((name for first, last, name in reversed(self._regions) if first <= address <= last), "")
 
 

@@ -37,16 +37,19 @@ static struct block *blocks;
 static struct instruction *instructions;
 static uint64_t *words;
 
-/* a block as it was translated, and an instruction in it */
-struct code {
-	uint64_t number;          /* in the file, and one more; 0: it has none */
-	uint64_t count;
-	struct instruction instructions[];
-};
-
+/* an instruction of a block, and the kind of the word that is written when it runs */
 struct place {
 	struct code *code;
 	uint32_t index;
+	unsigned kind;
+};
+
+/* a block as it was translated */
+struct code {
+	uint64_t number;          /* in the file, and one more; 0: it has none */
+	uint64_t count;
+	struct place *places;     /* of its instructions */
+	struct instruction instructions[];
 };
 
 #define KNOWN (1 << 23)
@@ -157,25 +160,12 @@ static void filled(unsigned cpu, void *at)
 		recording = source = false;
 }
 
-static void verifies(unsigned cpu, void *at)
+/* What is no more than a word of its place. */
+static void happens(unsigned cpu, void *at)
 {
 	(void)cpu;
 	if (recording)
-		put(word_at(VERIFIES, at));
-}
-
-static void verified(unsigned cpu, void *at)
-{
-	(void)cpu;
-	if (recording)
-		put(word_at(VERIFIED, at));
-}
-
-static void receives(unsigned cpu, void *at)
-{
-	(void)cpu;
-	if (recording)
-		put(word_at(RECEIVES, at));
+		put(word_at(((const struct place *)at)->kind, at));
 }
 
 /* The loop has ended: what comes now is no message's, until one is sent again. */
@@ -183,13 +173,6 @@ static void ends(unsigned cpu, void *unused)
 {
 	(void)cpu, (void)unused;
 	recording = false;
-}
-
-static void reads_clock(unsigned cpu, void *at)
-{
-	(void)cpu;
-	if (recording)
-		put(word_at(READS_CLOCK, at));
 }
 
 static void calls(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t slot, void *unused)
@@ -206,40 +189,32 @@ static void returns(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t slot, voi
 		put(WORD(RETURNS, slot));
 }
 
-static void record_access(qemu_plugin_meminfo_t info, uint64_t address, uint64_t where, const struct place *at)
+static void record_access(qemu_plugin_meminfo_t info, uint64_t address, const struct place *at, bool any)
 {
+	const struct qemu_plugin_hwaddr *place = qemu_plugin_get_hwaddr(info, address);
+	uint64_t where = NOWHERE;
+
+	if (place)
+		where = (qemu_plugin_hwaddr_phys_addr(place) & PHYSICAL) | (qemu_plugin_hwaddr_is_io(place) ? OF_DEVICE : 0);
+	if (!any && !(where & OF_DEVICE))
+		return;
 	put(WORD(qemu_plugin_mem_is_store(info) ? STORES : LOADS, address));
 	put(WORD(WHERE, where | (uint64_t)qemu_plugin_mem_size_shift(info) << SIZE_SHIFT));
 	put(word_at(AT, at));
 }
 
-static uint64_t where_is(const struct qemu_plugin_hwaddr *place)
-{
-	return (qemu_plugin_hwaddr_phys_addr(place) & PHYSICAL) | (qemu_plugin_hwaddr_is_io(place) ? OF_DEVICE : 0);
-}
-
 static void accesses(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t address, void *at)
 {
-	struct qemu_plugin_hwaddr *place;
-
 	(void)cpu;
-	if (!recording)
-		return;
-	place = qemu_plugin_get_hwaddr(info, address);
-	record_access(info, address, place ? where_is(place) : NOWHERE, at);
+	if (recording)
+		record_access(info, address, at, true);
 }
 
-/* The same of devices' memory alone. */
 static void accesses_device(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t address, void *at)
 {
-	struct qemu_plugin_hwaddr *place;
-
 	(void)cpu;
-	if (!recording)
-		return;
-	place = qemu_plugin_get_hwaddr(info, address);
-	if (place && qemu_plugin_hwaddr_is_io(place))
-		record_access(info, address, where_is(place), at);
+	if (recording)
+		record_access(info, address, at, false);
 }
 
 static void pushes(unsigned cpu, void *vector)
@@ -247,34 +222,6 @@ static void pushes(unsigned cpu, void *vector)
 	(void)cpu;
 	if (recording)
 		put(WORD(VECTOR, (uintptr_t)vector));
-}
-
-static void interrupts(unsigned cpu, void *at)
-{
-	(void)cpu;
-	if (recording)
-		put(word_at(INTERRUPTS, at));
-}
-
-static void interrupt_ends(unsigned cpu, void *at)
-{
-	(void)cpu;
-	if (recording)
-		put(word_at(INTERRUPT_ENDS, at));
-}
-
-static void changes_space(unsigned cpu, void *at)
-{
-	(void)cpu;
-	if (recording)
-		put(word_at(LOADS_CR3, at));
-}
-
-static void talks_to_port(unsigned cpu, void *at)
-{
-	(void)cpu;
-	if (recording)
-		put(word_at(USES_PORT, at));
 }
 
 /* --- while code is translated ---------------------------------------------------------------------------------------- */
@@ -337,43 +284,58 @@ static struct code *find_code(const struct qemu_plugin_tb *tb, size_t count)
 		free(made);
 		return NULL;
 	}
+	made->places = calloc(count, sizeof(made->places[0]));
+	if (!made->places) {
+		free(made);
+		return NULL;
+	}
+	for (index = 0; index < count; index++)
+		made->places[index] = (struct place){.code = made, .index = index};
 	known_codes++;
 	known[slot] = made;
 	return made;
 }
 
-static void *place(struct code *code, uint32_t index)
-{
-	struct place *made = malloc(sizeof(*made));
-
-	if (!made)
-		abort();
-	made->code = code;
-	made->index = index;
-	return made;
-}
-
-static void (*const at_marker[])(unsigned, void *) = {
-	[MARK_SENDS] = sends,	    [MARK_RECEIVES] = receives, [MARK_ENDS] = ends,	    [MARK_FILLS] = fills,
-	[MARK_FILLED] = filled,	    [MARK_VERIFIES] = verifies, [MARK_VERIFIED] = verified, [MARK_SOURCE] = fills_source,
+static const struct {
+	void (*call)(unsigned, void *);
+	unsigned kind;
+} at_marker[] = {
+	[MARK_SENDS] = {sends, SENDS},	      [MARK_RECEIVES] = {happens, RECEIVES}, [MARK_ENDS] = {ends, 0},
+	[MARK_FILLS] = {fills, FILLS},	      [MARK_FILLED] = {filled, FILLED},	     [MARK_VERIFIES] = {happens, VERIFIES},
+	[MARK_VERIFIED] = {happens, VERIFIED}, [MARK_SOURCE] = {fills_source, FILLS},
 };
 
-/* Interrupts, address spaces and ports. */
-static void watch_machine(struct qemu_plugin_insn *one, struct code *code, size_t index)
+/* The word that an instruction leaves, though it is no marker; 0: none. */
+static unsigned word_of(const struct code *code, size_t index)
 {
-	const struct instruction *kept = &code->instructions[index], *next = kept + 1;
-	bool last = index + 1 == code->count;
+	const struct instruction *one = &code->instructions[index];
 
-	if (!last && pushes_vector(kept, next))
+	if (reads_counter(one->address, one->bytes, one->size))
+		return READS_CLOCK;
+	if (index + 1 < code->count && takes_interrupt(one, one + 1))
+		return INTERRUPTS;
+	if (ends_interrupt(one->bytes, one->size))
+		return INTERRUPT_ENDS;
+	if (loads_cr3(one->bytes, one->size))
+		return LOADS_CR3;
+	return uses_port(one->bytes, one->size) ? USES_PORT : 0;
+}
+
+/* What is to be called when an instruction runs, if anything is. */
+static void watch(struct qemu_plugin_insn *one, struct code *code, size_t index)
+{
+	const struct instruction *kept = &code->instructions[index];
+	unsigned marker = marker_of(kept->bytes, kept->size);
+	struct place *at = &code->places[index];
+
+	if (marker && marker <= MARK_SOURCE) {
+		at->kind = at_marker[marker].kind;
+		qemu_plugin_register_vcpu_insn_exec_cb(one, at_marker[marker].call, NO_REGISTERS, at);
+	} else if ((at->kind = word_of(code, index))) {
+		qemu_plugin_register_vcpu_insn_exec_cb(one, happens, NO_REGISTERS, at);
+	} else if (index + 1 < code->count && pushes_vector(kept, kept + 1)) {
 		qemu_plugin_register_vcpu_insn_exec_cb(one, pushes, NO_REGISTERS, (void *)(uintptr_t)kept->bytes[1]);
-	else if (!last && takes_interrupt(kept, next))
-		qemu_plugin_register_vcpu_insn_exec_cb(one, interrupts, NO_REGISTERS, place(code, index));
-	else if (ends_interrupt(kept->bytes, kept->size))
-		qemu_plugin_register_vcpu_insn_exec_cb(one, interrupt_ends, NO_REGISTERS, place(code, index));
-	else if (loads_cr3(kept->bytes, kept->size))
-		qemu_plugin_register_vcpu_insn_exec_cb(one, changes_space, NO_REGISTERS, place(code, index));
-	else if (uses_port(kept->bytes, kept->size))
-		qemu_plugin_register_vcpu_insn_exec_cb(one, talks_to_port, NO_REGISTERS, place(code, index));
+	}
 }
 
 static void instrument(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
@@ -390,15 +352,10 @@ static void instrument(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 	for (index = 0; index < count; index++) {
 		struct qemu_plugin_insn *one = qemu_plugin_tb_get_insn(tb, index);
 		const struct instruction *kept = &code->instructions[index];
-		unsigned marker = marker_of(kept->bytes, kept->size);
 
-		if (marker && marker <= MARK_SOURCE)
-			qemu_plugin_register_vcpu_insn_exec_cb(one, at_marker[marker], NO_REGISTERS, place(code, index));
-		else if (reads_counter(kept->address, kept->bytes, kept->size))
-			qemu_plugin_register_vcpu_insn_exec_cb(one, reads_clock, NO_REGISTERS, place(code, index));
-		watch_machine(one, code, index);
+		watch(one, code, index);
 		qemu_plugin_register_vcpu_mem_cb(one, with_memory ? accesses : accesses_device, NO_REGISTERS, MEMORY_BOTH,
-						 place(code, index));
+						 &code->places[index]);
 		if (index + 1 == count)
 			follow_stack(one, kept->bytes, kept->size);
 	}

@@ -66,6 +66,22 @@ def test_interrupts_and_address_spaces_are_seen_as_they_happen(dissected: dict[s
     assert handlers <= {"sysvec_apic_timer_interrupt", "exc_page_fault"}, "a veth has no interrupt"
 
 
+def test_a_guest_with_other_boot_words_says_which_interrupts_and_devices_a_message_met() -> None:
+    words = [*HWRX, "anatomy", "roce-send", "--iommu", "strict", "--mitigations", "off", "--messages", "20", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    (one,) = json.loads(done.stdout)
+    assert (one["boot"]["iommu"], one["boot"]["mitigations"]) == ("strict", "off")
+    machine = one["machine"]
+    ours = [each for each in machine["interrupts"] if each["handler"].startswith("vfio_msihandler")]
+    assert len({each["vector"] for each in ours}) == 2, "one of each NIC"
+    for each in ours:
+        assert set(each["messages"]) == set(range(one["messages"])), "in every message"
+    bells = {touched["address"] & 0xFFFF for touched in machine["touched"] if touched["store"]}
+    assert {0x3818, 0x2818} <= bells, "the NIC is told of what is to be sent (TDT) and where to receive (RDT)"
+    assert all(touched["device"] for touched in machine["touched"])
+
+
 @pytest.mark.parametrize(("path", "sender", "passes"), [("udp", 1.0, 0.0), ("rdma-send", 2.0, 1.0)])
 def test_each_byte_is_followed_to_where_it_belongs(
     dissected: dict[str, dict[str, Any]], path: str, sender: float, passes: float

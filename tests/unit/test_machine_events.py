@@ -66,6 +66,12 @@ def test_accesses_to_a_device_have_its_name_and_those_to_memory_are_none() -> No
     assert found.touched == [Touched(0xFEB43818, "e1000e", True, "e1000_intr [e1000e]", 1.0)]
 
 
+def test_the_local_apic_is_known_where_the_kernel_does_not_name_it() -> None:
+    ends = [(STORES, 0x9000), (WHERE, OF_DEVICE | 0xFEE000B0), (AT, place(TIMER, 0))]
+    (touched,) = events_of([[(RAN, RUNS), *ends]]).touched
+    assert touched.device == "Local APIC"
+
+
 @pytest.mark.parametrize(("state", "came"), [([False, True, False], ["tick"]), ([True, False, False], [])])
 def test_a_state_names_the_interrupts_that_the_commonest_one_has_not(state: list[bool], came: list[str]) -> None:
     interrupts = [Interrupt(0x2E, "intr", [0, 1, 2]), Interrupt(None, "tick", [1])]

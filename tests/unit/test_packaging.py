@@ -93,3 +93,18 @@ def test_an_editable_installation_runs_the_tree_itself(sources: Path, environmen
     found = run(environment / "bin/python", "-P", "-c", CHECK, cwd=tmp_path)
     assert found.strip() == str(sources / "hwrx/__init__.py")
     assert "Commands:" in run(environment / "bin/hwrx", "--help", cwd=tmp_path)
+
+
+def test_debian_13_as_host_is_for_root_and_says_so_before_it_makes_anything(tmp_path: Path) -> None:
+    place = tmp_path / "debian13"
+    nobody = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+    done = subprocess.run(
+        [ROOT / "lab/debian13"],
+        env={**os.environ, "HWRX_DEBIAN13": str(place)},
+        capture_output=True,
+        text=True,
+        **nobody,
+    )  # type: ignore[call-overload]
+    assert done.returncode == 3
+    assert "needs root: sudo ./lab/debian13" in done.stderr
+    assert not place.exists()
