@@ -316,6 +316,18 @@ cdef inline void fill_atomic(Connection *c, Response *response, const SavedAtomi
     response.left = 0
 
 
+cdef inline bint will_answer(const Connection *c, const Packet *p) noexcept nogil:
+    """Whether the response to this very READ is owed, and nothing of it has gone."""
+    cdef const Response *response
+    cdef uint32_t k
+    for k in range(c.response_tail, c.response_head):
+        response = &c.responses[k % c.response_room]
+        if (not response.begun and not response.atomic and response.psn == p.psn and response.left == p.length
+                and response.address == p.address and response.key == p.key):
+            return True
+    return False
+
+
 cdef void take_duplicate(Connection *c, const Packet *p) noexcept nogil:
     """A request that was executed before (9.7.4.2): it is answered again, and nothing of it is executed twice.
 
@@ -332,6 +344,9 @@ cdef void take_duplicate(Connection *c, const Packet *p) noexcept nogil:
         # of what was executed, and not a byte more: a number beyond it would be another request
         if (p.length > LONGEST_MESSAGE or not may_read(c, p)
                 or psn_distance(psn_after(p.psn, packets_of(p.length, c.mtu)), c.expected_psn) > 0):
+            return
+        # what is still to be sent answers this one too; twice, the second one would only cross what is asked for next
+        if will_answer(c, p):
             return
         response = owe_response(c)
         if response != NULL:

@@ -265,6 +265,21 @@ def test_a_duplicate_read_is_answered_as_far_as_it_was_executed():
     assert responder.end.qp.state == "IBV_QPS_RTS"
 
 
+def test_a_read_that_comes_twice_before_its_answer_goes_is_answered_once():
+    """The second answer would only cross what the requester asks for next."""
+    responder = Responder()
+    request = {"qpn": 0x11, "ack_request": True, "length": 2048, **responder.there}
+    for psn in (100, 100, 102, 100):
+        responder.end.link.hand_in(build_packet(Responder.WAY, "RC_RDMA_READ_REQUEST", psn=psn, **request))
+    responder.end.qp.progress(1)
+    answers = [dissect_roce(frame) for frame in responder.end.link.take_out()]
+    assert [found["psn"] for found in answers] == [100, 101, 102, 103]
+    # once it has gone it is answered again, and so is another part of it
+    assert len(responder.tell("RC_RDMA_READ_REQUEST", length=2048, **responder.there)) == 2
+    rest = {"key": responder.end.region.key, "address": responder.end.region.address + 1024}
+    assert responder.tell("RC_RDMA_READ_REQUEST", psn=101, length=1024, **rest) == [(0x1F, 101)]
+
+
 class Requester:
     """The other end, with one request sent, told responses by hand."""
 
