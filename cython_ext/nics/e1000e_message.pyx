@@ -338,8 +338,8 @@ cdef inline uint64_t build_head(MessageState *s, const SharedHeaders *shared, ui
     return tx.iova[slot]
 
 
-cdef inline bint append_piece(MessageState *s, const SharedHeaders *shared, const char *payload, uint32_t size, uint32_t psn,
-                       uint64_t end, TxDescriptor *three) noexcept nogil:
+cdef inline bint append_piece(MessageState *s, const SharedHeaders *shared, const char *payload, uint32_t size,
+                              uint32_t psn, uint64_t end, TxDescriptor *three) noexcept nogil:
     cdef const Reach *memory = &s.reaches[s.last]
     cdef size_t offset = payload - memory.base
     cdef uint64_t iova = memory.iova + offset, built

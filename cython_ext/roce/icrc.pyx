@@ -189,7 +189,7 @@ cdef extern from *:
         return hwrx_icrc_behind(hwrx_bth_sum(hwrx_head_sum(ip), ip), at, size);
     }
 
-    /* Of packets with the same headers up to the PSN, summed beforehand. The PSN is the last word of the third block. */
+    /* Of packets with the same headers up to the PSN, summed beforehand. That is the last word of the third block. */
     HWRX_EITHER uint32_t hwrx_icrc_of_sum(const void *sum, uint32_t psn, const char *at, size_t size)
     {
         __m128i word = _mm_slli_si128(_mm_cvtsi32_si128((int)psn), 12);

@@ -78,7 +78,8 @@ cdef class RoceTransport(Transport):
         s.window = self.window = window
         s.slots, receives = self.count_slots()
         self.pair = RoceQueuePair(
-            self.link, self.domain, qpn=self.port.choose_qpn(self.prepare), mtu=self.port.mtu, send_depth=window, receive_depth=max(1, receives), reads=READS,
+            self.link, self.domain, qpn=self.port.choose_qpn(self.prepare), mtu=self.port.mtu, send_depth=window,
+            receive_depth=max(1, receives), reads=READS,
             window=max(1, min(PACKETS, self.link.frames // 2)),
             access=("local write", "remote write", "remote read"),
         )

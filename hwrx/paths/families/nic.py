@@ -242,17 +242,12 @@ def open_packet_ring(prepare: Prepare, largest: int = 1514) -> tuple[FrameLink, 
     }
 
 
-def _xdp(prepare: Prepare) -> tuple[FrameLink, dict[str, Any]]:
-    """An AF_XDP socket, in front of the stack."""
-    return open_xdp_ring(prepare, _port(prepare))
-
-
 def open_xdp_ring(
-    prepare: Prepare, port: int, *, largest: int = 1514, qpn: int | None = None
+    prepare: Prepare, port: int | None = None, *, largest: int = 1514, qpn: int | None = None
 ) -> tuple[FrameLink, dict[str, Any]]:
-    """An AF_XDP socket to which UDP datagrams are steered, and what was chosen for it, for the manifest.
+    """An AF_XDP socket, in front of the stack, to which UDP datagrams are steered; and what was chosen for it.
 
-    :param port: of the datagrams
+    :param port: of the datagrams; None: this end's
     :param largest: bytes of a frame
     :param qpn: number of the one queue pair of RoCEv2 whose packets are; None: all datagrams
     :raises MachineError: if this kernel or device has none, or this build of hwrx
@@ -265,7 +260,8 @@ def open_xdp_ring(
         ) from error
     netdev = named_netdev(prepare)
     mac = _hardware(netdev).hex(":")
-    ring = XdpRing(netdev, mac, port, poll=prepare.setting.wait == "poll", largest=largest, qpn=qpn)
+    at = _port(prepare) if port is None else port
+    ring = XdpRing(netdev, mac, at, poll=prepare.setting.wait == "poll", largest=largest, qpn=qpn)
     notes = {"netdev": netdev, "mac": mac, "mode": ring.mode, "zero_copy": ring.zero_copy}
     return ring, notes | ({"copies_because": ring.why_copy} if ring.why_copy else {})
 
@@ -312,6 +308,6 @@ def _port(prepare: Prepare) -> int:
 LINKS: dict[str, Callable[[Prepare], tuple[FrameLink, dict[str, Any]]]] = {
     "nic-ring": _ring,
     "packet-ring": open_packet_ring,
-    "xdp": _xdp,
+    "xdp": open_xdp_ring,
     "nic-pio": _pio,
 }
