@@ -111,13 +111,13 @@ def main() -> int:
     for name in asked.paths:
         found = paths.default_topology(name)
         by_topology.setdefault("pair" if found == "netns" else found, []).append(name)
-    judged = [
-        one
-        for kernel in asked.kernels
-        for topology, names in by_topology.items()
-        for one in dissect_group(names, topology, asked, kernel)
-    ]
-    Console(width=170).print(table_of(judged))
+    console = Console(width=170)
+    judged: list[Judged] = []
+    for kernel in asked.kernels:
+        for topology, names in by_topology.items():
+            group = dissect_group(names, topology, asked, kernel)
+            console.print(table_of(group))  # the next guest takes minutes
+            judged += group
     if asked.json:
         asked.json.write_text(json.dumps(to_builtins(judged), indent=1) + "\n", encoding="utf-8")
     return int(any(one.short for one in judged))
