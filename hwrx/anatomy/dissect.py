@@ -39,9 +39,11 @@ from hwrx.runs.testbed import GuestBed
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-WORDS_A_MESSAGE = 40_000  # of a round trip of rxe at its longest, and what is recorded between two
-FEWEST_WORDS = 1 << 24
-WORDS_FOLLOWED = 1_500_000  # of a round trip with its check, accesses to memory included: rxe's at 4 KiB takes 900,000
+# recorded of a round trip of rxe at its longest, and between two; and of each of its bytes, which are copied one by one
+WORDS_A_MESSAGE, WORDS_A_BYTE = 40_000, 16
+# the same with its check, accesses to memory included: rxe's at 4 KiB takes 900,000
+FOLLOWED_A_MESSAGE, FOLLOWED_A_BYTE = 300_000, 300
+FEWEST_WORDS, MOST_WORDS = 1 << 24, 1 << 30  # of 8 bytes; the file is as large as what is in it
 LOOKED_AT = 6  # messages that are followed: of either direction half
 BLOCKS = 1 << 22  # distinct ones: a guest that runs five paths has 400,000, and the file is as large as what is in it
 INTERRUPT_STUBS = ("irq_entries_start", "spurious_entries_start")
@@ -121,9 +123,7 @@ def _in_one_guest(plan: Experiment, settings: Sequence[Setting], say: Say, copie
     # both by descriptors, so that QEMU may read and write them, whoever it runs as
     with building.find_or_build().open("rb") as plugin, unnamed_file() as written:
         file = Path(f"/proc/self/fd/{written}")
-        words = max(FEWEST_WORDS, sum(setting.total for setting in settings) * WORDS_A_MESSAGE)
-        if copies:
-            words += sum(followed_setting(setting).total for setting in [settings[0], *settings]) * WORDS_FOLLOWED
+        words = words_for(settings, copies)
         loaded = ["-plugin", f"/proc/self/fd/{plugin.fileno()},into={file},words={words},blocks={BLOCKS}"]
         inherited = (plugin.fileno(), written)
         boot = settings[0].boot
@@ -161,6 +161,15 @@ def _observe(bed: GuestBed, settings: Sequence[Setting], file: Path, say: Say, c
     return Observed(taken, kallsyms, "\n".join(maps), speed, iomem)
 
 
+def words_for(settings: Sequence[Setting], copies: bool) -> int:
+    """Return for how many words the plugin's file is to have room."""
+    words = sum(one.total * (WORDS_A_MESSAGE + WORDS_A_BYTE * one.size) for one in settings)
+    if copies:
+        followed = [followed_setting(one) for one in [settings[0], *settings]]
+        words += sum(one.total * (FOLLOWED_A_MESSAGE + FOLLOWED_A_BYTE * one.size) for one in followed)
+    return min(max(words, FEWEST_WORDS), MOST_WORDS)
+
+
 def followed_setting(setting: Setting) -> Setting:
     """Return the setting of a trial whose messages are followed: few, and each of them filled and verified."""
     return msgspec.structs.replace(setting, messages=8, warmup=4, cooldown=2, check_every=1, limit=SYMBOLS_WITHIN)
@@ -179,7 +188,8 @@ def _added_up(file: Path, observed: Observed, copies: bool, symbols: Symbols) ->
     # with copies: the settings, the first again to wake the plugin, and the settings again
     plain = (len(taken) - 1) // 2 if copies else len(taken)
     for number, (one, recording) in enumerate(zip(taken[:plain], own, strict=False)):
-        found = _dissection(one.setting, one.measured, Trace(recording, entries), symbols, observed, entries)
+        trace = Trace(recording, entries)
+        found = _dissection(one.setting, one.measured, trace, symbols, observed, entries, woke=number == 0)
         if copies:
             handled = _by_address(one.setting, own[plain + 1 + number], owners, symbols.functions)
             found = msgspec.structs.replace(found, copies=handled)
@@ -236,15 +246,18 @@ def _dissection(
     symbols: Symbols,
     observed: Observed,
     entries: npt.NDArray[np.uint64],
+    *,
+    woke: bool,
 ) -> Dissection:
     full = paths.find_path(setting.path).full_rtt
     halves = 1 if full else 2
-    # recorded ones count from behind the warm-up; the first message of all wakes the plugin, and is not seen
-    numbers = measured.sequence.astype(np.int64) + setting.warmup - (setting.total - len(trace))
-    seen = numbers >= 0
+    numbers = number_messages(setting, measured.sequence, len(trace), woke=woke, lost=trace.recording.lost)
+    seen = (numbers >= 0) & (numbers < len(trace))
     numbers, ns = numbers[seen], measured.ns[seen]
-    if not len(numbers) or numbers[-1] >= len(trace):
-        raise GuestError(f"{setting.path}: the plugin saw {len(trace)} of {setting.total} messages")
+    if not len(numbers) or not (seen.all() or woke or trace.recording.lost):
+        raise GuestError(
+            f"{setting.path}: the plugin saw {len(trace)} of {setting.total} messages", remedy="take fewer (--messages)"
+        )
     totals = trace.totals()[numbers]
     owners = symbols.find(trace.recording.instructions["address"])
     stopped = trace.meets(HALT)[numbers]
@@ -279,6 +292,7 @@ def _dissection(
         beyond=int((by_clock - ns > 1)[stopped].sum()),
         halted=float(np.mean(np.where(stopped, ns - by_clock, 0.0))) / halves,
         lost=trace.recording.lost,
+        unseen=int((~seen).sum()),
         parts=parts,
         layers=dict(sorted(layers.items(), key=lambda item: -item[1])),
         states=[
@@ -296,6 +310,20 @@ def _dissection(
         stamps=stamp_stages(setting.path, pieces),
         machine=machine,
     )
+
+
+def number_messages(
+    setting: Setting, sequence: npt.NDArray[np.uint32], recorded: int, *, woke: bool, lost: int
+) -> Int64s:
+    """Return which of a trial's `recorded` messages the measured ones are; what is below 0 or beyond was not seen.
+
+    Measured ones count from behind the warm-up. The first message of a guest wakes the plugin (`woke`), and is not
+    seen; if the file was full (`lost`), the last ones are not, either.
+    """
+    missed = setting.total - recorded
+    if lost:
+        missed = min(missed, int(woke))
+    return sequence.astype(np.int64) + setting.warmup - missed
 
 
 def _pieces(unwinder: Unwinder, trace: Trace, message: int) -> list[Piece]:

@@ -136,6 +136,7 @@ class Dissection(Struct, frozen=True):
     unmatched: int  # returns from what was never seen called
     stamps: list[Stamp]  # its stages, not halved either
     copies: ByAddress | None = None  # if they were asked for
+    unseen: int = 0  # messages that were measured, and of which the recording has nothing
     boot: Boot = Boot()  # of the guest
     machine: MachineEvents | None = None  # not known of a run by an earlier version
 

@@ -266,7 +266,8 @@ def _words(one: Dissection) -> list[str]:
     if one.unmatched:
         said.append(f"{one.unmatched} returns in {one.calls} calls are from what was not seen called")
     if one.lost:
-        said.append(f"the plugin's file was full: {one.lost:,} words are lost, take fewer messages (--messages)")
+        missing = f"the last {one.unseen:,} messages are" if one.unseen else "what other messages are made of is"
+        said.append(f"the plugin's file was full, and {missing} not here: take fewer (--messages)")
     for state in one.states[1:4]:
         came = [f"{handler} came" for handler in state.interrupts]
         moved = ", ".join([*came, *(f"{part.function} {part.instructions:+,.0f}" for part in state.moved[:3])])
