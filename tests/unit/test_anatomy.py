@@ -196,7 +196,7 @@ def test_what_the_emulator_writes_has_no_name_that_a_kill_would_leave(
 
 
 def test_the_plugins_file_has_room_for_what_messages_of_that_size_are_made_of() -> None:
-    """Counted on kernel 6.1: 1,115 messages of rdma-send, 4 KiB, were 81,887,849 words; one that is followed, 900,000."""
+    """On kernel 6.1 1,115 messages of rdma-send, 4 KiB, were 81,887,849 words, and one that is followed is 900,000."""
     setting = Setting(path="rdma-send", size=4096, pattern="pingpong", messages=1000, warmup=100, cooldown=16)
     assert dissect.words_for([setting], copies=False) > 1.2 * 81_887_849
     more = dissect.words_for([setting], copies=True) - dissect.words_for([setting], copies=False)
