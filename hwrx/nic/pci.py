@@ -120,10 +120,15 @@ def find_nic(name: str) -> Nic:
     found = [nic for nic in present if name in (nic.netdev, nic.was) or name.lower() == nic.mac]
     if len(found) == 1:
         return found[0]
+    if not present:
+        raise UsageError(
+            f"there is no NIC '{name}': this machine has none on its PCI bus",
+            remedy="use the topology nic, whose guest has two",
+        )
     raise UsageError(
         f"{'there is no NIC' if not found else 'more than one NIC is'} '{name}'",
         remedy="give a PCI address, network device or MAC address of: "
-        + (", ".join(f"{nic.address} ({nic.netdev or nic.driver or 'no driver'})" for nic in present) or "none"),
+        + ", ".join(f"{nic.address} ({nic.netdev or nic.driver or 'no driver'})" for nic in present),
     )
 
 

@@ -151,6 +151,12 @@ def test_a_nic_that_is_not_there_is_named_with_those_that_are(bus, name):
         pci.find_nic(name)
 
 
+def test_a_machine_without_nics_is_told_of_the_topology_that_has_two(bus):
+    with pytest.raises(UsageError, match="there is no NIC 'eth7': this machine has none") as caught:
+        pci.find_nic("eth7")
+    assert caught.value.remedy == "use the topology nic, whose guest has two"
+
+
 def test_what_speaks_against_taking_a_nic(bus, monkeypatch):
     bus("0000:00:04.0", netdev="eth7")
     addresses = [
