@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture
 def run(tmp_path: pathlib.Path) -> hwrx.runs.reading.Run:  # type: ignore[name-defined]
-    return hwrx.load(made_runs.make(tmp_path, question="Is it so?\nReally?"))
+    return hwrx.load(made_runs.make(tmp_path, question="Is it so?\nReally?", topology="pair"))
 
 
 def test_everything_is_in_it_and_its_sums_hold(run, tmp_path: pathlib.Path) -> None:  # type: ignore[no-untyped-def]
