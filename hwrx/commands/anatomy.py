@@ -211,7 +211,7 @@ def _print_copies(console: OutsideConsole, found: list[Dissection]) -> None:
         )
         landed = f", {100 * copies.landed:.3g} % of it brought by a device" if copies.landed else ""
         said.append(
-            f"{one.path}: each byte told from where it came in {copies.in_place} of {copies.messages} messages, "
+            f"{one.path}{_axes(one)}: each byte told from where it came in {copies.in_place} of {copies.messages} messages, "
             f"{copies.alike} of them alike{landed}"
         )
     console.print()
@@ -284,11 +284,16 @@ def _machine_words(machine: MachineEvents, messages: int) -> list[str]:
         which = (
             f"messages {', '.join(map(str, hit))}" if len(hit) <= SHOWN_HITS else f"{len(hit)} of {messages} messages"
         )
-        said.append(f"interrupted by {vector}{each.handler}: {len(each.messages)} times, in {which}")
+        said.append(f"interrupted by {vector}{each.handler}: {_times(len(each.messages))}, in {which}")
     for touched in machine.touched:
-        did = "stores to" if touched.store else "loads from"
-        said.append(f"{touched.times:.3g} {did} {touched.address:#x} ({touched.device}) by {touched.function}")
+        did = "stored to" if touched.store else "loaded from"
+        where = f"{touched.address:#x} ({touched.device})"
+        said.append(f"{did} {where} by {touched.function}: {_times(touched.times)}")
     return said
+
+
+def _times(count: float) -> str:
+    return "once" if count == 1 else f"{count:,.3g} times"
 
 
 def _number(value: float) -> str:
