@@ -211,8 +211,8 @@ def _print_copies(console: OutsideConsole, found: list[Dissection]) -> None:
         )
         landed = f", {100 * copies.landed:.3g} % of it brought by a device" if copies.landed else ""
         said.append(
-            f"{one.path}{_axes(one)}: each byte told from where it came in {copies.in_place} of {copies.messages} messages, "
-            f"{copies.alike} of them alike{landed}"
+            f"{one.path}{_axes(one)}: each byte told from where it came in {copies.in_place} of {copies.messages}"
+            f" messages, {copies.alike} of them alike{landed}"
         )
     console.print()
     console.print(table)
