@@ -42,7 +42,7 @@ Floats = npt.NDArray[np.float64]
 # recorded of a round trip of rxe at its longest, and between two; and of each of its bytes, which are copied one by one
 WORDS_A_MESSAGE, WORDS_A_BYTE = 40_000, 16
 # the same with its check, accesses to memory included: rxe's at 4 KiB takes 900,000
-FOLLOWED_A_MESSAGE, FOLLOWED_A_BYTE = 300_000, 300
+FOLLOWED_A_MESSAGE, FOLLOWED_A_BYTE = 1_500_000, 300
 FEWEST_WORDS, MOST_WORDS = 1 << 24, 1 << 30  # of 8 bytes; the file is as large as what is in it
 LOOKED_AT = 6  # messages that are followed: of either direction half
 BLOCKS = 1 << 22  # distinct ones: a guest that runs five paths has 400,000, and the file is as large as what is in it
