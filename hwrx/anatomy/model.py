@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from hwrx.anatomy.stacks import Piece
 from hwrx.anatomy.symbols import Function
-from hwrx.control.messages import Boot
+from hwrx.control.guest_boot import Boot
 from hwrx.errors import StoreError
 
 Side = Literal["sender", "receiver"]

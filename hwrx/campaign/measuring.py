@@ -17,7 +17,8 @@ from typing import Any, Protocol, get_args
 import msgspec
 
 from hwrx.campaign import precision
-from hwrx.control.messages import Boot, Priced, Setting
+from hwrx.control.guest_boot import Boot, Priced
+from hwrx.control.messages import Setting
 from hwrx.errors import HwrxError, StandstillError
 from hwrx.host import disk
 from hwrx.lab import kernel

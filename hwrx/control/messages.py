@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from hwrx.control.guest_boot import BOOT_FIELDS, Boot, Iommu, Mitigations, Priced
 from hwrx.errors import PeerError
 from hwrx.host.decoding import UNREADABLE
 from hwrx.version import __version__
@@ -43,12 +44,6 @@ Ended = Literal["complete", "finished", "limit", "nothing", "error"]
 # An end's stamps, by message: of every path, and of the paths of whole frames where they were asked for
 Array = Literal["intended", "posted", "delivered", "seen", "parsed", "looked_up", "verified"]
 
-# What one iteration of `rep movs` and `rep stos`, and with it a copied byte, costs a guest that counts instructions:
-# an instruction a byte, or, on a processor without the flags ERMS and FSRM, an instruction a word of 8 bytes
-Priced = Literal["byte", "word"]
-# What the guest's kernel makes of its IOMMU: hwrx.lab.boot has the words
-Iommu = Literal["off", "passthrough", "lazy", "strict"]
-Mitigations = Literal["off", "auto"]
 Clock = Literal["wall", "icount"]  # icount: the clock of a guest that counts its instructions
 
 # Numbers from outside, each within what the C beneath can hold, so that nothing overflows where a trial runs
@@ -64,26 +59,6 @@ Requests = Annotated[int, Meta(ge=1, le=1 << 24)]  # devices allow fewer, and ar
 BufferSize = Annotated[int, Meta(ge=0, lt=1 << 30)]  # the kernel doubles it into an int
 MessageSize = Annotated[int, Meta(ge=8, le=1 << 30)]
 FrameCarrier = Literal["auto", "nic", "uio", "packet-ring", "xdp"]
-
-
-class Boot(Struct, frozen=True, kw_only=True):
-    """What a guest is booted with: settings that differ in it have guests of their own. None: as the lab has it."""
-
-    copies_priced: Priced = "byte"
-    iommu: Iommu | None = None
-    mitigations: Mitigations | None = None
-    init_on_alloc: Literal[0, 1] | None = None
-
-    def __str__(self) -> str:
-        """In words, as in "copies priced by the byte, iommu strict"."""
-        given = {name: getattr(self, name) for name in MACHINE if getattr(self, name) is not None}
-        return ", ".join(
-            [f"copies priced by the {self.copies_priced}", *(f"{name} {value}" for name, value in given.items())]
-        )
-
-
-BOOT_FIELDS = Boot.__struct_fields__
-MACHINE = BOOT_FIELDS[1:]  # those that a guest has whatever its clock is
 
 
 class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

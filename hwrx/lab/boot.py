@@ -5,7 +5,7 @@ The kernel's own names are in Documentation/admin-guide/kernel-parameters.txt.
 
 from __future__ import annotations
 
-from hwrx.control.messages import Boot
+from hwrx.control.guest_boot import Boot
 
 # intel_iommu=off has no IOMMU; iommu=pt maps all memory one to one, and nothing is mapped for a packet; iommu=nopt maps
 # each buffer, and takes it away in a batch (lazy) or before the driver has it back (strict)

@@ -25,7 +25,8 @@ import msgspec
 
 from hwrx import errors
 from hwrx.control.environment import parse_environment
-from hwrx.control.messages import Clock, Place, Priced, Role
+from hwrx.control.guest_boot import Priced
+from hwrx.control.messages import Clock, Place, Role
 from hwrx.errors import GuestError, HwrxError, StandstillError, UsageError
 from hwrx.host import disk, netns, tools
 from hwrx.host.interruption import hold_signals

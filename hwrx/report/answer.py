@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from msgspec import Struct
 
-from hwrx.control.messages import Priced
+from hwrx.control.guest_boot import Priced
 from hwrx.report import ledgers, numbers, words
 from hwrx.report.cells import Table
 from hwrx.report.model import Row, Summary, swept_words

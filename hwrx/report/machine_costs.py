@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from hwrx.anatomy.flame import draw_difference
 from hwrx.anatomy.model import Dissection
-from hwrx.control.messages import BOOT_FIELDS
+from hwrx.control.guest_boot import BOOT_FIELDS
 from hwrx.report.cells import Cell, Kind, Table
 from hwrx.report.moved import moved_parts
 from hwrx.report.numbers import size_words

@@ -19,7 +19,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hwrx import paths as delivery
-from hwrx.control.messages import BOOT_FIELDS, Clock, MessageSize, Pattern, Rate, Seed, Wait
+from hwrx.control.guest_boot import BOOT_FIELDS
+from hwrx.control.messages import Clock, MessageSize, Pattern, Rate, Seed, Wait
 from hwrx.errors import UsageError
 from hwrx.host import toml_text
 from hwrx.host.outside import clean_name

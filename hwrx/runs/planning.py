@@ -11,7 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from hwrx import paths as delivery
-from hwrx.control.messages import Boot, Pattern, Setting
+from hwrx.control.guest_boot import Boot
+from hwrx.control.messages import Pattern, Setting
 from hwrx.errors import UsageError
 from hwrx.machine.placement import POLLING
 from hwrx.runs import streams

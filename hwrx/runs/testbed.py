@@ -18,7 +18,8 @@ from msgspec import Struct
 
 from hwrx import paths
 from hwrx.control.environment import parse_environment
-from hwrx.control.messages import MACHINE, Boot, Describe, Described, Place, Role, Setting
+from hwrx.control.guest_boot import MACHINE, Boot
+from hwrx.control.messages import Describe, Described, Place, Role, Setting
 from hwrx.control.peers import Peer
 from hwrx.errors import MachineError, SilenceError, UsageError
 from hwrx.host.ipv6 import why_no_ipv6

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import socket
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -28,7 +26,7 @@ from hwrx.host.ipv6 import why_no_ipv6
 from hwrx.host.netns import entered_namespace
 from hwrx.host.undo import Undo
 from hwrx.verbs.rxe import RXE_MODULE, VERBS, add_rxe, load_rxe, wait_for_gid
-from hwrx.wires import taps
+from hwrx.wires import reaching, taps
 from hwrx.wires.router import routed_namespaces
 
 NETDEVS = Path("/sys/class/net")
@@ -185,7 +183,7 @@ def _two_nics(
         lines = []
         for hardware, names in named:
             for end in ENDS:
-                found = _netdev(hardware[end])
+                found = reaching.find_netdev(hardware[end])
                 lines += [f"link set {found} name {names[end]}"] if found != names[end] else []
         tools.run_tool("ip", "-batch", "-", given="\n".join(lines))
         for scope in ("all", "default", *used.values()):
@@ -210,41 +208,10 @@ def _two_nics(
         # a link that has just been taken down and up again may still be told as it was before
         for end, other in (ENDS, ENDS[::-1]):
             tools.wait_until(
-                functools.partial(_carries, used[end], addresses[end], used[other], addresses[other]),
+                functools.partial(reaching.carries_datagram, used[end], addresses[end], used[other], addresses[other]),
                 f"a datagram from {used[end]} at {used[other]}",
             )
         yield
-
-
-def _carries(netdev: str, address: str, to_netdev: str, to_address: str) -> bool:
-    """Whether a datagram comes from one device to the other."""
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as reader,
-    ):
-        try:
-            for sock, device, own in ((sender, netdev, address), (reader, to_netdev, to_address)):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
-                sock.bind((own, 0))
-            reader.settimeout(0.2)
-            sender.sendto(b"?", reader.getsockname())
-            return reader.recv(2) == b"?"
-        except OSError:  # TimeoutError among them
-            return False
-
-
-def _netdev(mac: str) -> str:
-    """Return the name of the network device with a MAC address; MachineError where none comes up."""
-    deadline = time.monotonic() + tools.PATIENCE
-    while time.monotonic() < deadline:
-        for path in sorted(NETDEVS.glob("*")):
-            with contextlib.suppress(OSError):
-                if (path / "address").read_text(encoding="utf-8").strip() == mac:
-                    return path.name
-        time.sleep(0.05)
-    raise MachineError(
-        f"there is no network device with the address {mac}", remedy="the topology `nic` needs the guest that has it"
-    )
 
 
 def _nic_hardware() -> tuple[str, ...]:

@@ -18,7 +18,8 @@ from hwrx.anatomy.model import ByAddress, Dissection, Handling, Part, Stamp, Sta
 from hwrx.anatomy.stacks import Piece
 from hwrx.anatomy.symbols import Function
 from hwrx.cli import main
-from hwrx.control.messages import Boot, Setting
+from hwrx.control.guest_boot import Boot
+from hwrx.control.messages import Setting
 from hwrx.errors import StoreError
 from hwrx.report import anatomies, diff, diff_text, figures, html, journeys, ledgers, machine_costs, waterfall
 from hwrx.report.moved import moved_parts

@@ -10,7 +10,8 @@ import pytest
 from hwrx import paths
 from hwrx.cli import main
 from hwrx.commands.shared.options import described_experiment
-from hwrx.control.messages import Boot, Setting
+from hwrx.control.guest_boot import Boot
+from hwrx.control.messages import Setting
 from hwrx.errors import UsageError
 from hwrx.lab import accelerator
 from hwrx.lab.accelerator import Accelerator

@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 import click
 
-from hwrx.control.messages import BOOT_FIELDS, FrameCarrier, Pattern
+from hwrx.control.guest_boot import BOOT_FIELDS
+from hwrx.control.messages import FrameCarrier, Pattern
 from hwrx.paths import PATHS
 from hwrx.runs import experiment as experiments
 from hwrx.runs.experiment import Experiment, WantedClock
