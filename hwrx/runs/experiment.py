@@ -43,7 +43,11 @@ WantedClock = Literal[Clock, "auto"]
 BootWord = Annotated[str, Meta(pattern=r"^[!-~]{1,200}$", description="printable characters, no blank")]
 # a version or a path; never an option of the tools that it is handed to
 Kernel = Annotated[
-    str, Meta(pattern=r"^[^\x00-\x1f\x7f-][^\x00-\x1f\x7f]{0,4000}$", description="a version, or the path of a vmlinuz")
+    str,
+    Meta(
+        pattern=r"^[^\x00-\x1f\x7f-][^\x00-\x1f\x7f]{0,4000}$",
+        description="a version, or the path of a vmlinuz or of a built tree",
+    ),
 ]
 Name = Annotated[
     str,

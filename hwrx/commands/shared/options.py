@@ -87,7 +87,7 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(get_args(WantedClock)),
             help="icount: guest instructions; auto: those where the guest is emulated.",
         ),
-        click.option("--kernel", help="Kernel of the guest, for example 6.12."),
+        click.option("--kernel", help="Kernel of the guest: 6.12, 6.12-rt, or the path of a built tree."),
         click.option("--wire-mtu", type=int, help=f"MTU of the wire of {', '.join(topologies.WITH_MTU)} [1500]."),
         click.option("--seed", type=int, help="Seed of the order of trials."),
         click.option("--cpu", type=Cpus(), help="CPUs of the ends [of their own]; any: let the scheduler choose."),
