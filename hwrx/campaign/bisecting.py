@@ -16,7 +16,8 @@ from msgspec import Struct
 
 from hwrx.campaign import measuring
 from hwrx.campaign.condition import Condition, NoFigureError
-from hwrx.errors import HwrxError, UsageError
+from hwrx.errors import GuestError, HwrxError, PeerError, UsageError
+from hwrx.lab import kernel, kernel_needs
 from hwrx.report.headline import Headline, headlines_of
 from hwrx.report.moved import Moved
 from hwrx.report.reported import ReportedRun
@@ -175,7 +176,6 @@ def judge_build(
     tree: Path,
     reference: Path | None,
     runs: Path,
-    say: Callable[[str, str], None],
     progress: measuring.Progress,
 ) -> tuple[int, str]:
     """Build the kernel of a git tree, measure it, and return what `git bisect run` is to hear, and why.
@@ -185,20 +185,26 @@ def judge_build(
     :raises AbortError: if it would be the same with every commit.
     """
     held = _reference(condition, reference)
-    say("build", build)
+    progress.stage("build", build)
     done = subprocess.run(build, shell=True, cwd=tree, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         return SKIP, f"the build failed (exit code {done.returncode})"
+    built = f"{tree.resolve()}/"
     try:
-        mine = experiments.override_experiment(experiment, kernel=f"{tree.resolve()}/")
-        layout = measuring.settle_plan(mine, Wanted(), say)
+        kernel_needs.need_bootable(kernel.find_kernel(built), [experiment.topology])
+    except HwrxError as error:
+        return SKIP, str(error)
+    try:
+        mine = experiments.override_experiment(experiment, kernel=built)
+        layout = measuring.settle_plan(mine, Wanted(), progress.stage)
         outcome, directory = measuring.measure_plan(layout, Wanted(), runs, progress=progress)
-        figures = headlines_of(ReportedRun.open(directory).summary())
         if outcome.failed:
             return SKIP, f"a trial failed: {outcome.failed[0]}"
-        value = condition.value(figures)
-    except HwrxError as error:  # it cannot be booted, or lacks something: nothing is said of the commit
+        value = condition.value(headlines_of(ReportedRun.open(directory).summary()))
+    except (GuestError, PeerError, NoFigureError) as error:  # it does not come up, or not through its trials
         return SKIP, str(error)
+    except HwrxError as error:
+        raise AbortError(str(error)) from error
     bad = condition.is_bad(value, held)
     ratio = f", {value / held:.4f} times the good one's" if condition.relative else ""
     return (BAD if bad else GOOD), f"{condition.text}: {value:,.6g}{ratio}"
@@ -210,7 +216,8 @@ def _reference(condition: Condition, run: Path | None) -> float:
     if run is None:
         raise AbortError(
             f"'{condition.text}' is about the good kernel's figure, and no run on it is given",
-            remedy="hwrx compare EXPERIMENT --kernel ~/linux at the good commit, then --reference RUN; or a unit in --test",
+            remedy="hwrx compare EXPERIMENT --kernel ~/linux at the good commit, then --reference RUN; or a unit in "
+            "--test",
         )
     try:
         return condition.value(headlines_of(ReportedRun.open(run).summary()))

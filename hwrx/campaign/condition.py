@@ -68,7 +68,7 @@ class Condition(Struct, frozen=True, kw_only=True):
         if len(found) > 1:
             raise UsageError(
                 f"'{self.text}' is about several settings: {', '.join(each.setting for each in found[:4])}",
-                remedy="name size and pattern, as in 'udp@64 pingpong p50 > 1.05', or leave settings out (--size, --wait)",
+                remedy="name size and pattern, as in 'udp@64 pingpong p50 > 1.05', or leave settings out (--size)",
             )
         value = found[0].figure(self.figure) if found else math.nan
         if math.isnan(value):

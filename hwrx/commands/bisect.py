@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from hwrx.campaign import bisecting, cells, condition
 from hwrx.campaign.bisecting import ABORT, Found
 from hwrx.commands.shared.campaigns import measure_one, open_search
 from hwrx.commands.shared.display import Display
-from hwrx.commands.shared.options import Many, described_experiment, experiment_options
+from hwrx.commands.shared.options import Many, counting, described_experiment, experiment_options
 from hwrx.errors import HwrxError, UsageError
 from hwrx.host import strict_json
 from hwrx.host.console import open_console
@@ -85,7 +85,7 @@ def bisect(
     options.pop("kernel")
     try:
         test = condition.parse_condition(wanted)
-        experiment = described_experiment(file, {**options, "topology": topology})
+        experiment = described_experiment(file, counting(file, {**options, "topology": topology}))
     except HwrxError as error:
         if build is not None:
             raise bisecting.AbortError(str(error)) from error
@@ -95,13 +95,19 @@ def bisect(
             raise bisecting.AbortError(
                 "--build takes the commit that git has checked out", remedy="leave out --kernels"
             )
-        with Display() as display:
-            code, words = bisecting.judge_build(
-                experiment, test, build=build, tree=tree, reference=reference,
-                runs=out or Path(tree) / ".git" / "hwrx-runs", say=display.stage, progress=display,
-            )  # fmt: skip
+        runs = out or tree / ".git" / "hwrx-runs"
+        try:
+            with Display() as display:
+                code, words = bisecting.judge_build(
+                    experiment, test, build=build, tree=tree, reference=reference, runs=runs, progress=display
+                )
+        except HwrxError:
+            raise
+        except Exception as error:  # Python's own exit code would call the commit bad
+            traceback.print_exc()
+            raise bisecting.AbortError(f"{type(error).__name__}: {error}") from error
         click.echo(f"{ {0: 'good', 1: 'bad'}.get(code, 'skipped') }: {words}")
-        sys.exit(code)
+        raise click.exceptions.Exit(code)
     if not (kernels and good and bad):
         raise UsageError(
             "a list needs its ends", remedy="--kernels all --good K --bad K, or --build CMD within git bisect run"
@@ -130,7 +136,7 @@ def _show(found: Found) -> None:
         table.add_column(name, justify="right" if name in ("boot", "figure", "times the good one's") else "left")
     for number, each in enumerate(found.judged, 1):
         figures = ("–", "–") if each.verdict == "skip" else (f"{each.value:,.6g}", f"{each.ratio:.4f}")
-        table.add_row(str(number), each.kernel, *figures, each.verdict + (f": {each.reason}" if each.reason else ""))
+        table.add_row(str(number), each.kernel, *figures, each.verdict + (f": {each.reason.splitlines()[0]}" if each.reason else ""))
     console.print(table)
     between = f", or one of {', '.join(found.between)}, which cannot be looked at" if found.between else ""
     console.print(f"\nThe first bad kernel is {found.first_bad}{between}; the last good one is {found.last_good}.")

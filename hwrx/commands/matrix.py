@@ -9,7 +9,7 @@ import click
 
 from hwrx.campaign import cells
 from hwrx.commands.shared.campaigns import Way, campaign_options, run_campaign
-from hwrx.commands.shared.options import Many, described_experiment, experiment_options
+from hwrx.commands.shared.options import Many, counting, described_experiment, experiment_options
 
 
 @click.command()
@@ -37,6 +37,6 @@ def matrix(file: Path | None, kernels: list[str], topology: str | None, **option
     """
     way = Way(**{name: options.pop(name) for name in Way.__struct_fields__})
     options.pop("kernel")
-    experiment = described_experiment(file, {**options, "topology": topology})
+    experiment = described_experiment(file, counting(file, {**options, "topology": topology}))
     axes = cells.parse_axes({"kernels": kernels}, "--kernels")
     run_campaign(experiment, axes, way, str(file or "the options"))

@@ -143,10 +143,10 @@ def open_search(experiment: Experiment, axes: Axes, out: Path | None, source: st
 def measure_one(found: Book, place: int, display: Display) -> tuple[list[Headline], str]:
     """Carry out one cell of a campaign, if that was not done before; return its figures, or none and why."""
     standing = found.content.cells[place]
+    display.stage("kernel", standing.cell.name)
     driving.drive_campaign(
-        found, engines.Local(1), lambda done, total, line: display.stage("boot", line or standing.cell.name),
-        only={standing.cell.number},
-    )  # fmt: skip
+        found, engines.Local(1), lambda done, total, line: None, only={standing.cell.number}
+    )
     result = found.result(standing)
     if standing.state != "done" or result is None:
         return [], standing.reason

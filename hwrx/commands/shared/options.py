@@ -133,3 +133,8 @@ def described_experiment(file: Path | None, options: dict[str, Any]) -> Experime
         return experiments.from_options(**options, sweep=swept or None)
     found = experiments.override_experiment(experiments.load_experiment(file), **options)
     return experiments.override_experiment(found, sweep={**found.sweep, **swept}) if swept else found
+
+
+def counting(file: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of which those without a file count instructions where a guest is emulated, as kernels need it."""
+    return {**options, "clock": "auto"} if file is None and options.get("clock") is None else options
