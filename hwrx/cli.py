@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "campaign": ("hwrx.commands.campaign", "campaign", "an experiment over kernels, boot words, hosts and settings"),
     "matrix": ("hwrx.commands.matrix", "matrix", "an experiment over kernels, and what moved from one to the next"),
     "bisect": ("hwrx.commands.bisect", "bisect", "the first kernel of a list, or commit of a tree, that is bad"),
+    "track": ("hwrx.commands.track", "track", "a history of runs, and where a figure changed"),
     "devices": ("hwrx.commands.machine", "devices", "verbs devices, their ports, GIDs and limits"),
     "doctor": ("hwrx.commands.machine", "doctor", "what this machine can do, and how to mend what it cannot"),
     "tune": ("hwrx.commands.tune", "tune", "what spoils a measurement here: switch it off, and on again"),

@@ -136,7 +136,12 @@ def _show(found: Found) -> None:
         table.add_column(name, justify="right" if name in ("boot", "figure", "times the good one's") else "left")
     for number, each in enumerate(found.judged, 1):
         figures = ("–", "–") if each.verdict == "skip" else (f"{each.value:,.6g}", f"{each.ratio:.4f}")
-        table.add_row(str(number), each.kernel, *figures, each.verdict + (f": {each.reason.splitlines()[0]}" if each.reason else ""))
+        table.add_row(
+            str(number),
+            each.kernel,
+            *figures,
+            each.verdict + (f": {each.reason.splitlines()[0]}" if each.reason else ""),
+        )
     console.print(table)
     between = f", or one of {', '.join(found.between)}, which cannot be looked at" if found.between else ""
     console.print(f"\nThe first bad kernel is {found.first_bad}{between}; the last good one is {found.last_good}.")

@@ -144,9 +144,7 @@ def measure_one(found: Book, place: int, display: Display) -> tuple[list[Headlin
     """Carry out one cell of a campaign, if that was not done before; return its figures, or none and why."""
     standing = found.content.cells[place]
     display.stage("kernel", standing.cell.name)
-    driving.drive_campaign(
-        found, engines.Local(1), lambda done, total, line: None, only={standing.cell.number}
-    )
+    driving.drive_campaign(found, engines.Local(1), lambda done, total, line: None, only={standing.cell.number})
     result = found.result(standing)
     if standing.state != "done" or result is None:
         return [], standing.reason
