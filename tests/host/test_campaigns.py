@@ -154,10 +154,10 @@ def test_an_attempt_that_has_its_result_is_not_made_again(tmp_path: Path, capsys
     cell = tmp_path / "001"
     cell.mkdir()
     (cell / "experiment.toml").write_text(HEAD)
-    assert inside.attempt_cell(cell, 1) == 0
+    assert inside.attempt_cell(cell / "attempt-1") == 0
     runs = sorted((cell / "attempt-1").iterdir())
-    assert inside.attempt_cell(cell, 1) == 0  # as a scheduler that queues a job again would
+    assert inside.attempt_cell(cell / "attempt-1") == 0  # as a scheduler that queues a job again would
     assert sorted((cell / "attempt-1").iterdir()) == runs
     (cell / "experiment.toml").write_text("paths = ['udp']\nkernel = '/nowhere'\ntopology = 'netns'")
-    assert inside.attempt_cell(cell, 2) == 1
+    assert inside.attempt_cell(cell / "attempt-2") == 1
     assert "there is no kernel image /nowhere" in capsys.readouterr().out

@@ -92,7 +92,7 @@ def test_a_folder_takes_one_campaign_and_says_what_is_wrong_with_it(tmp_path: Pa
     experiment, axes = cells.load_campaign(write(tmp_path))
     planned = cells.plan_cells(experiment, axes)
     folder = tmp_path / "c"
-    made = book.Book.create(folder, name="n", question="", asked="one", axes=axes.names, engine="local", cells=planned)
+    made = book.Book.create(folder, name="n", question="", asked="one", axes=axes.names, anatomy=False, cells=planned)
     found = book.Book.open(folder)
     assert found.content == made.content and found.counts() == {"planned": 8}
     book.need_same(found, "one")

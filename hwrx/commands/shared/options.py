@@ -135,6 +135,6 @@ def described_experiment(file: Path | None, options: dict[str, Any]) -> Experime
     return experiments.override_experiment(found, sweep={**found.sweep, **swept}) if swept else found
 
 
-def counting(file: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+def counting(file: Path | None, options: dict[str, object]) -> dict[str, object]:
     """Return options of which those without a file count instructions where a guest is emulated, as kernels need it."""
     return {**options, "clock": "auto"} if file is None and options.get("clock") is None else options
