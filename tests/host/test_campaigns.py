@@ -119,7 +119,7 @@ def test_ctrl_c_ends_the_cells_and_says_what_is_left_to_do(tmp_path: Path) -> No
 
 
 def test_a_cell_whose_process_is_killed_is_attempted_again(tmp_path: Path) -> None:
-    file = campaign(tmp_path, "messages = [300000]\n")
+    file = campaign(tmp_path, "messages = [100000]\n")
     folder = tmp_path / "cells"
     driver = start(file, "--json")
     os.kill(wait_for("the cell runs", lambda: left_of(folder))[0], signal.SIGKILL)
