@@ -1,8 +1,10 @@
 """What the cells of a campaign say, side by side: a figure for each setting and cell, and what moved between kernels.
 
-A figure moved if it differs from that of the neighbour before by more than `over`. Neighbours are cells that differ in
-the kernel alone, in the order of the list. With `anatomy = true` the messages of the settings that moved, and of no
-others, are taken apart on both sides, and the functions are named that have more or fewer instructions.
+A setting's figures are of one kind in all cells: if those of a cell do not repeat to the digit, all are costs. A figure
+moved if it differs from that of the neighbour before by more than `over`, and, if it is a cost, by more than two runs
+on one kernel do. Neighbours are cells that differ in the kernel alone, in the order of the list. With `anatomy = true`
+the messages of the settings that moved, and of no others, are taken apart on both sides, and the functions are named
+that have more or fewer instructions.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ from msgspec import Struct
 
 from hwrx.anatomy import model
 from hwrx.anatomy.model import Dissection
-from hwrx.campaign.book import Book, Standing, State
+from hwrx.campaign.book import Book, Standing, State, read_result
 from hwrx.errors import StoreError
 from hwrx.host.decoding import UNREADABLE
 from hwrx.report.headline import Headline
 from hwrx.report.moved import Moved, moved_parts
 
 OVER = 0.01  # share by which two figures differ before it is said that one moved
+OVER_COST = 0.02  # by which costs of two runs on one kernel differ at most, as seen
+IN_VAIN = 2  # attempts to take a cell's messages apart
 NAMED = 5  # functions of a setting that moved
 
 
@@ -70,7 +74,7 @@ class Matrix(Struct, frozen=True, kw_only=True):
 
 def read_matrix(book: Book, over: float = OVER) -> Matrix:
     """Make the table of what a campaign has so far."""
-    lines = [_line(book, each) for each in book.content.cells]
+    lines = _of_one_kind([_line(book, each) for each in book.content.cells])
     settings = list(dict.fromkeys(setting for line in lines for setting in line.figures))
     moved = [step for before, after in _neighbours(lines) for step in steps_between(book, before, after, over)]
     return Matrix(
@@ -100,6 +104,28 @@ def _line(book: Book, standing: Standing) -> Line:
     )
 
 
+def _of_one_kind(lines: Sequence[Line]) -> list[Line]:
+    """Return the lines with figures of one kind for each setting: a state beside a cost would seem to have moved."""
+    costs = {
+        setting
+        for line in lines
+        for setting, figure in line.figures.items()
+        if figure.unit == "instructions" and not figure.exact
+    }
+    return [
+        msgspec.structs.replace(
+            line,
+            figures={
+                setting: msgspec.structs.replace(figure, value=figure.more["cost"], exact=False)
+                if setting in costs and "cost" in figure.more
+                else figure
+                for setting, figure in line.figures.items()
+            },
+        )
+        for line in lines
+    ]
+
+
 def _neighbours(lines: Sequence[Line]) -> list[tuple[Line, Line]]:
     """Return the pairs of cells that follow each other along the kernels; those without a figure are passed over."""
     rows: dict[tuple[tuple[str, str], ...], list[Line]] = {}
@@ -118,7 +144,7 @@ def steps_between(book: Book, before: Line, after: Line, over: float) -> list[St
         if old is None or not old.value or old.unit != new.unit:
             continue
         ratio = new.value / old.value
-        if abs(ratio - 1) > over:
+        if abs(ratio - 1) > (over if new.exact or new.unit != "instructions" else max(over, OVER_COST)):
             moved.append((old, new, ratio))
     sides = [_dissected(book, line.number) for line in (before, after)] if moved else []
     return [
@@ -176,7 +202,14 @@ def to_take_apart(book: Book, steps: Iterable[Step]) -> dict[int, list[str]]:
         for number in step.places:
             if step.label not in _dissected(book, number) and step.label not in wanted.setdefault(number, []):
                 wanted[number].append(step.label)
-    return {number: labels for number, labels in wanted.items() if labels}
+    return {number: labels for number, labels in wanted.items() if labels and not _in_vain(book, number)}
+
+
+def _in_vain(book: Book, number: int) -> bool:
+    """Whether a cell's messages could not be taken apart as often as is tried."""
+    attempts = book.folder(book.content.cells[number - 1].cell).glob("anatomy-*")
+    results = [read_result(attempt) for attempt in attempts]
+    return sum(result is not None and result.state == "failed" for result in results) >= IN_VAIN
 
 
 def label_of(figure: Headline) -> str:

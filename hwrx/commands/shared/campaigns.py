@@ -74,6 +74,8 @@ def run_campaign(experiment: Experiment, axes: Axes, way: Way, source: str) -> N
     """
     if way.sbatch and not way.slurm:
         raise UsageError("--sbatch has words for a cluster, and the cells run on this machine", remedy="add --slurm")
+    if axes.hosts and not way.slurm:
+        raise UsageError(f"{source}: hosts are nodes of a cluster", remedy="add --slurm, or leave out hosts")
     planned = _plan_cells(experiment, axes, source)
     # the seed of an experiment without one is drawn: it tells no campaign from another
     asked = books.fingerprint(experiments.dump_experiment(experiment), axes)
@@ -117,6 +119,8 @@ def name_moved(found: Book, engine: engines.Engine, over: float, display: Displa
     """Take apart the messages of the figures that moved, if that is asked for and was not done."""
     if found.content.anatomy:
         wanted = matrix.to_take_apart(found, matrix.read_matrix(found, over).moved)
+        if wanted:
+            display.stage("anatomy", f"taking messages apart whose figure moved, in {len(wanted)} cells")
         driving.take_apart(found, engine, wanted, display.cell)
 
 
