@@ -49,6 +49,7 @@ def plan_run(experiment: Experiment, check: Callable[[Setting], None] = delivery
     _check_read(experiment)
     able: list[Setting] = []
     skipped: list[Skipped] = []
+    remedies: dict[str, None] = {}
     for number, setting in enumerate(_settings(experiment)):
         if number * experiment.repeats >= MOST_TRIALS:
             raise UsageError(
@@ -60,11 +61,15 @@ def plan_run(experiment: Experiment, check: Callable[[Setting], None] = delivery
             _check_cpus(setting, experiment)
         except UsageError as error:
             skipped.append(Skipped(label=label_of(setting, experiment), reason=error.args[0]))
+            remedies[error.remedy] = None
         else:
             able.append(setting)
     if not able:
         reasons = "; ".join(f"{skip.label}: {skip.reason}" for skip in skipped)
-        raise UsageError(f"experiment '{experiment.name}' has no trial that its paths can do: {reasons}")
+        raise UsageError(
+            f"experiment '{experiment.name}' has no trial that its paths can do: {reasons}",
+            remedy="; or ".join(filter(None, remedies)),
+        )
     order = _order(experiment, able, experiment.repeats)
     return Plan(experiment=experiment, settings=able, trials=order, skipped=skipped)
 

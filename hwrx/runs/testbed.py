@@ -254,11 +254,15 @@ def setting_checker(experiment: Experiment, wanted: Wanted) -> Callable[[Setting
                 remedy="hwrx lab run with topology `nic`",
             )
         made = not wanted.explicit and experiment.topology in topology.TOPOLOGIES
-        if made and paths.find_path(setting.path).needs == "verbs" and experiment.topology not in topology.WITH_VERBS:
-            raise UsageError(
-                f"{setting.path} needs verbs devices, and the topology {experiment.topology} has none",
-                remedy=f"--topology {' or '.join(topology.WITH_VERBS)}",
-            )
+        for needed, thing, having in (
+            (paths.find_path(setting.path).needs == "verbs", "verbs devices", topology.WITH_VERBS),
+            (_takes_nic(setting), "NICs that hwrx drives", topology.WITH_NICS),
+        ):
+            if made and needed and experiment.topology not in having:
+                raise UsageError(
+                    f"{setting.path} needs {thing}, and the topology {experiment.topology} has none",
+                    remedy=f"--topology {' or '.join(having)}",
+                )
         blind = paths.find_path(setting.path).memory_alone and setting.pattern != "stream"
         if blind and experiment.clock == "icount" and experiment.topology == "nic":
             raise UsageError(
@@ -269,6 +273,13 @@ def setting_checker(experiment: Experiment, wanted: Wanted) -> Callable[[Setting
             )
 
     return check_setting
+
+
+def _takes_nic(setting: Setting) -> bool:
+    """Whether the path works on nothing but a NIC that hwrx drives; the kernel carries the frames of some, too."""
+    if paths.find_path(setting.path).needs != "nic":
+        return False
+    return setting.link in ("nic", "uio") or not paths.reads_field(setting.path, setting.pattern, "link")
 
 
 # --- putting it up -------------------------------------------------------------------------------------------------

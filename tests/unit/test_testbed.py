@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+import msgspec
 import pytest
 
 from hwrx import paths
@@ -137,6 +138,35 @@ def test_verbs_are_left_out_where_the_topology_has_no_such_devices(topology: str
     assert [skip.label for skip in layout.skipped] == ["rdma-send 64 B pingpong event"]
     assert layout.skipped[0].reason == f"rdma-send needs verbs devices, and the topology {topology} has none"
     assert not planning.plan_run(mixed, testbed.setting_checker(mixed, Wanted(devices=DEVICES))).skipped
+
+
+@pytest.mark.parametrize("topology", ["pair", "netns", "router", "queues"])
+@pytest.mark.parametrize(
+    ("path", "link", "runs"),
+    [
+        ("nic-ring", {}, False),
+        ("nic-pio", {}, False),
+        ("roce-send", {"link": "nic"}, False),
+        ("roce-send", {"link": "uio"}, False),
+        ("roce-send", {}, True),  # over the kernel's packet ring
+        ("roce-send", {"link": "xdp"}, True),
+        ("packet-ring", {}, True),
+    ],
+)
+def test_a_path_that_takes_a_nic_is_left_out_where_the_topology_has_none(
+    path: str, link: dict[str, str], runs: bool, topology: str
+) -> None:
+    """Said before anything boots."""
+    alone = asked(paths=["udp", path], topology=topology, path={path: link} if link else {})
+    layout = planning.plan_run(alone, testbed.setting_checker(alone, Wanted()))
+    reason = f"{path} needs NICs that hwrx drives, and the topology {topology} has none"
+    assert [skip.reason for skip in layout.skipped] == ([] if runs else [reason])
+    if not runs:
+        with pytest.raises(UsageError, match=r"no trial that its paths can do.*\n  remedy: --topology nic$"):
+            lone = msgspec.structs.replace(alone, paths=[path])
+            planning.plan_run(lone, testbed.setting_checker(lone, Wanted()))
+    on_nics = msgspec.structs.replace(alone, topology="nic")
+    assert not planning.plan_run(on_nics, testbed.setting_checker(on_nics, Wanted())).skipped
 
 
 def test_our_driver_is_left_out_where_the_users_devices_are_compared() -> None:
