@@ -60,7 +60,8 @@ virtual_environment() {
     fi
     mkdir -p "$stamps"
 
-    wanted=$(printf '%s\0' "$(listed "$extra")" | stamp_of)
+    # shellcheck disable=SC2046  # none or one
+    wanted=$(printf '%s\0' "$(listed "$extra")" $(alone "$extra") | stamp_of)
     if [[ $(cat "$stamps/packages-${extra:-none}" 2>/dev/null) != "$wanted" ]]; then
         install_packages "$extra"
         printf '%s\n' "$wanted" >"$stamps/packages-${extra:-none}"
@@ -79,6 +80,10 @@ virtual_environment() {
 # pyproject.toml, which names versions only
 listed() { [[ ${HWRX_UNLOCKED:-} ]] && printf 'pyproject.toml' || printf 'lab/requirements%s.lock' "${1:+-$1}"; }
 
+# The file of those packages of an extra that are installed without what they depend on. Apache Otava is one: forty
+# packages read and report what its analysis, which needs NumPy and SciPy, has found
+alone() { [[ ${1:-} == test && -e lab/requirements-alone.lock ]] && printf 'lab/requirements-alone.lock'; }
+
 # Only wheels by the lock: a source distribution would fetch what it is built with, which no lock names
 install_packages() {
     local extra=$1 pip=("$root/.venv/bin/pip" install -q)
@@ -86,11 +91,14 @@ install_packages() {
         say "installing Python packages into .venv: what pyproject.toml lists${extra:+, with [$extra]}, and no hash checked"
         requirements "$extra" >"$root/.venv/requirements.txt"
         "${pip[@]}" -r "$root/.venv/requirements.txt" >&2 || fail 'pip failed'
+        [[ -z $(alone "$extra") ]] || "${pip[@]}" --no-deps -r "$(alone "$extra")" >&2 || fail 'pip failed'
         return
     fi
     say "installing Python packages into .venv: the files that $(listed "$extra") names by sha256"
     "${pip[@]}" --require-hashes --only-binary :all: -r "$(listed "$extra")" >&2 ||
         fail 'pip failed; HWRX_UNLOCKED=1 installs what pyproject.toml lists instead, with no hash checked'
+    [[ -z $(alone "$extra") ]] ||
+        "${pip[@]}" --no-deps --require-hashes --only-binary :all: -r "$(alone "$extra")" >&2 || fail 'pip failed'
 }
 
 # What building, running and the extras need, one a line

@@ -72,7 +72,9 @@ class GuestOptions(TypedDict):
 @click.argument("name", metavar="TOPOLOGY", type=click.Choice(list(topology.TOPOLOGIES)))
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--guest/--host", "in_guest", default=None, help="Where; by default where the topology belongs.")
-@click.option("--kernel", "wanted_kernel", help="Kernel of the guest: 6.12, or the path of a vmlinuz.")
+@click.option(
+    "--kernel", "wanted_kernel", help="Kernel of the guest: 6.12, 6.12-rt, or the path of a vmlinuz or of a built tree."
+)
 @click.option("--clock", type=click.Choice(get_args(Clock)), default="wall", help="icount: guest instructions.")
 @click.option("--cpus", type=whole_number(1, 64), default=2, help="CPUs of the guest.")
 @click.option("--memory", default="2G", help="Memory of the guest.")

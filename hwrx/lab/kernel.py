@@ -2,7 +2,8 @@
 
 Installing a kernel package would change what the user's machine boots. So the package is downloaded by apt, which
 checks its signature, and unpacked beneath `$XDG_CACHE_HOME/hwrx/kernels`. A kernel that was fetched once is used until
-another one is asked for: figures of two days can only be compared on one kernel.
+another one is asked for: figures of two days can only be compared on one kernel. A kernel that the user has built is
+booted from its tree (`hwrx.lab.build_tree`).
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from pathlib import Path
 
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools
+from hwrx.lab import build_tree
 
 ARCHITECTURE = "amd64"
 DEFAULT = "default"  # what linux-image-amd64 depends on
-_FLAVOURS = re.compile(r"-(cloud|rt|dbg|unsigned)(-|$)")
+FLAVOURS = ("rt", "cloud")  # packages of their own beside the ordinary one
+_FLAVOUR = re.compile(rf"-({'|'.join(FLAVOURS)})(?:-{ARCHITECTURE})?$")
+_BESIDE = re.compile(r"-(dbg|unsigned)$")  # packages of the same kernel, to be debugged or without a signature
 
 Progress = Callable[[str, str], None]
 
@@ -51,17 +55,19 @@ def cache_folder() -> Path:
 
 
 def find_kernel(wanted: str | None = None, progress: Progress = quiet_boot, *, update: bool = False) -> Kernel:
-    """Return a kernel by version (`6.12`, `6.1.0-56-amd64`) or path of a vmlinuz; None: the distribution's default.
+    """Return a kernel, downloaded if the cache has none, or, with `update`, if the distribution has a newer one.
 
-    Downloads it where the cache has none, or, with `update`, where the distribution has a newer one.
+    :param wanted: a version (`6.12`, `6.12-rt`, `6.1-cloud`, `6.1.0-56-amd64`), or the path of a vmlinuz or of a tree
+        in which a kernel was built; None: the distribution's default.
+    :raises UsageError: if it is not a version, or there is no kernel at the path.
+    :raises MachineError: if the distribution has no such package, or it cannot be downloaded.
     """
     if wanted is not None and "/" in wanted:
-        return from_image(Path(wanted))
+        return _from_path(Path(wanted).expanduser())
     name = DEFAULT if wanted is None else wanted
     if not re.fullmatch(r"[\w.+-]+", name):
         raise UsageError(f"'{name}' is no kernel version", remedy="for example: --kernel 6.12")
     kernels = cache_folder() / "kernels"
-    kernels.mkdir(parents=True, exist_ok=True)
     with _locked(kernels):
         chosen = kernels / f"{name}.chosen"
         if chosen.is_symlink() and chosen.exists() and not update:
@@ -92,14 +98,43 @@ def kernel_choices() -> dict[str, list[str]]:
     return chosen
 
 
+def is_at_hand(wanted: str | None) -> bool:
+    """Whether `find_kernel` returns this kernel without a download."""
+    chosen = cache_folder() / "kernels" / f"{wanted or DEFAULT}.chosen"
+    return (wanted is not None and "/" in wanted) or chosen.exists()
+
+
+def packaged_kernels(flavour: str = "") -> list[str]:
+    """Return the kernels that the distribution offers, each as `find_kernel` takes it, the oldest version first.
+
+    :param flavour: "rt" or "cloud"; "" for the ordinary ones.
+    """
+    pattern = re.compile(rf"linux-image-(\d+\.\d+\.\d\S*-{ARCHITECTURE})")
+    names = [found[1] for name in _apt_cache("pkgnames", "linux-image-").split() if (found := pattern.fullmatch(name))]
+    return sorted((name for name in names if _flavour_of(name) == flavour), key=_numbers)
+
+
+def _from_path(path: Path) -> Kernel:
+    """Return the kernel of a vmlinuz, or of a folder: a tree in which one was built."""
+    if not path.is_dir():
+        return from_image(path)
+    with _locked(cache_folder() / "kernels"):
+        build = build_tree.find_build(path.absolute(), cache_folder() / "kernels")
+        _index(build.base, build.version)
+    return Kernel(build.version, build.image, build.base)
+
+
 def from_image(image: Path) -> Kernel:
     """Return the kernel of a vmlinuz whose modules are in lib/modules beside it or above it."""
     image = image.absolute()
     if not image.is_file():
-        raise UsageError(f"there is no kernel image {image}")
+        raise UsageError(
+            f"there is no kernel image {image}", remedy="the path of a vmlinuz, or of a tree with a built kernel"
+        )
     for base in image.parents:
         for modules in sorted((base / "lib/modules").glob("*")):
             if modules.name in image.name or (modules / "vmlinuz").exists():
+                build_tree.need_boot_image(image)
                 _index(base, modules.name)
                 return Kernel(modules.name, image, base)
     raise UsageError(f"{image} has no modules: no lib/modules/VERSION in any folder above it")
@@ -117,9 +152,11 @@ def resolve_release(wanted: str | None) -> tuple[str, str]:
             if found:
                 return found
         if wanted is not None:
-            names = _apt_cache("pkgnames", f"linux-image-{wanted}").split()
-            exactly = re.compile(rf"linux-image-{re.escape(wanted)}(?!\d).*-{ARCHITECTURE}")
-            names = [name for name in names if exactly.fullmatch(name) and not _FLAVOURS.search(name)]
+            flavour = _flavour_of(wanted)
+            version = wanted.removesuffix(f"-{flavour}") if flavour else wanted
+            names = _apt_cache("pkgnames", f"linux-image-{version}").split()
+            exactly = re.compile(rf"linux-image-{re.escape(version)}(?!\d).*-{ARCHITECTURE}")
+            names = [name for name in names if exactly.fullmatch(name) and _flavour_of(name) == flavour]
             if names:
                 found = _follow(max(names, key=_numbers))
                 if found:
@@ -129,7 +166,7 @@ def resolve_release(wanted: str | None) -> tuple[str, str]:
             subprocess.run(["apt-get", "update", "-q"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     raise MachineError(
         f"the distribution has no kernel package for {wanted or 'its default kernel'} (looked for {candidates[0]})",
-        remedy="apt-get update; then: apt-cache search linux-image; or give a path: --kernel /path/to/vmlinuz",
+        remedy="apt-get update; then: apt-cache search linux-image; or a path: --kernel /path/to/vmlinuz, ~/linux",
     )
 
 
@@ -202,6 +239,14 @@ def _index(base: Path, version: str) -> None:
         tools.run_tool("depmod", "-a", "-b", str(base), version)
 
 
+def _flavour_of(name: str) -> str:
+    """Return the flavour that a version or a package's name ends in; "" for the ordinary kernel."""
+    if _BESIDE.search(name):
+        return "beside"
+    found = _FLAVOUR.search(name)
+    return found[1] if found else ""
+
+
 def _numbers(name: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", name))
 
@@ -213,6 +258,7 @@ def _by_version(folder: Path) -> tuple[int, ...]:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Let one process at a time fetch."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -31,7 +31,7 @@ from hwrx.errors import GuestError, HwrxError, StandstillError, UsageError
 from hwrx.host import disk, netns, tools
 from hwrx.host.interruption import hold_signals
 from hwrx.host.processes import cpu_seconds
-from hwrx.lab import accelerator, emulator_user, initramfs, inquest, kernel, requests
+from hwrx.lab import accelerator, emulator_user, initramfs, inquest, kernel, kernel_needs, requests
 from hwrx.lab.kernel import Progress
 from hwrx.lab.port import Pipe, Port
 from hwrx.wires import topology as topologies
@@ -277,6 +277,7 @@ class Guest:
         if self._user is not None:
             self._user.need_access(emulator_user.files_of_hwrx(), self._writable.values())
         chosen = kernel.find_kernel(self._wanted_kernel, self._progress)
+        kernel_needs.need_bootable(chosen, [self.topology, *self.beside])
         with_what = accelerator.choose_accelerator(chosen, self._progress, self._wanted_accelerator)
         self._facts = {
             "kernel": chosen.version,

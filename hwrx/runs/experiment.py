@@ -43,7 +43,11 @@ WantedClock = Literal[Clock, "auto"]
 BootWord = Annotated[str, Meta(pattern=r"^[!-~]{1,200}$", description="printable characters, no blank")]
 # a version or a path; never an option of the tools that it is handed to
 Kernel = Annotated[
-    str, Meta(pattern=r"^[^\x00-\x1f\x7f-][^\x00-\x1f\x7f]{0,4000}$", description="a version, or the path of a vmlinuz")
+    str,
+    Meta(
+        pattern=r"^[^\x00-\x1f\x7f-][^\x00-\x1f\x7f]{0,4000}$",
+        description="a version, or the path of a vmlinuz or of a built tree",
+    ),
 ]
 Name = Annotated[
     str,
@@ -104,8 +108,27 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def load_experiment(path: pathlib.Path | str) -> Experiment:
     """Read an experiment file; UsageError names the file, the key and what is allowed there."""
     file = pathlib.Path(path)
+    return parse_experiment(_read_text(file), source=str(file), name=file.stem)
+
+
+def load_with_table(path: pathlib.Path, table: str) -> tuple[Experiment, dict[str, Any] | None]:
+    """Read an experiment file that has a table beside the experiment; return that one as it stands, None without it.
+
+    :raises UsageError: as `load_experiment`, and if the table is not one.
+    """
+    text = _read_text(path)
+    content = toml_text.parse_toml(text, str(path))
+    more = content.pop(table, None)
+    if more is not None and not isinstance(more, dict):
+        raise UsageError(f"{path}: {table}: {str(more)[:60]} is not allowed", remedy="allowed: a table")
+    content.setdefault("question", _header(text))
+    content.setdefault("name", path.stem)
+    return build_experiment(content, source=str(path)), more
+
+
+def _read_text(file: pathlib.Path) -> str:
     try:
-        text = file.read_text(encoding="utf-8-sig")  # editors of Windows put a byte order mark in front
+        return file.read_text(encoding="utf-8-sig")  # editors of Windows put a byte order mark in front
     except FileNotFoundError:
         raise UsageError(
             f"there is no experiment file {file}", remedy="give the path of a .toml file, or describe it by options"
@@ -114,12 +137,15 @@ def load_experiment(path: pathlib.Path | str) -> Experiment:
         raise UsageError(f"{file} is a directory, not an experiment file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {error}") from error
-    return parse_experiment(text, source=str(file), name=file.stem)
 
 
 def parse_experiment(text: str, *, source: str, name: str = "experiment") -> Experiment:
     """Parse an experiment's TOML; `source` is what errors call it, `name` stands in for a missing `name`."""
     content = toml_text.parse_toml(text, source)
+    if "campaign" in content:
+        raise UsageError(
+            f"{source} is a campaign: an experiment in several cells", remedy=f"hwrx campaign run {clean_name(source)}"
+        )
     if "question" not in content:
         content["question"] = _header(text)
     content.setdefault("name", name)

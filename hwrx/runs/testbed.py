@@ -27,6 +27,7 @@ from hwrx.host.outside import clean_text
 from hwrx.runs import experiment as experiments
 from hwrx.runs.beds import Testbed
 from hwrx.runs.experiment import Experiment
+from hwrx.verbs.rxe import RXE_MODULE
 from hwrx.wires import topology
 
 if TYPE_CHECKING:
@@ -244,7 +245,12 @@ def in_guest(experiment: Experiment, wanted: Wanted) -> bool:
 
 
 def setting_checker(experiment: Experiment, wanted: Wanted) -> Callable[[Setting], None]:
-    """Return what `experiment.plan` asks of each setting: whether its path, and this testbed, can do it."""
+    """Return what `experiment.plan` asks of each setting: whether its path, and this testbed, can do it.
+
+    :raises UsageError: if the experiment names a kernel of the user's own, and there is none.
+    :raises MachineError: if a kernel that needs no download cannot be booted, or the topology not put up in it.
+    """
+    without = _without_rxe(experiment, wanted)
 
     def check_setting(setting: Setting) -> None:
         paths.check_setting(setting)
@@ -263,6 +269,10 @@ def setting_checker(experiment: Experiment, wanted: Wanted) -> Callable[[Setting
                     f"{setting.path} needs {thing}, and the topology {experiment.topology} has none",
                     remedy=f"--topology {' or '.join(having)}",
                 )
+        if without and paths.find_path(setting.path).needs == "verbs":
+            raise UsageError(
+                f"{setting.path} needs a verbs device, and kernel {without} has no SoftRoCE ({RXE_MODULE})"
+            )
         blind = paths.find_path(setting.path).memory_alone and setting.pattern != "stream"
         if blind and experiment.clock == "icount" and experiment.topology == "nic":
             raise UsageError(
@@ -280,6 +290,23 @@ def _takes_nic(setting: Setting) -> bool:
     if paths.find_path(setting.path).needs != "nic":
         return False
     return setting.link in ("nic", "uio") or not paths.reads_field(setting.path, setting.pattern, "link")
+
+
+def _without_rxe(experiment: Experiment, wanted: Wanted) -> str:
+    """Return the version of the guest's kernel if that has no SoftRoCE; "" if it has, or is not here yet.
+
+    A kernel that is still to be downloaded is one of the distribution's, and is looked at when a guest boots it.
+    """
+    if not in_guest(experiment, wanted):
+        return ""
+    # as above
+    from hwrx.lab import kernel, kernel_needs
+
+    if not kernel.is_at_hand(experiment.kernel):
+        return ""
+    found = kernel.find_kernel(experiment.kernel)
+    kernel_needs.need_bootable(found, [experiment.topology])
+    return found.version if kernel_needs.missing_modules(found, [RXE_MODULE]) else ""
 
 
 # --- putting it up -------------------------------------------------------------------------------------------------

@@ -278,8 +278,8 @@ class Topology(Struct, frozen=True, kw_only=True):
     its ends, if both are in the namespace in which it is put up.
 
     What it needs of a guest: `hardware` are words for QEMU, `append` words for the kernel's command line, `modules` are
-    loaded while Python starts. `outside` puts up what QEMU needs of the host, and yields the namespace to start it in.
-    It is told the user id that QEMU has.
+    loaded while Python starts; without those of them that are `optional` it can be put up, too. `outside` puts up what
+    QEMU needs of the host, and yields the namespace to start it in. It is told the user id that QEMU has.
     """
 
     name: str
@@ -297,6 +297,7 @@ class Topology(Struct, frozen=True, kw_only=True):
     hardware: tuple[str, ...] = ()
     append: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     outside: Callable[[int], AbstractContextManager[str]] | None = None
 
 
@@ -356,6 +357,7 @@ KNOWN: dict[str, Topology] = {
             # passthrough: what the kernel's own drivers do is not translated, as where there is no IOMMU
             append=("intel_iommu=on", "iommu=pt"),
             modules=(*NIC_MODULES, RXE_MODULE),
+            optional=(RXE_MODULE,),
         ),
         Topology(
             name="queues",

@@ -67,6 +67,11 @@ DISTRIBUTION = {
         ("linux-image-6.1.0-9-amd64", "6.1.9-1", ""),
         ("linux-image-6.1.0-10-amd64", "6.1.10-1", ""),
         ("linux-image-6.1.0-10-cloud-amd64", "6.1.10-1", ""),
+        ("linux-image-6.1.0-10-rt-amd64", "6.1.10-1", ""),
+        ("linux-image-6.1.0-10-amd64-dbg", "6.1.10-1", ""),
+        ("linux-image-6.1.0-10-amd64-unsigned", "6.1.10-1", ""),
+        ("linux-image-6.12-rt-amd64", "6.12.3-1", "linux-image-6.12.3-rt-amd64"),
+        ("linux-image-6.12.3-rt-amd64", "6.12.3-1", ""),
         ("linux-image-6.12-amd64", "6.12.3-1", "linux-image-6.12.3-amd64"),
         ("linux-image-6.12.3-amd64", "6.12.3-1", ""),
     )
@@ -81,11 +86,22 @@ DISTRIBUTION = {
         ("6.1", "linux-image-6.1.0-10-amd64"),  # the newest: 10 is more than 9; neither 6.12 nor the cloud's
         ("6.1.0-9-amd64", "linux-image-6.1.0-9-amd64"),
         ("6.1.0-9", "linux-image-6.1.0-9-amd64"),
+        ("6.1-cloud", "linux-image-6.1.0-10-cloud-amd64"),
+        ("6.1-rt", "linux-image-6.1.0-10-rt-amd64"),
+        ("6.12-rt", "linux-image-6.12.3-rt-amd64"),
+        ("6.1.0-10-rt-amd64", "linux-image-6.1.0-10-rt-amd64"),
     ],
 )
 def test_a_version_finds_its_package_through_meta_packages(apt: Apt, wanted: str | None, package: str) -> None:
     apt(DISTRIBUTION)
     assert kernel.resolve_release(wanted)[0] == package
+
+
+def test_all_packaged_kernels_are_listed_oldest_first_each_flavour_by_itself(apt: Apt) -> None:
+    apt(DISTRIBUTION)
+    assert kernel.packaged_kernels() == ["6.1.0-9-amd64", "6.1.0-10-amd64", "6.12.3-amd64"]
+    assert kernel.packaged_kernels("rt") == ["6.1.0-10-rt-amd64", "6.12.3-rt-amd64"]
+    assert kernel.packaged_kernels("cloud") == ["6.1.0-10-cloud-amd64"]
 
 
 def test_a_kernel_is_fetched_once_and_stays_the_one_until_an_update_is_asked_for(apt: Apt) -> None:

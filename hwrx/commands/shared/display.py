@@ -68,3 +68,10 @@ class Display:
             if not self._console.is_terminal and tenth != self._told:
                 self._told = tenth
                 self._console.print(f"trial {done} of {total} {label}".rstrip(), soft_wrap=True)
+
+    def cell(self, done: int, total: int, line: str) -> None:
+        """Say how many cells of a campaign have ended, and what the others do; elsewhere when one has ended."""
+        self._progress.update(self._task, description=line or "done", completed=done, total=total)
+        if not self._console.is_terminal and done != self._told:
+            self._told = done
+            self._console.print(f"cell {done} of {total} ended{f'; {line}' if line else ''}", soft_wrap=True)

@@ -87,7 +87,7 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(get_args(WantedClock)),
             help="icount: guest instructions; auto: those where the guest is emulated.",
         ),
-        click.option("--kernel", help="Kernel of the guest, for example 6.12."),
+        click.option("--kernel", help="Kernel of the guest: 6.12, 6.12-rt, or the path of a built tree."),
         click.option("--wire-mtu", type=int, help=f"MTU of the wire of {', '.join(topologies.WITH_MTU)} [1500]."),
         click.option("--seed", type=int, help="Seed of the order of trials."),
         click.option("--cpu", type=Cpus(), help="CPUs of the ends [of their own]; any: let the scheduler choose."),
@@ -133,3 +133,8 @@ def described_experiment(file: Path | None, options: dict[str, Any]) -> Experime
         return experiments.from_options(**options, sweep=swept or None)
     found = experiments.override_experiment(experiments.load_experiment(file), **options)
     return experiments.override_experiment(found, sweep={**found.sweep, **swept}) if swept else found
+
+
+def counting(file: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of which those without a file count instructions where a guest is emulated, as kernels need it."""
+    return {**options, "clock": "auto"} if file is None and options.get("clock") is None else options

@@ -1,0 +1,83 @@
+"""One figure for each setting of a run: what a table over many runs has room for.
+
+Of messages that repeat to the digit it is the lowest state that is common: guest instructions, the same in every run on
+one kernel. Else it is what the run's own table stands on.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct
+
+from hwrx.report.model import Row
+from hwrx.report.numbers import size_words
+
+if TYPE_CHECKING:
+    from hwrx.report.model import Summary
+
+Unit = Literal["instructions", "µs", "messages/s"]
+FIGURES = ("headline", "p50", "p90", "p99", "cost", "rate")  # that a test may ask for
+
+
+class Headline(Struct, frozen=True, kw_only=True):
+    """A setting's figure. `exact`: it repeats to the digit. `more`: its other figures, by name.
+
+    Times in `more` (p50, p90, p99, cost) are in instructions if `unit` is, else in µs; `rate` is messages a second.
+    """
+
+    path: str
+    size: int  # bytes
+    pattern: str
+    wait: str
+    swept: dict[str, Any]
+    unit: Unit
+    value: float
+    exact: bool
+    more: dict[str, float] = {}
+
+    @property
+    def setting(self) -> str:
+        """What the figure is of, in words."""
+        more = [f"{key}={value}" for key, value in self.swept.items()]
+        return " ".join([self.path, size_words(self.size), self.pattern, self.wait, *more])
+
+    def figure(self, name: str) -> float:
+        """Return one of FIGURES, NaN if the run has no such figure of this setting."""
+        return self.value if name == "headline" else self.more.get(name, math.nan)
+
+    @property
+    def more_is_better(self) -> bool:
+        """Whether a larger figure is the better one."""
+        return self.unit == "messages/s"
+
+
+def headlines_of(summary: Summary) -> list[Headline]:
+    """Return a figure for each row of a summary that has one, in its order."""
+    return [found for row in summary.rows if (found := _headline(row)) is not None]
+
+
+def _headline(row: Row) -> Headline | None:
+    scale = 1000.0 if row.counted else 1.0  # an instruction is a nanosecond of the guest's clock
+    more = {
+        name: round(scale * of.value, 6) for name, of in row.quantiles.items() if of is not None and name in FIGURES
+    }
+    if row.cost is not None and "cost" not in row.withheld:
+        more["cost"] = row.cost.value  # in instructions as it is
+    if row.messages_per_s is not None:
+        more["rate"] = row.messages_per_s.value
+    unit: Unit = "instructions" if row.counted else "µs"
+    exact = bool(row.states) and all(state.exact for state in row.states)
+    if exact:
+        value = round(scale * min(state.value for state in row.states), 6)
+    elif row.pattern == "stream" and not row.counted:
+        unit, value = "messages/s", more.get("rate", math.nan)
+    else:
+        value = more.get("cost", more.get("p50", math.nan)) if row.counted else more.get("p50", math.nan)
+    if math.isnan(value):
+        return None
+    return Headline(
+        path=row.path, size=row.size, pattern=row.pattern, wait=row.wait, swept=row.swept, unit=unit,
+        value=value, exact=exact, more=more,
+    )  # fmt: skip

@@ -1,0 +1,231 @@
+"""Campaigns without a machine: their cells, what makes a kernel bad, and how few of them are asked."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from hwrx.campaign import bisecting, book, cells, condition
+from hwrx.campaign.cells import Axes
+from hwrx.cli import main
+from hwrx.errors import HwrxError, StoreError, UsageError
+from hwrx.lab import kernel
+from hwrx.report.headline import Headline
+from hwrx.runs import experiment as experiments
+
+FILE = """
+paths = ["udp"]
+topology = "netns"
+clock = "icount"
+boot = ["quiet"]
+
+[campaign]
+kernels = ["6.1", "6.12-rt init_on_alloc=1"]
+
+[campaign.boots]
+plain = []
+eager = ["init_on_alloc=0", "nokaslr"]
+
+[campaign.settings]
+messages = [50, 60]
+"""
+
+
+def write(folder: Path, text: str = FILE) -> Path:
+    file = folder / "kernels.toml"
+    file.write_text(text)
+    return file
+
+
+def test_every_combination_is_a_cell_with_an_experiment_of_its_own(tmp_path: Path) -> None:
+    experiment, axes = cells.load_campaign(write(tmp_path))
+    planned = cells.plan_cells(experiment, axes)
+    assert len(planned) == 8 and len({cell.folder for cell in planned}) == 8
+    assert planned[0].name == "6.1, plain, messages 50"
+    last = experiments.parse_experiment(planned[-1].experiment, source="cell")
+    assert (last.kernel, last.setting["messages"]) == ("6.12-rt", 60)
+    # of words that contradict each other the kernel heeds the last: what the cell adds comes behind
+    assert last.boot == ("quiet", "init_on_alloc=1", "init_on_alloc=0", "nokaslr")
+    first = experiments.parse_experiment(planned[0].experiment, source="cell")
+    assert first.boot == ("quiet",) and first.seed == last.seed is not None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("[campaign.settings]\nmessages", "[campaign.settings]\nmesages", r"there is no 'mesages'"),
+        ("kernels = [", "kernel = [", r"unknown key 'campaign.kernel'"),
+        ('kernels = ["6.1"', 'kernels = [6, "6.1"', r"campaign.kernels\[0\]: 6 is not allowed"),
+        ("messages = [50, 60]", 'messages = ["few"]', r"cell 6.1, plain, few: setting.messages"),
+        ("messages = [50, 60]", "messages = []", "the list is empty"),
+        ("eager = [", "'e g' = [", "campaign.boots"),
+    ],
+)
+def test_what_is_wrong_in_the_table_is_named(tmp_path: Path, old: str, new: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        cells.plan_cells(*cells.load_campaign(write(tmp_path, FILE.replace(old, new))), source="kernels.toml")
+
+
+def test_a_campaign_is_told_from_an_experiment(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a campaign") as caught:
+        experiments.load_experiment(write(tmp_path))
+    assert "hwrx campaign run" in caught.value.remedy
+    with pytest.raises(UsageError, match="varies nothing"):
+        cells.load_campaign(write(tmp_path, 'paths = ["udp"]\n'))
+
+
+def test_all_kernels_are_written_out_with_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = {"": ["6.1.0-1-amd64", "6.1.0-2-amd64"], "rt": ["6.1.0-2-rt-amd64"], "cloud": []}
+    monkeypatch.setattr(kernel, "packaged_kernels", lambda flavour="": offered[flavour])
+    assert cells.listed_kernels(["all", "all-rt quiet", "6.1.0-1-amd64"]) == [
+        "6.1.0-1-amd64",
+        "6.1.0-2-amd64",
+        "6.1.0-2-rt-amd64 quiet",
+    ]
+    with pytest.raises(UsageError, match="apt offers no kernel"):
+        cells.listed_kernels(["all-cloud"])
+
+
+def test_a_folder_takes_one_campaign_and_says_what_is_wrong_with_it(tmp_path: Path) -> None:
+    experiment, axes = cells.load_campaign(write(tmp_path))
+    planned = cells.plan_cells(experiment, axes)
+    folder = tmp_path / "c"
+    made = book.Book.create(folder, name="n", question="", asked="one", axes=axes.names, engine="local", cells=planned)
+    found = book.Book.open(folder)
+    assert found.content == made.content and found.counts() == {"planned": 8}
+    book.need_same(found, "one")
+    with pytest.raises(UsageError, match="holds another campaign"):
+        book.need_same(found, "other")
+    (folder / book.MANIFEST).write_text('{"format": 1}')
+    with pytest.raises(StoreError, match="is not a campaign's"):
+        book.Book.open(folder)
+    with pytest.raises(StoreError, match="there is no campaign"):
+        book.Book.open(tmp_path / "nowhere")
+    assert book.fingerprint("a", axes) != book.fingerprint("a", Axes(kernels=("6.1",)))
+
+
+# --- what is bad ---------------------------------------------------------------------------------------------------
+
+
+def figure(path: str = "udp", value: float = 100.0, pattern: str = "pingpong", size: int = 64) -> Headline:
+    return Headline(
+        path=path, size=size, pattern=pattern, wait="event", swept={}, unit="instructions", value=value, exact=True,
+        more={"p50": value + 1, "rate": 1e9 / value},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "bad"),
+    [
+        ("udp@64 p50 > 1.05", 107, True),
+        ("udp@64 p50 > 1.05", 104, False),
+        ("udp>1.05x", 106, True),
+        ("udp@64 pingpong rate < 0.9", 120, True),
+        ("udp@64 >= 100 instructions", 100, True),
+        ("udp@64 > 100 instructions", 100, False),
+        ("udp@64 rate < 5000000 messages/s", 300, True),
+    ],
+)
+def test_a_figure_is_held_against_the_good_ones_or_a_number(text: str, value: float, bad: bool) -> None:
+    test = condition.parse_condition(text)
+    reference = test.value([figure(), figure("tcp")])
+    assert test.is_bad(test.value([figure("tcp"), figure(value=value)]), reference) is bad
+
+
+@pytest.mark.parametrize("text", ["udp@64", "p50 > x", "udp@64 p51 > 1", "udp@64 > 5 apples", "udp@64 == 1", ""])
+def test_what_is_not_a_condition_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="not a valid condition"):
+        condition.parse_condition(text)
+
+
+def test_a_condition_fits_one_figure() -> None:
+    test = condition.parse_condition("udp > 1.05")
+    with pytest.raises(UsageError, match="about several settings"):
+        test.value([figure(size=64), figure(size=1400)])
+    with pytest.raises(condition.NoFigureError, match="no figure"):
+        test.value([figure("tcp")])
+    with pytest.raises(UsageError, match="is in instructions, not in us"):
+        condition.parse_condition("udp > 5 us").value([figure()])
+
+
+# --- bisecting -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", range(1, 17))
+def test_seventeen_kernels_take_five_boots_wherever_the_change_is(first: int) -> None:
+    asked: list[int] = []
+
+    def measure(place: int) -> tuple[list[Headline], str]:
+        asked.append(place)
+        return [figure(value=110 if place >= first else 100)], ""
+
+    names = [f"k{place}" for place in range(17)]
+    found = bisecting.Search(names, condition.parse_condition("udp@64 p50 > 1.05"), measure).carry_out()
+    assert (found.last_good, found.first_bad) == (f"k{first - 1}", f"k{first}")
+    # the bad end is looked at only if nothing before it is bad
+    assert found.boots == len(asked) <= (5 if first < 16 else 6)
+
+
+def test_a_kernel_that_cannot_boot_is_passed_over_and_named() -> None:
+    def measure(place: int) -> tuple[list[Headline], str]:
+        return ([], "lacks 9p") if place in (2, 3) else ([figure(value=110 if place > 3 else 100)], "")
+
+    names = [f"k{place}" for place in range(6)]
+    found = bisecting.Search(names, condition.parse_condition("udp@64 > 1.05"), measure).carry_out()
+    assert (found.last_good, found.first_bad, found.between) == ("k1", "k4", ["k2", "k3"])
+    assert [each.reason for each in found.judged if each.verdict == "skip"] == ["lacks 9p", "lacks 9p"]
+
+
+def test_ends_that_are_not_what_is_said_of_them_are_refused() -> None:
+    def same(place: int) -> tuple[list[Headline], str]:
+        return [figure()], ""
+
+    with pytest.raises(UsageError, match="said to be bad is good"):
+        bisecting.Search(["a", "b", "c"], condition.parse_condition("udp > 1.05"), same).carry_out()
+    with pytest.raises(UsageError, match="the good kernel a is bad"):
+        bisecting.Search(["a", "b"], condition.parse_condition("udp > 50 instructions"), same).carry_out()
+    with pytest.raises(HwrxError, match="cannot be measured: no image"):
+        bisecting.Search(["a", "b"], condition.parse_condition("udp > 2"), lambda place: ([], "no image")).carry_out()
+    assert math.isnan(bisecting._reference(condition.parse_condition("udp > 5 us"), None))
+
+
+def test_the_list_is_cut_to_its_ends_in_either_direction() -> None:
+    names = ["6.1.0-1-amd64", "6.1.0-2-amd64", "6.12.1-amd64"]
+    assert bisecting.between(names, "6.1.0-1", "6.12.1") == names
+    assert bisecting.between(names, "6.12.1-amd64", "6.1.0-2") == names[:0:-1]
+    with pytest.raises(UsageError, match=r"6\.6 is not on the list"):
+        bisecting.between(names, "6.6", "6.12.1")
+    with pytest.raises(UsageError, match="good and bad"):
+        bisecting.between(names, "6.12.1", "6.12.1")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--test", "nonsense", "--paths", "udp"],
+        ["--test", "udp > 1.05", "--paths", "udp"],
+        ["--test", "udp > 1.05", "--paths", "udp", "--reference", "/nowhere"],
+        ["--test", "udp > 5 us", "--paths", "upd"],
+        ["--test", "udp > 5 us", "--no-such-option"],
+        ["--paths", "udp"],
+        ["--test", "udp > 5 us", "/nowhere.toml"],
+        ["--test", "udp > 5 us", "--paths", "udp", "--kernels", "6.1"],
+    ],
+)
+def test_what_is_wrong_with_its_words_ends_git_bisect_and_is_no_bad_commit(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bisect", "--build", "true", *words]) == bisecting.ABORT
+    assert capsys.readouterr().err
+
+
+def test_a_build_that_fails_or_leaves_no_kernel_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = ["bisect", "--tree", str(tmp_path), "--test", "udp > 5 instructions", "--paths", "udp", "--build"]
+    for command, said in (("exit 3", "exit code 3"), ("true", "not a tree in which a kernel was built")):
+        assert main([*words, command]) == bisecting.SKIP
+        assert said in capsys.readouterr().out

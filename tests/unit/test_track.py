@@ -1,0 +1,130 @@
+"""A history of runs: where a figure changed, what is not judged, and the page."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import made_runs
+import numpy as np
+import pytest
+
+from hwrx.campaign import tracking, tracking_page
+from hwrx.cli import main
+from hwrx.runs import store
+
+COUNTED = {**made_runs.MANIFEST, "clock": "icount", "topology": "netns"}
+
+
+@pytest.fixture(autouse=True)
+def a_day_between_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    days = iter(range(1000))
+    began = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    monkeypatch.setattr(store, "_now", lambda: began + datetime.timedelta(days=next(days)))
+
+
+def make_history(root: Path, instructions: Sequence[int], kernel: str = "6.1.0-test", **options: Any) -> list[Path]:
+    """Runs in which every message takes so many instructions, there and back, but for a tenth that takes longer."""
+    made = []
+    for value in instructions:
+        plan = made_runs.layout(paths=["udp"], sizes=[64], repeats=1, messages=100, clock="icount", **options)
+        manifest = {**COUNTED, "machine": {**COUNTED["machine"], "kernel": kernel}}
+        with store.Writer.create(root, plan, manifest) as writer:
+            ns = np.full(100, value, dtype=np.int64)
+            ns[::10] += 777
+            writer.add_trial(
+                plan.trials[0], status="ok", tally={"posted": 100, "delivered": 100, "lost": 0},
+                sequence=np.arange(100, dtype=np.uint32), ns=ns, service_ns=None, extra={},
+            )  # fmt: skip
+        made.append(writer.path)
+    return made
+
+
+def make_timed(root: Path, runs: int, slower_from: int) -> list[Path]:
+    """Runs by the wall clock, of which those from a place on are a third slower."""
+    made = []
+    for number in range(runs):
+        plan = made_runs.layout(paths=["udp"], sizes=[64], repeats=2, messages=400)
+        with store.Writer.create(root, plan, made_runs.MANIFEST) as writer:
+            for trial in plan.trials:
+                draw = np.random.default_rng([number, trial.number])
+                ns = made_runs.times(trial.setting, draw) * (4 if number >= slower_from else 3) // 3
+                writer.add_trial(
+                    trial, status="ok", tally={"posted": 400, "delivered": 400, "lost": 0},
+                    sequence=np.arange(400, dtype=np.uint32), ns=ns, service_ns=None, extra={},
+                )  # fmt: skip
+        made.append(writer.path)
+    return made
+
+
+def test_a_figure_that_repeats_to_the_digit_changes_where_its_digits_do(tmp_path: Path) -> None:
+    made = make_history(tmp_path, [20_000, 20_000, 21_000, 21_000, 20_000])
+    (found,) = tracking.read_track(made, over=0.01).histories
+    assert found.exact and found.unit == "instructions" and not found.not_judged
+    assert [point.value for point in found.points] == [10_000, 10_000, 10_500, 10_500, 10_000]
+    assert [(change.run, change.place, change.worse) for change in found.changes] == [
+        (made[2].name, 2, True),
+        (made[4].name, 4, False),
+    ]
+    assert tracking.read_track(made, over=0.1).histories[0].changes == []
+
+
+def test_each_kernel_has_a_history_of_its_own_unless_they_are_to_be_one(tmp_path: Path) -> None:
+    made = make_history(tmp_path, [20_000], "6.1") + make_history(tmp_path, [22_000], "6.12")
+    assert [each.kernel for each in tracking.read_track(made, over=0.01).histories] == ["6.1", "6.12"]
+    (whole,) = tracking.read_track(made, over=0.01, across_kernels=True).histories
+    assert [point.kernel for point in whole.points] == ["6.1", "6.12"]
+    assert whole.changes[0].ratio == pytest.approx(1.1)
+
+
+def test_otava_finds_where_times_changed_and_nothing_where_they_did_not(tmp_path: Path) -> None:
+    made = make_timed(tmp_path / "changed", 12, slower_from=7)
+    (found,) = tracking.read_track(made, over=0.01).histories
+    assert [(change.run, change.worse) for change in found.changes] == [(made[7].name, True)]
+    assert found.changes[0].ratio == pytest.approx(4 / 3, rel=0.05)
+    assert found.changes[0].chance is not None and found.changes[0].chance < tracking.CHANCE
+    (same,) = tracking.read_track(make_timed(tmp_path / "same", 12, slower_from=99), over=0.01).histories
+    assert same.changes == [] and not same.not_judged
+
+
+def test_without_otava_times_are_shown_and_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_timed(tmp_path, 5, slower_from=3)
+    monkeypatch.setitem(sys.modules, "otava.analysis", None)
+    (found,) = tracking.read_track(made, over=0.01).histories
+    assert found.changes == [] and "pip install --no-deps apache-otava" in found.not_judged
+    (few,) = tracking.read_track(made[:2], over=0.01).histories
+    assert "2 runs are too few" in few.not_judged
+
+
+def test_the_page_and_the_json_have_each_history(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_history(tmp_path / "runs", [20_000, 20_000, 23_000])
+    (tmp_path / "runs/broken").mkdir()
+    (tmp_path / "runs/broken/manifest.json").write_text("{")
+    (tmp_path / "runs/broken/experiment.toml").touch()
+    page = tmp_path / "track.html"
+    assert main(["track", "--history", str(tmp_path / "runs"), "--page", str(page), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["histories"]) == 1 and len(found["left_out"]) == 1
+    text = page.read_text()
+    assert "1 of 1 histories that were judged changed by more than 1 %, over 3 runs" in text
+    assert text.count("<svg") == 2 and 'class="worse"' in text and "+15.00 %, worse (to the digit)" in text
+    assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
+    assert "<script" not in text and "http" not in text.replace("http://www.w3.org", "")
+
+
+def test_words_of_a_run_are_no_markup_on_the_page(tmp_path: Path) -> None:
+    made = make_history(tmp_path, [20_000], kernel="<b>6.1</b>")
+    text = tracking_page.render_track(tracking.read_track(made, over=0.01), 0.01)
+    assert "<b>" not in text and "&lt;b&gt;6.1" in text
+
+
+def test_nothing_to_show_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["track"]) == 2
+    assert main(["track", "--history", str(tmp_path)]) == 1
+    assert main(["track", str(tmp_path / "nowhere")]) == 2
+    said = capsys.readouterr().err
+    assert "no run is given" in said and "there is no run beneath" in said and "there is no run" in said
