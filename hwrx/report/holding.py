@@ -23,6 +23,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
     holds: bool
     name: str
+    label: str  # as the run's trials have it
     factor: float
     worse: list[Change]
     diff: Diff
@@ -42,9 +43,15 @@ class Verdict(Struct, frozen=True, kw_only=True):
             )
         return said
 
-    def lines(self) -> list[str]:
-        """Return all that a person wants to see of a comparison that failed: the figures, then the diff's tables."""
-        return [f"{self.name}: {sentence}" for sentence in self.sentences()] + to_text(self.diff).splitlines()
+    def moved_functions(self, most: int = 3) -> list[str]:
+        """Return the functions that grew most, in words, if messages of both sides were taken apart."""
+        label = " ".join(self.name.split())
+        mine = [each for each in self.diff.moved if each.setting == self.label and each.after > each.before]
+        return [f"{each.function} {each.after - each.before:+,.0f} instructions" for each in mine[:most]]
+
+    def text(self) -> str:
+        """Return the whole diff: what changed around the figures, the figures, the functions that moved."""
+        return to_text(self.diff)
 
 
 class Scaled:
@@ -59,11 +66,18 @@ class Scaled:
 
     def __ge__(self, found: PathFigures) -> bool:
         """`found <= self`: whether no time of `found` is told to be longer than the baseline's by more than that."""
-        return self.judge(found, "<=").holds
+        __tracebackhide__ = True  # pytest's: a test's traceback ends in the test
+        return self.holds_for(found, "<=")
 
     def __le__(self, found: PathFigures) -> bool:
         """`found >= self`: the same of a stream's rate, of which more is better."""
-        return self.judge(found, ">=").holds
+        __tracebackhide__ = True
+        return self.holds_for(found, ">=")
+
+    def holds_for(self, found: PathFigures, sign: str) -> bool:
+        """Whether a comparison holds; see `judge`."""
+        __tracebackhide__ = True
+        return self.judge(found, sign).holds
 
     def judge(self, found: PathFigures, sign: str) -> Verdict:
         """Hold figures against the baseline's.
@@ -73,6 +87,7 @@ class Scaled:
         :raises UsageError: if the sign or the factor is not one for this figure, or the runs cannot be compared
         :raises UnavailableError: if the baseline has no such row, or one run on either side is no measure
         """
+        __tracebackhide__ = True
         rate = found.row.pattern == "stream"
         if (sign == ">=") != rate:
             raise UsageError(
@@ -101,7 +116,7 @@ class Scaled:
                 remedy=self.baseline.remedy,
             )
         worse = [change for change in diff.failures(over) if change.row == name]
-        return Verdict(holds=not worse, name=found.name, factor=self.factor, worse=worse, diff=diff)
+        return Verdict(holds=not worse, name=found.name, label=found.label, factor=self.factor, worse=worse, diff=diff)
 
 
 class Baseline:
@@ -136,7 +151,9 @@ class Baseline:
     __rmul__ = __mul__
 
     def __ge__(self, found: PathFigures) -> bool:
+        __tracebackhide__ = True
         return (1.0 * self) >= found
 
     def __le__(self, found: PathFigures) -> bool:
+        __tracebackhide__ = True
         return (1.0 * self) <= found

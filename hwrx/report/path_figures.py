@@ -79,6 +79,11 @@ class PathFigures:
         return " ".join([self.row.label, size_words(self.row.size), self.row.pattern, self.row.wait])
 
     @property
+    def label(self) -> str:
+        """The same as the run's trials and its anatomy have it."""
+        return next(str(trial["label"]) for trial in self.run.rows if trial["trial"] in self.row.trials)
+
+    @property
     def run(self) -> Any:
         """The run that it is of."""
         # Any: the class of runs imports this module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,9 @@ from hwrx.runs.testbed import Bed, GuestBed, Wanted
 from hwrx.scripting.comparing import StrPath, describe_comparison, run_comparison
 from hwrx.scripting.progress import Listener, Listening
 from hwrx.timelines.walk import Journey
+from hwrx.wires import topology as topologies
 
+INSIDE = os.environ.get("HWRX_IN_GUEST") == "1"  # a guest boots no guest: it has the topology that it was booted with
 # what is decided when a lab is put up, and holds for all that is done in it
 FIXED = ("topology", "clock", "kernel", "boot", "wire_mtu")
 
@@ -74,7 +77,7 @@ class Lab:
         )
         self._runs = runs
         self._progress = progress
-        self._wanted = Wanted(log=None if log is None else Path(log))
+        self._wanted = Wanted(here=INSIDE, log=None if log is None else Path(log))
         own: dict[str, Any] = {
             "topology": topology,
             "kernel": kernel,
@@ -105,7 +108,7 @@ class Lab:
                 remedy='clock="icount", or leave out copies_priced',
             )
         self._experiment = settled
-        self._bed = self._stack.enter_context(testbed.opened_bed(settled, self._wanted, say, boot=self._boot))
+        self._bed = self._stack.enter_context(self._put_up(settled, say))
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -204,6 +207,14 @@ class Lab:
         with self._one_at_a_time():
             return walking.walk_paths(plan, self._need_bed(), wait=wait, say=Listening(self._progress).stage)
 
+    def _put_up(
+        self, settled: Experiment, say: Callable[[str, str], None]
+    ) -> contextlib.AbstractContextManager[Testbed]:
+        if not INSIDE or self.topology == "here":
+            return testbed.opened_bed(settled, self._wanted, say, boot=self._boot)
+        testbed.check_wanted(settled, self._wanted)
+        return _standing_bed(self.topology)
+
     # --- the testbed, handed to a run ------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -286,6 +297,12 @@ class Lab:
             f"this lab's {name} is {_words(mine)}, and the comparison wants {_words(asked)}",
             remedy=f"a lab of its own: hwrx.Lab(…, {name}=…), or leave it out",
         )
+
+
+@contextlib.contextmanager
+def _standing_bed(topology: str) -> Iterator[Testbed]:
+    with topologies.at_hand(topology) as made:
+        yield Bed(made.places, made.peers, {"wire": topologies.find_topology(topology).sentence})
 
 
 def _booted_with(boot: Boot) -> dict[str, Any]:
