@@ -116,7 +116,7 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except HwrxError as error:
-        pytest.fail(f"hwrx: {error}", pytrace=False)
+        raise pytest.fail.Exception(f"hwrx: {error}", pytrace=False) from None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -30,22 +30,10 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
     def sentences(self) -> list[str]:
         """Return a sentence for each figure that the comparison does not hold for."""
-        said = []
-        for change in self.worse:
-            before, after = (number_text(value) for value in (change.before, change.after))
-            ends = ""
-            if not change.exact:
-                low, high = (100 * (end - 1) for end in (change.ratio.low, change.ratio.high))
-                ends = f", 95 % interval {low:+.1f} to {high:+.1f} %"
-            said.append(
-                f"{change.figure} is {after}, {change.percent:+.2f} % of the baseline's {before}{ends}: beyond "
-                f"{self.factor:g} times it"
-            )
-        return said
+        return [_sentence(change, self.factor) for change in self.worse]
 
     def moved_functions(self, most: int = 3) -> list[str]:
         """Return the functions that grew most, in words, if messages of both sides were taken apart."""
-        label = " ".join(self.name.split())
         mine = [each for each in self.diff.moved if each.setting == self.label and each.after > each.before]
         return [f"{each.function} {each.after - each.before:+,.0f} instructions" for each in mine[:most]]
 
@@ -157,3 +145,16 @@ class Baseline:
     def __le__(self, found: PathFigures) -> bool:
         __tracebackhide__ = True
         return (1.0 * self) <= found
+
+
+def _sentence(change: Change, factor: float) -> str:
+    if change.exact:  # µs of a guest that counts: an instruction is a nanosecond
+        before, after = (f"{1000 * value:,.1f}" for value in (change.before, change.after))
+        figure, ends, unit = change.figure.replace("exact µs", "exact figure"), "", " instructions"
+    else:
+        before, after = (number_text(value) for value in (change.before, change.after))
+        low, high = (100 * (end - 1) for end in (change.ratio.low, change.ratio.high))
+        figure, ends, unit = change.figure, f", 95 % interval {low:+.1f} to {high:+.1f} %", ""
+    return (
+        f"{figure}: {after}{unit} against {before}, {change.percent:+.2f} %{ends}: beyond {factor:g} times the baseline"
+    )

@@ -1,8 +1,8 @@
 """Baselines of tests: the runs that a test made before, kept for each test, machine and kernel.
 
 In `FOLDER/NAME/TEST/RUN-CONDITIONS/` are `baseline.json`, which says what it is of, and copies of the runs. Where time
-is measured, figures are those of one machine; counted instructions are the same on every machine with the same emulator.
-What was measured differs in the settings of each row, and `hwrx diff` matches those.
+is measured, figures are those of one machine; counted instructions are the same wherever the emulator is the same. What
+was measured stands in the settings of each row, and `hwrx diff` matches those.
 """
 
 from __future__ import annotations
@@ -142,11 +142,8 @@ class Shelf:
 
 def _apart(there: Mapping[str, str], here: Mapping[str, str]) -> Sequence[tuple[str, str, str]]:
     keys = dict.fromkeys((*there, *here))
-    return [
-        (key, str(there.get(key, "none")), str(here.get(key, "none")))
-        for key in keys
-        if there.get(key) != here.get(key)
-    ]
+    sides = [(key, str(there.get(key, "none")), str(here.get(key, "none"))) for key in keys]
+    return [side for side in sides if side[1] != side[2]]
 
 
 def check_name(name: str) -> None:
