@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from hwrx.commands.shared.options import Many, described_experiment, experiment_options
+from hwrx.commands.shared.options import Many, experiment_options
 from hwrx.commands.shared.running import run_and_report
 from hwrx.errors import UsageError
 from hwrx.host import disk
 from hwrx.runs import reading
+from hwrx.runs.experiment import described_experiment
 from hwrx.runs.testbed import Wanted
 from hwrx.wires import topology as topologies
 

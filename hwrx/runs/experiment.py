@@ -184,6 +184,22 @@ def override_experiment(experiment: Experiment, *, source: str = "the options", 
     return build_experiment(content, source=source)
 
 
+def described_experiment(file: pathlib.Path | None, options: dict[str, Any]) -> Experiment:
+    """Return the experiment of a file with options put over it, or the one that the options alone describe."""
+    options, swept = split_axes(options)
+    if file is None:
+        return from_options(**{**options, "sweep": {**(options.get("sweep") or {}), **swept} or None})
+    found = override_experiment(load_experiment(file), **options)
+    return override_experiment(found, sweep={**found.sweep, **swept}) if swept else found
+
+
+def split_axes(options: Overrides) -> tuple[Overrides, dict[str, list[str] | list[int]]]:
+    """Return options with single values of the machine's axes, and apart from them the axes of several."""
+    given = {name: options[name] for name in BOOT_FIELDS if options.get(name) is not None}
+    swept = {name: values for name, values in given.items() if len(values) > 1}
+    return {**options, **{name: None if name in swept else values[0] for name, values in given.items()}}, swept
+
+
 def without_counting(experiment: Experiment) -> Experiment:
     """Return the experiment by the wall clock, without what only a guest that counts instructions heeds."""
     content = {key: value for key, value in _content(experiment).items() if key != "boot"} | {"clock": "wall"}

@@ -81,6 +81,10 @@ class Bed:
         """See `hwrx.runs.beds.Testbed`."""
         return Peer.start(self._peers[role], role)
 
+    def namespace_of(self, role: Role) -> str | None:
+        """Return the name of the network namespace that an end lives in; None if it is this process's own."""
+        return parse_environment(self._peers[role]).netns
+
     def need_answer(self, trouble: SilenceError) -> None:
         """See run.Testbed: no guest is here."""
 

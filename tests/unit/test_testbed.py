@@ -10,7 +10,6 @@ import pytest
 
 from hwrx import paths
 from hwrx.cli import main
-from hwrx.commands.shared.options import described_experiment
 from hwrx.control.guest_boot import Boot
 from hwrx.control.messages import Setting
 from hwrx.errors import UsageError
@@ -256,10 +255,10 @@ def test_several_values_of_an_option_are_an_axis_and_one_is_a_setting(tmp_path: 
     file = tmp_path / "asked.toml"
     file.write_text('paths = ["udp"]\ntopology = "nic"\nclock = "icount"\n[sweep]\nmessages = [5, 6]\n')
     options = {"iommu": ["off", "lazy"], "mitigations": ["off"], "copies_priced": None}
-    found = described_experiment(file, dict(options))
+    found = experiment.described_experiment(file, dict(options))
     assert found.sweep == {"messages": [5, 6], "iommu": ["off", "lazy"]}
     assert found.setting == {"mitigations": "off"}
-    alone = described_experiment(None, {**options, "paths": ["udp"], "topology": "nic"})
+    alone = experiment.described_experiment(None, {**options, "paths": ["udp"], "topology": "nic"})
     assert (alone.sweep, alone.setting) == ({"iommu": ["off", "lazy"]}, {"mitigations": "off"})
 
 

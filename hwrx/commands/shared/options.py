@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from hwrx.control.guest_boot import BOOT_FIELDS
 from hwrx.control.messages import FrameCarrier, Pattern
 from hwrx.paths import PATHS
-from hwrx.runs import experiment as experiments
-from hwrx.runs.experiment import Experiment, WantedClock
-from hwrx.runs.overrides import Overrides
+from hwrx.runs.experiment import WantedClock
 from hwrx.wires import topology as topologies
 
 
@@ -117,22 +113,6 @@ def machine_options(command: Callable[..., object]) -> Callable[..., object]:
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def split_axes(options: Overrides) -> tuple[Overrides, dict[str, list[str] | list[int]]]:
-    """Return options with single values of the machine's axes, and apart from them the axes of several."""
-    given = {name: options[name] for name in BOOT_FIELDS if options.get(name) is not None}
-    swept = {name: values for name, values in given.items() if len(values) > 1}
-    return {**options, **{name: None if name in swept else values[0] for name, values in given.items()}}, swept
-
-
-def described_experiment(file: Path | None, options: dict[str, Any]) -> Experiment:
-    """Return the experiment of a file with options put over it, or the one that the options alone describe."""
-    options, swept = split_axes(options)
-    if file is None:
-        return experiments.from_options(**options, sweep=swept or None)
-    found = experiments.override_experiment(experiments.load_experiment(file), **options)
-    return experiments.override_experiment(found, sweep={**found.sweep, **swept}) if swept else found
 
 
 def counting(file: Path | None, options: dict[str, Any]) -> dict[str, Any]:
