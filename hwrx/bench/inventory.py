@@ -25,8 +25,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hwrx.bench import labgrid, netconfig
-from hwrx.control.nodes import expand_nodes
 from hwrx.control.environment import Host, parse_environment
+from hwrx.control.nodes import expand_nodes
 from hwrx.errors import UsageError
 from hwrx.host import toml_text
 from hwrx.host.outside import clean_name
@@ -35,6 +35,7 @@ from hwrx.runs import checked
 FILE = "bench.toml"
 VARIABLE = "HWRX_BENCH"
 TOP = ("defaults", "hosts")
+SPREAD = {"address", "netdev", "verbs"}  # what may be a set, of as many values as its table has hosts
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Text = Annotated[str, Meta(min_length=1, max_length=4000)]
@@ -149,7 +150,7 @@ def build_bench(content: Mapping[str, Any], source: str) -> Bench:
         _check_entry(source, where, table)
         names = expand_nodes(nodes, source)
         merged = {**defaults, **table}
-        spread = {key: _spread(source, where, key, merged[key], names) for key in ("address", "netdev", "verbs") if key in merged}
+        spread = {key: _spread(source, where, key, merged[key], names) for key in merged.keys() & SPREAD}
         for place, name in enumerate(names):
             if not NAME.fullmatch(name):
                 raise UsageError(

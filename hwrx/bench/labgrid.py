@@ -17,14 +17,12 @@ from hwrx.host.outside import clean_name
 MOST = 1 << 20  # characters of a file
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain data only; what labgrid marks `!template` is taken as it stands."""
+# plain data only; what labgrid marks `!template` is taken as it stands
+_Loader = type("_Loader", (yaml.SafeLoader,), {})
 
 
 def _take_template(loader: yaml.SafeLoader, node: yaml.Node) -> object:
-    if isinstance(node, yaml.ScalarNode):
-        return loader.construct_scalar(node)
-    return None
+    return loader.construct_scalar(node) if isinstance(node, yaml.ScalarNode) else None
 
 
 _Loader.add_constructor("!template", _take_template)
@@ -39,12 +37,14 @@ def parse_labgrid(text: str, source: str) -> dict[str, Any]:
         raise UsageError(f"{source}: {len(text)} characters are too many for a labgrid environment")
     try:
         # a subclass of the safe loader, which makes plain data alone
-        content = yaml.load(text, _Loader)  # noqa: S506
+        content = yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UsageError(f"{source}: not valid YAML: {clean_name(str(error))}") from None
     targets = content.get("targets") if isinstance(content, dict) else None
     if not isinstance(targets, dict) or not targets:
-        raise UsageError(f"{source}: it has no targets", remedy="a labgrid environment, with `targets:`; or a bench.toml")
+        raise UsageError(
+            f"{source}: it has no targets", remedy="a labgrid environment, with `targets:`; or a bench.toml"
+        )
     return {"hosts": {str(name): _read_target(source, str(name), target) for name, target in targets.items()}}
 
 

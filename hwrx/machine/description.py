@@ -68,6 +68,7 @@ def describe_kernel() -> dict[str, Any]:
     return {
         "release": platform.release(),
         "version": platform.version(),
+        "architecture": platform.machine(),
         "clocksource": _read(clock / "current_clocksource"),
         "clocksources": _read(clock / "available_clocksource").split(),
         "command_line": [word for word in words if _CMDLINE.match(word)],
