@@ -18,7 +18,7 @@ MOST = 1 << 20  # characters of a file
 
 
 # plain data only; what labgrid marks `!template` is taken as it stands
-_Loader = type("_Loader", (yaml.SafeLoader,), {})
+_Loader: Any = type("_Loader", (yaml.SafeLoader,), {})
 
 
 def _take_template(loader: yaml.SafeLoader, node: yaml.Node) -> object:

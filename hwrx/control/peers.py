@@ -222,6 +222,10 @@ class Peer:
     def ask(self, message: ToAgent, kind: type[Reply], limit: float = ANSWER_WITHIN) -> Reply:
         """Send a message and return the reply, which must be of `kind`, within `limit` seconds."""
         self.send(message)
+        return self.hear(kind, limit)
+
+    def hear(self, kind: type[Reply], limit: float = ANSWER_WITHIN) -> Reply:
+        """Return the reply to what was sent, as `ask` does."""
         reply: Reply = wait_for_replies({self: kind}, limit)[self]
         return reply
 
