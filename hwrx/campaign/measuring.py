@@ -25,7 +25,7 @@ from hwrx.lab import kernel
 from hwrx.lab.vm import Guest
 from hwrx.machine import tune
 from hwrx.machine.placement import OWN_CPUS
-from hwrx.runs import capacity, estimate, lanes, planning, renewal, schedule, store, testbed
+from hwrx.runs import capacity, estimate, fleet, lanes, planning, renewal, schedule, store, testbed
 from hwrx.runs import experiment as experiments
 from hwrx.runs.beds import Testbed
 from hwrx.runs.experiment import Experiment
@@ -225,7 +225,7 @@ class Measuring:
         """Describe the machine, find out what the trials depend on, and begin the run, or go on with it."""
         manifest = _manifest(bed, self._layout, self._wanted, self._display)
         if self._wish != OWN_CPUS:
-            with schedule.Pair(bed, self._wish):  # what cannot be is said before there is a run
+            with fleet.open_agents(bed, self._wish):  # what cannot be is said before there is a run
                 pass
         check = testbed.setting_checker(self._layout.experiment, self._wanted)
         layout = capacity.calibrate_plan(self._layout, bed, check=check, say=self._display.stage)
@@ -284,6 +284,7 @@ class Measuring:
                     twin=twin,
                     stopped=self._lanes.stopped,
                     outcome=self.total,
+                    agents=fleet.open_agents,
                 )
 
 

@@ -20,7 +20,7 @@ from hwrx.errors import PeerError
 from hwrx.host.decoding import UNREADABLE
 from hwrx.version import __version__
 
-VERSION = 4
+VERSION = 5
 LARGEST_FRAME = 1 << 20
 LARGEST_WORDS = 1 << 18  # bytes of JSON that may hold anything but a string of bytes
 MOST_WAITING = 16  # messages that one side may have sent before the other has taken the first of them
@@ -58,6 +58,9 @@ Crowd = Annotated[int, Meta(ge=0, le=10**6)]
 Requests = Annotated[int, Meta(ge=1, le=1 << 24)]  # devices allow fewer, and are asked
 BufferSize = Annotated[int, Meta(ge=0, lt=1 << 30)]  # the kernel doubles it into an int
 MessageSize = Annotated[int, Meta(ge=8, le=1 << 30)]
+FlowWords = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9._,\[\]<>-]*$", max_length=10_000, description="sets of hosts: node[1-8]>sink, a<>b")
+]
 FrameCarrier = Literal["auto", "nic", "uio", "packet-ring", "xdp"]
 
 
@@ -109,6 +112,7 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hook: HookName = "none"  # of hwrx.paths.hooks: put on the way in of both ends
     senders: Annotated[int, Meta(ge=1, le=64)] = 1  # so many connections, each with both its ends, at the same time
     netem: Netem = ""  # what is done to the wire, both ways: see hwrx.wires.impair
+    flows: FlowWords = ""  # hosts: which of them send to which at the same time: see hwrx.control.nodes
     limit: Seconds = 10.0  # nothing received for so long ends the trial
     patience: Seconds = 0.5  # that a client has with a message that may be lost; then it is late
 
@@ -132,6 +136,8 @@ class Place(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pio: str | None = None  # netdev of an NE2000, for nic-pio
     port: int = 1  # of the verbs device
     cpu: int | None = None  # the endpoint's thread is bound to it; None: wherever the scheduler puts it
+    cpus: tuple[int, ...] = ()  # of which that one is chosen; (): of all that the agent may use
+    numa: int | None = None  # node of which it is chosen
 
 
 class Survey(Struct, frozen=True, kw_only=True):
@@ -234,7 +240,12 @@ class Release(Struct, tag="release", frozen=True):
 
 
 class Describe(Struct, tag="describe", frozen=True):
-    """Ask for the machine that the agent runs on. Answered by Described."""
+    """Ask for the machine that the agent runs on. Answered by Described.
+
+    `noise`: also for what spoils a measurement there, and how its clock is kept.
+    """
+
+    noise: bool = False
 
 
 class TraceOpen(Struct, tag="trace-open", frozen=True):
@@ -341,9 +352,14 @@ class Chunk(Struct, tag="chunk", frozen=True):
 
 
 class Described(Struct, tag="described", frozen=True):
-    """The machine that the agent runs on, as `hwrx.machine.description.describe_machine` gives it."""
+    """The machine that the agent runs on, as `hwrx.machine.description.describe_machine` gives it.
+
+    `noise`: what `hwrx.machine.tune.find_noise` finds there, in words; `timekeeping`: see hwrx.machine.timekeeping.
+    """
 
     machine: dict[str, Any]
+    noise: list[str] = []
+    timekeeping: dict[str, Any] = {}
 
 
 class Tracing(Struct, tag="tracing", frozen=True):

@@ -148,7 +148,15 @@ class Agent:
                 # not needed by the trials themselves, and slow to import in a guest
                 from hwrx.machine import description
 
-                return Described(machine=description.describe_machine())
+                if not message.noise:
+                    return Described(machine=description.describe_machine())
+                from hwrx.machine import timekeeping, tune  # as above
+
+                return Described(
+                    machine=description.describe_machine(),
+                    noise=[str(finding) for finding in tune.find_noise()],
+                    timekeeping=timekeeping.describe_timekeeping(),
+                )
             case TraceOpen() | TraceBegin() | TraceEnd() | FetchEvents() | TraceClose():
                 if self._tracer is None:
                     from hwrx.probes.service import Service  # an endpoint has no use for it

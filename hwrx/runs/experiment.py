@@ -21,11 +21,12 @@ from msgspec import Meta, Struct
 from hwrx import paths as delivery
 from hwrx.control.guest_boot import BOOT_FIELDS
 from hwrx.control.messages import Clock, MessageSize, Pattern, Rate, Seed, Wait
+from hwrx.control.nodes import Traffic
 from hwrx.errors import UsageError
 from hwrx.host import toml_text
 from hwrx.host.outside import clean_name
 from hwrx.machine.placement import Wish
-from hwrx.runs import checked
+from hwrx.runs import checked, traffic
 from hwrx.runs.overrides import (
     LISTED,
     SETTING_FIELDS,
@@ -52,6 +53,10 @@ Kernel = Annotated[
 Name = Annotated[
     str,
     Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="1 to 64 letters, digits, '.', '_', '-'; no blank"),
+]
+
+Nodes = Annotated[
+    str, Meta(min_length=1, max_length=10_000, description="a host of the inventory, or a set: node[1-8]")
 ]
 
 COUNTED = ("copies_priced", "rest", "settle")  # of a setting: about counted instructions
@@ -82,6 +87,10 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # CPU of the client and of the server: see hwrx.machine.placement, which chooses those that are not given
     cpu: Annotated[tuple[Annotated[int, Meta(ge=0, le=8191)], ...], Meta(max_length=2)] | Literal["any"] = ()
     numa: Annotated[int, Meta(ge=0, le=1023)] | None = None  # node from which hwrx takes CPUs
+    # topology hosts: hosts of the inventory that send, those that receive, and which to which (hwrx.control.nodes)
+    clients: Annotated[tuple[Nodes, ...], Meta(max_length=1000)] = ()
+    servers: Annotated[tuple[Nodes, ...], Meta(max_length=1000)] = ()  # (): the clients themselves
+    traffic: Traffic = "incast"
     paths: Annotated[tuple[str, ...], Meta(min_length=1)]
     sizes: Annotated[tuple[MessageSize, ...], Meta(min_length=1, max_length=1000)] = (64,)
     patterns: Annotated[tuple[Pattern, ...], Meta(min_length=1)] = ("pingpong",)
@@ -316,6 +325,7 @@ def _header(text: str) -> str:
 def _check_together(source: str, experiment: Experiment) -> None:
     """What is right alone and not beside something else."""
     given = given_fields(experiment)
+    traffic.check_traffic(source, experiment, given)
     if experiment.load and "rate" in given:
         raise UsageError(f"{source}: load: it sets the rate of each trial, so that 'rate' cannot be given beside it")
     if experiment.load and "paced" not in experiment.patterns:

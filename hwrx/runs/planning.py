@@ -15,7 +15,7 @@ from hwrx.control.guest_boot import Boot
 from hwrx.control.messages import Pattern, Setting
 from hwrx.errors import UsageError
 from hwrx.machine.placement import POLLING
-from hwrx.runs import streams
+from hwrx.runs import streams, traffic
 from hwrx.runs.experiment import OWN_LISTS, Experiment, with_seed
 from hwrx.runs.overrides import (
     Overrides,
@@ -111,10 +111,11 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
     """Every combination once, in the file's order."""
     seen: set[Setting] = set()
     names = list(experiment.sweep)
+    flows = traffic.flows_of(experiment)
     for path, pattern, size, wait in _combinations(experiment):
         own = experiment.path.get(path, {})
         shares: tuple[float | None, ...] = experiment.load if pattern == "paced" and experiment.load else (None,)
-        for share, *values in itertools.product(shares, *experiment.sweep.values()):
+        for who, share, *values in itertools.product(flows, shares, *experiment.sweep.values()):
             common = {
                 **_defaults(experiment),
                 **experiment.setting,
@@ -122,6 +123,7 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
                 **experiment.size.get(str(size), {}),
                 **experiment.pattern.get(pattern, {}).get(str(size), {}),
                 **dict(zip(names, values, strict=True)),
+                **({"flows": who} if who else {}),
             }
             fields = {
                 **(
@@ -224,6 +226,8 @@ def label_of(setting: Setting, experiment: Experiment) -> str:
         for name in experiment.sweep
         if _concerns(setting.path, setting.pattern, name)
     ]
+    if experiment.clients:
+        swept.insert(0, setting.flows)
     if experiment.load and setting.pattern == "paced":
         swept.insert(0, f"rate={setting.rate:.0f}")
     return " ".join([setting.path, f"{setting.size} B", setting.pattern, setting.wait, *swept])

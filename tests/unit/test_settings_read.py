@@ -15,7 +15,7 @@ from hwrx.control.messages import Done, Pattern, Place, Prepare, Role, Setting
 from hwrx.errors import UsageError
 from hwrx.paths.families import nic
 from hwrx.runs import experiment, planning
-from hwrx.runs.schedule import join_ends
+from hwrx.runs.collecting import join_ends
 
 PATTERNS = get_args(Pattern)
 # one value for each field that is not every path's, different from the default and possible

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
 import click
 
 from hwrx.control.messages import FrameCarrier, Pattern
+from hwrx.control.nodes import Traffic
 from hwrx.paths import PATHS
 from hwrx.runs.experiment import WantedClock
 from hwrx.wires import topology as topologies
@@ -33,6 +35,16 @@ class Many(click.ParamType[list[int] | list[str]]):
             return [int(part) for part in parts] if self.kind is int else parts
         except ValueError:
             self.fail(f"{value!r} is no list of whole numbers, such as 64,1400", param, ctx)
+
+
+class Nodes(click.ParamType[list[str]]):
+    """Sets of hosts; commas belong to a set."""
+
+    name = "HOST,…"
+
+    def convert(self, value: str | list[str], param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        """One set; what is in it the inventory says."""
+        return [value] if isinstance(value, str) else value
 
 
 class Cpus(click.ParamType[str | list[int]]):
@@ -78,6 +90,9 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--huge-pages/--no-huge-pages", default=None, help="Buffers in huge pages."),
         click.option("--link", type=click.Choice(get_args(FrameCarrier)), help="roce: what carries the frames [auto]."),
         click.option("--limit", type=float, help="Seconds without any message that end a trial."),
+        click.option("--clients", type=Nodes(), help="Hosts of the inventory that send: a,b or node[1-8]."),
+        click.option("--servers", type=Nodes(), help="Hosts that receive [the clients]."),
+        click.option("--traffic", type=click.Choice(get_args(Traffic)), help="Which of them to which [incast]."),
         click.option(
             "--clock",
             type=click.Choice(get_args(WantedClock)),
