@@ -7,6 +7,7 @@ falls silent ends the run: what was measured before stays, marked partial, and t
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ from hwrx.machine import placement
 from hwrx.machine.placement import OWN_CPUS, Wish
 from hwrx.paths import cputime
 from hwrx.runs.beds import Testbed
+from hwrx.runs.by_connection import ByConnection, account_connections
 
 if TYPE_CHECKING:
     from hwrx.runs.store import Writer
@@ -68,6 +70,7 @@ class Measured(Struct, frozen=True):
     late: npt.NDArray[np.bool_] | None = None  # answers that came after the client's patience; None of a stream
     steady: tuple[int, int] | None = None  # stream: ns from the first recorded delivery between which its rate is taken
     offered: tuple[int, int] | None = None  # paced: messages that were sent, and ns from the first to the last of them
+    by_connection: ByConnection | None = None  # of several
 
 
 class Pair:
@@ -154,6 +157,7 @@ class Pair:
         self._enlarge(setting.senders)
         places = self._testbed.places
         prepared: dict[Role, Prepared] = {}
+        began = time.monotonic()
         try:
             for sender, (peers, cpu) in enumerate(zip(self._pairs, cpus, strict=False)):
                 for role, other in ENDS:
@@ -176,12 +180,13 @@ class Pair:
                 for role, other in ENDS[::-1]:
                     peers[role].send(Connect(remote=prepared[other].remote))
                 wait_for_replies(dict.fromkeys(peers.values(), Ready), ANSWER_WITHIN)
+            setup = time.monotonic() - began
             before(self.peers)
             for role, _ in ENDS:
                 for peers in self._pairs[: setting.senders]:
                     peers[role].send(Start())
             done = self._all_done(setting)
-            measured = self._collect(setting, done)
+            measured = self._collect(setting, done, setup)
             look(self.peers)
         except PeerError:
             raise  # the run ends, and all agents with it
@@ -210,7 +215,7 @@ class Pair:
                 if peers[role] is peer:
                     peers[role] = self._stack.enter_context(self._testbed.start(role))
 
-    def _collect(self, setting: Setting, done: dict[Peer, Done]) -> Measured:
+    def _collect(self, setting: Setting, done: dict[Peer, Done], setup: float) -> Measured:
         """Fetch what all senders' messages met, in the order of their delivery where there are several."""
         seen_by = cputime.observing_end(setting)
         pairs = self._pairs[: setting.senders]
@@ -234,6 +239,7 @@ class Pair:
             placement=placement.record_placement(self._wish, self._surveys, [_placed(peers, done) for peers in pairs]),
             cpu=by_actor,
             cpu_missing=missing,
+            by_connection=_connections(setting, self.peers, ends[0], setup) if setting.connections > 1 else None,
         )
 
     def _release(self, senders: int) -> None:
@@ -341,6 +347,18 @@ def fetch_array(peer: Peer, array: Array, count: int) -> Int64s:
             raise PeerError(f"peer {peer.name} sent {len(chunk.data)} bytes of samples instead of {8 * here}")
         values[first : first + here] = np.frombuffer(chunk.data, dtype="<i8")
     return values
+
+
+def _connections(setting: Setting, peers: Mapping[Role, Peer], times: _Times, setup: float) -> ByConnection:
+    """Fetch what both ends counted of each connection, and put it beside the measured times."""
+    count, client = setting.connections, peers["client"]
+    passive = cputime.is_passive(setting, "server")
+    found = account_connections(
+        fetch_array(client, "connection", setting.messages), times.sequence, times.delivered - times.sent,
+        sent=fetch_array(client, "sent", count), answered=fetch_array(client, "taken", count),
+        received=None if passive else fetch_array(peers["server"], "taken", count),
+    )  # fmt: skip
+    return structs.replace(found, setup_s=setup)
 
 
 def merge_tallies(client: Mapping[str, int], server: Mapping[str, int], seen_by: Role) -> dict[str, int]:
@@ -452,6 +470,9 @@ def write_trial(trial: Trial, measured: Measured, writer: Writer, outcome: Outco
         for role, done in (("client", measured.client), ("server", measured.server))
         if done.ended not in ("complete", "finished")
     ]
+    connections = measured.by_connection
+    if connections is not None:
+        problems += connections.problems(whole=not problems and measured.tally["lost"] == 0)
     error = "; ".join(problems)
     if error:
         outcome.failed.append(f"{trial.label}: {error}")
@@ -474,5 +495,8 @@ def write_trial(trial: Trial, measured: Measured, writer: Writer, outcome: Outco
             "cpu": measured.cpu,
             "cpu_missing": measured.cpu_missing,
             "resident": {"client": measured.client.resident, "server": measured.server.resident},
+            **({"by_connection": connections.facts()} if connections is not None else {}),
         },
     )
+    if connections is not None:
+        writer.add_table("connections", connections.table(trial.number))
