@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hwrx.control.guest_boot import BOOT_FIELDS, Boot, Iommu, Mitigations, Priced
+from hwrx.control.queue_pair import QueuePairFields
 from hwrx.errors import PeerError
 from hwrx.host.decoding import UNREADABLE
 from hwrx.version import __version__
@@ -41,8 +42,11 @@ Netem = Annotated[str, Meta(pattern=NETEM, max_length=200)]
 # nothing: it ended, and not one message had come
 Ended = Literal["complete", "finished", "limit", "nothing", "error"]
 
-# An end's stamps, by message: of every path, and of the paths of whole frames where they were asked for
-Array = Literal["intended", "posted", "delivered", "seen", "parsed", "looked_up", "verified"]
+# An end's stamps, by message: of every path, and of the paths of whole frames where they were asked for. Of many
+# connections also which one each message went on, and by connection what was sent and what came
+Stamps = Literal["intended", "posted", "delivered", "seen", "parsed", "looked_up", "verified"]
+ByConnection = Literal["connection", "sent", "taken"]
+Array = Stamps | ByConnection
 
 Clock = Literal["wall", "icount"]  # icount: the clock of a guest that counts its instructions
 
@@ -64,7 +68,7 @@ FlowWords = Annotated[
 FrameCarrier = Literal["auto", "nic", "uio", "packet-ring", "xdp"]
 
 
-class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Setting(QueuePairFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One path in one setting: all that both ends of a trial need to know, and all that tells two trials apart.
 
     Times are seconds, sizes bytes, rates messages a second.

@@ -117,6 +117,8 @@ def check_setting(setting: Setting) -> None:
         )
     if setting.senders > 1 and setting.pattern == "paced":
         raise UsageError("an open loop has one sender", remedy="pingpong or stream, or senders = 1")
+    if setting.connections > 1:
+        _check_connections(setting)
     if setting.batch > MOST_BATCH:
         raise UsageError(
             f"one call takes or sends at most {MOST_BATCH} messages, not {setting.batch}", remedy="a smaller batch"
@@ -125,6 +127,21 @@ def check_setting(setting: Setting) -> None:
         if getattr(setting, field) != default and not reads_field(setting.path, setting.pattern, field):
             raise refuse_unread(setting.path, setting.pattern, field)
     _REGISTERED[setting.path][1].check_setting(setting)
+
+
+def _check_connections(setting: Setting) -> None:
+    """UsageError for what is about a single connection; `connections` itself is refused where it is not read."""
+    if setting.senders > 1:
+        raise UsageError(
+            "several senders have a connection each, several connections have one sender",
+            remedy="senders = 1, or connections = 1",
+        )
+    for field in ("window", "signal_every", "receives", "completions", "rest", "settle"):
+        if getattr(setting, field) != DEFAULTS[field] and reads_field(setting.path, setting.pattern, field):
+            raise UsageError(
+                f"{field} is of a single connection: each of several has one message under way",
+                remedy=f"leave {field} out, or connections = 1",
+            )
 
 
 def open_endpoint(prepare: Prepare) -> Transport:

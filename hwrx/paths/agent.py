@@ -17,16 +17,18 @@ import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
 from cython_ext.core.trial import Trial
 from cython_ext.loops import loop
+from cython_ext.loops.many import run_connections
 from hwrx import paths
 from hwrx.control.messages import (
     MOST_WAITING,
     Array,
+    ByConnection,
     Chunk,
     Connect,
     CountEnd,
@@ -202,6 +204,8 @@ class Agent:
             patience_ns=round(setting.patience * 1e9),
             stamped=prepare.stamped or prepare.stamps,
         )
+        if setting.connections > 1:
+            self._endpoint.connections.begin(setting.warmup, setting.messages, setting.total)
         if prepare.stamps:
             self._endpoint.stamp_stages(setting.warmup, setting.messages)
         self._prepare = prepare
@@ -211,6 +215,12 @@ class Agent:
         if name in ("intended", "posted", "delivered"):
             times: npt.NDArray[np.int64] = getattr(self._trial, name)
             return times
+        if name in get_args(ByConnection):
+            connections = getattr(self._endpoint, "connections", None)
+            if connections is None:
+                raise PeerError(f"{name} was asked for, and this endpoint has a single connection")
+            of_connections: npt.NDArray[np.int64] = getattr(connections, name)
+            return of_connections
         stamps = getattr(self._endpoint, "stamps", None)
         if stamps is None:
             raise PeerError(f"{name} was asked for, which this endpoint does not stamp")
@@ -234,7 +244,10 @@ class Agent:
                 self._counters.begin(prepare.counted)
             setting = prepare.setting
             with self._waiting():
-                status = loop.run(trial, endpoint, setting.pattern, prepare.role, setting.rest, setting.settle)
+                if setting.connections > 1:
+                    status = run_connections(trial, endpoint, self._endpoint.connections, prepare.role)
+                else:
+                    status = loop.run(trial, endpoint, setting.pattern, prepare.role, setting.rest, setting.settle)
         done = Done(
             tally={**endpoint.counts(), **trial.counts()},  # what is said of messages wins
             ended=loop.ENDED.get(status, "error"),

@@ -18,6 +18,7 @@ BY_PATTERN: dict[Pattern, frozenset[str]] = {
     "paced": frozenset({"batch", "rate", "arrivals"}),
 }
 WINDOW = frozenset({"window"})
+CONNECTIONS = frozenset({"connections"})
 
 Dashes = Literal["-"] | tuple[int, tuple[float, ...]]  # a line as Matplotlib draws it: solid, or offset and lengths
 

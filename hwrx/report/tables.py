@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from hwrx.host import strict_json
-from hwrx.report import actors, anatomies, captions, flows, ledgers, numbers, waterfall
+from hwrx.report import actors, anatomies, captions, connections, flows, ledgers, numbers, waterfall
 from hwrx.report.cells import Cell, Kind, Table, column_heads, estimate_cell, grouped_digits, ratio_cell
 from hwrx.report.model import Row, Summary, name_of
 from hwrx.report.numbers import SATURATED, WITHHELD, size_words, value_text
@@ -29,7 +29,7 @@ def report_tables(summary: Summary) -> list[Table]:
         found.append(_paced(summary))
     if summary.costs:
         found.append(_costs(summary))
-    found += flows.flow_tables(summary)
+    found += flows.flow_tables(summary) + connections.connection_tables(summary)
     found += actors.actor_tables(summary)
     found.append(_quality(summary))
     found += waterfall.waterfall_tables(summary) + ledgers.ledger_tables(summary)

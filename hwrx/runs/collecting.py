@@ -12,6 +12,7 @@ from hwrx.control.messages import SAMPLES_A_CHUNK, Array, Chunk, Done, Fetch, Pl
 from hwrx.control.peers import Peer
 from hwrx.errors import PeerError
 from hwrx.paths import cputime
+from hwrx.runs.by_connection import ByConnection, account_connections
 
 Int64s = npt.NDArray[np.int64]
 
@@ -113,6 +114,21 @@ def fetch_array(peer: Peer, array: Array, count: int) -> Int64s:
             raise PeerError(f"peer {peer.name} sent {len(chunk.data)} bytes of samples instead of {8 * here}")
         values[first : first + here] = np.frombuffer(chunk.data, dtype="<i8")
     return values
+
+
+def fetch_connections(setting: Setting, peers: Mapping[Role, Peer], times: Times, setup: float) -> ByConnection:
+    """Fetch what both ends counted of each connection, and put it beside the measured times.
+
+    :param setup: seconds that it took to set all of them up.
+    """
+    count, client = setting.connections, peers["client"]
+    passive = cputime.is_passive(setting, "server")
+    found = account_connections(
+        fetch_array(client, "connection", setting.messages), times.sequence, times.delivered - times.sent,
+        sent=fetch_array(client, "sent", count), answered=fetch_array(client, "taken", count),
+        received=None if passive else fetch_array(peers["server"], "taken", count),
+    )  # fmt: skip
+    return structs.replace(found, setup_s=setup)
 
 
 def merge_tallies(client: Mapping[str, int], server: Mapping[str, int], seen_by: Role) -> dict[str, int]:

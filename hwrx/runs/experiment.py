@@ -361,5 +361,10 @@ def _check_together(source: str, experiment: Experiment) -> None:
         raise UsageError(
             f"{source}: anatomy: it takes ping-pongs apart, message by message", remedy='patterns = ["pingpong"]'
         )
+    for key in ("anatomy", "trace"):
+        if getattr(experiment, key) and "connections" in given:
+            raise UsageError(
+                f"{source}: {key}: it follows the messages of one connection", remedy="leave 'connections' out"
+            )
     if experiment.trace and "senders" in given:
         raise UsageError(f"{source}: trace: it follows the messages of one sender", remedy="leave 'senders' out")

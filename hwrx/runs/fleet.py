@@ -116,7 +116,7 @@ class Fleet(Pair):
 
         return endings.all_done([link.peers for link in links], setting, bereave=bereave)
 
-    def _collect(self, links: Sequence[Link], setting: Setting, done: dict[Peer, Done]) -> Measured:
+    def _collect(self, links: Sequence[Link], setting: Setting, done: dict[Peer, Done], setup: float) -> Measured:
         """Put together what the flows brought whose both ends lived, and say what became of each of the others."""
         whole = [link for link in links if all(peer in done for peer in link.peers.values())]
         lost = list(dict.fromkeys(str(error.args[0]) for error in self._gone.values()))
@@ -125,7 +125,7 @@ class Fleet(Pair):
                 self._drop(peer)
         if not whole:
             raise TrialError(f"no flow has both its ends: {'; '.join(lost)}")
-        measured = super()._collect(whole, setting, done)
+        measured = super()._collect(whole, setting, done, setup)
         figures = dict(zip(map(id, whole), self._figures, strict=True))
         flows = [_describe(link, setting, done, self._gone, figures.get(id(link), {})) for link in links]
         if lost:

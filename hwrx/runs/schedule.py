@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -41,9 +42,11 @@ from hwrx.machine import placement
 from hwrx.machine.placement import OWN_CPUS, Wish
 from hwrx.paths import cputime
 from hwrx.runs.beds import Testbed
+from hwrx.runs.by_connection import ByConnection
 from hwrx.runs.collecting import (
     Int64s,
     Times,
+    fetch_connections,
     fetch_times,
     join_ends,
     join_times,
@@ -73,6 +76,7 @@ class Measured(Struct, frozen=True):
     late: npt.NDArray[np.bool_] | None = None  # answers that came after the client's patience; None of a stream
     steady: tuple[int, int] | None = None  # stream: ns from the first recorded delivery between which its rate is taken
     offered: tuple[int, int] | None = None  # paced: messages that were sent, and ns from the first to the last of them
+    by_connection: ByConnection | None = None  # of several
     between: dict[str, Any] = {}  # hosts: what became of each flow, and how together they began: see hwrx.runs.fleet
     lost: list[str] = []  # hosts: the ends that died while the others went on, and why
 
@@ -169,6 +173,7 @@ class Pair:
         """
         links = self._links(setting)
         prepared: dict[Role, Prepared] = {}
+        began = time.monotonic()
         try:
             for sender, link in enumerate(links):
                 peers = link.peers
@@ -192,10 +197,11 @@ class Pair:
                 for role, other in ENDS[::-1]:
                     peers[role].send(Connect(remote=prepared[other].remote))
                 wait_for_replies(dict.fromkeys(peers.values(), Ready), ANSWER_WITHIN)
+            setup = time.monotonic() - began
             before(links[0].peers)
             self._start(links)
             done = self._all_done(links, setting)
-            measured = self._collect(links, setting, done)
+            measured = self._collect(links, setting, done, setup)
             look(links[0].peers)
         except PeerError:
             raise  # the run ends, and all agents with it
@@ -239,7 +245,7 @@ class Pair:
                 if peers[role] is peer:
                     peers[role] = self._stack.enter_context(self._testbed.start(role))
 
-    def _collect(self, links: Sequence[Link], setting: Setting, done: dict[Peer, Done]) -> Measured:
+    def _collect(self, links: Sequence[Link], setting: Setting, done: dict[Peer, Done], setup: float) -> Measured:
         """Fetch what all senders' messages met, in the order of their delivery where there are several."""
         seen_by = cputime.observing_end(setting)
         pairs = [link.peers for link in links]
@@ -266,6 +272,9 @@ class Pair:
             ),
             cpu=by_actor,
             cpu_missing=missing,
+            by_connection=(
+                fetch_connections(setting, links[0].peers, ends[0], setup) if setting.connections > 1 else None
+            ),
         )
 
     def _one_clock(
@@ -393,6 +402,9 @@ def write_trial(trial: Trial, measured: Measured, writer: Writer, outcome: Outco
         if done.ended not in ("complete", "finished")
     ]
     problems[:0] = measured.lost
+    connections = measured.by_connection
+    if connections is not None:
+        problems += connections.problems(whole=not problems and measured.tally["lost"] == 0)
     error = "; ".join(problems)
     if error:
         outcome.failed.append(f"{trial.label}: {error}")
@@ -416,5 +428,8 @@ def write_trial(trial: Trial, measured: Measured, writer: Writer, outcome: Outco
             "cpu": measured.cpu,
             "cpu_missing": measured.cpu_missing,
             "resident": {"client": measured.client.resident, "server": measured.server.resident},
+            **({"by_connection": connections.facts()} if connections is not None else {}),
         },
     )
+    if connections is not None:
+        writer.add_table("connections", connections.table(trial.number))

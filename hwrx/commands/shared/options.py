@@ -64,6 +64,19 @@ class Cpus(click.ParamType[str | list[int]]):
         return [int(part) for part in parts]
 
 
+QUEUE_PAIR_OPTIONS = [
+    click.option("--gid", metavar="ADDRESS|NETWORK", help="verbs: the GID that is it or lies in it: 192.0.2.0/24."),
+    click.option("--traffic-class", type=int, help="verbs: of the route header; RoCEv2: DSCP x 4 + ECN [0]."),
+    click.option("--service-level", type=int, help="verbs: 0 to 15; RoCE: the priority of a VLAN tag [0]."),
+    click.option("--pkey-index", type=int, help="verbs: entry of the table of partition keys [0]."),
+    click.option("--ack-timeout", type=int, help="verbs RC: send again after 4.096 µs x 2^N; 0: never [16]."),
+    click.option("--retry-count", type=int, help="verbs RC: how often a lost packet is sent again [6]."),
+    click.option("--connections", type=int, help="Of one process, a message under way on each: 1 to 1,000 [1]."),
+    click.option("--srq/--no-srq", default=None, help="rdma-send: connections share their receive requests."),
+    click.option("--rnr-retry", type=int, help="verbs RC: how often for want of a receive request; 7: ever [7]."),
+]
+
+
 def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that describe an experiment, or change what a file describes."""
     options = [
@@ -87,6 +100,7 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--mtu", type=int, help="verbs: path MTU (256, 512, 1024, 2048, 4096)."),
         click.option("--gid-index", type=int, help="verbs: which GID, instead of the one that hwrx chooses."),
+        *QUEUE_PAIR_OPTIONS,
         click.option("--huge-pages/--no-huge-pages", default=None, help="Buffers in huge pages."),
         click.option("--link", type=click.Choice(get_args(FrameCarrier)), help="roce: what carries the frames [auto]."),
         click.option("--limit", type=float, help="Seconds without any message that end a trial."),

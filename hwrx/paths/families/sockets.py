@@ -17,9 +17,9 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from hwrx.errors import MachineError, PathError, UsageError
-from hwrx.lookup.crowd import Crowded
+from hwrx.lookup.crowd import SPARE, Crowded, allow_descriptors
 from hwrx.paths import hooks
-from hwrx.paths.model import WINDOW, Flooding, Look, Path
+from hwrx.paths.model import CONNECTIONS, WINDOW, Flooding, Look, Path
 
 if TYPE_CHECKING:
     from cython_ext.sockets.socket_transport import SocketTransport
@@ -34,7 +34,7 @@ PATHS = (
         way="udp",
         look=Look("#1b75c4", "o", "-"),
         reads=_READS | {"crowd", "crowd_on"},
-        reads_in={"stream": WINDOW},
+        reads_in={"stream": WINDOW, "pingpong": CONNECTIONS},
         flooding=Flooding(sockets=True),
         copied_in=("ip_generic_getfrag", "sock_send_length"),
         copied_out="copied to the user",
@@ -46,7 +46,7 @@ PATHS = (
         way="tcp",
         look=Look("#0e96a3", "s", (0, (5, 1.5))),
         reads=_READS | {"zerocopy_receive"},
-        reads_in={"paced": WINDOW},
+        reads_in={"paced": WINDOW, "pingpong": CONNECTIONS},
         unread={
             ("window", "stream"): (
                 "how far a stream runs ahead is decided by the kernel's congestion window and both socket buffers",
@@ -91,6 +91,8 @@ def check_setting(setting: Setting) -> None:
         )
     if setting.pattern == "paced" and setting.rate is None:
         raise UsageError("paced needs a rate in messages a second", remedy="set rate")
+    if setting.connections > 1:
+        _check_many(setting)
     if setting.zerocopy_receive and setting.size % PAGE:
         raise UsageError(
             f"zerocopy_receive maps whole pages: the size must be a multiple of {PAGE} bytes, not {setting.size}",
@@ -99,8 +101,23 @@ def check_setting(setting: Setting) -> None:
     hooks.find_hook(setting.hook)
 
 
+def _check_many(setting: Setting) -> None:
+    """UsageError if many connections cannot have the setting."""
+    if socket_manner(setting) not in ("block", "epoll", "spin"):
+        raise UsageError(
+            f"many sockets are waited for by epoll, or polled, not by '{setting.wait}'", remedy="event, epoll or poll"
+        )
+    for field in ("zerocopy_send", "zerocopy_receive"):
+        if getattr(setting, field):
+            raise UsageError(f"{field} is of a single connection", remedy=f"leave {field} out, or connections = 1")
+    for field, other in (("hook", "none"), ("crowd", 0)):
+        if getattr(setting, field) != other:
+            raise UsageError(f"a {field} stands beside a single socket", remedy=f"leave {field} out")
+
+
 def preload_endpoints() -> None:
     """Import what endpoints need, so that whoever is forked from this process has it."""
+    import cython_ext.sockets.many_sockets  # noqa: F401 -- they are wanted in the process, not here
     import cython_ext.sockets.tcp  # noqa: F401 -- they are wanted in the process, not here
     import cython_ext.sockets.tcp_mapped  # noqa: F401
     import cython_ext.sockets.udp  # noqa: F401
@@ -115,6 +132,8 @@ def open_endpoint(prepare: Prepare) -> SocketTransport:
 
     setting = prepare.setting
     check_setting(setting)
+    if setting.connections > 1:
+        return _open_many(prepare)
     sock, notes = _open_socket(setting, prepare.here)
     try:
         if setting.crowd and prepare.role == "server":
@@ -153,6 +172,30 @@ def open_endpoint(prepare: Prepare) -> SocketTransport:
     except BaseException:
         sock.close()
         raise
+
+
+def _open_many(prepare: Prepare) -> SocketTransport:
+    """Return one end of many connections: a socket each; a TCP server's are accepted when it connects."""
+    from cython_ext.sockets.many_sockets import ManySocketsTransport
+
+    setting = prepare.setting
+    listens = setting.path == "tcp" and prepare.role == "server"
+    allow_descriptors(setting.connections + SPARE)
+    with contextlib.ExitStack() as opened:
+        socks: list[socket.socket] = []
+        notes: dict[str, Any] = {}
+        for _ in range(1 if listens else setting.connections):
+            sock, notes = _open_socket(setting, prepare.here)
+            socks.append(opened.enter_context(sock))
+        if listens:
+            socks[0].listen(setting.connections)
+        manner = "spin" if socket_manner(setting) == "spin" else "epoll"
+        endpoint = ManySocketsTransport(
+            socks, size=setting.size, count=setting.connections, listens=listens, manner=manner, limit=setting.limit,
+            huge=setting.huge_pages, notes={**notes, "wait": manner},
+        )  # fmt: skip
+        opened.pop_all()  # they are the endpoint's now
+        return endpoint
 
 
 def _open_socket(setting: Setting, here: Place) -> tuple[Crowded, dict[str, Any]]:
