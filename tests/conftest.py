@@ -61,6 +61,20 @@ def queues() -> str:
 
 
 @functools.cache
+def io_uring() -> str:
+    """Whether this kernel lets this process make the ring that hwrx wants."""
+    from hwrx.control.messages import Place, Prepare, Setting
+    from hwrx.errors import HwrxError
+    from hwrx.paths import open_endpoint
+
+    try:
+        setting = Setting(path="udp-uring")
+        open_endpoint(Prepare(trial=1, role="client", setting=setting, here=Place(), there=Place())).close()
+    except HwrxError as error:
+        return str(error)
+    return ""
+
+
 def pyverbs() -> str:
     try:
         import pyverbs.device  # noqa: F401
@@ -100,6 +114,7 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
     "nic": nic,
     "queues": queues,
     "two CPUs": two_cpus,
+    "io_uring": io_uring,
     "pyverbs": pyverbs,
     "guest": guest,
     "two guests": two_guests,

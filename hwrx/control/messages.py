@@ -82,8 +82,9 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     inline: Natural | None = None  # bytes; None: as far as the device allows
     check_every: Natural = 64  # 0: header and trailer; n: see cython_ext.core.trial.Trial
     socket_buffer: BufferSize | None = None  # SO_SNDBUF, SO_RCVBUF; None: the kernel's default
-    zerocopy_send: bool = False  # udp, tcp: MSG_ZEROCOPY
+    zerocopy_send: bool = False  # udp, tcp: MSG_ZEROCOPY; through io_uring: IORING_OP_SEND_ZC
     zerocopy_receive: bool = False  # tcp: TCP_ZEROCOPY_RECEIVE, which maps pages; size in whole pages
+    multishot: bool = False  # udp-uring: one request receives all datagrams, into a ring of provided buffers
     mtu: Literal[256, 512, 1024, 2048, 4096] | None = None  # verbs path MTU; None: the smaller of both ports
     gid_index: Annotated[int, Meta(ge=0, le=255)] | None = None  # struct ibv_global_route: 8 bits
     receives: Requests | None = None  # verbs: receive requests that a receiver keeps posted; None: as the pattern needs

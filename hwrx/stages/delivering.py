@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .model import (
     ALL,
+    CALLS,
     DATAGRAMS,
     ENDPOINT,
     FRAMES,
@@ -15,7 +16,6 @@ from .model import (
     ROCE,
     SEND,
     SHARED,
-    SOCKETS,
     TCP,
     UDP,
     USER,
@@ -172,7 +172,7 @@ DELIVERING: tuple[Stage, ...] = (
         "the payload has been copied into the user's buffer",
         "receiver",
         "user thread",
-        SOCKETS,
+        UDP | CALLS,
         (
             Probe(
                 "fentry",
@@ -190,7 +190,7 @@ DELIVERING: tuple[Stage, ...] = (
         "the pages that the payload arrived in have been mapped into the reader's memory, and nothing was copied",
         "receiver",
         "user thread",
-        TCP,
+        TCP & CALLS,
         (function_exit("tcp_zerocopy_receive", "tcp_zerocopy_receive__fexit"),),
         unless="zerocopy_receive is not asked for",
         last=True,
@@ -200,7 +200,7 @@ DELIVERING: tuple[Stage, ...] = (
         "the receive system call is about to return to user mode",
         "receiver",
         "user thread",
-        SOCKETS,
+        CALLS,
         (
             function_exit(
                 "__sys_recvfrom, __sys_recvmsg", "sys_recvfrom__fexit", "sys_recvmsg__fexit", "sys_recvmmsg__fexit"

@@ -11,9 +11,12 @@ Kind = Literal["user", "tp_btf", "fentry", "fexit", "netfilter", "cgroup_skb", "
 Handling = Literal["", "copied", "passed", "DMA"]
 
 # The ways that messages go. Each path says which is its own (`hwrx.paths.model.Path.way`); several may go the same.
-UDP = frozenset({"udp"})
-TCP = frozenset({"tcp"})
+# through io_uring: which message a request is about stands in the ring, where no probe looks
+URING = frozenset({"udp-uring", "tcp-uring"})
+UDP = frozenset({"udp", "udp-uring"})
+TCP = frozenset({"tcp", "tcp-uring"})
 SOCKETS = UDP | TCP
+CALLS = SOCKETS - URING  # sent and received by system calls of their own
 SEND = frozenset({"rdma-send"})
 IMM = frozenset({"rdma-write-imm"})
 WRITE = frozenset({"rdma-write"})

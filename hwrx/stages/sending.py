@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .model import (
     ALL,
+    CALLS,
     DATAGRAMS,
     DEVICE,
     ENDPOINT,
@@ -11,7 +12,6 @@ from .model import (
     PIO,
     READ,
     ROCE,
-    SOCKETS,
     TCP,
     UDP,
     USER,
@@ -40,7 +40,7 @@ SENDING: tuple[Stage, ...] = (
         "the send system call has been entered: user mode is left",
         "sender",
         "user thread",
-        SOCKETS,
+        CALLS,
         (
             function_entry(
                 "__sys_sendto, __sys_sendmsg", "sys_sendto__fentry", "sys_sendmsg__fentry", "sys_sendmmsg__fentry"
@@ -62,7 +62,7 @@ SENDING: tuple[Stage, ...] = (
         "the payload has been copied from the user's memory into the skb",
         "sender",
         "user thread",
-        UDP,
+        UDP & CALLS,
         (function_exit("ip_generic_getfrag", "ip_generic_getfrag__fexit"),),
         last=True,
         handles="copied",
@@ -72,7 +72,7 @@ SENDING: tuple[Stage, ...] = (
         "MSG_ZEROCOPY: the pages of the user's buffer have become part of the packet, and nothing was copied",
         "sender",
         "user thread",
-        SOCKETS,
+        CALLS,
         (
             function_exit(
                 "skb_zerocopy_iter_stream, __zerocopy_sg_from_iter",
@@ -88,7 +88,7 @@ SENDING: tuple[Stage, ...] = (
         "TCP, with the bytes copied into its send queue, starts to transmit what window and congestion control allow",
         "sender",
         "user thread",
-        TCP,
+        TCP & CALLS,
         (function_entry("tcp_write_xmit", "tcp_write_xmit__fentry"),),
         unless="the segment was sent later, by an incoming ACK or a timer",
     ),

@@ -1,5 +1,7 @@
 """The kernel's sockets: what may be asked of `udp` and `tcp`, and the sockets made ready for the loops.
 
+Other families deliver through such sockets in another way; they take theirs from `ready_socket`.
+
 The server of a trial listens and the client connects; UDP connects both ends, so that each hears only the other. What
 is chosen here stands in the manifest of a run by way of `Transport.chosen`.
 """
@@ -59,6 +61,8 @@ PATHS = (
         copied_out="copied to the user",
     ),
 )
+# path -> kind of its sockets and protocol; all others have datagrams
+STREAMS = {"tcp": socket.IPPROTO_TCP, "tcp-uring": socket.IPPROTO_TCP}
 # 65,535 bytes of an IPv4 packet less its header and UDP's: the smaller of both families'
 LARGEST_DATAGRAM = 65507
 PAGE = mmap.PAGESIZE
@@ -84,7 +88,7 @@ def socket_manner(setting: Setting) -> str:
 
 def check_setting(setting: Setting) -> None:
     """UsageError where the setting cannot be."""
-    if setting.path == "udp" and setting.size > LARGEST_DATAGRAM:
+    if setting.path not in STREAMS and setting.size > LARGEST_DATAGRAM:
         raise UsageError(
             f"a UDP datagram carries at most {LARGEST_DATAGRAM} bytes, not {setting.size}",
             remedy="choose a smaller size, or tcp",
@@ -108,13 +112,12 @@ def preload_endpoints() -> None:
     "".encode("idna")  # getaddrinfo's codec for names of hosts, which it imports when it is first called
 
 
-def open_endpoint(prepare: Prepare) -> SocketTransport:
-    """Return one end of a trial, bound and (a TCP server's) listening; the caller closes it."""
-    from cython_ext.sockets.tcp import TcpTransport
-    from cython_ext.sockets.udp import UdpTransport
+def ready_socket(prepare: Prepare) -> tuple[Crowded, dict[str, Any]]:
+    """Return the socket of one end, bound, with its options and its hook, and what every transport over it is told.
 
+    The second is the arguments that SocketTransports have in common. A server's stream does not listen yet.
+    """
     setting = prepare.setting
-    check_setting(setting)
     sock, notes = _open_socket(setting, prepare.here)
     try:
         if setting.crowd and prepare.role == "server":
@@ -126,12 +129,11 @@ def open_endpoint(prepare: Prepare) -> SocketTransport:
     except BaseException:
         sock.close()
         raise
-    # ping-pong has one message on its way
-    batch = 1 if setting.pattern == "pingpong" else setting.batch
-    common: dict[str, Any] = {
+    return sock, {
         "size": setting.size,
         "window": setting.window,
-        "batch": batch,
+        # ping-pong has one message on its way
+        "batch": 1 if setting.pattern == "pingpong" else setting.batch,
         "manner": socket_manner(setting),
         "patience": min(setting.patience, setting.limit),
         "limit": setting.limit,
@@ -139,6 +141,16 @@ def open_endpoint(prepare: Prepare) -> SocketTransport:
         "zerocopy": setting.zerocopy_send,
         "notes": notes,
     }
+
+
+def open_endpoint(prepare: Prepare) -> SocketTransport:
+    """Return one end of a trial, bound and (a TCP server's) listening; the caller closes it."""
+    from cython_ext.sockets.tcp import TcpTransport
+    from cython_ext.sockets.udp import UdpTransport
+
+    setting = prepare.setting
+    check_setting(setting)
+    sock, common = ready_socket(prepare)
     try:
         if setting.path == "udp":
             return UdpTransport(sock, stream=setting.pattern == "stream", trial=prepare.trial, **common)
@@ -157,7 +169,7 @@ def open_endpoint(prepare: Prepare) -> SocketTransport:
 
 def _open_socket(setting: Setting, here: Place) -> tuple[Crowded, dict[str, Any]]:
     """Return a bound socket with all its options, and what there is to tell about them."""
-    stream = setting.path == "tcp"
+    stream = setting.path in STREAMS
     family, address = _address(here)
     notes: dict[str, Any] = {
         "wait": socket_manner(setting),
