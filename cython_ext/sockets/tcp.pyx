@@ -5,6 +5,7 @@ One receiving call takes as many bytes as are there and fit, so a stream of smal
 it has messages; a message that came in part goes on where it stopped, without being moved.
 """
 
+import contextlib
 import socket
 
 from libc.errno cimport EAGAIN, EBADF, EINTR, ENOBUFS, ETIMEDOUT
@@ -282,7 +283,8 @@ cdef class TcpTransport(SocketTransport):
             self.window = min(self.window, max(1, buffer // 2 // self.size))
             self.state.outstanding_limit = self.window
             self.notes["window"] = self.window
-        self.notes["segment"] = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+        with contextlib.suppress(OSError):  # of Multipath TCP each subflow has its own
+            self.notes["segment"] = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
 
     def resent(self) -> int:
         """tcpi_total_retrans of TCP_INFO (include/uapi/linux/tcp.h).

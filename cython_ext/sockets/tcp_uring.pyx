@@ -13,7 +13,7 @@ from libc.errno cimport EAGAIN, EBADF, ENOBUFS, EPIPE
 from libc.stdint cimport int64_t, uint32_t
 
 from cython_ext.core.clock cimport now
-from cython_ext.core.transport cimport FINISHED, Delivery
+from cython_ext.core.transport cimport Delivery
 from cython_ext.headers.linux_io_uring cimport IORING_OP_RECV, io_uring_cqe, io_uring_sqe
 from cython_ext.headers.sys_socket cimport MSG_WAITALL, SHUT_WR, shutdown
 from cython_ext.sockets.tcp cimport TcpState, TcpTransport, at_the_end, deliver, landed, space_for

@@ -65,7 +65,7 @@ from cython_ext.headers.linux_io_uring cimport (
     io_uring_sync_cancel_reg,
 )
 from cython_ext.headers.sys_socket cimport MSG_NOSIGNAL, MSG_WAITALL, iovec
-from cython_ext.sockets.uring cimport SEND, Ring, Sends, completion, load_word, looked_at, store_half, wants_entry
+from cython_ext.sockets.uring cimport SEND, Ring, Sends, completion, looked_at, store_half, wants_entry
 
 from hwrx.errors import MachineError
 
@@ -235,7 +235,8 @@ def why_no_ring(error: int) -> MachineError:
             remedy="Linux has it since 6.1; or the paths udp and tcp",
         )
     return MachineError(
-        f"io_uring_setup: {os.strerror(error)} ({name})", remedy="raise 'ulimit -l' and 'ulimit -n', or close what is open"
+        f"io_uring_setup: {os.strerror(error)} ({name})",
+        remedy="raise 'ulimit -l' and 'ulimit -n', or close what is open",
     )
 
 
@@ -379,7 +380,7 @@ cdef dict sent_counts(const Sends *s):
 cdef bint _knows(int operation, int flag) except -1:
     """Whether the kernel takes this operation with this flag: a request for no file says which of both is wrong.
 
-    What is not known is refused as such (EINVAL) before the file is looked for (EBADF).
+    What is not known is refused as such (EINVAL) before the file, or the registered memory, is looked for.
     """
     cdef Ring r
     cdef io_uring_sqe *request
@@ -397,7 +398,7 @@ cdef bint _knows(int operation, int flag) except -1:
         done = completion(&r)
         if done == NULL:
             return False
-        known = done.res == -errno.EBADF
+        known = done.res not in (-errno.EINVAL, -errno.EOPNOTSUPP)
         looked_at(&r)
         return known
     finally:

@@ -108,6 +108,10 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mitigations: Mitigations | None = None  # of the processor's vulnerabilities
     init_on_alloc: Literal[0, 1] | None = None  # whether the kernel fills what it allocates with zeros
     hook: HookName = "none"  # of hwrx.paths.hooks: put on the way in of both ends
+    # of each end's device, where the kernel polls it: see hwrx.paths.napi; None: as the device has it
+    threaded_napi: bool | None = None
+    napi_defer_hard_irqs: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    gro_flush_timeout: Annotated[int, Meta(ge=0, le=10**9)] | None = None  # ns
     senders: Annotated[int, Meta(ge=1, le=64)] = 1  # so many connections, each with both its ends, at the same time
     netem: Netem = ""  # what is done to the wire, both ways: see hwrx.wires.impair
     limit: Seconds = 10.0  # nothing received for so long ends the trial

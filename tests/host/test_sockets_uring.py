@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from leaving import nothing_is_left  # noqa: F401
@@ -85,9 +84,7 @@ def test_a_stream_at_full_speed_loses_nothing(path: str, multishot: bool, window
 @pytest.mark.parametrize("path", PATHS)
 def test_what_is_sent_without_copying_is_whole_and_counted(path: str, pattern: Any) -> None:
     rate = 5000.0 if pattern == "paced" else None
-    setting = Setting(
-        path=path, pattern=pattern, size=5000, rate=rate, zerocopy_send=True, messages=400, check_every=1
-    )
+    setting = Setting(path=path, pattern=pattern, size=5000, rate=rate, zerocopy_send=True, messages=400, check_every=1)
     with endpoint("client", setting) as client, endpoint("server", setting) as server:
         ours, theirs = client.describe(), server.describe()
         client.connect(theirs)

@@ -23,7 +23,8 @@ OTHER: dict[str, Any] = {
     "window": 7, "batch": 5, "rate": 100.0, "arrivals": "poisson", "signal_every": 3, "inline": 32,
     "socket_buffer": 65536, "zerocopy_send": True, "zerocopy_receive": True, "mtu": 512, "gid_index": 1, "receives": 8,
     "completions": 9, "huge_pages": True, "link": "xdp", "crowd": 3, "crowd_on": "chain", "hook": "tap", "senders": 2,
-    "netem": "loss 1%", "rest": 100, "settle": 100,
+    "netem": "loss 1%", "rest": 100, "settle": 100, "multishot": True, "threaded_napi": True, "napi_defer_hard_irqs": 0,
+    "gro_flush_timeout": 20_000,
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ PATHS = (
         needs="nothing",
         sentence="kernel UDP sockets through io_uring: one call sends, and waits for what comes",
         way="udp-uring",
-        look=Look("#4a6fb5", "*", (0, (7, 1, 1, 1))),
+        look=Look("#4a6fb5", "4", (0, (7, 1, 1, 1))),
         reads=_READS | {"multishot"},
         reads_in={"stream": WINDOW},
         copied_out="copied to the user",
@@ -45,11 +45,7 @@ PATHS = (
             ("multishot", "pingpong"): _STRADDLES,
             ("multishot", "stream"): _STRADDLES,
             ("multishot", "paced"): _STRADDLES,
-            ("window", "stream"): (
-                "how far a stream runs ahead is decided by the kernel's congestion window and both socket buffers",
-                "or bound it with socket_buffer",
-            ),
-            ("window", "pingpong"): ("", "or bound it with socket_buffer"),
+            **sockets.UNBOUNDED,
         },
         copied_out="copied to the user",
     ),
@@ -85,14 +81,16 @@ def open_endpoint(prepare: Prepare) -> SocketTransport:
     setting = prepare.setting
     check_setting(setting)
     sock, common = sockets.ready_socket(prepare)
-    common |= {"manner": WAITS[setting.wait], "pattern": setting.pattern}
+    common["manner"] = WAITS[setting.wait]
     try:
         if setting.path == "udp-uring":
-            return UringUdpTransport(sock, trial=prepare.trial, multishot=setting.multishot, **common)
+            return UringUdpTransport(
+                sock, trial=prepare.trial, pattern=setting.pattern, multishot=setting.multishot, **common
+            )
         listens = prepare.role == "server"
         if listens:
             sock.listen(1)
-        return UringTcpTransport(sock, listens=listens, **common)
+        return UringTcpTransport(sock, pattern=setting.pattern, listens=listens, **common)
     except BaseException:
         sock.close()
         raise

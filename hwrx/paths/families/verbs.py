@@ -6,7 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from hwrx.errors import MachineError, UsageError
-from hwrx.paths.model import Flooding, Look, Path
+from hwrx.paths import napi
+from hwrx.paths.model import POLLED, Flooding, Look, Path
 from hwrx.paths.verbs_end import choose_device
 from hwrx.paths.verbs_port import open_port
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from cython_ext.verbs.verbs_path import VerbsTransport
     from hwrx.control.messages import Prepare, Role, Setting
 
-_QUEUE_PAIR = frozenset({"window", "mtu", "gid_index", "huge_pages", "senders", "netem"})
+_QUEUE_PAIR = frozenset({"window", "mtu", "gid_index", "huge_pages", "senders", "netem"}) | POLLED
 _SENDING = frozenset({"signal_every", "inline"})
 _RECEIVING = frozenset({"receives", "completions"})
 
@@ -138,5 +139,14 @@ def open_endpoint(prepare: Prepare) -> VerbsTransport:
             f"the verbs library cannot be used: {error}",
             remedy="apt install libibverbs1 ibverbs-providers (libibverbs-dev before hwrx is built)",
         ) from error
-    endpoint: VerbsTransport = transport(prepare, open_port(prepare, choose_device(prepare.here, device_names())))
+    device = choose_device(prepare.here, device_names())
+    if napi.asked_of_napi(prepare.setting):
+        from hwrx.verbs.devices import is_software  # most trials do not ask
+
+        if not is_software(device):
+            raise MachineError(
+                f"what {device} receives passes the kernel's NAPI by, so how that polls says nothing of it",
+                remedy="leave threaded_napi, napi_defer_hard_irqs and gro_flush_timeout out, or use an rxe device",
+            )
+    endpoint: VerbsTransport = transport(prepare, open_port(prepare, device))
     return endpoint
