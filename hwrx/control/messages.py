@@ -89,8 +89,9 @@ class Setting(QueuePairFields, frozen=True, kw_only=True, forbid_unknown_fields=
     inline: Natural | None = None  # bytes; None: as far as the device allows
     check_every: Natural = 64  # 0: header and trailer; n: see cython_ext.core.trial.Trial
     socket_buffer: BufferSize | None = None  # SO_SNDBUF, SO_RCVBUF; None: the kernel's default
-    zerocopy_send: bool = False  # udp, tcp: MSG_ZEROCOPY
+    zerocopy_send: bool = False  # udp, tcp: MSG_ZEROCOPY; through io_uring: IORING_OP_SEND_ZC
     zerocopy_receive: bool = False  # tcp: TCP_ZEROCOPY_RECEIVE, which maps pages; size in whole pages
+    multishot: bool = False  # udp-uring: one request receives all datagrams, into a ring of provided buffers
     mtu: Literal[256, 512, 1024, 2048, 4096] | None = None  # verbs path MTU; None: the smaller of both ports
     gid_index: Annotated[int, Meta(ge=0, le=255)] | None = None  # struct ibv_global_route: 8 bits
     receives: Requests | None = None  # verbs: receive requests that a receiver keeps posted; None: as the pattern needs
@@ -114,6 +115,10 @@ class Setting(QueuePairFields, frozen=True, kw_only=True, forbid_unknown_fields=
     mitigations: Mitigations | None = None  # of the processor's vulnerabilities
     init_on_alloc: Literal[0, 1] | None = None  # whether the kernel fills what it allocates with zeros
     hook: HookName = "none"  # of hwrx.paths.hooks: put on the way in of both ends
+    # of each end's device, where the kernel polls it: see hwrx.paths.napi; None: as the device has it
+    threaded_napi: bool | None = None
+    napi_defer_hard_irqs: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    gro_flush_timeout: Annotated[int, Meta(ge=0, le=10**9)] | None = None  # ns
     senders: Annotated[int, Meta(ge=1, le=64)] = 1  # so many connections, each with both its ends, at the same time
     netem: Netem = ""  # what is done to the wire, both ways: see hwrx.wires.impair
     flows: FlowWords = ""  # hosts: which of them send to which at the same time: see hwrx.control.nodes

@@ -16,7 +16,7 @@ import msgspec
 from hwrx import stages
 from hwrx.control.messages import Pattern, Setting
 from hwrx.errors import HwrxError, UsageError
-from hwrx.paths import families
+from hwrx.paths import families, napi
 from hwrx.paths.model import BY_PATTERN, NEEDS, Path
 from hwrx.stages import Stage
 
@@ -30,7 +30,9 @@ DEFAULTS: dict[str, Any] = {
 MOST_BATCH = 256  # cython_ext.core.trial.MOST
 # What is done to a path, or beside it, and not how it is set up: where a path cannot have it, it cannot be compared
 # with one that can.
-CONDITIONS = ("netem", "hook", "crowd", "crowd_on", "senders")
+CONDITIONS = (
+    "netem", "hook", "crowd", "crowd_on", "senders", "threaded_napi", "napi_defer_hard_irqs", "gro_flush_timeout"
+)  # fmt: skip
 
 
 def _registered() -> dict[str, tuple[Path, ModuleType]]:
@@ -119,6 +121,13 @@ def check_setting(setting: Setting) -> None:
         raise UsageError("an open loop has one sender", remedy="pingpong or stream, or senders = 1")
     if setting.connections > 1:
         _check_connections(setting)
+    if napi.asked_of_napi(setting) and not reads_field(setting.path, setting.pattern, "threaded_napi"):
+        raise UsageError(
+            f"threaded_napi, napi_defer_hard_irqs and gro_flush_timeout say how the kernel polls a device, which"
+            f" {setting.path} does not leave to it",
+            remedy="leave them out, or choose packet-ring, xdp, a socket path or a verbs path",
+        )
+    napi.check_napi(setting)
     if setting.batch > MOST_BATCH:
         raise UsageError(
             f"one call takes or sends at most {MOST_BATCH} messages, not {setting.batch}", remedy="a smaller batch"

@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from hwrx import paths
+from hwrx.control.messages import Place, Prepare, Setting
 from hwrx.errors import HwrxError, UsageError
 from hwrx.host import tools
 from hwrx.lab import accelerator, initramfs, kernel
@@ -55,6 +57,17 @@ def _queues() -> str:
 
 
 @functools.cache
+def _io_uring() -> str:
+    """Whether this kernel lets this process make the ring that hwrx wants."""
+    setting = Setting(path="udp-uring")
+    try:
+        paths.open_endpoint(Prepare(trial=1, role="client", setting=setting, here=Place(), there=Place())).close()
+    except HwrxError as error:
+        return str(error)
+    return ""
+
+
+@functools.cache
 def _pyverbs() -> str:
     try:
         __import__("pyverbs.device")
@@ -88,6 +101,7 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
     "nic": _nic,
     "queues": _queues,
     "two CPUs": _two_cpus,
+    "io_uring": _io_uring,
     "pyverbs": _pyverbs,
     "guest": _guest,
     "two guests": _two_guests,

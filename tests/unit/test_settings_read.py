@@ -25,6 +25,8 @@ OTHER: dict[str, Any] = {
     "completions": 9, "huge_pages": True, "link": "xdp", "crowd": 3, "crowd_on": "chain", "hook": "tap", "senders": 2,
     "netem": "loss 1%", "rest": 100, "settle": 100, "gid": "192.0.2.0/24", "traffic_class": 104, "service_level": 3,
     "connections": 5, "srq": False, "pkey_index": 1, "ack_timeout": 14, "retry_count": 2, "rnr_retry": 3,
+    "multishot": True, "threaded_napi": True, "napi_defer_hard_irqs": 0,
+    "gro_flush_timeout": 20_000,
 }  # fmt: skip
 
 

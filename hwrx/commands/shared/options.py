@@ -94,10 +94,16 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--inline", type=int, help="verbs: send inline up to so many bytes."),
         click.option("--check-every", type=int, help="Check each N-th message to its last byte; 0: headers only."),
         click.option("--socket-buffer", type=int, help="SO_SNDBUF and SO_RCVBUF in bytes."),
-        click.option("--zerocopy-send/--no-zerocopy-send", default=None, help="udp, tcp: send with MSG_ZEROCOPY."),
+        click.option(
+            "--zerocopy-send/--no-zerocopy-send", default=None, help="sockets: send with MSG_ZEROCOPY, or SEND_ZC."
+        ),
         click.option(
             "--zerocopy-receive/--no-zerocopy-receive", default=None, help="tcp: map pages (TCP_ZEROCOPY_RECEIVE)."
         ),
+        click.option("--multishot/--no-multishot", default=None, help="udp-uring: one request receives all."),
+        click.option("--threaded-napi/--no-threaded-napi", default=None, help="Poll each end's device in a thread."),
+        click.option("--napi-defer-hard-irqs", type=int, help="Idle polls before interrupts are on again."),
+        click.option("--gro-flush-timeout", type=int, help="Nanoseconds between such polls."),
         click.option("--mtu", type=int, help="verbs: path MTU (256, 512, 1024, 2048, 4096)."),
         click.option("--gid-index", type=int, help="verbs: which GID, instead of the one that hwrx chooses."),
         *QUEUE_PAIR_OPTIONS,

@@ -6,7 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from hwrx.errors import MachineError, UsageError
-from hwrx.paths.model import CONNECTIONS, Flooding, Look, Path
+from hwrx.paths import napi
+from hwrx.paths.model import CONNECTIONS, POLLED, Flooding, Look, Path
 from hwrx.paths.verbs_end import choose_device, gid_network
 from hwrx.paths.verbs_port import open_port
 
@@ -19,7 +20,7 @@ _QUEUE_PAIR = frozenset(
         "window", "mtu", "gid", "gid_index", "traffic_class", "service_level", "pkey_index", "huge_pages", "senders",
         "netem",
     }
-)  # fmt: skip
+) | POLLED  # fmt: skip
 _CONNECTED = frozenset({"ack_timeout", "retry_count", "rnr_retry"})  # RC: UD sends nothing again
 _SENDING = frozenset({"signal_every", "inline"})
 _RECEIVING = frozenset({"receives", "completions"})
@@ -154,5 +155,14 @@ def open_endpoint(prepare: Prepare) -> VerbsTransport:
             f"the verbs library cannot be used: {error}",
             remedy="apt install libibverbs1 ibverbs-providers (libibverbs-dev before hwrx is built)",
         ) from error
-    endpoint: VerbsTransport = transport(prepare, open_port(prepare, choose_device(prepare.here, device_names())))
+    device = choose_device(prepare.here, device_names())
+    if napi.asked_of_napi(prepare.setting):
+        from hwrx.verbs.devices import is_software  # most trials do not ask
+
+        if not is_software(device):
+            raise MachineError(
+                f"what {device} receives passes the kernel's NAPI by, so how that polls says nothing of it",
+                remedy="leave threaded_napi, napi_defer_hard_irqs and gro_flush_timeout out, or use an rxe device",
+            )
+    endpoint: VerbsTransport = transport(prepare, open_port(prepare, device))
     return endpoint
