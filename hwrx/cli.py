@@ -24,6 +24,7 @@ from hwrx.version import __version__
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "compare": ("hwrx.commands.compare", "compare", "run an experiment, or the one that the options describe"),
     "lab": ("hwrx.commands.lab", "lab", "virtual machines and namespaces that have the hardware"),
+    "bench": ("hwrx.commands.bench", "bench", "hosts by name: what they can do, and hwrx on them"),
     "report": ("hwrx.commands.report", "report", "table, HTML and figures of a run"),
     "artifact": ("hwrx.commands.artifact", "artifact", "pack a run for somebody who is to repeat it"),
     "rerun": ("hwrx.commands.artifact", "rerun", "run a run's experiment again, and hold the two together"),

@@ -57,5 +57,9 @@ class StandstillError(GuestError):
     """A virtual machine is there and does nothing any more, as an emulated one does now and then."""
 
 
+class UnavailableError(HwrxError):
+    """A figure that a run does not have: says why, and what has it."""
+
+
 class StoreError(HwrxError):
     """A run directory cannot be written or read."""

@@ -29,8 +29,11 @@ cdef extern from "infiniband/verbs.h" nogil:
     struct ibv_device_attr:
         uint64_t node_guid     # big-endian
         uint32_t vendor_id
+        int max_qp
         int max_qp_wr
         int max_cqe
+        int max_srq
+        int max_srq_wr
         int max_qp_rd_atom
         int max_qp_init_rd_atom
         uint8_t phys_port_cnt
@@ -48,6 +51,7 @@ cdef extern from "infiniband/verbs.h" nogil:
         ibv_mtu active_mtu
         int gid_tbl_len
         uint32_t max_msg_sz
+        uint16_t pkey_tbl_len
         uint16_t lid
         uint8_t link_layer
 
@@ -92,6 +96,7 @@ cdef extern from "infiniband/verbs.h" nogil:
         uint16_t dlid
         uint8_t is_global
         uint8_t port_num
+        uint8_t sl
 
     struct ibv_ah:
         pass
@@ -148,6 +153,7 @@ cdef extern from "infiniband/verbs.h" nogil:
         uint32_t byte_len
         uint32_t imm_data      # big-endian
         uint32_t qp_num
+        uint32_t src_qp        # UD
 
     ibv_comp_channel *ibv_create_comp_channel(ibv_context *context)
     int ibv_destroy_comp_channel(ibv_comp_channel *channel)
@@ -197,9 +203,23 @@ cdef extern from "infiniband/verbs.h" nogil:
         uint32_t max_recv_sge
         uint32_t max_inline_data
 
+    struct ibv_srq:
+        pass
+
+    struct ibv_srq_attr:
+        uint32_t max_wr
+        uint32_t max_sge
+
+    struct ibv_srq_init_attr:
+        ibv_srq_attr attr
+
+    ibv_srq *ibv_create_srq(ibv_pd *pd, ibv_srq_init_attr *init)
+    int ibv_destroy_srq(ibv_srq *srq)
+
     struct ibv_qp_init_attr:
         ibv_cq *send_cq
         ibv_cq *recv_cq
+        ibv_srq *srq
         ibv_qp_cap cap
         ibv_qp_type qp_type
         int sq_sig_all
@@ -244,6 +264,7 @@ cdef extern from "infiniband/verbs.h" nogil:
 
     ibv_qp *ibv_create_qp(ibv_pd *pd, ibv_qp_init_attr *attr)
     int ibv_modify_qp(ibv_qp *qp, ibv_qp_attr *attr, int mask)
+    int ibv_query_qp(ibv_qp *qp, ibv_qp_attr *attr, int mask, ibv_qp_init_attr *init)
     int ibv_destroy_qp(ibv_qp *qp)
 
     # --- work requests ---------------------------------------------------------------------------------------------
@@ -295,4 +316,5 @@ cdef extern from "infiniband/verbs.h" nogil:
         int num_sge
 
     int ibv_post_send(ibv_qp *qp, ibv_send_wr *wr, ibv_send_wr **bad)
+    int ibv_post_srq_recv(ibv_srq *srq, ibv_recv_wr *wr, ibv_recv_wr **bad)
     int ibv_post_recv(ibv_qp *qp, ibv_recv_wr *wr, ibv_recv_wr **bad)

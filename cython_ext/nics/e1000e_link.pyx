@@ -5,15 +5,8 @@ from libc.errno cimport EINVAL
 from libc.stdint cimport int64_t, uint32_t
 
 from cython_ext.frames.link cimport Frame, FrameLink, Link
-from cython_ext.nics.e1000e_ring cimport (
-    FRAME_ERRORS_SHIFT,
-    RXD_ERR_L4E,
-    RXD_STAT_L4CS,
-    rx_receive,
-    rx_refuse,
-    rx_release,
-    rx_wait,
-)
+from cython_ext.nics.descriptor_ring cimport FRAME_ERRORS_SHIFT, RXD_ERR_L4E, RXD_STAT_L4CS
+from cython_ext.nics.e1000e_ring cimport rx_receive, rx_refuse, rx_release, rx_wait
 from cython_ext.nics.e1000e_tx cimport tx_buffer, tx_post, tx_room
 
 

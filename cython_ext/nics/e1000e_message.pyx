@@ -11,13 +11,13 @@ from libc.string cimport memcpy
 from cython_ext.frames.landing cimport LANDING_PAGE, Landing, foretold, has_come, next_position
 from cython_ext.frames.link cimport Frame, Gather, Link, Piece, SharedHeaders
 from cython_ext.nics.dma cimport DmaRegion
-from cython_ext.nics.e1000e_ring cimport (
+from cython_ext.nics.descriptor_ring cimport (
     FRAME_ERRORS_SHIFT,
     RDT,
     RXD_ERR_FRAME,
+    RXD_STATUS_SHIFT,
     RXD_STAT_DD,
     RXD_STAT_EOP,
-    RXD_STATUS_SHIFT,
     SHORTEST,
     TDT,
     TXD_CMD_EOP,
@@ -26,13 +26,9 @@ from cython_ext.nics.e1000e_ring cimport (
     TXD_CMD_SHIFT,
     TXD_STA_DD,
     TXD_STA_SHIFT,
-    Rx,
     TxDescriptor,
-    rx_receive,
-    rx_refuse,
-    rx_release,
-    rx_wait,
 )
+from cython_ext.nics.e1000e_ring cimport Rx, rx_receive, rx_refuse, rx_release, rx_wait
 from cython_ext.nics.e1000e_tx cimport Tx
 from cython_ext.nics.interleaved cimport InterleavedRegion
 from cython_ext.nics.mmio cimport dma_read64, mmio_write

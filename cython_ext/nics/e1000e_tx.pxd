@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from cython_ext.nics.e1000e_ring cimport Ring, TxDescriptor
+from cython_ext.nics.descriptor_ring cimport Ring, TxDescriptor
 
 
 cdef struct Tx:

@@ -2,8 +2,8 @@ from collections.abc import Iterable
 
 from typing_extensions import Buffer
 
+from cython_ext.nics.descriptor_ring import Ring
 from cython_ext.nics.dma import DmaRegion
-from cython_ext.nics.e1000e_ring import Ring
 from cython_ext.nics.mmio import Bar
 
 class TxRing(Ring):

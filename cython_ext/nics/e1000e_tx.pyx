@@ -1,11 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""The transmit ring of the 82574, hot part first; the layout of descriptors stands in e1000e_ring.pxd."""
+"""The transmit ring of the 82574, hot part first; the layout of descriptors stands in descriptor_ring.pxd."""
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from cython_ext.nics.dma cimport DmaRegion
-from cython_ext.nics.e1000e_ring cimport (
+from cython_ext.nics.descriptor_ring cimport (
     SHORTEST,
     TDT,
     TXD_CMD_EOP,

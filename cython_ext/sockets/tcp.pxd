@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from cython_ext.core.transport cimport FINISHED, Delivery
 from cython_ext.sockets.socket_transport cimport SocketTransport
 from cython_ext.sockets.waiting cimport Waiter
 
@@ -31,6 +32,57 @@ cdef struct TcpState:
     uint64_t mapped_bytes
     uint64_t read_bytes   # that the kernel copied, because they did not fill whole pages
     uint64_t gathered_bytes  # that we copied from mapped pages, so that a message is in one piece
+
+
+cdef inline size_t space_for(const TcpState *s) noexcept nogil:
+    """Bytes that the next receive may bring, from `head` on."""
+    # A ping-pong reads what is missing of one message. More would be the next one, whose time has not begun.
+    if s.one:
+        return s.size - s.undelivered
+    # Up to the ring's end, and never over bytes that the loop has not released. The rest waits in the kernel's buffer.
+    return min(s.ring - s.head, s.ring - s.filled)
+
+
+cdef inline void landed(TcpState *s, size_t got) noexcept nogil:
+    """So many bytes have come, at `head`."""
+    s.head += got
+    # The ring is a whole number of messages, so one that begins behind this point lies in one piece.
+    if s.head == s.ring:
+        s.head = 0
+    s.filled += got
+    s.undelivered += got
+
+
+cdef inline char *next_message(TcpState *s) noexcept nogil:
+    # What is not delivered lies right behind `head`, going backwards, and may begin before the ring's end.
+    if s.head >= s.undelivered:
+        return s.rx + (s.head - s.undelivered)
+    return s.rx + (s.head + s.ring - s.undelivered)
+
+
+cdef inline int deliver(TcpState *s, Delivery *out, uint32_t most) noexcept nogil:
+    """Hand out whole messages that are in the ring: how many."""
+    cdef uint32_t count = 0
+    while s.undelivered >= s.size and count < most:
+        out[count].data = next_message(s)
+        out[count].size = s.size
+        # Delivered and not released: `filled` still counts these bytes, so no receive can write over them.
+        s.undelivered -= s.size
+        count += 1
+    s.delivered += count
+    return <int> count
+
+
+cdef inline int at_the_end(TcpState *s, Delivery *out) noexcept nogil:
+    """The stream has ended: what there is of a cut message, as what it is; then FINISHED."""
+    s.ended = True
+    if s.undelivered == 0:
+        return FINISHED
+    # Its size is not that of a message, so the loop counts it as one of the wrong size.
+    out[0].data = next_message(s)
+    out[0].size = <uint32_t> s.undelivered
+    s.undelivered = 0
+    return 1
 
 
 cdef class TcpTransport(SocketTransport):

@@ -5,6 +5,7 @@ One receiving call takes as many bytes as are there and fit, so a stream of smal
 it has messages; a message that came in part goes on where it stopped, without being moved.
 """
 
+import contextlib
 import socket
 
 from libc.errno cimport EAGAIN, EBADF, EINTR, ENOBUFS, ETIMEDOUT
@@ -23,6 +24,7 @@ from cython_ext.headers.sys_socket cimport (
     shutdown,
 )
 from cython_ext.sockets.socket_transport cimport SocketTransport
+from cython_ext.sockets.tcp cimport TcpState, at_the_end, deliver, landed, space_for
 from cython_ext.sockets.waiting cimport BLOCK, SPIN, be_patient, readable_by, readable_patiently
 
 from cython_ext.sockets.socket_transport import sending_slots
@@ -37,27 +39,13 @@ cdef enum:
 
 cdef inline int take(TcpState *s, int flags) noexcept nogil:
     """One receiving call into the ring: 1 when bytes came, 0 at the end of the stream, or -errno."""
-    cdef size_t space
-    cdef ssize_t got
-    # A ping-pong reads what is missing of one message. More would be the next one, whose time has not begun.
-    if s.one:
-        space = s.size - s.undelivered
-    else:
-        # Up to the ring's end, and never over bytes that the loop has not released. The rest waits in the kernel's
-        # buffer.
-        space = min(s.ring - s.head, s.ring - s.filled)
     # The kernel copies into the ring itself (tcp_recvmsg_locked) and then opens the window again (tcp_cleanup_rbuf).
-    got = recv(s.wait.fd, s.rx + s.head, space, flags)
+    cdef ssize_t got = recv(s.wait.fd, s.rx + s.head, space_for(s), flags)
     if got > 0:
         # The clock right behind the call: a lot that is handed out later came at this moment, too.
         if s.bulk:
             s.brought_at = now()
-        s.head += <size_t> got
-        # The ring is a whole number of messages, so one that begins behind this point lies in one piece.
-        if s.head == s.ring:
-            s.head = 0
-        s.filled += <size_t> got
-        s.undelivered += <size_t> got
+        landed(s, <size_t> got)
         return 1
     # A FIN (found_fin_ok): the other end has closed in order, and all bytes before it were received.
     if got == 0:
@@ -107,38 +95,6 @@ cdef inline int take_waiting(TcpState *s) noexcept nogil:
             start = now()
         elif now() - start > s.wait.patience_ns:
             return -EAGAIN
-
-
-cdef inline char *next_message(TcpState *s) noexcept nogil:
-    # What is not delivered lies right behind `head`, going backwards, and may begin before the ring's end.
-    if s.head >= s.undelivered:
-        return s.rx + (s.head - s.undelivered)
-    return s.rx + (s.head + s.ring - s.undelivered)
-
-
-cdef inline int deliver(TcpState *s, Delivery *out, uint32_t most) noexcept nogil:
-    """Hand out whole messages that are in the ring: how many."""
-    cdef uint32_t count = 0
-    while s.undelivered >= s.size and count < most:
-        out[count].data = next_message(s)
-        out[count].size = s.size
-        # Delivered and not released: `filled` still counts these bytes, so `take` cannot write over them.
-        s.undelivered -= s.size
-        count += 1
-    s.delivered += count
-    return <int> count
-
-
-cdef int at_the_end(TcpState *s, Delivery *out) noexcept nogil:
-    """The stream has ended: what there is of a cut message, as what it is; then FINISHED."""
-    s.ended = True
-    if s.undelivered == 0:
-        return FINISHED
-    # Its size is not that of a message, so the loop counts it as one of the wrong size.
-    out[0].data = next_message(s)
-    out[0].size = <uint32_t> s.undelivered
-    s.undelivered = 0
-    return 1
 
 
 cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
@@ -327,7 +283,8 @@ cdef class TcpTransport(SocketTransport):
             self.window = min(self.window, max(1, buffer // 2 // self.size))
             self.state.outstanding_limit = self.window
             self.notes["window"] = self.window
-        self.notes["segment"] = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+        with contextlib.suppress(OSError):  # of Multipath TCP each subflow has its own
+            self.notes["segment"] = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
 
     def resent(self) -> int:
         """tcpi_total_retrans of TCP_INFO (include/uapi/linux/tcp.h).

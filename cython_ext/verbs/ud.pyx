@@ -376,7 +376,11 @@ cdef class UdSendTransport(VerbsTransport):
             self.u.credit.window = self.window = min(st.window, (there if self.u.client else self.end).slots)
         # UD gets to RTS without a peer: the address goes with each request.
         self.qp.connect(psn=self.end.psn)
-        self.way = AddressHandle(self.pd, self.port, self.gid.number, bytes.fromhex(there.gid), there.lid)
+        setting = self.prepare.setting
+        self.way = AddressHandle(
+            self.pd, self.port, self.gid.number, bytes.fromhex(there.gid), there.lid,
+            traffic_class=setting.traffic_class, service_level=setting.service_level,
+        )
         for i in range(st.window):
             # Once for all: the handle must live until the last request has completed (ibv_post_send(3)).
             st.send_wr[i].wr.ud.ah = self.way.ptr

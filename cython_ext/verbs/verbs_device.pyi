@@ -13,6 +13,7 @@ class Port(NamedTuple):
     mtu: int
     max_message: int
     lid: int
+    pkeys: int
 
 class Gid(NamedTuple):
     number: int

@@ -92,7 +92,7 @@ GID_TYPES = {IBV_GID_TYPE_IB: "IB", IBV_GID_TYPE_ROCE_V1: "RoCE v1", IBV_GID_TYP
 
 
 class Port(NamedTuple):
-    """A port as ibv_query_port gives it; `mtu` and `max_message` in bytes."""
+    """A port as ibv_query_port gives it; `mtu` and `max_message` in bytes, `pkeys` entries of its table."""
 
     number: int
     active: bool
@@ -101,6 +101,7 @@ class Port(NamedTuple):
     mtu: int
     max_message: int
     lid: int
+    pkeys: int
 
 
 class Gid(NamedTuple):
@@ -209,12 +210,13 @@ cdef class Context:
     def limits(self) -> dict[str, int]:
         """What one queue may hold and one queue pair may have outstanding, as ibv_query_device(3) gives it.
 
-        :return: fields of ibv_device_attr by their names: max_qp_wr, max_cqe, max_qp_rd_atom, max_qp_init_rd_atom; and
-            `ports`, how many it has
+        :return: fields of ibv_device_attr by their names: max_qp, max_qp_wr, max_cqe, max_srq (0: it has no shared
+            receive queues), max_srq_wr, max_qp_rd_atom, max_qp_init_rd_atom; and `ports`, how many it has
         """
         a = self.attr
         return {
-            "max_qp_wr": a.max_qp_wr, "max_cqe": a.max_cqe,
+            "max_qp": a.max_qp, "max_qp_wr": a.max_qp_wr, "max_cqe": a.max_cqe, "max_srq": a.max_srq,
+            "max_srq_wr": a.max_srq_wr,
             "max_qp_rd_atom": a.max_qp_rd_atom, "max_qp_init_rd_atom": a.max_qp_init_rd_atom,
             "ports": a.phys_port_cnt,
         }
@@ -241,6 +243,7 @@ cdef class Context:
         return Port(
             number, attr.state == IBV_PORT_ACTIVE, ibv_port_state_str(attr.state).decode(),
             attr.link_layer == IBV_LINK_LAYER_ETHERNET, 128 << <int> attr.active_mtu, attr.max_msg_sz, attr.lid,
+            attr.pkey_tbl_len,
         )
 
     def gids(self, uint8_t number) -> list[Gid]:

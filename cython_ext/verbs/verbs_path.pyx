@@ -175,6 +175,7 @@ cdef class VerbsTransport(Transport):
         self.qp = QueuePair(
             self.pd, self.send_cq, self.recv_cq, self.port, datagram=shape.datagram,
             sends=st.window + shape.spare, receives=max(1, shape.receives), inline=inline, access=shape.access,
+            pkey_index=setting.pkey_index,
         )
         if inline and self.qp.max_inline >= inline:
             st.flags = IBV_SEND_INLINE
@@ -266,11 +267,29 @@ cdef class VerbsTransport(Transport):
         self._connect(there)
 
     def _connect(self, there):
+        self._connect_pair(self.qp, there, self.end.psn, there.qpn, there.psn)
+        self._check_parameters()
+
+    def _connect_pair(self, qp, there, psn, remote_qpn, remote_psn):
+        """Connect one queue pair to one of the other end's."""
         cdef int reads_out = min(there.reads, self.context.limits["max_qp_init_rd_atom"], READS)
-        self.qp.connect(
-            psn=self.end.psn, remote_psn=there.psn, remote_qpn=there.qpn, mtu=self.path_mtu, gid_index=self.gid.number,
+        setting = self.prepare.setting
+        qp.connect(
+            psn=psn, remote_psn=remote_psn, remote_qpn=remote_qpn, mtu=self.path_mtu, gid_index=self.gid.number,
             remote_gid=bytes.fromhex(there.gid), remote_lid=there.lid, reads_out=reads_out, reads_in=self.end.reads,
+            timeout=setting.ack_timeout, retry_count=setting.retry_count, rnr_retry=setting.rnr_retry,
+            traffic_class=setting.traffic_class, service_level=setting.service_level,
         )
+
+    def _check_parameters(self):
+        """What was asked for holds: some devices take a value, keep none of it, and say so only when they are asked."""
+        for name, has in self.qp.parameters().items():
+            asked = getattr(self.prepare.setting, name)
+            if has != asked:
+                raise MachineError(
+                    f"{self._where()} was given {name} {asked} and has {has}: this device does not keep it",
+                    remedy=f"leave {name} out, or use a device that has it",
+                )
 
     def chosen(self) -> dict:
         """Device, port, GID, MTU, window, inline and the buffers' addresses; the MTU is final once connected.
@@ -291,6 +310,8 @@ cdef class VerbsTransport(Transport):
             "page_size": self.buffer.page_size, "send_address": hex(<uintptr_t> st.out),
             "receive_address": hex(<uintptr_t> st.landing),
         }
+        if self.remote is not None:
+            result.update(self.qp.parameters())
         try:
             pages = self.buffer.physical_pages()
         except MachineError:  # not for this user: /proc/self/pagemap needs CAP_SYS_ADMIN

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t
 
 from cython_ext.core.pinned cimport PinnedBuffer
-from cython_ext.headers.infiniband_verbs cimport ibv_ah, ibv_comp_channel, ibv_cq, ibv_mr, ibv_qp
+from cython_ext.headers.infiniband_verbs cimport ibv_ah, ibv_comp_channel, ibv_cq, ibv_mr, ibv_qp, ibv_srq
 from cython_ext.verbs.verbs_device cimport Context, ProtectionDomain
 
 
@@ -31,11 +31,17 @@ cdef class AddressHandle:
     cdef readonly ProtectionDomain pd
 
 
+cdef class SharedReceiveQueue:
+    cdef ibv_srq *ptr
+    cdef readonly ProtectionDomain pd
+
+
 cdef class QueuePair:
     cdef ibv_qp *ptr
     cdef readonly ProtectionDomain pd
     cdef readonly CompletionQueue send_cq
     cdef readonly CompletionQueue recv_cq
+    cdef readonly SharedReceiveQueue shared   # None: it has receive requests of its own
     cdef readonly bint datagram               # UD; otherwise RC
     cdef readonly uint32_t max_inline         # bytes
     cdef readonly object port                 # a Port

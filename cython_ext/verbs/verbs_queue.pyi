@@ -34,13 +34,29 @@ class MemoryRegion:
 
 class AddressHandle:
     pd: ProtectionDomain
-    def __init__(self, pd: ProtectionDomain, port: Port, gid_index: int, gid: Buffer, lid: int) -> None: ...
+    def __init__(
+        self,
+        pd: ProtectionDomain,
+        port: Port,
+        gid_index: int,
+        gid: Buffer,
+        lid: int,
+        *,
+        traffic_class: int = 0,
+        service_level: int = 0,
+    ) -> None: ...
+    def close(self) -> None: ...
+
+class SharedReceiveQueue:
+    pd: ProtectionDomain
+    def __init__(self, pd: ProtectionDomain, depth: int) -> None: ...
     def close(self) -> None: ...
 
 class QueuePair:
     pd: ProtectionDomain
     send_cq: CompletionQueue
     recv_cq: CompletionQueue
+    shared: SharedReceiveQueue | None
     datagram: bool
     max_inline: int
     port: Port
@@ -56,6 +72,8 @@ class QueuePair:
         receives: int,
         inline: int = 0,
         access: int = 0,
+        pkey_index: int = 0,
+        shared: SharedReceiveQueue | None = None,
     ) -> None: ...
     @property
     def number(self) -> int: ...
@@ -74,5 +92,8 @@ class QueuePair:
         timeout: int = 16,
         retry_count: int = 6,
         rnr_retry: int = 7,
+        traffic_class: int = 0,
+        service_level: int = 0,
     ) -> None: ...
+    def parameters(self) -> dict[str, int]: ...
     def close(self) -> None: ...

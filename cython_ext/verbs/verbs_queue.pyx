@@ -7,7 +7,7 @@ pairs before their queues, regions before the buffer is unmapped.
 
 cimport cython
 from libc.errno cimport errno as c_errno
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from cython_ext.core.pinned cimport PinnedBuffer
@@ -38,24 +38,26 @@ from cython_ext.headers.infiniband_verbs cimport (
     ibv_create_comp_channel,
     ibv_create_cq,
     ibv_create_qp,
+    ibv_create_srq,
     ibv_dereg_mr,
     ibv_destroy_ah,
     ibv_destroy_comp_channel,
     ibv_destroy_cq,
     ibv_destroy_qp,
+    ibv_destroy_srq,
     ibv_modify_qp,
     ibv_mtu,
     ibv_qp_attr,
     ibv_qp_init_attr,
+    ibv_query_qp,
     ibv_reg_mr,
+    ibv_srq_init_attr,
 )
 from cython_ext.verbs.verbs_device cimport Context, ProtectionDomain
 
 from cython_ext.verbs.verbs_device import verbs_error
 
-# A lost packet is sent again after 4.096 µs * 2^16 = 268 ms, 6 times: a peer that is gone is given up within 2 s, and
-# one that is merely slow, on an emulated or overloaded machine, is not. Not 7 times: rxe's completer counts down only
-# where the count is not 7, and goes on for ever (rxe_comp.c, COMPST_ERROR_RETRY).
+# What hwrx.control.queue_pair.QueuePairFields has, and why
 TIMEOUT = 16
 RETRY_COUNT = 6
 RNR_RETRY = 7          # 7 means for ever: a receiver that is slow is no error
@@ -181,7 +183,8 @@ cdef class MemoryRegion:
             self.buffer.users -= 1
 
 
-cdef int to_peer(ibv_ah_attr *attr, port, int gid_index, const uint8_t[::1] gid, int lid) except -1:
+cdef int to_peer(ibv_ah_attr *attr, port, int gid_index, const uint8_t[::1] gid, int lid, int traffic_class,
+                 int service_level) except -1:
     """The address vector: a global route wherever there are GIDs, which RoCE always needs."""
     if gid.shape[0] != 16:
         raise ValueError("a GID has 16 bytes")
@@ -192,6 +195,8 @@ cdef int to_peer(ibv_ah_attr *attr, port, int gid_index, const uint8_t[::1] gid,
     memcpy(attr.grh.dgid.raw, &gid[0], 16)
     attr.grh.sgid_index = gid_index
     attr.grh.hop_limit = 64
+    attr.grh.traffic_class = <uint8_t> traffic_class
+    attr.sl = <uint8_t> service_level
     return 0
 
 
@@ -203,12 +208,14 @@ cdef class AddressHandle:
     :param gid_index: entry of our own GID table that sends
     :param gid: the peer's, 16 bytes
     :param lid: the peer's, without meaning on Ethernet
+    :param traffic_class, service_level: of the packets: 8 and 4 bits
     :raises ValueError: if the GID has another length
     """
 
-    def __cinit__(self, ProtectionDomain pd not None, port, int gid_index, const uint8_t[::1] gid not None, int lid):
+    def __cinit__(self, ProtectionDomain pd not None, port, int gid_index, const uint8_t[::1] gid not None, int lid, *,
+                  int traffic_class=0, int service_level=0):
         cdef ibv_ah_attr attr
-        to_peer(&attr, port, gid_index, gid, lid)
+        to_peer(&attr, port, gid_index, gid, lid, traffic_class, service_level)
         self.pd = pd
         self.ptr = ibv_create_ah(pd.ptr, &attr)
         if self.ptr == NULL:
@@ -229,6 +236,37 @@ cdef class AddressHandle:
 
 
 @cython.no_gc_clear
+cdef class SharedReceiveQueue:
+    """Receive requests that several queue pairs take from: each message takes the oldest one, whichever it came on.
+
+    :param depth: requests that it has room for
+    """
+
+    def __cinit__(self, ProtectionDomain pd not None, uint32_t depth):
+        cdef ibv_srq_init_attr init
+        memset(&init, 0, sizeof(init))
+        init.attr.max_wr = depth
+        init.attr.max_sge = 1
+        self.pd = pd
+        self.ptr = ibv_create_srq(pd.ptr, &init)
+        if self.ptr == NULL:
+            raise verbs_error(f"ibv_create_srq of {depth} requests", pd.context.name, c_errno)
+
+    def __dealloc__(self):
+        if self.ptr != NULL:
+            ibv_destroy_srq(self.ptr)
+
+    def close(self):
+        """Destroy it; harmless when called twice. Its queue pairs must be destroyed before."""
+        cdef int error
+        if self.ptr != NULL:
+            error = ibv_destroy_srq(self.ptr)
+            if error:
+                raise verbs_error("ibv_destroy_srq", self.pd.context.name, error)
+            self.ptr = NULL
+
+
+@cython.no_gc_clear
 cdef class QueuePair:
     """A queue pair, RC or UD, made in INIT; `connect` takes it to RTS. It keeps domain and queues alive.
 
@@ -238,17 +276,21 @@ cdef class QueuePair:
     :param inline: bytes of a message that shall travel inside its work request; if the device does not take so many,
         none do and `max_inline` is below it
     :param access: what the other end may do (IBV_ACCESS_REMOTE_*)
+    :param pkey_index: entry of the port's table of partition keys
+    :param shared: where it takes its receive requests from; None: from a queue of its own
     """
 
     def __cinit__(self, ProtectionDomain pd not None, CompletionQueue send_cq not None,
                   CompletionQueue recv_cq not None, port, *, bint datagram, uint32_t sends, uint32_t receives,
-                  uint32_t inline=0, unsigned int access=0):
+                  uint32_t inline=0, unsigned int access=0, int pkey_index=0,
+                  SharedReceiveQueue shared=None):
         cdef ibv_qp_init_attr init
         cdef ibv_qp_attr attr
         cdef int mask = IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT
         self.pd = pd
         self.send_cq = send_cq
         self.recv_cq = recv_cq
+        self.shared = shared
         self.port = port
         self.datagram = datagram
         # No device attribute tells the limit of inline data: the device is asked by asking for it.
@@ -259,6 +301,7 @@ cdef class QueuePair:
             init.qp_type = IBV_QPT_UD if datagram else IBV_QPT_RC
             init.cap.max_send_wr = sends
             init.cap.max_recv_wr = receives
+            init.srq = NULL if shared is None else shared.ptr
             init.cap.max_send_sge = 1
             init.cap.max_recv_sge = 1
             init.cap.max_inline_data = wanted
@@ -274,6 +317,7 @@ cdef class QueuePair:
         memset(&attr, 0, sizeof(attr))
         attr.qp_state = IBV_QPS_INIT
         attr.port_num = port.number
+        attr.pkey_index = <uint16_t> pkey_index
         if datagram:
             attr.qkey = QKEY
             mask |= IBV_QP_QKEY
@@ -302,7 +346,8 @@ cdef class QueuePair:
 
     def connect(self, *, uint32_t psn, uint32_t remote_psn=0, uint32_t remote_qpn=0, int mtu=1024, int gid_index=0,
                 const uint8_t[::1] remote_gid=None, int remote_lid=0, int reads_out=1, int reads_in=1,
-                int timeout=TIMEOUT, int retry_count=RETRY_COUNT, int rnr_retry=RNR_RETRY):
+                int timeout=TIMEOUT, int retry_count=RETRY_COUNT, int rnr_retry=RNR_RETRY, int traffic_class=0,
+                int service_level=0):
         """INIT → RTR → RTS. UD needs `psn` only.
 
         :param psn, remote_psn: packet sequence numbers that either end begins with, 24 bits
@@ -313,6 +358,7 @@ cdef class QueuePair:
         :param timeout: until an unanswered packet is sent again, 4.096 µs times 2 to this power
         :param retry_count, rnr_retry: how often, for want of an answer and of a receive request; 7 RNR retries mean for
             ever
+        :param traffic_class, service_level: of the packets: 8 and 4 bits
         :raises PathError: or MachineError, naming the step
         :raises ValueError: if the queue pair is closed
         """
@@ -330,7 +376,7 @@ cdef class QueuePair:
             attr.rq_psn = remote_psn
             attr.max_dest_rd_atomic = reads_in
             attr.min_rnr_timer = MIN_RNR_TIMER
-            to_peer(&attr.ah_attr, self.port, gid_index, remote_gid, remote_lid)
+            to_peer(&attr.ah_attr, self.port, gid_index, remote_gid, remote_lid, traffic_class, service_level)
             self.modify(
                 &attr,
                 IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC
@@ -353,6 +399,33 @@ cdef class QueuePair:
             | IBV_QP_MAX_QP_RD_ATOMIC,
             "RTS",
         )
+
+    def parameters(self) -> dict[str, int]:
+        """What the device says that the queue pair has (ibv_query_qp(3)), of what a user may choose.
+
+        :return: by the names of a setting. What packets carry is RC's alone: UD has an address with each request
+        :raises PathError: if it does not tell
+        :raises ValueError: if the queue pair is closed
+        """
+        cdef ibv_qp_attr attr
+        cdef ibv_qp_init_attr init
+        cdef int error
+        if self.ptr == NULL:
+            raise ValueError("the queue pair is closed")
+        memset(&attr, 0, sizeof(attr))
+        error = ibv_query_qp(
+            self.ptr, &attr,
+            IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_AV | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY, &init,
+        )
+        if error:
+            raise verbs_error("ibv_query_qp", f"{self.pd.context.name} QP {self.ptr.qp_num}", error)
+        found = {"pkey_index": attr.pkey_index}
+        if not self.datagram:
+            found.update(
+                traffic_class=attr.ah_attr.grh.traffic_class, service_level=attr.ah_attr.sl, ack_timeout=attr.timeout,
+                retry_count=attr.retry_cnt, rnr_retry=attr.rnr_retry,
+            )
+        return found
 
     def close(self):
         """Destroy it; harmless when called twice. What is under way is lost, and never completes.

@@ -96,8 +96,7 @@ def stamp_stages(path: str, pieces: Sequence[Piece]) -> list[Stamp]:
         end = _delivered(pieces, [point for _, point, _ in points], start)
         if direction == directions[-1]:
             end = len(pieces)
-        last = posted = begins[start]
-        found.append(Stamp("posted", direction, 0, 0, USER))
+        reached: list[tuple[int, str]] = []
         at = start
         for number, (stage, point, skipped) in enumerate(points):
             until = end
@@ -106,9 +105,15 @@ def stamp_stages(path: str, pieces: Sequence[Piece]) -> list[Stamp]:
                 until = min((next(_places(pieces, each, at, end), end) for each in further), default=end)
             place = next(_places(pieces, point, at, until), None)
             if place is not None:
-                actor = actor_of(pieces[place].stack)
-                found.append(Stamp(stage.name, direction, begins[place] - posted, begins[place] - last, actor))
-                at, last = place, begins[place]
+                reached.append((place, stage.name))
+                # what follows a stage outside of the chain may come before it: kernels differ in that
+                at = place if stage.chain else at
+        posted = last = begins[start]
+        found.append(Stamp("posted", direction, 0, 0, USER))
+        for place, name in sorted(reached, key=lambda each: each[0]):
+            actor = actor_of(pieces[place].stack)
+            found.append(Stamp(name, direction, begins[place] - posted, begins[place] - last, actor))
+            last = begins[place]
         found.append(Stamp("delivered", direction, begins[end] - posted, begins[end] - last, USER))
         start = end
     return found

@@ -22,9 +22,10 @@ from hwrx.control.messages import Setting
 from hwrx.errors import HwrxError, StandstillError
 from hwrx.host import disk
 from hwrx.lab import kernel
+from hwrx.lab.vm import Guest
 from hwrx.machine import tune
 from hwrx.machine.placement import OWN_CPUS
-from hwrx.runs import capacity, estimate, lanes, planning, renewal, schedule, store, testbed
+from hwrx.runs import capacity, estimate, fleet, lanes, planning, renewal, schedule, store, testbed
 from hwrx.runs import experiment as experiments
 from hwrx.runs.beds import Testbed
 from hwrx.runs.experiment import Experiment
@@ -63,6 +64,21 @@ class Quiet:
         """Nothing."""
 
 
+class BedOpener(Protocol):
+    """How a run comes by its testbed: `hwrx.runs.testbed.opened_bed` puts one up; a lab hands over the one it has."""
+
+    def __call__(
+        self,
+        experiment: Experiment,
+        wanted: Wanted,
+        say: Callable[[str, str], None],
+        *,
+        boot: Boot,
+        held: Callable[[Guest], contextlib.AbstractContextManager[object]],
+    ) -> contextlib.AbstractContextManager[Testbed]:
+        """Return the context in which the testbed is there, of guests one that was booted with `boot`."""
+
+
 def settle_plan(experiment: Experiment, wanted: Wanted, say: Callable[[str, str], None]) -> Plan:
     """Decide the clock, and lay out the trials of an experiment on the testbed that is wanted.
 
@@ -77,18 +93,25 @@ def settle_plan(experiment: Experiment, wanted: Wanted, say: Callable[[str, str]
 
 
 def measure_plan(
-    layout: Plan, wanted: Wanted, runs: Path, resume: Path | None = None, *, progress: Progress | None = None
+    layout: Plan,
+    wanted: Wanted,
+    runs: Path,
+    resume: Path | None = None,
+    *,
+    progress: Progress | None = None,
+    open_bed: BedOpener = testbed.opened_bed,
 ) -> tuple[Outcome, Path]:
     """Put the testbed up, run every trial, and return the outcome and the run's directory.
 
     :param runs: the folder that the run's directory is made in.
     :param resume: a run of the same experiment that did not end: what it lacks is run, and written into it.
     :param progress: is told how far the run is; nobody is if it is None.
+    :param open_bed: is asked for a testbed, for each way in which guests are booted.
     :raises HwrxError: if there is no place for the run, the testbed cannot be put up, or an agent dies.
     """
     disk.check_place(runs if resume is None else resume, estimate.estimate_run(layout).disk)
     with contextlib.ExitStack() as kept:
-        measuring = Measuring(layout, wanted, runs, resume, progress or Quiet(), kept)
+        measuring = Measuring(layout, wanted, runs, resume, progress or Quiet(), kept, open_bed)
         measuring.measure_all()
         assert measuring.writer is not None  # a plan has a trial
         return measuring.total, measuring.writer.path
@@ -109,6 +132,7 @@ class Measuring:
         resume: Path | None,
         display: Progress,
         kept: contextlib.ExitStack,
+        open_bed: BedOpener,
     ) -> None:
         self.total = Outcome()
         self.writer: store.Writer | None = None
@@ -118,6 +142,7 @@ class Measuring:
         self._resume = resume
         self._display = display
         self._kept = kept
+        self._open_bed = open_bed
         self._wish = experiments.wish_of(layout.experiment)
         self._boots = planning.boots_of(layout)
         self._begun = threading.Event()
@@ -173,7 +198,7 @@ class Measuring:
             self._display.stage(stage, text if first else f"{text} ({boot})")
 
         def measure() -> None:
-            with testbed.opened_bed(experiment, wanted, say, boot=boot, held=self._lanes.held) as bed:
+            with self._open_bed(experiment, wanted, say, boot=boot, held=self._lanes.held) as bed:
                 if first and not self._begun.is_set():
                     self._begin(bed)
                     self._begun.set()
@@ -200,7 +225,7 @@ class Measuring:
         """Describe the machine, find out what the trials depend on, and begin the run, or go on with it."""
         manifest = _manifest(bed, self._layout, self._wanted, self._display)
         if self._wish != OWN_CPUS:
-            with schedule.Pair(bed, self._wish):  # what cannot be is said before there is a run
+            with fleet.open_agents(bed, self._wish):  # what cannot be is said before there is a run
                 pass
         check = testbed.setting_checker(self._layout.experiment, self._wanted)
         layout = capacity.calibrate_plan(self._layout, bed, check=check, say=self._display.stage)
@@ -259,6 +284,7 @@ class Measuring:
                     twin=twin,
                     stopped=self._lanes.stopped,
                     outcome=self.total,
+                    agents=fleet.open_agents,
                 )
 
 

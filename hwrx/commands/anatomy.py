@@ -14,7 +14,7 @@ from hwrx.anatomy.dissect import dissect_paths
 from hwrx.anatomy.flame import draw_charts
 from hwrx.anatomy.stacks import fold_pieces
 from hwrx.commands.shared.numbers import BYTES, whole_number
-from hwrx.commands.shared.options import Many, machine_options, split_axes
+from hwrx.commands.shared.options import Many, machine_options
 from hwrx.host import disk, strict_json
 from hwrx.host.console import OutsideConsole, open_console
 from hwrx.report import machine_costs
@@ -85,7 +85,7 @@ def anatomy(
             disk.check_target(target)
     verbs = [name for name in names if paths.find_path(name).needs == "verbs"]
     default = WITH_IOMMU[0] if machine["iommu"] else paths.default_topology((verbs or names)[0])
-    single, swept = split_axes(machine)
+    single, swept = experiments.split_axes(machine)
     huge = [_HUGE.get(word, word) for word in single.pop("huge_pages") or ()]
     plan = experiments.from_options(
         name="anatomy",

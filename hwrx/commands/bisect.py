@@ -13,10 +13,11 @@ from hwrx.campaign import bisecting, cells, condition
 from hwrx.campaign.bisecting import ABORT, Found
 from hwrx.commands.shared.campaigns import measure_one, open_search, steps_of
 from hwrx.commands.shared.display import Display
-from hwrx.commands.shared.options import Many, counting, described_experiment, experiment_options
+from hwrx.commands.shared.options import Many, counting, experiment_options
 from hwrx.errors import HwrxError, UsageError
 from hwrx.host import strict_json
 from hwrx.host.console import open_console
+from hwrx.runs.experiment import described_experiment
 
 
 class AbortUsageError(click.UsageError):

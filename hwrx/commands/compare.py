@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
-from hwrx.commands.shared.options import Many, described_experiment, experiment_options
+from hwrx.commands.shared.bench_options import host_options, with_hosts
+from hwrx.commands.shared.options import Many, experiment_options
 from hwrx.commands.shared.running import run_and_report
 from hwrx.errors import UsageError
 from hwrx.host import disk
 from hwrx.runs import reading
+from hwrx.runs.experiment import described_experiment
 from hwrx.runs.testbed import Wanted
 from hwrx.wires import topology as topologies
 
@@ -28,6 +30,7 @@ PUT_UP = [name for name, known in topologies.KNOWN.items() if known.where != "na
 @click.option("--peer-device", help="Verbs device at the peer.")
 @click.option("--peer-address", help="IP address of the peer, for sockets.")
 @click.option("--address", help="The client's own IP address, for sockets [the one that leads to the peer's].")
+@host_options
 @click.option("--log", type=click.Path(path_type=Path), help="File that gets all that a guest prints.")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Where run directories go.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that did not end.")
@@ -42,6 +45,9 @@ def compare(
     peer_device: str | None,
     peer_address: str | None,
     address: str | None,
+    client: str | None,
+    server: str | None,
+    bench: Path | None,
     log: Path | None,
     runs: Path,
     resume: Path | None,
@@ -60,6 +66,8 @@ def compare(
       hwrx compare lab/experiments/first.toml --device mlx5_0,mlx5_1
       hwrx compare --paths rdma-send --device mlx5_0 --peer ssh:other --peer-device mlx5_0
       hwrx compare --paths udp --peer ssh:other --peer-address 192.0.2.7 --cpu 2,2
+      hwrx compare --paths udp,tcp --client node1 --server node2
+      hwrx compare --paths udp --clients 'node[1-8]' --servers sink --traffic incast
     """
     if log is not None:
         disk.check_target(log)
@@ -76,7 +84,10 @@ def compare(
         if file is not None or any(value is not None for value in options.values()):
             raise UsageError("--resume goes on with a run as it was begun: give neither a file nor options with it")
         experiment = reading.load_run(resume).experiment
+        wanted = with_hosts(wanted, experiment, bench, client, server)
         run_and_report(experiment, wanted, runs=runs, dry_run=dry_run, as_json=as_json, resume=resume)
         return
-    experiment = described_experiment(file, {**options, "topology": topology or ("hosts" if wanted.explicit else None)})
+    hosts = wanted.explicit or client or server or options["clients"]
+    experiment = described_experiment(file, {**options, "topology": topology or ("hosts" if hosts else None)})
+    wanted = with_hosts(wanted, experiment, bench, client, server)
     run_and_report(experiment, wanted, runs=runs, dry_run=dry_run, as_json=as_json)

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwrx.commands.shared.numbers import LONG, real_number, whole_number
-from hwrx.commands.shared.options import described_experiment, experiment_options
+from hwrx.commands.shared.options import experiment_options
 from hwrx.commands.shared.running import run_and_report
 from hwrx.control.environment import parse_environment
 from hwrx.control.messages import Clock
@@ -28,6 +28,7 @@ from hwrx.lab import kernel, terminal
 from hwrx.lab.kernel import Progress
 from hwrx.lab.vm import Guest
 from hwrx.nic import pci
+from hwrx.runs.experiment import described_experiment
 from hwrx.runs.testbed import Wanted
 from hwrx.wires import topology
 

@@ -9,7 +9,8 @@ import msgspec
 
 from hwrx.campaign import cells
 from hwrx.commands.shared.campaigns import Way, campaign_options, run_campaign
-from hwrx.commands.shared.options import Many, counting, described_experiment, experiment_options
+from hwrx.commands.shared.options import Many, counting, experiment_options
+from hwrx.runs.experiment import described_experiment
 
 
 @click.command()

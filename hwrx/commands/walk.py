@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 from rich.table import Table
 
-from hwrx import paths
+from hwrx.campaign.walking import MESSAGES, describe_walk, walk_paths
 from hwrx.commands.shared.numbers import BYTES, whole_number
 from hwrx.commands.shared.output import print_json
 from hwrx.commands.shared.reception import print_reception
@@ -22,18 +22,14 @@ from hwrx.reception import run
 from hwrx.reception.picture import draw_reception
 from hwrx.reception.scene import Request
 from hwrx.runs import experiment as experiments
-from hwrx.runs import planning, testbed
-from hwrx.runs.schedule import Pair
-from hwrx.timelines.traced import RunTracer
+from hwrx.runs import testbed
 from hwrx.timelines.walk import memory_words, on_stamps, walk_picture
-from hwrx.timelines.walk import walk_message as follow
 from hwrx.wires.topology import NETDEVS, Topology, find_topology
 
 if TYPE_CHECKING:
     from hwrx.timelines.exact import Exact
     from hwrx.timelines.walk import Journey
 
-MESSAGES = 200
 DISSECTED = 50  # messages, of which the commonest state is shown
 
 
@@ -110,32 +106,13 @@ def walk(
     if any(ways.values()):
         given = next(name for name, is_set in ways.items() if is_set)
         raise UsageError(f"{given} is for the walk in every step", remedy=f"hwrx walk udp --full {given}")
-    if size < 8:
-        raise UsageError(f"a message has at least 8 bytes, not {size}", remedy="the sequence number must fit")
-    verbs = [name for name in names if paths.find_path(name).needs == "verbs"]
-    wanted: dict[str, Any] = {"topology": topology or paths.default_topology((verbs or names)[0]), "kernel": kernel}
-    plan = experiments.from_options(
-        paths=list(names), sizes=[size], messages=messages, limit=60.0, name="walk", **wanted
-    )
+    plan = describe_walk(names, size=size, messages=messages, topology=topology, kernel=kernel)
     picture = picture or (None if as_json else Path("walk.svg"))
     if picture is not None:
         disk.check_target(picture)
-    journeys: list[Journey] = []
     say = _quiet if as_json else _aloud
-    with (
-        testbed.opened_bed(plan, testbed.Wanted(here=here), say) as bed,
-        RunTracer(bed, names) as tracer,
-        Pair(bed) as pair,
-    ):
-        say("trace", "attaching the programs (in an emulated guest that takes a second or two)")
-        tracer.attach()
-        settings = {setting.path: setting for setting in planning.plan_run(plan).settings}
-        for name in names:
-            say("trace", f"following {name}")
-            setting = msgspec.structs.replace(
-                settings[name], wait="poll" if paths.find_path(name).memory_alone else wait
-            )
-            journeys.append(follow(tracer, pair, setting))
+    with testbed.opened_bed(plan, testbed.Wanted(here=here), say) as bed:
+        journeys = walk_paths(plan, bed, wait=wait, say=say)
     if anatomy:
         exact = _dissected(plan, say)
         journeys = [

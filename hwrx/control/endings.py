@@ -6,14 +6,15 @@ agent that does not answer any more, a loop whose other end has ended without it
 
 from __future__ import annotations
 
+import select
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import Struct
 
 from hwrx.control.messages import Done, Look, Moved, Role, Setting, Stop
-from hwrx.control.peers import ANSWER_WITHIN, Peer, receive_any
-from hwrx.errors import PeerError, SilenceError, TrialError
+from hwrx.control.peers import ANSWER_WITHIN, Peer
+from hwrx.errors import HwrxError, PeerError, SilenceError, TrialError
 
 # Between the end of one endpoint's loop and that of the other lie a few messages in flight; an emulated CPU is slow.
 GRACE = 5.0
@@ -57,45 +58,84 @@ def ending_words(done: Done) -> str:
 
 
 def all_done(
-    pairs: Sequence[Mapping[Role, Peer]], setting: Setting, look_every: float | None = None
+    pairs: Sequence[Mapping[Role, Peer]],
+    setting: Setting,
+    look_every: float | None = None,
+    bereave: Callable[[Peer, HwrxError], None] | None = None,
 ) -> dict[Peer, Done]:
     """Wait until every loop of a trial has ended, and return what each says.
 
     An end whose other end has ended is told so. Raises LeftAloneError if it does not end by that; SilenceError if an
     agent does not answer, or no loop comes further though none ends; what an agent reports, or its death, as `wait`.
     `look_every`: seconds between two questions how far the loops have come; None: LOOK_EVERY.
+    `bereave` is told of a peer that died, reported an error or was left alone, instead of an exception: the others go
+    on, that one is not in what is returned, and its other end is told that no more comes.
     """
     look_every = LOOK_EVERY if look_every is None else look_every
     others = {peers[role]: peers[other] for peers in pairs for role, other in ENDS}
     now = time.monotonic()
     pulses = {peer: Pulse(now, now) for peer in others}
     done: dict[Peer, Done] = {}
-    while missing := [peer for peer in others if peer not in done]:
-        _hear(missing, 0.2 if done else look_every)
+    lost: dict[Peer, Done] = {}
+
+    def lose(peer: Peer, error: HwrxError) -> None:
+        if bereave is None:
+            raise error
+        bereave(peer, error)
+        lost[peer] = Done(tally={}, ended="error", error=str(error.args[0]))
+
+    def tell_other(peer: Peer) -> None:
+        other = others[peer]
+        pulses[other].moved = time.monotonic()  # the time that the other end has from now on
+        if other not in done and other not in lost:
+            try:
+                other.send(Stop())
+            except PeerError as error:
+                lose(other, error)
+
+    while missing := [peer for peer in others if peer not in done and peer not in lost]:
+        for peer, error in _hear(missing, 0.2 if done or lost else look_every):
+            lose(peer, error)
+            tell_other(peer)
         for peer in missing:
-            if peer.has_reply and (ended := _take(peer, pulses[peer])) is not None:
-                done[peer] = ended
-                # the time that the other end has from now on
-                pulses[others[peer]].moved = time.monotonic()
-                if others[peer] not in done:
-                    others[peer].send(Stop())
-        _ask([peer for peer in missing if peer not in done], pulses, look_every)
+            try:
+                if peer not in lost and peer.has_reply and (ended := _take(peer, pulses[peer])) is not None:
+                    done[peer] = ended
+                    tell_other(peer)
+            except HwrxError as error:
+                lose(peer, error)
+                tell_other(peer)
         for peer in missing:
-            if peer not in done:
-                _judge(peer, others[peer], done, pulses, setting)
+            try:
+                if peer not in done and peer not in lost:
+                    _ask(peer, pulses[peer], look_every)
+                    _judge(peer, others[peer], {**done, **lost}, pulses, setting)
+            except SilenceError as error:
+                # a host that answers no more is lost; two loops that stand still are an error of hwrx
+                if not pulses[peer].asked:
+                    raise
+                lose(peer, error)
+                tell_other(peer)
+            except (PeerError, LeftAloneError) as error:
+                lose(peer, error)
+                tell_other(peer)
     for peer, pulse in pulses.items():
-        if pulse.asked:
+        if pulse.asked and peer not in lost:
             peer.settle(Moved, ANSWER_WITHIN)
     return done
 
 
-def _hear(peers: list[Peer], seconds: float) -> None:
-    """Read what comes, if nothing has been read yet."""
-    if not any(peer.has_reply for peer in peers):
+def _hear(peers: list[Peer], seconds: float) -> list[tuple[Peer, PeerError]]:
+    """Read what comes, if nothing has been read yet; return the peers of which no more will come."""
+    if any(peer.has_reply for peer in peers):
+        return []
+    gone = []
+    for peer in select.select(peers, [], [], seconds)[0]:
         try:
-            receive_any(peers, time.monotonic() + seconds)
-        except SilenceError:
-            return
+            peer.receive()
+        except PeerError as error:
+            gone.append((peer, error))
+    return gone
 
 
 def _take(peer: Peer, pulse: Pulse) -> Done | None:
@@ -111,13 +151,11 @@ def _take(peer: Peer, pulse: Pulse) -> Done | None:
     return None
 
 
-def _ask(peers: Iterable[Peer], pulses: Mapping[Peer, Pulse], look_every: float) -> None:
+def _ask(peer: Peer, pulse: Pulse, look_every: float) -> None:
     now = time.monotonic()
-    for peer in peers:
-        pulse = pulses[peer]
-        if not pulse.asked and now - pulse.looked >= look_every:
-            peer.send(Look())
-            pulse.asked, pulse.looked = True, now
+    if not pulse.asked and now - pulse.looked >= look_every:
+        peer.send(Look())
+        pulse.asked, pulse.looked = True, now
 
 
 def _judge(peer: Peer, other: Peer, done: Mapping[Peer, Done], pulses: Mapping[Peer, Pulse], setting: Setting) -> None:

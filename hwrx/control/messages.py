@@ -16,11 +16,12 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hwrx.control.guest_boot import BOOT_FIELDS, Boot, Iommu, Mitigations, Priced
+from hwrx.control.queue_pair import QueuePairFields
 from hwrx.errors import PeerError
 from hwrx.host.decoding import UNREADABLE
 from hwrx.version import __version__
 
-VERSION = 4
+VERSION = 5
 LARGEST_FRAME = 1 << 20
 LARGEST_WORDS = 1 << 18  # bytes of JSON that may hold anything but a string of bytes
 MOST_WAITING = 16  # messages that one side may have sent before the other has taken the first of them
@@ -41,8 +42,11 @@ Netem = Annotated[str, Meta(pattern=NETEM, max_length=200)]
 # nothing: it ended, and not one message had come
 Ended = Literal["complete", "finished", "limit", "nothing", "error"]
 
-# An end's stamps, by message: of every path, and of the paths of whole frames where they were asked for
-Array = Literal["intended", "posted", "delivered", "seen", "parsed", "looked_up", "verified"]
+# An end's stamps, by message: of every path, and of the paths of whole frames where they were asked for. Of many
+# connections also which one each message went on, and by connection what was sent and what came
+Stamps = Literal["intended", "posted", "delivered", "seen", "parsed", "looked_up", "verified"]
+ByConnection = Literal["connection", "sent", "taken"]
+Array = Stamps | ByConnection
 
 Clock = Literal["wall", "icount"]  # icount: the clock of a guest that counts its instructions
 
@@ -58,10 +62,13 @@ Crowd = Annotated[int, Meta(ge=0, le=10**6)]
 Requests = Annotated[int, Meta(ge=1, le=1 << 24)]  # devices allow fewer, and are asked
 BufferSize = Annotated[int, Meta(ge=0, lt=1 << 30)]  # the kernel doubles it into an int
 MessageSize = Annotated[int, Meta(ge=8, le=1 << 30)]
+FlowWords = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9._,\[\]<>-]*$", max_length=10_000, description="sets of hosts: node[1-8]>sink, a<>b")
+]
 FrameCarrier = Literal["auto", "nic", "uio", "packet-ring", "xdp"]
 
 
-class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Setting(QueuePairFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One path in one setting: all that both ends of a trial need to know, and all that tells two trials apart.
 
     Times are seconds, sizes bytes, rates messages a second.
@@ -82,8 +89,9 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     inline: Natural | None = None  # bytes; None: as far as the device allows
     check_every: Natural = 64  # 0: header and trailer; n: see cython_ext.core.trial.Trial
     socket_buffer: BufferSize | None = None  # SO_SNDBUF, SO_RCVBUF; None: the kernel's default
-    zerocopy_send: bool = False  # udp, tcp: MSG_ZEROCOPY
+    zerocopy_send: bool = False  # udp, tcp: MSG_ZEROCOPY; through io_uring: IORING_OP_SEND_ZC
     zerocopy_receive: bool = False  # tcp: TCP_ZEROCOPY_RECEIVE, which maps pages; size in whole pages
+    multishot: bool = False  # udp-uring: one request receives all datagrams, into a ring of provided buffers
     mtu: Literal[256, 512, 1024, 2048, 4096] | None = None  # verbs path MTU; None: the smaller of both ports
     gid_index: Annotated[int, Meta(ge=0, le=255)] | None = None  # struct ibv_global_route: 8 bits
     receives: Requests | None = None  # verbs: receive requests that a receiver keeps posted; None: as the pattern needs
@@ -107,8 +115,13 @@ class Setting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mitigations: Mitigations | None = None  # of the processor's vulnerabilities
     init_on_alloc: Literal[0, 1] | None = None  # whether the kernel fills what it allocates with zeros
     hook: HookName = "none"  # of hwrx.paths.hooks: put on the way in of both ends
+    # of each end's device, where the kernel polls it: see hwrx.paths.napi; None: as the device has it
+    threaded_napi: bool | None = None
+    napi_defer_hard_irqs: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    gro_flush_timeout: Annotated[int, Meta(ge=0, le=10**9)] | None = None  # ns
     senders: Annotated[int, Meta(ge=1, le=64)] = 1  # so many connections, each with both its ends, at the same time
     netem: Netem = ""  # what is done to the wire, both ways: see hwrx.wires.impair
+    flows: FlowWords = ""  # hosts: which of them send to which at the same time: see hwrx.control.nodes
     limit: Seconds = 10.0  # nothing received for so long ends the trial
     patience: Seconds = 0.5  # that a client has with a message that may be lost; then it is late
 
@@ -132,6 +145,8 @@ class Place(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pio: str | None = None  # netdev of an NE2000, for nic-pio
     port: int = 1  # of the verbs device
     cpu: int | None = None  # the endpoint's thread is bound to it; None: wherever the scheduler puts it
+    cpus: tuple[int, ...] = ()  # of which that one is chosen; (): of all that the agent may use
+    numa: int | None = None  # node of which it is chosen
 
 
 class Survey(Struct, frozen=True, kw_only=True):
@@ -234,7 +249,12 @@ class Release(Struct, tag="release", frozen=True):
 
 
 class Describe(Struct, tag="describe", frozen=True):
-    """Ask for the machine that the agent runs on. Answered by Described."""
+    """Ask for the machine that the agent runs on. Answered by Described.
+
+    `noise`: also for what spoils a measurement there, and how its clock is kept.
+    """
+
+    noise: bool = False
 
 
 class TraceOpen(Struct, tag="trace-open", frozen=True):
@@ -341,9 +361,14 @@ class Chunk(Struct, tag="chunk", frozen=True):
 
 
 class Described(Struct, tag="described", frozen=True):
-    """The machine that the agent runs on, as `hwrx.machine.description.describe_machine` gives it."""
+    """The machine that the agent runs on, as `hwrx.machine.description.describe_machine` gives it.
+
+    `noise`: what `hwrx.machine.tune.find_noise` finds there, in words; `timekeeping`: see hwrx.machine.timekeeping.
+    """
 
     machine: dict[str, Any]
+    noise: list[str] = []
+    timekeeping: dict[str, Any] = {}
 
 
 class Tracing(Struct, tag="tracing", frozen=True):

@@ -16,11 +16,12 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
 from hwrx import errors
-from hwrx.control.environment import parse_environment
+from hwrx.control.causes import find_remedy
+from hwrx.control.environment import Host, parse_environment
 from hwrx.control.messages import (
     MOST_WAITING,
     Failed,
@@ -38,9 +39,11 @@ from hwrx.host.processes import killed_for_memory
 from hwrx.host.shortage import shortage_remedy
 
 Reply = TypeVar("Reply")
+Key = TypeVar("Key", bound=Hashable)
 # An agent answers these within seconds on any machine; a trial has a limit of its own. An emulated CPU starts slowly.
 ANSWER_WITHIN = 60.0
 ENDS_WITHIN = 15.0  # that an agent has when its pipe was closed: a NIC is handed back in seconds
+AT_ONCE = 8  # agents that are started at the same time: sshd refuses connections beyond ten that have not logged in
 DIES_WITHIN = 2.0  # that it has when it was killed
 
 
@@ -160,22 +163,43 @@ class Peer:
         self._closed = False
 
     @classmethod
-    def start(cls, spec: str, name: str) -> Self:
+    def start(cls, spec: str | Host, name: str) -> Self:
         """Start an agent on `spec` and greet it."""
-        argv = parse_environment(spec).agent_command()
+        argv = spec.agent_command() if isinstance(spec, Host) else parse_environment(spec).agent_command()
+        return cls.greet(cls._launch(argv, name), name)
+
+    @staticmethod
+    def _launch(argv: Sequence[str], name: str) -> ProcessChannel:
         if shutil.which(argv[0]) is None:
-            raise PeerError(f"peer {name} ({spec}): there is no command `{argv[0]}`", remedy=f"install {argv[0]}")
-        return cls.greet(ProcessChannel(argv, name), name)
+            raise PeerError(f"peer {name}: there is no command `{argv[0]}`", remedy=f"install {argv[0]}")
+        return ProcessChannel(argv, name)
+
+    @classmethod
+    def call(cls, argv: Sequence[str], name: str) -> Self:
+        """Start an agent by its command; `hear_greeting` waits for it."""
+        peer = cls(cls._launch(argv, name), name)
+        with contextlib.suppress(PeerError):  # it has ended: told with the reason where its greeting is waited for
+            peer.send(Hello())
+        return peer
+
+    def hear_greeting(self, limit: float = ANSWER_WITHIN) -> None:
+        """Wait for what an agent says first. PeerError, and the agent is gone, if it is not one of this version."""
+        try:
+            same_version(wait_for_replies({self: Hello}, limit)[self])
+        except BaseException:
+            self.kill()
+            raise
 
     @classmethod
     def greet(cls, channel: Channel, name: str) -> Self:
         """Take over a channel on which an agent listens, and exchange versions."""
         peer = cls(channel, name)
         try:
-            same_version(peer.ask(Hello(), Hello))
+            peer.send(Hello())
         except BaseException:
             peer.kill()
             raise
+        peer.hear_greeting()
         return peer
 
     def __enter__(self) -> Self:
@@ -198,6 +222,10 @@ class Peer:
     def ask(self, message: ToAgent, kind: type[Reply], limit: float = ANSWER_WITHIN) -> Reply:
         """Send a message and return the reply, which must be of `kind`, within `limit` seconds."""
         self.send(message)
+        return self.hear(kind, limit)
+
+    def hear(self, kind: type[Reply], limit: float = ANSWER_WITHIN) -> Reply:
+        """Return the reply to what was sent, as `ask` does."""
         reply: Reply = wait_for_replies({self: kind}, limit)[self]
         return reply
 
@@ -242,7 +270,7 @@ class Peer:
     def _gone(self) -> PeerError:
         how = self._channel.epitaph()
         within = " in the middle of a message" if self._frames.truncated else ""
-        return PeerError(f"peer {self.name} is gone{within}" + (f": {how}" if how else ""))
+        return PeerError(f"peer {self.name} is gone{within}" + (f": {how}" if how else ""), remedy=find_remedy(how))
 
     def kill(self) -> None:
         """End the agent at once."""
@@ -264,6 +292,42 @@ class Peer:
         if not self._closed:
             self._closed = True
             self._channel.close()
+
+
+Started = Peer | PeerError  # an agent, or why there is none
+
+
+def start_peers(wanted: Mapping[Key, tuple[Sequence[str], str]], limit: float = ANSWER_WITHIN) -> dict[Key, Started]:
+    """Start agents by their commands, `AT_ONCE` at a time, and greet them.
+
+    :param wanted: by any key, the command and the name of each
+    :param limit: seconds that each lot of them has to answer
+    :return: by the same keys, each peer, or the PeerError that says why there is none
+    """
+    started: dict[Key, Started] = {}
+    keys = list(wanted)
+    try:
+        for first in range(0, len(keys), AT_ONCE):
+            lot = keys[first : first + AT_ONCE]
+            deadline = time.monotonic() + limit
+            for key in lot:
+                try:
+                    started[key] = Peer.call(*wanted[key])
+                except PeerError as error:
+                    started[key] = error
+            for key in lot:
+                peer = started[key]
+                try:
+                    if isinstance(peer, Peer):
+                        peer.hear_greeting(max(0.0, deadline - time.monotonic()))
+                except PeerError as error:
+                    started[key] = error
+    except BaseException:
+        for each in started.values():
+            if isinstance(each, Peer):
+                each.kill()
+        raise
+    return started
 
 
 def wait_for_replies(expected: Mapping[Peer, type[Any]], limit: float) -> dict[Peer, Any]:

@@ -22,7 +22,7 @@ from hwrx.errors import HwrxError, MachineError, PathError, UsageError
 from hwrx.flood import result
 from hwrx.flood.model import PATHS, VERBS, Flood, Spec
 from hwrx.host import netns, tools
-from hwrx.paths import hooks
+from hwrx.host.own_sysfs import in_own_sysfs
 from hwrx.probes import counting
 from hwrx.probes.account import Int64s
 from hwrx.verbs import rxe
@@ -335,17 +335,17 @@ class _Scene:
         for number in range(queues):
             file = f"class/net/{device}/queues/rx-{number}/rps_cpus"
             with netns.entered_namespace(self.bed.spaces["server"]):
-                hooks.in_own_sysfs(f"echo {mask:x} > {file}")
+                in_own_sysfs(f"echo {mask:x} > {file}")
             self.stack.callback(self._unsteer, file)
 
     def _unsteer(self, file: str) -> None:
         with netns.entered_namespace(self.bed.spaces["server"]):
-            hooks.in_own_sysfs(f"echo 0 > {file}")
+            in_own_sysfs(f"echo 0 > {file}")
 
     def _receive_queues(self, device: str) -> int:
         """How many receive queues the device uses; it may have been made with more."""
         with netns.entered_namespace(self.bed.spaces["server"]):
-            names = hooks.in_own_sysfs(f"ls class/net/{device}/queues")
+            names = in_own_sysfs(f"ls class/net/{device}/queues")
         return len(re.findall(r"^rx-", names, re.MULTILINE))
 
     # --- while it goes on -----------------------------------------------------------------------------------------

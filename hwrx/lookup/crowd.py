@@ -27,8 +27,8 @@ class Crowded(socket.socket):
     `along`: what else is to be undone when the socket is closed.
     """
 
-    def __init__(self, family: int, kind: int) -> None:
-        super().__init__(family, kind)
+    def __init__(self, family: int, kind: int, protocol: int = 0) -> None:
+        super().__init__(family, kind, protocol)
         self.company: list[socket.socket] = []
         self.along = contextlib.ExitStack()
 

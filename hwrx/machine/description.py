@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def describe_machine() -> dict[str, Any]:
     What cannot be read is empty, and its key stays. Starts git and ethtool: nothing to be done between trials.
 
     :return: by subject: kernel, clock_cost_ns (what one reading of the clock takes), cpu, hypervisor, memory, modules,
-        nics, verbs, versions, commit, command
+        nics, verbs, versions, privileges, commit, command
     """
     return {
         "kernel": describe_kernel(),
@@ -56,6 +57,7 @@ def describe_machine() -> dict[str, Any]:
         "nics": describe_nics(),
         "verbs": [msgspec.to_builtins(device) for device in verbs_devices()],
         "versions": find_versions(),
+        "privileges": describe_privileges(),
         "commit": find_commit(),
         "command": sys.argv,
     }
@@ -68,6 +70,7 @@ def describe_kernel() -> dict[str, Any]:
     return {
         "release": platform.release(),
         "version": platform.version(),
+        "architecture": platform.machine(),
         "clocksource": _read(clock / "current_clocksource"),
         "clocksources": _read(clock / "available_clocksource").split(),
         "command_line": [word for word in words if _CMDLINE.match(word)],
@@ -85,6 +88,7 @@ def describe_cpu() -> dict[str, Any]:
         "model": model[1] if model else platform.processor(),
         "online": os.cpu_count(),
         "usable": sorted(os.sched_getaffinity(0)),
+        "nodes": len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1,
         "governor": _read(frequency / "scaling_governor") or "none: the processor or the hypervisor decides",
         "max_khz": _number(frequency / "scaling_max_freq"),
         "threads_per_core": "on" if _read(folder / "smt/active") == "1" else "off or unknown",
@@ -124,6 +128,13 @@ def describe_memory() -> dict[str, Any]:
         "huge_pages": pages,
         "transparent_huge_pages": _read(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
     }
+
+
+def describe_privileges() -> dict[str, Any]:
+    """Return what this process may do: whether it is root, and the bytes that it may lock (None: any number)."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    root = os.geteuid() == 0
+    return {"root": root, "memlock": None if root or soft == resource.RLIM_INFINITY else soft}
 
 
 def describe_modules() -> list[str]:

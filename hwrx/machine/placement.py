@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from hwrx.control.messages import Place, Placed, Role, Setting, Survey
+from hwrx.control.messages import Place, Placed, Role, Setting, Survey, Wait
 from hwrx.errors import PathError, TrialError, UsageError
 from hwrx.machine import scheduling
 
@@ -54,12 +54,13 @@ def survey_cpus(place: Place, allowed: Collection[int], root: Path = Path("/")) 
     `allowed`: the CPUs that the process was started on.
     """
     online = parse_cpus(read_text(root / CPUS / "online")) or sorted(allowed)
+    permitted = find_permitted(online) if root == Path("/") else sorted(allowed)
     device = find_device(place, root)
     irqs = find_irqs(device)
     return Survey(
         boot=read_text(root / BOOT_ID),
-        allowed=sorted(allowed),
-        permitted=find_permitted(online) if root == Path("/") else sorted(allowed),
+        allowed=_allow_cpus(place, allowed, permitted, root),
+        permitted=permitted,
         online=online,
         possible=parse_cpus(read_text(root / CPUS / "possible")) or online,
         siblings={cpu: find_siblings(cpu, root) for cpu in online},
@@ -68,6 +69,24 @@ def survey_cpus(place: Place, allowed: Collection[int], root: Path = Path("/")) 
         device_node=_node_of(device),
         irq_cpus=find_irq_cpus(irqs, root),
         interrupts=count_interrupts(irqs, root),
+    )
+
+
+def _allow_cpus(place: Place, allowed: Collection[int], permitted: Collection[int], root: Path) -> list[int]:
+    """Return the CPUs of which hwrx may choose: those that the place names, of its node, else all of the process's.
+
+    :raises UsageError: if the process may run on none of them.
+    """
+    if not place.cpus and place.numa is None:
+        return sorted(allowed)
+    nodes = find_nodes(root) if place.numa is not None else {}
+    named = [cpu for cpu in place.cpus or sorted(allowed) if place.numa in (None, nodes.get(cpu))]
+    if found := [cpu for cpu in named if cpu in permitted]:
+        return found
+    wanted = f"CPUs {show_cpus(place.cpus)}" if place.cpus else f"a CPU of node {place.numa}"
+    raise UsageError(
+        f"the inventory gives this host {wanted}, and an agent there may use {show_cpus(sorted(permitted))}",
+        remedy="set `cpus` and `numa` of the host in the inventory, or leave them out",
     )
 
 
@@ -220,27 +239,34 @@ def choose_cpus(wish: Wish, surveys: Mapping[Role, Survey], setting: Setting) ->
     Raises UsageError if a CPU or node that the user gave is not one that an end may use, TrialError if two ends that
     poll would share a CPU.
     """
+    if wish.cpu != "any":
+        check_wish(wish, surveys)
+    return choose_between(wish, [surveys] * setting.senders, setting.wait)
+
+
+def choose_between(wish: Wish, senders: Sequence[Mapping[Role, Survey]], wait: Wait) -> list[dict[Role, int | None]]:
+    """As `choose_cpus`, of senders that may each be between other machines. What the user gave is the first one's."""
     if wish.cpu == "any":
-        return [dict.fromkeys(ENDS) for _ in range(setting.senders)]
-    check_wish(wish, surveys)
+        return [dict.fromkeys(ENDS) for _ in senders]
     given = dict(zip(ENDS, wish.cpu, strict=False))
-    used: dict[str, Counter[int]] = {survey.boot: Counter() for survey in surveys.values()}
+    surveys = [survey for ends in senders for survey in ends.values()]
+    used: dict[str, Counter[int]] = {survey.boot: Counter() for survey in surveys}
     for role, cpu in given.items():
-        used[surveys[role].boot][cpu] += 1
-    busy = {boot: _irq_load(boot, surveys.values()) for boot in used}
+        used[senders[0][role].boot][cpu] += 1
+    busy = {boot: _irq_load(boot, surveys) for boot in used}
     chosen: list[dict[Role, int | None]] = []
-    for sender in range(setting.senders):
+    for sender, between in enumerate(senders):
         ends: dict[Role, int | None] = {}
         for role in ENDS:
-            survey = surveys[role]
+            survey = between[role]
             if sender == 0 and role in given:
                 ends[role] = given[role]
                 continue
             ends[role] = cpu = _best_cpu(wish, survey, used[survey.boot], busy[survey.boot])
             used[survey.boot][cpu] += 1
         chosen.append(ends)
-    if setting.wait in POLLING:
-        _refuse_sharing(setting, used)
+    if wait in POLLING:
+        _refuse_sharing(wait, used)
     return chosen
 
 
@@ -312,12 +338,12 @@ def _best_cpu(wish: Wish, survey: Survey, used: Counter[int], load: Mapping[int,
     return min(candidates, key=cost)
 
 
-def _refuse_sharing(setting: Setting, used: Mapping[str, Counter[int]]) -> None:
+def _refuse_sharing(wait: Wait, used: Mapping[str, Counter[int]]) -> None:
     for counts in used.values():
         for cpu, ends in sorted(counts.items()):
             if ends > 1:
                 raise TrialError(
-                    f"{ends} ends that wait by {setting.wait} share CPU {cpu}: each would measure how long the "
+                    f"{ends} ends that wait by {wait} share CPU {cpu}: each would measure how long the "
                     "scheduler leaves it to the other",
                     remedy="wait by event, or let the ends have CPUs of their own: --cpu CLIENT,SERVER, fewer senders",
                 )

@@ -16,7 +16,7 @@ import msgspec
 from hwrx import stages
 from hwrx.control.messages import Pattern, Setting
 from hwrx.errors import HwrxError, UsageError
-from hwrx.paths import families
+from hwrx.paths import families, napi
 from hwrx.paths.model import BY_PATTERN, NEEDS, Path
 from hwrx.stages import Stage
 
@@ -30,7 +30,9 @@ DEFAULTS: dict[str, Any] = {
 MOST_BATCH = 256  # cython_ext.core.trial.MOST
 # What is done to a path, or beside it, and not how it is set up: where a path cannot have it, it cannot be compared
 # with one that can.
-CONDITIONS = ("netem", "hook", "crowd", "crowd_on", "senders")
+CONDITIONS = (
+    "netem", "hook", "crowd", "crowd_on", "senders", "threaded_napi", "napi_defer_hard_irqs", "gro_flush_timeout"
+)  # fmt: skip
 
 
 def _registered() -> dict[str, tuple[Path, ModuleType]]:
@@ -117,6 +119,15 @@ def check_setting(setting: Setting) -> None:
         )
     if setting.senders > 1 and setting.pattern == "paced":
         raise UsageError("an open loop has one sender", remedy="pingpong or stream, or senders = 1")
+    if setting.connections > 1:
+        _check_connections(setting)
+    if napi.asked_of_napi(setting) and not reads_field(setting.path, setting.pattern, "threaded_napi"):
+        raise UsageError(
+            f"threaded_napi, napi_defer_hard_irqs and gro_flush_timeout say how the kernel polls a device, which"
+            f" {setting.path} does not leave to it",
+            remedy="leave them out, or choose packet-ring, xdp, a socket path or a verbs path",
+        )
+    napi.check_napi(setting)
     if setting.batch > MOST_BATCH:
         raise UsageError(
             f"one call takes or sends at most {MOST_BATCH} messages, not {setting.batch}", remedy="a smaller batch"
@@ -125,6 +136,21 @@ def check_setting(setting: Setting) -> None:
         if getattr(setting, field) != default and not reads_field(setting.path, setting.pattern, field):
             raise refuse_unread(setting.path, setting.pattern, field)
     _REGISTERED[setting.path][1].check_setting(setting)
+
+
+def _check_connections(setting: Setting) -> None:
+    """UsageError for what is about a single connection; `connections` itself is refused where it is not read."""
+    if setting.senders > 1:
+        raise UsageError(
+            "several senders have a connection each, several connections have one sender",
+            remedy="senders = 1, or connections = 1",
+        )
+    for field in ("window", "signal_every", "receives", "completions", "rest", "settle"):
+        if getattr(setting, field) != DEFAULTS[field] and reads_field(setting.path, setting.pattern, field):
+            raise UsageError(
+                f"{field} is of a single connection: each of several has one message under way",
+                remedy=f"leave {field} out, or connections = 1",
+            )
 
 
 def open_endpoint(prepare: Prepare) -> Transport:

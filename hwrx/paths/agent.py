@@ -17,16 +17,18 @@ import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
 from cython_ext.core.trial import Trial
 from cython_ext.loops import loop
+from cython_ext.loops.many import run_connections
 from hwrx import paths
 from hwrx.control.messages import (
     MOST_WAITING,
     Array,
+    ByConnection,
     Chunk,
     Connect,
     CountEnd,
@@ -65,7 +67,7 @@ from hwrx.errors import HwrxError, PeerError
 from hwrx.host.interruption import ENDING
 from hwrx.host.shortage import shortage_remedy
 from hwrx.machine import placement, scheduling
-from hwrx.paths import arrivals, cputime
+from hwrx.paths import arrivals, cputime, napi
 from hwrx.version import __version__
 from hwrx.wires import impair
 
@@ -94,6 +96,8 @@ class Agent:
         self._name: str | None = None  # of this thread, while the programs that count know it by another
         self._started_on = os.sched_getaffinity(0)
         self._switched_off: list[str] = []  # features of the scheduler, until the trial is released
+        self._device = contextlib.ExitStack()  # undoes what was switched at our device, until the trial is released
+        self._polled: dict[str, int] = {}  # how it is polled, if the trial asks for that
         self._spoiled = True  # whether netem may be on our link: an agent before us may have been killed
         self._waits = threading.Event()  # set while the main thread waits for the other end, or runs a loop
         self._abandoned = threading.Event()
@@ -140,7 +144,7 @@ class Agent:
                 return Chunk(first=message.first, data=values.astype("<i8", copy=False).tobytes())
             case Inspect():
                 endpoint = self._need_endpoint()
-                return Prepared(remote={}, chosen={**endpoint.chosen(), **_buffers(endpoint)})
+                return Prepared(remote={}, chosen={**self._chosen(endpoint), **_buffers(endpoint)})
             case Release():
                 self.close()
                 return Released()
@@ -148,7 +152,15 @@ class Agent:
                 # not needed by the trials themselves, and slow to import in a guest
                 from hwrx.machine import description
 
-                return Described(machine=description.describe_machine())
+                if not message.noise:
+                    return Described(machine=description.describe_machine())
+                from hwrx.machine import timekeeping, tune  # as above
+
+                return Described(
+                    machine=description.describe_machine(),
+                    noise=[str(finding) for finding in tune.find_noise()],
+                    timekeeping=timekeeping.describe_timekeeping(),
+                )
             case TraceOpen() | TraceBegin() | TraceEnd() | FetchEvents() | TraceClose():
                 if self._tracer is None:
                     from hwrx.probes.service import Service  # an endpoint has no use for it
@@ -177,6 +189,7 @@ class Agent:
             self._spoiled = False
         if prepare.counted:
             self._name = cputime.rename_thread(cputime.COUNTED_NAMES[prepare.role])
+        self._polled = napi.switch_napi(prepare, self._device)
         self._endpoint = paths.open_endpoint(prepare)
         setting = prepare.setting
         sends_on_time = setting.pattern == "paced" and prepare.role == "client"
@@ -194,20 +207,31 @@ class Agent:
             patience_ns=round(setting.patience * 1e9),
             stamped=prepare.stamped or prepare.stamps,
         )
+        if setting.connections > 1:
+            self._endpoint.connections.begin(setting.warmup, setting.messages, setting.total)
         if prepare.stamps:
             self._endpoint.stamp_stages(setting.warmup, setting.messages)
         self._prepare = prepare
-        return Prepared(remote=self._endpoint.describe(), chosen=self._endpoint.chosen())
+        return Prepared(remote=self._endpoint.describe(), chosen=self._chosen(self._endpoint))
 
     def _array(self, name: Array) -> npt.NDArray[np.int64]:
         if name in ("intended", "posted", "delivered"):
             times: npt.NDArray[np.int64] = getattr(self._trial, name)
             return times
+        if name in get_args(ByConnection):
+            connections = getattr(self._endpoint, "connections", None)
+            if connections is None:
+                raise PeerError(f"{name} was asked for, and this endpoint has a single connection")
+            of_connections: npt.NDArray[np.int64] = getattr(connections, name)
+            return of_connections
         stamps = getattr(self._endpoint, "stamps", None)
         if stamps is None:
             raise PeerError(f"{name} was asked for, which this endpoint does not stamp")
         stamped: npt.NDArray[np.int64] = getattr(stamps, name)
         return stamped
+
+    def _chosen(self, endpoint: Transport) -> dict[str, object]:
+        return {**endpoint.chosen(), **({"napi": self._polled} if self._polled else {})}
 
     def _need_endpoint(self) -> Transport:
         if self._endpoint is None:
@@ -226,14 +250,17 @@ class Agent:
                 self._counters.begin(prepare.counted)
             setting = prepare.setting
             with self._waiting():
-                status = loop.run(trial, endpoint, setting.pattern, prepare.role, setting.rest, setting.settle)
+                if setting.connections > 1:
+                    status = run_connections(trial, endpoint, self._endpoint.connections, prepare.role)
+                else:
+                    status = loop.run(trial, endpoint, setting.pattern, prepare.role, setting.rest, setting.settle)
         done = Done(
             tally={**endpoint.counts(), **trial.counts()},  # what is said of messages wins
             ended=loop.ENDED.get(status, "error"),
             resent=endpoint.resent() - before,
             cpu=cputime.time_used(trial.meter, prepare.alone, prepare.setting.rest if prepare.role == "client" else 0),
             resident=peak_resident(),
-            chosen=endpoint.chosen(),
+            chosen=self._chosen(endpoint),
             placed=placement.observe_placement(prepare.here),
             boot=Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip(),
             between=trial.meter.times,
@@ -265,6 +292,8 @@ class Agent:
 
     def _mend(self) -> None:
         """Give the machine back what the trial has changed on it, but for what the endpoint holds."""
+        self._device.close()
+        self._polled = {}
         scheduling.switch_features_on(self._switched_off)
         self._switched_off = []
         prepare = self._prepare

@@ -215,6 +215,8 @@ def _machine(
         reason = "others use this machine, too; measure in a guest"
     elif setting.senders > 1:
         reason = "several senders are measured from different messages on"
+    elif setting.connections > 1:
+        reason = "messages of other connections are under way where the measured ones begin and end"
     else:
         found["worker"] = _scaled(end["worker"], end, setting)
         found["housekeeping"] = _scaled(end["housekeeping"], end, setting)

@@ -19,6 +19,7 @@ from msgspec import Struct
 from hwrx import stages
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools
+from hwrx.host.own_sysfs import in_own_sysfs, own_sysfs_command
 from hwrx.host.undo import Undo
 from hwrx.probes import cgroups
 
@@ -82,21 +83,8 @@ def _xdp(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
 def _rps(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:
     file = f"class/net/{netdev}/queues/rx-0/rps_cpus"
     before = in_own_sysfs(f"cat {file}").strip()
-    _planned(stack, f"RPS of {netdev}", *_own_sysfs_command(f"echo {before} > {file}"))
+    _planned(stack, f"RPS of {netdev}", *own_sysfs_command(f"echo {before} > {file}"))
     in_own_sysfs(f"echo {sum(1 << cpu for cpu in os.sched_getaffinity(0)):x} > {file}")
-
-
-def in_own_sysfs(command: str) -> str:
-    """Run a shell command in a sysfs that shows this network namespace's devices, as its working directory.
-
-    The one on /sys may show those of another namespace, and a device of the same name among them. The mount is the
-    shell's own and goes with it.
-    """
-    return tools.run_tool(*_own_sysfs_command(command))
-
-
-def _own_sysfs_command(command: str) -> tuple[str, ...]:
-    return ("unshare", "--mount", "sh", "-c", f"mount -t sysfs sysfs /mnt && cd /mnt && {command}")
 
 
 def _gro(sock: socket.socket, netdev: str, stack: contextlib.ExitStack) -> None:

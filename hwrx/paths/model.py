@@ -18,6 +18,9 @@ BY_PATTERN: dict[Pattern, frozenset[str]] = {
     "paced": frozenset({"batch", "rate", "arrivals"}),
 }
 WINDOW = frozenset({"window"})
+CONNECTIONS = frozenset({"connections"})
+# how the kernel polls the device that a path's packets come in by
+POLLED = frozenset({"threaded_napi", "napi_defer_hard_irqs", "gro_flush_timeout"})
 
 Dashes = Literal["-"] | tuple[int, tuple[float, ...]]  # a line as Matplotlib draws it: solid, or offset and lengths
 

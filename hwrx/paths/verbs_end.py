@@ -6,12 +6,13 @@ import contextlib
 import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypedDict, TypeVar
+from typing import Annotated, Any, NotRequired, Protocol, TypedDict, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from hwrx.control.messages import Place
+from hwrx.control.queue_pair import MOST_CONNECTIONS
 from hwrx.errors import MachineError, PathError, PeerError, UsageError
 
 Number24 = Annotated[int, Meta(ge=0, lt=1 << 24)]
@@ -64,6 +65,8 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     rkey: Number32 = 0
     slots: Annotated[int, Meta(ge=0)] = 0
     stride: Annotated[int, Meta(ge=0)] = 0
+    # of many connections, the others': queue pair and first packet sequence number
+    more: Annotated[list[tuple[Number24, Number24]], Meta(max_length=MOST_CONNECTIONS - 1)] = []
 
 
 class OwnEnd(TypedDict):
@@ -78,6 +81,7 @@ class OwnEnd(TypedDict):
     rkey: int
     slots: int
     stride: int
+    more: NotRequired[list[tuple[int, int]]]
 
 
 def parse_end(remote: dict[str, Any]) -> End:
@@ -123,11 +127,32 @@ def _rank(gid: GidEntry, wanted: str) -> tuple[int, int]:
     return order, gid.number
 
 
-def choose_gid(gids: Sequence[Entry], *, where: str, ethernet: bool, index: int | None, address: str) -> Entry:
+def gid_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Return the network that a setting's `gid` names: an address alone is a network of one.
+
+    :raises UsageError: if it is not an address or a network
+    """
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise UsageError(f"gid: '{text}': {error}", remedy="an address, or a network such as 192.0.2.0/24") from None
+
+
+def _within(gid: GidEntry, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    address = ipaddress.ip_address(gid_text(gid.raw))
+    return address.version == network.version and address in network
+
+
+def choose_gid(
+    gids: Sequence[Entry], *, where: str, ethernet: bool, index: int | None, address: str, network: str | None = None
+) -> Entry:
     """Choose the port's GID: `index` where the user says so; else RoCE v2 (IB on InfiniBand).
 
     Routable comes before link-local: first the one that is `address`, then IPv4, then global IPv6. `where` names device
-    and port.
+    and port. Of a `network` only GIDs within it are chosen from.
+
+    :raises UsageError: if the table has no such entry, and says what it has
+    :raises MachineError: if it has none of the right type
     """
     table = ", ".join(f"{gid.number}: {gid_text(gid.raw)} ({gid.type})" for gid in gids) or "empty"
     if index is not None:
@@ -142,6 +167,14 @@ def choose_gid(gids: Sequence[Entry], *, where: str, ethernet: bool, index: int 
             f"{where} has no GID of type {kind}; its table is {table}",
             remedy="give its netdev an address ('ip addr add ADDRESS/24 dev NETDEV') and bring it up",
         )
+    if network is not None:
+        within = gid_network(network)
+        fitting = [gid for gid in fitting if _within(gid, within)]
+        if not fitting:
+            raise UsageError(
+                f"{where} has no GID of type {kind} that is {network}, or lies within it; its table is {table}",
+                remedy="another address or network, or leave --gid out",
+            )
     return min(fitting, key=lambda gid: _rank(gid, address))
 
 

@@ -91,9 +91,15 @@ def open_port(prepare: Prepare, device: str) -> ChosenPort:
                 f"{where} carries messages of up to {port.max_message} bytes, not {setting.size}",
                 remedy="a smaller --size",
             )
+        if setting.pkey_index >= port.pkeys:
+            raise UsageError(
+                f"{where} has {port.pkeys} partition keys, entry {setting.pkey_index} is asked for",
+                remedy=f"--pkey-index {port.pkeys - 1} or less; they are in"
+                f" /sys/class/infiniband/{device}/ports/{port.number}/pkeys",
+            )
         gid = choose_gid(
             context.gids(port.number), where=where, ethernet=port.ethernet, index=setting.gid_index,
-            address=prepare.here.address,
+            address=prepare.here.address, network=setting.gid,
         )  # fmt: skip
         return ChosenPort(context, port, gid, choose_mtu(port.mtu, setting.mtu, where))
     except BaseException:

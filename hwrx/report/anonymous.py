@@ -29,6 +29,7 @@ from hwrx.report.hostnames import (
     ORDINARY,
     OWN_NETWORKS,
     find_roles,
+    host_labels,
     own_home,
     own_user,
 )
@@ -109,6 +110,8 @@ def clean_experiment(experiment: Experiment, names: Names) -> Experiment:
         name=names.clean_text(experiment.name),
         question=names.clean_text(experiment.question),
         kernel=kernel,
+        clients=tuple(map(names.clean_text, experiment.clients)),
+        servers=tuple(map(names.clean_text, experiment.servers)),
     )
 
 
@@ -147,6 +150,11 @@ def _git_config(key: str) -> str:
     return asked.stdout.strip()
 
 
+def _as_pattern(word: str) -> str:
+    """Return what finds a word alone. One that ends in "[" begins a set of hosts, whose numbers follow."""
+    return re.escape(word) if word.endswith("[") else rf"{re.escape(word)}(?!\w)"
+
+
 class Names:
     """Takes names out of texts: words that are known to name somebody, with all else that has the form of a name.
 
@@ -157,16 +165,17 @@ class Names:
     def __init__(self, words: Mapping[str, str], *, everything: bool) -> None:
         self.everything = everything
         # what is in another word comes after it: a host's short name after its long one
-        known = sorted(map(re.escape, words), key=len, reverse=True)
+        known = sorted(map(_as_pattern, words), key=len, reverse=True)
         # a host is written as it is; of people and places no letter may tell
         flags = re.IGNORECASE if everything else re.NOFLAG
         self._words = {word.lower() if everything else word: instead for word, instead in words.items()}
-        self._names = re.compile(rf"(?<!\w)(?:{'|'.join(known)})(?!\w)", flags) if known else None
+        self._names = re.compile(rf"(?<!\w)(?:{'|'.join(known)})", flags) if known else None
 
     @classmethod
     def of_everything(cls, manifest: Mapping[str, object]) -> Names:
         """Return the names of people, hosts and places in a run with this manifest, and of whoever packs it."""
-        return cls(dict.fromkeys(names_in(manifest), NOBODY), everything=True)
+        # hosts of many keep numbers, or nothing that is said of their flows could be told apart
+        return cls({**dict.fromkeys(names_in(manifest), NOBODY), **host_labels(manifest)}, everything=True)
 
     @classmethod
     def of_hosts(cls, manifest: Mapping[str, object]) -> Names:

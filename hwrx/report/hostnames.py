@@ -76,6 +76,9 @@ def find_roles(manifest: Mapping[str, object]) -> dict[str, str]:
         names = dict.fromkeys(_names_of_peer(spec), "server")
         remote |= bool(names)
         found |= names
+    labels = host_labels(manifest)
+    remote |= bool(labels)
+    found |= labels
     for role, key in (("server", "peer_address"), ("client", "address")):
         found |= {form: role for text in words[key] for form in _forms_of(text)}
     ours = "client" if remote else "here"
@@ -89,6 +92,40 @@ def find_roles(manifest: Mapping[str, object]) -> dict[str, str]:
     return {
         name: role for name, role in found.items() if len(name) > 1 and name.lower() not in ORDINARY | _TELLING_NOTHING
     }
+
+
+def host_labels(manifest: Mapping[str, object]) -> dict[str, str]:
+    """Return the words that name hosts of the inventory, each with its role, or with a number of its own.
+
+    `node7` of many becomes `host7`, and in a set `node[` becomes `host[`: what is said of flows can be read as before.
+    """
+    asked = manifest.get("asked")
+    if not isinstance(asked, dict):
+        return {}
+    found: dict[str, str] = {}
+    stems: dict[str, str] = {}
+    for role in ("client", "server"):
+        found |= _words_of_host(asked.get(role), role)
+    hosts = asked.get("hosts")
+    for host in hosts if isinstance(hosts, list) else []:
+        name = str(host.get("name", "")) if isinstance(host, dict) else ""
+        stem = name.rstrip("0123456789")
+        if len(stem) > 1 and name.lower() not in ORDINARY | _TELLING_NOTHING:
+            label = stems.setdefault(stem, "host" if not stems else f"host{chr(ord('a') + len(stems) % 26)}")
+            found |= {**_words_of_host(host, label + name.removeprefix(stem)), f"{stem}[": f"{label}["}
+        else:  # a name such as h7 tells nothing
+            found |= {word: name for word in _words_of_host(host, name) if word != name}
+    return found
+
+
+def _words_of_host(host: object, label: str) -> dict[str, str]:
+    """Return the words by which a host of the inventory can be known."""
+    if not isinstance(host, dict):
+        return {}
+    words = [str(host.get("name", "")), *_names_of_peer(str(host.get("reach", "")))]
+    if host.get("address"):
+        words += _forms_of(str(host["address"]))
+    return dict.fromkeys(filter(None, words), label)
 
 
 def _options_of(manifest: Mapping[str, object]) -> dict[str, list[str]]:

@@ -201,8 +201,8 @@ def swept_words(key: str, value: object) -> str:
     """A swept field's value where it stands alone: "8 senders", "loss 1%", "window 64"; empty where nothing is set."""
     if value is None or value == "":
         return ""
-    if key == "senders":
-        return f"{value} sender{'s' * (value != 1)}"
+    if key in ("senders", "connections"):
+        return f"{value} {key[:-1]}{'s' * (value != 1)}"
     if key == "copies_priced":
         return f"copies by the {value}"
     return str(value) if isinstance(value, str) else f"{key} {value}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pathlib
 from collections.abc import Mapping
+from typing import overload
 
 import pyarrow as pa
 
@@ -58,8 +59,16 @@ class PublishedRun(ReportedRun):
         """See Run."""
         return self.names.clean_table(super().trials)
 
-    def table(self, name: str) -> pa.Table | None:
-        """See Run."""
+    @overload
+    def table(self) -> str: ...
+
+    @overload
+    def table(self, name: str) -> pa.Table | None: ...
+
+    def table(self, name: str | None = None) -> pa.Table | str | None:
+        """See ReportedRun."""
+        if name is None:
+            return super().table()
         found = super().table(name)
         return None if found is None else self.names.clean_table(found)
 

@@ -201,7 +201,8 @@ def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
             states = stats.find_states(ns, exact=False)
     found = stats.digest_samples(ns)
     if pattern == "pingpong" and found.mean > 0:
-        rate = 1e9 / found.mean * (trial.get("senders") or 1)
+        many = trial.get("flow_count") or trial.get("senders") or 1
+        rate = 1e9 / found.mean * many * (trial.get("connections") or 1)
     return Taken(
         repeat=int(trial["repeat"]),
         trial=trial["trial"],

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from hwrx.host import strict_json
-from hwrx.report import actors, anatomies, captions, ledgers, numbers, waterfall
+from hwrx.report import actors, anatomies, captions, connections, flows, ledgers, numbers, waterfall
 from hwrx.report.cells import Cell, Kind, Table, column_heads, estimate_cell, grouped_digits, ratio_cell
 from hwrx.report.model import Row, Summary, name_of
 from hwrx.report.numbers import SATURATED, WITHHELD, size_words, value_text
@@ -29,6 +29,7 @@ def report_tables(summary: Summary) -> list[Table]:
         found.append(_paced(summary))
     if summary.costs:
         found.append(_costs(summary))
+    found += flows.flow_tables(summary) + connections.connection_tables(summary)
     found += actors.actor_tables(summary)
     found.append(_quality(summary))
     found += waterfall.waterfall_tables(summary) + ledgers.ledger_tables(summary)
@@ -192,6 +193,7 @@ def to_json(summary: Summary) -> str:
             for cost in summary.costs
         ],
         "skipped": [{"label": label, "reason": reason} for label, reason in summary.skipped],
+        "flows": msgspec.to_builtins(flows.flow_rows(summary)),
         "rows": [
             {
                 **{key: value for key, value in _record(row, summary).items() if key != "measured_on"},

@@ -13,7 +13,7 @@ from hwrx import paths, stats
 from hwrx.errors import TrialError
 from hwrx.paths import arrivals
 from hwrx.runs import experiment as experiments
-from hwrx.runs import planning, schedule
+from hwrx.runs import fleet, planning
 
 if TYPE_CHECKING:
     from hwrx.control.messages import Setting
@@ -44,7 +44,7 @@ def calibrate_plan(
     if not settings:
         return layout
     found: dict[str, float] = {}
-    with schedule.Pair(testbed, experiments.wish_of(layout.experiment)) as pair:
+    with fleet.open_agents(testbed, experiments.wish_of(layout.experiment)) as pair:
 
         def measure(setting: Setting) -> Measured:
             return pair.measure(0, setting)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from hwrx.errors import UsageError
+from hwrx.runs import traffic
 from hwrx.wires import topology
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ def estimate_run(layout: Plan) -> Estimate:
             each = max(each / 2, 1 / setting.rate)
         else:
             each /= 2
-        seconds += (guess.trial + messages * each) * setting.senders
-        samples += setting.messages * setting.senders
+        connections = traffic.count_connections(setting)
+        seconds += (guess.trial + messages * each) * connections
+        samples += setting.messages * connections
     return Estimate(
         trials=len(layout.trials),
         samples=samples,

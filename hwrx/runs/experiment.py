@@ -21,11 +21,12 @@ from msgspec import Meta, Struct
 from hwrx import paths as delivery
 from hwrx.control.guest_boot import BOOT_FIELDS
 from hwrx.control.messages import Clock, MessageSize, Pattern, Rate, Seed, Wait
+from hwrx.control.nodes import Traffic
 from hwrx.errors import UsageError
 from hwrx.host import toml_text
 from hwrx.host.outside import clean_name
 from hwrx.machine.placement import Wish
-from hwrx.runs import checked
+from hwrx.runs import checked, traffic
 from hwrx.runs.overrides import (
     LISTED,
     SETTING_FIELDS,
@@ -52,6 +53,10 @@ Kernel = Annotated[
 Name = Annotated[
     str,
     Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="1 to 64 letters, digits, '.', '_', '-'; no blank"),
+]
+
+Nodes = Annotated[
+    str, Meta(min_length=1, max_length=10_000, description="a host of the inventory, or a set: node[1-8]")
 ]
 
 COUNTED = ("copies_priced", "rest", "settle")  # of a setting: about counted instructions
@@ -82,6 +87,10 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # CPU of the client and of the server: see hwrx.machine.placement, which chooses those that are not given
     cpu: Annotated[tuple[Annotated[int, Meta(ge=0, le=8191)], ...], Meta(max_length=2)] | Literal["any"] = ()
     numa: Annotated[int, Meta(ge=0, le=1023)] | None = None  # node from which hwrx takes CPUs
+    # topology hosts: hosts of the inventory that send, those that receive, and which to which (hwrx.control.nodes)
+    clients: Annotated[tuple[Nodes, ...], Meta(max_length=1000)] = ()
+    servers: Annotated[tuple[Nodes, ...], Meta(max_length=1000)] = ()  # (): the clients themselves
+    traffic: Traffic = "incast"
     paths: Annotated[tuple[str, ...], Meta(min_length=1)]
     sizes: Annotated[tuple[MessageSize, ...], Meta(min_length=1, max_length=1000)] = (64,)
     patterns: Annotated[tuple[Pattern, ...], Meta(min_length=1)] = ("pingpong",)
@@ -182,6 +191,22 @@ def override_experiment(experiment: Experiment, *, source: str = "the options", 
     if setting:
         content = {**_without(content, setting), "setting": {**experiment.setting, **setting}}
     return build_experiment(content, source=source)
+
+
+def described_experiment(file: pathlib.Path | None, options: dict[str, Any]) -> Experiment:
+    """Return the experiment of a file with options put over it, or the one that the options alone describe."""
+    options, swept = split_axes(options)
+    if file is None:
+        return from_options(**{**options, "sweep": {**(options.get("sweep") or {}), **swept} or None})
+    found = override_experiment(load_experiment(file), **options)
+    return override_experiment(found, sweep={**found.sweep, **swept}) if swept else found
+
+
+def split_axes(options: Overrides) -> tuple[Overrides, dict[str, list[str] | list[int]]]:
+    """Return options with single values of the machine's axes, and apart from them the axes of several."""
+    given = {name: options[name] for name in BOOT_FIELDS if options.get(name) is not None}
+    swept = {name: values for name, values in given.items() if len(values) > 1}
+    return {**options, **{name: None if name in swept else values[0] for name, values in given.items()}}, swept
 
 
 def without_counting(experiment: Experiment) -> Experiment:
@@ -300,6 +325,7 @@ def _header(text: str) -> str:
 def _check_together(source: str, experiment: Experiment) -> None:
     """What is right alone and not beside something else."""
     given = given_fields(experiment)
+    traffic.check_traffic(source, experiment, given)
     if experiment.load and "rate" in given:
         raise UsageError(f"{source}: load: it sets the rate of each trial, so that 'rate' cannot be given beside it")
     if experiment.load and "paced" not in experiment.patterns:
@@ -335,5 +361,10 @@ def _check_together(source: str, experiment: Experiment) -> None:
         raise UsageError(
             f"{source}: anatomy: it takes ping-pongs apart, message by message", remedy='patterns = ["pingpong"]'
         )
+    for key in ("anatomy", "trace"):
+        if getattr(experiment, key) and "connections" in given:
+            raise UsageError(
+                f"{source}: {key}: it follows the messages of one connection", remedy="leave 'connections' out"
+            )
     if experiment.trace and "senders" in given:
         raise UsageError(f"{source}: trace: it follows the messages of one sender", remedy="leave 'senders' out")

@@ -15,7 +15,7 @@ from hwrx.control.guest_boot import Boot
 from hwrx.control.messages import Pattern, Setting
 from hwrx.errors import UsageError
 from hwrx.machine.placement import POLLING
-from hwrx.runs import streams
+from hwrx.runs import streams, traffic
 from hwrx.runs.experiment import OWN_LISTS, Experiment, with_seed
 from hwrx.runs.overrides import (
     Overrides,
@@ -49,6 +49,7 @@ def plan_run(experiment: Experiment, check: Callable[[Setting], None] = delivery
     _check_read(experiment)
     able: list[Setting] = []
     skipped: list[Skipped] = []
+    remedies: dict[str, None] = {}
     for number, setting in enumerate(_settings(experiment)):
         if number * experiment.repeats >= MOST_TRIALS:
             raise UsageError(
@@ -60,11 +61,15 @@ def plan_run(experiment: Experiment, check: Callable[[Setting], None] = delivery
             _check_cpus(setting, experiment)
         except UsageError as error:
             skipped.append(Skipped(label=label_of(setting, experiment), reason=error.args[0]))
+            remedies[error.remedy] = None
         else:
             able.append(setting)
     if not able:
         reasons = "; ".join(f"{skip.label}: {skip.reason}" for skip in skipped)
-        raise UsageError(f"experiment '{experiment.name}' has no trial that its paths can do: {reasons}")
+        raise UsageError(
+            f"experiment '{experiment.name}' has no trial that its paths can do: {reasons}",
+            remedy="; or ".join(filter(None, remedies)),
+        )
     order = _order(experiment, able, experiment.repeats)
     return Plan(experiment=experiment, settings=able, trials=order, skipped=skipped)
 
@@ -106,10 +111,11 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
     """Every combination once, in the file's order."""
     seen: set[Setting] = set()
     names = list(experiment.sweep)
+    flows = traffic.flows_of(experiment)
     for path, pattern, size, wait in _combinations(experiment):
         own = experiment.path.get(path, {})
         shares: tuple[float | None, ...] = experiment.load if pattern == "paced" and experiment.load else (None,)
-        for share, *values in itertools.product(shares, *experiment.sweep.values()):
+        for who, share, *values in itertools.product(flows, shares, *experiment.sweep.values()):
             common = {
                 **_defaults(experiment),
                 **experiment.setting,
@@ -117,6 +123,7 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
                 **experiment.size.get(str(size), {}),
                 **experiment.pattern.get(pattern, {}).get(str(size), {}),
                 **dict(zip(names, values, strict=True)),
+                **({"flows": who} if who else {}),
             }
             fields = {
                 **(
@@ -219,6 +226,8 @@ def label_of(setting: Setting, experiment: Experiment) -> str:
         for name in experiment.sweep
         if _concerns(setting.path, setting.pattern, name)
     ]
+    if experiment.clients:
+        swept.insert(0, setting.flows)
     if experiment.load and setting.pattern == "paced":
         swept.insert(0, f"rate={setting.rate:.0f}")
     return " ".join([setting.path, f"{setting.size} B", setting.pattern, setting.wait, *swept])

@@ -7,26 +7,24 @@ falls silent ends the run: what was measured before stays, marked partial, and t
 from __future__ import annotations
 
 import contextlib
+import functools
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from hwrx import paths
 from hwrx.control import endings
 from hwrx.control.endings import ENDS, LeftAloneError, ending_words
 from hwrx.control.messages import (
-    SAMPLES_A_CHUNK,
-    Array,
-    Chunk,
     Connect,
     Done,
-    Fetch,
     LookAround,
-    Placed,
+    Place,
     Prepare,
     Prepared,
     Ready,
@@ -44,12 +42,22 @@ from hwrx.machine import placement
 from hwrx.machine.placement import OWN_CPUS, Wish
 from hwrx.paths import cputime
 from hwrx.runs.beds import Testbed
+from hwrx.runs.by_connection import ByConnection
+from hwrx.runs.collecting import (
+    Int64s,
+    Times,
+    fetch_connections,
+    fetch_times,
+    join_ends,
+    join_times,
+    merge_tallies,
+    placed_of,
+    steady_part,
+)
 
 if TYPE_CHECKING:
     from hwrx.runs.store import Writer
     from hwrx.runs.trials import Trial
-
-Int64s = npt.NDArray[np.int64]
 
 
 class Measured(Struct, frozen=True):
@@ -68,6 +76,16 @@ class Measured(Struct, frozen=True):
     late: npt.NDArray[np.bool_] | None = None  # answers that came after the client's patience; None of a stream
     steady: tuple[int, int] | None = None  # stream: ns from the first recorded delivery between which its rate is taken
     offered: tuple[int, int] | None = None  # paced: messages that were sent, and ns from the first to the last of them
+    by_connection: ByConnection | None = None  # of several
+    between: dict[str, Any] = {}  # hosts: what became of each flow, and how together they began: see hwrx.runs.fleet
+    lost: list[str] = []  # hosts: the ends that died while the others went on, and why
+
+
+class Link(Struct, frozen=True, eq=False):
+    """One sender of a trial: its two agents, and where each lives."""
+
+    peers: dict[Role, Peer]
+    places: dict[Role, Place]
 
 
 class Pair:
@@ -88,7 +106,10 @@ class Pair:
         """The agents of the first sender, of most trials the only one."""
         return self._pairs[0]
 
-    def __enter__(self) -> Pair:
+    def heed(self, tell: Callable[[str], None]) -> None:
+        """Have `tell` called with words as soon as an end is lost without which the trial goes on: of many hosts."""
+
+    def __enter__(self) -> Self:
         try:
             self._begin()
         except BaseException:
@@ -99,7 +120,7 @@ class Pair:
     def __exit__(self, *exc: object) -> None:
         if exc[0] is not None:
             # an agent in the middle of a loop does not hear Quit, but the end of its pipe
-            for peer in self._everybody(len(self._pairs)):
+            for peer in self._everybody():
                 peer.hang_up()
         self._stack.close()
 
@@ -128,8 +149,8 @@ class Pair:
                 more[role] = self._stack.enter_context(self._testbed.start(role))
             self._pairs.append(more)
 
-    def _everybody(self, senders: int) -> list[Peer]:
-        return [peer for peers in self._pairs[:senders] for peer in peers.values()]
+    def _everybody(self) -> list[Peer]:
+        return [peer for peers in self._pairs for peer in peers.values()]
 
     def measure(
         self,
@@ -150,19 +171,19 @@ class Pair:
         `look` is called with both agents while they still have the trial's arrays, `before` when they are connected.
         Of several senders it is called with the first one's. The other names: see Prepare.
         """
-        cpus = placement.choose_cpus(self._wish, self._surveys, setting)
-        self._enlarge(setting.senders)
-        places = self._testbed.places
+        links = self._links(setting)
         prepared: dict[Role, Prepared] = {}
+        began = time.monotonic()
         try:
-            for sender, (peers, cpu) in enumerate(zip(self._pairs, cpus, strict=False)):
+            for sender, link in enumerate(links):
+                peers = link.peers
                 for role, other in ENDS:
                     message = Prepare(
                         trial=number,
                         role=role,
                         setting=setting,
-                        here=msgspec.structs.replace(places[role], cpu=cpu[role]),
-                        there=places[other],
+                        here=link.places[role],
+                        there=link.places[other],
                         repeat=repeat,
                         sender=sender,
                         seed=seed,
@@ -176,28 +197,42 @@ class Pair:
                 for role, other in ENDS[::-1]:
                     peers[role].send(Connect(remote=prepared[other].remote))
                 wait_for_replies(dict.fromkeys(peers.values(), Ready), ANSWER_WITHIN)
-            before(self.peers)
-            for role, _ in ENDS:
-                for peers in self._pairs[: setting.senders]:
-                    peers[role].send(Start())
-            done = self._all_done(setting)
-            measured = self._collect(setting, done)
-            look(self.peers)
+            setup = time.monotonic() - began
+            before(links[0].peers)
+            self._start(links)
+            done = self._all_done(links, setting)
+            measured = self._collect(links, setting, done, setup)
+            look(links[0].peers)
         except PeerError:
             raise  # the run ends, and all agents with it
         except HwrxError:
             # one end could not do its part: all are asked to let go, so that the next trial finds them ready. An
             # interrupt does not come here: nobody waits for loops that may take long
-            self._release(setting.senders)
+            self._release(links)
             raise
-        self._release(setting.senders)
+        self._release(links)
         return measured
 
-    def _all_done(self, setting: Setting) -> dict[Peer, Done]:
+    def _links(self, setting: Setting) -> list[Link]:
+        """Return the two agents of each of the setting's senders, and where they live."""
+        cpus = placement.choose_cpus(self._wish, self._surveys, setting)
+        self._enlarge(setting.senders)
+        places = self._testbed.places
+        return [
+            Link(peers, {role: msgspec.structs.replace(places[role], cpu=cpu[role]) for role, _ in ENDS})
+            for peers, cpu in zip(self._pairs, cpus, strict=False)
+        ]
+
+    def _start(self, links: Sequence[Link]) -> None:
+        for role, _ in ENDS:
+            for link in links:
+                link.peers[role].send(Start())
+
+    def _all_done(self, links: Sequence[Link], setting: Setting) -> dict[Peer, Done]:
         """Wait for all loops to end. One that goes on after its other end has ended is ended with its agent."""
         try:
             look_every = endings.LOOK_SELDOM if self._testbed.alone else endings.LOOK_EVERY
-            return endings.all_done(self._pairs[: setting.senders], setting, look_every)
+            return endings.all_done([link.peers for link in links], setting, look_every)
         except LeftAloneError as left:
             self._replace(left.silent)
             raise
@@ -210,13 +245,14 @@ class Pair:
                 if peers[role] is peer:
                     peers[role] = self._stack.enter_context(self._testbed.start(role))
 
-    def _collect(self, setting: Setting, done: dict[Peer, Done]) -> Measured:
+    def _collect(self, links: Sequence[Link], setting: Setting, done: dict[Peer, Done], setup: float) -> Measured:
         """Fetch what all senders' messages met, in the order of their delivery where there are several."""
         seen_by = cputime.observing_end(setting)
-        pairs = self._pairs[: setting.senders]
-        ends = [_times(setting, peers[seen_by], peers["client"]) for peers in pairs]
+        pairs = [link.peers for link in links]
+        ends = [fetch_times(setting, peers[seen_by], peers["client"]) for peers in pairs]
         stream, paced = setting.pattern == "stream", setting.pattern == "paced"
-        times = _joined(ends) if stream or len(ends) > 1 else ends[0]
+        ends = self._one_clock(ends, pairs, done)
+        times = join_times(ends) if stream or len(ends) > 1 else ends[0]
         client, server = (join_ends([done[peers[role]] for peers in pairs]) for role in ("client", "server"))
         by_actor, missing = cputime.account_time(setting, client, server, self._testbed.alone)
         one_clock = client.boot == server.boot != ""
@@ -231,129 +267,33 @@ class Pair:
             client=client,
             server=server,
             chosen={"client": client.chosen, "server": server.chosen},
-            placement=placement.record_placement(self._wish, self._surveys, [_placed(peers, done) for peers in pairs]),
+            placement=placement.record_placement(
+                self._wish, self._seen(links), [placed_of(peers, done) for peers in pairs]
+            ),
             cpu=by_actor,
             cpu_missing=missing,
+            by_connection=(
+                fetch_connections(setting, links[0].peers, ends[0], setup) if setting.connections > 1 else None
+            ),
         )
 
-    def _release(self, senders: int) -> None:
+    def _one_clock(
+        self, ends: list[Times], pairs: Sequence[Mapping[Role, Peer]], done: Mapping[Peer, Done]
+    ) -> list[Times]:
+        """Return the senders' times as of one clock, which all have that are on one machine."""
+        return ends
+
+    def _seen(self, links: Sequence[Link]) -> Mapping[Role, Survey]:
+        """Return the CPUs that there are at both ends of the first sender."""
+        return self._surveys
+
+    def _release(self, links: Sequence[Link]) -> None:
         """All ends let go. Replies of a trial that was broken off may stand before the one that is waited for."""
-        for peer in self._everybody(senders):
+        peers = [peer for link in links for peer in link.peers.values()]
+        for peer in peers:
             peer.send(Release())
-        for peer in self._everybody(senders):
+        for peer in peers:
             peer.settle(Released, ANSWER_WITHIN)
-
-
-def _placed(peers: Mapping[Role, Peer], done: Mapping[Peer, Done]) -> dict[Role, Placed]:
-    """Return where both ends of a sender ran."""
-    found: dict[Role, Placed] = {}
-    for role, peer in peers.items():
-        placed = done[peer].placed
-        if placed is None:
-            raise PeerError(f"peer {peer.name} does not say which CPU it ran on")
-        found[role] = placed
-    return found
-
-
-class _Times(Struct, frozen=True):
-    """Of the recorded messages that came, in order: number, and ns when each was due, sent, delivered.
-
-    `posted` is when all were sent, those that were lost, too.
-    """
-
-    sequence: npt.NDArray[np.intp]
-    intended: Int64s
-    sent: Int64s
-    delivered: Int64s
-    posted: Int64s
-
-
-def _times(setting: Setting, observer: Peer, client: Peer) -> _Times:
-    """Fetch the times of one sender's messages."""
-    delivered = fetch_array(observer, "delivered", setting.messages)
-    posted = fetch_array(client, "posted", setting.messages)
-    got = np.flatnonzero(delivered)
-    intended = fetch_array(client, "intended", setting.messages) if setting.pattern == "paced" else posted
-    return _Times(got, intended[got], posted[got], delivered[got], posted[posted > 0])
-
-
-def _joined(times: Sequence[_Times]) -> _Times:
-    """Join several senders' messages in the order of their delivery."""
-    joined = [np.concatenate(columns) for columns in zip(*(structs.astuple(one) for one in times), strict=True)]
-    order = np.argsort(joined[3], kind="stable")
-    sequence, intended, sent, delivered = (column[order] for column in joined[:4])
-    return _Times(sequence, intended, sent, delivered, np.sort(joined[4]))
-
-
-def steady_part(delivered: Int64s, posted: Int64s | None) -> tuple[int, int]:
-    """Between which times of a stream its rate may be taken: neither while buffers fill nor while they drain.
-
-    `delivered` and `posted` are ns, ascending; `posted` is None if the ends have two clocks. Buffers hold no more than
-    were ever under way at once: when as many have been delivered, those that follow find them full; and they drain when
-    the last one has been sent. Returned are ns from the first delivery; both 0 if there is no such interval.
-    """
-    if not len(delivered):
-        return 0, 0
-    first, last = int(delivered[0]), int(delivered[-1])
-    if posted is None or not len(posted):
-        return 0, last - first
-    under_way = np.arange(1, len(posted) + 1) - np.searchsorted(delivered, posted)
-    full = int(under_way.max())
-    begin = int(delivered[full]) if full < len(delivered) else last
-    end = min(int(posted[-1]), last)
-    return (begin - first, end - first) if begin < end else (0, 0)
-
-
-def join_ends(done: Sequence[Done]) -> Done:
-    """Several senders' (or their receivers') ends as one: counts and processor time added, the worst of the endings.
-
-    What was chosen, where it ran and when is the first one's.
-    """
-    worst = next((one for one in done if one.ended not in ("complete", "finished")), done[0])
-    boots = {one.boot for one in done}
-    return Done(
-        tally=add_counts([one.tally for one in done]),
-        ended=worst.ended,
-        error=worst.error,
-        resent=sum(one.resent for one in done),
-        cpu=cputime.add_ends([one.cpu for one in done]),
-        resident=max(one.resident for one in done),
-        chosen=done[0].chosen,
-        boot=boots.pop() if len(boots) == 1 else "",
-        placed=done[0].placed,
-        between=done[0].between,
-    )
-
-
-def add_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """Add what several ends counted, name by name; an end counts only what it met, so that not each has every name."""
-    names = dict.fromkeys(name for one in counts for name in one)
-    return {name: sum(one.get(name, 0) for one in counts) for name in names}
-
-
-def fetch_array(peer: Peer, array: Array, count: int) -> Int64s:
-    """Fetch a whole array of the trial that the peer has just run, a bounded chunk at a time."""
-    values = np.empty(count, dtype=np.int64)
-    for first in range(0, count, SAMPLES_A_CHUNK):
-        here = min(SAMPLES_A_CHUNK, count - first)
-        chunk = peer.ask(Fetch(array=array, first=first, count=here), Chunk)
-        if len(chunk.data) != 8 * here or chunk.first != first:
-            raise PeerError(f"peer {peer.name} sent {len(chunk.data)} bytes of samples instead of {8 * here}")
-        values[first : first + here] = np.frombuffer(chunk.data, dtype="<i8")
-    return values
-
-
-def merge_tallies(client: Mapping[str, int], server: Mapping[str, int], seen_by: Role) -> dict[str, int]:
-    """Merge both ends' counts: delivered and lost as the observing end saw it, the faults that either saw added."""
-    observer = client if seen_by == "client" else server
-    tally = {name: observer[name] for name in ("expected", "delivered", "bytes", "lost")}
-    tally["posted"] = client["posted"]
-    for name in ("duplicated", "reordered", "corrupt", "stale", "wrong_size", "checked"):
-        tally[name] = client[name] + server[name]
-    # what a path counts of its own, such as bytes that were mapped instead of copied
-    for name in sorted((client.keys() | server.keys()) - tally.keys()):
-        tally[name] = client.get(name, 0) + server.get(name, 0)
-    return tally
 
 
 class Outcome(Struct):
@@ -373,6 +313,7 @@ def execute_trials(
     twin: Callable[[Pair, Trial, Measured, Writer], None] = lambda pair, trial, measured, writer: None,
     stopped: Callable[[], bool] = lambda: False,
     outcome: Outcome | None = None,
+    agents: Callable[[Testbed, Wish], Pair] = Pair,
 ) -> Outcome:
     """Run `trials` in the given order and write each as it ends, the trials of every repeat with agents of their own.
 
@@ -382,12 +323,14 @@ def execute_trials(
     trial and in the outcome, and the run goes on. `twin` is called after each trial that was measured and written, for
     what is to be measured beside it (tracing). `stopped` tells whether an agent's death is our own doing, from another
     thread: then no trial is to blame. `outcome` is what is added to and returned: it is known after an error, too.
+    `agents` starts them: Pair of two ends, `hwrx.runs.fleet.open_agents` of whatever the testbed has.
     """
     outcome = Outcome() if outcome is None else outcome
     seed = int(writer.manifest.get("seed") or 0)
-    with Pair(testbed, wish) as pair:
+    with agents(testbed, wish) as pair:
         for index, trial in enumerate(trials):
             progress(index, len(trials), trial.label)
+            pair.heed(functools.partial(_tell_loss, writer, functools.partial(progress, index, len(trials)), trial))
             with _named(trial, testbed, writer, stopped):
                 if index and trial.repeat != trials[index - 1].repeat:
                     pair.renew()
@@ -407,6 +350,12 @@ def execute_trials(
             twin(pair, trial, measured, writer)
         progress(len(trials), len(trials), "")
     return outcome
+
+
+def _tell_loss(writer: Writer, progress: Callable[[str], None], trial: Trial, words: str) -> None:
+    """Say that an end of many is gone, at once: the others go on, which may take long."""
+    writer.log(f"trial {trial.number} {trial.label}: {words}")
+    progress(f"{trial.label}: {words}")
 
 
 def holds_for_next(trials: Sequence[Trial], index: int) -> bool:
@@ -452,6 +401,10 @@ def write_trial(trial: Trial, measured: Measured, writer: Writer, outcome: Outco
         for role, done in (("client", measured.client), ("server", measured.server))
         if done.ended not in ("complete", "finished")
     ]
+    problems[:0] = measured.lost
+    connections = measured.by_connection
+    if connections is not None:
+        problems += connections.problems(whole=not problems and measured.tally["lost"] == 0)
     error = "; ".join(problems)
     if error:
         outcome.failed.append(f"{trial.label}: {error}")
@@ -469,10 +422,14 @@ def write_trial(trial: Trial, measured: Measured, writer: Writer, outcome: Outco
         late=measured.late,
         extra={
             **observed_facts(measured),
+            **measured.between,
             "chosen": measured.chosen,
             "placement": measured.placement,
             "cpu": measured.cpu,
             "cpu_missing": measured.cpu_missing,
             "resident": {"client": measured.client.resident, "server": measured.server.resident},
+            **({"by_connection": connections.facts()} if connections is not None else {}),
         },
     )
+    if connections is not None:
+        writer.add_table("connections", connections.table(trial.number))

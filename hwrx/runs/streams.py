@@ -49,7 +49,7 @@ def steady_rate(
     """Return the rate of a stream, messages a second, over whole receiving calls while it was steady.
 
     `delivered`: ns, ascending; the messages of one call share the time at which it returned. `begin` and `end` bound
-    the part in which the stream was steady (see `hwrx.runs.schedule.steady_part`); None: it was from the first call on,
+    the part in which the stream was steady (`hwrx.runs.collecting.steady_part`); None: it was from the first call on,
     or to the last. The messages of the first call were under way before it began, so they do not count: what came after
     it is divided by the time that it took. Withheld where calls or time are too few, or the rate of its parts differs
     so much that their mean says little.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +16,18 @@ import msgspec
 from msgspec import Struct
 
 from hwrx import paths
-from hwrx.control.environment import parse_environment
+from hwrx.control.environment import Environment, Host, parse_environment
 from hwrx.control.guest_boot import MACHINE, Boot
 from hwrx.control.messages import Describe, Described, Place, Role, Setting
 from hwrx.control.peers import Peer
 from hwrx.errors import MachineError, SilenceError, UsageError
-from hwrx.host.ipv6 import why_no_ipv6
 from hwrx.host.outside import clean_text
 from hwrx.runs import experiment as experiments
+from hwrx.runs import traffic
+from hwrx.runs.addresses import need_one_family, own_address
 from hwrx.runs.beds import Testbed
 from hwrx.runs.experiment import Experiment
+from hwrx.runs.hosts import HostsBed, name_ends
 from hwrx.verbs.rxe import RXE_MODULE
 from hwrx.wires import topology
 
@@ -48,23 +49,40 @@ class Wanted(Struct, frozen=True, kw_only=True):
     peer_address: str | None = None
     address: str | None = None  # the client's own; None: the one from which the peer's is reached
     log: Path | None = None  # file that takes the guest's console
+    client: Host | None = None  # of the inventory
+    server: Host | None = None
+    hosts: tuple[Host, ...] = ()  # all that take part, if they are more than a client and a server
 
     @property
     def explicit(self) -> bool:
         """Whether the user named the two ends, so that no topology is to be made."""
+        return bool(self.classic or self.client or self.server or self.hosts)
+
+    @property
+    def classic(self) -> bool:
+        """Whether the user named an end by itself, not a host of the inventory."""
         return bool(self.devices or self.peer or self.peer_device or self.peer_address or self.address)
 
     def actions(self) -> list[str]:
         """Say which commands and hosts these words reach, a sentence each; empty if none but what hwrx itself makes."""
-        if self.peer is None or parse_environment(self.peer).kind in ("local", "netns"):
-            return []
-        command = parse_environment(self.peer).agent_command()
-        return [f"`{clean_text(shlex.join(command), lines=False)}`, which is to start the other end"]
+        commands = [
+            (host.agent_command(), f"{host.name}'s end")
+            for host in self._named()
+            if host.hwrx or parse_environment(host.reach).kind not in ("local", "netns")
+        ]
+        if self.peer is not None and parse_environment(self.peer).kind not in ("local", "netns"):
+            commands.append((parse_environment(self.peer).agent_command(), "the other end"))
+        shown = [(clean_text(shlex.join(command), lines=False), whose) for command, whose in commands]
+        return [f"`{command}`, which is to start {whose}" for command, whose in shown]
 
     @property
     def remote(self) -> bool:
-        """Whether the server may run on another kernel than the client."""
-        return self.peer is not None and not parse_environment(self.peer).same_kernel
+        """Whether an end may run on another kernel than this machine's."""
+        reached = [host.reach for host in self._named()] + ([self.peer] if self.peer is not None else [])
+        return not all(parse_environment(reach).same_kernel for reach in reached)
+
+    def _named(self) -> list[Host]:
+        return [host for host in (self.client, self.server, *self.hosts) if host is not None]
 
 
 class Bed:
@@ -72,7 +90,7 @@ class Bed:
 
     alone = False
 
-    def __init__(self, places: Mapping[Role, Place], peers: Mapping[Role, str], about: dict[str, Any]) -> None:
+    def __init__(self, places: Mapping[Role, Place], peers: Mapping[Role, str | Host], about: dict[str, Any]) -> None:
         self.places = places
         self._peers = peers
         self._about = about
@@ -81,12 +99,16 @@ class Bed:
         """See `hwrx.runs.beds.Testbed`."""
         return Peer.start(self._peers[role], role)
 
+    def namespace_of(self, role: Role) -> str | None:
+        """Return the name of the network namespace that an end lives in; None if it is this process's own."""
+        return _environment(self._peers[role]).netns
+
     def need_answer(self, trouble: SilenceError) -> None:
         """See run.Testbed: no guest is here."""
 
     def start_tracer(self) -> tuple[Peer, list[str]]:
         """Start an agent on the kernel that both ends share; and name the network namespaces that they live in."""
-        environments = [parse_environment(peer) for peer in self._peers.values()]
+        environments = [_environment(peer) for peer in self._peers.values()]
         if not all(each.same_kernel for each in environments):
             raise MachineError(
                 "both ends must be on this machine to be traced: a message's stages are stamped by one kernel",
@@ -99,11 +121,18 @@ class Bed:
         # pyverbs and pyudev: not needed where only a guest is measured
         from hwrx.machine import description
 
-        about: dict[str, Any] = {"emulated": False, **self._about, "machine": description.describe_machine()}
-        if not parse_environment(self._peers["server"]).same_kernel:
-            with self.start("server") as server:
-                about["server machine"] = server.ask(Describe(), Described).machine
+        about: dict[str, Any] = {"emulated": False, **self._about}
+        keys: dict[Role, str] = {"client": "machine", "server": "server machine"}
+        for role, key in keys.items():
+            if not _environment(self._peers[role]).same_kernel:
+                with self.start(role) as peer:
+                    about[key] = peer.ask(Describe(), Described).machine
+        about.setdefault("machine", description.describe_machine())
         return about
+
+
+def _environment(peer: str | Host) -> Environment:
+    return parse_environment(peer.reach if isinstance(peer, Host) else peer)
 
 
 class GuestBed:
@@ -183,8 +212,10 @@ def check_wanted(experiment: Experiment, wanted: Wanted) -> None:
     if not wanted.explicit and experiment.topology == "hosts":
         raise UsageError(
             f"the topology '{experiment.topology}' needs its two ends named",
-            remedy="--device CLIENT,SERVER, or --peer ssh:HOST with --peer-device or --peer-address",
+            remedy="--client HOST --server HOST of an inventory; --device CLIENT,SERVER; or --peer ssh:HOST with"
+            " --peer-device or --peer-address",
         )
+    _check_named(experiment, wanted)
     where = _kind(experiment, wanted)
     if where != "a guest":
         _need_no_guest(experiment, wanted, where)
@@ -208,6 +239,24 @@ def check_wanted(experiment: Experiment, wanted: Wanted) -> None:
             f"both ends' devices are of this machine, so that --peer-address {wanted.peer_address} has no meaning",
             remedy="leave it out, or name the peer: --peer ssh:HOST",
         )
+
+
+def _check_named(experiment: Experiment, wanted: Wanted) -> None:
+    """UsageError if hosts of the inventory are named beside what says the same in another way."""
+    if wanted.classic and (wanted.hosts or wanted.client or wanted.server):
+        raise UsageError(
+            "the ends are hosts of the inventory, which says their devices and addresses",
+            remedy="leave out --device, --peer, --peer-device, --peer-address and --address",
+        )
+    if (several := traffic.hosts_of(experiment)) and not wanted.hosts:
+        raise UsageError(
+            f"the experiment is between {len(several)} hosts, and no inventory says how they are reached",
+            remedy="--bench FILE, or bench.toml here: hwrx bench --help",
+        )
+    if several and (wanted.client or wanted.server):
+        raise UsageError("the experiment names its hosts", remedy="leave out --client and --server")
+    if wanted.hosts and not several:
+        raise UsageError("an experiment of two ends takes a client and a server", remedy="--client HOST --server HOST")
 
 
 def _need_no_guest(experiment: Experiment, wanted: Wanted, where: str) -> None:
@@ -260,11 +309,15 @@ def setting_checker(experiment: Experiment, wanted: Wanted) -> Callable[[Setting
                 remedy="hwrx lab run with topology `nic`",
             )
         made = not wanted.explicit and experiment.topology in topology.TOPOLOGIES
-        if made and paths.find_path(setting.path).needs == "verbs" and experiment.topology not in topology.WITH_VERBS:
-            raise UsageError(
-                f"{setting.path} needs verbs devices, and the topology {experiment.topology} has none",
-                remedy=f"--topology {' or '.join(topology.WITH_VERBS)}",
-            )
+        for needed, thing, having in (
+            (paths.find_path(setting.path).needs == "verbs", "verbs devices", topology.WITH_VERBS),
+            (_takes_nic(setting), "NICs that hwrx drives", topology.WITH_NICS),
+        ):
+            if made and needed and experiment.topology not in having:
+                raise UsageError(
+                    f"{setting.path} needs {thing}, and the topology {experiment.topology} has none",
+                    remedy=f"--topology {' or '.join(having)}",
+                )
         if without and paths.find_path(setting.path).needs == "verbs":
             raise UsageError(
                 f"{setting.path} needs a verbs device, and kernel {without} has no SoftRoCE ({RXE_MODULE})"
@@ -279,6 +332,13 @@ def setting_checker(experiment: Experiment, wanted: Wanted) -> Callable[[Setting
             )
 
     return check_setting
+
+
+def _takes_nic(setting: Setting) -> bool:
+    """Whether the path works on nothing but a NIC that hwrx drives; the kernel carries the frames of some, too."""
+    if paths.find_path(setting.path).needs != "nic":
+        return False
+    return setting.link in ("nic", "uio") or not paths.reads_field(setting.path, setting.pattern, "link")
 
 
 def _without_rxe(experiment: Experiment, wanted: Wanted) -> str:
@@ -324,7 +384,9 @@ def opened_bed(
     :raises GuestError: if a guest does not come up.
     """
     check_wanted(experiment, wanted)
-    if wanted.explicit:
+    if wanted.hosts:
+        yield HostsBed(wanted.hosts)
+    elif wanted.explicit:
         yield explicit_bed(wanted, experiment.setting.get("gid_index"))
     elif experiment.topology == "here":
         about = {"wire": "the loopback device"}
@@ -366,6 +428,8 @@ def explicit_bed(wanted: Wanted, gid_index: int | None = None) -> Bed:
 
     `gid_index`: the entry of the devices' GID tables that the user chose; sockets then share its wire.
     """
+    if wanted.client or wanted.server:
+        return Bed(*name_ends(wanted.client, wanted.server))
     peer = wanted.peer or "local"
     parse_environment(peer)  # refuses what is no peer before anything is started
     if len(wanted.devices) > 2 or (len(wanted.devices) == 2 and wanted.peer_device):
@@ -387,18 +451,9 @@ def explicit_bed(wanted: Wanted, gid_index: int | None = None) -> Bed:
         server = _place(there, gid_index)
     else:
         server = Place(address=wanted.peer_address or Place().address, verbs=there)
-    _need_one_family(client.address, server.address)
+    need_one_family(client.address, server.address)
     about = {"wire": f"{here or 'sockets'} to {peer} {there or ''}".strip()}
     return Bed({"client": client, "server": server}, {"client": "local", "server": peer}, about)
-
-
-def _need_one_family(client: str, server: str) -> None:
-    """UsageError if one end's address is of IPv4 and the other's of IPv6: no packet goes from one to the other."""
-    if (":" in client) != (":" in server):
-        raise UsageError(
-            f"the client's address {client} and the server's {server} are of two families",
-            remedy="give both of one: --address ADDRESS --peer-address ADDRESS, or --gid-index for verbs devices",
-        )
 
 
 def _without_device(wanted: Wanted, peer: str, there: str | None) -> Place:
@@ -411,34 +466,6 @@ def _without_device(wanted: Wanted, peer: str, there: str | None) -> Place:
             )
         return Place()
     return Place(address=wanted.address or own_address(wanted.peer_address))
-
-
-def own_address(peer_address: str) -> str:
-    """Return this machine's address from which it reaches another one, as the kernel routes it. Nothing is sent.
-
-    :raises UsageError: if that is not an IP address, or no route leads there.
-    """
-    try:
-        (family, kind, _, _, target), *_ = socket.getaddrinfo(
-            peer_address, 9, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
-        )
-        with socket.socket(family, kind) as asking:
-            asking.connect(target)
-            address, _, *scope = asking.getsockname()
-            zone = f"%{socket.if_indextoname(scope[1])}" if scope and scope[1] else ""
-            return f"{address}{zone}"
-    except socket.gaierror:
-        raise UsageError(
-            f"--peer-address: {peer_address!r} is not an IP address", remedy="for example 192.0.2.7 or fe80::7%eth0"
-        ) from None
-    except OSError as error:
-        off = why_no_ipv6() if ":" in peer_address else ""
-        raise UsageError(
-            f"--peer-address: no route leads from here to {peer_address}: {off or error.strerror}",
-            remedy="an IPv4 address, or switch IPv6 on"
-            if off
-            else "ip route get ADDRESS shows it; --address ADDRESS names the client's own",
-        ) from None
 
 
 def _place(device: str, gid_index: int | None = None) -> Place:

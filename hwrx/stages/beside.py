@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .model import (
+    CALLS,
     KERNEL,
     READ,
     RINGS,
@@ -24,7 +25,7 @@ BESIDE: tuple[Stage, ...] = (
         "bytes copied from the user's memory into TCP's send queue",
         "sender",
         "user thread",
-        TCP,
+        TCP & CALLS,
         (function_exit("tcp_sendmsg", "tcp_sendmsg__fexit"), tracepoint("sock_send_length", "sock_send_length__tp")),
         chain=False,
         handles="copied",
@@ -34,7 +35,7 @@ BESIDE: tuple[Stage, ...] = (
         "bytes that a UDP send call took from the user's memory",
         "sender",
         "user thread",
-        UDP,
+        UDP & CALLS,
         (Probe("tp_btf", "sock_send_length", ("sock_send_length__tp",), fallback=True),),
         chain=False,
         handles="copied",

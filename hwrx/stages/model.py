@@ -11,9 +11,12 @@ Kind = Literal["user", "tp_btf", "fentry", "fexit", "netfilter", "cgroup_skb", "
 Handling = Literal["", "copied", "passed", "DMA"]
 
 # The ways that messages go. Each path says which is its own (`hwrx.paths.model.Path.way`); several may go the same.
-UDP = frozenset({"udp"})
-TCP = frozenset({"tcp"})
+# through io_uring: which message a request is about stands in the ring, where no probe looks
+URING = frozenset({"udp-uring", "tcp-uring"})
+UDP = frozenset({"udp", "udp-uring"})
+TCP = frozenset({"tcp", "tcp-uring"})
 SOCKETS = UDP | TCP
+CALLS = SOCKETS - URING  # sent and received by system calls of their own
 SEND = frozenset({"rdma-send"})
 IMM = frozenset({"rdma-write-imm"})
 WRITE = frozenset({"rdma-write"})
@@ -29,8 +32,10 @@ XDP = frozenset({"xdp"})
 RINGS = PACKET | XDP
 FRAMES = NIC | RINGS  # the endpoint does itself what the kernel does for a socket,
 DATAGRAMS = FRAMES - ROCE  # or what an HCA does
+TLS = frozenset({"tls"})  # TCP whose records the kernel encrypts: no message can be recognised in them
+MPTCP = frozenset({"mptcp"})  # TCP on subflows, whose sockets are not the one that the program reads
 HCA = frozenset({"hca"})  # a hardware verbs device: the kernel takes no part
-ALL = KERNEL | NIC | RINGS | HCA
+ALL = KERNEL | TLS | MPTCP | NIC | RINGS | HCA
 
 
 @dataclass(frozen=True)
@@ -108,4 +113,6 @@ def netfilter_hook(target: str, *programs: str, stand_in: str = "") -> Probe:
 USER = (Probe("user", "CLOCK_MONOTONIC"),)
 ENDPOINT = (Probe("user", "CLOCK_MONOTONIC, by the endpoint's loop where it is traced"),)
 DEVICE = "it happens inside the device; only its counters tell"
+SEALED = "what the kernel's TLS hands on is ciphertext, in which no message can be recognised"
+SUBFLOW = "the message travels on a subflow, whose socket is not the one that the program has"
 SHARED = "one run serves many messages and does not know which"

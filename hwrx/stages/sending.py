@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from .model import (
     ALL,
+    CALLS,
     DATAGRAMS,
     DEVICE,
     ENDPOINT,
     KERNEL,
+    MPTCP,
     PIO,
     READ,
     ROCE,
-    SOCKETS,
+    SEALED,
+    SUBFLOW,
     TCP,
+    TLS,
     UDP,
     USER,
     VERBS,
@@ -40,7 +44,7 @@ SENDING: tuple[Stage, ...] = (
         "the send system call has been entered: user mode is left",
         "sender",
         "user thread",
-        SOCKETS,
+        CALLS,
         (
             function_entry(
                 "__sys_sendto, __sys_sendmsg", "sys_sendto__fentry", "sys_sendmsg__fentry", "sys_sendmmsg__fentry"
@@ -62,7 +66,7 @@ SENDING: tuple[Stage, ...] = (
         "the payload has been copied from the user's memory into the skb",
         "sender",
         "user thread",
-        UDP,
+        UDP & CALLS,
         (function_exit("ip_generic_getfrag", "ip_generic_getfrag__fexit"),),
         last=True,
         handles="copied",
@@ -72,7 +76,7 @@ SENDING: tuple[Stage, ...] = (
         "MSG_ZEROCOPY: the pages of the user's buffer have become part of the packet, and nothing was copied",
         "sender",
         "user thread",
-        SOCKETS,
+        CALLS,
         (
             function_exit(
                 "skb_zerocopy_iter_stream, __zerocopy_sg_from_iter",
@@ -88,9 +92,29 @@ SENDING: tuple[Stage, ...] = (
         "TCP, with the bytes copied into its send queue, starts to transmit what window and congestion control allow",
         "sender",
         "user thread",
-        TCP,
+        TCP & CALLS,
         (function_entry("tcp_write_xmit", "tcp_write_xmit__fentry"),),
         unless="the segment was sent later, by an incoming ACK or a timer",
+    ),
+    Stage(
+        "tls_sw_sendmsg",
+        "the kernel's TLS has read the payload and written its ciphertext and tag into pages of the connection's",
+        "sender",
+        "user thread",
+        TLS,
+        chain=False,
+        handles="copied",
+        why_not=SEALED,
+    ),
+    Stage(
+        "mptcp_sendmsg",
+        "the payload has been copied into the Multipath TCP socket's send queue, to go out on a subflow",
+        "sender",
+        "user thread",
+        MPTCP,
+        chain=False,
+        handles="copied",
+        why_not=SUBFLOW,
     ),
     Stage(
         "rxe_mr_copy from MR",

@@ -39,7 +39,7 @@ from hwrx.control.messages import (
 from hwrx.control.peers import Peer
 from hwrx.errors import HwrxError, MachineError, PeerError
 from hwrx.machine.placement import Wish
-from hwrx.runs import schedule
+from hwrx.runs import collecting, schedule
 from hwrx.runs.beds import Testbed
 from hwrx.runs.experiment import Experiment, wish_of
 from hwrx.runs.schedule import Measured, Pair
@@ -154,7 +154,7 @@ class RunTracer:
             inspect("after", peers)
             for role, peer in peers.items():
                 for array in wanted:
-                    arrays[role, array] = schedule.fetch_array(peer, array, setting.messages)
+                    arrays[role, array] = collecting.fetch_array(peer, array, setting.messages)
 
         if setting.pattern == "pingpong":
             # messages that are only to be checked would be in what the endpoints count, and not among those traced

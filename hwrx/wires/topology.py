@@ -274,8 +274,8 @@ class Topology(Struct, frozen=True, kw_only=True):
 
     `machine`: nothing is put up. `named`: the user names both ends. `sentence` says what it is, `brief` in a few words
     for captions. `verbs`: whether its ends have verbs devices. `mtu`, `netem`: whether its wire takes another MTU, and
-    can be made worse. `iommu`: its guest has one. `standing`: its ends, if both are in the namespace in which it is
-    put up.
+    can be made worse. `nics`: its ends have NICs that hwrx has a driver for. `iommu`: its guest has one. `standing`:
+    its ends, if both are in the namespace in which it is put up.
 
     What it needs of a guest: `hardware` are words for QEMU, `append` words for the kernel's command line, `modules` are
     loaded while Python starts; without those of them that are `optional` it can be put up, too. `outside` puts up what
@@ -292,6 +292,7 @@ class Topology(Struct, frozen=True, kw_only=True):
     verbs: bool = False
     mtu: bool = False
     netem: bool = False
+    nics: bool = False
     iommu: bool = False
     hardware: tuple[str, ...] = ()
     append: tuple[str, ...] = ()
@@ -350,6 +351,7 @@ KNOWN: dict[str, Topology] = {
             standing=_nic_here,
             verbs=True,
             mtu=True,
+            nics=True,
             iommu=True,
             hardware=_nic_hardware(),
             # passthrough: what the kernel's own drivers do is not translated, as where there is no IOMMU
@@ -392,6 +394,7 @@ else:
 TOPOLOGIES = {name: topology for name, topology in KNOWN.items() if topology.make is not None}  # that can be put up
 WITH_VERBS = tuple(name for name, topology in TOPOLOGIES.items() if topology.verbs)
 WITH_MTU = tuple(name for name, topology in TOPOLOGIES.items() if topology.mtu)
+WITH_NICS = tuple(name for name, topology in TOPOLOGIES.items() if topology.nics)
 WITH_IOMMU = tuple(name for name, topology in TOPOLOGIES.items() if topology.iommu)
 WITH_NETEM = tuple(name for name, topology in TOPOLOGIES.items() if topology.netem)
 

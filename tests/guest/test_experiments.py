@@ -13,7 +13,7 @@ from hwrx.control.messages import Role, Setting
 from hwrx.control.peers import Peer
 from hwrx.errors import UsageError
 from hwrx.paths import arrivals
-from hwrx.runs import schedule
+from hwrx.runs import collecting, schedule
 from hwrx.runs.testbed import Bed
 from hwrx.wires import topology
 
@@ -47,7 +47,7 @@ def test_an_open_loop_means_to_send_when_the_arrivals_say_so(trials: schedule.Pa
     intended: list[np.ndarray] = []
 
     def look(peers: Mapping[Role, Peer]) -> None:
-        intended.append(schedule.fetch_array(peers["client"], "intended", setting.messages))
+        intended.append(collecting.fetch_array(peers["client"], "intended", setting.messages))
 
     measured = trials.measure(1, setting, look, repeat=3)
     assert measured.client.ended == "complete"

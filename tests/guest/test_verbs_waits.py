@@ -15,7 +15,8 @@ from guest_ends import ROLES, Places
 
 from hwrx.control.messages import Role, Setting
 from hwrx.control.peers import Peer, ProcessChannel
-from hwrx.runs.schedule import Pair, fetch_array
+from hwrx.runs.collecting import fetch_array
+from hwrx.runs.schedule import Pair
 from hwrx.runs.testbed import Bed
 
 MESSAGES = 200

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -31,6 +33,10 @@ class Shared:
         for role, peer in self.namespaces.items():
             name = peer.removeprefix("netns:")
             tools.run_tool("ip", "-n", name, "link", "set", topology.LINKS[role], "mtu", str(mtu))
+
+    def command(self, role: Role) -> list[str]:
+        """What comes before a command that is to run where an end is, and before words of setpriv."""
+        return ["ip", "netns", "exec", self.namespaces[role].removeprefix("netns:"), "setpriv"]
 
     def prepare(self, setting: Setting) -> dict[Role, Prepared]:
         return {
@@ -126,6 +132,21 @@ def test_a_device_takes_one_program(shared: Shared) -> None:
     ):
         XdpRing(netdev, mac, 4791, qpn=3)
     assert "CONFIG_XDP_SOCKETS" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("without", "call"),
+    [
+        ("-all", "Operation not permitted"),  # the socket itself: xsk_create wants CAP_NET_RAW
+        ("-bpf,-sys_admin,-perfmon", "BPF_MAP_CREATE: Operation not permitted"),
+    ],
+)
+def test_who_lacks_a_permission_is_told_what_was_refused(shared: Shared, without: str, call: str) -> None:
+    netdev = topology.LINKS["server"]
+    program = f"from cython_ext.frames.xdp_ring import XdpRing; XdpRing('{netdev}', '02:00:00:00:00:09', 4791)"
+    child = [*shared.command("server"), f"--bounding-set={without}", f"--inh-caps={without}", sys.executable, "-c"]
+    done = subprocess.run([*child, program], capture_output=True, text=True, timeout=60, check=False)
+    assert f"MachineError: no AF_XDP socket on {netdev}: {call}\n  remedy: run as root" in done.stderr
 
 
 @pytest.mark.parametrize("link", ["nic", "uio"])

@@ -16,7 +16,7 @@ from hwrx.host.netns import entered_namespace
 from hwrx.lookup.answer import ask_tables
 from hwrx.lookup.prove import prove_packet
 from hwrx.lookup.winner import Packet
-from hwrx.runs import testbed
+from hwrx.runs import addresses
 from hwrx.wires import topology
 
 SPACE = "hwrx-test-no6"
@@ -73,7 +73,7 @@ def test_a_socket_that_listens_to_all_addresses_gets_no_ipv6_packet(space: str) 
 
 def test_an_ipv6_peer_is_refused_with_the_reason(space: str) -> None:
     with entered_namespace(space), pytest.raises(UsageError, match="IPv6 is switched off on every") as caught:
-        testbed.own_address("2001:db8::7")
+        addresses.own_address("2001:db8::7")
     assert caught.value.remedy == "an IPv4 address, or switch IPv6 on"
 
 

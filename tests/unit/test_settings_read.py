@@ -15,7 +15,7 @@ from hwrx.control.messages import Done, Pattern, Place, Prepare, Role, Setting
 from hwrx.errors import UsageError
 from hwrx.paths.families import nic
 from hwrx.runs import experiment, planning
-from hwrx.runs.schedule import join_ends
+from hwrx.runs.collecting import join_ends
 
 PATTERNS = get_args(Pattern)
 # one value for each field that is not every path's, different from the default and possible
@@ -23,7 +23,10 @@ OTHER: dict[str, Any] = {
     "window": 7, "batch": 5, "rate": 100.0, "arrivals": "poisson", "signal_every": 3, "inline": 32,
     "socket_buffer": 65536, "zerocopy_send": True, "zerocopy_receive": True, "mtu": 512, "gid_index": 1, "receives": 8,
     "completions": 9, "huge_pages": True, "link": "xdp", "crowd": 3, "crowd_on": "chain", "hook": "tap", "senders": 2,
-    "netem": "loss 1%", "rest": 100, "settle": 100,
+    "netem": "loss 1%", "rest": 100, "settle": 100, "gid": "192.0.2.0/24", "traffic_class": 104, "service_level": 3,
+    "connections": 5, "srq": False, "pkey_index": 1, "ack_timeout": 14, "retry_count": 2, "rnr_retry": 3,
+    "multishot": True, "threaded_napi": True, "napi_defer_hard_irqs": 0,
+    "gro_flush_timeout": 20_000,
 }  # fmt: skip
 
 
@@ -63,6 +66,8 @@ def test_every_field_that_only_some_paths_read_is_tried() -> None:
         ("udp", "pingpong", "window", False), ("rdma-send", "pingpong", "window", True),
         ("udp", "stream", "signal_every", False), ("rdma-read", "stream", "signal_every", False),
         ("rdma-read", "pingpong", "receives", False), ("rdma-write", "stream", "completions", False),
+        ("rdma-ud", "pingpong", "traffic_class", True), ("rdma-ud", "pingpong", "retry_count", False),
+        ("udp", "pingpong", "traffic_class", False),
         ("packet-ring", "stream", "huge_pages", False), ("xdp", "pingpong", "netem", False),
         ("packet-ring", "pingpong", "netem", True), ("xdp", "pingpong", "senders", False),
         ("nic-ring", "stream", "senders", False), ("tcp", "pingpong", "batch", False),

@@ -92,6 +92,21 @@ def test_what_no_probe_can_tie_to_a_message_has_its_place() -> None:
     assert there["irq_handler_entry"] == 37 and there["udp_rcv"] == 9
 
 
+@pytest.mark.parametrize("within", [True, False], ids=["6.12", "6.1"])
+def test_a_stage_of_no_one_order_does_not_hide_the_next(within: bool) -> None:
+    """6.12 sends the completion event before rxe_cq_post returns, 6.1 afterwards."""
+    work = ["ret_from_fork", "rxe_do_task"]
+    told = piece(9, *work, *(["rxe_cq_post"] if within else []), "ib_uverbs_comp_handler")
+    message = [piece(10, *CLIENT, "post", "rxe_post_send"), piece(20, *work), piece(5, *work, "rxe_cq_post")]
+    message += [told, piece(6, *work, "rxe_cq_post"), piece(7, *work)] if within else [piece(7, *work), told]
+    message += [piece(8, *work), piece(30, *SERVER, "receive"), piece(14, *SERVER)]
+    there = since(stamp_stages("rdma-send", [*message, piece(10, *SERVER, "post", "rxe_post_send")]), "there")
+    order = ["ib_uverbs_comp_handler", "rxe_cq_posted"]
+    assert [name for name in there if name in order] == (order if within else order[::-1])
+    assert there["rxe_cq_posted"] == (9 + 6 if within else 5)
+    assert there["ib_uverbs_comp_handler"] == (5 if within else 7)
+
+
 def test_a_path_that_fetches_has_one_way() -> None:
     pieces = [piece(10, *CLIENT), piece(20, *CLIENT, "rxe_post_send"), piece(5, *CLIENT)]
     assert {stamp.direction for stamp in stamp_stages("rdma-read", pieces)} == {"there"}

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from hwrx.runs import streams
-from hwrx.runs.schedule import steady_part
+from hwrx.runs.collecting import steady_part
 from hwrx.runs.streams import Rate, Withheld
 
 MS = 1_000_000

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+import msgspec
 import pytest
 
 from hwrx import paths
 from hwrx.cli import main
-from hwrx.commands.shared.options import described_experiment
 from hwrx.control.guest_boot import Boot
 from hwrx.control.messages import Setting
 from hwrx.errors import UsageError
@@ -139,6 +139,35 @@ def test_verbs_are_left_out_where_the_topology_has_no_such_devices(topology: str
     assert not planning.plan_run(mixed, testbed.setting_checker(mixed, Wanted(devices=DEVICES))).skipped
 
 
+@pytest.mark.parametrize("topology", ["pair", "netns", "router", "queues"])
+@pytest.mark.parametrize(
+    ("path", "link", "runs"),
+    [
+        ("nic-ring", {}, False),
+        ("nic-pio", {}, False),
+        ("roce-send", {"link": "nic"}, False),
+        ("roce-send", {"link": "uio"}, False),
+        ("roce-send", {}, True),  # over the kernel's packet ring
+        ("roce-send", {"link": "xdp"}, True),
+        ("packet-ring", {}, True),
+    ],
+)
+def test_a_path_that_takes_a_nic_is_left_out_where_the_topology_has_none(
+    path: str, link: dict[str, str], runs: bool, topology: str
+) -> None:
+    """Said before anything boots."""
+    alone = asked(paths=["udp", path], topology=topology, path={path: link} if link else {})
+    layout = planning.plan_run(alone, testbed.setting_checker(alone, Wanted()))
+    reason = f"{path} needs NICs that hwrx drives, and the topology {topology} has none"
+    assert [skip.reason for skip in layout.skipped] == ([] if runs else [reason])
+    if not runs:
+        with pytest.raises(UsageError, match=r"no trial that its paths can do.*\n  remedy: --topology nic$"):
+            lone = msgspec.structs.replace(alone, paths=[path])
+            planning.plan_run(lone, testbed.setting_checker(lone, Wanted()))
+    on_nics = msgspec.structs.replace(alone, topology="nic")
+    assert not planning.plan_run(on_nics, testbed.setting_checker(on_nics, Wanted())).skipped
+
+
 def test_our_driver_is_left_out_where_the_users_devices_are_compared() -> None:
     named = asked(paths=["udp", "nic-ring"], topology="hosts")
     layout = planning.plan_run(named, testbed.setting_checker(named, Wanted(devices=DEVICES)))
@@ -226,10 +255,10 @@ def test_several_values_of_an_option_are_an_axis_and_one_is_a_setting(tmp_path: 
     file = tmp_path / "asked.toml"
     file.write_text('paths = ["udp"]\ntopology = "nic"\nclock = "icount"\n[sweep]\nmessages = [5, 6]\n')
     options = {"iommu": ["off", "lazy"], "mitigations": ["off"], "copies_priced": None}
-    found = described_experiment(file, dict(options))
+    found = experiment.described_experiment(file, dict(options))
     assert found.sweep == {"messages": [5, 6], "iommu": ["off", "lazy"]}
     assert found.setting == {"mitigations": "off"}
-    alone = described_experiment(None, {**options, "paths": ["udp"], "topology": "nic"})
+    alone = experiment.described_experiment(None, {**options, "paths": ["udp"], "topology": "nic"})
     assert (alone.sweep, alone.setting) == ({"iommu": ["off", "lazy"]}, {"mitigations": "off"})
 
 

@@ -8,12 +8,10 @@ from typing import Any, get_args
 
 import click
 
-from hwrx.control.guest_boot import BOOT_FIELDS
 from hwrx.control.messages import FrameCarrier, Pattern
+from hwrx.control.nodes import Traffic
 from hwrx.paths import PATHS
-from hwrx.runs import experiment as experiments
-from hwrx.runs.experiment import Experiment, WantedClock
-from hwrx.runs.overrides import Overrides
+from hwrx.runs.experiment import WantedClock
 from hwrx.wires import topology as topologies
 
 
@@ -39,6 +37,16 @@ class Many(click.ParamType[list[int] | list[str]]):
             self.fail(f"{value!r} is no list of whole numbers, such as 64,1400", param, ctx)
 
 
+class Nodes(click.ParamType[list[str]]):
+    """Sets of hosts; commas belong to a set."""
+
+    name = "HOST,…"
+
+    def convert(self, value: str | list[str], param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        """One set; what is in it the inventory says."""
+        return [value] if isinstance(value, str) else value
+
+
 class Cpus(click.ParamType[str | list[int]]):
     """The CPUs of both ends, or the word "any"."""
 
@@ -54,6 +62,19 @@ class Cpus(click.ParamType[str | list[int]]):
         if len(parts) > 2 or not all(part.isascii() and part.isdecimal() for part in parts):
             self.fail(f"{value!r} is not CLIENT or CLIENT,SERVER, such as 2,3, and not the word any", param, ctx)
         return [int(part) for part in parts]
+
+
+QUEUE_PAIR_OPTIONS = [
+    click.option("--gid", metavar="ADDRESS|NETWORK", help="verbs: the GID that is it or lies in it: 192.0.2.0/24."),
+    click.option("--traffic-class", type=int, help="verbs: of the route header; RoCEv2: DSCP x 4 + ECN [0]."),
+    click.option("--service-level", type=int, help="verbs: 0 to 15; RoCE: the priority of a VLAN tag [0]."),
+    click.option("--pkey-index", type=int, help="verbs: entry of the table of partition keys [0]."),
+    click.option("--ack-timeout", type=int, help="verbs RC: send again after 4.096 µs x 2^N; 0: never [16]."),
+    click.option("--retry-count", type=int, help="verbs RC: how often a lost packet is sent again [6]."),
+    click.option("--connections", type=int, help="Of one process, a message under way on each: 1 to 1,000 [1]."),
+    click.option("--srq/--no-srq", default=None, help="rdma-send: connections share their receive requests."),
+    click.option("--rnr-retry", type=int, help="verbs RC: how often for want of a receive request; 7: ever [7]."),
+]
 
 
 def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,15 +94,25 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--inline", type=int, help="verbs: send inline up to so many bytes."),
         click.option("--check-every", type=int, help="Check each N-th message to its last byte; 0: headers only."),
         click.option("--socket-buffer", type=int, help="SO_SNDBUF and SO_RCVBUF in bytes."),
-        click.option("--zerocopy-send/--no-zerocopy-send", default=None, help="udp, tcp: send with MSG_ZEROCOPY."),
+        click.option(
+            "--zerocopy-send/--no-zerocopy-send", default=None, help="sockets: send with MSG_ZEROCOPY, or SEND_ZC."
+        ),
         click.option(
             "--zerocopy-receive/--no-zerocopy-receive", default=None, help="tcp: map pages (TCP_ZEROCOPY_RECEIVE)."
         ),
+        click.option("--multishot/--no-multishot", default=None, help="udp-uring: one request receives all."),
+        click.option("--threaded-napi/--no-threaded-napi", default=None, help="Poll each end's device in a thread."),
+        click.option("--napi-defer-hard-irqs", type=int, help="Idle polls before interrupts are on again."),
+        click.option("--gro-flush-timeout", type=int, help="Nanoseconds between such polls."),
         click.option("--mtu", type=int, help="verbs: path MTU (256, 512, 1024, 2048, 4096)."),
         click.option("--gid-index", type=int, help="verbs: which GID, instead of the one that hwrx chooses."),
+        *QUEUE_PAIR_OPTIONS,
         click.option("--huge-pages/--no-huge-pages", default=None, help="Buffers in huge pages."),
         click.option("--link", type=click.Choice(get_args(FrameCarrier)), help="roce: what carries the frames [auto]."),
         click.option("--limit", type=float, help="Seconds without any message that end a trial."),
+        click.option("--clients", type=Nodes(), help="Hosts of the inventory that send: a,b or node[1-8]."),
+        click.option("--servers", type=Nodes(), help="Hosts that receive [the clients]."),
+        click.option("--traffic", type=click.Choice(get_args(Traffic)), help="Which of them to which [incast]."),
         click.option(
             "--clock",
             type=click.Choice(get_args(WantedClock)),
@@ -117,22 +148,6 @@ def machine_options(command: Callable[..., object]) -> Callable[..., object]:
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def split_axes(options: Overrides) -> tuple[Overrides, dict[str, list[str] | list[int]]]:
-    """Return options with single values of the machine's axes, and apart from them the axes of several."""
-    given = {name: options[name] for name in BOOT_FIELDS if options.get(name) is not None}
-    swept = {name: values for name, values in given.items() if len(values) > 1}
-    return {**options, **{name: None if name in swept else values[0] for name, values in given.items()}}, swept
-
-
-def described_experiment(file: Path | None, options: dict[str, Any]) -> Experiment:
-    """Return the experiment of a file with options put over it, or the one that the options alone describe."""
-    options, swept = split_axes(options)
-    if file is None:
-        return experiments.from_options(**options, sweep=swept or None)
-    found = experiments.override_experiment(experiments.load_experiment(file), **options)
-    return experiments.override_experiment(found, sweep={**found.sweep, **swept}) if swept else found
 
 
 def counting(file: Path | None, options: dict[str, object]) -> dict[str, object]:

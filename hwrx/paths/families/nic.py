@@ -14,7 +14,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Literal
 
 from hwrx.errors import MachineError, UsageError
-from hwrx.paths.model import WINDOW, Flooding, Look, Path
+from hwrx.paths.model import POLLED, WINDOW, Flooding, Look, Path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ PATHS = (
         sentence="AF_PACKET, TPACKET_V3: the kernel copies each frame into a shared ring",
         way="packet-ring",
         look=Look("#0f9468", "<", (0, (8, 2))),
-        reads=frozenset({"netem", "senders"}),
+        reads=POLLED | {"netem", "senders"},
         reads_in={"stream": WINDOW},
         # behind the tap the stack has a copy of its own, which is for nobody; the message is the tap's
         flooding=Flooding(
@@ -47,6 +47,7 @@ PATHS = (
         sentence="AF_XDP: frames from the driver, or the NIC, to our memory, in front of the stack",
         way="xdp",
         look=Look("#6f8f1c", ">", (0, (3, 3))),
+        reads=POLLED,
         reads_in={"stream": WINDOW},
         # a frame that found no room in the socket is freed as an XDP drop, which the socket has counted
         flooding=Flooding(

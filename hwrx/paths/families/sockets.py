@@ -1,5 +1,7 @@
 """The kernel's sockets: what may be asked of `udp` and `tcp`, and the sockets made ready for the loops.
 
+Other families deliver through such sockets in another way; they take theirs from `ready_socket`.
+
 The server of a trial listens and the client connects; UDP connects both ends, so that each hears only the other. What
 is chosen here stands in the manifest of a run by way of `Transport.chosen`.
 """
@@ -10,22 +12,37 @@ import array
 import contextlib
 import errno
 import fcntl
+import functools
+import hashlib
 import mmap
 import os
+import pathlib
 import socket
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from hwrx.errors import MachineError, PathError, UsageError
-from hwrx.lookup.crowd import Crowded
+from hwrx.host import tools
+from hwrx.lookup.crowd import SPARE, Crowded, allow_descriptors
 from hwrx.paths import hooks
-from hwrx.paths.model import WINDOW, Flooding, Look, Path
+from hwrx.paths.model import CONNECTIONS, POLLED, WINDOW, Flooding, Look, Path
 
 if TYPE_CHECKING:
-    from cython_ext.sockets.socket_transport import SocketTransport
-    from hwrx.control.messages import Place, Prepare, Setting
+    from collections.abc import Callable, Mapping
 
-_READS = frozenset({"socket_buffer", "zerocopy_send", "huge_pages", "hook", "senders", "netem"})
+    from cython_ext.sockets.socket_transport import SocketTransport
+    from hwrx.control.messages import Pattern, Place, Prepare, Setting
+
+_OPTIONS = frozenset({"socket_buffer", "huge_pages", "hook", "senders", "netem"}) | POLLED
+_READS = _OPTIONS | {"zerocopy_send"}
+# of every path over a TCP socket
+UNBOUNDED: Mapping[tuple[str, Pattern], tuple[str, str]] = {
+    ("window", "stream"): (
+        "how far a stream runs ahead is decided by the kernel's congestion window and both socket buffers",
+        "or bound it with socket_buffer",
+    ),
+    ("window", "pingpong"): ("", "or bound it with socket_buffer"),
+}
 PATHS = (
     Path(
         name="udp",
@@ -34,7 +51,7 @@ PATHS = (
         way="udp",
         look=Look("#1b75c4", "o", "-"),
         reads=_READS | {"crowd", "crowd_on"},
-        reads_in={"stream": WINDOW},
+        reads_in={"stream": WINDOW, "pingpong": CONNECTIONS},
         flooding=Flooding(sockets=True),
         copied_in=("ip_generic_getfrag", "sock_send_length"),
         copied_out="copied to the user",
@@ -46,19 +63,44 @@ PATHS = (
         way="tcp",
         look=Look("#0e96a3", "s", (0, (5, 1.5))),
         reads=_READS | {"zerocopy_receive"},
-        reads_in={"paced": WINDOW},
-        unread={
-            ("window", "stream"): (
-                "how far a stream runs ahead is decided by the kernel's congestion window and both socket buffers",
-                "or bound it with socket_buffer",
-            ),
-            ("window", "pingpong"): ("", "or bound it with socket_buffer"),
-        },
+        reads_in={"paced": WINDOW, "pingpong": CONNECTIONS},
+        unread=UNBOUNDED,
         flooding=Flooding(sockets=True, stops=True),
         copied_in=("tcp_sendmsg",),
         copied_out="copied to the user",
     ),
+    Path(
+        name="tcp-ktls",
+        needs="nothing",
+        sentence="TCP sockets with the kernel's own TLS 1.3: each record is encrypted and decrypted by the CPU",
+        way="tls",
+        look=Look("#8a5fb3", "2", (0, (1, 1, 4, 1))),
+        reads=_OPTIONS,
+        reads_in={"paced": WINDOW},
+        unread=UNBOUNDED,
+        copied_out="tls_sw_recvmsg",
+    ),
+    Path(
+        name="mptcp",
+        needs="nothing",
+        sentence="Multipath TCP sockets; a connection that fell back to TCP is refused",
+        way="mptcp",
+        look=Look("#a8611c", "3", (0, (6, 1, 2, 1))),
+        reads=_OPTIONS,
+        reads_in={"paced": WINDOW},
+        unread=UNBOUNDED,
+        copied_out="mptcp_recvmsg",
+    ),
 )
+IPPROTO_MPTCP = 262  # linux/in.h; Python's socket module has it since 3.12
+# path -> kind of its sockets and protocol; all others have datagrams
+STREAMS = {
+    "tcp": socket.IPPROTO_TCP,
+    "tcp-uring": socket.IPPROTO_TCP,
+    "tcp-ktls": socket.IPPROTO_TCP,
+    "mptcp": IPPROTO_MPTCP,
+}
+AVAILABLE_ULP = pathlib.Path("/proc/sys/net/ipv4/tcp_available_ulp")
 # 65,535 bytes of an IPv4 packet less its header and UDP's: the smaller of both families'
 LARGEST_DATAGRAM = 65507
 PAGE = mmap.PAGESIZE
@@ -84,13 +126,15 @@ def socket_manner(setting: Setting) -> str:
 
 def check_setting(setting: Setting) -> None:
     """UsageError where the setting cannot be."""
-    if setting.path == "udp" and setting.size > LARGEST_DATAGRAM:
+    if setting.path not in STREAMS and setting.size > LARGEST_DATAGRAM:
         raise UsageError(
             f"a UDP datagram carries at most {LARGEST_DATAGRAM} bytes, not {setting.size}",
             remedy="choose a smaller size, or tcp",
         )
     if setting.pattern == "paced" and setting.rate is None:
         raise UsageError("paced needs a rate in messages a second", remedy="set rate")
+    if setting.connections > 1:
+        _check_many(setting)
     if setting.zerocopy_receive and setting.size % PAGE:
         raise UsageError(
             f"zerocopy_receive maps whole pages: the size must be a multiple of {PAGE} bytes, not {setting.size}",
@@ -99,22 +143,52 @@ def check_setting(setting: Setting) -> None:
     hooks.find_hook(setting.hook)
 
 
+def _check_many(setting: Setting) -> None:
+    """UsageError if many connections cannot have the setting."""
+    if socket_manner(setting) not in ("block", "epoll", "spin"):
+        raise UsageError(
+            f"many sockets are waited for by epoll, or polled, not by '{setting.wait}'", remedy="event, epoll or poll"
+        )
+    for field in ("zerocopy_send", "zerocopy_receive"):
+        if getattr(setting, field):
+            raise UsageError(f"{field} is of a single connection", remedy=f"leave {field} out, or connections = 1")
+    for field, other in (("hook", "none"), ("crowd", 0)):
+        if getattr(setting, field) != other:
+            raise UsageError(f"a {field} stands beside a single socket", remedy=f"leave {field} out")
+
+
 def preload_endpoints() -> None:
     """Import what endpoints need, so that whoever is forked from this process has it."""
-    import cython_ext.sockets.tcp  # noqa: F401 -- they are wanted in the process, not here
+    import cython_ext.sockets.many_sockets  # noqa: F401 -- they are wanted in the process, not here
+    import cython_ext.sockets.mptcp  # noqa: F401
+    import cython_ext.sockets.tcp  # noqa: F401
     import cython_ext.sockets.tcp_mapped  # noqa: F401
+    import cython_ext.sockets.tcp_tls  # noqa: F401
     import cython_ext.sockets.udp  # noqa: F401
 
     "".encode("idna")  # getaddrinfo's codec for names of hosts, which it imports when it is first called
 
 
-def open_endpoint(prepare: Prepare) -> SocketTransport:
-    """Return one end of a trial, bound and (a TCP server's) listening; the caller closes it."""
-    from cython_ext.sockets.tcp import TcpTransport
-    from cython_ext.sockets.udp import UdpTransport
+class Common(TypedDict):
+    """The arguments that all SocketTransports have in common: see cython_ext.sockets."""
 
+    size: int
+    window: int
+    batch: int
+    manner: str
+    patience: float
+    limit: float
+    huge: bool
+    zerocopy: bool
+    notes: dict[str, object]
+
+
+def ready_socket(prepare: Prepare) -> tuple[Crowded, Common]:
+    """Return the socket of one end, bound, with its options and its hook, and what every transport over it is told.
+
+    A server's stream does not listen yet.
+    """
     setting = prepare.setting
-    check_setting(setting)
     sock, notes = _open_socket(setting, prepare.here)
     try:
         if setting.crowd and prepare.role == "server":
@@ -126,12 +200,11 @@ def open_endpoint(prepare: Prepare) -> SocketTransport:
     except BaseException:
         sock.close()
         raise
-    # ping-pong has one message on its way
-    batch = 1 if setting.pattern == "pingpong" else setting.batch
-    common: dict[str, Any] = {
+    return sock, {
         "size": setting.size,
         "window": setting.window,
-        "batch": batch,
+        # ping-pong has one message on its way
+        "batch": 1 if setting.pattern == "pingpong" else setting.batch,
         "manner": socket_manner(setting),
         "patience": min(setting.patience, setting.limit),
         "limit": setting.limit,
@@ -139,25 +212,93 @@ def open_endpoint(prepare: Prepare) -> SocketTransport:
         "zerocopy": setting.zerocopy_send,
         "notes": notes,
     }
+
+
+def open_endpoint(prepare: Prepare) -> SocketTransport:
+    """Return one end of a trial, bound and (a TCP server's) listening; the caller closes it."""
+    from cython_ext.sockets.tcp import TcpTransport
+    from cython_ext.sockets.udp import UdpTransport
+
+    setting = prepare.setting
+    check_setting(setting)
+    if setting.connections > 1:
+        return _open_many(prepare)
+    if setting.path == "tcp-ktls":
+        _load_tls()
+    sock, common = ready_socket(prepare)
     try:
         if setting.path == "udp":
             return UdpTransport(sock, stream=setting.pattern == "stream", trial=prepare.trial, **common)
         listens = prepare.role == "server"
         if listens:
             sock.listen(1)
+        make: Callable[..., SocketTransport] = TcpTransport
         if setting.zerocopy_receive:
             from cython_ext.sockets.tcp_mapped import MappedTcpTransport
 
-            return MappedTcpTransport(sock, pattern=setting.pattern, listens=listens, **common)
-        return TcpTransport(sock, pattern=setting.pattern, listens=listens, **common)
+            make = MappedTcpTransport
+        elif setting.path == "tcp-ktls":
+            from cython_ext.sockets.tcp_tls import TlsTransport
+
+            make = functools.partial(TlsTransport, key=_trial_key(prepare))
+        elif setting.path == "mptcp":
+            from cython_ext.sockets.mptcp import MptcpTransport
+
+            make = MptcpTransport
+        return make(sock, pattern=setting.pattern, listens=listens, **common)
     except BaseException:
         sock.close()
         raise
 
 
+def _open_many(prepare: Prepare) -> SocketTransport:
+    """Return one end of many connections: a socket each; a TCP server's are accepted when it connects."""
+    from cython_ext.sockets.many_sockets import ManySocketsTransport
+
+    setting = prepare.setting
+    listens = setting.path == "tcp" and prepare.role == "server"
+    allow_descriptors(setting.connections + SPARE)
+    with contextlib.ExitStack() as opened:
+        socks: list[socket.socket] = []
+        notes: dict[str, Any] = {}
+        for _ in range(1 if listens else setting.connections):
+            sock, notes = _open_socket(setting, prepare.here)
+            socks.append(opened.enter_context(sock))
+        if listens:
+            socks[0].listen(setting.connections)
+        manner = "spin" if socket_manner(setting) == "spin" else "epoll"
+        endpoint = ManySocketsTransport(
+            socks, size=setting.size, count=setting.connections, listens=listens, manner=manner, limit=setting.limit,
+            huge=setting.huge_pages, notes={**notes, "wait": manner},
+        )  # fmt: skip
+        opened.pop_all()  # they are the endpoint's now
+        return endpoint
+
+
+def _load_tls() -> None:
+    """See that the kernel has its module for TLS; MachineError if there is none."""
+    for attempt in ("as it is", "loaded"):
+        if "tls" in AVAILABLE_ULP.read_text(encoding="utf-8").split():
+            return
+        if attempt == "as it is":
+            with contextlib.suppress(MachineError):
+                tools.run_tool("modprobe", "tls")
+    raise MachineError(
+        "this kernel has no TLS of its own (CONFIG_TLS, the module tls)",
+        remedy="a kernel that has it, with its modules; run as root, so that it can be loaded; or the path tcp",
+    )
+
+
+def _trial_key(prepare: Prepare) -> bytes:
+    """Return what this end encrypts with: the same in every run, so that runs do the same, and nobody's secret."""
+    from cython_ext.sockets.tcp_tls import KEY_BYTES
+
+    return hashlib.sha512(f"hwrx trial {prepare.trial} {prepare.role}".encode()).digest()[:KEY_BYTES]
+
+
 def _open_socket(setting: Setting, here: Place) -> tuple[Crowded, dict[str, Any]]:
     """Return a bound socket with all its options, and what there is to tell about them."""
-    stream = setting.path == "tcp"
+    stream = setting.path in STREAMS
     family, address = _address(here)
     notes: dict[str, Any] = {
         "wait": socket_manner(setting),
@@ -165,7 +306,19 @@ def _open_socket(setting: Setting, here: Place) -> tuple[Crowded, dict[str, Any]
         "device": here.netdev,
         **checksummed_by(here.netdev or "lo"),
     }
-    sock = Crowded(family, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
+    try:
+        sock = (
+            Crowded(family, socket.SOCK_STREAM, STREAMS[setting.path]) if stream else Crowded(family, socket.SOCK_DGRAM)
+        )
+    except OSError as error:
+        if setting.path != "mptcp" or error.errno not in (errno.ENOPROTOOPT, errno.EPROTONOSUPPORT):
+            raise
+        off = error.errno == errno.ENOPROTOOPT
+        why = "net.mptcp.enabled is 0" if off else "this kernel has none (CONFIG_MPTCP)"
+        raise MachineError(
+            f"no Multipath TCP socket here: {why}",
+            remedy="sysctl -w net.mptcp.enabled=1" if off else "a kernel that has it, or the path tcp",
+        ) from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if here.netdev is not None:

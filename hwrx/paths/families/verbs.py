@@ -6,15 +6,22 @@ import importlib
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from hwrx.errors import MachineError, UsageError
-from hwrx.paths.model import Flooding, Look, Path
-from hwrx.paths.verbs_end import choose_device
+from hwrx.paths import napi
+from hwrx.paths.model import CONNECTIONS, POLLED, Flooding, Look, Path
+from hwrx.paths.verbs_end import choose_device, gid_network
 from hwrx.paths.verbs_port import open_port
 
 if TYPE_CHECKING:
     from cython_ext.verbs.verbs_path import VerbsTransport
-    from hwrx.control.messages import Prepare, Role, Setting
+    from hwrx.control.messages import Pattern, Prepare, Role, Setting
 
-_QUEUE_PAIR = frozenset({"window", "mtu", "gid_index", "huge_pages", "senders", "netem"})
+_QUEUE_PAIR = frozenset(
+    {
+        "window", "mtu", "gid", "gid_index", "traffic_class", "service_level", "pkey_index", "huge_pages", "senders",
+        "netem",
+    }
+) | POLLED  # fmt: skip
+_CONNECTED = frozenset({"ack_timeout", "retry_count", "rnr_retry"})  # RC: UD sends nothing again
 _SENDING = frozenset({"signal_every", "inline"})
 _RECEIVING = frozenset({"receives", "completions"})
 
@@ -26,6 +33,7 @@ class _More(TypedDict, total=False):
     memory_alone: bool
     full_rtt: bool
     flooding: Flooding
+    reads_in: dict[Pattern, frozenset[str]]
 
 
 def _path(
@@ -49,32 +57,35 @@ PATHS = (
         "rdma-send",
         "RC SEND into a posted, pinned receive buffer",
         Look("#d55e00", "^", (0, (3, 1, 1, 1))),
-        _QUEUE_PAIR | _SENDING | _RECEIVING,
+        _QUEUE_PAIR | _CONNECTED | _SENDING | _RECEIVING,
         flooding=Flooding(stops=True),
+        reads_in={"pingpong": CONNECTIONS | {"srq"}},
     ),
     _path(
         "rdma-write",
         "RC WRITE into the peer's pinned buffer; the receiver polls memory",
         Look("#b98200", "D", (0, (1, 1))),
-        _QUEUE_PAIR | _SENDING | {"receives"},  # the slots to write to; no completions are received
+        _QUEUE_PAIR | _CONNECTED | _SENDING | {"receives"},  # the slots to write to; no completions are received
         stream_seen_by="client",
         memory_alone=True,
         flooding=Flooding(),
+        reads_in={"stream": CONNECTIONS},  # one-sided: its completion says that a message is there, and no answer does
     ),
     # no flood: it takes receive requests, and ends, as rdma-send does
     _path(
         "rdma-write-imm",
         "RC WRITE with immediate: as rdma-write, and the receiver gets a CQE",
         Look("#a0622f", "v", (0, (6, 1, 1, 1, 1, 1))),
-        _QUEUE_PAIR | _SENDING | _RECEIVING,
+        _QUEUE_PAIR | _CONNECTED | _SENDING | _RECEIVING,
     ),
     _path(
         "rdma-read",
         "RC READ from the peer's pinned buffer (full round trip)",
         Look("#cf5fa0", "P", (0, (2, 2))),
-        _QUEUE_PAIR,  # every READ is signalled, carries nothing out and takes no receive request
+        _QUEUE_PAIR | _CONNECTED,  # every READ is signalled, carries nothing out and takes no receive request
         full_rtt=True,
         stream_seen_by="client",
+        reads_in={"pingpong": CONNECTIONS},
     ),
     _path(
         "rdma-ud",
@@ -93,6 +104,7 @@ TRANSPORTS = {
     "rdma-read": ("rc", "RcReadTransport"),
     "rdma-ud": ("ud", "UdSendTransport"),
 }
+MANY = ("many_pairs", "ManyPairsTransport")
 WAITS = ("poll", "event")
 LARGEST_MTU = 4096
 
@@ -106,6 +118,10 @@ def check_setting(setting: Setting) -> None:
         )
     if setting.pattern == "paced" and setting.rate is None:
         raise UsageError("paced needs a rate in messages a second", remedy="set rate")
+    if setting.gid is not None:
+        gid_network(setting.gid)
+        if setting.gid_index is not None:
+            raise UsageError("gid and gid_index both say which GID is used", remedy="give one of them")
     if setting.path == "rdma-ud" and setting.size > LARGEST_MTU:
         raise UsageError(
             f"a UD datagram carries at most the MTU, which is {LARGEST_MTU} bytes or less, not {setting.size}",
@@ -120,7 +136,7 @@ def preload_endpoints() -> None:
     """
     from cython_ext.verbs.verbs_device import device_names
 
-    for module in dict.fromkeys(module for module, _ in TRANSPORTS.values()):
+    for module in dict.fromkeys(module for module, _ in (*TRANSPORTS.values(), MANY)):
         importlib.import_module(f"cython_ext.verbs.{module}")
     device_names()
 
@@ -131,12 +147,22 @@ def open_endpoint(prepare: Prepare) -> VerbsTransport:
     try:
         from cython_ext.verbs.verbs_device import device_names
 
-        module, name = TRANSPORTS[prepare.setting.path]
+        many = prepare.setting.connections > 1
+        module, name = MANY if many else TRANSPORTS[prepare.setting.path]
         transport = getattr(importlib.import_module(f"cython_ext.verbs.{module}"), name)
     except ImportError as error:
         raise MachineError(
             f"the verbs library cannot be used: {error}",
             remedy="apt install libibverbs1 ibverbs-providers (libibverbs-dev before hwrx is built)",
         ) from error
-    endpoint: VerbsTransport = transport(prepare, open_port(prepare, choose_device(prepare.here, device_names())))
+    device = choose_device(prepare.here, device_names())
+    if napi.asked_of_napi(prepare.setting):
+        from hwrx.verbs.devices import is_software  # most trials do not ask
+
+        if not is_software(device):
+            raise MachineError(
+                f"what {device} receives passes the kernel's NAPI by, so how that polls says nothing of it",
+                remedy="leave threaded_napi, napi_defer_hard_irqs and gro_flush_timeout out, or use an rxe device",
+            )
+    endpoint: VerbsTransport = transport(prepare, open_port(prepare, device))
     return endpoint

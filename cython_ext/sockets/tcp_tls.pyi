@@ -1,0 +1,9 @@
+import socket
+from typing import Any
+
+from cython_ext.sockets.tcp import TcpTransport
+
+KEY_BYTES: int
+
+class TlsTransport(TcpTransport):
+    def __init__(self, sock: socket.socket, *, key: bytes, **rest: Any) -> None: ...

@@ -1,0 +1,345 @@
+"""hwrx in pytest: labs, comparisons and baselines as fixtures; see lab/guide/scripting.md.
+
+pytest loads this in every session of an environment that has hwrx, so nothing of hwrx is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from hwrx.scripting.lab import Lab
+    from hwrx.testing.comparing import Comparison, TestBaseline
+    from hwrx.testing.ktap import Result
+    from hwrx.testing.labs import LabKeeper
+    from hwrx.testing.wishes import Wish
+
+LABS: pytest.StashKey[LabKeeper] = pytest.StashKey()
+COMPARISON: pytest.StashKey[Comparison] = pytest.StashKey()
+PASSED = pytest.StashKey[bool]()
+DIFFS = pytest.StashKey[list[str]]()
+SAVED = "hwrx saved"  # a property of a test's report, which also another process's has
+EXPLAINED = 6  # lines of an assertion: pytest shows eight
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options."""
+    group = parser.getgroup("hwrx", "hwrx: how packets reach programs")
+    group.addoption(
+        "--hwrx-kernel", metavar="VERSION,…", help="Kernels of guests: tests that name none run once on each."
+    )
+    group.addoption(
+        "--hwrx-save",
+        metavar="NAME",
+        nargs="?",
+        const="default",
+        help="Add the runs of tests that pass to their baselines; with --hwrx-compare, hold them against others first.",
+    )
+    group.addoption(
+        "--hwrx-compare",
+        metavar="NAME",
+        nargs="?",
+        const="default",
+        help="Baseline to hold runs against [default].",
+    )
+    group.addoption(
+        "--hwrx-require", action="store_true", help="Fail where a test would be skipped for what the machine lacks."
+    )
+    group.addoption("--hwrx-ktap", metavar="FILE", help="Write results as KTAP, too; -: to standard output.")
+    group.addoption(
+        "--hwrx-dir", metavar="DIR", help="Where runs and baselines are kept [.hwrx in the root of the tests]."
+    )
+    group.addoption("--hwrx-keep", action="store_true", help="Keep the runs of tests that pass, too.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known; refuse options that cannot be meant."""
+    config.addinivalue_line(
+        "markers",
+        "hwrx(topology=, kernel=, needs=, clock=, boot=, …): the lab that a test wants, and what it needs",
+    )
+    for option in ("hwrx_save", "hwrx_compare"):
+        name = config.getoption(option)
+        if name is not None:
+            # a name is checked before anything is measured
+            from hwrx.errors import UsageError
+            from hwrx.testing.stored import check_name
+
+            try:
+                check_name(name)
+            except UsageError as error:
+                raise pytest.UsageError(f"hwrx: {error}") from None
+    if config.getoption("hwrx_ktap") is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(KtapWriter(config.getoption("hwrx_ktap")), "hwrx-ktap")
+
+
+def is_required(config: pytest.Config) -> bool:
+    """Whether what the machine lacks is a failure: by --hwrx-require, or HWRX_REQUIRE_HW=1 in the environment."""
+    return bool(config.getoption("hwrx_require")) or os.environ.get("HWRX_REQUIRE_HW") == "1"
+
+
+def skip_without(config: pytest.Config, reason: str) -> None:
+    """Skip a test, or fail if all that the machine can do has to be tested."""
+    if is_required(config):
+        pytest.fail(f"required by --hwrx-require (or HWRX_REQUIRE_HW=1), and {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def _folder(config: pytest.Config) -> Path:
+    return Path(config.getoption("hwrx_dir") or config.rootpath / ".hwrx")
+
+
+# --- which lab -------------------------------------------------------------------------------------------------------
+
+
+def _wish_of(node: pytest.Item | pytest.Function) -> Wish:
+    from hwrx.testing.wishes import MARKER, read_wish  # msgspec
+
+    return read_wish([dict(marker.kwargs) for marker in node.iter_markers(MARKER)])
+
+
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
+    """An HwrxError of a fixture is told without the way through it."""
+    from hwrx.errors import HwrxError  # light, and only once somebody uses hwrx
+
+    try:
+        yield
+    except HwrxError as error:
+        raise pytest.fail.Exception(f"hwrx: {error}", pytrace=False) from None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test once for each kernel that its marker, or --hwrx-kernel, names."""
+    if "hwrx_kernel" not in metafunc.fixturenames:
+        return
+    named = [dict(marker.kwargs) for marker in metafunc.definition.iter_markers("hwrx")]
+    given = metafunc.config.getoption("hwrx_kernel")
+    if not given and not any("kernel" in words for words in named):
+        return
+    from hwrx.testing.wishes import read_wish, split_words  # msgspec
+
+    with _in_words():
+        kernels = read_wish(named).kernels or split_words(given or "")
+        metafunc.parametrize("hwrx_kernel", kernels, indirect=True, scope="session")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what the machine lacks, with the reason."""
+    if item.get_closest_marker("hwrx") is None:
+        return
+    from hwrx.testing.capabilities import what_lacks_for  # looks at the machine
+
+    with _in_words():
+        wish = _wish_of(item)
+        callspec = getattr(item, "callspec", None)
+        kernel = callspec.params.get("hwrx_kernel") if callspec else None
+        wants_lab = "hwrx_lab" in getattr(item, "fixturenames", ())
+        topology = wish.topology if wants_lab or "topology" in _marked(item) else "here"
+        reason = what_lacks_for(topology, wish.needs, guest=wants_lab and wish.in_guest(kernel))
+    if reason:
+        skip_without(item.config, reason)
+
+
+def _marked(item: pytest.Item) -> set[str]:
+    return {word for marker in item.iter_markers("hwrx") for word in marker.kwargs}
+
+
+# --- fixtures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def hwrx_needs(pytestconfig: pytest.Config) -> Callable[..., None]:
+    """`hwrx_needs("root", "command:iperf3")` skips if this machine lacks one of them, or fails with --hwrx-require."""
+
+    def check(*names: str) -> None:
+        from hwrx.testing.capabilities import what_lacks  # looks at the machine
+
+        for name in names:
+            with _in_words():
+                reason = what_lacks(name)
+            if reason:
+                skip_without(pytestconfig, reason)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def hwrx_kernel(request: pytest.FixtureRequest) -> str | None:
+    """The kernel that a guest is to have this time: of the marker or of --hwrx-kernel; None: nobody named one."""
+    return getattr(request, "param", None)
+
+
+@pytest.fixture
+def hwrx_lab(request: pytest.FixtureRequest, hwrx_kernel: str | None) -> Lab:
+    """The lab that the test's marker describes (`hwrx.Lab`): put up once in a session for all tests that want it."""
+    from hwrx.errors import MachineError
+    from hwrx.testing.capabilities import what_lacks_for
+    from hwrx.testing.labs import LabKeeper
+
+    config = request.config
+    with _in_words():
+        wish = _wish_of(request.node)
+        reason = what_lacks_for(wish.topology, (), guest=wish.in_guest(hwrx_kernel))
+        if not reason:
+            if LABS not in config.stash:
+                config.stash[LABS] = LabKeeper(_folder(config) / "runs")
+            try:
+                lab = config.stash[LABS].lab_for(wish, hwrx_kernel)
+            except MachineError as error:
+                reason = str(error)
+        if not reason and "verbs" in wish.needs and any(place.verbs is None for place in lab.places.values()):
+            reason = f"the kernel of this lab ({lab.kernel}) has no verbs devices on the topology {wish.topology}"
+    if reason:
+        skip_without(config, reason)
+    return lab
+
+
+@pytest.fixture
+def hwrx_compare(request: pytest.FixtureRequest, hwrx_lab: Lab) -> Iterator[Comparison]:
+    """Run comparisons in the test's lab: `run = hwrx_compare(paths=["udp", "tcp"], sizes=[64])`.
+
+    The directory of a run stays if the test fails, and its report names it.
+    """
+    from hwrx.testing.comparing import Comparison  # what reads runs
+
+    item, config = request.node, request.config
+
+    def record(name: str, value: object) -> None:
+        item.user_properties.append((name, value))
+
+    comparison = Comparison(hwrx_lab, _folder(config) / "runs", item.nodeid, record)
+    item.stash[COMPARISON] = comparison
+    yield comparison
+    if item.stash.get(PASSED, False) and not config.getoption("hwrx_keep"):
+        comparison.forget()
+
+
+@pytest.fixture
+def hwrx_baseline(request: pytest.FixtureRequest, hwrx_compare: Comparison) -> Iterator[TestBaseline]:
+    """What this test's runs were before, here: `assert run["udp", 64] <= 1.02 * hwrx_baseline`.
+
+    --hwrx-save adds the runs of a test that passes; until there are any, comparing is an error.
+    """
+    from hwrx.testing.comparing import TestBaseline
+    from hwrx.testing.stored import DEFAULT, Shelf
+
+    item, config = request.node, request.config
+    folder = _folder(config) / "baselines"
+    save, compare = config.getoption("hwrx_save"), config.getoption("hwrx_compare")
+    shelf = Shelf(folder, compare or DEFAULT, item.nodeid)
+    yield TestBaseline(hwrx_compare, shelf, only_saving=save is not None and compare is None)
+    if save is not None and item.stash.get(PASSED, False):
+        with _in_words():
+            target = Shelf(folder, save, item.nodeid)
+            for number, run in enumerate(hwrx_compare.runs):
+                item.user_properties.append((SAVED, str(target.add_run(number, run))))
+
+
+# --- reports ---------------------------------------------------------------------------------------------------------
+
+
+def pytest_assertrepr_compare(config: pytest.Config, op: str, left: object, right: object) -> list[str] | None:
+    """Say by how much a figure is worse than its baseline, and which functions moved."""
+    holding = sys.modules.get("hwrx.report.holding")
+    if holding is None:  # nobody holds anything against a baseline
+        return None
+    scaled = 1.0 * right if isinstance(right, holding.Baseline) else right
+    if not isinstance(scaled, holding.Scaled) or op not in ("<=", ">="):
+        return None
+    verdict = scaled.judge(left, op)
+    config.stash.setdefault(DIFFS, []).append(verdict.text())
+    lines = [f"{verdict.name} {op} {scaled!r}", *verdict.sentences()[:2]]
+    if moved := verdict.moved_functions():
+        lines.append(f"functions that moved: {'; '.join(moved)}")
+    found: Any = left
+    return [*lines[: EXPLAINED - 1], f"run: {found.run.path}"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep whether a test passed; add the diff and the directories of its runs to the report of one that failed."""
+    report = yield
+    if call.when == "call":
+        item.stash[PASSED] = report.passed
+    diffs = item.config.stash.get(DIFFS, [])
+    if report.failed:
+        report.sections += [("hwrx diff", text) for text in diffs]
+        comparison = item.stash.get(COMPARISON, None)
+        if comparison is not None and comparison.runs and call.when == "call":
+            words = "\n".join(f"{run.path}: hwrx report {run.path}" for run in comparison.runs)
+            report.sections.append(("hwrx runs of this test, kept", words))
+    diffs.clear()
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which baselines were saved."""
+    reports = [report for of in terminalreporter.stats.values() for report in of]
+    saved = {value for each in reports for name, value in getattr(each, "user_properties", ()) if name == SAVED}
+    for folder in sorted({str(Path(value).parents[1]) for value in saved}):
+        count = sum(Path(value).parents[1] == Path(folder) for value in saved)
+        terminalreporter.write_line(f"hwrx: {count} baseline{'s' * (count != 1)} saved in {folder}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Take the labs down."""
+    keeper = session.config.stash.get(LABS, None)
+    if keeper is not None:
+        keeper.close()
+        del session.config.stash[LABS]
+
+
+class KtapWriter:
+    """Gathers results for --hwrx-ktap, and writes them when the session ends, however it does."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._results: dict[str, Result] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note how a test ended; what fails while it is taken down is a failure, too."""
+        from hwrx.testing.ktap import Result  # only for --hwrx-ktap
+
+        if report.failed:
+            self._results[report.nodeid] = Result(report.nodeid, False, words=report.longreprtext)
+        elif report.skipped:
+            expected = getattr(report, "wasxfail", None)
+            directive = "SKIP" if expected is None else "XFAIL"
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+            words = reason.removeprefix("Skipped: ") if expected is None else str(expected)
+            self._results[report.nodeid] = Result(report.nodeid, expected is None, directive, words)
+        elif report.when == "call":
+            self._results.setdefault(report.nodeid, Result(report.nodeid, True))
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Note what could not be collected: no test of it is run."""
+        from hwrx.testing.ktap import Result  # as above
+
+        if report.failed:
+            self._results[report.nodeid] = Result(report.nodeid, False, words=report.longreprtext)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Write all results."""
+        from hwrx.errors import HwrxError
+        from hwrx.testing.ktap import to_ktap, write_ktap
+
+        if self._target == "-":
+            terminalreporter.write(to_ktap(list(self._results.values())))
+            return
+        try:
+            write_ktap(self._results, self._target)
+        except HwrxError as error:
+            raise pytest.UsageError(f"hwrx: {error}") from None

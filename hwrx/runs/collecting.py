@@ -1,0 +1,144 @@
+"""What the ends of a trial tell when it has ended, fetched and put together: times, counts, processor time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct, structs
+
+from hwrx.control.messages import SAMPLES_A_CHUNK, Array, Chunk, Done, Fetch, Placed, Role, Setting
+from hwrx.control.peers import Peer
+from hwrx.errors import PeerError
+from hwrx.paths import cputime
+from hwrx.runs.by_connection import ByConnection, account_connections
+
+Int64s = npt.NDArray[np.int64]
+
+
+def placed_of(peers: Mapping[Role, Peer], done: Mapping[Peer, Done]) -> dict[Role, Placed]:
+    """Return where both ends of a sender ran."""
+    found: dict[Role, Placed] = {}
+    for role, peer in peers.items():
+        placed = done[peer].placed
+        if placed is None:
+            raise PeerError(f"peer {peer.name} does not say which CPU it ran on")
+        found[role] = placed
+    return found
+
+
+class Times(Struct, frozen=True):
+    """Of the recorded messages that came, in order: number, and ns when each was due, sent, delivered.
+
+    `posted` is when all were sent, those that were lost, too.
+    """
+
+    sequence: npt.NDArray[np.intp]
+    intended: Int64s
+    sent: Int64s
+    delivered: Int64s
+    posted: Int64s
+
+
+def fetch_times(setting: Setting, observer: Peer, client: Peer) -> Times:
+    """Fetch the times of one sender's messages."""
+    delivered = fetch_array(observer, "delivered", setting.messages)
+    posted = fetch_array(client, "posted", setting.messages)
+    got = np.flatnonzero(delivered)
+    intended = fetch_array(client, "intended", setting.messages) if setting.pattern == "paced" else posted
+    return Times(got, intended[got], posted[got], delivered[got], posted[posted > 0])
+
+
+def join_times(times: Sequence[Times]) -> Times:
+    """Join several senders' messages in the order of their delivery."""
+    joined = [np.concatenate(columns) for columns in zip(*(structs.astuple(one) for one in times), strict=True)]
+    order = np.argsort(joined[3], kind="stable")
+    sequence, intended, sent, delivered = (column[order] for column in joined[:4])
+    return Times(sequence, intended, sent, delivered, np.sort(joined[4]))
+
+
+def steady_part(delivered: Int64s, posted: Int64s | None) -> tuple[int, int]:
+    """Between which times of a stream its rate may be taken: neither while buffers fill nor while they drain.
+
+    `delivered` and `posted` are ns, ascending; `posted` is None if the ends have two clocks. Buffers hold no more than
+    were ever under way at once: when as many have been delivered, those that follow find them full; and they drain when
+    the last one has been sent. Returned are ns from the first delivery; both 0 if there is no such interval.
+    """
+    if not len(delivered):
+        return 0, 0
+    first, last = int(delivered[0]), int(delivered[-1])
+    if posted is None or not len(posted):
+        return 0, last - first
+    under_way = np.arange(1, len(posted) + 1) - np.searchsorted(delivered, posted)
+    full = int(under_way.max())
+    begin = int(delivered[full]) if full < len(delivered) else last
+    end = min(int(posted[-1]), last)
+    return (begin - first, end - first) if begin < end else (0, 0)
+
+
+def join_ends(done: Sequence[Done]) -> Done:
+    """Several senders' (or their receivers') ends as one: counts and processor time added, the worst of the endings.
+
+    What was chosen, where it ran and when is the first one's.
+    """
+    worst = next((one for one in done if one.ended not in ("complete", "finished")), done[0])
+    boots = {one.boot for one in done}
+    return Done(
+        tally=add_counts([one.tally for one in done]),
+        ended=worst.ended,
+        error=worst.error,
+        resent=sum(one.resent for one in done),
+        cpu=cputime.add_ends([one.cpu for one in done]),
+        resident=max(one.resident for one in done),
+        chosen=done[0].chosen,
+        boot=boots.pop() if len(boots) == 1 else "",
+        placed=done[0].placed,
+        between=done[0].between,
+    )
+
+
+def add_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Add what several ends counted, name by name; an end counts only what it met, so that not each has every name."""
+    names = dict.fromkeys(name for one in counts for name in one)
+    return {name: sum(one.get(name, 0) for one in counts) for name in names}
+
+
+def fetch_array(peer: Peer, array: Array, count: int) -> Int64s:
+    """Fetch a whole array of the trial that the peer has just run, a bounded chunk at a time."""
+    values = np.empty(count, dtype=np.int64)
+    for first in range(0, count, SAMPLES_A_CHUNK):
+        here = min(SAMPLES_A_CHUNK, count - first)
+        chunk = peer.ask(Fetch(array=array, first=first, count=here), Chunk)
+        if len(chunk.data) != 8 * here or chunk.first != first:
+            raise PeerError(f"peer {peer.name} sent {len(chunk.data)} bytes of samples instead of {8 * here}")
+        values[first : first + here] = np.frombuffer(chunk.data, dtype="<i8")
+    return values
+
+
+def fetch_connections(setting: Setting, peers: Mapping[Role, Peer], times: Times, setup: float) -> ByConnection:
+    """Fetch what both ends counted of each connection, and put it beside the measured times.
+
+    :param setup: seconds that it took to set all of them up.
+    """
+    count, client = setting.connections, peers["client"]
+    passive = cputime.is_passive(setting, "server")
+    found = account_connections(
+        fetch_array(client, "connection", setting.messages), times.sequence, times.delivered - times.sent,
+        sent=fetch_array(client, "sent", count), answered=fetch_array(client, "taken", count),
+        received=None if passive else fetch_array(peers["server"], "taken", count),
+    )  # fmt: skip
+    return structs.replace(found, setup_s=setup)
+
+
+def merge_tallies(client: Mapping[str, int], server: Mapping[str, int], seen_by: Role) -> dict[str, int]:
+    """Merge both ends' counts: delivered and lost as the observing end saw it, the faults that either saw added."""
+    observer = client if seen_by == "client" else server
+    tally = {name: observer[name] for name in ("expected", "delivered", "bytes", "lost")}
+    tally["posted"] = client["posted"]
+    for name in ("duplicated", "reordered", "corrupt", "stale", "wrong_size", "checked"):
+        tally[name] = client[name] + server[name]
+    # what a path counts of its own, such as bytes that were mapped instead of copied
+    for name in sorted((client.keys() | server.keys()) - tally.keys()):
+        tally[name] = client.get(name, 0) + server.get(name, 0)
+    return tally

@@ -1,0 +1,237 @@
+"""The agents of many hosts: one for each end of each flow, begun together, of which one may die while others go on.
+
+What a trial between hosts keeps besides its samples (`Measured.between`): `by_flow`, what became of each, and `start`,
+how far apart they can have begun. Clocks of two hosts are never subtracted: how long a word takes to a host is measured
+by round trips, and what is told is the bound that they give.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from hwrx.control import endings
+from hwrx.control.endings import LeftAloneError
+from hwrx.control.messages import Done, Look, LookAround, Moved, Role, Setting, Start, Survey, Surveyed
+from hwrx.control.peers import ANSWER_WITHIN, Peer
+from hwrx.errors import HwrxError, PeerError, TrialError
+from hwrx.machine import placement
+from hwrx.machine.placement import OWN_CPUS, Wish
+from hwrx.paths import cputime
+from hwrx.runs.beds import Testbed
+from hwrx.runs.collecting import Times, merge_tallies
+from hwrx.runs.hosts import End, HostsBed, name_end
+from hwrx.runs.schedule import Link, Measured, Pair
+
+ROUNDS = 3  # round trips to each sender, of which the shortest counts
+
+
+class Flow(Link, frozen=True, eq=False, kw_only=True):
+    """A link between two hosts."""
+
+    ends: dict[Role, End]
+
+
+class Fleet(Pair):
+    """The agents of a testbed of hosts. See Pair; an agent that dies in a trial is started anew for the next."""
+
+    def __init__(self, testbed: HostsBed, wish: Wish = OWN_CPUS) -> None:
+        super().__init__(testbed, wish)
+        self._bed = testbed
+        self._agents: dict[End, Peer] = {}
+        self._at: dict[str, Survey] = {}
+        self._begun: dict[str, Any] = {}
+        self._figures: list[dict[str, Any]] = []
+        self._gone: dict[Peer, HwrxError] = {}
+        self._tell: Callable[[str], None] = lambda words: None
+
+    def heed(self, tell: Callable[[str], None]) -> None:
+        """See Pair."""
+        self._tell = tell
+
+    def renew(self) -> None:
+        """See Pair."""
+        self._stack.close()
+        self._agents = {}
+
+    def _begin(self) -> None:
+        """Which hosts are wanted the first trial says."""
+
+    def _everybody(self) -> list[Peer]:
+        return list(self._agents.values())
+
+    def _links(self, setting: Setting) -> list[Link]:
+        """Return the flows of a setting, with agents that live."""
+        flows = self._bed.flows(setting)
+        wanted = list(dict.fromkeys(end for ends in flows for end in ends.values()))
+        for end in wanted:
+            if end in self._agents and _has_ended(self._agents[end]):
+                self._agents.pop(end).kill()
+        started = self._bed.start_ends([end for end in wanted if end not in self._agents])
+        for end, peer in started.items():
+            self._agents[end] = self._stack.enter_context(peer)
+        for end in wanted:
+            if end[1] not in self._at:
+                looked = self._agents[end].ask(LookAround(here=self._bed.place_of(end)), Surveyed)
+                self._at[end[1]] = looked.survey
+        surveys = [{role: self._at[end[1]] for role, end in ends.items()} for ends in flows]
+        cpus = placement.choose_between(self._wish, surveys, setting.wait)
+        return [
+            Flow(
+                {role: self._agents[end] for role, end in ends.items()},
+                {role: msgspec.structs.replace(self._bed.place_of(end), cpu=cpu[role]) for role, end in ends.items()},
+                ends=ends,
+            )
+            for ends, cpu in zip(flows, cpus, strict=True)
+        ]
+
+    def _start(self, links: Sequence[Link]) -> None:
+        """Let all begin: servers first. The senders' ways are measured before, so that the spread has a bound."""
+        self._gone = {}
+        clients = [link.peers["client"] for link in links]
+        ways = [_round_trip(peer) for peer in clients]
+        for link in links:
+            link.peers["server"].send(Start())
+        told = []
+        for peer in clients:
+            told.append(time.monotonic_ns())
+            peer.send(Start())
+        # no word is on its way for less than nothing, nor longer than there and back
+        latest = max(moment + way for moment, way in zip(told, ways, strict=True))
+        self._begun = {"within_ns": latest - told[0], "longest_round_trip_ns": max(ways), "senders": len(clients)}
+
+    def _all_done(self, links: Sequence[Link], setting: Setting) -> dict[Peer, Done]:
+        names = {link.peers[role]: name_end(end) for link in links for role, end in _ends(link).items()}
+
+        def bereave(peer: Peer, error: HwrxError) -> None:
+            self._gone[peer] = error
+            words = str(error.args[0])
+            self._tell(words if names[peer] in words else f"{names[peer]}: {words}")
+
+        return endings.all_done([link.peers for link in links], setting, bereave=bereave)
+
+    def _collect(self, links: Sequence[Link], setting: Setting, done: dict[Peer, Done], setup: float) -> Measured:
+        """Put together what the flows brought whose both ends lived, and say what became of each of the others."""
+        whole = [link for link in links if all(peer in done for peer in link.peers.values())]
+        lost = list(dict.fromkeys(str(error.args[0]) for error in self._gone.values()))
+        for peer, error in self._gone.items():
+            if isinstance(error, PeerError | LeftAloneError):
+                self._drop(peer)
+        if not whole:
+            raise TrialError(f"no flow has both its ends: {'; '.join(lost)}")
+        measured = super()._collect(whole, setting, done, setup)
+        figures = dict(zip(map(id, whole), self._figures, strict=True))
+        flows = [_describe(link, setting, done, self._gone, figures.get(id(link), {})) for link in links]
+        if lost:
+            lost.append(f"the figures are of {len(whole)} of {len(links)} flows")
+        between = {"by_flow": flows, "flow_count": len(whole), "start": self._begun}
+        return msgspec.structs.replace(measured, between=between, lost=lost)
+
+    def _one_clock(
+        self, ends: list[Times], pairs: Sequence[Mapping[Role, Peer]], done: Mapping[Peer, Done]
+    ) -> list[Times]:
+        """Return each flow's times from the first that its machine's clock saw, if there is more than one clock."""
+        self._figures = [_figure(times) for times in ends]
+        boots = [tuple(done[peer].boot for peer in peers.values()) for peers in pairs]
+        if len({boot for both in boots for boot in both}) == 1:
+            return ends
+        # on the machine of the observer; the sender's are the same, or are not subtracted from them
+        firsts: dict[tuple[str, ...], int] = {}
+        for boot, times in zip(boots, ends, strict=True):
+            if len(times.delivered):
+                firsts[boot] = min(firsts.get(boot, times.delivered[0]), int(times.delivered.min()))
+        return [_shifted(times, firsts.get(boot, 0)) for boot, times in zip(boots, ends, strict=True)]
+
+    def _seen(self, links: Sequence[Link]) -> Mapping[Role, Survey]:
+        return {role: self._at[end[1]] for role, end in _ends(links[0]).items()}
+
+    def _release(self, links: Sequence[Link]) -> None:
+        alive = set(self._agents.values())
+        super()._release([Link({r: p for r, p in link.peers.items() if p in alive}, link.places) for link in links])
+
+    def _drop(self, peer: Peer) -> None:
+        """Forget an agent that is gone, or cannot be talked to."""
+        peer.kill()
+        self._agents = {end: each for end, each in self._agents.items() if each is not peer}
+
+
+def open_agents(testbed: Testbed, wish: Wish = OWN_CPUS) -> Pair:
+    """Return the agents of a testbed: of two ends, or of hosts."""
+    return Fleet(testbed, wish) if isinstance(testbed, HostsBed) else Pair(testbed, wish)
+
+
+def _ends(link: Link) -> dict[Role, End]:
+    assert isinstance(link, Flow)  # a fleet makes no others
+    return link.ends
+
+
+def _has_ended(peer: Peer) -> bool:
+    """Whether an agent that nobody has asked anything is gone."""
+    with contextlib.suppress(PeerError):
+        if not peer.has_reply and select.select([peer], [], [], 0)[0]:
+            peer.receive()
+        return False
+    return True
+
+
+def _round_trip(peer: Peer) -> int:
+    """Return the shortest of a few round trips to an agent, in ns: its thread that reads the pipe answers."""
+    found = []
+    for _ in range(ROUNDS):
+        began = time.monotonic_ns()
+        peer.ask(Look(), Moved, ANSWER_WITHIN)
+        found.append(time.monotonic_ns() - began)
+    return min(found)
+
+
+def _figure(times: Times) -> dict[str, Any]:
+    """Return what a flow's messages were like alone: its quantiles in ns as its path's samples have them, its rate."""
+    if not len(times.delivered):
+        return {}
+    took = times.delivered - times.intended
+    span = int(times.delivered.max() - times.delivered.min())
+    return {
+        "p50_ns": float(np.quantile(took, 0.5)),
+        "p99_ns": float(np.quantile(took, 0.99)),
+        "messages_per_s": (len(times.delivered) - 1) / span * 1e9 if span else None,
+        "from_ns": int(times.delivered.min()),
+        "to_ns": int(times.delivered.max()),
+    }
+
+
+def _describe(
+    link: Link,
+    setting: Setting,
+    done: Mapping[Peer, Done],
+    gone: Mapping[Peer, HwrxError],
+    figure: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Say what became of a flow: who lost what, and where as far as an end knows it."""
+    ends = _ends(link)
+    flow: dict[str, Any] = {role: ends[role][1] for role in ends}
+    client, server = (done.get(link.peers[role]) for role in ("client", "server"))
+    if client is not None and server is not None:
+        tally = merge_tallies(client.tally, server.tally, cputime.observing_end(setting))
+        flow |= {name: tally[name] for name in ("posted", "expected", "delivered", "lost", "duplicated", "corrupt")}
+        if "socket_drops" in tally:
+            flow["lost_at_socket"] = tally["socket_drops"]
+        flow["ended"] = {"client": client.ended, "server": server.ended}
+        quantiles = setting.pattern != "stream"
+        flow |= {key: value for key, value in figure.items() if quantiles or not key.startswith("p")}
+        return flow
+    # of an end that lives: what it saw until the other was gone
+    for end, name in ((client, "posted"), (server, "delivered")):
+        if end is not None and name in end.tally:
+            flow[name] = end.tally[name]
+    whys = [f"{error.args[0]}" for role in ends if (error := gone.get(link.peers[role])) is not None]
+    return {**flow, "gone": "; ".join(whys)}
+
+
+def _shifted(times: Times, by: int) -> Times:
+    return Times(times.sequence, times.intended - by, times.sent - by, times.delivered - by, times.posted - by)

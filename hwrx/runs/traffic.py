@@ -1,0 +1,70 @@
+"""Who sends to whom: what an experiment says of many hosts, and the flows that each of its settings has."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from hwrx.control import nodes
+from hwrx.errors import UsageError
+
+if TYPE_CHECKING:
+    from hwrx.control.messages import Setting
+    from hwrx.runs.experiment import Experiment
+
+
+def check_traffic(source: str, experiment: Experiment, given: Collection[str]) -> None:
+    """UsageError if what the experiment says of many hosts does not go together.
+
+    :param given: the fields of a setting that are given anywhere
+    """
+    if not experiment.clients:
+        if experiment.servers or experiment.traffic != "incast":
+            key = "servers" if experiment.servers else "traffic"
+            raise UsageError(f"{source}: {key}: it needs hosts that send", remedy='clients = ["node[1-8]"]')
+        if "flows" in given and experiment.topology != "hosts":
+            raise UsageError(f"{source}: flows: it is between hosts", remedy='topology = "hosts"')
+        return
+    if experiment.topology != "hosts":
+        raise UsageError(
+            f"{source}: clients: they are hosts, and the topology is '{experiment.topology}'",
+            remedy='topology = "hosts"',
+        )
+    if "flows" in given:
+        raise UsageError(f"{source}: flows: clients, servers and traffic say it", remedy="leave out either")
+    if not experiment.servers and experiment.traffic == "incast":
+        raise UsageError(f"{source}: servers: an incast needs a host that receives", remedy='servers = ["sink"]')
+    for key in ("trace", "anatomy"):
+        if getattr(experiment, key):
+            raise UsageError(f"{source}: {key}: it is of two ends on one kernel, not of hosts", remedy=f"{key} = false")
+    if experiment.cpu not in ((), "any") or experiment.numa is not None:
+        raise UsageError(
+            f"{source}: cpu and numa: each host has CPUs of its own",
+            remedy="`cpus` or `numa` of the host in the inventory",
+        )
+    if not flows_of(experiment):
+        raise UsageError(f"{source}: clients: none of them sends to another host", remedy="name other servers")
+
+
+def flows_of(experiment: Experiment) -> list[str]:
+    """Return the `flows` of the settings, each of which is measured alone; [""] if the experiment is of two ends."""
+    if not experiment.clients:
+        return [""]
+    clients, servers = _names(experiment.clients), _names(experiment.servers or experiment.clients)
+    return [words for words in nodes.write_flows(experiment.traffic, clients, servers) if not words.startswith(">")]
+
+
+def hosts_of(experiment: Experiment) -> list[str]:
+    """Return the names of all hosts that take part, each once; empty if the experiment is of two ends."""
+    given = [experiment.setting.get("flows", ""), *experiment.sweep.get("flows", [])]
+    flows = [words for words in (*flows_of(experiment), *given) if words]
+    return list(dict.fromkeys(name for words in flows for flow in nodes.parse_flows(words) for name in flow))
+
+
+def count_connections(setting: Setting) -> int:
+    """Return how many pairs of ends a setting has at the same time."""
+    return setting.senders * (len(nodes.parse_flows(setting.flows)) if setting.flows else 1)
+
+
+def _names(sets: Collection[str]) -> list[str]:
+    return list(dict.fromkeys(name for words in sets for name in nodes.expand_nodes(words, "clients, servers")))

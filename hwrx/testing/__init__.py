@@ -1,0 +1,1 @@
+"""hwrx in pytest: see hwrx.pytest_plugin."""
