@@ -8,6 +8,7 @@
           result.json          written last, whole: its figures, or the error that ended it
           log.txt              what it said, and what its guest printed in guest.txt
           2026…-NAME/          the run, as any other
+        anatomy-1/             messages that were taken apart, if a figure moved: anatomy.json, result.json, log.txt
 
 Whoever drives a campaign writes campaign.json; a cell writes beneath its attempt alone. So a cell that was under way
 when its driver was killed is found again by its result.
@@ -80,6 +81,7 @@ class Content(Struct, kw_only=True):
     asked: str  # fingerprint of experiment and axes: the same command goes on, another one does not
     axes: list[str]
     engine: str
+    anatomy: bool  # whether messages of figures that move are taken apart
     started: str
     ended: str = ""
     cells: list[Standing]
@@ -93,8 +95,17 @@ class Book:
         self.content = content
 
     @classmethod
-    def create(cls, path: Path, *, name: str, question: str, asked: str, axes: Sequence[str], engine: str,
-               cells: Sequence[Cell]) -> Book:  # fmt: skip
+    def create(
+        cls,
+        path: Path,
+        *,
+        name: str,
+        question: str,
+        asked: str,
+        axes: Sequence[str],
+        anatomy: bool,
+        cells: Sequence[Cell],
+    ) -> Book:
         """Make the folder, with the experiment of each cell in it.
 
         :raises StoreError: if it cannot be written.
@@ -105,7 +116,8 @@ class Book:
             question=question,
             asked=asked,
             axes=list(axes),
-            engine=engine,
+            engine="",
+            anatomy=anatomy,
             started=time_now(),
             cells=[Standing(cell=cell) for cell in cells],
         )

@@ -91,7 +91,7 @@ def load_campaign(path: Path) -> tuple[Experiment, Axes]:
     return experiment, parse_axes(content, str(path))
 
 
-def parse_axes(content: Mapping[str, Any], source: str) -> Axes:
+def parse_axes(content: Mapping[str, object], source: str) -> Axes:
     """Check a table `[campaign]`, and write out the kernels that `all` means.
 
     :raises UsageError: if a key or value is not allowed.
@@ -141,15 +141,15 @@ def plan_cells(experiment: Experiment, axes: Axes, source: str = "the campaign")
 
     :raises UsageError: if an experiment with these values is not a valid one, or there are too many.
     """
-    lists: list[list[tuple[str, str, dict[str, Any]]]] = []
+    lists: list[list[_Choice]] = []
     if axes.kernels:
-        lists.append([("kernel", each, _of_kernel(each)) for each in axes.kernels])
+        lists.append([_of_kernel(each) for each in axes.kernels])
     if axes.boots:
-        lists.append([("boot", name, {"boot": words}) for name, words in axes.boots.items()])
+        lists.append([_Choice(axis="boot", value=name, boot=words) for name, words in axes.boots.items()])
     if axes.hosts:
-        lists.append([("host", name, {"host": name}) for name in axes.hosts])
+        lists.append([_Choice(axis="host", value=name, host=name) for name in axes.hosts])
     for key, values in axes.settings.items():
-        lists.append([(key, _shown(value), {key: value}) for value in values])
+        lists.append([_Choice(axis=key, value=_shown(value), options={key: value}) for value in values])
     if not lists:
         raise UsageError(f"{source}: it varies nothing", remedy='kernels = ["6.1", "6.12"] in [campaign]')
     count = 1
@@ -165,26 +165,30 @@ def plan_cells(experiment: Experiment, axes: Axes, source: str = "the campaign")
     ]
 
 
-def _of_kernel(text: str) -> dict[str, Any]:
+class _Choice(Struct, frozen=True, kw_only=True):
+    """A value of an axis, and what it makes of the experiment."""
+
+    axis: str
+    value: str
+    boot: tuple[str, ...] = ()
+    host: str = ""
+    options: dict[str, object] = {}
+
+
+def _of_kernel(text: str) -> _Choice:
     name, words = kernel_and_words(text)
-    return {"kernel": name, "boot": words}
+    return _Choice(axis="kernel", value=text, boot=words, options={"kernel": name})
 
 
-def _make_cell(
-    number: int, experiment: Experiment, combination: Sequence[tuple[str, str, dict[str, Any]]], source: str
-) -> Cell:
-    boot: tuple[str, ...] = experiment.boot
-    host = ""
-    options: dict[str, Any] = {}
-    for _, _, more in combination:
-        # of two words that contradict each other the kernel heeds the last
-        boot = (*boot, *more.get("boot", ()))
-        host = more.get("host", host)
-        options |= {key: value for key, value in more.items() if key not in ("boot", "host")}
-    if boot:
-        options["boot"] = boot
-    values = {axis: value for axis, value, _ in combination}
+def _make_cell(number: int, experiment: Experiment, combination: Sequence[_Choice], source: str) -> Cell:
+    # of two words that contradict each other the kernel heeds the last
+    boot = (*experiment.boot, *(word for each in combination for word in each.boot))
+    options: dict[str, object] = {"boot": boot} if boot else {}
+    for each in combination:
+        options |= each.options
+    values = {each.axis: each.value for each in combination}
     mine = experiments.override_experiment(experiment, source=f"{source}, cell {', '.join(values.values())}", **options)
+    host = next((each.host for each in combination if each.host), "")
     return Cell(number=number, values=values, experiment=experiments.dump_experiment(mine), host=host)
 
 

@@ -7,10 +7,9 @@ still running (on a cluster), or is attempted again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from hwrx.campaign import measuring
 from hwrx.campaign.book import Attempt, Book, Standing, time_now
 from hwrx.campaign.cells import Cell
 from hwrx.campaign.engines import Engine, Work
@@ -18,6 +17,7 @@ from hwrx.errors import HwrxError, MachineError, UsageError
 from hwrx.host.outside import clean_text
 from hwrx.runs import experiment as experiments
 from hwrx.runs import planning
+from hwrx.runs.experiment import Experiment
 from hwrx.runs.planning import Plan
 from hwrx.runs.testbed import Wanted
 
@@ -26,6 +26,7 @@ INTERRUPTED = "interrupted"  # what an attempt says that its driver ended: it do
 _APPEARS_WITHIN = 5.0  # seconds: a file that another node has written, on a file system that both share
 _TOLD_EVERY = 1.0
 
+Settle = Callable[[Experiment, Wanted, Callable[[str, str], None]], Plan]
 Told = Callable[[int, int, str], None]  # cells that ended, of all, and a line
 
 
@@ -177,17 +178,46 @@ class _Drive:
         self._told(ended, len(self._cells), "; ".join(words))
 
 
-def leave_out(book: Book, say: Callable[[str, str], None]) -> list[int]:
+def take_apart(book: Book, engine: Engine, wanted: Mapping[int, Sequence[str]], told: Told) -> None:
+    """Take messages of cells apart, and return when that has been done or has failed: each leaves its result.
+
+    :param wanted: labels of settings, by the number of the cell.
+    """
+    left = [_anatomy_work(book, number, labels) for number, labels in wanted.items()]
+    all_of_it = len(left)
+    under_way: dict[str, Work] = {}
+    try:
+        while left or under_way:
+            take = left[: max(0, engine.room())]
+            left = left[len(take) :]
+            under_way |= zip(engine.start(take), take, strict=True) if take else {}
+            there = engine.standing(list(under_way))
+            under_way = {job: work for job, work in under_way.items() if job in there}
+            names = [f"anatomy of {work.cell.name} ({last_words(work.folder, 40)})" for work in under_way.values()]
+            told(all_of_it - len(left) - len(under_way), all_of_it, "; ".join(names[:2]))
+            time.sleep(engine.looks_every)
+    finally:
+        engine.end(list(under_way))
+
+
+def _anatomy_work(book: Book, number: int, labels: Sequence[str]) -> Work:
+    cell = book.content.cells[number - 1].cell
+    folder = book.folder(cell).resolve()
+    return Work(cell=folder, attempt=len(list(folder.glob("anatomy-*"))) + 1, host=cell.host, labels=tuple(labels))
+
+
+def leave_out(book: Book, settle: Settle, say: Callable[[str, str], None]) -> list[int]:
     """Find the cells that cannot run, as far as that is known before anything is downloaded or booted.
 
     They are left out, with the reason, and the others' guests are counted.
 
+    :param settle: lays out the trials of an experiment (`hwrx.campaign.measuring.settle_plan`).
     :return: for each cell that can run, how many guests of one CPU it boots at a time.
     """
     guests = []
     for standing in book.content.cells:
         if standing.state == "planned":
-            found = _settled(standing.cell, say)
+            found = plan_or_reason(standing.cell, settle, say)
             if isinstance(found, Plan):
                 guests.append(len(planning.boots_of(found)))
             else:
@@ -195,16 +225,11 @@ def leave_out(book: Book, say: Callable[[str, str], None]) -> list[int]:
     return guests
 
 
-def why_not(cell: Cell, say: Callable[[str, str], None]) -> str:
-    """Return why a cell cannot run, as far as that is known now; "" if it can."""
-    found = _settled(cell, say)
-    return "" if isinstance(found, Plan) else found
-
-
-def _settled(cell: Cell, say: Callable[[str, str], None]) -> Plan | str:
+def plan_or_reason(cell: Cell, settle: Settle, say: Callable[[str, str], None]) -> Plan | str:
+    """Return the plan of a cell, or why it cannot run, as far as that is known now."""
     experiment = experiments.parse_experiment(cell.experiment, source=cell.name)
     try:
-        return measuring.settle_plan(experiment, Wanted(), say)
+        return settle(experiment, Wanted(), say)
     except (UsageError, MachineError) as error:
         return str(error)
 

@@ -25,21 +25,25 @@ _TAKES_DOWN = 30.0  # seconds: what a cell has put up is taken down within
 
 
 class Work(Struct, frozen=True, kw_only=True):
-    """A cell to attempt: its folder, the attempt's number, and the host that it is for; "" if any will do."""
+    """A cell to attempt: its folder, the attempt's number, and the host that it is for; "" if any will do.
+
+    `labels`: of settings whose messages are to be taken apart; without any the cell is measured.
+    """
 
     cell: Path
     attempt: int
     host: str = ""
+    labels: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
         """Where the attempt leaves what it has."""
-        return self.cell / f"attempt-{self.attempt}"
+        return self.cell / f"{'anatomy' if self.labels else 'attempt'}-{self.attempt}"
 
     @property
     def command(self) -> list[str]:
         """Words that carry it out."""
-        return [sys.executable, "-P", "-m", "hwrx.campaign.inside", str(self.cell), str(self.attempt)]
+        return [sys.executable, "-P", "-m", "hwrx.campaign.inside", str(self.folder), *self.labels]
 
 
 class Engine(Protocol):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import msgspec
 
 from hwrx.campaign import book, measuring
 from hwrx.errors import HwrxError, MachineError, UsageError
+from hwrx.host import disk
 from hwrx.host.interruption import run_beneath
 from hwrx.report.headline import headlines_of
 from hwrx.report.reported import ReportedRun
 from hwrx.runs import experiment as experiments
-from hwrx.runs import testbed
+from hwrx.runs import planning, testbed
 from hwrx.runs.testbed import Wanted
 
 GUEST_LOG = "guest.txt"
@@ -37,42 +42,46 @@ class Lines:
         sys.stdout.flush()
 
 
-def attempt_cell(cell: Path, number: int) -> int:
-    """Measure a cell, and leave its result in its folder, whatever comes of it but a signal.
+def attempt_cell(folder: Path, labels: Sequence[str] = ()) -> int:
+    """Measure a cell, or take messages of it apart, and leave the result, whatever comes of it but a signal.
 
-    :param cell: the cell's folder.
-    :param number: of the attempt. What an attempt of the same number has left, that was killed, stays beside its run.
-    :return: the exit code: 0 if the cell is done.
+    :param folder: of the attempt, in the cell's. What was left there by one that was killed stays.
+    :param labels: of the settings whose messages are to be taken apart; without any the cell is measured.
+    :return: the exit code: 0 if it is done.
     """
-    folder = cell / f"attempt-{number}"
     folder.mkdir(parents=True, exist_ok=True)
     done = book.read_result(folder)
     if done is None:  # an engine that starts a job again does not know that it had ended
-        done = _measured(cell, folder, Lines())
+        done = _attempted(
+            functools.partial(_dissected, folder, labels) if labels else functools.partial(_measured, folder)
+        )
         book.write_result(folder, done)
     if done.error:
         sys.stdout.write(f"hwrx: {done.error}\n")
     return 0 if done.state == "done" else 1
 
 
-def _measured(cell: Path, folder: Path, progress: measuring.Progress) -> book.Result:
-    directory: Path | None = None
+def _attempted(work: Callable[[Lines], book.Result]) -> book.Result:
     try:
-        experiment = experiments.load_experiment(cell / book.EXPERIMENT)
-        experiment = testbed.settle_clock(experiment, Wanted(), progress.stage)
-        wanted = Wanted(log=folder / GUEST_LOG) if testbed.in_guest(experiment, Wanted()) else Wanted()
-        layout = measuring.settle_plan(experiment, wanted, progress.stage)
-        outcome, directory = measuring.measure_plan(layout, wanted, folder, progress=progress)
-        run = ReportedRun.open(directory)
+        return work(Lines())
     except HwrxError as error:
         # what the machine or the kernel lacks it lacks the next time, too
         return book.Result(state="failed", error=str(error), lasting=isinstance(error, UsageError | MachineError))
     except Exception as error:  # a fault of ours: the other cells go on, and the log has where it was
         traceback.print_exc()
         return book.Result(state="failed", error=f"{type(error).__name__}: {error}", lasting=True)
-    failed = f"{len(outcome.failed)} of {len(layout.trials)} trials failed, the first: {outcome.failed[0]}" if (
-        outcome.failed
-    ) else ""  # fmt: skip
+
+
+def _measured(folder: Path, progress: Lines) -> book.Result:
+    experiment = experiments.load_experiment(folder.parent / book.EXPERIMENT)
+    experiment = testbed.settle_clock(experiment, Wanted(), progress.stage)
+    wanted = Wanted(log=folder / GUEST_LOG) if testbed.in_guest(experiment, Wanted()) else Wanted()
+    layout = measuring.settle_plan(experiment, wanted, progress.stage)
+    outcome, directory = measuring.measure_plan(layout, wanted, folder, progress=progress)
+    run = ReportedRun.open(directory)
+    failed = ""
+    if outcome.failed:
+        failed = f"{len(outcome.failed)} of {len(layout.trials)} trials failed, the first: {outcome.failed[0]}"
     return book.Result(
         state="failed" if failed else "done",
         run=directory.name,
@@ -83,5 +92,24 @@ def _measured(cell: Path, folder: Path, progress: measuring.Progress) -> book.Re
     )
 
 
+def _dissected(folder: Path, labels: Sequence[str], progress: Lines) -> book.Result:
+    # few cells want it, and it brings a decoder of instructions
+    from hwrx.anatomy import dissect, model
+
+    experiment = experiments.load_experiment(folder.parent / book.EXPERIMENT)
+    layout = measuring.settle_plan(experiment, Wanted(), progress.stage)
+    settings = [
+        msgspec.structs.replace(setting, messages=min(setting.messages, measuring.DISSECTED), check_every=0)
+        for setting in dissect.dissectible(layout)
+        if planning.label_of(setting, layout.experiment) in labels
+    ]
+    if not settings:
+        raise UsageError(f"none of its settings can be taken apart: {', '.join(labels)}")
+    found = dissect.dissect_settings(layout.experiment, settings, progress.stage)
+    with disk.guarded_writes(folder):
+        disk.replace_file(folder / model.DOCUMENT, msgspec.json.encode(model.to_document(found)))
+    return book.Result(state="done")
+
+
 if __name__ == "__main__":
-    sys.exit(run_beneath(lambda: attempt_cell(Path(sys.argv[1]), int(sys.argv[2]))))
+    sys.exit(run_beneath(lambda: attempt_cell(Path(sys.argv[1]), sys.argv[2:])))

@@ -70,9 +70,13 @@ def _caption(found: Matrix) -> str:
             "the digit."
         )
     if False in exact:
-        words.append("Figures of four digits are those of one run, and do not repeat to the digit.")
+        words.append(
+            "Figures of four digits do not: instructions are then what a message costs, interruptions and all."
+        )
     if found.moved:
-        words.append(f"{_MOVED}: by more than {100 * found.over:g} % from the cell before on the list of kernels.")
+        words.append(
+            f"{_MOVED}: by more than {100 * found.over:g} % from the cell before on the list of kernels; costs, 2 %."
+        )
     return " ".join(words)
 
 

@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
-from msgspec import Struct
-
+from hwrx.campaign.history import Change, History, Point, Track
 from hwrx.errors import StoreError
 from hwrx.report.anatomies import moved_functions
 from hwrx.report.headline import Headline, headlines_of
-from hwrx.report.moved import Moved
 from hwrx.report.provenance import find_key, kernel_of
 from hwrx.report.published import open_published
 from hwrx.report.reported import ReportedRun
@@ -47,52 +45,6 @@ class Found(Protocol):
 
     index: int
     stats: Stats
-
-
-class Point(Struct, frozen=True, kw_only=True):
-    """A run's figure. `hwrx`: the commit that measured it, if the run says so."""
-
-    run: str
-    started: str
-    kernel: str
-    hwrx: str
-    value: float
-
-
-class Change(Struct, frozen=True, kw_only=True):
-    """A change point: the run after it, and the figure before and after. `chance`: None of one to the digit."""
-
-    run: str
-    place: int  # of its point
-    before: float
-    after: float
-    ratio: float
-    worse: bool
-    chance: float | None = None
-    functions: list[Moved] = []
-
-
-class History(Struct, frozen=True, kw_only=True):
-    """One setting's figure over runs, oldest first. `not_judged`: why nothing is said of its changes."""
-
-    experiment: str
-    setting: str
-    machine: str
-    kernel: str  # "": several
-    topology: str
-    clock: str
-    unit: str
-    exact: bool
-    points: list[Point]
-    changes: list[Change]
-    not_judged: str = ""
-
-
-class Track(Struct, frozen=True, kw_only=True):
-    """All histories. `left_out`: directories that hold no run that can be read, and why."""
-
-    histories: list[History]
-    left_out: list[str]
 
 
 def read_track(paths: Iterable[Path], *, over: float, across_kernels: bool = False, hostnames: bool = False) -> Track:
@@ -153,7 +105,7 @@ def find_otava() -> Callable[[Sequence[float], float], list[Found]] | None:
 
 
 def _key(run: ReportedRun, figure: Headline, across_kernels: bool) -> tuple[str, ...]:
-    manifest: dict[str, Any] = run.manifest
+    manifest: Mapping[str, object] = run.manifest
     clock = str(manifest["clock"])
     return (
         " ".join([run.name, *run.experiment.boot]),
@@ -166,7 +118,7 @@ def _key(run: ReportedRun, figure: Headline, across_kernels: bool) -> tuple[str,
     )
 
 
-def _machine_of(manifest: dict[str, Any]) -> str:
+def _machine_of(manifest: Mapping[str, object]) -> str:
     """Return what tells one machine from another without its name: its processor, and whether the guest is emulated."""
     model = find_key(manifest.get("host") or manifest.get("machine"), "model")
     return f"{model or 'unknown'}{', an emulated guest' if manifest.get('emulated') else ''}"
@@ -220,7 +172,7 @@ def _history(
     )
 
 
-def _commit_of(manifest: dict[str, Any]) -> str:
+def _commit_of(manifest: Mapping[str, object]) -> str:
     commit = find_key(manifest.get("host") or manifest.get("machine"), "commit")
     if isinstance(commit, dict):
         commit = find_key(commit, "hwrx") or find_key(commit, "commit")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from hwrx.campaign.tracking import History, Track
+from hwrx.campaign.history import History, Track
 from hwrx.report.page import render_template
 
 WIDTH, HEIGHT = 640, 150  # of a chart, in its own units

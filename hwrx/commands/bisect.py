@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -12,28 +11,34 @@ from rich.table import Table
 
 from hwrx.campaign import bisecting, cells, condition
 from hwrx.campaign.bisecting import ABORT, Found
-from hwrx.commands.shared.campaigns import measure_one, open_search
+from hwrx.commands.shared.campaigns import measure_one, open_search, steps_of
 from hwrx.commands.shared.display import Display
 from hwrx.commands.shared.options import Many, counting, experiment_options
 from hwrx.errors import HwrxError, UsageError
 from hwrx.host import strict_json
 from hwrx.host.console import open_console
-from hwrx.report.anatomies import moved_functions
-from hwrx.report.reported import ReportedRun
 from hwrx.runs.experiment import described_experiment
+
+
+class AbortUsageError(click.UsageError):
+    """A wrong word of a script of `git bisect run`."""
+
+    exit_code = ABORT
 
 
 class GitsScript(click.Command):
     """A command that `git bisect run` may call: what is wrong with its own words ends that, and is no bad commit."""
 
-    def make_context(self, info_name: str | None, args: list[str], *more: Any, **options: Any) -> click.Context:
-        """Exit with 128 instead of 2 if --build is among the words. `Any`: what click's own takes."""
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **options: object
+    ) -> click.Context:
+        """Exit with 128 instead of 2 if --build is among the words."""
         builds = any(word.startswith("--build") for word in args)
         try:
-            return super().make_context(info_name, args, *more, **options)
+            return super().make_context(info_name, args, parent, **options)
         except click.UsageError as error:
             if builds:
-                error.exit_code = ABORT
+                raise AbortUsageError(error.message, error.ctx) from error
             raise
 
 
@@ -66,7 +71,7 @@ def bisect(
     topology: str | None,
     out: Path | None,
     as_json: bool,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Find the first kernel on which a figure of EXPERIMENT is bad.
 
@@ -83,7 +88,7 @@ def bisect(
       git bisect start BAD GOOD
       git bisect run hwrx bisect ~/udp.toml --build 'make -j8 bzImage modules' --test 'udp@64 > 13000 instructions'
     """
-    options.pop("kernel")
+    del options["kernel"]
     try:
         test = condition.parse_condition(wanted)
         experiment = described_experiment(file, counting(file, {**options, "topology": topology}))
@@ -98,9 +103,9 @@ def bisect(
             )
         runs = out or tree / ".git" / "hwrx-runs"
         try:
-            with Display() as display:
+            with Display() as waiting:
                 code, words = bisecting.judge_build(
-                    experiment, test, build=build, tree=tree, reference=reference, runs=runs, progress=display
+                    experiment, test, build=build, tree=tree, reference=reference, runs=runs, progress=waiting
                 )
         except HwrxError:
             raise
@@ -119,11 +124,9 @@ def bisect(
     with book.driven(), Display() as display:
         search = bisecting.Search(listed, test, lambda place: measure_one(book, place, display))
         found = search.carry_out()
-    if experiment.anatomy:
         ends = [listed.index(name) for name in (found.last_good, found.first_bad)]
-        results = [(book.content.cells[place], book.result(book.content.cells[place])) for place in ends]
-        runs = [ReportedRun.open(book.attempt_folder(cell) / result.run) for cell, result in results if result]
-        found = msgspec.structs.replace(found, moved=moved_functions(runs[:1], runs[1:]))
+        moved = steps_of(book, ends, display)
+        found = msgspec.structs.replace(found, moved=[each for step in moved for each in step.functions])
     if as_json:
         click.echo(strict_json.to_json(msgspec.to_builtins(found), indent=2))
     else:
@@ -146,5 +149,5 @@ def _show(found: Found) -> None:
     console.print(table)
     between = f", or one of {', '.join(found.between)}, which cannot be looked at" if found.between else ""
     console.print(f"\nThe first bad kernel is {found.first_bad}{between}; the last good one is {found.last_good}.")
-    for each in found.moved[:12]:
-        console.print(f"  {each.after - each.before:+10,.1f}  {each.function}, {each.layer} ({each.setting})")
+    for one in found.moved[:12]:
+        console.print(f"  {one.after - one.before:+10,.1f}  {one.function}, {one.layer} ({one.setting})")

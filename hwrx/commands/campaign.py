@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
+import msgspec
 
 from hwrx.campaign import cells, matrix
 from hwrx.campaign.book import Book
@@ -20,7 +20,7 @@ def campaign() -> None:
 @campaign.command()
 @click.argument("file", type=click.Path(path_type=Path), metavar="EXPERIMENT")
 @campaign_options
-def run(file: Path, **way: Any) -> None:
+def run(file: Path, **way: object) -> None:
     """Carry out the campaign that EXPERIMENT describes in its table [campaign], and print its table.
 
     Given again it goes on where it was: after Ctrl-C, a kill, or a cell that was lost with its node. A cell that fails
@@ -40,7 +40,7 @@ def run(file: Path, **way: Any) -> None:
     Exit codes: 0 all cells are done or left out with a reason; 1 a cell failed.
     """
     experiment, axes = cells.load_campaign(file)
-    run_campaign(experiment, axes, Way(**way), str(file))
+    run_campaign(experiment, axes, msgspec.convert(way, Way), str(file))
 
 
 @campaign.command()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
+import msgspec
 
 from hwrx.campaign import cells
 from hwrx.commands.shared.campaigns import Way, campaign_options, run_campaign
@@ -24,7 +24,7 @@ from hwrx.runs.experiment import described_experiment
 @experiment_options
 @click.option("--topology", help="What lies between the two ends.")
 @campaign_options
-def matrix(file: Path | None, kernels: list[str], topology: str | None, **options: Any) -> None:
+def matrix(file: Path | None, kernels: list[str], topology: str | None, **options: object) -> None:
     """Run EXPERIMENT, or what the options describe, on each of the kernels; print the table, and what moved.
 
     If a figure moved from one kernel to the next on the list, the functions are named that have more or fewer
@@ -36,8 +36,8 @@ def matrix(file: Path | None, kernels: list[str], topology: str | None, **option
       hwrx matrix lab/experiments/kernels.toml --kernels all
       hwrx matrix --paths udp,tcp --topology netns --clock icount --anatomy --kernels 6.1,6.12,6.12-rt
     """
-    way = Way(**{name: options.pop(name) for name in Way.__struct_fields__})
-    options.pop("kernel")
+    way = msgspec.convert({name: options.pop(name) for name in Way.__struct_fields__}, Way)
+    del options["kernel"]
     experiment = described_experiment(file, counting(file, {**options, "topology": topology}))
     axes = cells.parse_axes({"kernels": kernels}, "--kernels")
     run_campaign(experiment, axes, way, str(file or "the options"))

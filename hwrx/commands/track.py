@@ -9,7 +9,7 @@ import msgspec
 from rich.table import Table
 
 from hwrx.campaign import matrix, tracking, tracking_page
-from hwrx.campaign.tracking import Track
+from hwrx.campaign.history import Track
 from hwrx.commands.shared.output import hostnames_option
 from hwrx.errors import UsageError
 from hwrx.host import disk, strict_json

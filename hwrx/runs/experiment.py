@@ -120,7 +120,7 @@ def load_experiment(path: pathlib.Path | str) -> Experiment:
     return parse_experiment(_read_text(file), source=str(file), name=file.stem)
 
 
-def load_with_table(path: pathlib.Path, table: str) -> tuple[Experiment, dict[str, Any] | None]:
+def load_with_table(path: pathlib.Path, table: str) -> tuple[Experiment, dict[str, object] | None]:
     """Read an experiment file that has a table beside the experiment; return that one as it stands, None without it.
 
     :raises UsageError: as `load_experiment`, and if the table is not one.

@@ -154,10 +154,10 @@ class Cluster:
         self.kill_jobs()
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, needs: Callable[..., None]) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, needs: Callable[..., None]) -> Iterator[Cluster]:
     needs(*PROGRAMS)
-    made = Cluster(tmp_path)
+    made = Cluster(tmp_path_factory.mktemp("slurm"))
     try:
         made.start()
         yield made
@@ -173,6 +173,23 @@ def start(cluster: Cluster, file: Path, *words: str) -> subprocess.Popen[str]:
         list(map(str, command)), env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
+
+
+def test_ctrl_c_takes_the_cells_out_of_the_queue(cluster: Cluster, tmp_path: Path) -> None:
+    file = tmp_path / "long.toml"
+    file.write_text(CELLS.format(messages=[2_000_001, 2_000_002, 2_000_003, 2_000_004]))
+    driver = start(cluster, file)
+    wait_for("cells run", lambda: cluster.processes_of())
+    os.kill(driver.pid, signal.SIGINT)
+    driver.communicate(timeout=LIMIT)
+    assert driver.returncode == 130
+    wait_for("the queue is empty", lambda: not cluster.ask("squeue", "-h").strip())
+    assert [each.state for each in Book.open(tmp_path / "long").content.cells] == ["planned"] * 4
+
+    # what Slurm does not take it says in its own words
+    refused = start(cluster, file, "--sbatch=--partition=nowhere")
+    _, errors = refused.communicate(timeout=LIMIT)
+    assert refused.returncode == 3 and "invalid partition" in errors.lower()
 
 
 def test_twenty_cells_are_done_though_a_node_and_the_driver_are_killed(cluster: Cluster, tmp_path: Path) -> None:
@@ -206,20 +223,3 @@ def test_twenty_cells_are_done_though_a_node_and_the_driver_are_killed(cluster: 
     assert all(line["figures"] for line in lines)
     # what ran on the dead node was carried out by another one
     assert all(cells()[number - 1].attempts[-1].where != "n2" for number in on_two)
-
-
-def test_ctrl_c_takes_the_cells_out_of_the_queue(cluster: Cluster, tmp_path: Path) -> None:
-    file = tmp_path / "long.toml"
-    file.write_text(CELLS.format(messages=[2_000_001, 2_000_002, 2_000_003, 2_000_004]))
-    driver = start(cluster, file)
-    wait_for("cells run", lambda: cluster.processes_of())
-    os.kill(driver.pid, signal.SIGINT)
-    driver.communicate(timeout=LIMIT)
-    assert driver.returncode == 130
-    wait_for("the queue is empty", lambda: not cluster.ask("squeue", "-h").strip())
-    assert [each.state for each in Book.open(tmp_path / "long").content.cells] == ["planned"] * 4
-
-    # what Slurm does not take it says in its own words
-    refused = start(cluster, file, "--sbatch=--partition=nowhere")
-    _, errors = refused.communicate(timeout=LIMIT)
-    assert refused.returncode == 3 and "invalid partition" in errors.lower()

@@ -119,7 +119,7 @@ def test_ctrl_c_ends_the_cells_and_says_what_is_left_to_do(tmp_path: Path) -> No
 
 
 def test_a_cell_whose_process_is_killed_is_attempted_again(tmp_path: Path) -> None:
-    file = campaign(tmp_path, "messages = [300000]\n")
+    file = campaign(tmp_path, "messages = [100000]\n")
     folder = tmp_path / "cells"
     driver = start(file, "--json")
     os.kill(wait_for("the cell runs", lambda: left_of(folder))[0], signal.SIGKILL)
@@ -154,10 +154,10 @@ def test_an_attempt_that_has_its_result_is_not_made_again(tmp_path: Path, capsys
     cell = tmp_path / "001"
     cell.mkdir()
     (cell / "experiment.toml").write_text(HEAD)
-    assert inside.attempt_cell(cell, 1) == 0
+    assert inside.attempt_cell(cell / "attempt-1") == 0
     runs = sorted((cell / "attempt-1").iterdir())
-    assert inside.attempt_cell(cell, 1) == 0  # as a scheduler that queues a job again would
+    assert inside.attempt_cell(cell / "attempt-1") == 0  # as a scheduler that queues a job again would
     assert sorted((cell / "attempt-1").iterdir()) == runs
     (cell / "experiment.toml").write_text("paths = ['udp']\nkernel = '/nowhere'\ntopology = 'netns'")
-    assert inside.attempt_cell(cell, 2) == 1
+    assert inside.attempt_cell(cell / "attempt-2") == 1
     assert "there is no kernel image /nowhere" in capsys.readouterr().out

@@ -85,7 +85,7 @@ def test_git_bisect_finds_the_commit_whose_kernel_costs_more(tmp_path: Path) -> 
     build = shlex.join([sys.executable, str(tmp_path / "build.py")])
     said = git(
         "bisect", "run", *HWRX, "bisect", str(tmp_path / "udp.toml"), "--build", build, "--out", str(tmp_path / "runs"),
-        "--test", "udp@64 > {limit} instructions",
+        "--test", "udp@64 > 13400 instructions",
     )  # fmt: skip
     assert "is the first bad commit" in said and "commit 2 of 6.12" in said
     assert "good: udp@64" in said and "bad: udp@64" in said

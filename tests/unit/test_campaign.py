@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from hwrx.campaign import bisecting, book, cells, condition
+from hwrx.campaign import bisecting, book, cells, condition, matrix
 from hwrx.campaign.cells import Axes
 from hwrx.cli import main
 from hwrx.errors import HwrxError, StoreError, UsageError
@@ -92,7 +93,7 @@ def test_a_folder_takes_one_campaign_and_says_what_is_wrong_with_it(tmp_path: Pa
     experiment, axes = cells.load_campaign(write(tmp_path))
     planned = cells.plan_cells(experiment, axes)
     folder = tmp_path / "c"
-    made = book.Book.create(folder, name="n", question="", asked="one", axes=axes.names, engine="local", cells=planned)
+    made = book.Book.create(folder, name="n", question="", asked="one", axes=axes.names, anatomy=False, cells=planned)
     found = book.Book.open(folder)
     assert found.content == made.content and found.counts() == {"planned": 8}
     book.need_same(found, "one")
@@ -104,6 +105,53 @@ def test_a_folder_takes_one_campaign_and_says_what_is_wrong_with_it(tmp_path: Pa
     with pytest.raises(StoreError, match="there is no campaign"):
         book.Book.open(tmp_path / "nowhere")
     assert book.fingerprint("a", axes) != book.fingerprint("a", Axes(kernels=("6.1",)))
+
+
+def test_hosts_are_for_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path, FILE.replace("[campaign.boots]", 'hosts = ["n1"]\n[campaign.boots]'))
+    assert main(["campaign", "run", str(file), "--out", str(tmp_path / "out")]) == 2
+    assert "add --slurm" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+
+def of_kernels(folder: Path, *figures: Headline, anatomy: bool = False) -> book.Book:
+    """A campaign over as many kernels, each done, with a figure."""
+    experiment, _ = cells.load_campaign(write(folder))
+    axes = Axes(kernels=tuple(f"6.{number}" for number in range(len(figures))))
+    planned = cells.plan_cells(experiment, axes)
+    made = book.Book.create(
+        folder / "c", name="n", question="", asked="", axes=axes.names, anatomy=anatomy, cells=planned
+    )
+    for standing, one in zip(made.content.cells, figures, strict=True):
+        standing.state, standing.attempts = "done", [book.Attempt(job="1", began="")]
+        made.attempt_folder(standing).mkdir()
+        book.write_result(made.attempt_folder(standing), book.Result(state="done", figures=[one]))
+    return made
+
+
+def test_what_moved_is_said_from_one_kernel_to_the_next(tmp_path: Path) -> None:
+    made = of_kernels(tmp_path, figure(value=100.0), figure(value=100.5), figure(value=110.0), anatomy=True)
+    (step,) = matrix.read_matrix(made).moved
+    assert (step.before, step.after, step.worse) == ("6.1", "6.2", True)
+    assert step.ratio == pytest.approx(110 / 100.5) and step.functions == []
+    # and its messages are to be taken apart on both sides, and nothing else
+    assert matrix.to_take_apart(made, [step]) == {2: [step.label], 3: [step.label]}
+    for attempt in ("anatomy-1", "anatomy-2"):
+        folder = made.folder(made.content.cells[2].cell) / attempt
+        folder.mkdir()
+        book.write_result(folder, book.Result(state="failed", error="no compiler"))
+    assert matrix.to_take_apart(made, [step]) == {2: [step.label]}  # not without end
+    assert matrix.read_matrix(made, over=0.2).moved == []
+
+
+def test_figures_of_a_setting_are_of_one_kind(tmp_path: Path) -> None:
+    exact = msgspec.structs.replace(figure(value=100.0), more={"cost": 120.0})
+    cost = msgspec.structs.replace(figure(value=121.0), exact=False, more={"cost": 121.0})
+    found = matrix.read_matrix(of_kernels(tmp_path, exact, cost))
+    assert [each.value for line in found.lines for each in line.figures.values()] == [120.0, 121.0]
+    assert found.moved == []  # 21 % if a state stood beside a cost
 
 
 # --- what is bad ---------------------------------------------------------------------------------------------------

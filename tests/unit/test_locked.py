@@ -63,6 +63,18 @@ def test_a_lock_names_no_place_where_packages_are_kept() -> None:
         assert not re.search(r"://|^\s*-(?!-hash)|index|find-links|file:", text, re.MULTILINE), name
 
 
+def test_what_is_installed_without_its_needs_is_pinned_and_imports_with_what_is_there() -> None:
+    pins = pins_of(ROOT / "lab" / "requirements-alone.lock")
+    assert {name: [str(each.operator) for each in pin.specifier] for name, (pin, _) in pins.items()} == {
+        "apache-otava": ["=="]
+    }
+    assert all(hashes for _, hashes in pins.values())
+    # in a process of its own, in which nothing else has brought what it wants
+    code = "import otava.analysis as a; print([c.index for c in a.compute_change_points([1.0] * 6 + [2.0] * 6)[0]])"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[6]\n" or "int64(6)" in done.stdout, done.stderr
+
+
 # --- what setup.sh does with them ------------------------------------------------------------------------------------
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
 from msgspec import Struct
 
 from hwrx.campaign import book as books
-from hwrx.campaign import cells, driving, engines, matrix, matrix_text, slurm
+from hwrx.campaign import cells, driving, engines, matrix, matrix_text, measuring, slurm
 from hwrx.campaign.book import Book
 from hwrx.campaign.cells import Axes, Cell
 from hwrx.commands.shared.display import Display
@@ -42,7 +41,7 @@ class Way(Struct, frozen=True, kw_only=True):
     as_json: bool
 
 
-def campaign_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def campaign_options(command: Callable[..., object]) -> Callable[..., object]:
     """Add the options of `Way`."""
     options = [
         click.option(
@@ -75,7 +74,9 @@ def run_campaign(experiment: Experiment, axes: Axes, way: Way, source: str) -> N
     """
     if way.sbatch and not way.slurm:
         raise UsageError("--sbatch has words for a cluster, and the cells run on this machine", remedy="add --slurm")
-    planned = cells.plan_cells(experiment, axes, source)
+    if axes.hosts and not way.slurm:
+        raise UsageError(f"{source}: hosts are nodes of a cluster", remedy="add --slurm, or leave out hosts")
+    planned = _plan_cells(experiment, axes, source)
     # the seed of an experiment without one is drawn: it tells no campaign from another
     asked = books.fingerprint(experiments.dump_experiment(experiment), axes)
     if way.dry_run:
@@ -83,14 +84,12 @@ def run_campaign(experiment: Experiment, axes: Axes, way: Way, source: str) -> N
         return
     found = _open_book(way.out or FOLDER / experiment.name, experiment, axes, planned, asked)
     with found.driven(), Display() as display:
-        guests = driving.leave_out(found, display.stage)
+        guests = driving.leave_out(found, measuring.settle_plan, display.stage)
         found.save()
         driving.need_some(found)
         engine = _engine(found, way, experiment, guests)
-        driving.drive_campaign(
-            found, engine, lambda done, total, line: display.cell(done, total, line), retry=way.retry,
-            attempts=way.attempts,
-        )  # fmt: skip
+        driving.drive_campaign(found, engine, display.cell, retry=way.retry, attempts=way.attempts)
+        name_moved(found, engine, way.over, display)
     print_campaign(found, way.over, as_json=way.as_json)
     if error := driving.failures(found):
         raise error
@@ -106,8 +105,23 @@ def _open_book(path: Path, experiment: Experiment, axes: Axes, planned: list[Cel
     with disk.guarded_writes(path):
         path.mkdir(parents=True, exist_ok=True)
     return Book.create(
-        path, name=experiment.name, question=experiment.question, asked=asked, axes=axes.names, engine="", cells=planned
-    )
+        path, name=experiment.name, question=experiment.question, asked=asked, axes=axes.names,
+        anatomy=experiment.anatomy, cells=planned,
+    )  # fmt: skip
+
+
+def _plan_cells(experiment: Experiment, axes: Axes, source: str) -> list[Cell]:
+    """Plan cells that are measured without an anatomy: it is made of what moves, when that is known."""
+    return cells.plan_cells(msgspec.structs.replace(experiment, anatomy=False), axes, source)
+
+
+def name_moved(found: Book, engine: engines.Engine, over: float, display: Display) -> None:
+    """Take apart the messages of the figures that moved, if that is asked for and was not done."""
+    if found.content.anatomy:
+        wanted = matrix.to_take_apart(found, matrix.read_matrix(found, over).moved)
+        if wanted:
+            display.stage("anatomy", f"taking messages apart whose figure moved, in {len(wanted)} cells")
+        driving.take_apart(found, engine, wanted, display.cell)
 
 
 def _engine(found: Book, way: Way, experiment: Experiment, guests: list[int]) -> engines.Engine:
@@ -122,7 +136,8 @@ def _print_plan(planned: list[Cell], way: Way) -> None:
     listed = []
     with Display() as display:
         for cell in planned:
-            listed.append((cell, driving.why_not(cell, display.stage)))
+            settled = driving.plan_or_reason(cell, measuring.settle_plan, display.stage)
+            listed.append((cell, settled if isinstance(settled, str) else ""))
     if way.as_json:
         plan = [{"cell": cell.name, "values": cell.values, "left_out": reason} for cell, reason in listed]
         click.echo(strict_json.to_json(plan, indent=2))
@@ -135,7 +150,7 @@ def _print_plan(planned: list[Cell], way: Way) -> None:
 
 def open_search(experiment: Experiment, axes: Axes, out: Path | None, source: str) -> Book:
     """Open the folder of a search over kernels, a campaign of which only some cells will be carried out."""
-    planned = cells.plan_cells(experiment, axes, source)
+    planned = _plan_cells(experiment, axes, source)
     asked = books.fingerprint(experiments.dump_experiment(experiment), axes)
     return _open_book(out or FOLDER / f"bisect-{experiment.name}", experiment, axes, planned, asked)
 
@@ -149,6 +164,18 @@ def measure_one(found: Book, place: int, display: Display) -> tuple[list[Headlin
     if standing.state != "done" or result is None:
         return [], standing.reason
     return result.figures, ""
+
+
+def steps_of(found: Book, places: list[int], display: Display) -> list[matrix.Step]:
+    """Return what moved from one cell to another, with its functions if an anatomy is asked for."""
+
+    def steps() -> list[matrix.Step]:
+        lines = matrix.read_matrix(found).lines
+        return matrix.steps_between(found, lines[places[0]], lines[places[1]], matrix.OVER)
+
+    if found.content.anatomy:
+        driving.take_apart(found, engines.Local(1), matrix.to_take_apart(found, steps()), display.cell)
+    return steps()
 
 
 def print_campaign(found: Book, over: float, *, as_json: bool) -> None:

@@ -150,6 +150,6 @@ def machine_options(command: Callable[..., object]) -> Callable[..., object]:
     return command
 
 
-def counting(file: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+def counting(file: Path | None, options: dict[str, object]) -> dict[str, object]:
     """Return options of which those without a file count instructions where a guest is emulated, as kernels need it."""
     return {**options, "clock": "auto"} if file is None and options.get("clock") is None else options
