@@ -12,6 +12,8 @@ from guest_ends import Places, resources
 from hwrx.cli import main
 from hwrx.drill import model, run
 
+pytestmark = pytest.mark.hwrx(needs="pyverbs")
+
 KEPT = (
     "gap-is-refused-once", "duplicate-atomic-is-executed-once", "wrong-icrc-is-met-by-silence",
     "write-with-a-wrong-key-is-refused", "no-receive-request-is-an-rnr-nak", "read-response-has-first-middle-last",
@@ -29,8 +31,7 @@ def played(pair: Places, names: tuple[str, ...]) -> dict[str, model.Result]:
     return {result.name: result for result in run.drills_here(request, lambda stage, text: None)}
 
 
-def test_rxe_keeps_what_it_keeps_and_nothing_is_left(pair: Places, needs) -> None:
-    needs("pyverbs")
+def test_rxe_keeps_what_it_keeps_and_nothing_is_left(pair: Places) -> None:
     before = resources()
     found = played(pair, KEPT)
     assert {name: (result.verdict, result.words) for name, result in found.items() if result.verdict != "kept"} == {}
@@ -39,17 +40,15 @@ def test_rxe_keeps_what_it_keeps_and_nothing_is_left(pair: Places, needs) -> Non
     assert "02:68:77:72:78:70" not in shown.stdout
 
 
-def test_rxe_takes_an_acknowledgement_for_what_was_never_sent(pair: Places, needs) -> None:
-    needs("pyverbs")
+def test_rxe_takes_an_acknowledgement_for_what_was_never_sent(pair: Places) -> None:
     (result,) = played(pair, ("ack-of-what-was-not-sent-is-ignored",)).values()
     assert result.verdict == "broken"
     assert result.figures["again"] == 0 and result.figures["peer_ok"] == 1
 
 
 def test_the_command_drills_a_device_of_this_machine(
-    pair: Places, needs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pair: Places, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    needs("pyverbs")
     there, out = pair["server"], tmp_path / "report.json"
     words = ["--device", str(there.verbs), "--address", str(there.address), "--beneath", str(there.netdev)]
     words += ["--netdev", str(pair["client"].netdev), "--out", str(out)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from guest_ends import ROLES, Places, ip
@@ -33,8 +33,8 @@ def vlan(pair: Places) -> Iterator[str]:
         ip("link", "delete", VLAN)
 
 
-def test_a_gid_of_a_vlan_is_reached_by_the_vlans_netdev(vlan: str, needs: Callable[..., None]) -> None:
-    needs("rxe")
+@pytest.mark.hwrx(needs="rxe")
+def test_a_gid_of_a_vlan_is_reached_by_the_vlans_netdev(vlan: str) -> None:
     (device,) = [found for found in devices.verbs_devices() if found.name == vlan]
     place = devices.place_of(device, gid_index=rxe.gid_index(vlan, ADDRESS))
     assert (place.address, place.netdev) == (ADDRESS, VLAN)
@@ -45,10 +45,8 @@ def test_a_gid_of_a_vlan_is_reached_by_the_vlans_netdev(vlan: str, needs: Callab
     assert verbs_end.choose_device(Place(netdev=VLAN), names) == vlan
 
 
-def test_the_ends_run_apart_and_batch_lets_nobody_interrupt_for_its_trial_alone(
-    pair: Places, needs: Callable[..., None]
-) -> None:
-    needs("two CPUs")
+@pytest.mark.hwrx(needs="two CPUs")
+def test_the_ends_run_apart_and_batch_lets_nobody_interrupt_for_its_trial_alone(pair: Places) -> None:
     with Pair(Bed(pair, dict.fromkeys(ROLES, "local"), {})) as ends:
         for policy, off in (("batch", True), ("normal", False)):
             setting = Setting(path="udp", messages=50, schedule=policy)  # type: ignore[arg-type]
