@@ -6,12 +6,7 @@ another architecture, Python or an older C library is refused before anything is
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import csv
-import hashlib
-import importlib.metadata
-import io
 import json
 import platform
 import re
@@ -20,13 +15,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import msgspec
 from msgspec import Struct
 
+from hwrx.bench.wheels import collect_wheels, find_needs
 from hwrx.control.causes import find_remedy
 from hwrx.control.environment import Host, parse_environment
 from hwrx.errors import MachineError, PeerError
@@ -34,11 +29,7 @@ from hwrx.host.decoding import UNREADABLE
 from hwrx.host.outside import clean_text, describe_status
 from hwrx.version import __version__
 
-TREE = Path(__file__).parents[2]
-PACKAGES = ("hwrx", "cython_ext")
-LOCK = TREE / "lab/requirements.lock"
 LOOKS_WITHIN, INSTALLS_WITHIN = 60.0, 1800.0  # seconds
-LEAVES_OUT = {".pyx", ".c", ".pyc"}  # what only building needs
 
 LOOK = """
 import json, os, platform, shutil, sys
@@ -102,11 +93,11 @@ def install_host(
         fits = f"{found.architecture}, Python {found.python[0]}.{found.python[1]}, {' '.join(found.libc)}"
         return (
             f"{host.name}: {fits}: fits\n"
-            f"would collect hwrx {__version__} and {len(_needs())} wheels that it needs, pip among them\n"
+            f"would pack hwrx {__version__} and what it needs as it is here: {len(find_needs())} packages\n"
             f"would send them through `{clean_text(command, lines=False)}`, into {found.folder}"
         )
     with tempfile.TemporaryDirectory(prefix="hwrx-wheels-") as wheels:
-        say("collecting wheels")
+        say("packing hwrx and what it needs")
         collect_wheels(Path(wheels))
         size = sum(file.stat().st_size for file in Path(wheels).iterdir())
         if found.free < 4 * size:
@@ -146,87 +137,6 @@ def check_host(name: str, found: Found) -> None:
         raise MachineError(f"{name}: {found.folder} holds something else", remedy="another folder: --into FOLDER")
     if not found.writable:
         raise MachineError(f"{name}: {found.folder} cannot be written", remedy="another folder: --into FOLDER")
-
-
-def collect_wheels(folder: Path) -> None:
-    """Put hwrx as it runs here, what it needs, and pip into a folder, all as wheels.
-
-    What the lock of a source tree names is fetched by its sha256; else the versions that are installed here are.
-
-    :raises MachineError: if they cannot be fetched.
-    """
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--only-binary", ":all:"]
-    words = ["--no-deps", "-d", str(folder)]
-    jobs: list[list[str]] = [[*pip, *words, "pip"]]
-    needs = [need for need in _needs() if not need.startswith("pip==")]
-    jobs.append([*pip, *words, "--require-hashes", "-r", str(LOCK)] if LOCK.exists() else [*pip, *words, *needs])
-    for job in jobs:
-        done = subprocess.run(job, capture_output=True, encoding="utf-8", errors="replace", check=False)
-        if done.returncode:
-            raise MachineError(
-                f"the wheels cannot be fetched: {clean_text(done.stderr.strip())[-1000:]}",
-                remedy="is there a network here? the host itself needs none",
-            )
-    pack_hwrx(folder)
-
-
-def pack_hwrx(folder: Path) -> Path:
-    """Write the hwrx that runs here as a wheel: modules, extensions as they are built, and data; return its file."""
-    tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
-    tag = f"{tag}-{tag}-linux_{platform.machine()}"
-    known = importlib.metadata.distribution("hwrx")
-    info = f"hwrx-{__version__}.dist-info"
-    target = folder / f"hwrx-{__version__}-{tag}.whl"
-    record: list[tuple[str, str, int]] = []
-
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as wheel:
-
-        def add(name: str, content: bytes) -> None:
-            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-            record.append((name, f"sha256={digest}", len(content)))
-            wheel.writestr(name, content)
-
-        for file in _own_files():
-            add(file.relative_to(TREE).as_posix(), file.read_bytes())
-        add(f"{info}/METADATA", (known.read_text("METADATA") or "").encode())
-        add(f"{info}/entry_points.txt", (known.read_text("entry_points.txt") or "").encode())
-        add(f"{info}/WHEEL", f"Wheel-Version: 1.0\nGenerator: hwrx\nRoot-Is-Purelib: false\nTag: {tag}\n".encode())
-        lines = io.StringIO()
-        csv.writer(lines, lineterminator="\n").writerows([*record, (f"{info}/RECORD", "", "")])
-        wheel.writestr(f"{info}/RECORD", lines.getvalue())
-    return target
-
-
-def _own_files() -> Iterator[Path]:
-    for package in PACKAGES:
-        for file in sorted((TREE / package).rglob("*")):
-            if (
-                file.is_file()
-                and "__pycache__" not in file.parts
-                and not (file.suffix in LEAVES_OUT and file.parent.parent.name == "cython_ext")
-            ):
-                yield file
-
-
-def _needs() -> list[str]:
-    """Return what hwrx needs and pip, as NAME==VERSION of what is installed here, each once."""
-    found: dict[str, str] = {}
-    wanted = ["pip", "hwrx"]
-    while wanted:
-        name = re.sub(r"[-_.]+", "-", wanted.pop()).lower()
-        if name in found:
-            continue
-        try:
-            known = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:  # for another system or Python
-            continue
-        found[name] = known.version
-        for line in known.requires or []:
-            requirement, _, marker = line.partition(";")
-            if "extra" not in marker and (match := re.match(r"[A-Za-z0-9._-]+", requirement)):
-                wanted.append(match[0])
-    found.pop("hwrx", None)
-    return sorted(f"{name}=={version}" for name, version in found.items())
 
 
 def _folder_of(host: Host) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -12,8 +13,12 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from hwrx.commands.shared.bench_options import bench_option, find_peer
 from hwrx.commands.shared.output import print_json
-from hwrx.errors import MachineError
+from hwrx.control.environment import Host
+from hwrx.control.messages import Describe, Described
+from hwrx.control.peers import Peer
+from hwrx.errors import MachineError, PeerError, UsageError
 from hwrx.host.console import open_console
 from hwrx.lab import doctor as checks
 from hwrx.verbs import devices as verbs
@@ -26,14 +31,23 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch one object a line.")
 @click.option("--watch", is_flag=True, help="Then tell of devices that come and go, until Ctrl-C.")
-def devices(as_json: bool, watch: bool) -> None:
+@click.option("--peer", metavar="PEER", help="Of a host of the inventory, or of netns:NAME, ssh:HOST, a command.")
+@bench_option
+def devices(as_json: bool, watch: bool, peer: str | None, bench: Path | None) -> None:
     """List the verbs devices: ports, GIDs, MTU, limits, and the netdev under each.
 
     \b
     Examples:
       hwrx devices
       hwrx devices --json | jq '.[].ports[].gids'
+      hwrx devices --peer ssh:other
     """
+    if peer is not None:
+        if watch:
+            raise UsageError("--watch listens to this machine's kernel", remedy="leave out --watch or --peer")
+        found = ask_devices(find_peer(peer, bench))
+        print_json(found) if as_json else _show(found)
+        return
     heard = open_events() if watch else iter(())  # before the list: who comes after it is told of
     found = verbs.verbs_devices()
     if as_json and watch:
@@ -43,6 +57,16 @@ def devices(as_json: bool, watch: bool) -> None:
     else:
         _show(found)
     _tell(heard, as_json)
+
+
+def ask_devices(host: Host) -> list[verbs.Device]:
+    """Return the verbs devices of another machine, as an agent there finds them."""
+    with Peer.start(host, host.name) as peer:
+        machine = peer.ask(Describe(), Described).machine
+    try:
+        return msgspec.convert(machine.get("verbs"), list[verbs.Device])
+    except msgspec.ValidationError as error:
+        raise PeerError(f"{host.name}: its devices cannot be read: {error}", remedy="install the same hwrx") from None
 
 
 def _show(found: list[verbs.Device]) -> None:

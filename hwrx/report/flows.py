@@ -148,8 +148,8 @@ def _matrix(rows: Sequence[FlowRow]) -> Table:
     caption = (
         f"{first.path} {size_words(first.size)}, {first.pattern}, waiting by {first.wait}; each pair alone; {unit}. "
         + (f"Stand out (!): {said}{more}." if outliers else "No pair stands out.")
-        + f" That is: {DEVIATIONS:g} median absolute deviations from the median of all pairs, and {LEAST:.0%} at least;"
-        f" of fewer than {FEWEST} pairs none can."
+        + f" That is, in each repeat: {DEVIATIONS:g} median absolute deviations from the median of all pairs, and"
+        f" {100 * LEAST:.0f} % at least; of fewer than {FEWEST} pairs none can."
     )
     cells = [(True, [(client, ""), *(cell(client, server) for server in servers)]) for client in clients]
     name = f"pairs-{first.path}-{first.size}-{first.pattern}-{first.wait}"

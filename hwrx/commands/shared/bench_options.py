@@ -9,6 +9,8 @@ import click
 import msgspec
 
 from hwrx.bench.inventory import load_bench
+from hwrx.control.environment import Host, parse_environment
+from hwrx.errors import UsageError
 from hwrx.runs import traffic
 from hwrx.runs.experiment import Experiment
 from hwrx.runs.testbed import Wanted
@@ -30,6 +32,18 @@ def host_options(command: Callable[..., object]) -> Callable[..., object]:
     ):
         command = option(command)
     return command
+
+
+def find_peer(peer: str, bench: Path | None) -> Host:
+    """Return what a peer's words mean: an environment, or a host of the inventory.
+
+    :raises UsageError: if they are neither.
+    """
+    try:
+        parse_environment(peer)
+    except UsageError:
+        return load_bench(bench).find_host(peer).host
+    return Host(name=peer, reach=peer)
 
 
 def with_hosts(
