@@ -32,7 +32,7 @@ from cython_ext.sockets.uring cimport (
     sent_counts,
     wait_ring,
 )
-from cython_ext.sockets.waiting cimport SPIN
+from cython_ext.sockets.waiting cimport SPIN, be_patient
 
 from cython_ext.sockets.socket_transport import sending_slots
 
@@ -115,6 +115,14 @@ cdef int wait(UringTcpState *u, int64_t timeout_ns) noexcept nogil:
     return status if status < 0 else reap(u)
 
 
+cdef int wait_patiently(UringTcpState *u) noexcept nogil:
+    """As `wait`, until a beat comes: twice in a patience. A ring that spins looks at the clock instead."""
+    cdef int status = be_patient(&u.tcp.wait)
+    if status < 0:
+        return status
+    return wait(u, u.tcp.wait.patience_ns // 2 if u.ring.spins else -1)
+
+
 cdef int look(UringTcpState *u) noexcept nogil:
     """As `wait`, without waiting."""
     cdef int status
@@ -138,23 +146,22 @@ cdef int hand_out(UringTcpState *u, Delivery *out, uint32_t most) noexcept nogil
 cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
     cdef UringTcpState *u = <UringTcpState *> me
     cdef TcpState *s = u.tcp
-    cdef int64_t deadline = 0, left = s.wait.patience_ns
+    cdef int64_t deadline = 0
     cdef int status
     while s.undelivered < s.size:
         if s.ended:
             return at_the_end(s, out)
         if s.filled == s.ring:
             return -ENOBUFS
-        if left <= 0:
-            return 0
-        status = wait(u, left)
+        status = wait_patiently(u)
         if status < 0:
             return status
         if s.undelivered < s.size:
-            # The time has passed, or a signal or a part of a message came: only time ends the wait.
+            # A beat, a signal or a part of a message came: only time ends the wait.
             if deadline == 0:
-                deadline = now() + s.wait.patience_ns // 2
-            left = deadline - now()
+                deadline = now() + s.wait.patience_ns * 3 // 4
+            elif now() >= deadline:
+                return 0
     return hand_out(u, out, most)
 
 
@@ -220,7 +227,7 @@ cdef int room(void *me) noexcept nogil:
         elif now() - since >= s.wait.patience_ns:
             return 0
         else:
-            status = wait(u, s.wait.patience_ns)
+            status = wait_patiently(u)
         if status < 0:
             return status
 

@@ -48,7 +48,7 @@ from cython_ext.sockets.uring cimport (
     sent_counts,
     wait_ring,
 )
-from cython_ext.sockets.waiting cimport SPIN
+from cython_ext.sockets.waiting cimport SPIN, be_patient
 
 from cython_ext.sockets.socket_transport import sending_slots
 
@@ -140,6 +140,14 @@ cdef int wait(UringUdpState *u, int64_t timeout_ns) noexcept nogil:
     return status if status < 0 else reap(u)
 
 
+cdef int wait_patiently(UringUdpState *u) noexcept nogil:
+    """As `wait`, until a beat comes: twice in a patience. A ring that spins looks at the clock instead."""
+    cdef int status = be_patient(&u.udp.wait)
+    if status < 0:
+        return status
+    return wait(u, u.udp.wait.patience_ns // 2 if u.ring.spins else -1)
+
+
 cdef int look(UringUdpState *u) noexcept nogil:
     """As `wait`, without waiting."""
     cdef int status
@@ -186,7 +194,7 @@ cdef int last_ones(UringUdpState *u, Delivery *out, uint32_t most) noexcept nogi
 cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
     cdef UringUdpState *u = <UringUdpState *> me
     cdef UdpState *s = u.udp
-    cdef int64_t deadline = 0, left = s.wait.patience_ns
+    cdef int64_t deadline = 0
     cdef int status
     # An earlier look has brought more than was asked for: an answer that is pending does not wait for all of them.
     if u.handed != u.came:
@@ -195,16 +203,15 @@ cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
     while True:
         if s.credit.finishing:
             return last_ones(u, out, most)
-        status = wait(u, left)
+        status = wait_patiently(u)
         if status < 0:
             return status
         if u.handed != u.came:
             return hand_out(u, out, most)
-        # The time has passed, or a signal or a Control came: only time ends the wait.
+        # A beat, a signal or a Control came: only time ends the wait.
         if deadline == 0:
-            deadline = now() + s.wait.patience_ns // 2
-        left = deadline - now()
-        if left <= 0:
+            deadline = now() + s.wait.patience_ns * 3 // 4
+        elif now() >= deadline:
             return 0
 
 
@@ -262,7 +269,7 @@ cdef int wait_slot(UringUdpState *u, uint32_t most) noexcept nogil:
         elif now() - since >= u.udp.wait.patience_ns:
             return 0
         else:
-            status = wait(u, u.udp.wait.patience_ns)
+            status = wait_patiently(u)
         if status < 0:
             return status
         free = free_slots(&u.sends, most)
@@ -279,7 +286,7 @@ cdef int wait_credit(UringUdpState *u) noexcept nogil:
     while allowed(&s.credit) == 0:
         if s.credit.finishing:
             return FINISHED
-        status = wait(u, s.wait.patience_ns)
+        status = wait_patiently(u)
         if status < 0:
             return status
         # the receiver of a stream sends nothing but controls; anything else is dropped

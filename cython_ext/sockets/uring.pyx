@@ -100,7 +100,8 @@ cdef io_uring_sqe *next_request(Ring *r) noexcept nogil:
 cdef int enter_ring(Ring *r, uint32_t least, int64_t timeout_ns) noexcept nogil:
     """Hand over what is pending and, if `least` is not 0, sleep until so many completions wait to be looked at.
 
-    0, also if the time has passed or a signal came; or -errno.
+    A time below 0 is no limit: who waits so has a beat, as a blocking receive has (waiting.pxd), and pays no more for
+    its patience than that. 0, also if the time has passed or a signal came; or -errno.
     """
     cdef io_uring_getevents_arg more
     cdef int64_t[2] limit
@@ -112,7 +113,7 @@ cdef int enter_ring(Ring *r, uint32_t least, int64_t timeout_ns) noexcept nogil:
     # A release: no entry is read by io_get_sqe before it is written.
     store_word(r.sq_tail, r.tail)
     memset(&more, 0, sizeof(more))
-    if least:
+    if least and timeout_ns >= 0:
         limit[0] = timeout_ns // 1000000000
         limit[1] = timeout_ns % 1000000000
         more.ts = <uint64_t> limit

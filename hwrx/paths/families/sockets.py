@@ -16,7 +16,6 @@ import functools
 import hashlib
 import mmap
 import os
-import pathlib
 import socket
 import struct
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -100,7 +99,7 @@ STREAMS = {
     "tcp-ktls": socket.IPPROTO_TCP,
     "mptcp": IPPROTO_MPTCP,
 }
-AVAILABLE_ULP = pathlib.Path("/proc/sys/net/ipv4/tcp_available_ulp")
+TCP_ULP = 31  # linux/tcp.h
 # 65,535 bytes of an IPv4 packet less its header and UDP's: the smaller of both families'
 LARGEST_DATAGRAM = 65507
 PAGE = mmap.PAGESIZE
@@ -278,8 +277,12 @@ def _open_many(prepare: Prepare) -> SocketTransport:
 def _load_tls() -> None:
     """See that the kernel has its module for TLS; MachineError if there is none."""
     for attempt in ("as it is", "loaded"):
-        if "tls" in AVAILABLE_ULP.read_text(encoding="utf-8").split():
-            return
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as asking:
+            try:
+                asking.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")
+            except OSError as error:
+                if error.errno == errno.ENOTCONN:  # it is there, and wants a connection (tls_init)
+                    return
         if attempt == "as it is":
             with contextlib.suppress(MachineError):
                 tools.run_tool("modprobe", "tls")
