@@ -1,0 +1,156 @@
+"""Many connections of one process: the loop, by sockets of this process, and the account of both ends."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cython_ext.core.trial import Trial
+from cython_ext.loops.loop import ENDED
+from cython_ext.loops.many import run_connections
+from cython_ext.sockets.many_sockets import ManySocketsTransport
+from hwrx.control.messages import Place, Prepare, Role, Setting
+from hwrx.errors import PeerError
+from hwrx.paths import open_endpoint
+from hwrx.runs.by_connection import ByConnection, account_connections
+
+MESSAGES, WARMUP, COOLDOWN = 50, 4, 6
+TOTAL = MESSAGES + WARMUP + COOLDOWN
+
+
+def endpoint(path: str, role: Role, connections: int, **fields: Any) -> ManySocketsTransport:
+    setting = Setting(
+        path=path, connections=connections, messages=MESSAGES, warmup=WARMUP, cooldown=COOLDOWN, limit=20.0, **fields
+    )
+    made = open_endpoint(Prepare(trial=3, role=role, setting=setting, here=Place(), there=Place()))
+    assert isinstance(made, ManySocketsTransport)
+    return made
+
+
+def trial(patience: float = 20.0) -> Trial:
+    return Trial(
+        messages=MESSAGES, warmup=WARMUP, cooldown=COOLDOWN, size=64, trial=3, check_every=1, limit_ns=20_000_000_000,
+        patience_ns=round(patience * 1e9), stamped=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["udp", "tcp"])
+@pytest.mark.parametrize("wait", ["poll", "event"])
+def test_both_ends_count_the_same_on_each_connection(path: str, wait: str) -> None:
+    with endpoint(path, "client", 7, wait=wait) as client, endpoint(path, "server", 7, wait=wait) as server:
+        asked, answered = trial(), trial()
+        listening = threading.Thread(target=server.connect, args=(client.describe(),))
+        listening.start()
+        client.connect(server.describe())
+        listening.join()
+        for end in (client, server):
+            end.connections.begin(WARMUP, MESSAGES, TOTAL)
+        other = threading.Thread(target=run_connections, args=(answered, server, server.connections, "server"))
+        other.start()
+        assert ENDED[run_connections(asked, client, client.connections, "client")] == "complete"
+        other.join()
+        assert client.connections.sent.tolist() == client.connections.taken.tolist()
+        assert server.connections.taken.tolist() == client.connections.sent.tolist()
+        assert client.connections.sent.sum() == TOTAL
+        # in the order of sending: the first seven are of one connection each
+        assert sorted(client.connections.connection[:3].tolist()) == [4, 5, 6]
+        assert asked.counts()["checked"] == answered.counts()["checked"] == TOTAL
+        assert (asked.delivered > asked.posted).all()
+
+
+def test_an_answer_on_another_connection_is_counted_and_not_believed() -> None:
+    """The first two answers change places; the right ones come after them."""
+    with endpoint("udp", "client", 2) as client:
+        others = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+        for other in others:
+            other.bind(("127.0.0.1", 0))
+            other.settimeout(20.0)
+        client.connect({"address": "127.0.0.1", "ports": [other.getsockname()[1] for other in others]})
+        client.connections.begin(WARMUP, MESSAGES, TOTAL)
+
+        def answer() -> None:
+            came = [other.recvfrom(64) for other in others]
+            for (_, address), (said, _), other in zip(came, reversed(came), others, strict=True):
+                other.sendto(said, address)
+            for (said, address), other in zip(came, others, strict=True):
+                other.sendto(said, address)
+            for _ in range(TOTAL // 2 - 1):
+                for other in others:
+                    said, address = other.recvfrom(64)
+                    other.sendto(said, address)
+
+        server = threading.Thread(target=answer)
+        server.start()
+        asked = trial()
+        try:
+            assert ENDED[run_connections(asked, client, client.connections, "client")] == "complete"
+        finally:
+            server.join()
+            for other in others:
+                other.close()
+        assert client.counts()["strayed"] == asked.counts()["corrupt"] == 2
+        assert asked.counts()["lost"] == 0
+        assert client.connections.taken.tolist() == client.connections.sent.tolist() == [30, 30]
+
+
+def test_ends_with_other_numbers_of_connections_do_not_fit() -> None:
+    with (
+        endpoint("udp", "client", 3) as client,
+        endpoint("udp", "server", 4) as server,
+        pytest.raises(PeerError, match="3 connections here, 4 there"),
+    ):
+        client.connect(server.describe())
+
+
+def test_connections_want_memory_before_they_run() -> None:
+    with endpoint("udp", "client", 3) as client, pytest.raises(ValueError, match="no memory for a trial"):
+        run_connections(trial(), client, client.connections, "client")
+
+
+# --- the account ---------------------------------------------------------------------------------------------------
+
+
+def account(sent: list[int], received: list[int] | None, answered: list[int]) -> ByConnection:
+    return ByConnection(
+        sent=np.array(sent), answered=np.array(answered), received=None if received is None else np.array(received),
+        p50_ns=np.zeros(len(sent)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sent", "received", "answered", "whole", "unclosed"),
+    [
+        ([5, 5], [5, 5], [5, 5], True, []),
+        ([5, 5], None, [5, 5], True, []),
+        ([5, 5], [5, 5], [5, 4], True, [1]),  # nothing was lost, says the path
+        ([5, 5], [5, 4], [4, 4], False, []),
+        ([5, 5], [5, 6], [5, 5], False, [1]),  # more came than was sent
+        ([5, 5], [4, 5], [5, 5], False, [0]),  # more was answered than came
+        ([5, 5], None, [5, 6], False, [1]),
+    ],
+)
+def test_an_account_that_does_not_close_is_found(
+    sent: list[int], received: list[int] | None, answered: list[int], whole: bool, unclosed: list[int]
+) -> None:
+    found = account(sent, received, answered)
+    assert found.open_accounts(whole=whole).tolist() == unclosed
+    assert bool(found.problems(whole=whole)) is bool(unclosed)
+
+
+def test_times_go_to_the_connection_that_the_message_went_on() -> None:
+    found = account_connections(
+        np.array([0, 1, 0, 1, 0]), np.array([0, 1, 2, 4]), np.array([10, 7, 30, 20]),
+        sent=np.array([4, 3, 1]), answered=np.array([4, 2, 1]), received=None,
+    )  # fmt: skip
+    assert found.p50_ns[:2].tolist() == [20.0, 7.0]
+    assert np.isnan(found.p50_ns[2])
+    assert found.facts()["answered"] == {"least": 1.0, "median": 2.0, "most": 4.0}
+    rows = found.table(9).to_pylist()
+    assert rows[1] == {
+        "trial": 9, "connection": 1, "sent": 3, "received": None, "answered": 2, "unanswered": 1, "p50_ns": 7.0,
+    }  # fmt: skip
+    assert rows[2]["p50_ns"] is None
