@@ -14,6 +14,10 @@ packages=(
     perftest sockperf iperf3
 )
 
+# units that packages start as soon as they are installed, and at every boot; only what the tests need has any
+declare -A services=()
+policy=/usr/sbin/policy-rc.d # invoke-rc.d(8) asks it whether a service may be started
+
 say() { printf 'lab: %s\n' "$*" >&2; }
 
 fail() {
@@ -27,22 +31,33 @@ system_packages() {
         printf '  %s\n' "${packages[@]}" >&2
         exit 3
     fi
-    local have missing=() package as_root=()
+    local have missing=() units=() package as_root=()
     # shellcheck disable=SC2016
     have=$(dpkg-query -W -f='${db:Status-Abbrev}${Package}\n' 2>/dev/null | sed -n 's/^.i *//p')
     for package in "${packages[@]}"; do
-        grep -qxF -- "$package" <<<"$have" || missing+=("$package")
+        grep -qxF -- "$package" <<<"$have" && continue
+        missing+=("$package")
+        [[ -z ${services[$package]-} ]] || units+=("${services[$package]}")
     done
     ((${#missing[@]})) || return 0
-    say "installing system packages: ${missing[*]}"
+    say "installing system packages: ${missing[*]}${units[*]:+; none of their services is started or enabled: ${units[*]}}"
     if ((EUID != 0)); then
         command -v sudo >/dev/null || fail "neither root nor sudo; as root: apt-get install ${missing[*]}"
         as_root=(sudo)
     fi
     "${as_root[@]}" apt-get update -q >&2 || say 'apt-get update failed; going on with the lists that are there'
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y -q --no-install-recommends "${missing[@]}" >&2 ||
-        fail "apt-get could not install: ${missing[*]}"
+    (
+        if [[ ${units[*]-} && ! -e $policy ]]; then
+            trap '"${as_root[@]}" rm -f "$policy"' EXIT
+            printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+            "${as_root[@]}" chmod 755 "$policy"
+        fi
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y -q --no-install-recommends "${missing[@]}" >&2
+    ) || fail "apt-get could not install: ${missing[*]}"
+    # not at the next boot either: who wants the service starts it
+    [[ -z ${units[*]-} ]] || ! command -v systemctl >/dev/null ||
+        "${as_root[@]}" systemctl disable -q "${units[@]}" >&2 || say "could not disable: ${units[*]}"
 }
 
 # Hash of the files on standard input (NUL-separated names), with their names

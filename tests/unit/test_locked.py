@@ -187,6 +187,39 @@ def test_another_lock_is_another_stamp(tree: Path) -> None:
 # --- an artifact -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["a policy of the machine's", "none"])
+def test_a_service_of_a_system_package_is_neither_started_nor_enabled(tree: Path, there: bool) -> None:
+    """apt-get meets a policy that forbids it; the machine's own, or one that is gone afterwards."""
+    tools = tree / "tools"
+    tools.mkdir()
+    for name, words in {
+        "dpkg-query": "echo 'ii one'; echo 'ii munge'",
+        "apt-get": f'[ "$1" = update ] || {{ cat {tree}/policy; echo; }} >{tree}/met; echo "$@" >>{tree}/asked',
+        "systemctl": f'echo "$@" >>{tree}/asked',
+        "sudo": '"$@"',
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{words}\n")
+        (tools / name).chmod(0o755)
+    own = "#!/bin/sh\nexit 0\n"
+    if there:
+        (tree / "policy").write_text(own)
+    script = f"""
+        set -eu; . lab/setup.sh; policy={tree}/policy
+        packages=(one openssh-server munge); services+=([openssh-server]=ssh [munge]=munge)
+        system_packages"""
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], cwd=tree, env=environment, capture_output=True, text=True, check=True)
+    assert "openssh-server; none of their services is started or enabled: ssh\n" in done.stderr
+    met = (tree / "met").read_text()
+    assert met.strip() == (own if there else "#!/bin/sh\nexit 101\n").strip()
+    assert (tree / "policy").exists() == there
+    assert (tree / "asked").read_text().splitlines() == [
+        "update -q",
+        "install -y -q --no-install-recommends openssh-server",
+        "disable -q ssh",
+    ]
+
+
 @pytest.mark.parametrize(("measured", "unlocked"), [("1.0", ""), ("1.1", "1")])
 def test_an_artifact_installs_by_hash_if_it_was_measured_with_what_is_locked(
     tmp_path: Path, measured: str, unlocked: str
