@@ -31,7 +31,7 @@ NEEDS = {
 }
 SEPARATORS = {";", "&&", "||", "|", "&"}
 # besides hwrx and the scripts of lab/: programs that a page may use
-OTHERS = {"apt-get", "cd", "export", "git", "ibv_devinfo", "kill", "python3", "sleep", "tar", "tcpdump"}
+OTHERS = {"apt-get", "cd", "export", "git", "ibv_devinfo", "kill", "pytest", "python3", "sleep", "tar", "tcpdump"}
 
 
 class Block(NamedTuple):

@@ -38,6 +38,13 @@ if TYPE_CHECKING:
 logging.getLogger("fontTools").setLevel(logging.WARNING)
 
 
+class ReportFigure(Figure):
+    """A figure that a notebook shows by itself: it is bound to no window, and to no backend of the notebook's."""
+
+    def _repr_svg_(self) -> str:
+        return render_figure(self, "svg").decode()
+
+
 def figure_names(summary: Summary) -> list[str]:
     """The figures that these runs can fill, in the report's order."""
     return [name for name, (_, _, has) in FIGURES.items() if has(summary)]
@@ -59,7 +66,7 @@ def draw_figure(summary: Summary, name: str, width: float = COLUMN) -> Figure:
             remedy=f"they have: {', '.join(figure_names(summary)) or 'none'}",
         )
     with rc_context(STYLE):
-        figure = Figure(layout="constrained")
+        figure = ReportFigure(layout="constrained")
         FigureCanvasAgg(figure)
         note = function(summary, figure, width) or ""
         figure.supxlabel(_wrapped(". ".join(filter(None, [summary.label, note])), width), fontsize=5.5, color=INK)
