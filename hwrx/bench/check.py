@@ -17,6 +17,7 @@ from hwrx.host.outside import clean_text
 from hwrx.machine.timekeeping import timekeeping_words
 
 # of `describe_machine`: what two hosts have to have in common, as (what it is called, where it stands)
+Machine = dict[str, Any]  # as `hwrx.machine.description.describe_machine` gives it
 Verdict = Literal["yes", "with care", "no"]
 
 
@@ -27,7 +28,7 @@ class HostReport(Struct, kw_only=True):
     reached: bool
     error: str = ""
     remedy: str = ""
-    machine: dict[str, Any] = {}
+    machine: Machine = {}
     noise: list[str] = []
     timekeeping: dict[str, Any] = {}
     lacks: list[str] = []  # of what the inventory says that it has
@@ -76,7 +77,7 @@ def _hear_host(host: Host, peer: Peer | HwrxError, limit: float) -> HostReport:
     )
 
 
-def _lacks(host: Host, machine: dict[str, Any]) -> Iterable[str]:
+def _lacks(host: Host, machine: Machine) -> Iterable[str]:
     """Yield what the inventory says of a host and the host does not have."""
     netdevs = {nic["name"]: nic for nic in machine.get("nics", [])}
     if host.netdev and host.netdev not in netdevs:
@@ -134,14 +135,14 @@ _SAME: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-def _find(machine: dict[str, Any], keys: Iterable[str]) -> str:
+def _find(machine: Machine, keys: Iterable[str]) -> str:
     found: object = machine
     for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
     return str(found or "")
 
 
-def _wire(host: Host, machine: dict[str, Any]) -> tuple[str, str, str]:
+def _wire(host: Host, machine: Machine) -> tuple[str, str, str]:
     """Return driver, MTU and speed of the device that the inventory names: of a verbs device its driver."""
     nic: dict[str, Any] = next((nic for nic in machine.get("nics", []) if nic["name"] == host.netdev), {})
     device: dict[str, Any] = next((device for device in machine.get("verbs", []) if device["name"] == host.verbs), {})
@@ -149,7 +150,7 @@ def _wire(host: Host, machine: dict[str, Any]) -> tuple[str, str, str]:
     return driver, str(nic.get("mtu") or "not known"), str(nic.get("speed_mbps") or "not known")
 
 
-def _has_nodes(machine: dict[str, Any]) -> bool:
+def _has_nodes(machine: Machine) -> bool:
     return int(_find(machine, ("cpu", "nodes")) or 1) > 1
 
 

@@ -38,6 +38,7 @@ TOP = ("defaults", "hosts")
 SPREAD = {"address", "netdev", "verbs"}  # what may be a set, of as many values as its table has hosts
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
+Table = Mapping[str, Any]  # as TOML, or another file, has it
 Text = Annotated[str, Meta(min_length=1, max_length=4000)]
 Cpu = Annotated[int, Meta(ge=0, le=8191)]
 
@@ -135,7 +136,7 @@ def parse_bench(text: str, *, source: str, kind: str = ".toml") -> Bench:
     return build_bench(content, source)
 
 
-def build_bench(content: Mapping[str, Any], source: str) -> Bench:
+def build_bench(content: Table, source: str) -> Bench:
     """Check the tables of an inventory, and spread those of node sets over their hosts."""
     for key, value in content.items():
         if key not in TOP:
@@ -166,7 +167,7 @@ def build_bench(content: Mapping[str, Any], source: str) -> Bench:
     return Bench(source=source, hosts=hosts)
 
 
-def _check_entry(source: str, where: str, table: Mapping[str, Any]) -> None:
+def _check_entry(source: str, where: str, table: Table) -> None:
     fields = {field.name: field.type for field in msgspec.structs.fields(Entry)}
     for key, value in table.items():
         if key not in fields:
@@ -194,7 +195,7 @@ def _spread(source: str, where: str, key: str, text: str, names: list[str]) -> l
     return values
 
 
-def _build_host(source: str, where: str, name: str, table: Mapping[str, Any]) -> BenchHost:
+def _build_host(source: str, where: str, name: str, table: Table) -> BenchHost:
     # strings alone have a place for the name; what is checked already is converted as it is
     filled = {key: value.replace("{host}", name) if isinstance(value, str) else value for key, value in table.items()}
     entry = msgspec.convert(filled, Entry, strict=True)

@@ -14,6 +14,7 @@ import yaml
 from hwrx.errors import UsageError
 from hwrx.host.outside import clean_name
 
+Tables = dict[str, Any]  # of an inventory, as its TOML would have it
 MOST = 1 << 20  # characters of a file
 
 
@@ -28,7 +29,7 @@ def _take_template(loader: yaml.SafeLoader, node: yaml.Node) -> object:
 _Loader.add_constructor("!template", _take_template)
 
 
-def parse_labgrid(text: str, source: str) -> dict[str, Any]:
+def parse_labgrid(text: str, source: str) -> Tables:
     """Return the file's targets as the tables of an inventory.
 
     :raises UsageError: if it is not such a file, or a target has nothing that it can be reached by.
@@ -48,7 +49,7 @@ def parse_labgrid(text: str, source: str) -> dict[str, Any]:
     return {"hosts": {str(name): _read_target(source, str(name), target) for name, target in targets.items()}}
 
 
-def _read_target(source: str, name: str, target: object) -> dict[str, Any]:
+def _read_target(source: str, name: str, target: object) -> Tables:
     table: dict[str, Any] = {}
     for kind, given in _resources(target):
         if kind == "NetworkService":
@@ -74,7 +75,7 @@ def _read_target(source: str, name: str, target: object) -> dict[str, Any]:
     return table
 
 
-def _resources(target: object) -> Iterator[tuple[str, dict[str, Any]]]:
+def _resources(target: object) -> Iterator[tuple[str, Tables]]:
     """Yield the kind of each resource and what it says: a table, or a list of tables of one each, or with `cls`."""
     resources = target.get("resources") if isinstance(target, dict) else None
     listed = resources if isinstance(resources, list) else [resources]

@@ -12,11 +12,12 @@ from typing import Any
 from hwrx.errors import UsageError
 from hwrx.runs import checked
 
+Tables = dict[str, Any]  # of an inventory, as its TOML would have it
 KNOWN = ("NETIF", "LOCAL_V4", "LOCAL_V6", "REMOTE_V4", "REMOTE_V6", "REMOTE_TYPE", "REMOTE_ARGS")
 TYPES = ("netns", "ssh")
 
 
-def parse_netconfig(text: str, source: str) -> dict[str, Any]:
+def parse_netconfig(text: str, source: str) -> Tables:
     """Return the file's hosts as the tables of an inventory; other variables, of which tests may have some, are left.
 
     :raises UsageError: if a line is not NAME=VALUE, or what says how the other end is reached is missing.

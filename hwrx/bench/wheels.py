@@ -39,7 +39,7 @@ def collect_wheels(folder: Path) -> None:
     fetched = [f"{known.name}=={known.version}" for known in find_needs() if not pack_distribution(known, folder)]
     if not fetched:
         return
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--only-binary", ":all:"]
+    pip = [sys.executable, "-P", "-m", "pip", "download", "-q", "--disable-pip-version-check", "--only-binary", ":all:"]
     done = subprocess.run(
         [*pip, "--no-deps", "-d", str(folder), *fetched], capture_output=True, encoding="utf-8", errors="replace"
     )

@@ -130,7 +130,7 @@ def describe_memory() -> dict[str, Any]:
     }
 
 
-def describe_privileges() -> dict[str, Any]:
+def describe_privileges() -> dict[str, bool | int | None]:
     """Return what this process may do: whether it is root, and the bytes that it may lock (None: any number)."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     root = os.geteuid() == 0

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+Timekeeping = dict[str, Any]  # what `describe_timekeeping` returns
 KEEPERS = ("ptp4l", "phc2sys", "ts2phc", "chronyd", "ntpd", "systemd-timesyn")  # names of processes, cut at 15
 STA_UNSYNC, STA_NANO = 0x0040, 0x2000  # <linux/timex.h>
 
@@ -29,7 +30,7 @@ class _Timex(ctypes.Structure):
     ]
 
 
-def describe_timekeeping(root: Path = Path("/")) -> dict[str, Any]:
+def describe_timekeeping(root: Path = Path("/")) -> Timekeeping:
     """Return how this machine's clock is kept.
 
     :return: `synchronised` (None: the kernel does not say), `max_error_us` and `offset_ns` of adjtimex(2), the
@@ -50,7 +51,7 @@ def describe_timekeeping(root: Path = Path("/")) -> dict[str, Any]:
     return found
 
 
-def timekeeping_words(found: dict[str, Any]) -> str:
+def timekeeping_words(found: Timekeeping) -> str:
     """Say in a few words how a clock is kept."""
     if not found:
         return "not known"

@@ -21,6 +21,10 @@ DEVIATIONS, LEAST = 5.0, 0.2
 FEWEST = 4  # pairs: of fewer nobody is "most of them"
 
 
+Told = dict[str, Any]  # of a flow, as `hwrx.runs.fleet` writes it
+Key = tuple[Any, ...]  # of a setting, or of a flow in it
+
+
 class FlowRow(Struct, frozen=True, kw_only=True):
     """A flow of a setting, its repeats together: counts added, of figures the median."""
 
@@ -42,7 +46,7 @@ class FlowRow(Struct, frozen=True, kw_only=True):
 
 def flow_rows(summary: Summary) -> list[FlowRow]:
     """Return the flows of the runs between hosts; empty if there is none."""
-    gathered: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    gathered: dict[Key, list[Told]] = {}
     for run in summary.runs:
         for trial in run.rows:
             key = tuple(trial.get(name) for name in ("path", "size", "pattern", "wait", "flows"))
@@ -51,18 +55,18 @@ def flow_rows(summary: Summary) -> list[FlowRow]:
     return [_flow_row(key, flows) for key, flows in sorted(gathered.items(), key=lambda item: tuple(map(str, item[0])))]
 
 
-def _read_flows(text: object) -> Iterable[dict[str, Any]]:
+def _read_flows(text: object) -> Iterable[Told]:
     """Yield what a trial's row says of its flows; nothing if it is not that."""
     if not isinstance(text, str):
         return
     try:
-        found = msgspec.json.decode(text, type=list[dict[str, Any]])
+        found = msgspec.json.decode(text, type=list[Told])
         yield from (flow for flow in found if {"client", "server"} <= flow.keys())
     except UNREADABLE:
         return
 
 
-def _flow_row(key: tuple[Any, ...], flows: Sequence[dict[str, Any]]) -> FlowRow:
+def _flow_row(key: Key, flows: Sequence[Told]) -> FlowRow:
     path, size, pattern, wait, words, client, server = key
     whole = [flow for flow in flows if "gone" not in flow]
     name, factor = ("messages_per_s", 1.0) if pattern == "stream" else ("p50_ns", 1e-3)
@@ -118,12 +122,12 @@ def find_outliers(rows: Sequence[FlowRow]) -> list[tuple[FlowRow, float]]:
     return sorted(found, key=lambda pair: -abs(pair[1] - 1))
 
 
-def _setting(row: FlowRow) -> tuple[Any, ...]:
+def _setting(row: FlowRow) -> Key:
     return row.path, row.size, row.pattern, row.wait, row.flows
 
 
 def _grouped(rows: Sequence[FlowRow], names: Sequence[str]) -> list[list[FlowRow]]:
-    found: dict[tuple[Any, ...], list[FlowRow]] = {}
+    found: dict[Key, list[FlowRow]] = {}
     for row in rows:
         found.setdefault(tuple(getattr(row, name) for name in names), []).append(row)
     return list(found.values())

@@ -29,6 +29,7 @@ from hwrx.runs.collecting import Times, merge_tallies
 from hwrx.runs.hosts import End, HostsBed, name_end
 from hwrx.runs.schedule import Link, Measured, Pair
 
+Told = dict[str, Any]  # of a flow: what stands in a trial's `by_flow`
 ROUNDS = 3  # round trips to each sender, of which the shortest counts
 
 
@@ -190,7 +191,7 @@ def _round_trip(peer: Peer) -> int:
     return min(found)
 
 
-def _figure(times: Times) -> dict[str, Any]:
+def _figure(times: Times) -> Told:
     """Return what a flow's messages were like alone: its quantiles in ns as its path's samples have them, its rate."""
     if not len(times.delivered):
         return {}
@@ -210,11 +211,11 @@ def _describe(
     setting: Setting,
     done: Mapping[Peer, Done],
     gone: Mapping[Peer, HwrxError],
-    figure: Mapping[str, Any],
-) -> dict[str, Any]:
+    figure: Told,
+) -> Told:
     """Say what became of a flow: who lost what, and where as far as an end knows it."""
     ends = _ends(link)
-    flow: dict[str, Any] = {role: ends[role][1] for role in ends}
+    flow: Told = {role: ends[role][1] for role in ends}
     client, server = (done.get(link.peers[role]) for role in ("client", "server"))
     if client is not None and server is not None:
         tally = merge_tallies(client.tally, server.tally, cputime.observing_end(setting))

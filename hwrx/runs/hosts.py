@@ -13,6 +13,7 @@ from hwrx.control.peers import Peer, start_peers
 from hwrx.errors import MachineError, PeerError, SilenceError, UsageError
 from hwrx.runs.addresses import need_one_family, own_address
 
+Manifest = dict[str, Any]
 End = tuple[Role, str, int]  # the role, the host, and which of the host's ends of that role
 
 
@@ -68,7 +69,7 @@ class HostsBed:
     def need_answer(self, trouble: SilenceError) -> None:
         """See `hwrx.runs.beds.Testbed`: no guest is here."""
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """See `hwrx.runs.beds.Testbed`: every host's machine and how its clock is kept, by the host's name."""
         # pyverbs and pyudev: not needed where only a guest is measured
         from hwrx.machine import description

@@ -3,17 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import Literal, Protocol
 
 from hwrx.control import nodes
+from hwrx.control.messages import Setting
 from hwrx.errors import UsageError
-
-if TYPE_CHECKING:
-    from hwrx.control.messages import Setting
-    from hwrx.runs.experiment import Experiment
+from hwrx.runs.overrides import Overrides
 
 
-def check_traffic(source: str, experiment: Experiment, given: Collection[str]) -> None:
+class Asked(Protocol):
+    """What is read of an experiment."""
+
+    @property
+    def topology(self) -> str:
+        """Its topology."""
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """Sets of hosts that send."""
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """Sets of hosts that receive."""
+
+    @property
+    def traffic(self) -> nodes.Traffic:
+        """Which of them to which."""
+
+    @property
+    def setting(self) -> Overrides:
+        """Fields of every setting."""
+
+    @property
+    def sweep(self) -> dict[str, list[object]]:
+        """Fields that take several values."""
+
+    @property
+    def cpu(self) -> tuple[int, ...] | Literal["any"]:
+        """CPUs of a client and a server."""
+
+    @property
+    def numa(self) -> int | None:
+        """The node that CPUs are taken from."""
+
+
+def check_traffic(source: str, experiment: Asked, given: Collection[str]) -> None:
     """UsageError if what the experiment says of many hosts does not go together.
 
     :param given: the fields of a setting that are given anywhere
@@ -46,7 +80,7 @@ def check_traffic(source: str, experiment: Experiment, given: Collection[str]) -
         raise UsageError(f"{source}: clients: none of them sends to another host", remedy="name other servers")
 
 
-def flows_of(experiment: Experiment) -> list[str]:
+def flows_of(experiment: Asked) -> list[str]:
     """Return the `flows` of the settings, each of which is measured alone; [""] if the experiment is of two ends."""
     if not experiment.clients:
         return [""]
@@ -54,10 +88,10 @@ def flows_of(experiment: Experiment) -> list[str]:
     return [words for words in nodes.write_flows(experiment.traffic, clients, servers) if not words.startswith(">")]
 
 
-def hosts_of(experiment: Experiment) -> list[str]:
+def hosts_of(experiment: Asked) -> list[str]:
     """Return the names of all hosts that take part, each once; empty if the experiment is of two ends."""
     given = [experiment.setting.get("flows", ""), *experiment.sweep.get("flows", [])]
-    flows = [words for words in (*flows_of(experiment), *given) if words]
+    flows = [str(words) for words in (*flows_of(experiment), *given) if words]
     return list(dict.fromkeys(name for words in flows for flow in nodes.parse_flows(words) for name in flow))
 
 

@@ -84,7 +84,7 @@ def test_each_host_says_what_it_is_or_why_it_does_not(
     for name, words, remedy in (
         ("stranger", "Permission denied (publickey)", "ssh-copy-id"),
         ("closed", "Connection refused", "is sshd running there"),
-        ("without", "No such file", "hwrx bench install"),
+        ("without", "not found", "hwrx bench install"),
         ("old", "speaks version 1 of the control protocol", "install the same hwrx on both ends"),
         ("loud", "no frame of hwrx", "a login script"),
         ("mute", "no answer from mute in time", "overloaded"),

@@ -304,7 +304,7 @@ def test_a_package_is_packed_as_it_is_installed(tmp_path: Path) -> None:
     packed = wheels.pack_distribution(known["click"], tmp_path)
     assert packed is not None
     there = tmp_path / "there"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--disable-pip-version-check"]
+    pip = [sys.executable, "-P", "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--disable-pip-version-check"]
     subprocess.run([*pip, "--root-user-action=ignore", "--target", str(there), str(packed)], check=True)
     import click
 

@@ -205,3 +205,18 @@ def test_a_user_without_a_name_or_a_home_can_report(environment: dict[str, str])
         [sys.executable, "-c", code], env=kept | environment, capture_output=True, text=True, cwd=ROOT
     )
     assert done.stdout.splitlines() == ["server / 3, ~/x", "1"], done.stderr
+
+
+def test_hosts_of_the_inventory_keep_numbers_and_lose_their_names() -> None:
+    hosts = [
+        {"name": f"rack2n{number}", "reach": f"ssh:root@n{number}.example.org", "address": f"10.9.0.{number}"}
+        for number in (1, 12)
+    ]
+    asked = {"hosts": [*hosts, {"name": "sinkhole", "reach": "ssh -F secret sinkhole9 {agent}"}]}
+    names = Names.of_hosts({"asked": asked})
+    said = "rack2n[1-12]>sinkhole rack2n1 n12.example.org root@n12.example.org 10.9.0.12 sinkhole9 a node [1]"
+    assert names.clean_text(said) == "host[1-12]>hostb host1 host12 host12 host12 hostb a node [1]"
+    everything = Names.of_everything({"asked": asked})
+    assert everything.clean_text("rack2n12>sinkhole") == "host12>hostb"
+    pair = {"client": {"name": "left4", "reach": "ssh:left4"}, "server": {"name": "right5", "reach": "local"}}
+    assert Names.of_hosts({"asked": pair}).clean_text("left4 to right5") == "client to server"
