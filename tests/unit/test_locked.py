@@ -205,18 +205,18 @@ def test_a_service_of_a_system_package_is_neither_started_nor_enabled(tree: Path
         (tree / "policy").write_text(own)
     script = f"""
         set -eu; . lab/setup.sh; policy={tree}/policy
-        packages=(one openssh-server munge); services+=([openssh-server]=ssh [munge]=munge)
+        packages=(one slurmd-of-ours munge); services+=([slurmd-of-ours]=slurmd [munge]=munge)
         system_packages"""
     environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", script], cwd=tree, env=environment, capture_output=True, text=True, check=True)
-    assert "openssh-server; none of their services is started or enabled: ssh\n" in done.stderr
+    assert "slurmd-of-ours; none of their services is started or enabled: slurmd\n" in done.stderr
     met = (tree / "met").read_text()
     assert met.strip() == (own if there else "#!/bin/sh\nexit 101\n").strip()
     assert (tree / "policy").exists() == there
     assert (tree / "asked").read_text().splitlines() == [
         "update -q",
-        "install -y -q --no-install-recommends openssh-server",
-        "disable -q ssh",
+        "install -y -q --no-install-recommends slurmd-of-ours",
+        "disable -q slurmd",
     ]
 
 
