@@ -32,7 +32,10 @@ def show_matrix(found: Matrix, console: Console) -> None:
         if line.reason:
             console.print(Text(f"{line.cell}: {line.state}: {line.reason}"), soft_wrap=True)
     counts = {state: sum(line.state == state for line in found.lines) for line in found.lines for state in [line.state]}
-    console.print(f"{len(found.lines)} cells: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    console.print(
+        f"{len(found.lines)} cell{'s' * (len(found.lines) != 1)}: "
+        + ", ".join(f"{count} {state}" for state, count in counts.items())
+    )
 
 
 def _tables(found: Matrix) -> list[tuple[str, list[tuple[str, str]]]]:
