@@ -53,7 +53,7 @@ with tempfile.TemporaryDirectory(prefix="hwrx-install-") as wheels:
             with open(os.path.join(wheels, member.name), "wb") as file:
                 file.write(stream.extractfile(member).read())
     run = lambda *words: subprocess.run(words, check=True, stdout=sys.stderr)
-    run(sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", folder)
+    run(sys.executable, "-P", "-m", "venv", "--without-pip", "--system-site-packages", folder)
     (pip,) = glob.glob(wheels + "/pip-*.whl")
     mine = glob.glob(wheels + "/hwrx-*.whl")
     run(folder + "/bin/python", pip + "/pip", "install", "-q", "--no-index", "--disable-pip-version-check",
@@ -88,7 +88,7 @@ def install_host(
     say(f"looking at {host.name}")
     found = _look_at(host, python, folder)
     check_host(host.name, found)
-    command = shlex.join(parse_environment(host.reach).run_command([python, "-c", "…", found.folder]))
+    command = shlex.join(parse_environment(host.reach).run_command([python, "-I", "-c", "…", found.folder]))
     if dry_run:
         fits = f"{found.architecture}, Python {found.python[0]}.{found.python[1]}, {' '.join(found.libc)}"
         return (
@@ -106,7 +106,7 @@ def install_host(
                 remedy="another folder: --into FOLDER",
             )
         say(f"sending {size >> 20} MiB to {host.name}, and installing them there")
-        said = _run_there(host, [python, "-c", PUT, found.folder], INSTALLS_WITHIN, Path(wheels))
+        said = _run_there(host, [python, "-I", "-c", PUT, found.folder], INSTALLS_WITHIN, Path(wheels))
     line = f'hwrx = "{found.folder}/bin/hwrx"'
     note = "" if host.hwrx == f"{found.folder}/bin/hwrx" else f"\nwrite into the inventory, for {host.name}: {line}"
     return f"{host.name}: {clean_text(said.strip())} in {found.folder}{note}"
@@ -145,7 +145,7 @@ def _folder_of(host: Host) -> str:
 
 
 def _look_at(host: Host, python: str, folder: str) -> Found:
-    said = _run_there(host, [python, "-c", LOOK, folder], LOOKS_WITHIN)
+    said = _run_there(host, [python, "-I", "-c", LOOK, folder], LOOKS_WITHIN)
     try:
         return msgspec.convert(json.loads(said.strip().splitlines()[-1]), Found)
     except (IndexError, *UNREADABLE):

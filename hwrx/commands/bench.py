@@ -24,7 +24,7 @@ COLOURS = {"yes": "green", "with care": "yellow", "no": "red"}
 
 @click.group()
 def bench() -> None:
-    r"""Hosts by name, as an inventory has them: bench.toml, net.config of the kernel's driver tests, or labgrid's.
+    """Hosts by name, as an inventory has them: bench.toml, net.config of the kernel's driver tests, or labgrid's.
 
     \b
     A bench.toml:
@@ -51,7 +51,7 @@ def bench() -> None:
 @click.option("--limit", type=click.FloatRange(0.1, 3600), default=60.0, help="Seconds that a host may take [60].")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check_bench(hosts: tuple[str, ...], bench: Path | None, limit: float, as_json: bool) -> None:
-    r"""Say what each HOST can do [all], and which of them may be compared.
+    """Say what each HOST can do [all], and which of them may be compared.
 
     Exit code 0: all were reached, and have what the inventory says.
 
@@ -103,7 +103,7 @@ def _show(console: OutsideConsole, reports: list[check.HostReport], pairs: list[
 @bench_option
 @click.option("--dry-run", is_flag=True, help="Say what would be run.")
 def power(host: str, state: str, bench: Path | None, dry_run: bool) -> None:
-    r"""Switch HOST on or off, or off and on, by the command that the inventory has for that.
+    """Switch HOST on or off, or off and on, by the command that the inventory has for that.
 
     \b
     Example:
@@ -123,7 +123,7 @@ def power(host: str, state: str, bench: Path | None, dry_run: bool) -> None:
 @bench_option
 @click.option("--dry-run", is_flag=True, help="Say what would be run.")
 def console(host: str, bench: Path | None, dry_run: bool) -> None:
-    r"""Open the console of HOST, by the command that the inventory has for that.
+    """Open the console of HOST, by the command that the inventory has for that.
 
     \b
     Example:
@@ -163,7 +163,7 @@ def _run_command(command: str, dry_run: bool) -> None:
 @click.option("--python", default="python3", help="The Python there [python3].")
 @click.option("--dry-run", is_flag=True, help="Look at the host, and say what would be done.")
 def install_hwrx(host: str, bench: Path | None, into: str | None, python: str, dry_run: bool) -> None:
-    r"""Put this hwrx and all that it needs onto HOST, over the way that its agent is started by.
+    """Put this hwrx and all that it needs onto HOST, over the way that its agent is started by.
 
     The host needs no network of its own: what is installed there is built and collected here, and goes over that way.
 

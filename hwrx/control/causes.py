@@ -12,6 +12,10 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
         "is the host up, and the way to it? ping it",
     ),
     (r"Connection refused", "is sshd running there, and on that port?"),
+    (
+        r"kex_exchange_identification|Connection reset by",
+        "its ssh server refuses connections: too many at once (MaxStartups of sshd_config), or it is ending; try again",
+    ),
     (r"Host key verification failed", "log in once by hand and look at the key: ssh HOST"),
     (r"Permission denied \(|Too many authentication", "ssh must log in without a question: ssh-copy-id HOST"),
     (r"Cannot open network namespace", "ip netns list shows those that there are"),

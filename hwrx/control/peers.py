@@ -43,7 +43,9 @@ Key = TypeVar("Key", bound=Hashable)
 # An agent answers these within seconds on any machine; a trial has a limit of its own. An emulated CPU starts slowly.
 ANSWER_WITHIN = 60.0
 ENDS_WITHIN = 15.0  # that an agent has when its pipe was closed: a NIC is handed back in seconds
-AT_ONCE = 8  # agents that are started at the same time: sshd refuses connections beyond ten that have not logged in
+# agents that are started at the same time, maybe all at one host: of connections that have not yet logged in OpenSSH
+# begins to refuse some beyond ten (MaxStartups), dropbear beyond five
+AT_ONCE = 4
 DIES_WITHIN = 2.0  # that it has when it was killed
 
 

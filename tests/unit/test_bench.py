@@ -205,6 +205,7 @@ def test_a_command_through_ssh_is_quoted_for_the_shell_there() -> None:
     [
         ("ssh: Could not resolve hostname nodex: Name or service not known", "is the name right"),
         ("ssh: connect to host 192.0.2.1 port 22: Connection timed out", "is the host up"),
+        ("kex_exchange_identification: read: Connection reset by peer", "MaxStartups"),
         ("root@box: Permission denied (publickey).", "ssh-copy-id"),
         ("Host key verification failed.", "look at the key"),
         ("bash: line 1: hwrx: command not found", "hwrx bench install"),
