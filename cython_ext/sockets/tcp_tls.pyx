@@ -7,8 +7,10 @@ certificate, no close_notify. The keys are the trial's, known to everybody, and 
 """
 
 import errno
+import re
 import socket
 import struct
+from pathlib import Path
 
 from cython_ext.sockets.tcp cimport TcpTransport
 
@@ -23,6 +25,17 @@ TLS_CIPHER_AES_GCM_128 = 51
 # struct tls12_crypto_info_aes_gcm_128: version and cipher, then iv, key, salt and the first record's number
 HEAD = struct.Struct("=HH")
 KEY_BYTES = 8 + 16 + 4 + 8
+SAID = re.compile(r"^(name|driver|priority)\s*: (.*)$", re.MULTILINE)
+
+
+def cipher_driver(ciphers: str) -> str:
+    """Return the driver that the kernel takes for AES-GCM: the one of highest priority, "" if none is named.
+
+    :param ciphers: what /proc/crypto says
+    """
+    found = [dict(SAID.findall(each)) for each in ciphers.split("\n\n")]
+    found = [each for each in found if each.get("name") == "gcm(aes)"]
+    return max(found, key=lambda each: int(each["priority"]))["driver"] if found else ""
 
 
 cdef class TlsTransport(TcpTransport):
@@ -69,6 +82,7 @@ cdef class TlsTransport(TcpTransport):
                 remedy="modprobe tls, on a kernel with CONFIG_TLS; or the path tcp",
             ) from error
         self.notes["tls"] = "TLS 1.3, AES-128-GCM, by the kernel"
+        self.notes["cipher"] = cipher_driver(Path("/proc/crypto").read_text(encoding="utf-8"))
 
     def explain(self, int status):
         """As SocketTransport; and of records that could not be opened.

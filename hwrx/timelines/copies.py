@@ -84,10 +84,10 @@ def reckon_copies(
     entries, exit_ = paths.find_path(path).copied_in, paths.find_path(path).copied_out
     entry = next((name for name in entries if name in names), None)
     put_in = _bytes(totals, entry) if entry else None
-    if sent and "skb_zerocopy_iter" not in names:
+    if sent and not _counts_pinned(path, names):
         # the tracepoint of sending counts what a call took, copied or not: with MSG_ZEROCOPY it tells nothing of copies
         rows = [row for row in rows if row.stage not in entries]
-        put_in = 0
+        put_in = None if tally.get("zerocopy_untold_bytes") else 0
     taken = _bytes(totals, exit_) if exit_ in names else None
     if entry == "rxe_mr_copy from MR":
         put_in = (put_in or 0) + _bytes(totals, "rxe inline")
@@ -185,11 +185,13 @@ def _sent_in_place(
     if not asked:
         return []
     stage = BY_NAME["skb_zerocopy_iter"]
-    counted = stage.name in names
+    counted = _counts_pinned(path, names)
     pinned = _bytes(totals, stage.name) if counted else asked
     words = (
-        f"sent in the user's own pages; for {copied / asked:.1%} of the bytes the kernel's notifications say"
-        " that it copied them after all (SO_EE_CODE_ZEROCOPY_COPIED)"
+        "asked to be sent in the user's own pages; this kernel does not say what it copied after all"
+        if tally.get("zerocopy_untold_bytes")
+        else f"sent in the user's own pages; for {copied / asked:.1%} of the bytes the kernel's notifications say"
+        " that it copied them after all (SO_EE_CODE_ZEROCOPY_COPIED; of io_uring IORING_NOTIF_USAGE_ZC_COPIED)"
     )
     times = int(totals[stage.number]["count"]) if counted else 0
     rows = [Row(stage.name, "sender", stage.actor, "mapped", times, pinned, _over(pinned, delivered), words)]
@@ -197,6 +199,12 @@ def _sent_in_place(
         words = "what the kernel's notifications say it copied after all; no probe counts it here"
         rows.append(Row(NOTIFIED, "sender", "kernel", "copied", 0, copied, _over(copied, delivered), words))
     return rows
+
+
+def _counts_pinned(path: str, names: set[str]) -> bool:
+    """Whether a probe counts what this path sends in the user's own pages."""
+    stage = BY_NAME["skb_zerocopy_iter"]
+    return stage.name in names and paths.way_of(path) in stage.ways
 
 
 def _received_in_place(

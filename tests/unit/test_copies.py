@@ -133,6 +133,31 @@ def test_where_no_probe_sees_it_the_endpoints_and_the_notifications_tell() -> No
     assert "25.0% of the bytes" in pinned.words
 
 
+@pytest.mark.parametrize("path", ["udp-uring", "tcp-uring"])
+def test_of_a_zero_copy_send_through_io_uring_stands_what_the_kernel_told_and_no_more(path: str) -> None:
+    tally = {"zerocopy_bytes": 1000, "zerocopy_copied_bytes": 1000}
+    probed = [stages.BY_NAME["skb_zerocopy_iter"]]  # another path's, in the same run: it counts nothing of this one
+    told = copies.reckon_copies(path, counted(), 1000, available=probed, tally=tally)
+    assert told.sender == 1.0
+    (mapped,) = [row for row in told.rows if row.kind == "mapped"]
+    assert mapped.bytes == 1000
+    silent = {"zerocopy_bytes": 1000, "zerocopy_copied_bytes": 0, "zerocopy_untold_bytes": 1000}
+    untold = copies.reckon_copies(path, counted(), 1000, available=probed, tally=silent)
+    assert math.isnan(untold.sender)
+    assert "does not say" in untold.rows[0].words
+
+
+@pytest.mark.parametrize("path", ["tcp-ktls", "mptcp"])
+def test_what_no_probe_sees_is_claimed_of_no_side(path: str) -> None:
+    ledger = reckon(path, 1000)
+    assert math.isnan(ledger.sender)
+    assert math.isnan(ledger.receiver)
+    assert ledger.rows == ()
+    unseen = [stage for stage in paths.path_stages(path) if stage.handles == "copied"]
+    assert unseen
+    assert all(stage.why_not for stage in unseen)
+
+
 def test_nothing_delivered_makes_no_ratio() -> None:
     ledger = reckon("udp", 0)
     assert ledger.balanced

@@ -16,6 +16,7 @@ import functools
 import hashlib
 import mmap
 import os
+import pathlib
 import socket
 import struct
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -275,7 +276,14 @@ def _open_many(prepare: Prepare) -> SocketTransport:
 
 
 def _load_tls() -> None:
-    """See that the kernel has its module for TLS; MachineError if there is none."""
+    """See that the kernel has its module for TLS, and the processor's for the cipher; MachineError without the first.
+
+    The processor's are loaded by udev where there is one: a lab's guest has none.
+    """
+    for module in ("aesni_intel", "ghash_clmulni_intel"):
+        if not pathlib.Path("/sys/module", module).exists():
+            with contextlib.suppress(MachineError):
+                tools.run_tool("modprobe", module)
     for attempt in ("as it is", "loaded"):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as asking:
             try:

@@ -10,6 +10,7 @@ from hwrx.paths import napi
 from hwrx.paths.model import CONNECTIONS, POLLED, Flooding, Look, Path
 from hwrx.paths.verbs_end import choose_device, gid_network
 from hwrx.paths.verbs_port import open_port
+from hwrx.verbs.rxe import VERBS
 
 if TYPE_CHECKING:
     from cython_ext.verbs.verbs_path import VerbsTransport
@@ -156,13 +157,11 @@ def open_endpoint(prepare: Prepare) -> VerbsTransport:
             remedy="apt install libibverbs1 ibverbs-providers (libibverbs-dev before hwrx is built)",
         ) from error
     device = choose_device(prepare.here, device_names())
-    if napi.asked_of_napi(prepare.setting):
-        from hwrx.verbs.devices import is_software  # most trials do not ask
-
-        if not is_software(device):
-            raise MachineError(
-                f"what {device} receives passes the kernel's NAPI by, so how that polls says nothing of it",
-                remedy="leave threaded_napi, napi_defer_hard_irqs and gro_flush_timeout out, or use an rxe device",
-            )
+    # rxe and siw name the netdev that they stand on
+    if napi.asked_of_napi(prepare.setting) and not (VERBS / device / "parent").exists():
+        raise MachineError(
+            f"what {device} receives passes the kernel's NAPI by, so how that polls says nothing of it",
+            remedy="leave threaded_napi, napi_defer_hard_irqs and gro_flush_timeout out, or use an rxe device",
+        )
     endpoint: VerbsTransport = transport(prepare, open_port(prepare, device))
     return endpoint
