@@ -48,19 +48,31 @@ cdef class Connections:
 
     @property
     def sent(self):
-        """Messages that this end posted, by connection: int64, valid as long as anybody holds it."""
+        """Messages that this end posted, warm-up and cool-down among them.
+
+        :return: an int64 array of `count` numbers, by connection; it stays valid as long as anybody holds it
+        """
         return self.arrays["sent"]
 
     @property
     def taken(self):
-        """Messages that came, by connection, each counted once: a client's answers, a server's questions."""
+        """Messages that came, each counted once: a client's answers, late ones among them, a server's questions.
+
+        :return: an int64 array of `count` numbers, by connection
+        """
         return self.arrays["taken"]
 
     @property
     def connection(self):
-        """On which connection each measured message went: int64, in the order of the messages. Of a client."""
+        """On which connection each measured message went; of a client, for a server does not keep that.
+
+        :return: an int64 array of as many numbers as there are measured messages, in their order
+        """
         return self.arrays["by_message"][self.warmup:self.warmup + self.messages].astype(np.int64)
 
     def counts(self) -> dict:
-        """What joins the trial's tally: `strayed`, answers that came on another connection than their question."""
+        """What joins the trial's tally.
+
+        :return: `strayed`, answers that came on another connection than their question: they are corrupt as well
+        """
         return {"strayed": self.strayed}

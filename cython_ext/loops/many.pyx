@@ -28,7 +28,7 @@ from cython_ext.core.arrival cimport (
     wants_full,
 )
 from cython_ext.core.clock cimport now
-from cython_ext.core.connections cimport FREE, NO_CONNECTION, Arrival, Connections, ManyOps
+from cython_ext.core.connections cimport FREE, NO_CONNECTION, Arrival, Connections
 from cython_ext.core.marker cimport mark_end
 from cython_ext.core.payload cimport GOOD, fill, glance, seal, sequence_of, stamp, stamp_send_time
 from cython_ext.core.transport cimport FINISHED, Ops, Transport

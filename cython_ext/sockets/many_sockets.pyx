@@ -242,7 +242,11 @@ cdef class ManySocketsTransport(SocketTransport):
         free(self.s.left)
 
     def describe(self):
-        """What every socket's end is; and `ports`, one for each connection (of a TCP server the one it listens on)."""
+        """What the other end needs to reach this one.
+
+        :return: what a single socket tells; and `ports`, one for each connection, of a TCP server the one on which it
+            listens
+        """
         return {**SocketTransport.describe(self), "ports": [sock.getsockname()[1] for sock in self.socks]}
 
     def connect(self, remote):
@@ -299,7 +303,10 @@ cdef class ManySocketsTransport(SocketTransport):
             self.socks = [*(sock for sock in found if sock is not None), listener]
 
     def counts(self):
-        """What `Connections.counts` tells."""
+        """What the account counted beyond the loop.
+
+        :return: what `Connections.counts` returns
+        """
         return self.connections.counts()
 
     def close(self):

@@ -58,7 +58,7 @@ from cython_ext.verbs.verbs_shape cimport Shape
 from cython_ext.verbs.verbs_wait cimport wait_cq
 
 from cython_ext.verbs.verbs_path import MOST_INLINE, RING_LIMIT
-from hwrx.errors import MachineError, PeerError, UsageError
+from hwrx.errors import PeerError, UsageError
 
 cdef enum:
     BUFFERS = 2            # that go out, and own receive requests, of each connection
@@ -323,28 +323,22 @@ cdef class ManyPairsTransport(VerbsTransport):
         self._make_pairs()
         self._link_all(shape.opcode)
         self.connections = Connections(m.count)
-        self.connections.ops.me = m
+        self.connections.ops.me = self.ops.me = m
         self.connections.ops.outgoing = many_outgoing
         self.connections.ops.post = many_post
         self.connections.ops.receive = many_receive
         self.connections.ops.release = many_release
         self.connections.ops.finish = many_finish
-        self.ops.me = m
         self.ops.pull = m.one_sided
         self.ops.blind = setting.path == "rdma-write"
 
     def _check_limits(self):
         limits = self.context.limits
         if self.m.count > limits["max_qp"]:
-            raise UsageError(
-                f"{self.context.name} has room for {limits['max_qp']} queue pairs, {self.m.count} connections are asked"
-                " for",
-                remedy=f"--connections {limits['max_qp']} or less",
-            )
+            room = f"{self.context.name} has room for {limits['max_qp']} queue pairs"
+            raise UsageError(f"{room}, not for {self.m.count}", remedy=f"--connections {limits['max_qp']} or less")
         if self.prepare.setting.srq and not self.m.one_sided and limits["max_srq"] == 0:
-            raise UsageError(
-                f"{self.context.name} has no shared receive queues", remedy="--no-srq: a queue for each connection"
-            )
+            raise UsageError(f"{self.context.name} has no shared receive queues", remedy="--no-srq: one for each")
 
     def _pin_all(self):
         """One buffer and one memory region for all: what goes out, and behind it where messages land."""
@@ -368,9 +362,9 @@ cdef class ManyPairsTransport(VerbsTransport):
         landing_bytes = <size_t> m.slots * m.stride
         st.slots = m.slots
         if out_bytes + landing_bytes > 2 * RING_LIMIT:
+            need = f"{m.count} connections with messages of {self.size} bytes need {out_bytes + landing_bytes} bytes"
             raise UsageError(
-                f"{m.count} connections with messages of {self.size} bytes need {out_bytes + landing_bytes} bytes of"
-                f" pinned memory, and an endpoint takes {2 * RING_LIMIT}",
+                f"{need} of pinned memory, and an endpoint takes {2 * RING_LIMIT}",
                 remedy="fewer --connections, or a smaller --size",
             )
         self.buffer = PinnedBuffer(out_bytes + landing_bytes, huge=self.prepare.setting.huge_pages)
@@ -391,10 +385,8 @@ cdef class ManyPairsTransport(VerbsTransport):
         most = self.context.limits["max_cqe"]
         wanted = max(BUFFERS * m.count, m.slots) + 1
         if wanted > most:
-            raise UsageError(
-                f"{self.context.name} has completion queues of {most} entries, {m.count} connections need {wanted}",
-                remedy="fewer --connections",
-            )
+            room = f"{self.context.name} has completion queues of {most} entries"
+            raise UsageError(f"{room}, {m.count} connections need {wanted}", remedy="fewer --connections")
         # sends are waited for by one-sided paths; with the others their completions are taken in passing
         if events and m.one_sided:
             self.send_channel = CompletionChannel(self.context)
@@ -471,13 +463,12 @@ cdef class ManyPairsTransport(VerbsTransport):
 
     def _describe(self):
         cdef VerbsTransport base = self
-        end = self.chosen_port.describe_end(
+        return self.chosen_port.describe_end(
             path=self.prepare.setting.path, size=self.size, qpn=self.qp.number, psn=self.numbers[0], reads=1,
             address=<uintptr_t> base.st.landing, rkey=self.landing_mr.rkey, slots=base.st.slots,
             stride=base.st.landing_stride,
             more=[(pair.number, psn) for pair, psn in zip(self.pairs[1:], self.numbers[1:], strict=True)],
         )
-        return end
 
     def _connect(self, there):
         if len(there.more) + 1 != self.m.count:
@@ -491,9 +482,12 @@ cdef class ManyPairsTransport(VerbsTransport):
             self.ops.modulo = there.slots
 
     def chosen(self):
-        """As every verbs transport; and how many connections share their receive requests."""
-        found = VerbsTransport.chosen(self)
-        return {**found, "connections": self.m.count, "shared_receives": self.m.slots if self.shared is not None else 0}
+        """As every verbs transport's; and what is of many connections.
+
+        :return: with `connections`, and `shared_receives`, the requests that they share, or 0
+        """
+        shared = self.m.slots if self.shared is not None else 0
+        return {**VerbsTransport.chosen(self), "connections": self.m.count, "shared_receives": shared}
 
     def counts(self):
         """As every verbs transport; and `strayed`."""

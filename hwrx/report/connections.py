@@ -15,6 +15,7 @@ from hwrx.report.numbers import WITHHELD, number_text
 if TYPE_CHECKING:
     from hwrx.runs.reading import Run
 
+Account = dict[str, npt.NDArray[Any]]  # columns of the run's table, the rows of some trials
 NAME = "connections"
 WHAT = (
     "Many connections of one process, a message under way on each: of all messages, warm-up and cool-down too, what "
@@ -38,7 +39,7 @@ def connection_tables(summary: Summary) -> list[Table]:
     return [Table(NAME, "Connections", f"{WHAT}; {captions.basis(rows)}. {summary.label}.", columns, cells, 2)]
 
 
-def _account(run: Run, row: Row) -> dict[str, npt.NDArray[Any]] | None:
+def _account(run: Run, row: Row) -> Account | None:
     """The rows of the run's table that are of this row's trials, by column."""
     table = run.table(NAME)
     if table is None:
@@ -49,7 +50,7 @@ def _account(run: Run, row: Row) -> dict[str, npt.NDArray[Any]] | None:
     return {name: table[name].to_numpy(zero_copy_only=False)[of_row] for name in table.column_names}
 
 
-def _cells(account: dict[str, npt.NDArray[Any]]) -> list[Cell]:
+def _cells(account: Account) -> list[Cell]:
     received = account["received"].astype(np.float64)
     totals = [account["sent"].sum(), received.sum(), account["answered"].sum(), account["unanswered"].sum()]
     words = [f"{int(account['connection'].max()) + 1}"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,10 +43,10 @@ class ByConnection(Struct, frozen=True, kw_only=True):
         found = self.open_accounts(whole=whole)
         return [f"the account of {len(found)} connections does not close: {found[:5].tolist()}"] if len(found) else []
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, float | dict[str, float]]:
         """What joins the trial's row: the smallest, the middle and the largest connection."""
         timed = self.p50_ns[~np.isnan(self.p50_ns)]
-        found: dict[str, Any] = {"setup_s": self.setup_s, "answered": _spread(self.answered)}
+        found: dict[str, float | dict[str, float]] = {"setup_s": self.setup_s, "answered": _spread(self.answered)}
         if len(timed):
             found["p50"] = {f"{name}_ns": value for name, value in _spread(timed).items()}
         return found
@@ -69,7 +68,7 @@ class ByConnection(Struct, frozen=True, kw_only=True):
         )
 
 
-def _spread(values: npt.NDArray[Any]) -> dict[str, float]:
+def _spread(values: Int64s | npt.NDArray[np.float64]) -> dict[str, float]:
     return {"least": float(values.min()), "median": float(np.median(values)), "most": float(values.max())}
 
 
