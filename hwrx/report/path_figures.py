@@ -87,7 +87,8 @@ class PathFigures:
     @property
     def run(self) -> Run:
         """The run that it is of."""
-        return next(run for run in self._summary.runs if self.row.run in ("", run.path.name))
+        found: Run = next(run for run in self._summary.runs if self.row.run in ("", run.path.name))
+        return found
 
     @property
     def unit(self) -> str:
