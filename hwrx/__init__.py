@@ -72,7 +72,7 @@ def compare(
     :raises TrialError: if trials failed; the run is there, and named
     """
     # as above: what measures has no business in a guest
-    from hwrx.scripting.comparing import compare_paths
+    from hwrx.scripting.lab import compare_paths
 
     return compare_paths(
         experiment,

@@ -6,23 +6,18 @@ pytest loads this in every session of an environment that has hwrx, so nothing o
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from hwrx.scripting.lab import Lab
-    from hwrx.testing.comparing import Comparison, TestBaseline
-    from hwrx.testing.ktap import Result
-    from hwrx.testing.labs import LabKeeper
-    from hwrx.testing.wishes import Wish
-
-LABS: pytest.StashKey[LabKeeper] = pytest.StashKey()
-COMPARISON: pytest.StashKey[Comparison] = pytest.StashKey()
+LABS: pytest.StashKey[Any] = pytest.StashKey()  # hwrx.testing.labs.LabKeeper
+COMPARISON: pytest.StashKey[Any] = pytest.StashKey()  # hwrx.testing.comparing.Comparison
 PASSED = pytest.StashKey[bool]()
 DIFFS = pytest.StashKey[list[str]]()
 SAVED = "hwrx saved"  # a property of a test's report, which also another process's has
@@ -71,13 +66,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for option in ("hwrx_save", "hwrx_compare"):
         name = config.getoption(option)
         if name is not None:
-            # a name is checked before anything is measured
-            from hwrx.errors import UsageError
-            from hwrx.testing.stored import check_name
-
             try:
-                check_name(name)
-            except UsageError as error:
+                _room("testing.stored").check_name(name)  # before anything is measured
+            except _room("errors").UsageError as error:
                 raise pytest.UsageError(f"hwrx: {error}") from None
     if config.getoption("hwrx_ktap") is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(KtapWriter(config.getoption("hwrx_ktap")), "hwrx-ktap")
@@ -102,20 +93,17 @@ def _folder(config: pytest.Config) -> Path:
 # --- which lab -------------------------------------------------------------------------------------------------------
 
 
-def _wish_of(node: pytest.Item | pytest.Function) -> Wish:
-    from hwrx.testing.wishes import MARKER, read_wish  # msgspec
-
-    return read_wish([dict(marker.kwargs) for marker in node.iter_markers(MARKER)])
+def _room(name: str) -> ModuleType:
+    """Import a module of hwrx when it is wanted, as hwrx.cli does its commands: most sessions want none."""
+    return importlib.import_module(f"hwrx.{name}")
 
 
 @contextlib.contextmanager
 def _in_words() -> Iterator[None]:
     """An HwrxError of a fixture is told without the way through it."""
-    from hwrx.errors import HwrxError  # light, and only once somebody uses hwrx
-
     try:
         yield
-    except HwrxError as error:
+    except _room("errors").HwrxError as error:
         raise pytest.fail.Exception(f"hwrx: {error}", pytrace=False) from None
 
 
@@ -123,14 +111,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test once for each kernel that its marker, or --hwrx-kernel, names."""
     if "hwrx_kernel" not in metafunc.fixturenames:
         return
-    named = [dict(marker.kwargs) for marker in metafunc.definition.iter_markers("hwrx")]
+    named = _markers_of(metafunc.definition)
     given = metafunc.config.getoption("hwrx_kernel")
     if not given and not any("kernel" in words for words in named):
         return
-    from hwrx.testing.wishes import read_wish, split_words  # msgspec
-
+    wishes = _room("testing.wishes")
     with _in_words():
-        kernels = read_wish(named).kernels or split_words(given or "")
+        kernels = wishes.read_wish(named).kernels or wishes.split_words(given or "")
         metafunc.parametrize("hwrx_kernel", kernels, indirect=True, scope="session")
 
 
@@ -138,21 +125,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what the machine lacks, with the reason."""
     if item.get_closest_marker("hwrx") is None:
         return
-    from hwrx.testing.capabilities import what_lacks_for  # looks at the machine
-
     with _in_words():
-        wish = _wish_of(item)
+        wish = _room("testing.wishes").read_wish(_markers_of(item))
         callspec = getattr(item, "callspec", None)
         kernel = callspec.params.get("hwrx_kernel") if callspec else None
         wants_lab = "hwrx_lab" in getattr(item, "fixturenames", ())
-        topology = wish.topology if wants_lab or "topology" in _marked(item) else "here"
-        reason = what_lacks_for(topology, wish.needs, guest=wants_lab and wish.in_guest(kernel))
+        topology = wish.topology if wants_lab or any("topology" in words for words in _markers_of(item)) else "here"
+        reason = _room("testing.capabilities").what_lacks_for(
+            topology, wish.needs, guest=wants_lab and wish.in_guest(kernel)
+        )
     if reason:
         skip_without(item.config, reason)
 
 
-def _marked(item: pytest.Item) -> set[str]:
-    return {word for marker in item.iter_markers("hwrx") for word in marker.kwargs}
+def _markers_of(node: pytest.Item) -> list[dict[str, object]]:
+    """What the markers of a test say, the nearest one first."""
+    return [dict(marker.kwargs) for marker in node.iter_markers("hwrx")]
 
 
 # --- fixtures --------------------------------------------------------------------------------------------------------
@@ -163,11 +151,9 @@ def hwrx_needs(pytestconfig: pytest.Config) -> Callable[..., None]:
     """`hwrx_needs("root", "command:iperf3")` skips if this machine lacks one of them, or fails with --hwrx-require."""
 
     def check(*names: str) -> None:
-        from hwrx.testing.capabilities import what_lacks  # looks at the machine
-
         for name in names:
             with _in_words():
-                reason = what_lacks(name)
+                reason = _room("testing.capabilities").what_lacks(name)
             if reason:
                 skip_without(pytestconfig, reason)
 
@@ -181,22 +167,18 @@ def hwrx_kernel(request: pytest.FixtureRequest) -> str | None:
 
 
 @pytest.fixture
-def hwrx_lab(request: pytest.FixtureRequest, hwrx_kernel: str | None) -> Lab:
+def hwrx_lab(request: pytest.FixtureRequest, hwrx_kernel: str | None) -> object:
     """The lab that the test's marker describes (`hwrx.Lab`): put up once in a session for all tests that want it."""
-    from hwrx.errors import MachineError
-    from hwrx.testing.capabilities import what_lacks_for
-    from hwrx.testing.labs import LabKeeper
-
     config = request.config
     with _in_words():
-        wish = _wish_of(request.node)
-        reason = what_lacks_for(wish.topology, (), guest=wish.in_guest(hwrx_kernel))
+        wish = _room("testing.wishes").read_wish(_markers_of(request.node))
+        reason = _room("testing.capabilities").what_lacks_for(wish.topology, (), guest=wish.in_guest(hwrx_kernel))
         if not reason:
             if LABS not in config.stash:
-                config.stash[LABS] = LabKeeper(_folder(config) / "runs")
+                config.stash[LABS] = _room("testing.labs").LabKeeper(_folder(config) / "runs")
             try:
                 lab = config.stash[LABS].lab_for(wish, hwrx_kernel)
-            except MachineError as error:
+            except _room("errors").MachineError as error:
                 reason = str(error)
         if not reason and "verbs" in wish.needs and any(place.verbs is None for place in lab.places.values()):
             reason = f"the kernel of this lab ({lab.kernel}) has no verbs devices on the topology {wish.topology}"
@@ -206,19 +188,17 @@ def hwrx_lab(request: pytest.FixtureRequest, hwrx_kernel: str | None) -> Lab:
 
 
 @pytest.fixture
-def hwrx_compare(request: pytest.FixtureRequest, hwrx_lab: Lab) -> Iterator[Comparison]:
+def hwrx_compare(request: pytest.FixtureRequest, hwrx_lab: object) -> Iterator[object]:
     """Run comparisons in the test's lab: `run = hwrx_compare(paths=["udp", "tcp"], sizes=[64])`.
 
     The directory of a run stays if the test fails, and its report names it.
     """
-    from hwrx.testing.comparing import Comparison  # what reads runs
-
     item, config = request.node, request.config
 
     def record(name: str, value: object) -> None:
         item.user_properties.append((name, value))
 
-    comparison = Comparison(hwrx_lab, _folder(config) / "runs", item.nodeid, record)
+    comparison = _room("testing.comparing").Comparison(hwrx_lab, _folder(config) / "runs", item.nodeid, record)
     item.stash[COMPARISON] = comparison
     yield comparison
     if item.stash.get(PASSED, False) and not config.getoption("hwrx_keep"):
@@ -226,23 +206,22 @@ def hwrx_compare(request: pytest.FixtureRequest, hwrx_lab: Lab) -> Iterator[Comp
 
 
 @pytest.fixture
-def hwrx_baseline(request: pytest.FixtureRequest, hwrx_compare: Comparison) -> Iterator[TestBaseline]:
+def hwrx_baseline(request: pytest.FixtureRequest, hwrx_compare: object) -> Iterator[object]:
     """What this test's runs were before, here: `assert run["udp", 64] <= 1.02 * hwrx_baseline`.
 
     --hwrx-save adds the runs of a test that passes; until there are any, comparing is an error.
     """
-    from hwrx.testing.comparing import TestBaseline
-    from hwrx.testing.stored import DEFAULT, Shelf
-
+    stored = _room("testing.stored")
     item, config = request.node, request.config
     folder = _folder(config) / "baselines"
     save, compare = config.getoption("hwrx_save"), config.getoption("hwrx_compare")
-    shelf = Shelf(folder, compare or DEFAULT, item.nodeid)
-    yield TestBaseline(hwrx_compare, shelf, only_saving=save is not None and compare is None)
+    shelf = stored.Shelf(folder, compare or stored.DEFAULT, item.nodeid)
+    only_saving = save is not None and compare is None
+    yield _room("testing.comparing").TestBaseline(hwrx_compare, shelf, only_saving=only_saving)
     if save is not None and item.stash.get(PASSED, False):
         with _in_words():
-            target = Shelf(folder, save, item.nodeid)
-            for number, run in enumerate(hwrx_compare.runs):
+            target = stored.Shelf(folder, save, item.nodeid)
+            for number, run in enumerate(item.stash[COMPARISON].runs):
                 item.user_properties.append((SAVED, str(target.add_run(number, run))))
 
 
@@ -258,7 +237,7 @@ def pytest_assertrepr_compare(config: pytest.Config, op: str, left: object, righ
     if not isinstance(scaled, holding.Scaled) or op not in ("<=", ">="):
         return None
     verdict = scaled.judge(left, op)
-    config.stash.setdefault(DIFFS, []).append(verdict.text())
+    config.stash.setdefault(DIFFS, []).append(_room("report.diff_text").to_text(verdict.diff))
     lines = [f"{verdict.name} {op} {scaled!r}", *verdict.sentences()[:2]]
     if moved := verdict.moved_functions():
         lines.append(f"functions that moved: {'; '.join(moved)}")
@@ -307,39 +286,35 @@ class KtapWriter:
 
     def __init__(self, target: str) -> None:
         self._target = target
-        self._results: dict[str, Result] = {}
+        self._results: dict[str, Any] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note how a test ended; what fails while it is taken down is a failure, too."""
-        from hwrx.testing.ktap import Result  # only for --hwrx-ktap
-
+        result = _room("testing.ktap").Result
         if report.failed:
-            self._results[report.nodeid] = Result(report.nodeid, False, words=report.longreprtext)
+            self._results[report.nodeid] = result(report.nodeid, False, words=report.longreprtext)
         elif report.skipped:
             expected = getattr(report, "wasxfail", None)
             directive = "SKIP" if expected is None else "XFAIL"
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
             words = reason.removeprefix("Skipped: ") if expected is None else str(expected)
-            self._results[report.nodeid] = Result(report.nodeid, expected is None, directive, words)
+            self._results[report.nodeid] = result(report.nodeid, expected is None, directive, words)
         elif report.when == "call":
-            self._results.setdefault(report.nodeid, Result(report.nodeid, True))
+            self._results.setdefault(report.nodeid, result(report.nodeid, True))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Note what could not be collected: no test of it is run."""
-        from hwrx.testing.ktap import Result  # as above
-
         if report.failed:
-            self._results[report.nodeid] = Result(report.nodeid, False, words=report.longreprtext)
+            result = _room("testing.ktap").Result
+            self._results[report.nodeid] = result(report.nodeid, False, words=report.longreprtext)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write all results."""
-        from hwrx.errors import HwrxError
-        from hwrx.testing.ktap import to_ktap, write_ktap
-
+        ktap = _room("testing.ktap")
         if self._target == "-":
-            terminalreporter.write(to_ktap(list(self._results.values())))
+            terminalreporter.write(ktap.to_ktap(list(self._results.values())))
             return
         try:
-            write_ktap(self._results, self._target)
-        except HwrxError as error:
+            ktap.write_ktap(self._results, self._target)
+        except _room("errors").HwrxError as error:
             raise pytest.UsageError(f"hwrx: {error}") from None

@@ -6,12 +6,12 @@ What is told apart, and when a single run is no measure, is `hwrx diff`'s to say
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from msgspec import Struct
 
 from hwrx.errors import UnavailableError, UsageError
 from hwrx.report.diff import Diff, compare_runs, name_of_row
-from hwrx.report.diff_text import to_text
 from hwrx.report.model import Change
 from hwrx.report.numbers import number_text
 from hwrx.report.path_figures import PathFigures
@@ -36,10 +36,6 @@ class Verdict(Struct, frozen=True, kw_only=True):
         """Return the functions that grew most, in words, if messages of both sides were taken apart."""
         mine = [each for each in self.diff.moved if each.setting == self.label and each.after > each.before]
         return [f"{each.function} {each.after - each.before:+,.0f} instructions" for each in mine[:most]]
-
-    def text(self) -> str:
-        """Return the whole diff: what changed around the figures, the figures, the functions that moved."""
-        return to_text(self.diff)
 
 
 class Scaled:
@@ -90,7 +86,8 @@ class Scaled:
                 "what is worse",
                 remedy=f"a factor of {'at most' if rate else 'at least'} 1",
             )
-        diff = compare_runs(self.baseline.runs_for(found.run), [found.run])
+        run = cast("ReportedRun", found.run)
+        diff = compare_runs(self.baseline.runs_for(run), [run])
         name = name_of_row(found.row)
         mine = [change for change in diff.changes if change.row == name]
         if not mine:

@@ -9,7 +9,7 @@ from hwrx.report import answer
 from hwrx.report.cells import Table
 from hwrx.report.model import Summary
 from hwrx.report.page import render_template
-from hwrx.report.tables import report_tables
+from hwrx.report.pattern_tables import pattern_tables
 
 PATTERNS = {"latency": "pingpong", "throughput": "stream", "load": "paced"}  # a pattern's table of the report
 
@@ -23,7 +23,7 @@ def render_cell(summary: Summary) -> str:
     shown: list[Table] = [answer.as_table(summary, each) for each in found]
     # as in a terminal: of counted instructions the answer has all
     told = {each.pattern for each in found if each.counted}
-    shown += [table for table in report_tables(summary) if PATTERNS.get(table.name, "") in _untold(summary, told)]
+    shown += [table for table in pattern_tables(summary) if PATTERNS[table.name] not in told]
     notes = [note for each in found for note in each.notes]
     return render_template(
         "notebook.html",
@@ -34,7 +34,3 @@ def render_cell(summary: Summary) -> str:
         skipped=[] if found else summary.skipped,
         names=", ".join(run.path.name for run in summary.runs),
     )
-
-
-def _untold(summary: Summary, told: set[str]) -> set[str]:
-    return {pattern for pattern in PATTERNS.values() if pattern not in told and summary.of(pattern)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec import Struct
@@ -23,6 +23,7 @@ from hwrx.stats import BEYOND, Estimate, Floats
 
 if TYPE_CHECKING:
     from hwrx.anatomy.model import Dissection
+    from hwrx.runs.reading import Run
 
 TELLING = ("pattern", "wait", "run", "load", "rate")  # of a row, besides the fields of its setting
 NS = 1000.0  # a row's times are µs; of a guest that counts instructions a ns is one
@@ -84,10 +85,10 @@ class PathFigures:
         return next(str(trial["label"]) for trial in self.run.rows if trial["trial"] in self.row.trials)
 
     @property
-    def run(self) -> Any:
+    def run(self) -> Run:
         """The run that it is of."""
-        # Any: the class of runs imports this module
-        return next(run for run in self._summary.runs if self.row.run in ("", run.path.name))
+        found: Run = next(run for run in self._summary.runs if self.row.run in ("", run.path.name))
+        return found
 
     @property
     def unit(self) -> str:

@@ -11,22 +11,17 @@ import msgspec
 
 from hwrx.host import strict_json
 from hwrx.report import actors, anatomies, captions, connections, flows, ledgers, numbers, waterfall
-from hwrx.report.cells import Cell, Kind, Table, column_heads, estimate_cell, grouped_digits, ratio_cell
-from hwrx.report.model import Row, Summary, name_of
-from hwrx.report.numbers import SATURATED, WITHHELD, size_words, value_text
-from hwrx.stats import NAMED, Estimate
+from hwrx.report.cells import Cell, Kind, Table, column_heads
+from hwrx.report.model import Row, Summary
+from hwrx.report.numbers import WITHHELD, size_words
+from hwrx.report.pattern_tables import pattern_tables
+from hwrx.stats import Estimate
 from hwrx.version import __version__
 
 
 def report_tables(summary: Summary) -> list[Table]:
     """Every table that the runs can fill."""
-    found = []
-    if summary.of("pingpong"):
-        found.append(_latency(summary))
-    if summary.of("stream"):
-        found.append(_rates(summary))
-    if summary.of("paced"):
-        found.append(_paced(summary))
+    found = pattern_tables(summary)
     if summary.costs:
         found.append(_costs(summary))
     found += flows.flow_tables(summary) + connections.connection_tables(summary)
@@ -34,74 +29,6 @@ def report_tables(summary: Summary) -> list[Table]:
     found.append(_quality(summary))
     found += waterfall.waterfall_tables(summary) + ledgers.ledger_tables(summary)
     return found + anatomies.anatomy_tables(summary)
-
-
-def _latency(summary: Summary) -> Table:
-    rows = summary.of("pingpong")
-    columns, head = column_heads(rows)
-    shown = _shown_quantiles(rows)
-    columns += [(f"{name} [µs]", "") for name in shown]
-    columns += [(f"p50 × {summary.baseline}", ""), ("round trips/s", "")]
-    cells = [
-        (
-            first,
-            [
-                *head(row),
-                *(estimate_cell(row.quantiles[name]) for name in shown),
-                ratio_cell(row, summary.baseline),
-                (value_text(row.messages_per_s), ""),
-            ],
-        )
-        for first, row in grouped_digits(rows)
-    ]
-    return Table("latency", "Latency", captions.latency_caption(summary, rows), columns, cells, 2)
-
-
-def _shown_quantiles(rows: list[Row]) -> list[str]:
-    """p50, and of the others those that any row has samples enough for."""
-    names = [name_of(p) for p in NAMED]
-    return [name for name in names if name == "p50" or any(row.quantiles[name] for row in rows)]
-
-
-def _rates(summary: Summary) -> Table:
-    rows = summary.of("stream")
-    columns, head = column_heads(rows)
-    columns += [("messages/s", ""), ("bytes/s", ""), (f"rate × {summary.baseline}", ""), ("lost", "")]
-    cells = []
-    for first, row in grouped_digits(rows):
-        lost = f"{100 * row.lost_share:.2g} %" if row.lost_share else "0"
-        rate = (numbers.bytes_a_second(row.bytes_per_s), "")
-        cells.append(
-            (
-                first,
-                [*head(row), estimate_cell(row.messages_per_s), rate, ratio_cell(row, summary.baseline), (lost, "")],
-            )
-        )
-    return Table("throughput", "Throughput", captions.rate_caption(summary, rows), columns, cells, 2)
-
-
-def _paced(summary: Summary) -> Table:
-    rows = summary.of("paced")
-    columns, head = column_heads(rows, offered=False)
-    shares = any(row.load is not None for row in rows)
-    shown = _shown_quantiles(rows)
-    columns += [("load", "")] if shares else []
-    columns += [("offered [1/s]", ""), ("answered [1/s]", "")]
-    columns += [(f"{name} [µs]", "") for name in shown]
-    columns += [(f"p50 × {summary.baseline}", "")]
-    found = []
-    for first, row in grouped_digits(rows):
-        cells: list[Cell] = [
-            *head(row),
-            *([(numbers.share_words(row.load), "")] if shares else []),
-            (numbers.offered_words(row.rate), ""),
-        ]
-        cells.append((value_text(row.messages_per_s), SATURATED if row.saturated else ""))
-        for name in shown:
-            service = row.service_quantiles.get(name)
-            cells.append((value_text(row.quantiles[name]), f"({value_text(service)})" if service else ""))
-        found.append((first, [*cells, ratio_cell(row, summary.baseline)]))
-    return Table("load", "Open loop", captions.paced_caption(summary, rows), columns, found, 2)
 
 
 def _costs(summary: Summary) -> Table:

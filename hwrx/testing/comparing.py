@@ -11,8 +11,7 @@ from hwrx.errors import UnavailableError, UsageError
 from hwrx.report.holding import Baseline, Scaled
 from hwrx.report.path_figures import PathFigures
 from hwrx.report.reported import ReportedRun
-from hwrx.scripting.comparing import StrPath
-from hwrx.scripting.lab import Lab
+from hwrx.scripting.lab import Lab, StrPath
 from hwrx.testing.stored import Shelf
 
 Record = Callable[[str, object], None]

@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import hwrx
 from hwrx.errors import StoreError, UsageError
 from hwrx.host import disk, strict_json
 from hwrx.report.provenance import find_key, kernel_of
@@ -71,7 +70,7 @@ class Shelf:
         if not (place / FILE).exists():
             raise self._none_for(number, conditions)
         names = self._read(place / FILE)["runs"]
-        runs = [hwrx.load(place / str(name)) for name in names] if isinstance(names, list) else []
+        runs = [ReportedRun.open(place / str(name)) for name in names] if isinstance(names, list) else []
         if damage := [words for each in runs for words in each.damage]:
             raise StoreError(f"the baseline {place} is damaged: {damage[0]}", remedy=self._anew(place))
         if not runs:

@@ -34,7 +34,7 @@ class Wish(Struct, frozen=True, kw_only=True):
         return (found is not None and found.where == "guest") or named
 
 
-def read_wish(markers: Sequence[Mapping[str, Any]]) -> Wish:
+def read_wish(markers: Sequence[Mapping[str, object]]) -> Wish:
     """Return what the markers of a test say together, the nearest one first.
 
     :raises UsageError: if one has a word that is none

@@ -106,9 +106,8 @@ def copy_with_a_longer_loop(folder: Path) -> Path:
 def show(sessions: list[Session], factor: float) -> None:
     """Print a line a kind."""
     print(f"\nudp and tcp, 64 B, `icount`, `<= {factor:g} * hwrx_baseline`:\n")
-    print(
-        "| sessions | n | passed | failed | broke | seconds each | the first that it said |\n|---|---|---|---|---|---|---|"
-    )
+    heads = ("sessions", "n", "passed", "failed", "broke", "seconds each", "the first that it said")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for kind in dict.fromkeys(session.kind for session in sessions):
         mine = [session for session in sessions if session.kind == kind]
         said = next((words for session in mine for words in session.said), "–")

@@ -18,6 +18,7 @@ import hwrx
 from hwrx.control.messages import Setting
 from hwrx.errors import UnavailableError, UsageError
 from hwrx.report import tables
+from hwrx.report.diff_text import to_text
 from hwrx.report.reported import ReportedRun
 from hwrx.runs import store
 
@@ -207,7 +208,7 @@ def test_times_that_are_worse_than_runs_differ_are_found(tmp_path: Path, monkeyp
     verdict = (1.05 * hwrx.Baseline(*before)).judge(after, "<=")
     assert not verdict.holds
     assert any(sentence.startswith("p50 µs: ") and "95 % interval" in sentence for sentence in verdict.sentences())
-    assert "p50" in verdict.text()
+    assert "p50" in to_text(verdict.diff)
 
 
 def test_the_functions_that_grew_are_named(tmp_path: Path) -> None:
