@@ -50,6 +50,7 @@ class Fleet(Pair):
         self._begun: dict[str, Any] = {}
         self._figures: list[dict[str, Any]] = []
         self._gone: dict[Peer, HwrxError] = {}
+        self._left_out: list[Link] = []  # flows of the trial that lost an end before it began
         self._tell: Callable[[str], None] = lambda words: None
 
     def heed(self, tell: Callable[[str], None]) -> None:
@@ -69,6 +70,7 @@ class Fleet(Pair):
 
     def _links(self, setting: Setting) -> list[Link]:
         """Return the flows of a setting, with agents that live."""
+        self._gone, self._left_out = {}, []
         flows = self._bed.flows(setting)
         wanted = list(dict.fromkeys(end for ends in flows for end in ends.values()))
         for end in wanted:
@@ -92,9 +94,23 @@ class Fleet(Pair):
             for ends, cpu in zip(flows, cpus, strict=True)
         ]
 
+    def _leave_out(self, links: list[Link], link: Link, error: PeerError) -> None:
+        """See Pair: the others go on. The end that lives lets go of what it has prepared."""
+        ends = _ends(link)
+        dead = [role for role in ends if name_end(ends[role]) in str(error)] or list(ends)
+        for role in ends:
+            if role in dead:
+                self._gone[link.peers[role]] = error
+                self._drop(link.peers[role])
+        self._tell(str(error.args[0]))
+        links.remove(link)
+        self._release([link])
+        self._left_out.append(link)
+        if not links:
+            raise TrialError(f"no flow has both its ends: {error.args[0]}", remedy=error.remedy)
+
     def _start(self, links: Sequence[Link]) -> None:
         """Let all begin: servers first. The senders' ways are measured before, so that the spread has a bound."""
-        self._gone = {}
         clients = [link.peers["client"] for link in links]
         ways = [_round_trip(peer) for peer in clients]
         for link in links:
@@ -128,9 +144,10 @@ class Fleet(Pair):
             raise TrialError(f"no flow has both its ends: {'; '.join(lost)}")
         measured = super()._collect(whole, setting, done, setup)
         figures = dict(zip(map(id, whole), self._figures, strict=True))
-        flows = [_describe(link, setting, done, self._gone, figures.get(id(link), {})) for link in links]
+        asked = [*links, *self._left_out]
+        flows = [_describe(link, setting, done, self._gone, figures.get(id(link), {})) for link in asked]
         if lost:
-            lost.append(f"the figures are of {len(whole)} of {len(links)} flows")
+            lost.append(f"the figures are of {len(whole)} of {len(asked)} flows")
         between = {"by_flow": flows, "flow_count": len(whole), "start": self._begun}
         return msgspec.structs.replace(measured, between=between, lost=lost)
 

@@ -175,28 +175,32 @@ class Pair:
         prepared: dict[Role, Prepared] = {}
         began = time.monotonic()
         try:
-            for sender, link in enumerate(links):
+            for sender, link in enumerate(list(links)):
                 peers = link.peers
-                for role, other in ENDS:
-                    message = Prepare(
-                        trial=number,
-                        role=role,
-                        setting=setting,
-                        here=link.places[role],
-                        there=link.places[other],
-                        repeat=repeat,
-                        sender=sender,
-                        seed=seed,
-                        stamps=stamps,
-                        alone=self._testbed.alone and (role == cputime.observing_end(setting) or setting.settle > 0),
-                        stamped=stamped,
-                        counted=counted,
-                        hold=hold,
-                    )
-                    prepared[role] = peers[role].ask(message, Prepared)
-                for role, other in ENDS[::-1]:
-                    peers[role].send(Connect(remote=prepared[other].remote))
-                wait_for_replies(dict.fromkeys(peers.values(), Ready), ANSWER_WITHIN)
+                try:
+                    for role, other in ENDS:
+                        message = Prepare(
+                            trial=number,
+                            role=role,
+                            setting=setting,
+                            here=link.places[role],
+                            there=link.places[other],
+                            repeat=repeat,
+                            sender=sender,
+                            seed=seed,
+                            stamps=stamps,
+                            alone=self._testbed.alone
+                            and (role == cputime.observing_end(setting) or setting.settle > 0),
+                            stamped=stamped,
+                            counted=counted,
+                            hold=hold,
+                        )
+                        prepared[role] = peers[role].ask(message, Prepared)
+                    for role, other in ENDS[::-1]:
+                        peers[role].send(Connect(remote=prepared[other].remote))
+                    wait_for_replies(dict.fromkeys(peers.values(), Ready), ANSWER_WITHIN)
+                except PeerError as error:
+                    self._leave_out(links, link, error)
             setup = time.monotonic() - began
             before(links[0].peers)
             self._start(links)
@@ -222,6 +226,10 @@ class Pair:
             Link(peers, {role: msgspec.structs.replace(places[role], cpu=cpu[role]) for role, _ in ENDS})
             for peers, cpu in zip(self._pairs, cpus, strict=False)
         ]
+
+    def _leave_out(self, links: list[Link], link: Link, error: PeerError) -> None:
+        """An end is gone before the trial has begun: of two ends there is no trial without it."""
+        raise error
 
     def _start(self, links: Sequence[Link]) -> None:
         for role, _ in ENDS:

@@ -194,6 +194,27 @@ def test_an_end_that_died_between_two_trials_is_started_anew(bench: Path) -> Non
         assert agents.measure(1, setting).between["flow_count"] == 1
 
 
+def test_an_end_that_dies_while_flows_are_set_up_is_left_out_and_the_others_are_measured(bench: Path) -> None:
+    told = Told()
+    with fleet.Fleet(HostsBed(hosts_of(bench, "h[1-3]"))) as agents:
+        agents.heed(told)
+        setting = Setting(path="udp", flows="h[1-2]>h3", messages=20)
+        found = agents._links(setting)
+        channel = agents._agents["client", "h2", 0]._channel
+        assert isinstance(channel, ProcessChannel)
+        os.kill(channel.process.pid, signal.SIGKILL)
+        channel.process.wait(timeout=60)
+        agents._links = lambda asked: found  # type: ignore[method-assign]
+        measured = agents.measure(0, setting)
+        assert measured.between["flow_count"] == 1
+        assert "gone" not in measured.between["by_flow"][0]
+        assert "h2 (client) is gone" in measured.between["by_flow"][1]["gone"]
+        assert "h2 (client) is gone" in told.words[0][1]
+        assert measured.lost[-1] == "the figures are of 1 of 2 flows"
+        del agents._links  # type: ignore[method-assign]
+        assert agents.measure(1, setting).between["flow_count"] == 2
+
+
 def test_a_host_that_cannot_be_reached_is_named_and_nothing_is_left(bench: Path) -> None:
     hosts = (*hosts_of(bench, "h1"), Host(name="h2", reach="netns:hwrx-no-such", address="198.18.80.2"))
     with fleet.Fleet(HostsBed(hosts)) as agents, pytest.raises(PeerError, match=r"h2 \(server\) is gone") as caught:
