@@ -176,7 +176,7 @@ DELIVERING: tuple[Stage, ...] = (
         "the payload has been copied into the user's buffer",
         "receiver",
         "user thread",
-        UDP | CALLS,
+        CALLS,
         (
             Probe(
                 "fentry",

@@ -72,7 +72,8 @@ def reckon_copies(
     without copying, and those posted inline, are taken.
     """
     tally = tally or {}
-    names = {stage.name for stage in available}
+    # a probe that another path's messages pass counts nothing of this one's, which is not the same as nothing copied
+    names = {stage.name for stage in available if paths.way_of(path) in stage.ways}
     rows = [
         _row(stage, totals[stage.number], delivered)
         for stage in paths.path_stages(path)
@@ -84,7 +85,7 @@ def reckon_copies(
     entries, exit_ = paths.find_path(path).copied_in, paths.find_path(path).copied_out
     entry = next((name for name in entries if name in names), None)
     put_in = _bytes(totals, entry) if entry else None
-    if sent and not _counts_pinned(path, names):
+    if sent and "skb_zerocopy_iter" not in names:
         # the tracepoint of sending counts what a call took, copied or not: with MSG_ZEROCOPY it tells nothing of copies
         rows = [row for row in rows if row.stage not in entries]
         put_in = None if tally.get("zerocopy_untold_bytes") else 0
@@ -185,7 +186,7 @@ def _sent_in_place(
     if not asked:
         return []
     stage = BY_NAME["skb_zerocopy_iter"]
-    counted = _counts_pinned(path, names)
+    counted = stage.name in names
     pinned = _bytes(totals, stage.name) if counted else asked
     words = (
         "asked to be sent in the user's own pages; this kernel does not say what it copied after all"
@@ -201,18 +202,12 @@ def _sent_in_place(
     return rows
 
 
-def _counts_pinned(path: str, names: set[str]) -> bool:
-    """Whether a probe counts what this path sends in the user's own pages."""
-    stage = BY_NAME["skb_zerocopy_iter"]
-    return stage.name in names and paths.way_of(path) in stage.ways
-
-
 def _received_in_place(
     path: str, totals: npt.NDArray[Any], delivered: int, names: set[str], tally: Mapping[str, int]
 ) -> list[Row]:
     """TCP_ZEROCOPY_RECEIVE: bytes whose pages were mapped, and those that the endpoint then copied itself."""
     stage = BY_NAME["tcp_zerocopy_receive"]
-    counted = stage.name in names and paths.way_of(path) in stage.ways
+    counted = stage.name in names
     mapped = _bytes(totals, stage.name) if counted else tally.get("mapped_bytes", 0)
     rows = []
     if mapped:
