@@ -68,7 +68,7 @@ def test_the_traffic_class_is_that_of_each_packet_on_the_wire(ends: Ends, path: 
 
 
 def test_the_queue_pair_has_what_was_asked_for(ends: Ends) -> None:
-    asked = {"ack_timeout": 18, "retry_count": 3, "rnr_retry": 5, "traffic_class": 32}
+    asked: dict[str, Any] = {"ack_timeout": 18, "retry_count": 3, "rnr_retry": 5, "traffic_class": 32}
     for role, done in ends.run(setting(**asked)).done.items():
         assert {name: done.chosen[name] for name in asked} == asked, role
         assert done.chosen["pkey_index"] == 0
