@@ -7,7 +7,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # what each is for, in the order of the list: building, verbs, the virtual machine, tracing, network tools, peers of lab/bench
 packages=(
     build-essential pkg-config python3-dev python3-venv
-    libibverbs-dev ibverbs-providers ibverbs-utils rdma-core rdmacm-utils python3-pyverbs
+    libibverbs-dev librdmacm-dev ibverbs-providers ibverbs-utils rdma-core rdmacm-utils python3-pyverbs
     qemu-system-x86 busybox-static file kmod udev zstd xz-utils
     clang llvm libbpf-dev libelf-dev zlib1g-dev bpftool bpftrace linux-libc-dev
     iproute2 nftables ethtool pciutils procps

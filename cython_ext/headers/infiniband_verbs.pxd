@@ -10,6 +10,7 @@ cdef extern from "infiniband/verbs.h" nogil:
         pass
 
     struct ibv_context:
+        ibv_device *device
         int async_fd
 
     union ibv_gid:

@@ -29,6 +29,7 @@ cdef class VerbsTransport(Transport):
     cdef readonly object end          # End: what the other end is told
     cdef readonly object remote       # End of the other side, once connected
     cdef readonly uint32_t path_mtu   # bytes
+    cdef object managed               # cython_ext.verbs.rdma_cm.ManagedConnection, if RDMA-CM connects; or None
     cdef object counted               # hw_counters when the endpoint was made: a dict
     cdef bint completes_by_send       # READ: deliveries are completions of the send queue
     cdef set_up(self, Shape shape)

@@ -92,6 +92,8 @@ cdef class VerbsTransport(Transport):
             self.pd = ProtectionDomain(self.context)
             start_watch(&self.st.watch, self.context.ptr, self.port.number)
             self.set_up(self.shape())
+            if prepare.setting.connect == "cm":
+                self.managed = chosen_port.listen_or_call(prepare)
             self.end = self._describe()
             self.counted = chosen_port.counters()
         except BaseException:
@@ -242,6 +244,7 @@ cdef class VerbsTransport(Transport):
             path=self.prepare.setting.path, size=self.size, qpn=self.qp.number, psn=secrets.randbits(24),
             reads=min(READS, lowest), address=<uintptr_t> self.st.landing, rkey=self.landing_mr.rkey,
             slots=self.st.slots, stride=self.st.landing_stride,
+            cm_port=0 if self.managed is None else self.managed.port,
         )
 
     def describe(self) -> dict:
@@ -274,11 +277,17 @@ cdef class VerbsTransport(Transport):
         """Connect one queue pair to one of the other end's."""
         cdef int reads_out = min(there.reads, self.context.limits["max_qp_init_rd_atom"], READS)
         setting = self.prepare.setting
+        common = {
+            "mtu": self.path_mtu, "reads_out": reads_out, "reads_in": self.end.reads, "timeout": setting.ack_timeout,
+            "retry_count": setting.retry_count, "rnr_retry": setting.rnr_retry,
+            "traffic_class": setting.traffic_class, "service_level": setting.service_level,
+        }
+        if self.managed is not None:
+            self.managed.connect(qp, peer=there.address_text, peer_port=there.cm_port, **common)
+            return
         qp.connect(
-            psn=psn, remote_psn=remote_psn, remote_qpn=remote_qpn, mtu=self.path_mtu, gid_index=self.gid.number,
-            remote_gid=bytes.fromhex(there.gid), remote_lid=there.lid, reads_out=reads_out, reads_in=self.end.reads,
-            timeout=setting.ack_timeout, retry_count=setting.retry_count, rnr_retry=setting.rnr_retry,
-            traffic_class=setting.traffic_class, service_level=setting.service_level,
+            psn=psn, remote_psn=remote_psn, remote_qpn=remote_qpn, gid_index=self.gid.number,
+            remote_gid=bytes.fromhex(there.gid), remote_lid=there.lid, **common,
         )
 
     def _check_parameters(self):
@@ -311,7 +320,7 @@ cdef class VerbsTransport(Transport):
             "receive_address": hex(<uintptr_t> st.landing),
         }
         if self.remote is not None:
-            result.update(self.qp.parameters())
+            result.update(self.qp.parameters(), connected_by=self.prepare.setting.connect)
         try:
             pages = self.buffer.physical_pages()
         except MachineError:  # not for this user: /proc/self/pagemap needs CAP_SYS_ADMIN
@@ -386,6 +395,8 @@ cdef class VerbsTransport(Transport):
         that was made after it.
         """
         self.release_rings()
+        if self.managed is not None:
+            self.managed.close()
         self._close_path()
         for part in (self.qp, self.send_cq, self.recv_cq, self.send_channel, self.recv_channel, self.out_mr,
                      self.landing_mr, self.buffer, self.pd, self.context):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -30,6 +30,7 @@ class QueuePairFields(Struct, frozen=True, kw_only=True):
     ack_timeout: Bits5 = 16  # until an unanswered packet is sent again: 4.096 µs × 2 to this power; 0: never
     retry_count: Bits3 = 6  # how often
     rnr_retry: Bits3 = 7  # how often for want of a receive request; 7: for ever
+    connect: Literal["pipe", "cm"] = "pipe"  # RC: by what the agents tell each other, or by RDMA-CM (rdma_cm(7))
     # of one process at each end, a message under way on each: see cython_ext.loops.many
     connections: Annotated[int, Meta(ge=1, le=MOST_CONNECTIONS)] = 1
     srq: bool = True  # rdma-send: connections share their receive requests (ibv_create_srq(3))

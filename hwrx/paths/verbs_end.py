@@ -65,8 +65,14 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     rkey: Number32 = 0
     slots: Annotated[int, Meta(ge=0)] = 0
     stride: Annotated[int, Meta(ge=0)] = 0
+    cm_port: Annotated[int, Meta(ge=0, lt=1 << 16)] = 0  # on which it listens, if RDMA-CM is to connect
     # of many connections, the others': queue pair and first packet sequence number
     more: Annotated[list[tuple[Number24, Number24]], Meta(max_length=MOST_CONNECTIONS - 1)] = []
+
+    @property
+    def address_text(self) -> str:
+        """The GID as people write it: an IP address."""
+        return gid_text(bytes.fromhex(self.gid))
 
 
 class OwnEnd(TypedDict):
@@ -82,6 +88,7 @@ class OwnEnd(TypedDict):
     slots: int
     stride: int
     more: NotRequired[list[tuple[int, int]]]
+    cm_port: NotRequired[int]
 
 
 def parse_end(remote: dict[str, Any]) -> End:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -10,6 +11,7 @@ from hwrx.errors import MachineError, UsageError
 from hwrx.paths.verbs_end import End, OwnEnd, agree_ends, choose_gid, choose_mtu, gid_text, hw_counters, parse_end
 
 if TYPE_CHECKING:
+    from cython_ext.verbs.rdma_cm import ManagedConnection
     from cython_ext.verbs.verbs_device import Context, Gid, Port
     from hwrx.control.messages import Prepare
 
@@ -47,6 +49,21 @@ class ChosenPort:
             lid=self.port.lid,
             mtu=self.mtu, **own,
         )  # fmt: skip
+
+    def listen_or_call(self, prepare: Prepare) -> ManagedConnection:
+        """Return this end's part of a connection that RDMA-CM makes: a server listens, a client will call.
+
+        :param prepare: setting and role
+        :raises MachineError: if RDMA-CM cannot be had, by librdmacm, the kernel or the device
+        """
+        try:
+            from cython_ext.verbs.rdma_cm import ManagedConnection
+        except ImportError as error:
+            raise MachineError(f"librdmacm cannot be used: {error}", remedy="apt install librdmacm1") from error
+
+        netdev = self.gid.netdev
+        scope = socket.if_nametoindex(netdev) if netdev else 0
+        return ManagedConnection(self.address, scope, prepare.role == "server", prepare.setting.limit)
 
     def agree_with(self, here: End, remote: dict[str, Any]) -> tuple[End, int]:
         """Check what the other end tells of itself.

@@ -9,12 +9,14 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from guest_ends import Ends, Wire
+from guest_ends import ROLES, Ends, Places, Wire, resources
 
-from hwrx.control.messages import Setting
-from hwrx.errors import MachineError, UsageError
+from hwrx.control.messages import Role, Setting
+from hwrx.errors import MachineError, PathError, UsageError
+from hwrx.host import tools
 
 ROCE_PORT = 4791
 RETRIES = "hw_completer_retry_err"  # of rxe: times that its timer struck
@@ -66,7 +68,7 @@ def test_the_traffic_class_is_that_of_each_packet_on_the_wire(ends: Ends, path: 
 
 
 def test_the_queue_pair_has_what_was_asked_for(ends: Ends) -> None:
-    asked = {"ack_timeout": 18, "retry_count": 3, "rnr_retry": 5, "traffic_class": 32}
+    asked: dict[str, Any] = {"ack_timeout": 18, "retry_count": 3, "rnr_retry": 5, "traffic_class": 32}
     for role, done in ends.run(setting(**asked)).done.items():
         assert {name: done.chosen[name] for name in asked} == asked, role
         assert done.chosen["pkey_index"] == 0
@@ -102,3 +104,38 @@ def test_a_partition_key_that_is_not_in_the_table_is_refused(ends: Ends) -> None
     with pytest.raises(UsageError, match="rxe0 port 1 has 1 partition keys, entry 5 is asked for") as caught:
         ends.run(setting(pkey_index=5))
     assert "--pkey-index 0" in caught.value.remedy
+
+
+@pytest.fixture
+def managed(pair: Places) -> Iterator[Ends]:
+    """Agents of their own: librdmacm keeps the devices open as long as its process lives."""
+    tools.run_tool("modprobe", "-a", "rdma_ucm")
+    before = resources()
+    ends = Ends(pair)
+    try:
+        yield ends
+    finally:
+        ends.close()
+    tools.wait_until(lambda: resources() == before, "the devices to hold what they held before")
+
+
+@pytest.mark.parametrize("path", ["rdma-send", "rdma-write", "rdma-write-imm", "rdma-read"])
+def test_rdma_cm_connects(managed: Ends, path: str) -> None:
+    for _ in range(2):  # and again in the same agents
+        outcome = managed.run(
+            setting(path, connect="cm", check_every=1, traffic_class=TRAFFIC_CLASS, retry_count=3, ack_timeout=15)
+        )
+        client, server = (outcome.done[role] for role in ROLES)
+        assert (client.ended, client.error, server.error) == ("complete", "", "")
+        assert client.tally["lost"] == client.tally["corrupt"] == 0
+        for done in (client, server):
+            asked = ("connected_by", "traffic_class", "retry_count", "ack_timeout")
+            assert [done.chosen[name] for name in asked] == ["cm", TRAFFIC_CLASS, 3, 15]
+
+
+def test_rdma_cm_whose_other_end_does_not_listen_says_so(managed: Ends) -> None:
+    def elsewhere(role: Role, remote: dict[str, Any]) -> dict[str, Any]:
+        return {**remote, "cm_port": 1}
+
+    with pytest.raises(PathError, match=r"RDMA-CM: RDMA_CM_EVENT_REJECTED .* came instead of"):
+        managed.run(setting(connect="cm", limit=5.0), tamper=elsewhere)

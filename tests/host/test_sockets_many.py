@@ -17,7 +17,8 @@ from hwrx import paths
 from hwrx.control.messages import Setting
 from hwrx.errors import UsageError
 from hwrx.runs import experiment, planning, reading, schedule, testbed
-from hwrx.runs.store import Run, Writer
+from hwrx.runs.reading import Run
+from hwrx.runs.store import Writer
 
 
 def carried_out(tmp_path: pathlib.Path, text: str) -> Run:

@@ -71,6 +71,7 @@ QUEUE_PAIR_OPTIONS = [
     click.option("--pkey-index", type=int, help="verbs: entry of the table of partition keys [0]."),
     click.option("--ack-timeout", type=int, help="verbs RC: send again after 4.096 µs x 2^N; 0: never [16]."),
     click.option("--retry-count", type=int, help="verbs RC: how often a lost packet is sent again [6]."),
+    click.option("--connect", type=click.Choice(["pipe", "cm"]), help="verbs RC: who connects; cm: RDMA-CM [pipe]."),
     click.option("--connections", type=int, help="Of one process, a message under way on each: 1 to 1,000 [1]."),
     click.option("--srq/--no-srq", default=None, help="rdma-send: connections share their receive requests."),
     click.option("--rnr-retry", type=int, help="verbs RC: how often for want of a receive request; 7: ever [7]."),

@@ -22,7 +22,7 @@ _QUEUE_PAIR = frozenset(
         "netem",
     }
 ) | POLLED  # fmt: skip
-_CONNECTED = frozenset({"ack_timeout", "retry_count", "rnr_retry"})  # RC: UD sends nothing again
+_CONNECTED = frozenset({"ack_timeout", "retry_count", "rnr_retry", "connect"})  # RC: UD sends nothing again
 _SENDING = frozenset({"signal_every", "inline"})
 _RECEIVING = frozenset({"receives", "completions"})
 
@@ -123,6 +123,11 @@ def check_setting(setting: Setting) -> None:
         gid_network(setting.gid)
         if setting.gid_index is not None:
             raise UsageError("gid and gid_index both say which GID is used", remedy="give one of them")
+    if setting.connect == "cm" and setting.connections > 1:
+        raise UsageError(
+            "RDMA-CM connects one queue pair here, not one for each of several connections",
+            remedy="connections = 1, or connect by the pipe",
+        )
     if setting.path == "rdma-ud" and setting.size > LARGEST_MTU:
         raise UsageError(
             f"a UD datagram carries at most the MTU, which is {LARGEST_MTU} bytes or less, not {setting.size}",
