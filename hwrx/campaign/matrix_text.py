@@ -69,12 +69,13 @@ def _caption(found: Matrix) -> str:
     words = []
     if True in exact:
         words.append(
-            "Guest instructions of half a round trip, of the lowest state that messages have in common: they repeat to "
-            "the digit."
+            "Guest instructions of half a round trip, of the lowest state that messages have in common: the same in "
+            "the next run, or a few instructions beside it."
         )
     if False in exact:
         words.append(
-            "Figures of four digits do not: instructions are then what a message costs, interruptions and all."
+            "Figures of four digits are those of one run; instructions are then what a message costs, interruptions "
+            "and all."
         )
     if found.moved:
         words.append(
