@@ -63,6 +63,7 @@ def test_a_library_is_linked_where_its_header_is_cimported() -> None:
     libraries = {name: re.findall(r"(?m)^# distutils: libraries = (.+)$", text) for name, text in headers.items()}
     assert {name: said for name, said in libraries.items() if said} == {
         "infiniband_verbs": ["ibverbs"],
+        "rdma_cma": ["rdmacm"],
         "bpf_libbpf": ["bpf"],
         "bpf_syscalls": ["bpf"],
     }
