@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from cython_ext.core.transport import Transport
 from cython_ext.core.trial import Trial
 from cython_ext.loops import loop
-from hwrx.control.messages import Place, Prepare, Role, Setting, Wait
+from hwrx.control.messages import Prepare, Role, Setting, Wait
+from hwrx.control.places import Place
 from hwrx.paths import arrivals, open_endpoint
 
 TRIAL = 7

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Self
 from msgspec import Struct
 
 from hwrx.control.environment import parse_environment
-from hwrx.control.messages import Clock, Place, Role
+from hwrx.control.messages import Clock, Role
+from hwrx.control.places import Place
 from hwrx.errors import TrialError, UsageError
 from hwrx.host import netns
 from hwrx.paths import PATHS

@@ -13,7 +13,8 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
-from hwrx.control.messages import Pattern, Place, Prepare, Role, Setting
+from hwrx.control.messages import Pattern, Prepare, Role, Setting
+from hwrx.control.places import Place
 from hwrx.drops.books import Balance, Books, Told
 from hwrx.drops.scene import Scene
 from hwrx.errors import MachineError

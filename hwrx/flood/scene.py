@@ -16,7 +16,8 @@ from msgspec import Struct
 from hwrx import paths
 from hwrx.control.endings import ENDS
 from hwrx.control.environment import parse_environment
-from hwrx.control.messages import Pattern, Place, Prepare, Role, Setting
+from hwrx.control.messages import Pattern, Prepare, Role, Setting
+from hwrx.control.places import Place
 from hwrx.drops.books import Books
 from hwrx.errors import HwrxError, MachineError, PathError, UsageError
 from hwrx.flood import result

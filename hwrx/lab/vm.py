@@ -26,7 +26,8 @@ import msgspec
 from hwrx import errors
 from hwrx.control.environment import parse_environment
 from hwrx.control.guest_boot import Priced
-from hwrx.control.messages import Clock, Place, Role
+from hwrx.control.messages import Clock, Role
+from hwrx.control.places import Place
 from hwrx.errors import GuestError, HwrxError, StandstillError, UsageError
 from hwrx.host import disk, netns, tools
 from hwrx.host.interruption import hold_signals

@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from hwrx.control.messages import Place, Placed, Role, Setting, Survey, Wait
+from hwrx.control.messages import Role, Setting, Wait
+from hwrx.control.places import Place, Placed, Survey
 from hwrx.errors import PathError, TrialError, UsageError
 from hwrx.machine import scheduling
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NotRequired, Protocol, TypedDict, TypeVar
 import msgspec
 from msgspec import Meta
 
-from hwrx.control.messages import Place
+from hwrx.control.places import Place
 from hwrx.control.queue_pair import MOST_CONNECTIONS
 from hwrx.errors import MachineError, PathError, PeerError, UsageError
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from hwrx.control.messages import Place, Role
+from hwrx.control.messages import Role
 from hwrx.control.peers import Peer
+from hwrx.control.places import Place
 from hwrx.errors import SilenceError
 
 

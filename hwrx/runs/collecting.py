@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct, structs
 
-from hwrx.control.messages import SAMPLES_A_CHUNK, Array, Chunk, Done, Fetch, Placed, Role, Setting
+from hwrx.control.messages import SAMPLES_A_CHUNK, Array, Chunk, Done, Fetch, Role, Setting
 from hwrx.control.peers import Peer
+from hwrx.control.places import Placed
 from hwrx.errors import PeerError
 from hwrx.paths import cputime
 from hwrx.runs.by_connection import ByConnection, account_connections

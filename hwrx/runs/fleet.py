@@ -18,8 +18,9 @@ import numpy as np
 
 from hwrx.control import endings
 from hwrx.control.endings import LeftAloneError
-from hwrx.control.messages import Done, Look, LookAround, Moved, Role, Setting, Start, Survey, Surveyed
+from hwrx.control.messages import Done, Look, LookAround, Moved, Role, Setting, Start, Surveyed
 from hwrx.control.peers import ANSWER_WITHIN, Peer
+from hwrx.control.places import Survey
 from hwrx.errors import HwrxError, PeerError, TrialError
 from hwrx.machine import placement
 from hwrx.machine.placement import OWN_CPUS, Wish

@@ -8,8 +8,9 @@ from typing import Any
 from hwrx.control import nodes
 from hwrx.control.endings import ENDS
 from hwrx.control.environment import Host
-from hwrx.control.messages import Describe, Described, Place, Role, Setting
+from hwrx.control.messages import Describe, Described, Role, Setting
 from hwrx.control.peers import Peer, start_peers
+from hwrx.control.places import Place
 from hwrx.errors import MachineError, PeerError, SilenceError, UsageError
 from hwrx.runs.addresses import need_one_family, own_address
 

@@ -24,7 +24,6 @@ from hwrx.control.messages import (
     Connect,
     Done,
     LookAround,
-    Place,
     Prepare,
     Prepared,
     Ready,
@@ -33,10 +32,10 @@ from hwrx.control.messages import (
     Role,
     Setting,
     Start,
-    Survey,
     Surveyed,
 )
 from hwrx.control.peers import ANSWER_WITHIN, Peer, wait_for_replies
+from hwrx.control.places import Place, Survey
 from hwrx.errors import HwrxError, PeerError, SilenceError, TrialError
 from hwrx.machine import placement
 from hwrx.machine.placement import OWN_CPUS, Wish

@@ -18,8 +18,9 @@ from msgspec import Struct
 from hwrx import paths
 from hwrx.control.environment import Environment, Host, parse_environment
 from hwrx.control.guest_boot import MACHINE, Boot
-from hwrx.control.messages import Describe, Described, Place, Role, Setting
+from hwrx.control.messages import Describe, Described, Role, Setting
 from hwrx.control.peers import Peer
+from hwrx.control.places import Place
 from hwrx.errors import MachineError, SilenceError, UsageError
 from hwrx.host.outside import clean_text
 from hwrx.runs import experiment as experiments

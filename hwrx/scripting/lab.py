@@ -13,7 +13,8 @@ from typing import Any, Literal, Self
 from hwrx.campaign import measuring, walking
 from hwrx.control.environment import parse_environment
 from hwrx.control.guest_boot import BOOT_FIELDS, Boot, Iommu, Mitigations, Priced
-from hwrx.control.messages import Place, Role
+from hwrx.control.messages import Role
+from hwrx.control.places import Place
 from hwrx.errors import GuestError, MachineError, StandstillError, TrialError, UsageError
 from hwrx.host import tools
 from hwrx.lab.vm import Guest

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hwrx import paths
-from hwrx.control.messages import Place, Prepare, Setting
+from hwrx.control.messages import Prepare, Setting
+from hwrx.control.places import Place
 from hwrx.errors import HwrxError, UsageError
 from hwrx.host import tools
 from hwrx.lab import accelerator, initramfs, kernel

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from hwrx.control.messages import Place
+from hwrx.control.places import Place
 from hwrx.errors import MachineError
 from hwrx.host.carrier import carrier_remedy
 from hwrx.verbs.rxe import VERBS

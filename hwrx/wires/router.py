@@ -10,7 +10,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from hwrx.control.messages import Place, Role
+from hwrx.control.messages import Role
+from hwrx.control.places import Place
 from hwrx.host import netns, tools
 from hwrx.host.undo import Undo
 

@@ -19,7 +19,8 @@ import msgspec
 from msgspec import Struct
 
 from hwrx.control.environment import in_namespace
-from hwrx.control.messages import Place, Role
+from hwrx.control.messages import Role
+from hwrx.control.places import Place
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools
 from hwrx.host.ipv6 import why_no_ipv6

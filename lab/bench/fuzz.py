@@ -42,7 +42,6 @@ from hwrx.control.messages import (
     Fetch,
     Frames,
     Hello,
-    Place,
     Prepare,
     Prepared,
     Quit,
@@ -50,6 +49,7 @@ from hwrx.control.messages import (
     TraceOpen,
     frame_message,
 )
+from hwrx.control.places import Place
 from hwrx.errors import HwrxError
 from hwrx.lab import guest, mux
 from hwrx.lab.mux import Kind, Splitter, pack_frame

@@ -38,7 +38,8 @@ GOALS = {RECEIVED: (230, 720), SENT: (150, 650), POLLED: (1000, 2200)}
 def ends(path: str, size: int, window: int, **more: Any) -> dict[str, Any]:
     """Both ends of a path, connected, each on its NIC; the caller closes them. `more`: fields of the setting."""
     from hwrx import paths
-    from hwrx.control.messages import Place, Prepare, Setting
+    from hwrx.control.messages import Prepare, Setting
+    from hwrx.control.places import Place
     from hwrx.wires import topology
 
     places = {

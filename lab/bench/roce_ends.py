@@ -19,7 +19,7 @@ from cython_ext.roce.memory_region import ProtectionDomain
 from cython_ext.roce.packet import address_vector
 from cython_ext.roce.queue_pair import RoceQueuePair
 from cython_ext.verbs.wc_words import name_of
-from hwrx.control.messages import Place
+from hwrx.control.places import Place
 from hwrx.drill.verbs_peer import VerbsDevice
 from hwrx.roce.parameters import gid_of
 

@@ -27,8 +27,9 @@ from typing import Any
 import msgspec
 
 from hwrx.control.environment import parse_environment
-from hwrx.control.messages import Connect, Hello, Place, Prepare, Prepared, Ready, Role, Setting, Start, same_version
+from hwrx.control.messages import Connect, Hello, Prepare, Prepared, Ready, Role, Setting, Start, same_version
 from hwrx.control.peers import Peer, ProcessChannel, wait_for_replies
+from hwrx.control.places import Place
 from hwrx.errors import HwrxError
 
 # linux/ptrace.h

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from guest_ends import ROLES, Ends, Places, Wire, ip, resources
 
-from hwrx.control.messages import Place, Role
+from hwrx.control.messages import Role
+from hwrx.control.places import Place
 from hwrx.host import tools
 from hwrx.runs.schedule import Pair
 from hwrx.runs.testbed import Bed

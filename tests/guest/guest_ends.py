@@ -15,7 +15,6 @@ from hwrx.control.messages import (
     Done,
     Look,
     Moved,
-    Place,
     Prepare,
     Prepared,
     Ready,
@@ -26,6 +25,7 @@ from hwrx.control.messages import (
     Start,
 )
 from hwrx.control.peers import Peer, wait_for_replies
+from hwrx.control.places import Place
 from hwrx.errors import PeerError
 
 ROLES: tuple[Role, Role] = ("client", "server")

@@ -21,7 +21,8 @@ from cython_ext.frames.xdp_ring import XdpRing
 from cython_ext.loops import loop
 from hwrx import paths
 from hwrx.commands.nic import nic as command
-from hwrx.control.messages import Place, Prepare, Role, Setting, Start
+from hwrx.control.messages import Prepare, Role, Setting, Start
+from hwrx.control.places import Place
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools, undo
 from hwrx.nic import ne2k, pci, registers

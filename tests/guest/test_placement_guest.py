@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 from guest_ends import ROLES, Places, ip
 
-from hwrx.control.messages import Place, Setting
+from hwrx.control.messages import Setting
+from hwrx.control.places import Place
 from hwrx.host import tools
 from hwrx.machine import scheduling
 from hwrx.paths import verbs_end

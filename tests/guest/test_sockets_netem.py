@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from two_sides import Side, both, clean
 
-from hwrx.control.messages import Place, Role, Setting
+from hwrx.control.messages import Role, Setting
+from hwrx.control.places import Place
 from hwrx.wires import topology
 
 PLACES: dict[Role, Place] = {

@@ -15,8 +15,9 @@ from cython_ext.core.trial import Trial
 from cython_ext.loops import loop
 from cython_ext.verbs.rc import RcSendTransport
 from hwrx import paths
-from hwrx.control.messages import Connect, Done, Place, Prepare, Role, Setting, Start
+from hwrx.control.messages import Connect, Done, Prepare, Role, Setting, Start
 from hwrx.control.peers import wait_first, wait_for_replies
+from hwrx.control.places import Place
 from hwrx.errors import HwrxError, MachineError, PeerError, SilenceError, UsageError
 from hwrx.paths.verbs_port import open_port
 

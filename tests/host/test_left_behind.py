@@ -316,8 +316,9 @@ def test_signals_that_were_ignored_stay_so() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_an_agent_that_is_told_to_end_in_the_middle_of_a_loop_ends(number: signal.Signals) -> None:
-    from hwrx.control.messages import Place, Prepare, Prepared, Setting, Start
+    from hwrx.control.messages import Prepare, Prepared, Setting, Start
     from hwrx.control.peers import Peer, ProcessChannel
+    from hwrx.control.places import Place
 
     with Peer.start("local", "server") as server:
         channel = server._channel

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from hwrx.control.messages import Place, Prepare, Prepared, Release, Released, Role, Setting
+from hwrx.control.messages import Prepare, Prepared, Release, Released, Role, Setting
 from hwrx.control.peers import Peer
+from hwrx.control.places import Place
 from hwrx.errors import HwrxError, MachineError, UsageError
 from hwrx.host import tools
 from hwrx.paths import napi

@@ -18,7 +18,6 @@ from hwrx.control.messages import (
     Described,
     Done,
     Hello,
-    Place,
     Prepare,
     Prepared,
     Ready,
@@ -29,6 +28,7 @@ from hwrx.control.messages import (
     frame_message,
 )
 from hwrx.control.peers import Peer, ProcessChannel, wait_for_replies
+from hwrx.control.places import Place
 from hwrx.errors import PeerError, UsageError
 
 LIMIT = 60.0  # seconds, against hanging

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import hwrx
-from hwrx.control.messages import Place, Role, Setting
+from hwrx.control.messages import Role, Setting
 from hwrx.control.peers import Peer, ProcessChannel
+from hwrx.control.places import Place
 from hwrx.errors import TrialError
 from hwrx.machine import placement
 from hwrx.machine.placement import Wish

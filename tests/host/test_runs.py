@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import hwrx
-from hwrx.control.messages import Place, Setting
+from hwrx.control.messages import Setting
+from hwrx.control.places import Place
 from hwrx.errors import UsageError
 from hwrx.runs import capacity, experiment, planning
 from hwrx.runs.testbed import Bed

@@ -14,7 +14,8 @@ import pytest
 from two_sides import TRIAL, Side
 
 from hwrx.control.environment import parse_environment
-from hwrx.control.messages import Place, Prepare, Setting
+from hwrx.control.messages import Prepare, Setting
+from hwrx.control.places import Place
 from hwrx.errors import MachineError
 from hwrx.paths import open_endpoint
 from hwrx.paths.families import sockets
@@ -77,7 +78,8 @@ REFUSED = """
 import sys
 from hwrx.errors import MachineError
 from hwrx.errors import MachineError
-from hwrx.control.messages import Place, Prepare, Setting
+from hwrx.control.messages import Prepare, Setting
+from hwrx.control.places import Place
 from hwrx.paths import open_endpoint
 setting = Setting(path="udp", socket_buffer=1 << 29)
 try:

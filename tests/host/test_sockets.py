@@ -19,7 +19,8 @@ from two_sides import ODDITIES, TRIAL, WAITS, Side, both, clean, endpoint, trial
 from cython_ext.core import payload
 from cython_ext.loops import loop
 from cython_ext.sockets.udp import UdpTransport
-from hwrx.control.messages import Place, Role, Setting, Wait
+from hwrx.control.messages import Role, Setting, Wait
+from hwrx.control.places import Place
 from hwrx.errors import MachineError, PathError, UsageError
 from hwrx.paths.families import sockets
 

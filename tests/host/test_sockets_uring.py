@@ -22,7 +22,8 @@ from two_sides import ODDITIES, TRIAL, Side, both, clean, endpoint
 from cython_ext.core import payload
 from cython_ext.sockets import uring
 from hwrx import paths
-from hwrx.control.messages import Place, Setting, Wait
+from hwrx.control.messages import Setting, Wait
+from hwrx.control.places import Place
 from hwrx.errors import HwrxError, UsageError
 
 FINISH = 0x46727768

@@ -13,7 +13,8 @@ import pytest
 from two_sides import TRIAL, Side
 
 from cython_ext.sockets.udp import buffer_for, datagrams_held, truesize
-from hwrx.control.messages import Place, Prepare, Setting
+from hwrx.control.messages import Prepare, Setting
+from hwrx.control.places import Place
 from hwrx.paths import open_endpoint
 from hwrx.runs import experiment, planning, reading, schedule, store, testbed
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from hwrx.control.messages import Connect, Done, Place, Prepare, Prepared, Ready, Role, Setting, Start, Wait
+from hwrx.control.messages import Connect, Done, Prepare, Prepared, Ready, Role, Setting, Start, Wait
 from hwrx.control.peers import Peer, ProcessChannel, wait_first, wait_for_replies
+from hwrx.control.places import Place
 from hwrx.errors import PeerError
 
 # set aside for benchmarks of networks (RFC 2544, RFC 5180)

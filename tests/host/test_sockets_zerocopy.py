@@ -11,7 +11,8 @@ from zerocopy import MIB, MTU, row, sendings, setting, sound
 
 import hwrx
 from hwrx.cli import cli
-from hwrx.control.messages import Place, Role, Wait
+from hwrx.control.messages import Role, Wait
+from hwrx.control.places import Place
 from hwrx.runs.schedule import Pair
 from hwrx.runs.testbed import Bed
 from hwrx.timelines.traced import RunTracer

@@ -14,7 +14,8 @@ import made_runs
 import numpy as np
 
 import hwrx
-from hwrx.control.messages import Place, Role
+from hwrx.control.messages import Role
+from hwrx.control.places import Place
 from hwrx.errors import GuestError
 from hwrx.report.reported import ReportedRun
 from hwrx.runs import store

@@ -13,7 +13,8 @@ from cython_ext.core.trial import Trial
 from cython_ext.loops.loop import ENDED
 from cython_ext.loops.many import run_connections
 from cython_ext.sockets.many_sockets import ManySocketsTransport
-from hwrx.control.messages import Place, Prepare, Role, Setting
+from hwrx.control.messages import Prepare, Role, Setting
+from hwrx.control.places import Place
 from hwrx.errors import PeerError
 from hwrx.paths import open_endpoint
 from hwrx.runs.by_connection import ByConnection, account_connections

@@ -16,7 +16,6 @@ from hwrx.control.messages import (
     Done,
     Frames,
     Hello,
-    Place,
     Prepare,
     Quit,
     Setting,
@@ -24,6 +23,7 @@ from hwrx.control.messages import (
     frame_message,
     same_version,
 )
+from hwrx.control.places import Place
 from hwrx.errors import PeerError
 
 PREPARE = Prepare(trial=7, role="client", setting=Setting(path="udp"), here=Place(), there=Place(netdev="veth0"))

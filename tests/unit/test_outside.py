@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwrx.control import messages
+from hwrx.control import messages, places
 from hwrx.control.messages import LARGEST_WORDS, MOST_WAITING, Done, Failed, Frames, Hello, Moved, frame_message
 from hwrx.control.peers import Peer, ProcessChannel
 from hwrx.errors import GuestError, PathError, PeerError, UsageError
@@ -133,7 +133,7 @@ def _received(end: socket.socket) -> bytes:
 
 def test_a_message_that_is_well_formed_and_nonsense_is_answered() -> None:
     with Peer.start("local", "agent") as peer:
-        place = messages.Place()
+        place = places.Place()
         setting = messages.Setting(path="udp")
         ask = messages.Prepare(trial=1 << 70, role="client", setting=setting, here=place, there=place)
         with pytest.raises(PathError, match="agent: "):

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from hwrx.control.messages import Place, Placed, Role, Setting, Survey
+from hwrx.control.messages import Role, Setting
+from hwrx.control.places import Place, Placed, Survey
 from hwrx.errors import PathError, TrialError, UsageError
 from hwrx.machine import placement
 from hwrx.machine.placement import Wish

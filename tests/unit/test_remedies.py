@@ -14,8 +14,9 @@ import pytest
 
 from cython_ext.core import pinned
 from hwrx.control import peers
-from hwrx.control.messages import Failed, Hello, Place, Prepare, Setting
+from hwrx.control.messages import Failed, Hello, Prepare, Setting
 from hwrx.control.peers import ProcessChannel
+from hwrx.control.places import Place
 from hwrx.errors import HwrxError, PathError, PeerError, UsageError
 from hwrx.host import carrier, toml_text
 from hwrx.lab import terminal

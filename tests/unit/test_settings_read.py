@@ -11,7 +11,8 @@ import pytest
 from cython_ext.frames.packet import udp_frame, udp_template
 from cython_ext.frames.packet_ring import port_filter
 from hwrx import paths
-from hwrx.control.messages import Done, Pattern, Place, Prepare, Role, Setting
+from hwrx.control.messages import Done, Pattern, Prepare, Role, Setting
+from hwrx.control.places import Place
 from hwrx.errors import UsageError
 from hwrx.paths.families import nic
 from hwrx.runs import experiment, planning

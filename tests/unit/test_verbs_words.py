@@ -12,7 +12,8 @@ import pytest
 
 from cython_ext.verbs import verbs_device, verbs_event, wc_words
 from hwrx import paths
-from hwrx.control.messages import Place, Prepare, Setting
+from hwrx.control.messages import Prepare, Setting
+from hwrx.control.places import Place
 from hwrx.errors import MachineError, PathError, PeerError, UsageError
 from hwrx.paths import verbs_end
 from hwrx.paths.verbs_end import End, agree_ends, choose_device, choose_gid, choose_mtu, parse_end

@@ -23,7 +23,8 @@ from hwrx.claims.ftrace import Call, Ftrace
 from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Bars
 from hwrx.claims.session import ROLES, Session
-from hwrx.control.messages import Place, Role, Setting
+from hwrx.control.messages import Role, Setting
+from hwrx.control.places import Place
 from hwrx.errors import TrialError
 from hwrx.runs import testbed
 from hwrx.runs.schedule import Pair

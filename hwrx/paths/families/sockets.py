@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from cython_ext.sockets.socket_transport import SocketTransport
-    from hwrx.control.messages import Pattern, Place, Prepare, Setting
+    from hwrx.control.messages import Pattern, Prepare, Setting
+    from hwrx.control.places import Place
 
 _OPTIONS = frozenset({"socket_buffer", "huge_pages", "hook", "senders", "netem"}) | POLLED
 _READS = _OPTIONS | {"zerocopy_send"}
