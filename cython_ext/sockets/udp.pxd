@@ -1,6 +1,6 @@
 """A connected UDP socket as a path: one datagram a message."""
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from cython_ext.core.credit cimport Credit
 from cython_ext.headers.sys_socket cimport iovec, mmsghdr
@@ -20,6 +20,9 @@ cdef struct UdpState:
     uint32_t held         # delivered and not released
     mmsghdr *incoming     # one a receive slot
     mmsghdr *outgoing     # one a send slot
+
+
+cdef int say(UdpState *s, uint32_t magic, uint64_t count) noexcept nogil
 
 
 cdef class UdpTransport(SocketTransport):

@@ -12,11 +12,10 @@ sleeps for the answer. A stream hands each batch over at once. What is said asid
 import socket
 
 from libc.errno cimport EAGAIN, EBADF, ECONNREFUSED, ENOBUFS, ETIMEDOUT
-from libc.errno cimport errno as c_errno
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from cython_ext.core.clock cimport now
-from cython_ext.core.credit cimport FINISH_TRIES, FINISHES, Control, a_control, allowed, due, heed, notice, slide
+from cython_ext.core.credit cimport FINISH_TRIES, FINISHES, allowed, due, heed, notice, slide
 from cython_ext.core.payload cimport MAGIC_CREDIT, MAGIC_FINISH
 from cython_ext.core.transport cimport FINISHED, Delivery
 from cython_ext.headers.linux_io_uring cimport (
@@ -29,8 +28,8 @@ from cython_ext.headers.linux_io_uring cimport (
     io_uring_cqe,
     io_uring_sqe,
 )
-from cython_ext.headers.sys_socket cimport MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, send
-from cython_ext.sockets.udp cimport UdpState, UdpTransport
+from cython_ext.headers.sys_socket cimport MSG_TRUNC
+from cython_ext.sockets.udp cimport UdpState, UdpTransport, say
 from cython_ext.sockets.uring cimport (
     RECEIVE,
     close_ring,
@@ -168,14 +167,6 @@ cdef inline int hand_out(UringUdpState *u, Delivery *out, uint32_t most) noexcep
         u.handed += 1
         count += 1
     return count
-
-
-cdef int say(UdpState *s, uint32_t magic, uint64_t count) noexcept nogil:
-    """Send a Control: 0 or -errno. Never waits: one that is lost is replaced by the next."""
-    cdef Control control = a_control(&s.credit, magic, count)
-    if send(s.wait.fd, &control, sizeof(Control), MSG_NOSIGNAL | MSG_DONTWAIT) >= 0:
-        return 0
-    return -c_errno
 
 
 cdef int last_ones(UringUdpState *u, Delivery *out, uint32_t most) noexcept nogil:

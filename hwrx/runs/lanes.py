@@ -104,6 +104,23 @@ class Lanes:
                 what.kill()
 
 
+class LaneCounts:
+    """How many trials have ended, of how many, in all lanes together. Its lock is whoever's that has it."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, tuple[int, int]] = {}
+
+    def expect(self, lane: str, total: int) -> None:
+        """Note how many trials a lane will have."""
+        self._counts[lane] = (0, total)
+
+    def count(self, lane: str, done: int, total: int) -> tuple[int, int]:
+        """Note how far a lane is, and return how far all are: trials done, and in all."""
+        self._counts[lane] = (done, total)
+        done, total = (sum(counts) for counts in zip(*self._counts.values(), strict=True))
+        return done, total
+
+
 def _carried_out(part: Callable[[], None], ended: queue.SimpleQueue[BaseException | None]) -> None:
     try:
         part()

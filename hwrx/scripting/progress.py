@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from hwrx.runs.lanes import LaneCounts
+
 
 class Step(Struct, frozen=True, kw_only=True):
     """What a run is doing. `total` is 0 before the first trial; then `done` of so many trials have ended.
@@ -31,7 +33,7 @@ class Listening:
 
     def __init__(self, listener: Listener | None) -> None:
         self._listener = listener
-        self._counts: dict[str, tuple[int, int]] = {}  # by lane: trials done, and in all
+        self._counts = LaneCounts()
         self._lock = threading.Lock()
 
     def stage(self, stage: str, text: str) -> None:
@@ -41,13 +43,12 @@ class Listening:
     def expect(self, lane: str, total: int) -> None:
         """Hear how many trials a lane will have."""
         with self._lock:
-            self._counts[lane] = (0, total)
+            self._counts.expect(lane, total)
 
     def trial(self, done: int, total: int, label: str, lane: str = "") -> None:
         """Tell which trial runs; counts are the sums of all lanes."""
         with self._lock:
-            self._counts[lane] = (done, total)
-            done, total = (sum(counts) for counts in zip(*self._counts.values(), strict=True))
+            done, total = self._counts.count(lane, done, total)
             self._tell_locked(Step(stage="trial", text=label, done=done, total=total))
 
     def _tell(self, step: Step) -> None:

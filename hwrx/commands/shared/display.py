@@ -16,6 +16,7 @@ from rich.progress import (
 )
 
 from hwrx.host.console import open_console
+from hwrx.runs.lanes import LaneCounts
 
 
 class Display:
@@ -37,7 +38,7 @@ class Display:
         )
         self._task = self._progress.add_task("getting ready", total=None)
         self._told = -1
-        self._counts: dict[str, tuple[int, int]] = {}  # by lane: trials done, and in all
+        self._counts = LaneCounts()
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -56,13 +57,12 @@ class Display:
     def expect(self, lane: str, total: int) -> None:
         """Say how many trials a lane will have."""
         with self._lock:
-            self._counts[lane] = (0, total)
+            self._counts.expect(lane, total)
 
     def trial(self, done: int, total: int, label: str, lane: str = "") -> None:
         """Say which trial runs, of those that a lane has; what is shown is the sum of all lanes."""
         with self._lock:
-            self._counts[lane] = (done, total)
-            done, total = (sum(counts) for counts in zip(*self._counts.values(), strict=True))
+            done, total = self._counts.count(lane, done, total)
             self._progress.update(self._task, description=label or "done", completed=done, total=total)
             tenth = done * 10 // max(total, 1)  # one stopped between its last trial and its end has none left
             if not self._console.is_terminal and tenth != self._told:
