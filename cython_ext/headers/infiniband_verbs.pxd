@@ -27,6 +27,9 @@ cdef extern from "infiniband/verbs.h" nogil:
         uint32_t gid_type
         uint32_t ndev_ifindex
 
+    enum ibv_atomic_cap:
+        IBV_ATOMIC_NONE
+
     struct ibv_device_attr:
         uint64_t node_guid     # big-endian
         uint32_t vendor_id
@@ -34,6 +37,7 @@ cdef extern from "infiniband/verbs.h" nogil:
         int max_qp_wr
         int max_cqe
         int max_srq
+        ibv_atomic_cap atomic_cap
         int max_srq_wr
         int max_qp_rd_atom
         int max_qp_init_rd_atom
@@ -291,6 +295,12 @@ cdef extern from "infiniband/verbs.h" nogil:
         uint64_t remote_addr
         uint32_t rkey
 
+    struct ibv_send_wr_atomic "hwrx_never_declared_atomic":
+        uint64_t remote_addr
+        uint64_t compare_add
+        uint64_t swap
+        uint32_t rkey
+
     struct ibv_send_wr_ud "hwrx_never_declared_ud":
         ibv_ah *ah
         uint32_t remote_qpn
@@ -298,6 +308,7 @@ cdef extern from "infiniband/verbs.h" nogil:
 
     union ibv_send_wr_wr "hwrx_never_declared_wr":
         ibv_send_wr_rdma rdma
+        ibv_send_wr_atomic atomic
         ibv_send_wr_ud ud
 
     struct ibv_send_wr:

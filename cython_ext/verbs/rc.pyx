@@ -152,10 +152,7 @@ cdef class RcWriteImmTransport(VerbsTransport):
 
 # --- READ ----------------------------------------------------------------------------------------------------------
 
-cdef enum:
-    POISON = 0xA5      # neither a magic's nor a sequence number's bytes at those places
-    POISONED = 24      # bytes: the header
-
+# Its room, deliveries and end are those of the atomics, too (rc.pxd): both fetch, and no receiver takes part.
 
 cdef int read_room(void *me) noexcept nogil:
     """Landing buffers that are free. Never waits: only a delivery that is given back makes room."""

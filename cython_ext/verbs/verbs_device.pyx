@@ -13,6 +13,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from cython_ext.headers.infiniband_verbs cimport (
+    IBV_ATOMIC_NONE,
     IBV_GID_TYPE_IB,
     IBV_GID_TYPE_ROCE_V1,
     IBV_GID_TYPE_ROCE_V2,
@@ -211,14 +212,15 @@ cdef class Context:
         """What one queue may hold and one queue pair may have outstanding, as ibv_query_device(3) gives it.
 
         :return: fields of ibv_device_attr by their names: max_qp, max_qp_wr, max_cqe, max_srq (0: it has no shared
-            receive queues), max_srq_wr, max_qp_rd_atom, max_qp_init_rd_atom; and `ports`, how many it has
+            receive queues), max_srq_wr, max_qp_rd_atom, max_qp_init_rd_atom; `ports`, how many it has; and `atomics`,
+            0 if it has none
         """
         a = self.attr
         return {
             "max_qp": a.max_qp, "max_qp_wr": a.max_qp_wr, "max_cqe": a.max_cqe, "max_srq": a.max_srq,
             "max_srq_wr": a.max_srq_wr,
             "max_qp_rd_atom": a.max_qp_rd_atom, "max_qp_init_rd_atom": a.max_qp_init_rd_atom,
-            "ports": a.phys_port_cnt,
+            "ports": a.phys_port_cnt, "atomics": a.atomic_cap != IBV_ATOMIC_NONE,
         }
 
     @property

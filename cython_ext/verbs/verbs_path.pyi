@@ -12,6 +12,7 @@ READS: int
 ACCESS_LOCAL: int
 ACCESS_WRITE: int
 ACCESS_READ: int
+ACCESS_ATOMIC: int
 
 def ring_slots(size: int, wanted: int) -> int: ...
 

@@ -12,6 +12,7 @@ from cython_ext.core.pinned cimport PinnedBuffer
 from cython_ext.core.transport cimport EVENT_STATUS, FINISHED, WC_STATUS, Transport
 from cython_ext.headers.infiniband_verbs cimport (
     IBV_ACCESS_LOCAL_WRITE,
+    IBV_ACCESS_REMOTE_ATOMIC,
     IBV_ACCESS_REMOTE_READ,
     IBV_ACCESS_REMOTE_WRITE,
     IBV_SEND_INLINE,
@@ -422,6 +423,7 @@ cdef size_t paged(size_t size):
 ACCESS_LOCAL = IBV_ACCESS_LOCAL_WRITE
 ACCESS_WRITE = IBV_ACCESS_REMOTE_WRITE
 ACCESS_READ = IBV_ACCESS_REMOTE_READ
+ACCESS_ATOMIC = IBV_ACCESS_REMOTE_ATOMIC
 
 
 def ring_slots(size: int, wanted: int) -> int:

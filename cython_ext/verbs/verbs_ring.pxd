@@ -61,6 +61,9 @@ cdef struct State:
     ibv_recv_wr *recv_wr
     ibv_sge *recv_sge
 
+    bint swaps                      # atomics: compare and swap, not fetch and add
+    uint64_t counter                # and what the counter said at the end
+
     ibv_wc failed                   # the completion with error that tells most
     bint has_failed
     ibv_wc[BATCH] wc

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from msgspec import Struct
 
 from hwrx.control.guest_boot import Priced
-from hwrx.report import ledgers, numbers, words
+from hwrx.report import captions, ledgers, numbers, words
 from hwrx.report.cells import Table
 from hwrx.report.model import Row, Summary, swept_words
 from hwrx.report.numbers import WITHHELD, number_text, size_words
@@ -338,8 +338,8 @@ def _about(summary: Summary, pattern: str, shown: Sequence[Line], prices: Sequen
     run = summary.runs[0]
     rows = [row for line in shown for row in line.values()]
     what = "Half a round trip of a message" if pattern == "pingpong" else "A message of a stream"
-    if any(row.measures == "FULL round trip" for row in rows):
-        what += " (rdma-read: a full one)"
+    if full := captions.full_trips(rows):
+        what += f" ({full}: a full one)"
     if measure.counted:
         by = ", a copied byte at one each" if len(prices) > 1 else ""
         what += f": guest instructions executed at both ends{by}"

@@ -10,7 +10,6 @@ from hwrx.report.numbers import SATURATED, size_words
 from hwrx.stats import LEVEL
 
 LATENCY = "Half a round trip of a ping-pong, µs (timed as a round trip by one clock, and halved)"
-LATENCY_FULL = "rdma-read: the FULL round trip, since a READ fetches and comes back"
 RATE = "Stream in one direction: messages and bytes delivered a second"
 TRACED = "Tracing lengthens every stage that it stamps; how much in all stands in the table of what tracing cost."
 COST = (
@@ -43,8 +42,14 @@ def _span(counts: Sequence[int]) -> str:
 
 def latency_caption(summary: Summary, rows: Sequence[Row]) -> str:
     """The caption of the latency table: what was timed, and on what."""
-    full = [row for row in rows if row.measures == "FULL round trip"]
-    return f"{LATENCY}{'; ' + LATENCY_FULL if full else ''}; {basis(rows)}. {summary.label}."
+    full = full_trips(rows)
+    whole = f"; {full}: the FULL round trip, since it fetches and comes back" if full else ""
+    return f"{LATENCY}{whole}; {basis(rows)}. {summary.label}."
+
+
+def full_trips(rows: Sequence[Row]) -> str:
+    """The paths whose times are of a full round trip, in words; "" if there is none."""
+    return ", ".join(dict.fromkeys(row.path for row in rows if row.measures == "FULL round trip"))
 
 
 def rate_caption(summary: Summary, rows: Sequence[Row]) -> str:

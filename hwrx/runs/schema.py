@@ -98,6 +98,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "ack_timeout": ("", "verbs RC: an unanswered packet is sent again after 4.096 µs times 2 to this power; 0: never"),
     "retry_count": ("", "verbs RC: how often"),
     "connect": ("", "verbs RC: who connects: pipe (what the agents tell each other), cm (RDMA-CM)"),
+    "counter": ("operations", "atomics: what the counter said at the end"),
     "connections": ("connections", "of one process, a message under way on each"),
     "srq": ("", "verbs: whether connections share their receive requests"),
     "strayed": ("messages", "answers that came on another connection than their question"),

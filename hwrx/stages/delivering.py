@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .model import (
     ALL,
+    ATOMIC,
     CALLS,
     DATAGRAMS,
     ENDPOINT,
@@ -22,6 +23,7 @@ from .model import (
     TCP,
     TLS,
     UDP,
+    UNNAMED,
     USER,
     VERBS,
     WRITE,
@@ -188,6 +190,16 @@ DELIVERING: tuple[Stage, ...] = (
         ),
         last=True,
         handles="copied",
+    ),
+    Stage(
+        "do_atomic",
+        "rxe's stand-in for the HCA's DMA engine has copied what the counter was into the registered memory",
+        "receiver",
+        "kernel worker",
+        ATOMIC,
+        chain=False,
+        handles="copied",
+        why_not=UNNAMED,
     ),
     Stage(
         "tls_sw_recvmsg",

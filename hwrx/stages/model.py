@@ -21,6 +21,7 @@ SEND = frozenset({"rdma-send"})
 IMM = frozenset({"rdma-write-imm"})
 WRITE = frozenset({"rdma-write"})
 READ = frozenset({"rdma-read"})
+ATOMIC = frozenset({"rdma-atomic"})  # its answer is a field of the acknowledgement (IBTA 9.4.5, AtomicAckETH)
 VERBS = SEND | IMM | WRITE | READ
 KERNEL = SOCKETS | VERBS  # what crosses the kernel's stack where the HCA is rxe
 OWN = frozenset({"nic-ring"})
@@ -35,7 +36,7 @@ DATAGRAMS = FRAMES - ROCE  # or what an HCA does
 TLS = frozenset({"tls"})  # TCP whose records the kernel encrypts: no message can be recognised in them
 MPTCP = frozenset({"mptcp"})  # TCP on subflows, whose sockets are not the one that the program reads
 HCA = frozenset({"hca"})  # a hardware verbs device: the kernel takes no part
-ALL = KERNEL | TLS | MPTCP | NIC | RINGS | HCA
+ALL = KERNEL | ATOMIC | TLS | MPTCP | NIC | RINGS | HCA
 
 
 @dataclass(frozen=True)
@@ -114,5 +115,6 @@ USER = (Probe("user", "CLOCK_MONOTONIC"),)
 ENDPOINT = (Probe("user", "CLOCK_MONOTONIC, by the endpoint's loop where it is traced"),)
 DEVICE = "it happens inside the device; only its counters tell"
 SEALED = "what the kernel's TLS hands on is ciphertext, in which no message can be recognised"
+UNNAMED = "a request and its answer carry numbers, in which no message can be recognised"
 SUBFLOW = "the message travels on a subflow, whose socket is not the one that the program has"
 SHARED = "one run serves many messages and does not know which"

@@ -53,6 +53,7 @@ class PyverbsEnd:
         self.pd = PD(self.context)
         self.send_cq, self.recv_cq = CQ(self.context, 64), CQ(self.context, 2 * SLOTS)
         self.access = e.IBV_ACCESS_LOCAL_WRITE | e.IBV_ACCESS_REMOTE_WRITE | e.IBV_ACCESS_REMOTE_READ
+        self.access |= e.IBV_ACCESS_REMOTE_ATOMIC
         self.mr = MR(self.pd, self.stride * (SLOTS + 1), self.access)
         cap = QPCap(max_send_wr=64, max_recv_wr=SLOTS, max_inline_data=0)
         kind = e.IBV_QPT_UD if datagram else e.IBV_QPT_RC
@@ -346,6 +347,28 @@ def test_memory_that_pyverbs_spoils_is_noticed(meet: Meet) -> None:
     meeting.meet()
     tally = meeting.end()
     assert (tally["corrupt"], tally["delivered"]) == (1, MESSAGES - 1)
+
+
+@pytest.mark.parametrize("path", ["rdma-fetch-add", "rdma-cas"])
+def test_our_atomics_count_in_memory_of_pyverbs(meet: Meet, path: str) -> None:
+    meeting = meet(path, "client", 8)
+    theirs = meeting.theirs
+    theirs.mr.write(payload.make(8, 0, TRIAL), 8, 0)
+    meeting.meet()
+    tally = meeting.end()
+    assert tally["delivered"] == MESSAGES
+    assert theirs.mr.read(8, 0) == payload.make(8, MESSAGES, TRIAL)
+    assert meeting.ours.counts()["counter"] == MESSAGES
+
+
+def test_a_counter_that_somebody_else_moves_is_noticed(meet: Meet) -> None:
+    meeting = meet("rdma-fetch-add", "client", 8)
+    meeting.theirs.mr.write(payload.make(8, 1, TRIAL), 8, 0)
+    meeting.meet()
+    meeting.thread.join(LIMIT)
+    assert loop.ENDED.get(meeting.status) != "complete"
+    assert meeting.trial.counts()["corrupt"] == 1
+    assert meeting.ours.counts()["counter"] == 2
 
 
 @pytest.mark.parametrize("size", [8, 64, 1000])

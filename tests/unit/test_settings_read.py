@@ -29,10 +29,12 @@ OTHER: dict[str, Any] = {
     "ack_timeout": 14, "retry_count": 2, "rnr_retry": 3,
     "multishot": True, "threaded_napi": True, "napi_defer_hard_irqs": 0, "gro_flush_timeout": 20_000,
 }  # fmt: skip
+ATOMIC = ("rdma-fetch-add", "rdma-cas")  # of eight bytes
 
 
 def setting(path: str, pattern: str, **fields: Any) -> Setting:
-    given = {"size": 8192 if "zerocopy_receive" in fields else 64, "rate": 50.0 if pattern == "paced" else None}
+    size = 8192 if "zerocopy_receive" in fields else 8 if path in ATOMIC else 64
+    given = {"size": size, "rate": 50.0 if pattern == "paced" else None}
     return Setting(path=path, pattern=pattern, **{**given, **fields})  # type: ignore[arg-type]
 
 

@@ -40,6 +40,7 @@ class _More(TypedDict, total=False):
 def _path(
     name: str, sentence: str, look: Look, reads: frozenset[str], way: str | None = None, **more: Unpack[_More]
 ) -> Path:
+    atomic = way == "rdma-atomic"
     return Path(
         name=name,
         needs="verbs",
@@ -47,8 +48,8 @@ def _path(
         way=way or name,
         look=look,
         reads=reads,
-        copied_in=("rxe_mr_copy from MR",),
-        copied_out="rxe_mr_copied",
+        copied_in=() if atomic else ("rxe_mr_copy from MR",),
+        copied_out="do_atomic" if atomic else "rxe_mr_copied",
         **more,
     )
 
@@ -89,6 +90,24 @@ PATHS = (
         reads_in={"pingpong": CONNECTIONS},
     ),
     _path(
+        "rdma-fetch-add",
+        "RC fetch-and-add on 8 bytes of the peer's memory (full round trip)",
+        Look("#3f7f5f", "+", (0, (4, 1, 1, 1, 1, 1))),
+        _QUEUE_PAIR | _CONNECTED,
+        way="rdma-atomic",
+        full_rtt=True,
+        stream_seen_by="client",
+    ),
+    _path(
+        "rdma-cas",
+        "RC compare-and-swap on 8 bytes of the peer's memory (full round trip)",
+        Look("#8a6d1d", "x", (0, (2, 1, 4, 1))),
+        _QUEUE_PAIR | _CONNECTED,
+        way="rdma-atomic",
+        full_rtt=True,
+        stream_seen_by="client",
+    ),
+    _path(
         "rdma-ud",
         "UD SEND: unconnected datagrams between queue pairs, may be lost",
         Look("#8e63c7", "X", (0, (4, 3))),
@@ -103,11 +122,14 @@ TRANSPORTS = {
     "rdma-write": ("rc_write", "RcWriteTransport"),
     "rdma-write-imm": ("rc", "RcWriteImmTransport"),
     "rdma-read": ("rc", "RcReadTransport"),
+    "rdma-fetch-add": ("rc_atomic", "RcAtomicTransport"),
+    "rdma-cas": ("rc_atomic", "RcAtomicTransport"),
     "rdma-ud": ("ud", "UdSendTransport"),
 }
 MANY = ("many_pairs", "ManyPairsTransport")
 WAITS = ("poll", "event")
 LARGEST_MTU = 4096
+ATOMIC = 8  # bytes
 
 
 def check_setting(setting: Setting) -> None:
@@ -128,6 +150,8 @@ def check_setting(setting: Setting) -> None:
             "RDMA-CM connects one queue pair here, not one for each of several connections",
             remedy="connections = 1, or connect by the pipe",
         )
+    if setting.path in ("rdma-fetch-add", "rdma-cas") and setting.size != ATOMIC:
+        raise UsageError(f"an atomic is of {ATOMIC} bytes, not {setting.size}", remedy=f"--size {ATOMIC}")
     if setting.path == "rdma-ud" and setting.size > LARGEST_MTU:
         raise UsageError(
             f"a UD datagram carries at most the MTU, which is {LARGEST_MTU} bytes or less, not {setting.size}",

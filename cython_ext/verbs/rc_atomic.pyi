@@ -1,0 +1,3 @@
+from cython_ext.verbs.verbs_path import VerbsTransport
+
+class RcAtomicTransport(VerbsTransport): ...
