@@ -14,6 +14,7 @@ from rich.text import Text
 from hwrx.bench import check, install
 from hwrx.bench.inventory import load_bench
 from hwrx.commands.shared.bench_options import bench_option
+from hwrx.commands.shared.numbers import real_number
 from hwrx.commands.shared.output import print_json
 from hwrx.errors import MachineError, PeerError, UsageError
 from hwrx.host.console import OutsideConsole, open_console
@@ -48,7 +49,7 @@ def bench() -> None:
 @bench.command(name="check")
 @click.argument("hosts", nargs=-1, metavar="[HOST]...")
 @bench_option
-@click.option("--limit", type=click.FloatRange(0.1, 3600), default=60.0, help="Seconds that a host may take [60].")
+@click.option("--limit", type=real_number(0.1, 3600), default=60.0, help="Seconds that a host may take [60].")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check_bench(hosts: tuple[str, ...], bench: Path | None, limit: float, as_json: bool) -> None:
     """Say what each HOST can do [all], and which of them may be compared.

@@ -15,6 +15,7 @@ from hwrx.campaign import cells, driving, engines, matrix, matrix_text, measurin
 from hwrx.campaign.book import Book
 from hwrx.campaign.cells import Axes, Cell
 from hwrx.commands.shared.display import Display
+from hwrx.commands.shared.numbers import real_number, whole_number
 from hwrx.errors import UsageError
 from hwrx.host import disk, strict_json
 from hwrx.host.console import open_console
@@ -49,15 +50,16 @@ def campaign_options(command: Callable[..., object]) -> Callable[..., object]:
             type=click.Path(path_type=Path, file_okay=False),
             help="The campaign's folder [campaigns/NAME]. If it holds this campaign, that goes on.",
         ),
-        click.option(
-            "--jobs", type=click.IntRange(1, 1000), help="Cells at a time [as many as cores and memory allow]."
-        ),
+        click.option("--jobs", type=whole_number(1, 1000), help="Cells at a time [as many as cores and memory allow]."),
         click.option("--slurm", is_flag=True, help="Cells are jobs of a Slurm cluster, which shares this folder."),
         click.option("--sbatch", multiple=True, metavar="WORDS", help="More words for sbatch: '--partition=lab'."),
-        click.option("--attempts", type=click.IntRange(1, 20), default=driving.ATTEMPTS, help="Attempts of a cell."),
+        click.option("--attempts", type=whole_number(1, 20), default=driving.ATTEMPTS, help="Attempts of a cell."),
         click.option("--retry", is_flag=True, help="Attempt once more the cells that have failed."),
         click.option(
-            "--over", type=float, default=matrix.OVER, help="Share by which a figure moves before it is said."
+            "--over",
+            type=real_number(0, 1000),
+            default=matrix.OVER,
+            help="Share by which a figure moves before it is said.",
         ),
         click.option("--dry-run", is_flag=True, help="Say which cells there are, and which cannot run."),
         click.option("--json", "as_json", is_flag=True, help="Print the table as JSON."),
