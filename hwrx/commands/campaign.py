@@ -7,10 +7,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from hwrx.campaign import cells, matrix
+from hwrx.campaign import cells
 from hwrx.campaign.book import Book
-from hwrx.commands.shared.campaigns import Way, campaign_options, print_campaign, run_campaign
-from hwrx.commands.shared.numbers import real_number
+from hwrx.commands.shared.campaigns import Way, campaign_options, over_option, print_campaign, run_campaign
 
 
 @click.group()
@@ -46,9 +45,7 @@ def run(file: Path, **way: object) -> None:
 
 @campaign.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="CAMPAIGN")
-@click.option(
-    "--over", type=real_number(0, 1000), default=matrix.OVER, help="Share by which a figure moves before it is said."
-)
+@over_option
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def show(folder: Path, over: float, as_json: bool) -> None:
     """Print the table of what a campaign has so far, from its folder alone.

@@ -8,9 +8,9 @@ import click
 import msgspec
 from rich.table import Table
 
-from hwrx.campaign import matrix, tracking, tracking_page
+from hwrx.campaign import tracking, tracking_page
 from hwrx.campaign.history import Track
-from hwrx.commands.shared.numbers import real_number
+from hwrx.commands.shared.campaigns import over_option
 from hwrx.commands.shared.output import hostnames_option
 from hwrx.errors import UsageError
 from hwrx.host import disk, strict_json
@@ -21,7 +21,7 @@ from hwrx.host.console import open_console
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN]…")
 @click.option("--history", type=click.Path(path_type=Path, file_okay=False), help="Every run beneath this folder.")
 @click.option("--across-kernels", is_flag=True, help="One history over all kernels [one for each].")
-@click.option("--over", type=real_number(0, 1000), default=matrix.OVER, help="Share by which a figure has to change.")
+@over_option
 @click.option("--page", type=click.Path(path_type=Path, dir_okay=False), help="Where the page goes [none is written].")
 @click.option("--json", "as_json", is_flag=True, help="Print the histories as JSON.")
 @hostnames_option

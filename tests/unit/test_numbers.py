@@ -134,6 +134,9 @@ def commands(group: click.Group, context: click.Context) -> Iterator[tuple[str, 
             yield name, command
 
 
+EXPERIMENTS = ("compare", "lab run", "matrix", "bisect")  # commands that take an experiment's options
+
+
 def numbers() -> list[tuple[str, click.Parameter]]:
     """Every option and argument that is a number and not of an experiment, which has its own gate."""
     found = []
@@ -141,7 +144,7 @@ def numbers() -> list[tuple[str, click.Parameter]]:
     for name, command in commands(cli, click.Context(cli)):
         for parameter in command.params:
             of_numbers = (click.types.IntParamType, click.types.FloatParamType)
-            own = name not in ("compare", "lab run") or parameter.name not in gated
+            own = name not in EXPERIMENTS or parameter.name not in gated
             if isinstance(parameter.type, of_numbers) and own:
                 found.append((name, parameter))
     return found

@@ -42,6 +42,15 @@ class Way(Struct, frozen=True, kw_only=True):
     as_json: bool
 
 
+over_option = click.option(
+    "--over",
+    type=real_number(0, 1000),
+    default=matrix.OVER,
+    show_default=True,
+    help="Share by which a figure moves before it is said.",
+)
+
+
 def campaign_options(command: Callable[..., object]) -> Callable[..., object]:
     """Add the options of `Way`."""
     options = [
@@ -55,12 +64,7 @@ def campaign_options(command: Callable[..., object]) -> Callable[..., object]:
         click.option("--sbatch", multiple=True, metavar="WORDS", help="More words for sbatch: '--partition=lab'."),
         click.option("--attempts", type=whole_number(1, 20), default=driving.ATTEMPTS, help="Attempts of a cell."),
         click.option("--retry", is_flag=True, help="Attempt once more the cells that have failed."),
-        click.option(
-            "--over",
-            type=real_number(0, 1000),
-            default=matrix.OVER,
-            help="Share by which a figure moves before it is said.",
-        ),
+        over_option,
         click.option("--dry-run", is_flag=True, help="Say which cells there are, and which cannot run."),
         click.option("--json", "as_json", is_flag=True, help="Print the table as JSON."),
     ]
