@@ -323,7 +323,7 @@ def test_markers_add_up_and_the_nearest_wins() -> None:
 
 def test_results_are_ktap(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
-        test_many="import pytest\n"
+        test_of_ktap="import pytest\n"
         "def test_good(): pass\n"
         "def test_bad(): assert 1 == 2, 'one is not two'\n"
         "@pytest.mark.skip(reason='it # rains')\n"
@@ -345,12 +345,12 @@ def test_results_are_ktap(pytester: pytest.Pytester) -> None:
     assert lines[begin + 1] == "1..6"
     found = [line for line in lines[begin:] if re.match(r"(not )?ok \d", line)]
     assert found == [
-        "ok 1 test_many.py::test_good",
-        "not ok 2 test_many.py::test_bad",
-        "ok 3 test_many.py::test_skipped # SKIP it # rains",
-        "not ok 4 test_many.py::test_expected # XFAIL known",
-        "not ok 5 test_many.py::test_teardown",
-        "ok 6 test_many.py::test_named[a b]",
+        "ok 1 test_of_ktap.py::test_good",
+        "not ok 2 test_of_ktap.py::test_bad",
+        "ok 3 test_of_ktap.py::test_skipped # SKIP it # rains",
+        "not ok 4 test_of_ktap.py::test_expected # XFAIL known",
+        "not ok 5 test_of_ktap.py::test_teardown",
+        "ok 6 test_of_ktap.py::test_named[a b]",
     ]
     assert any(line.startswith("# ") and "one is not two" in line for line in lines)
     assert any(line.startswith("# ") and "left behind" in line for line in lines)
