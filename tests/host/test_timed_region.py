@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -23,7 +24,8 @@ pytestmark = pytest.mark.beside
 SIZE = 1000
 BOUND = 0.002
 # messages are of several kinds, by where they meet the interrupt's end and the scheduler, and how many there are of
-# each differs between trials: of rdma-ud's, sixty in a row may all be 5 % dearer. Of so many some are of the cheapest
+# each differs between trials: of rdma-ud's, all of a trial may be 5 % dearer. Of some trials one has the cheapest
+TRIALS = 4
 MESSAGES = 400
 PATHS = ("udp", "tcp", "rdma-send", "rdma-write-imm", "rdma-read", "rdma-ud", "xdp")
 
@@ -79,24 +81,28 @@ def looked_after(guest: Guest) -> Iterator[Callable[[], None]]:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_round_trip_takes_as_many_instructions_whether_messages_are_checked_or_not(pair: Pair, path: str) -> None:
-    cheapest = []
-    for place, every in enumerate((0, 1)):
-        # TCP's receive windows grow while messages come, which takes instructions: the warm-up is for that
-        setting = Setting(
-            path=path,
-            size=SIZE,
-            messages=MESSAGES,
-            warmup=200,
-            cooldown=4,
-            check_every=every,
-            schedule="batch",
-            limit=60.0,
-        )
-        measured = pair.measure(2 * PATHS.index(path) + place, setting)
-        assert (measured.tally["checked"] > 0) == bool(every)
-        assert (measured.tally["corrupt"], measured.tally["lost"]) == (0, 0)
-        cheapest.append(int(measured.ns.min()))
-    assert cheapest[1] == pytest.approx(cheapest[0], rel=BOUND)
+    numbers = itertools.count(2 * TRIALS * PATHS.index(path))
+    cheapest = {0: 1 << 62, 1: 1 << 62}
+    for _ in range(TRIALS):
+        for every in cheapest:
+            # TCP's receive windows grow while messages come, which takes instructions: the warm-up is for that
+            setting = Setting(
+                path=path,
+                size=SIZE,
+                messages=MESSAGES,
+                warmup=200,
+                cooldown=4,
+                check_every=every,
+                schedule="batch",
+                limit=60.0,
+            )
+            measured = pair.measure(next(numbers), setting)
+            assert (measured.tally["checked"] > 0) == bool(every)
+            assert (measured.tally["corrupt"], measured.tally["lost"]) == (0, 0)
+            cheapest[every] = min(cheapest[every], int(measured.ns.min()))
+        if cheapest[1] == pytest.approx(cheapest[0], rel=BOUND):
+            return
+    pytest.fail(f"the cheapest message takes {cheapest[0]} ns, and {cheapest[1]} if all are checked")
 
 
 def test_what_the_kernel_does_for_memory_is_no_messages_cost(pair: Pair, looked_after: Callable[[], None]) -> None:
