@@ -425,6 +425,7 @@ class Guest:
                 raise self.failure(f"the guest stood still while it came up: {still}", StandstillError)
             if port.problem:
                 self._settle()
+                self._need_alive()  # who has ended is said by his end, which may be seen after that of the port
                 raise self.failure(port.problem)
             if time.monotonic() > deadline:
                 raise self.failure(f"the guest did not come up within {self._limit:.0f} s")
