@@ -321,15 +321,16 @@ def test_markers_add_up_and_the_nearest_wins() -> None:
         read_wish([{"kernels": "6.1"}])
 
 
-def test_results_are_ktap(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
+def test_results_are_ktap(session: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(capabilities.CAPABILITIES, "sun", lambda: "it # rains")
+    session.makepyfile(
         test_of_ktap="import pytest\n"
         "def test_good(): pass\n"
         "def test_bad(): assert 1 == 2, 'one is not two'\n"
-        "@pytest.mark.skip(reason='it # rains')\n"
-        "def test_skipped(): pass\n"
-        "@pytest.mark.xfail(reason='known')\n"
-        "def test_expected(): assert 0\n"
+        "def test_skipped(hwrx_needs): hwrx_needs('sun')\n"
+        "@pytest.fixture\n"
+        "def known(request): request.applymarker(pytest.mark.xfail(reason='known'))\n"
+        "def test_expected(known): assert 0\n"
         "@pytest.fixture\n"
         "def ends_badly():\n"
         "    yield\n"
@@ -338,7 +339,7 @@ def test_results_are_ktap(pytester: pytest.Pytester) -> None:
         "@pytest.mark.parametrize('word', ['a#b'])\n"
         "def test_named(word): pass\n"
     )
-    done = pytester.runpytest("--hwrx-ktap", "-", "-q")
+    done = session.runpytest("--hwrx-ktap", "-", "-q")
     assert done.ret == 1
     lines = done.stdout.str().splitlines()
     begin = lines.index("KTAP version 1")
@@ -354,6 +355,8 @@ def test_results_are_ktap(pytester: pytest.Pytester) -> None:
     ]
     assert any(line.startswith("# ") and "one is not two" in line for line in lines)
     assert any(line.startswith("# ") and "left behind" in line for line in lines)
+    required = session.runpytest("--hwrx-ktap", "-", "-q", "--hwrx-require").stdout.str()
+    assert "\nnot ok 3 test_of_ktap.py::test_skipped\n" in required
 
 
 def test_ktap_that_cannot_be_written_is_said(tmp_path: Path) -> None:
