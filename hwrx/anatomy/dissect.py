@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -65,15 +64,11 @@ class Taken(Struct, frozen=True):
 
 
 class Observed(Struct, frozen=True):
-    """A guest's trials, and what it says of itself: /proc/kallsyms, maps of its agents, /proc/iomem.
-
-    `speed`: instructions in a nanosecond of its clock.
-    """
+    """A guest's trials, and what it says of itself: /proc/kallsyms, maps of its agents, /proc/iomem."""
 
     taken: list[Taken]
     kallsyms: str
     maps: str
-    speed: float
     iomem: str
 
 
@@ -156,9 +151,8 @@ def _observe(bed: GuestBed, settings: Sequence[Setting], file: Path, say: Say, c
                 say("copies", f"{setting.path} {setting.size} B")
                 take(followed_setting(setting))
         kallsyms = _ask(bed.guest, "echo 0 > /proc/sys/kernel/kptr_restrict; cat /proc/kallsyms")
-        speed = clock_speed(_ask(bed.guest, "dmesg"))
         iomem = _ask(bed.guest, "cat /proc/iomem")
-    return Observed(taken, kallsyms, "\n".join(maps), speed, iomem)
+    return Observed(taken, kallsyms, "\n".join(maps), iomem)
 
 
 def words_for(settings: Sequence[Setting], copies: bool) -> int:
@@ -261,7 +255,6 @@ def _dissection(
     totals = trace.totals()[numbers]
     owners = symbols.find(trace.recording.instructions["address"])
     stopped = trace.meets(HALT)[numbers]
-    by_clock = totals / observed.speed
     levels, counts = np.unique(totals, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     profiles = [
@@ -288,9 +281,9 @@ def _dissection(
         named=1 - sum(part.instructions for part in parts if part.function == NO_SYMBOL) / total,
         layered=1 - layers.get(UNKNOWN, 0.0) / total,
         awake=int((~stopped).sum()),
-        exact=int((np.abs(by_clock - ns) <= 1)[~stopped].sum()),
-        beyond=int((by_clock - ns > 1)[stopped].sum()),
-        halted=float(np.mean(np.where(stopped, ns - by_clock, 0.0))) / halves,
+        exact=int((totals == ns)[~stopped].sum()),
+        beyond=int((totals > ns)[stopped].sum()),
+        halted=float(np.mean(np.where(stopped, ns - totals, 0.0))) / halves,
         lost=trace.recording.lost,
         unseen=int((~seen).sum()),
         parts=parts,
@@ -363,16 +356,6 @@ def entries_of(recording: layout.Recording, symbols: Symbols) -> npt.NDArray[np.
     stubs = [number for number, function in enumerate(symbols.functions) if function.name in INTERRUPT_STUBS]
     handlers = symbols.starts_of(lambda function: function.of == "vmlinux" and function.name.startswith("asm_"))
     return np.union1d(begins[np.isin(owners, stubs)], handlers)
-
-
-def clock_speed(dmesg: str) -> float:
-    """Return how many instructions pass in a nanosecond of the guest's clock: 1, but for how its kernel calibrated it.
-
-    The emulator's time stamp counter has a tick an instruction; the kernel finds out how fast it is (tsc_khz), to a few
-    parts in a million, now and then to a hundred.
-    """
-    found = re.findall(r"tsc: (?:Refined TSC clocksource calibration:|Detected) ([0-9.]+) MHz", dmesg)
-    return float(found[-1]) / 1000 if found else 1.0
 
 
 def _ask(guest: Guest, script: str) -> str:

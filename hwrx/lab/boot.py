@@ -15,7 +15,19 @@ IOMMU = {
     "lazy": ("intel_iommu=on", "iommu=nopt", "iommu.strict=0"),
     "strict": ("intel_iommu=on", "iommu=nopt", "iommu.strict=1"),
 }
+# hpet, the default under emulation, makes each look at the clock a device access. The check of the timer interrupt
+# fails, and panics, on a host so busy that the guest misses its interrupts.
+_BASE = ("console=ttyS0", "loglevel=5", "panic=-1", "clocksource=tsc", "tsc=reliable", "no_timer_check")
+# The TSC of a guest that counts is the count: 1 GHz, exactly. A kernel that calibrates it finds another frequency, some
+# ppm off, at each boot, and each reading of the clock is rounded otherwise. So it is told, and both devices to which
+# tsc_refine_calibration_work would hold it are taken away.
+_COUNTED = ("tsc_early_khz=1000000", "hpet=disable", "pmtmr=0")
 HUGE_PAGES = 64  # of 2 MiB: an agent takes as many as its largest buffer needs, and a guest has 2 GiB
+
+
+def base_words(clock: str) -> tuple[str, ...]:
+    """Return the words that each guest with the clock (`wall`, `icount`) boots with."""
+    return (*_BASE, *_COUNTED) if clock == "icount" else _BASE
 
 
 def kernel_words(boot: Boot, *, huge_pages: bool = False) -> tuple[str, ...]:

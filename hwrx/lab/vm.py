@@ -32,7 +32,7 @@ from hwrx.errors import GuestError, HwrxError, StandstillError, UsageError
 from hwrx.host import disk, netns, tools
 from hwrx.host.interruption import hold_signals
 from hwrx.host.processes import cpu_seconds
-from hwrx.lab import accelerator, emulator_user, initramfs, inquest, kernel, kernel_needs, requests
+from hwrx.lab import accelerator, boot, emulator_user, initramfs, inquest, kernel, kernel_needs, requests
 from hwrx.lab.kernel import Progress
 from hwrx.lab.port import Pipe, Port
 from hwrx.wires import topology as topologies
@@ -41,9 +41,6 @@ BOOT_LIMIT = 180.0  # seconds until the agents' host inside answers; an emulated
 _END_LIMIT = 5.0
 _SHOWN = 15  # lines of the log in an error
 _KEPT = 2000  # lines of the log in memory
-# hpet, the default under emulation, makes each look at the clock a device access. The check of the timer interrupt
-# fails, and panics, on a host so busy that the guest misses its interrupts.
-_COMMAND_LINE = "console=ttyS0 loglevel=5 panic=-1 clocksource=tsc tsc=reliable no_timer_check"
 
 
 class Guest:
@@ -410,7 +407,7 @@ class Guest:
             "-device", f"virtserialport,chardev=hwrx,name={requests.PORT}",
             "-kernel", image,
             "-initrd", f"/proc/self/fd/{archive}",
-            "-append", " ".join((_COMMAND_LINE, *self._append)),
+            "-append", " ".join((*boot.base_words(self.clock), *self._append)),
         ]  # fmt: skip
         return [*command, *self._qemu]
 

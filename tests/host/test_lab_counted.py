@@ -83,6 +83,14 @@ def test_a_rule_of_netfilter_is_found_and_nothing_is_where_there_is_none(lab: La
     assert slower["udp", 64] <= 1.1 * baseline
 
 
+def test_the_guests_clock_is_the_count_and_is_not_calibrated(lab: Lab) -> None:
+    said = lab.run(["dmesg"]).stdout
+    assert "tsc: Detected 1000.000 MHz TSC" in said
+    assert "Refined TSC" not in said
+    found = lab.run(["cat", "/sys/devices/system/clocksource/clocksource0/available_clocksource"]).stdout.split()
+    assert found == ["tsc"]
+
+
 def test_a_walk_goes_through_the_kernel_of_the_lab(lab: Lab) -> None:
     (journey,) = lab.walk("udp")
     assert journey.path == "udp"

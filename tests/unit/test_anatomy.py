@@ -166,12 +166,6 @@ def test_a_function_is_in_its_layer(name: str, of: str, layer: str) -> None:
     assert layer_of(Function(name, of)) == layer
 
 
-def test_the_clocks_speed_is_as_the_kernel_found_it_last() -> None:
-    said = "[0.0] tsc: Detected 999.993 MHz processor\n[1.7] tsc: Refined TSC clocksource calibration: 999.900 MHz\n"
-    assert dissect.clock_speed(said) == 0.9999
-    assert dissect.clock_speed("") == 1.0
-
-
 @pytest.mark.parametrize(("version", "api"), [("7.2.22", 1), ("8.2.1", 1), ("9.0.0", 2), ("9.1.0", 3), ("10.0.8", 3)])
 def test_the_plugin_is_built_for_the_interface_of_the_emulator(version: str, api: int) -> None:
     assert building.api_of(version) == api
