@@ -73,7 +73,8 @@ def exact_states(ns: npt.NDArray[np.integer]) -> list[State]:
     states = []
     for group, share in zip(groups, shares, strict=True):
         of = counts[np.searchsorted(values, group)]
-        often = group[of >= LEAST_SHARE * of.sum()]
+        # the lowest value is rare now and then, and where many values share the messages none of them is often
+        often = group[np.cumsum(of) >= LEAST_SHARE * of.sum()]
         states.append(
             State(share=float(share), value=float(often[0]), low=float(group[0]), high=float(group[-1]), exact=True)
         )
@@ -165,9 +166,11 @@ def dip_statistic(ordered: Floats) -> float:
         if apart <= found or high - low < 3:
             return found
         # the modal interval: from where the minorant touches, before the widest gap, to where the majorant does, after
-        widest = int(gap.argmax())
         touches_below = np.flatnonzero(y - 1 / count - below <= 1e-12)
         touches_above = np.flatnonzero(above - y <= 1e-12)
+        # where both run side by side the gap is as wide between two touches: there the interval would never be narrowed
+        touches = np.union1d(touches_below, touches_above)
+        widest = int(touches[gap[touches].argmax()])
         left = int(touches_below[np.searchsorted(touches_below, widest, "right") - 1])
         right_at = int(np.searchsorted(touches_above, widest))
         right = int(touches_above[min(right_at, len(touches_above) - 1)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +21,14 @@ from hwrx.scripting.lab import Lab
 pytestmark = [pytest.mark.beside, pytest.mark.hwrx(needs=["root", "guest"])]
 
 ASKED: dict[str, Any] = {"paths": ["udp", "tcp"], "sizes": [64], "messages": 60, "repeats": 3, "seed": 7}
+HELD = """
+import os, pytest
+
+@pytest.mark.hwrx(topology="netns", clock="icount", boot=[os.environ.get("PLANTED", "init_on_alloc=0")])
+def test_udp_costs_what_it_cost(hwrx_compare, hwrx_baseline):
+    run = hwrx_compare(paths=["udp"], sizes=[1400], messages=40, repeats=1, seed=7, anatomy=True)
+    assert run["udp", 1400] <= 1.01 * hwrx_baseline
+"""
 RULES = """
 table ip planted {
     chain c {
@@ -89,6 +99,30 @@ def test_the_guests_clock_is_the_count_and_is_not_calibrated(lab: Lab) -> None:
     assert "Refined TSC" not in said
     found = lab.run(["cat", "/sys/devices/system/clocksource/clocksource0/available_clocksource"]).stdout.split()
     assert found == ["tsc"]
+
+
+def test_a_failed_assertion_names_the_functions_that_moved(tmp_path: Path) -> None:
+    """Messages of both sides were taken apart: a kernel that zeroes what it allocates has a function more."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_held.py").write_text(HELD)
+
+    def session(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+        return subprocess.run(
+            argv, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=False
+        )
+
+    saved = session("--hwrx-save")
+    assert saved.returncode == 0, saved.stdout + saved.stderr
+    held = session(PLANTED="init_on_alloc=1")
+    assert held.returncode == 1, held.stdout + held.stderr
+    said = re.search(r"functions that moved: (.*)", held.stdout)
+    assert said is not None, held.stdout
+    # memset_erms zeroes the buffer of a packet, an instruction a byte; nothing else takes as many
+    name, more, unit = said[1].split(";")[0].split()
+    assert (name, unit) == ("memset_erms", "instructions")
+    assert int(more.replace(",", "")) > 1400
+    assert "run: " in held.stdout
 
 
 def test_a_walk_goes_through_the_kernel_of_the_lab(lab: Lab) -> None:

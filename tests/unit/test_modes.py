@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.signal
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hwrx import modes, stats
@@ -49,6 +49,7 @@ def dip_by_linear_programs(x: list[float]) -> float:
 
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.integers(0, 60), min_size=4, max_size=9, unique=True))
+@example([0, 2, 16, 26, 28, 37])  # the minorant and the majorant run side by side
 def test_the_dip_is_the_distance_to_the_nearest_distribution_with_one_mode(values: list[int]) -> None:
     x = sorted(map(float, values))
     assert modes.dip_statistic(np.array(x)) == pytest.approx(dip_by_linear_programs(x), abs=1e-7)
@@ -177,3 +178,10 @@ def test_trials_that_are_spread_or_near_or_few_are_no_groups() -> None:
 def test_three_groups_of_trials() -> None:
     values = [2.4, 2.5, 2.6, 4.0, 4.1, 4.2, 8.0, 8.2, 8.4]
     assert [state.share for state in stats.trial_groups(values)] == pytest.approx([1 / 3] * 3)
+
+
+def test_of_many_values_that_repeat_none_has_to_be_often() -> None:
+    """tcp's messages: fifty times, each of which a fiftieth took. The figure is where a twentieth have ended."""
+    (state,) = modes.exact_states(np.repeat(np.arange(18_300, 18_350), 4))
+    assert (state.low, state.high) == (18_300, 18_349)
+    assert state.value == 18_302
