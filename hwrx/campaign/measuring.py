@@ -206,7 +206,7 @@ class Measuring:
                     self._lanes.wait_for(self._begun)
                 assert self.writer is not None  # set by _begin
                 # a run that goes on may begin with a guest that was second before, and which nobody has noted
-                if isinstance(bed, testbed.GuestBed) and not (first and self._resume is None):
+                if isinstance(bed, testbed.Booted) and not (first and self._resume is None):
                     self.writer.note(**{f"guest, {boot}": bed.describe()})
                 there = {line["trial"] for line in self.writer.lines()}
                 trials = [trial for trial in self._layout.trials if trial.setting.boot == boot]
@@ -295,7 +295,7 @@ def _manifest(bed: Testbed, layout: Plan, wanted: Wanted, display: Progress) -> 
     manifest["asked"] = msgspec.to_builtins(msgspec.structs.replace(wanted, log=None))
     manifest["renewal"] = msgspec.to_builtins(
         renewal.find_renewal(
-            guest=isinstance(bed, testbed.GuestBed),
+            guest=isinstance(bed, testbed.Booted),
             bound=layout.experiment.cpu != "any",
             topology=str(manifest.get("topology", layout.experiment.topology)),
         )

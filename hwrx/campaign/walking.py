@@ -15,6 +15,7 @@ from hwrx.runs.experiment import Experiment
 from hwrx.runs.schedule import Pair
 from hwrx.timelines.traced import RunTracer
 from hwrx.timelines.walk import Journey, walk_message
+from hwrx.wires import topology as topologies
 
 MESSAGES = 200  # of the trial that the one message is taken from
 
@@ -31,6 +32,11 @@ def describe_walk(
         raise UsageError(f"a message has at least 8 bytes, not {size}", remedy="the sequence number must fit")
     if not names:
         raise UsageError("no path is given to walk over", remedy='for example "udp"')
+    if topology in topologies.BETWEEN_MACHINES:
+        raise UsageError(
+            f"one kernel stamps the stages of a message, and the topology {topology} is between several",
+            remedy="--topology pair",
+        )
     verbs = [name for name in names if paths.find_path(name).needs == "verbs"]
     return experiments.from_options(
         paths=list(names),

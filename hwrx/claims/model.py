@@ -14,13 +14,13 @@ from hwrx.claims.pictures import Picture
 from hwrx.claims.ranges import check_range
 from hwrx.control.messages import Clock
 from hwrx.errors import UsageError
-from hwrx.wires.topology import TOPOLOGIES
+from hwrx.wires.topology import ON_ONE_KERNEL
 
 FOLDER = Path(__file__).resolve().parents[2] / "lab" / "claims"
 if TYPE_CHECKING:
     Topology = str
 else:
-    Topology = Literal[("none", "lo", *TOPOLOGIES)]  # none: no wire at all; lo: this machine's loopback
+    Topology = Literal[("none", "lo", *ON_ONE_KERNEL)]  # none: no wire at all; lo: this machine's loopback
 Verdict = Literal["confirmed", "refuted", "depends", "not tested here"]
 VERDICTS: tuple[Verdict, ...] = ("confirmed", "refuted", "depends", "not tested here")
 

@@ -25,7 +25,7 @@ from hwrx.lab.vm import Guest
 from hwrx.machine import description
 from hwrx.runs.testbed import GuestBed
 from hwrx.wires import topology
-from hwrx.wires.topology import TOPOLOGIES
+from hwrx.wires.topology import ON_ONE_KERNEL
 
 if TYPE_CHECKING:
     from hwrx.flood.model import Flood
@@ -90,7 +90,7 @@ class FloodOptions(TypedDict):
 @click.option("--rps", type=click.Choice(["off", "on", "both"]), default="off", help="Protocol work on another CPU.")
 @click.option("--send-cpu", type=whole_number(0, CPUS), help="CPU of the sender [the last].")
 @click.option("--read-cpu", type=whole_number(0, CPUS), help="CPU of the readers [the first].")
-@click.option("--topology", type=click.Choice(list(TOPOLOGIES)), help="What lies between [what PATH needs].")
+@click.option("--topology", type=click.Choice(list(ON_ONE_KERNEL)), help="What lies between [what PATH needs].")
 @click.option("--here", is_flag=True, help="On this machine's own kernel, also where PATH has a guest for it.")
 @click.option("--guest", is_flag=True, help="In a virtual machine.")
 @click.option("--kernel", help="Kernel of the guest, for example 6.12.")

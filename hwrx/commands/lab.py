@@ -70,7 +70,7 @@ class GuestOptions(TypedDict):
 
 
 @lab.command(context_settings={"ignore_unknown_options": True})
-@click.argument("name", metavar="TOPOLOGY", type=click.Choice(list(topology.TOPOLOGIES)))
+@click.argument("name", metavar="TOPOLOGY", type=click.Choice(list(topology.ON_ONE_KERNEL)))
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--guest/--host", "in_guest", default=None, help="Where; by default where the topology belongs.")
 @click.option(

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
 from hwrx import errors
@@ -177,9 +177,9 @@ class Peer:
         return ProcessChannel(argv, name)
 
     @classmethod
-    def call(cls, argv: Sequence[str], name: str) -> Self:
-        """Start an agent by its command; `hear_greeting` waits for it."""
-        peer = cls(cls._launch(argv, name), name)
+    def call(cls, way: Way, name: str) -> Self:
+        """Start an agent; `hear_greeting` waits for it."""
+        peer = cls(way() if callable(way) else cls._launch(way, name), name)
         with contextlib.suppress(PeerError):  # it has ended: told with the reason where its greeting is waited for
             peer.send(Hello())
         return peer
@@ -297,12 +297,13 @@ class Peer:
 
 
 Started = Peer | PeerError  # an agent, or why there is none
+Way = Sequence[str] | Callable[[], Channel]  # to an agent: the command that starts it, or what opens its channel
 
 
-def start_peers(wanted: Mapping[Key, tuple[Sequence[str], str]], limit: float = ANSWER_WITHIN) -> dict[Key, Started]:
-    """Start agents by their commands, `AT_ONCE` at a time, and greet them.
+def start_peers(wanted: Mapping[Key, tuple[Way, str]], limit: float = ANSWER_WITHIN) -> dict[Key, Started]:
+    """Start agents, `AT_ONCE` at a time, and greet them.
 
-    :param wanted: by any key, the command and the name of each
+    :param wanted: by any key, the way to each and its name
     :param limit: seconds that each lot of them has to answer
     :return: by the same keys, each peer, or the PeerError that says why there is none
     """

@@ -34,6 +34,7 @@ from hwrx.host.interruption import hold_signals
 from hwrx.host.processes import cpu_seconds
 from hwrx.lab import accelerator, boot, emulator_user, initramfs, inquest, kernel, kernel_needs, requests
 from hwrx.lab.kernel import Progress
+from hwrx.lab.machine_words import kernel_words, machine_words, share_words
 from hwrx.lab.port import Pipe, Port
 from hwrx.wires import topology as topologies
 
@@ -108,20 +109,37 @@ class Guest:
         self._user: emulator_user.EmulatorUser | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._killed = False
+        self._started = 0.0  # seconds of time.monotonic
         self._port: Port | None = None
         self._reader: threading.Thread | None = None
         self._facts: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
+        self.begin()
+        self.wait_until_up()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end()
+
+    def begin(self) -> None:
+        """Let the guest boot, and return meanwhile: of several each can come up while the others do."""
         try:
             self._boot()
         except BaseException:
             self._end()
             raise
-        return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._end()
+    def wait_until_up(self) -> None:
+        """Wait for a guest that boots until its topology is up; one that stands still is booted once more."""
+        try:
+            try:
+                self._finish()
+            except StandstillError as error:
+                self.boot_again(error)
+        except BaseException:
+            self._end()
+            raise
 
     def kill(self) -> None:
         """End the guest at once, from any thread: whoever waits for it gets an error. Leaving the context cleans up."""
@@ -246,14 +264,23 @@ class Guest:
             problem = f"the guest stands still: {Exception.__str__(trouble)}"
             raise self.failure(problem, StandstillError) from trouble
 
-    def boot_again(self, why: StandstillError) -> None:
-        """End this guest, which stands still, and boot another one like it, with a word to `progress`.
+    def why_gone(self) -> GuestError | None:
+        """Return what became of a guest that is gone; None while it is there."""
+        port = self._need_port()
+        if not port.problem:
+            return None
+        self._settle()
+        return self.failure(port.problem)
+
+    def boot_again(self, why: GuestError) -> None:
+        """End this guest, which stands still or is gone, and boot another one like it, with a word to `progress`.
 
         :raises GuestError: if that does not come up either.
         """
         self._end()
         self._progress("guest", f"{Exception.__str__(why).splitlines()[0]}; another one is booted")
-        self._come_up()
+        self._start(*self._chosen)
+        self._finish()
 
     def describe(self) -> dict[str, Any]:
         """Return what is to be known of this guest: for the manifest."""
@@ -299,18 +326,14 @@ class Guest:
             f"kernel {chosen.version}, {'software emulation' if with_what.emulated else 'KVM'}, {self.clock} clock",
         )
         self._chosen = chosen, with_what
-        try:
-            self._come_up()
-        except StandstillError as error:
-            self.boot_again(error)
+        self._start(chosen, with_what)
 
-    def _come_up(self) -> None:
-        started = time.monotonic()
-        self._start(*self._chosen)
-        self._wait_until_ready(started + self._limit)
-        self._facts["boot_s"] = round(time.monotonic() - started, 3)
+    def _finish(self) -> None:
+        self._wait_until_ready(self._started + self._limit)
+        self._facts["boot_s"] = round(time.monotonic() - self._started, 3)
 
     def _start(self, chosen: kernel.Kernel, with_what: accelerator.Accelerator) -> None:
+        self._started = time.monotonic()
         options = msgspec.json.encode(self._options).decode()
         archive = initramfs.in_memory(
             initramfs.build_initramfs(
@@ -336,7 +359,7 @@ class Guest:
         # neither the archive nor the port has a name in the file system: nothing is left behind, whatever ends us
         ours, theirs = socket.socketpair()
         self._port = Port(ours)
-        image, more, inherited = self._opened_files(chosen)
+        image, more, inherited = kernel_words(chosen, by_name=self._user is None)
         command = [
             *(self._user.start_words(kvm=with_what.name == "kvm") if self._user else [tools.find_tool("setpriv")]),
             "--pdeathsig", "KILL", *self._qemu_command(image, with_what, archive, theirs.fileno()), *more,
@@ -371,36 +394,13 @@ class Guest:
         )
         self._reader.start()
 
-    def _opened_files(self, chosen: kernel.Kernel) -> tuple[str, list[str], list[int]]:
-        """Return the name of the kernel's image, words for QEMU that share its modules, and open files of both.
-
-        As another user QEMU finds them by their descriptors: the cache may be in a folder of root's.
-        """
-        path = kernel.is_bootable(chosen)
-        if self._user is None:
-            return str(path), [], []
-        image = os.open(path, os.O_RDONLY)
-        modules = os.open(chosen.base / "lib/modules" / chosen.version, os.O_RDONLY)
-        return (
-            f"/proc/self/fd/{image}",
-            _share_words(initramfs.MODULES_TAG, f"/proc/self/fd/{modules}"),
-            [image, modules],
-        )
-
     def _qemu_command(self, image: str, with_what: accelerator.Accelerator, archive: int, port: int) -> list[str]:
-        command = [
-            tools.find_tool(accelerator.QEMU), "-name", "hwrx", "-machine", "q35", "-nodefaults", "-no-user-config",
-            "-no-reboot", "-display", "none", "-serial", "stdio", "-m", self.memory, "-smp", str(self.cpus),
-            *accelerator.sandbox_words(),
-        ]  # fmt: skip
-        cpu = "max" if self.copies_priced == "byte" else "max,-erms,-fsrm"
-        command += ["-accel", "kvm", "-cpu", "host"] if with_what.name == "kvm" else ["-accel", "tcg", "-cpu", cpu]
-        if self.clock == "icount":
-            # one virtual nanosecond is one instruction; an idle guest jumps to its next timer
-            command += ["-icount", "shift=0,sleep=off"]
-        command += _share_words(initramfs.ROOT_TAG, "/")
+        command = machine_words(
+            with_what, cpus=self.cpus, memory=self.memory, clock=self.clock, copies_priced=self.copies_priced
+        )
+        command += share_words(initramfs.ROOT_TAG, "/")
         for tag, path in self._writable.items():
-            command += _share_words(tag, str(path), "off")
+            command += share_words(tag, str(path), "off")
         command += [
             "-chardev", f"socket,id=hwrx,fd={port}",
             "-device", "virtio-serial-pci",
@@ -444,11 +444,9 @@ class Guest:
         return self._port
 
     def _open(self, what: requests.Open) -> Pipe:
-        port = self._need_port()
-        if port.problem:
-            self._settle()
-            raise self.failure(port.problem)
-        return port.open(what)
+        if gone := self.why_gone():
+            raise gone
+        return self._need_port().open(what)
 
     # --- going down --------------------------------------------------------------------------------------------
 
@@ -485,12 +483,3 @@ class Guest:
                 if output is not None:
                     output.write(line)
                     output.flush()
-
-
-def _share_words(tag: str, path: str, readonly: Literal["on", "off"] = "on") -> list[str]:
-    """Return words for QEMU that let the guest mount a folder of this machine by its tag."""
-    name, where = tag.replace(".", "-"), path.replace(",", ",,")
-    return [
-        "-fsdev", f"local,id={name},path={where},security_model=none,multidevs=remap,readonly={readonly}",
-        "-device", f"virtio-9p-pci,fsdev={name},mount_tag={tag}",
-    ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from hwrx.control.guest_boot import Boot
 from hwrx.control.messages import Role
 from hwrx.control.peers import Peer
 from hwrx.control.places import Place
@@ -16,6 +17,7 @@ class Testbed(Protocol):
 
     places: Mapping[Role, Place]
     alone: bool  # nobody else uses the machine that both ends are on
+    boot: Boot | None  # what its guests were booted with; None: it has none
 
     def start(self, role: Role) -> Peer:
         """Start the agent of one end."""

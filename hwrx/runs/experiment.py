@@ -87,7 +87,7 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # CPU of the client and of the server: see hwrx.machine.placement, which chooses those that are not given
     cpu: Annotated[tuple[Annotated[int, Meta(ge=0, le=8191)], ...], Meta(max_length=2)] | Literal["any"] = ()
     numa: Annotated[int, Meta(ge=0, le=1023)] | None = None  # node from which hwrx takes CPUs
-    # topology hosts: hosts of the inventory that send, those that receive, and which to which (hwrx.control.nodes)
+    # hosts of the inventory that send, or guests of topology wire; those that receive; which to which (control.nodes)
     clients: Annotated[tuple[Nodes, ...], Meta(max_length=1000)] = ()
     servers: Annotated[tuple[Nodes, ...], Meta(max_length=1000)] = ()  # (): the clients themselves
     traffic: Traffic = "incast"
@@ -109,6 +109,16 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pattern: dict[str, Overrides] = {}
     size: dict[str, Overrides] = {}
     path: dict[str, Overrides] = {}
+
+    @property
+    def between_machines(self) -> bool:
+        """Whether each end is on a machine of its own, with a clock of its own."""
+        return topologies.KNOWN[self.topology].many
+
+    @property
+    def between_guests(self) -> bool:
+        """Whether each end is in a guest of its own, which hwrx boots."""
+        return self.between_machines and topologies.KNOWN[self.topology].where == "guest"
 
 
 # --- from a file, from options -------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from typing import Any
 from hwrx.control import nodes
 from hwrx.control.endings import ENDS
 from hwrx.control.environment import Host
+from hwrx.control.guest_boot import Boot
 from hwrx.control.messages import Describe, Described, Role, Setting
-from hwrx.control.peers import Peer, start_peers
+from hwrx.control.peers import Peer, Way, start_peers
 from hwrx.control.places import Place
 from hwrx.errors import MachineError, PeerError, SilenceError, UsageError
 from hwrx.runs.addresses import need_one_family, own_address
@@ -22,6 +23,7 @@ class HostsBed:
     """Hosts by name. See `hwrx.runs.beds.Testbed`; which of them are the ends of a trial its setting says."""
 
     alone = False
+    boot: Boot | None = None
 
     def __init__(self, hosts: Sequence[Host]) -> None:
         self.hosts = {host.name: host for host in hosts}
@@ -47,7 +49,7 @@ class HostsBed:
 
     def start_ends(self, ends: Sequence[End]) -> dict[End, Peer]:
         """Start agents, several at a time; the first that cannot be is raised, and none is then left."""
-        wanted = {end: (self._find(end[1]).agent_command(), name_end(end)) for end in ends}
+        wanted = {end: (self._way_to(end), name_end(end)) for end in ends}
         started = start_peers(wanted)
         failed = [each for each in started.values() if isinstance(each, PeerError)]
         peers = {end: peer for end, peer in started.items() if isinstance(peer, Peer)}
@@ -75,6 +77,15 @@ class HostsBed:
         # pyverbs and pyudev: not needed where only a guest is measured
         from hwrx.machine import description
 
+        return {
+            "wire": f"between {len(self.hosts)} hosts of the inventory",
+            "emulated": False,
+            "machine": description.describe_machine(),
+            **self._describe_hosts(),
+        }
+
+    def _describe_hosts(self) -> Manifest:
+        """Ask an agent at each host what machine it is on, and how that one's clock is kept."""
         peers = self.start_ends([("client", name, 0) for name in self.hosts])
         machines, clocks = {}, {}
         try:
@@ -84,13 +95,10 @@ class HostsBed:
         finally:
             for peer in peers.values():
                 peer.close()
-        return {
-            "wire": f"between {len(self.hosts)} hosts of the inventory",
-            "emulated": False,
-            "machine": description.describe_machine(),
-            "host machines": machines,
-            "host clocks": clocks,
-        }
+        return {"host machines": machines, "host clocks": clocks}
+
+    def _way_to(self, end: End) -> Way:
+        return self._find(end[1]).agent_command()
 
     def _find(self, name: str) -> Host:
         if name not in self.hosts:

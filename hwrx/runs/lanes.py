@@ -132,7 +132,10 @@ def _carried_out(part: Callable[[], None], ended: queue.SimpleQueue[BaseExceptio
 
 def has_room(guests: int, memory: int, meminfo: Path = Path("/proc/meminfo")) -> bool:
     """Whether this machine has a CPU, and `memory` bytes, for each of several guests of one CPU."""
-    if len(os.sched_getaffinity(0)) < guests:
-        return False
+    return len(os.sched_getaffinity(0)) >= guests and available_memory(meminfo) >= guests * memory
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Return the bytes that programs can still have on this machine; 0 if the kernel does not say."""
     available = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo.read_text(encoding="utf-8"), re.MULTILINE)
-    return available is not None and int(available[1]) << 10 >= guests * memory
+    return 0 if available is None else int(available[1]) << 10

@@ -184,7 +184,8 @@ def _check_cpus(setting: Setting, experiment: Experiment) -> None:
             " other",
             remedy="wait by event, or use the clock wall",
         )
-    if len(experiment.cpu) == 2 and experiment.cpu[0] == experiment.cpu[1] and experiment.topology != "hosts":
+    one_machine = not experiment.between_machines
+    if one_machine and len(experiment.cpu) == 2 and experiment.cpu[0] == experiment.cpu[1]:
         raise UsageError(
             f"both ends are to share CPU {experiment.cpu[0]}, and two ends that wait by {setting.wait} take it from"
             " each other",

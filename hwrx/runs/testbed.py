@@ -24,7 +24,7 @@ from hwrx.control.places import Place
 from hwrx.errors import MachineError, SilenceError, UsageError
 from hwrx.host.outside import clean_text
 from hwrx.runs import experiment as experiments
-from hwrx.runs import traffic
+from hwrx.runs import guests, traffic
 from hwrx.runs.addresses import need_one_family, own_address
 from hwrx.runs.beds import Testbed
 from hwrx.runs.experiment import Experiment
@@ -90,6 +90,7 @@ class Bed:
     """Two places, reached by the peers' names."""
 
     alone = False
+    boot: Boot | None = None
 
     def __init__(self, places: Mapping[Role, Place], peers: Mapping[Role, str | Host], about: dict[str, Any]) -> None:
         self.places = places
@@ -143,7 +144,7 @@ class GuestBed:
 
     def __init__(self, guest: Guest, boot: Boot = LABS_OWN) -> None:
         self.guest = guest
-        self.boot = boot
+        self.boot: Boot | None = boot
         self.places: Mapping[Role, Place] = {role: guest.places[role] for role in ("client", "server")}
 
     def start(self, role: Role) -> Peer:
@@ -178,17 +179,21 @@ class GuestBed:
         }
 
 
+Booted = GuestBed | guests.GuestsBed  # with all that is in it
+
+
 # --- what can be had where -----------------------------------------------------------------------------------------
 
 
 def settle_clock(experiment: Experiment, wanted: Wanted, say: Say = lambda stage, text: None) -> Experiment:
     """Return the experiment with its clock decided: `auto` counts instructions unless time means something.
 
-    Time means something on devices and kernels of real machines, and in a guest that hardware executes.
+    Time means something on devices and kernels of real machines, and in a guest that hardware executes. Several guests
+    have no other clock in common than the wall's.
     """
     if experiment.clock != "auto":
         return experiment
-    if in_guest(experiment, wanted):
+    if in_guest(experiment, wanted) and not topology.find_topology(experiment.topology).many:
         # what runs in a guest imports this module, too, and starts no machine
         from hwrx.lab import accelerator, kernel
 
@@ -217,6 +222,8 @@ def check_wanted(experiment: Experiment, wanted: Wanted) -> None:
             " --peer-device or --peer-address",
         )
     _check_named(experiment, wanted)
+    if experiment.between_guests:
+        guests.check_guests(experiment.topology, experiment.clock, traffic.hosts_of(experiment), here=wanted.here)
     where = _kind(experiment, wanted)
     if where != "a guest":
         _need_no_guest(experiment, wanted, where)
@@ -249,7 +256,8 @@ def _check_named(experiment: Experiment, wanted: Wanted) -> None:
             "the ends are hosts of the inventory, which says their devices and addresses",
             remedy="leave out --device, --peer, --peer-device, --peer-address and --address",
         )
-    if (several := traffic.hosts_of(experiment)) and not wanted.hosts:
+    several = [] if experiment.between_guests else traffic.hosts_of(experiment)
+    if several and not wanted.hosts:
         raise UsageError(
             f"the experiment is between {len(several)} hosts, and no inventory says how they are reached",
             remedy="--bench FILE, or bench.toml here: hwrx bench --help",
@@ -262,17 +270,17 @@ def _check_named(experiment: Experiment, wanted: Wanted) -> None:
 
 def _need_no_guest(experiment: Experiment, wanted: Wanted, where: str) -> None:
     """UsageError if the experiment asks for what only a guest has."""
-    guests = "a topology in a guest: --topology netns, pair or nic, without --here, --device and --peer"
+    instead = "a topology in a guest: --topology netns, pair or nic, without --here, --device and --peer"
     if experiment.clock == "icount":
-        raise UsageError(f"the clock icount counts a guest's instructions, and {where} is none", remedy=guests)
+        raise UsageError(f"the clock icount counts a guest's instructions, and {where} is none", remedy=instead)
     if experiment.kernel is not None:
         raise UsageError(
-            f"the kernel '{experiment.kernel}' is for a guest, and {where} runs this machine's", remedy=guests
+            f"the kernel '{experiment.kernel}' is for a guest, and {where} runs this machine's", remedy=instead
         )
     if experiment.boot:
-        raise UsageError(f"boot is for a guest's kernel, and {where} runs this machine's", remedy=guests)
+        raise UsageError(f"boot is for a guest's kernel, and {where} runs this machine's", remedy=instead)
     for field in sorted(experiments.given_fields(experiment).intersection(MACHINE)):
-        raise UsageError(f"{field} is what a guest is booted with, and {where} is none", remedy=guests)
+        raise UsageError(f"{field} is what a guest is booted with, and {where} is none", remedy=instead)
     if wanted.log is not None:
         raise UsageError(f"--log takes what a guest prints, and {where} is none", remedy="leave out --log")
 
@@ -401,17 +409,25 @@ def opened_bed(
         from hwrx.lab import vm
         from hwrx.lab.boot import kernel_words
 
-        huge_pages = "huge_pages" in experiments.given_fields(experiment)
+        words = kernel_words(boot, huge_pages="huge_pages" in experiments.given_fields(experiment))
+        append, options = (*experiment.boot, *words), _options(experiment)
+        if experiment.between_guests:
+            with guests.guests_on_a_wire(
+                traffic.hosts_of(experiment), say, boot=boot, kernel=experiment.kernel, append=append, options=options,
+                log=wanted.log, held=held,
+            ) as several:  # fmt: skip
+                yield several
+            return
         assert experiment.clock != "auto"  # settled before the plan
         guest = vm.Guest(
             experiment.topology,
             kernel=experiment.kernel,
             clock=experiment.clock,
             copies_priced=boot.copies_priced,
-            append=(*experiment.boot, *kernel_words(boot, huge_pages=huge_pages)),
+            append=append,
             qemu=qemu,
             descriptors=descriptors,
-            options=_options(experiment),
+            options=options,
             log=wanted.log,
             progress=say,
         )

@@ -10,6 +10,9 @@ from hwrx.control.messages import Setting
 from hwrx.errors import UsageError
 from hwrx.runs.overrides import Overrides
 
+MANY = 'topology = "hosts", or guests: topology = "wire"'
+TWO_GUESTS = "client>server"  # what a wire between guests has if nobody names others
+
 
 class Asked(Protocol):
     """What is read of an experiment."""
@@ -17,6 +20,14 @@ class Asked(Protocol):
     @property
     def topology(self) -> str:
         """Its topology."""
+
+    @property
+    def between_machines(self) -> bool:
+        """Whether each end is on a machine of its own."""
+
+    @property
+    def between_guests(self) -> bool:
+        """Whether those are guests that hwrx boots."""
 
     @property
     def clients(self) -> tuple[str, ...]:
@@ -52,22 +63,29 @@ def check_traffic(source: str, experiment: Asked, given: Collection[str]) -> Non
 
     :param given: the fields of a setting that are given anywhere
     """
+    many = experiment.between_machines
     if not experiment.clients:
         if experiment.servers or experiment.traffic != "incast":
             key = "servers" if experiment.servers else "traffic"
             raise UsageError(f"{source}: {key}: it needs hosts that send", remedy='clients = ["node[1-8]"]')
-        if "flows" in given and experiment.topology != "hosts":
-            raise UsageError(f"{source}: flows: it is between hosts", remedy='topology = "hosts"')
+        if "flows" in given and not many:
+            raise UsageError(f"{source}: flows: it is between hosts", remedy=MANY)
+        if experiment.between_guests:
+            _check_ends(source, experiment)
         return
-    if experiment.topology != "hosts":
-        raise UsageError(
-            f"{source}: clients: they are hosts, and the topology is '{experiment.topology}'",
-            remedy='topology = "hosts"',
-        )
+    if not many:
+        raise UsageError(f"{source}: clients: they are hosts, and the topology is '{experiment.topology}'", remedy=MANY)
     if "flows" in given:
         raise UsageError(f"{source}: flows: clients, servers and traffic say it", remedy="leave out either")
     if not experiment.servers and experiment.traffic == "incast":
         raise UsageError(f"{source}: servers: an incast needs a host that receives", remedy='servers = ["sink"]')
+    _check_ends(source, experiment)
+    if not flows_of(experiment):
+        raise UsageError(f"{source}: clients: none of them sends to another host", remedy="name other servers")
+
+
+def _check_ends(source: str, experiment: Asked) -> None:
+    """UsageError if the experiment asks for what ends on machines of their own do not have."""
     for key in ("trace", "anatomy"):
         if getattr(experiment, key):
             raise UsageError(f"{source}: {key}: it is of two ends on one kernel, not of hosts", remedy=f"{key} = false")
@@ -76,14 +94,13 @@ def check_traffic(source: str, experiment: Asked, given: Collection[str]) -> Non
             f"{source}: cpu and numa: each host has CPUs of its own",
             remedy="`cpus` or `numa` of the host in the inventory",
         )
-    if not flows_of(experiment):
-        raise UsageError(f"{source}: clients: none of them sends to another host", remedy="name other servers")
 
 
 def flows_of(experiment: Asked) -> list[str]:
     """Return the `flows` of the settings, each of which is measured alone; [""] if the experiment is of two ends."""
     if not experiment.clients:
-        return [""]
+        given = "flows" in experiment.setting or "flows" in experiment.sweep
+        return [TWO_GUESTS if experiment.between_guests and not given else ""]
     clients, servers = _names(experiment.clients), _names(experiment.servers or experiment.clients)
     return [words for words in nodes.write_flows(experiment.traffic, clients, servers) if not words.startswith(">")]
 

@@ -21,11 +21,12 @@ from hwrx.lab.vm import Guest
 from hwrx.report.published import open_published
 from hwrx.report.reported import ReportedRun
 from hwrx.runs import experiment as experiments
-from hwrx.runs import planning, testbed
+from hwrx.runs import planning, testbed, traffic
 from hwrx.runs.beds import Testbed
 from hwrx.runs.experiment import Experiment, WantedClock, described_experiment
+from hwrx.runs.guests import GuestsBed
 from hwrx.runs.overrides import LISTED
-from hwrx.runs.testbed import Bed, GuestBed, Wanted
+from hwrx.runs.testbed import Bed, Booted, GuestBed, Wanted
 from hwrx.scripting.progress import Listener, Listening
 from hwrx.timelines.walk import Journey
 from hwrx.wires import topology as topologies
@@ -113,7 +114,8 @@ class Lab:
     A context manager: put up on entering, taken down on leaving. Enter it in a thread that lives as long as it does
     (the main one): QEMU is told to die with the thread that started it. One thing at a time is done in a lab.
 
-    :param topology: "pair", "nic", "queues", "router", "netns" or "here"
+    :param topology: "pair", "nic", "queues", "router", "wire", "netns" or "here"
+    :param guests: of the topology "wire", sets of names: ("guest[1-3]", "sink"); (): "client" and "server"
     :param kernel: of the guest: a version ("6.12"), or the path of a vmlinuz; None: the lab's own
     :param clock: "icount" counts guest instructions, "wall" measures time, "auto" counts where the guest is emulated
     :param boot: words for the guest's kernel command line
@@ -132,6 +134,7 @@ class Lab:
         self,
         topology: str = "pair",
         *,
+        guests: Sequence[str] = (),
         kernel: str | None = None,
         clock: WantedClock = "auto",
         boot: Sequence[str] = (),
@@ -159,6 +162,8 @@ class Lab:
             "boot": list(boot) or None,
             "wire_mtu": wire_mtu,
             "huge_pages": huge_pages or None,
+            "clients": list(guests) or None,  # as if all sent to all: so many are there
+            "traffic": "all-to-all" if guests else None,
             **{name: value for name, value in _booted_with(self._boot).items() if name != "copies_priced"},
         }
         self._experiment = experiments.from_options(name="lab", paths=["udp"], source="the lab", **own)
@@ -201,9 +206,15 @@ class Lab:
 
     @property
     def guest(self) -> Guest | None:
-        """The virtual machine; None if the topology is this machine's."""
+        """The virtual machine; None if the topology is this machine's, or there are several: see `guests`."""
         bed = self._need_bed()
         return bed.guest if isinstance(bed, GuestBed) else None
+
+    @property
+    def guests(self) -> Mapping[str, Guest]:
+        """The virtual machines of the topology "wire", by their names; of another topology there are none."""
+        bed = self._need_bed()
+        return bed.guests if isinstance(bed, GuestsBed) else {}
 
     @property
     def places(self) -> Mapping[Role, Place]:
@@ -241,29 +252,34 @@ class Lab:
             )
 
     def run(
-        self, argv: Sequence[str], *, end: Role | None = None, limit: float = 60.0
+        self, argv: Sequence[str], *, end: str | None = None, limit: float = 60.0
     ) -> subprocess.CompletedProcess[str]:
         """Run a command where the topology is, as root of the guest, and return what it printed and its exit code.
 
         Of a command in a guest standard error is mixed into `stdout`.
 
         :param argv: the command and its arguments
-        :param end: "client" or "server": in the network namespace of that end, if it has one
+        :param end: "client" or "server": in the network namespace of that end, if it has one; of the topology "wire"
+            the name of a guest, and without it the first
         :param limit: seconds of this machine's clock after which it is killed
         :raises UsageError: if there is no such command, or no such end
         :raises GuestError: if it does not end in time
         """
         bed = self._need_bed()
-        if end not in (None, "client", "server"):
-            raise UsageError(f"a topology has no end '{end}'", remedy='end="client" or end="server"')
+        ends = list(bed.guests) if isinstance(bed, GuestsBed) else topologies.ENDS
+        if end is not None and end not in ends:
+            raise UsageError(f"this topology has no end '{end}'", remedy=f"one of: {', '.join(ends)}")
         if not argv or isinstance(argv, str):
             raise UsageError("a command is a list of its words", remedy='lab.run(["ip", "link"])')
         with self._one_at_a_time():
+            if isinstance(bed, GuestsBed):
+                return bed.guests[end or ends[0]].run(argv, limit=limit)
+            role = next((role for role in topologies.ENDS if role == end), None)
             if isinstance(bed, GuestBed):
-                namespace = parse_environment(bed.guest.peers.get(end, "local")).netns if end else None
+                namespace = parse_environment(bed.guest.peers.get(role, "local")).netns if role else None
                 return bed.guest.run(argv, limit=limit, netns=namespace)
             assert isinstance(bed, Bed)
-            namespace = bed.namespace_of(end) if end else None
+            namespace = bed.namespace_of(role) if role else None
             return _run_here(argv, namespace, limit)
 
     def walk(self, *paths: str, size: int = 64, messages: int = walking.MESSAGES, wait: str = "event") -> list[Journey]:
@@ -357,7 +373,12 @@ class Lab:
             booted = {name: value for name, value in booted.items() if name not in experiments.given_fields(asked_for)}
             found = describe_comparison(file, {**lab_own, **booted, **given})
         boots = planning.boots_of(planning.plan_run(found, testbed.setting_checker(found, self._wanted)))
-        if isinstance(self._bed, GuestBed) and (other := [boot for boot in boots if boot != self._boot]):
+        if isinstance(self._bed, GuestsBed) and (more := set(traffic.hosts_of(found)) - set(self._bed.guests)):
+            raise UsageError(
+                f"this lab has no guest {', '.join(sorted(more))}",
+                remedy=f"clients and servers of: {', '.join(self._bed.guests)}; or hwrx.Lab(…, guests=…)",
+            )
+        if isinstance(self._bed, Booted) and (other := [boot for boot in boots if boot != self._boot]):
             raise UsageError(
                 f"this lab was booted with {self._boot}, and the comparison wants {other[0]}",
                 remedy="a lab for each: hwrx.Lab(…, init_on_alloc=…); or hwrx.compare, which boots all of them",

@@ -13,7 +13,6 @@ import msgspec
 
 from hwrx.control.messages import Setting
 from hwrx.runs import reading
-from hwrx.runs.testbed import GuestBed
 from hwrx.runs.trials import Trial
 
 if TYPE_CHECKING:
@@ -53,8 +52,7 @@ def trials_without(
     run = reading.load_run(writer.path)
     found = [rows for name in tables if (rows := run.table(name)) is not None]
     known = {trial for rows in found for trial in rows["trial"].to_pylist()}
-    boot = testbed.boot if isinstance(testbed, GuestBed) else None
     for line in run.journal:
         setting = msgspec.convert(line["setting"], Setting)
-        if line["status"] == "ok" and line["trial"] not in known and boot in (None, setting.boot):
+        if line["status"] == "ok" and line["trial"] not in known and testbed.boot in (None, setting.boot):
             yield Trial(number=line["trial"], repeat=line["repeat"], setting=setting, label=line["label"]), line, run

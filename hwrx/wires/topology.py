@@ -4,6 +4,7 @@
 initial namespace with an rxe device on each end, for verbs and sockets alike: rxe owns UDP port 4791 of the initial
 namespace only, so both its ends must be there. `nic` is two Intel 82574L on one Ethernet segment, given to a guest,
 with an rxe device on each if the kernel has rxe; `queues` two virtio NICs, of which one has several receive queues.
+`wire` is between guests, and put up in each of them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from hwrx.host.ipv6 import why_no_ipv6
 from hwrx.host.netns import entered_namespace
 from hwrx.host.undo import Undo
 from hwrx.verbs.rxe import RXE_MODULE, VERBS, add_rxe, load_rxe, wait_for_gid
-from hwrx.wires import reaching, taps
+from hwrx.wires import reaching, stations, taps
 from hwrx.wires.router import routed_namespaces
 
 NETDEVS = Path("/sys/class/net")
@@ -172,6 +173,13 @@ def queues() -> Iterator[Made]:
 
 
 @contextlib.contextmanager
+def wire(*, number: int = 0, guests: int = 0, mtu: int = 1500) -> Iterator[Made]:
+    """One guest's end of a wire between guests: either end of a flow may be there. See `stations.station_up`."""
+    with stations.station_up(number, guests, mtu) as places:
+        yield Made(places, dict.fromkeys(ENDS, "local"))
+
+
+@contextlib.contextmanager
 def _two_nics(
     what: str,
     used: Mapping[Role, str],
@@ -276,7 +284,8 @@ class Topology(Struct, frozen=True, kw_only=True):
     `machine`: nothing is put up. `named`: the user names both ends. `sentence` says what it is, `brief` in a few words
     for captions. `verbs`: whether its ends have verbs devices. `mtu`, `netem`: whether its wire takes another MTU, and
     can be made worse. `nics`: its ends have NICs that hwrx has a driver for. `iommu`: its guest has one. `standing`:
-    its ends, if both are in the namespace in which it is put up.
+    its ends, if both are in the namespace in which it is put up. `many`: each end is on a machine of its own, with a
+    clock of its own; there may be more.
 
     What it needs of a guest: `hardware` are words for QEMU, `append` words for the kernel's command line, `modules` are
     loaded while Python starts; without those of them that are `optional` it can be put up, too. `outside` puts up what
@@ -295,6 +304,7 @@ class Topology(Struct, frozen=True, kw_only=True):
     netem: bool = False
     nics: bool = False
     iommu: bool = False
+    many: bool = False
     hardware: tuple[str, ...] = ()
     append: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
@@ -373,6 +383,19 @@ KNOWN: dict[str, Topology] = {
             outside=taps.bridged_taps,
         ),
         Topology(
+            name="wire",
+            where="guest",
+            sentence="guests on one wire, each with a kernel and a SoftRoCE device of its own",
+            brief="guests on one wire",
+            guess=msgspec.structs.replace(EMULATED, message=800e-6, start=60.0, basis="emulated guests"),
+            make=wire,
+            verbs=True,
+            mtu=True,
+            many=True,
+            modules=(stations.MODULE, RXE_MODULE),
+            optional=(RXE_MODULE,),
+        ),
+        Topology(
             name="here",
             where="machine",
             sentence="the loopback device of this machine",
@@ -385,6 +408,7 @@ KNOWN: dict[str, Topology] = {
             sentence="devices or addresses that the user names, of this machine and of its peer",
             brief="devices of this machine and its peer",
             guess=Guess(10e-6, 0.3e-9, 0.3, 2.0, "two hosts"),
+            many=True,
         ),
     )
 }
@@ -393,6 +417,8 @@ if TYPE_CHECKING:
 else:
     Name = Literal[tuple(KNOWN)]  # what a file may name
 TOPOLOGIES = {name: topology for name, topology in KNOWN.items() if topology.make is not None}  # that can be put up
+ON_ONE_KERNEL = tuple(name for name, topology in TOPOLOGIES.items() if not topology.many)
+BETWEEN_MACHINES = tuple(name for name, topology in KNOWN.items() if topology.many)
 WITH_VERBS = tuple(name for name, topology in TOPOLOGIES.items() if topology.verbs)
 WITH_MTU = tuple(name for name, topology in TOPOLOGIES.items() if topology.mtu)
 WITH_NICS = tuple(name for name, topology in TOPOLOGIES.items() if topology.nics)

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from hwrx import paths
+from hwrx.campaign import walking
 from hwrx.cli import main
 from hwrx.control.guest_boot import Boot
 from hwrx.control.messages import Setting
@@ -17,7 +18,7 @@ from hwrx.lab import accelerator
 from hwrx.lab.accelerator import Accelerator
 from hwrx.lab.boot import kernel_words
 from hwrx.lab.vm import Guest
-from hwrx.runs import estimate, experiment, planning, testbed
+from hwrx.runs import estimate, experiment, planning, testbed, traffic
 from hwrx.runs.experiment import Experiment
 from hwrx.runs.testbed import Wanted
 
@@ -57,6 +58,9 @@ def asked(**options: Any) -> Experiment:
         ({"topology": "pair"}, Wanted(devices=DEVICES), "the topology 'pair' is not put up"),
         ({"topology": "hosts"}, Wanted(), "'hosts' needs its two ends named"),
         ({"topology": "hosts", "trace": True}, SSH, "the two ends are on two machines"),
+        ({"topology": "wire", "clock": "icount"}, Wanted(), "icount counts one guest's instructions"),
+        ({"topology": "wire"}, Wanted(here=True), "is between guests, and --here boots none"),
+        ({"topology": "wire", "clients": ["g[1-70]"], "servers": ["s"]}, Wanted(), "71 guests are more than the 64"),
         (
             {"topology": "hosts"},
             Wanted(devices=DEVICES, peer_address="192.0.2.7"),
@@ -96,6 +100,7 @@ def test_what_a_testbed_has_is_taken(options: dict[str, Any], wanted: Wanted) ->
         ({"topology": "nic"}, Wanted(), "tcg", "icount"),
         ({"topology": "nic"}, Wanted(), "kvm", "wall"),
         ({"topology": "hosts"}, Wanted(devices=DEVICES), "tcg", "wall"),
+        ({"topology": "wire"}, Wanted(), "tcg", "wall"),
         ({"topology": "pair"}, Wanted(here=True), "tcg", "wall"),
         ({"topology": "here"}, Wanted(), "tcg", "wall"),
         ({"topology": "netns"}, Wanted(), "tcg", "wall"),
@@ -291,9 +296,22 @@ def test_an_option_wins_over_whatever_the_file_says() -> None:
 
 
 def test_settings_of_every_shipped_topology_have_an_estimate() -> None:
-    for name in ("here", "netns", "pair", "nic", "queues", "hosts"):
+    for name in ("here", "netns", "pair", "nic", "queues", "wire", "hosts"):
         assert estimate.estimate_run(planning.plan_run(asked(topology=name))).seconds > 0
     assert Setting(path="udp").copies_priced == "byte"
+
+
+def test_a_wire_between_guests_has_two_of_them_unless_others_are_named() -> None:
+    assert traffic.hosts_of(asked(topology="wire")) == ["client", "server"]
+    (setting,) = planning.plan_run(asked(topology="wire")).settings
+    assert setting.flows == "client>server"
+    many = asked(topology="wire", clients=["g[1-2]"], servers=["sink"])
+    assert traffic.hosts_of(many) == ["g1", "sink", "g2"]
+    assert traffic.hosts_of(asked(topology="wire", setting={"flows": "a<>b"})) == ["a", "b"]
+    with pytest.raises(UsageError, match="it is of two ends on one kernel"):
+        asked(topology="wire", trace=True)
+    with pytest.raises(UsageError, match="one kernel stamps the stages"):
+        walking.describe_walk(["udp"], size=64, topology="wire")
 
 
 # --- the commands --------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def with_hosts(
 
     :raises UsageError: if one is not in it, or there is none.
     """
-    several = traffic.hosts_of(experiment)
+    several = [] if experiment.between_guests else traffic.hosts_of(experiment)
     if not several and client is None and server is None:
         return wanted
     inventory = load_bench(bench)
