@@ -223,6 +223,21 @@ def test_ports_that_are_no_pairs_are_refused(
     assert said in printed and "remedy: " in printed
 
 
+@pytest.mark.parametrize(
+    ("how", "flows"), [("together", ["a-port[1-2]>>b-port[1-2]"]), ("turn", ["a-port1>b-port1", "a-port2>b-port2"])]
+)
+def test_all_ports_are_planned_in_turn_or_together(
+    how: str, flows: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bench.toml"
+    file.write_text("".join(f'[hosts.{name}]\nports = [{{verbs = "x"}}, {{verbs = "y"}}]\n' for name in "ab"))
+    words = ["compare", "--paths", "rdma-send", "--repeats", "1", "--dry-run", "--bench", str(file)]
+    assert main([*words, "--client", "a", "--server", "b", "--all-ports", how]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"rdma-send 64 B pingpong event {each}" in printed for each in flows)
+    assert f"{len(flows)} trial" in printed
+
+
 # --- who sends to whom ---------------------------------------------------------------------------------------------
 
 
