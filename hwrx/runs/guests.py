@@ -80,8 +80,8 @@ class GuestsBed(HostsBed):
             **hosts,
         }
 
-    def dropped(self) -> dict[str, int]:
-        """Return how many frames for each guest the wire has dropped; empty if it can drop none."""
+    def wire_drops(self) -> dict[str, int]:
+        """See HostsBed; empty between two guests, where nothing stands that could drop a frame."""
         return {name: counts["dropped"] for name, counts in zip(self.guests, self._cable.counts(), strict=False)}
 
     def _way_to(self, end: End) -> Way:

@@ -45,7 +45,7 @@ def test_every_message_of_three_that_send_to_one_is_accounted_for(bed: GuestsBed
     told = found.between["by_flow"]
     assert {(flow["client"], flow["server"]) for flow in told} == {(f"guest{k}", "sink") for k in (1, 2, 3)}
     assert found.lost == []
-    dropped = sum(bed.dropped().values())
+    dropped = any("on_the_wire" in host for host in found.between["by_host"])
     for flow in told:
         assert flow["posted"] == flow["expected"] == flow["delivered"] + flow["lost"] == 316
         assert flow["corrupt"] == 0
