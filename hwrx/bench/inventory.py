@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -25,6 +24,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hwrx.bench import labgrid, netconfig
+from hwrx.bench.ports import PortEntry, PortNumber, Text, check_address, check_ports, port_hosts
 from hwrx.control.environment import Host, parse_environment
 from hwrx.control.nodes import expand_nodes
 from hwrx.errors import UsageError
@@ -39,7 +39,6 @@ SPREAD = {"address", "netdev", "verbs"}  # what may be a set, of as many values 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Table = Mapping[str, Any]  # as TOML, or another file, has it
-Text = Annotated[str, Meta(min_length=1, max_length=4000)]
 Cpu = Annotated[int, Meta(ge=0, le=8191)]
 
 
@@ -59,6 +58,8 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     address: Text | None = None  # of the wire that is measured
     netdev: Text | None = None
     verbs: Text | None = None
+    port: PortNumber = 1  # of the verbs device
+    ports: Annotated[tuple[PortEntry, ...], Meta(max_length=256)] = ()  # each is a host, too: see hwrx.bench.ports
     cpus: Annotated[tuple[Cpu, ...], Meta(max_length=1024)] = ()
     numa: Annotated[int, Meta(ge=0, le=1023)] | None = None
     power: Power = Power()
@@ -71,6 +72,7 @@ class BenchHost(Struct, frozen=True, kw_only=True):
     host: Host
     power: Power = Power()
     console: str | None = None
+    ports: tuple[Host, ...] = ()  # of the machine, each as a host of its own
 
 
 class Bench(Struct, frozen=True, kw_only=True):
@@ -162,6 +164,14 @@ def build_bench(content: Table, source: str) -> Bench:
                 raise UsageError(f"{source}: the host '{name}' stands in two tables", remedy="give each host one table")
             entry = {**merged, **{key: values[place] for key, values in spread.items()}}
             hosts[name] = _build_host(source, where, name, entry)
+    for host in list(hosts.values()):
+        for port in host.ports:
+            if port.name in hosts:
+                raise UsageError(
+                    f"{source}: '{port.name}' is a port of '{host.host.name}', and a host of its own",
+                    remedy="give that host another name",
+                )
+            hosts[port.name] = BenchHost(host=port)
     if not hosts:
         raise UsageError(f"{source}: it has no hosts", remedy='[hosts.NAME], with reach = "ssh:HOST"')
     return Bench(source=source, hosts=hosts)
@@ -172,6 +182,9 @@ def _check_entry(source: str, where: str, table: Table) -> None:
     for key, value in table.items():
         if key not in fields:
             raise checked.unknown_field(source, f"{where}.{key}", fields, key=key)
+        if key == "ports":
+            check_ports(source, f"{where}.ports", value)
+            continue
         if key == "power" and isinstance(value, dict):
             inner = {field.name: field.type for field in msgspec.structs.fields(Power)}
             for name, command in value.items():
@@ -204,25 +217,22 @@ def _build_host(source: str, where: str, name: str, table: Table) -> BenchHost:
     except UsageError as error:
         raise UsageError(f"{source}: {where}.reach: {error.args[0]}", remedy=error.remedy) from None
     if entry.address is not None:
-        try:
-            ipaddress.ip_address(entry.address)
-        except ValueError:
-            raise UsageError(
-                f"{source}: {where}.address: '{clean_name(entry.address)}' is not an IP address",
-                remedy="for example 192.0.2.7 or fe80::7%eth1",
-            ) from None
+        check_address(source, f"{where}.address", entry.address)
+    host = Host(
+        name=name,
+        reach=entry.reach,
+        hwrx=entry.hwrx or "",
+        address=entry.address or "",
+        netdev=entry.netdev,
+        verbs=entry.verbs,
+        port=entry.port,
+        cpus=entry.cpus,
+        numa=entry.numa,
+    )
     given = {key: command for key, command in msgspec.to_builtins(entry.power).items() if command is not None}
     return BenchHost(
-        host=Host(
-            name=name,
-            reach=entry.reach,
-            hwrx=entry.hwrx or "",
-            address=entry.address or "",
-            netdev=entry.netdev,
-            verbs=entry.verbs,
-            cpus=entry.cpus,
-            numa=entry.numa,
-        ),
+        host=host,
+        ports=tuple(port_hosts(host, entry.ports)),
         power=Power(**{key: command.replace("{host}", name) for key, command in given.items()}),
         console=entry.console,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hwrx.commands.shared.bench_options import host_options, with_hosts
+from hwrx.commands.shared.bench_options import host_options, match_ports, with_hosts
 from hwrx.commands.shared.options import Many, experiment_options
 from hwrx.commands.shared.running import run_and_report
 from hwrx.errors import UsageError
@@ -31,6 +31,11 @@ PUT_UP = [name for name, known in topologies.KNOWN.items() if known.where != "na
 @click.option("--peer-address", help="IP address of the peer, for sockets.")
 @click.option("--address", help="The client's own IP address, for sockets [the one that leads to the peer's].")
 @host_options
+@click.option(
+    "--all-ports",
+    type=click.Choice(["turn", "together"]),
+    help="All ports that the inventory has of client and server, pair by pair: in turn, or at the same time.",
+)
 @click.option("--log", type=click.Path(path_type=Path), help="File that gets all that a guest prints.")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Where run directories go.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that did not end.")
@@ -48,6 +53,7 @@ def compare(
     client: str | None,
     server: str | None,
     bench: Path | None,
+    all_ports: str | None,
     log: Path | None,
     runs: Path,
     resume: Path | None,
@@ -68,6 +74,8 @@ def compare(
       hwrx compare --paths udp --peer ssh:other --peer-address 192.0.2.7 --cpu 2,2
       hwrx compare --paths udp,tcp --client node1 --server node2
       hwrx compare --paths udp --clients 'node[1-8]' --servers sink --traffic incast
+      hwrx compare --paths rdma-send --client node1 --server node2 --all-ports together
+      hwrx compare --paths udp,rdma-send --topology wire
     """
     if log is not None:
         disk.check_target(log)
@@ -87,6 +95,9 @@ def compare(
         wanted = with_hosts(wanted, experiment, bench, client, server)
         run_and_report(experiment, wanted, runs=runs, dry_run=dry_run, as_json=as_json, resume=resume)
         return
+    if all_ports is not None:
+        options |= match_ports(client, server, bench, all_ports)
+        client = server = None
     hosts = wanted.explicit or client or server or options["clients"]
     experiment = described_experiment(file, {**options, "topology": topology or ("hosts" if hosts else None)})
     wanted = with_hosts(wanted, experiment, bench, client, server)

@@ -73,6 +73,7 @@ class Host(Struct, frozen=True, kw_only=True):
     address: str = ""
     netdev: str | None = None
     verbs: str | None = None
+    port: int = 1  # of the verbs device
     cpus: tuple[int, ...] = ()  # that its ends are bound to, in this order; (): hwrx chooses
     numa: int | None = None  # node from which hwrx chooses them
 

@@ -13,10 +13,11 @@ from hwrx.errors import UsageError
 from hwrx.host.outside import clean_name
 
 # incast: all clients to each server in turn; all-to-all: all at once; pairs: each pair alone; bidirectional: each
-# pair alone, both ways at once
-Traffic = Literal["incast", "all-to-all", "pairs", "bidirectional"]
+# pair alone, both ways at once; matched: each client to the server in the same place, all at once; matched-pairs: each
+# of those alone
+Traffic = Literal["incast", "all-to-all", "pairs", "bidirectional", "matched", "matched-pairs"]
 MOST = 4096  # hosts of a set
-_FLOWS = "node[1-8]>sink, a>b, or both ways a<>b"
+_FLOWS = "node[1-8]>sink, a>b, both ways a<>b, or each to the one in its place a[1-2]>>b[1-2]"
 _LONGEST = 10_000  # characters
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?(?:/\d+)?")
 
@@ -68,16 +69,26 @@ def _count_most(text: str) -> int:
 def parse_flows(words: str, source: str = "flows") -> list[tuple[str, str]]:
     """Return who sends to whom, [(client, server)], of `CLIENTS>SERVERS`: each of the left to each of the right.
 
-    Nobody sends to itself. `A<>B` is both directions at the same time.
+    Nobody sends to itself. `A<>B` is both directions at the same time; `A>>B` each of the left to the one in the same
+    place of the right, as sets are sorted.
 
     :raises UsageError: if it is not that, or nobody is left to send.
     """
     left, arrow, right = words.partition(">")
-    both = left.endswith("<")
+    both, matched = left.endswith("<"), right.startswith(">")
+    right = right.removeprefix(">")
     if not arrow or not right or not left.removesuffix("<"):
         raise UsageError(f"{source}: '{clean_name(words)}' does not say who sends to whom", remedy=_FLOWS)
     clients, servers = expand_nodes(left.removesuffix("<"), source), expand_nodes(right, source)
-    flows = [(client, server) for server in servers for client in clients if client != server]
+    if matched:
+        if len(clients) != len(servers):
+            raise UsageError(
+                f"{source}: {len(clients)} that send and {len(servers)} that receive cannot be matched one to one",
+                remedy="name as many of both",
+            )
+        flows = [(client, server) for client, server in zip(clients, servers, strict=True) if client != server]
+    else:
+        flows = [(client, server) for server in servers for client in clients if client != server]
     if both:
         flows += [(server, client) for client, server in flows]
     if not flows:
@@ -104,3 +115,14 @@ def write_flows(traffic: Traffic, clients: Sequence[str], servers: Sequence[str]
         case "bidirectional":
             pairs = {frozenset((client, server)): f"{client}<>{server}" for client in clients for server in servers}
             return [words for both, words in pairs.items() if len(both) == 2]
+        case "matched" | "matched-pairs":
+            for folded, names in ((many, clients), (sinks, servers)):
+                if expand_nodes(folded, "traffic") != list(names):
+                    raise UsageError(
+                        f"traffic: each is matched with the one in its place, and '{folded}' is sorted otherwise than"
+                        f" {clean_name(', '.join(names))}",
+                        remedy="name the clients, and the servers, in the order in which sets are sorted",
+                    )
+            pairs_of = parse_flows(f"{many}>>{sinks}", "traffic")
+            together = traffic == "matched"
+            return [f"{many}>>{sinks}"] if together else [f"{client}>{server}" for client, server in pairs_of]

@@ -32,6 +32,7 @@ class Survey(Struct, frozen=True, kw_only=True):
     device_node: int | None = None
     irq_cpus: list[int] = []  # that handle the device's interrupts
     interrupts: dict[int, int] = {}  # by CPU: the device's interrupts since boot
+    drops: dict[str, int] = {}  # packets that the network device has lost, by its own counters
 
 
 class Placed(Struct, frozen=True, kw_only=True):

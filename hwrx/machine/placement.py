@@ -25,9 +25,11 @@ from hwrx.control.messages import Role, Setting, Wait
 from hwrx.control.places import Place, Placed, Survey
 from hwrx.errors import PathError, TrialError, UsageError
 from hwrx.machine import scheduling
+from hwrx.verbs.rxe import netdev_of
 
 ENDS: tuple[Role, Role] = ("client", "server")
 POLLING = ("poll", "spin", "busy-poll")  # of Wait: these keep a CPU busy until a message comes
+DROPS = ("rx_dropped", "rx_missed_errors", "rx_fifo_errors", "rx_errors", "tx_dropped", "tx_errors")
 BOOT_ID = "proc/sys/kernel/random/boot_id"
 CPUS = "sys/devices/system/cpu"
 NODES = "sys/devices/system/node"
@@ -70,7 +72,17 @@ def survey_cpus(place: Place, allowed: Collection[int], root: Path = Path("/")) 
         device_node=_node_of(device),
         irq_cpus=find_irq_cpus(irqs, root),
         interrupts=count_interrupts(irqs, root),
+        drops=count_drops(place.netdev or (netdev_of(place.verbs) if place.verbs else None), root),
     )
+
+
+def count_drops(netdev: str | None, root: Path = Path("/")) -> dict[str, int]:
+    """Return what a network device counts of packets that it has lost (Documentation/networking/statistics.rst)."""
+    if netdev is None:
+        return {}
+    folder = root / "sys/class/net" / netdev / "statistics"
+    found = {name: read_text(folder / name) for name in DROPS}
+    return {name: int(text) for name, text in found.items() if text.isdecimal()}
 
 
 def _allow_cpus(place: Place, allowed: Collection[int], permitted: Collection[int], root: Path) -> list[int]:

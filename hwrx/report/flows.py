@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -50,20 +51,35 @@ def flow_rows(summary: Summary) -> list[FlowRow]:
     for run in summary.runs:
         for trial in run.rows:
             key = tuple(trial.get(name) for name in ("path", "size", "pattern", "wait", "flows"))
-            for flow in _read_flows(trial.get("by_flow")):
+            for flow in _read_told(trial.get("by_flow"), {"client", "server"}):
                 gathered.setdefault((*key, str(flow["client"]), str(flow["server"])), []).append(flow)
     return [_flow_row(key, flows) for key, flows in sorted(gathered.items(), key=lambda item: tuple(map(str, item[0])))]
 
 
-def _read_flows(text: object) -> Iterable[Told]:
-    """Yield what a trial's row says of its flows; nothing if it is not that."""
+def _read_told(text: object, keys: set[str]) -> Iterable[Told]:
+    """Yield what a trial's row says of its flows, or of its hosts; nothing if it is not that."""
     if not isinstance(text, str):
         return
     try:
         found = msgspec.json.decode(text, type=list[Told])
-        yield from (flow for flow in found if {"client", "server"} <= flow.keys())
+        yield from (each for each in found if keys <= each.keys())
     except UNREADABLE:
         return
+
+
+def _drop_words(summary: Summary) -> str:
+    """Say what network devices dropped while the trials ran, host by host."""
+    found: dict[str, Counter[str]] = {}
+    for run in summary.runs:
+        for trial in run.rows:
+            for host in _read_told(trial.get("by_host"), {"host"}):
+                counts = {key: count for key, count in host.items() if isinstance(count, int)}
+                found.setdefault(clean_text(str(host["host"])), Counter()).update(counts)
+    told = "; ".join(
+        f"{name} {', '.join(f'{clean_text(key)} {count}' for key, count in sorted(counts.items()))}"
+        for name, counts in sorted(found.items())
+    )
+    return f" Packets that network devices counted as lost meanwhile, of whatever traffic: {told}." if told else ""
 
 
 def _flow_row(key: Key, flows: Sequence[Told]) -> FlowRow:
@@ -100,7 +116,7 @@ def flow_tables(summary: Summary) -> list[Table]:
     matrices = [
         _matrix(several) for several in _grouped(alone, ("path", "size", "pattern", "wait")) if len(several) >= 2
     ]
-    return [*matrices, _flow_table(rows)]
+    return [*matrices, _flow_table(rows, _drop_words(summary))]
 
 
 def find_outliers(rows: Sequence[FlowRow]) -> list[tuple[FlowRow, float]]:
@@ -160,7 +176,7 @@ def _matrix(rows: Sequence[FlowRow]) -> Table:
     return Table(name, "Pairs of hosts", caption, columns, cells, 1)
 
 
-def _flow_table(rows: Sequence[FlowRow]) -> Table:
+def _flow_table(rows: Sequence[FlowRow], drops: str) -> Table:
     together = any(row.flows != f"{row.client}>{row.server}" for row in rows)
     patterns = len({row.pattern for row in rows}) > 1
     columns: list[tuple[str, Kind]] = [("size", ""), ("path", "t")]
@@ -185,6 +201,6 @@ def _flow_table(rows: Sequence[FlowRow]) -> Table:
     caption = (
         "What became of each flow, all repeats together, warm-up and cool-down among the messages. Lost at the "
         "socket: for want of room in the receiver's buffer; the others were lost on the way. Of a flow that lost an "
-        "end nothing is counted. Clocks of two hosts are never compared."
+        "end nothing is counted. Clocks of two hosts are never compared." + drops
     )
     return Table("flows", "Flows", caption, columns, cells, 2, folded=len(cells) > 40)

@@ -1,8 +1,9 @@
 """The agents of many hosts: one for each end of each flow, begun together, of which one may die while others go on.
 
-What a trial between hosts keeps besides its samples (`Measured.between`): `by_flow`, what became of each, and `start`,
-how far apart they can have begun. Clocks of two hosts are never subtracted: how long a word takes to a host is measured
-by round trips, and what is told is the bound that they give.
+What a trial between hosts keeps besides its samples (`Measured.between`): `by_flow`, what became of each; `by_host`,
+what network devices and the wire have dropped meanwhile; and `start`, how far apart the flows can have begun. Clocks of
+two hosts are never subtracted: how long a word takes to a host is measured by round trips, and what is told is the
+bound that they give.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from hwrx.runs.collecting import Times, merge_tallies
 from hwrx.runs.hosts import End, HostsBed, name_end
 from hwrx.runs.schedule import Link, Measured, Pair
 
+Drops = dict[str, dict[str, int]]  # by host: packets that were lost, by the counter that says so
 Told = dict[str, Any]  # of a flow: what stands in a trial's `by_flow`
 ROUNDS = 3  # round trips to each sender, of which the shortest counts
 
@@ -49,6 +51,7 @@ class Fleet(Pair):
         self._agents: dict[End, Peer] = {}
         self._at: dict[str, Survey] = {}
         self._begun: dict[str, Any] = {}
+        self._dropped: Drops = {}  # when the trial began
         self._figures: list[dict[str, Any]] = []
         self._gone: dict[Peer, HwrxError] = {}
         self._left_out: list[Link] = []  # flows of the trial that lost an end before it began
@@ -112,6 +115,7 @@ class Fleet(Pair):
 
     def _start(self, links: Sequence[Link]) -> None:
         """Let all begin: servers first. The senders' ways are measured before, so that the spread has a bound."""
+        self._dropped = self._count_drops([peer for link in links for peer in link.peers.values()])
         clients = [link.peers["client"] for link in links]
         ways = [_round_trip(peer) for peer in clients]
         for link in links:
@@ -149,8 +153,23 @@ class Fleet(Pair):
         flows = [_describe(link, setting, done, self._gone, figures.get(id(link), {})) for link in asked]
         if lost:
             lost.append(f"the figures are of {len(whole)} of {len(asked)} flows")
-        between = {"by_flow": flows, "flow_count": len(whole), "start": self._begun}
+        drops = _new_drops(self._dropped, self._count_drops(list(done)))
+        between = {"by_flow": flows, "flow_count": len(whole), "start": self._begun, "by_host": drops}
         return msgspec.structs.replace(measured, between=between, lost=lost)
+
+    def _count_drops(self, peers: Sequence[Peer]) -> Drops:
+        """Ask an agent at each host what its network device has lost, and the wire; of one that is gone nothing."""
+        agents = {end[1]: (peer, end) for end, peer in self._agents.items() if peer in peers}
+        for peer, end in agents.values():
+            with contextlib.suppress(PeerError):
+                peer.send(LookAround(here=self._bed.place_of(end)))
+        found: Drops = {}
+        for name, (peer, _) in agents.items():
+            with contextlib.suppress(PeerError):
+                found[name] = dict(peer.hear(Surveyed).survey.drops)
+        for name, count in self._bed.wire_drops().items():
+            found.setdefault(name, {})["on_the_wire"] = count
+        return found
 
     def _one_clock(
         self, ends: list[Times], pairs: Sequence[Mapping[Role, Peer]], done: Mapping[Peer, Done]
@@ -197,6 +216,17 @@ def _has_ended(peer: Peer) -> bool:
             peer.receive()
         return False
     return True
+
+
+def _new_drops(before: Drops, after: Drops) -> list[Told]:
+    """Return what was lost in between, of each host that lost something, by the names of the counters."""
+    grown = {
+        name: {key: count - before[name].get(key, count) for key, count in counts.items()}
+        for name, counts in after.items()
+        if name in before
+    }
+    lost = {name: {key: count for key, count in counts.items() if count > 0} for name, counts in grown.items()}
+    return [{"host": name, **counts} for name, counts in lost.items() if counts]
 
 
 def _round_trip(peer: Peer) -> int:

@@ -14,6 +14,7 @@ from hwrx.control.environment import Host
 from hwrx.control.guest_boot import Boot
 from hwrx.control.peers import Peer, Way
 from hwrx.errors import MachineError, SilenceError, StandstillError, UsageError
+from hwrx.host.outside import check_name
 from hwrx.runs.hosts import End, HostsBed, Manifest
 from hwrx.runs.lanes import available_memory
 from hwrx.wires import stations
@@ -80,8 +81,8 @@ class GuestsBed(HostsBed):
             **hosts,
         }
 
-    def dropped(self) -> dict[str, int]:
-        """Return how many frames for each guest the wire has dropped; empty if it can drop none."""
+    def wire_drops(self) -> dict[str, int]:
+        """See HostsBed; empty between two guests, where nothing stands that could drop a frame."""
         return {name: counts["dropped"] for name, counts in zip(self.guests, self._cable.counts(), strict=False)}
 
     def _way_to(self, end: End) -> Way:
@@ -173,6 +174,8 @@ def check_guests(topology: str, clock: str, names: Sequence[str], *, here: bool)
             " one counts while the other works says nothing",
             remedy="--clock wall; or --topology pair, which has both ends in one guest",
         )
+    for name in names:
+        check_name(name, "guest", remedy="guest1, sink, …: a file may get that name (--log)")
     need_room(names)
 
 

@@ -59,6 +59,10 @@ class HostsBed:
             raise failed[0]
         return peers
 
+    def wire_drops(self) -> dict[str, int]:
+        """Return how many packets for each host the wire has dropped, by its own counters, if hwrx has put it up."""
+        return {}
+
     def start(self, role: Role) -> Peer:
         """See `hwrx.runs.beds.Testbed`: there is no one host that has the role."""
         raise UsageError(f"the {role} is one of several hosts", remedy="name two hosts: --client HOST --server HOST")
@@ -117,7 +121,7 @@ def place_of_host(host: Host) -> Place:
             remedy="give `address` (of the wire that is measured) or `verbs` in the inventory",
         )
     address = host.address or Place().address
-    return Place(address=address, netdev=host.netdev, verbs=host.verbs, cpus=host.cpus, numa=host.numa)
+    return Place(address=address, netdev=host.netdev, verbs=host.verbs, port=host.port, cpus=host.cpus, numa=host.numa)
 
 
 def name_ends(

@@ -122,6 +122,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "hook": ("", "what is put on the way in of both ends"),
     "flows": ("", "hosts: which of them sent to which at the same time"),
     "by_flow": ("", "JSON, hosts: what became of the messages of each flow, and which of its ends was lost"),
+    "by_host": ("", "JSON, hosts: packets that network devices and the wire dropped meanwhile, by their counters"),
     "flow_count": ("flows", "hosts: whose both ends lived to the end; the trial's figures are of these"),
     "start_within_ns": ("ns", "hosts: within which all senders were told to begin, at most: a bound from round trips"),
     "start_longest_round_trip_ns": ("ns", "hosts: of a control message, before the start"),

@@ -100,6 +100,25 @@ def test_what_is_lost_on_the_way_is_told_by_sender(needs: Callable[..., None], b
     assert all(flow["lost_at_socket"] == 0 for flow in row["by_flow"])
 
 
+def test_what_a_device_drops_is_told_of_its_host_and_of_no_other(bench: Path, tmp_path: Path) -> None:
+    """A veth takes no packet that is longer than its own MTU, and counts it (net/core/dev.c, is_skb_forwardable)."""
+    (host,) = hosts_of(bench, "h3")
+    inside = ["ip", "-n", host.reach.removeprefix("netns:"), "link", "set", "eth0", "mtu"]
+    tools.run_tool(*inside, "1000")
+    setting = Setting(path="udp", pattern="stream", size=1400, flows="h[1-2]>>h[3-4]", messages=200, limit=3.0)
+    try:
+        with fleet.Fleet(HostsBed(hosts_of(bench, "h[1-4]"))) as agents:
+            found = agents.measure(0, setting)
+            (told,) = found.between["by_host"]
+            assert agents.measure(1, Setting(path="udp", flows="h[1-2]>>h[3-4]", messages=20)).between["by_host"] == []
+    finally:
+        tools.run_tool(*inside, "1500")
+    lost = {flow["server"]: flow["lost"] for flow in found.between["by_flow"]}
+    assert lost == {"h3": 316, "h4": 0}
+    # the first ones may have waited for the host's hardware address, in a queue that holds less than a hundred
+    assert told["host"] == "h3" and told["rx_dropped"] > 200
+
+
 @pytest.mark.parametrize(
     ("kind", "flows"),
     [

@@ -16,6 +16,7 @@ from hwrx.control.causes import find_remedy
 from hwrx.control.environment import Host, parse_environment
 from hwrx.control.nodes import expand_nodes, fold_nodes, parse_flows, write_flows
 from hwrx.errors import MachineError, UsageError
+from hwrx.runs.hosts import place_of_host
 
 GOOD = """
 [defaults]
@@ -165,6 +166,78 @@ def test_what_is_not_such_an_environment_is_refused(text: str, words: str) -> No
         parse_bench(text, source="env.yaml", kind=".yaml")
 
 
+def test_each_port_of_a_host_is_a_host_of_its_own() -> None:
+    bench = parse_bench(
+        """
+        [hosts.twin]
+        reach = "local"
+        cpus = [2]
+        ports = [{verbs = "mlx5_0"}, {verbs = "mlx5_0", port = 2, address = "192.0.2.20", netdev = "eth2"}]
+        """,
+        source="bench.toml",
+    )
+    assert list(bench.hosts) == ["twin", "twin-port1", "twin-port2"]
+    first, second = bench.find_host("twin").ports
+    assert (first.verbs, first.port, first.address) == ("mlx5_0", 1, "")
+    assert (second.verbs, second.port, second.address, second.netdev) == ("mlx5_0", 2, "192.0.2.20", "eth2")
+    assert second.reach == "local" and second.cpus == (2,)
+    assert place_of_host(second).port == 2
+
+
+@pytest.mark.parametrize(
+    ("ports", "said"),
+    [
+        ('["mlx5_0"]', "ports"),
+        ('[{verbs = "a"}, {device = "b"}]', r"hosts.twin.ports\[2\].device"),
+        ('[{verbs = "a", port = 0}]', r"ports\[1\].port: 0 is not allowed"),
+        ('[{netdev = "eth1"}]', "neither a verbs device nor an address"),
+        ('[{address = "nowhere"}]', "'nowhere' is not an IP address"),
+        ('[{verbs = "a"}]\n[hosts.twin-port1]\nreach = "local"', "'twin-port1' is a port of 'twin'"),
+    ],
+)
+def test_ports_that_are_wrong_are_refused_by_their_place(ports: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        parse_bench(f'[hosts.twin]\nreach = "local"\nports = {ports}\n', source="bench.toml")
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--client", "a"], "--all-ports is between two hosts"),
+        (["--client", "a", "--server", "plain"], "the host 'plain' has no list of its ports"),
+        (["--client", "a", "--server", "b"], "2 ports of 'a' and 1 of 'b' are not pairs"),
+        (["--client", "a", "--server", "a"], "are not pairs"),
+    ],
+)
+def test_ports_that_are_no_pairs_are_refused(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bench.toml"
+    file.write_text(
+        '[hosts.a]\nports = [{verbs = "x"}, {verbs = "y"}]\n[hosts.b]\nports = [{verbs = "z"}]\n[hosts.plain]\n'
+    )
+    asked = ["compare", "--paths", "rdma-send", "--dry-run", "--all-ports", "turn", "--bench", str(file)]
+    assert main([*asked, *words]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed and "remedy: " in printed
+
+
+@pytest.mark.parametrize(
+    ("how", "flows"), [("together", ["a-port[1-2]>>b-port[1-2]"]), ("turn", ["a-port1>b-port1", "a-port2>b-port2"])]
+)
+def test_all_ports_are_planned_in_turn_or_together(
+    how: str, flows: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bench.toml"
+    file.write_text("".join(f'[hosts.{name}]\nports = [{{verbs = "x"}}, {{verbs = "y"}}]\n' for name in "ab"))
+    words = ["compare", "--paths", "rdma-send", "--repeats", "1", "--dry-run", "--bench", str(file)]
+    assert main([*words, "--client", "a", "--server", "b", "--all-ports", how]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"rdma-send 64 B pingpong event {each}" in printed for each in flows)
+    assert f"{len(flows)} trial" in printed
+
+
 # --- who sends to whom ---------------------------------------------------------------------------------------------
 
 
@@ -176,10 +249,16 @@ def test_flows_are_written_and_read_back() -> None:
     assert len(parse_flows("n[1-3]>n[1-3]")) == 6
     assert write_flows("pairs", ["n1", "n2"], ["n1", "n2"]) == ["n1>n2", "n2>n1"]
     assert parse_flows("a<>b") == [("a", "b"), ("b", "a")]
+    assert write_flows("matched", three, ["m1", "m2", "m3"]) == ["n[1-3]>>m[1-3]"]
+    assert parse_flows("n[1-3]>>m[1-3]") == [("n1", "m1"), ("n2", "m2"), ("n3", "m3")]
+    assert parse_flows("n[1-2]<>>m[1-2]")[2:] == [("m1", "n1"), ("m2", "n2")]
+    assert write_flows("matched-pairs", three, ["m1", "m2", "m3"]) == ["n1>m1", "n2>m2", "n3>m3"]
+    with pytest.raises(UsageError, match="sorted otherwise than n2, n1"):
+        write_flows("matched", ["n2", "n1"], ["m1", "m2"])
     assert expand_nodes(fold_nodes(["r1n01", "r1n02", "x"]), "test") == ["r1n01", "r1n02", "x"]
 
 
-@pytest.mark.parametrize("words", ["", "a", "a>", ">b", "a>a", "<>", "n[1-100]>m[1-100]"])
+@pytest.mark.parametrize("words", ["", "a", "a>", ">b", "a>a", "<>", "n[1-100]>m[1-100]", "a[1-2]>>b", "a>>a"])
 def test_what_says_no_flow_is_refused(words: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_flows(words)

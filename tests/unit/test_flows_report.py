@@ -25,14 +25,19 @@ def flow(client: str, server: str, half: float, **changes: Any) -> dict[str, Any
     return {"client": client, "server": server, **counts, "p50_ns": 2000 * half, "messages_per_s": 5e4, **changes}
 
 
-def written(folder: Path, traffic: str, flows_of: Callable[[str], list[dict[str, Any]]]) -> Path:
+def written(
+    folder: Path,
+    traffic: str,
+    flows_of: Callable[[str], list[dict[str, Any]]],
+    drops: list[dict[str, Any]] | None = None,
+) -> Path:
     """A run between four hosts whose flows are as they are told."""
     plan = planning.plan_run(experiment.parse_experiment(ASKED.format(traffic=traffic), source="test"))
     with Writer.create(folder, plan, {"machine": {}, "emulated": False}) as writer:
         for trial in plan.trials:
             found = flows_of(trial.setting.flows)
             ns = np.full(50, 40_000, dtype=np.int64)
-            extra = {"by_flow": found, "flow_count": sum("gone" not in each for each in found)}
+            extra = {"by_flow": found, "flow_count": sum("gone" not in each for each in found), "by_host": drops or []}
             tally = {"posted": 100, "expected": 100, "delivered": 98, "lost": 2, "duplicated": 0}
             sequence = np.arange(50, dtype=np.uint32)
             writer.add_trial(trial, status="ok", tally=tally, sequence=sequence, ns=ns, extra=extra)
@@ -60,6 +65,15 @@ def test_a_slow_pair_stands_out_of_the_matrix_and_no_other(tmp_path: Path, capsy
     assert len(table.rows) == 12 and "flows" not in [name for name, _ in table.columns]
     assert main(["report", str(run)]) == 0
     assert "31.0 !" in capsys.readouterr().out
+
+
+def test_what_devices_dropped_stands_beside_the_flows(tmp_path: Path) -> None:
+    drops = [{"host": "h2", "rx_dropped": 3, "on_the_wire": 1}]
+    table = flows.flow_tables(summarise_runs([reading.load_run(written(tmp_path, "pairs", pairs({}), drops))]))[-1]
+    # of two repeats of twelve pairs, each of which says so
+    assert "counted as lost meanwhile, of whatever traffic: h2 on_the_wire 24, rx_dropped 72." in table.caption
+    quiet = flows.flow_tables(summarise_runs([reading.load_run(written(tmp_path / "q", "pairs", pairs({})))]))[-1]
+    assert "counted as lost" not in quiet.caption
 
 
 def test_pairs_that_differ_a_little_do_not_stand_out(tmp_path: Path) -> None:

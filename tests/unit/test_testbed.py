@@ -60,6 +60,7 @@ def asked(**options: Any) -> Experiment:
         ({"topology": "hosts", "trace": True}, SSH, "the two ends are on two machines"),
         ({"topology": "wire", "clock": "icount"}, Wanted(), "icount counts one guest's instructions"),
         ({"topology": "wire"}, Wanted(here=True), "is between guests, and --here boots none"),
+        ({"topology": "wire", "clients": ["../g1"], "servers": ["s"]}, Wanted(), "'../g1' is not the name of a guest"),
         ({"topology": "wire", "clients": ["g[1-70]"], "servers": ["s"]}, Wanted(), "71 guests are more than the 64"),
         (
             {"topology": "hosts"},

@@ -46,6 +46,33 @@ def find_peer(peer: str, bench: Path | None) -> Host:
     return Host(name=peer, reach=peer)
 
 
+def match_ports(client: str | None, server: str | None, bench: Path | None, how: str) -> dict[str, object]:
+    """Return the options that run each port of one host against the port in its place of another.
+
+    :param how: `together`, or each pair in `turn`
+    :raises UsageError: if a host is not named, or the inventory has no ports of it, or not as many as of the other
+    """
+    if client is None or server is None:
+        raise UsageError("--all-ports is between two hosts of the inventory", remedy="--client HOST --server HOST")
+    inventory = load_bench(bench)
+    ports = {name: [port.name for port in inventory.find_host(name).ports] for name in (client, server)}
+    for name, found in ports.items():
+        if not found:
+            raise UsageError(
+                f"{inventory.source}: the host '{name}' has no list of its ports",
+                remedy=f'ports = [{{verbs = "mlx5_0"}}, {{verbs = "mlx5_1"}}] in its table; hwrx devices --peer {name}'
+                " tells them",
+            )
+    if client == server or len(ports[client]) != len(ports[server]):
+        raise UsageError(
+            f"{inventory.source}: {len(ports[client])} ports of '{client}' and {len(ports[server])} of '{server}' are"
+            " not pairs",
+            remedy="two hosts with as many ports each; of one machine two tables, each with the ports of one side",
+        )
+    traffic = "matched" if how == "together" else "matched-pairs"
+    return {"clients": ports[client], "servers": ports[server], "traffic": traffic}
+
+
 def with_hosts(
     wanted: Wanted, experiment: Experiment, bench: Path | None, client: str | None, server: str | None
 ) -> Wanted:
