@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from cython_ext.core.clock cimport now
+from cython_ext.core.lengths cimport length_of
 from cython_ext.core.payload cimport (
     GOOD,
     MAGIC,
@@ -31,6 +32,11 @@ cdef inline bint is_checked(const Plan *plan, uint64_t sequence) noexcept nogil:
 
 cdef inline bint wants_full(Trial t, const Delivery *d) noexcept nogil:
     return d.size >= SMALLEST and is_checked(&t.plan, sequence_of(d.data, d.size))
+
+
+cdef inline bint fits(Trial t, const Delivery *d) noexcept nogil:
+    """Whether it has the size of the message whose number it carries."""
+    return d.size == length_of(&t.plan.lengths, d.data)
 
 
 cdef inline void record(Trial t, int64_t *array, uint64_t sequence, int64_t at) noexcept nogil:
@@ -72,7 +78,8 @@ cdef inline int64_t recognise(Trial t, const Ops *ops, const Delivery *d, int64_
     cdef const Plan *plan = &t.plan
     cdef uint64_t sequence
     cdef int verdict
-    if d.size != plan.size:
+    # what is shorter than a header has bytes behind it that can be read: it lies in a slot
+    if d.size != length_of(&plan.lengths, d.data):
         t.tally.wrong_size += 1
         return NO_SEQUENCE
     verdict = verify(MAGIC, d.data, d.size, plan.trial) if in_full else glance(d.data, d.size, plan.trial)

@@ -8,6 +8,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from cython_ext.core.clock cimport now
+from cython_ext.core.lengths cimport Lengths, length_of
 from cython_ext.core.payload cimport GOOD, MAGIC_CREDIT, MAGIC_FINISH, glance, magic_of, sequence_of
 
 cdef enum:
@@ -23,7 +24,8 @@ cdef struct Control:
 
 
 cdef struct Credit:
-    uint32_t size           # bytes of a message
+    uint32_t size           # bytes of a message, or of the longest
+    const Lengths *lengths  # of each message
     uint32_t trial
     uint32_t window         # messages that the receiver has not credited
     bint granted            # a stream; no other pattern needs credits
@@ -65,17 +67,22 @@ cdef inline bint heed(Credit *c, const char *data, uint32_t length) noexcept nog
     return True
 
 
-cdef inline void notice(Credit *c, const char *data) noexcept nogil:
+cdef inline void notice(Credit *c, const char *data, uint32_t length) noexcept nogil:
     """How far the stream has come. Messages of fewer than 12 bytes carry only the low half of their number."""
     cdef int64_t step
-    if glance(data, c.size, c.trial) != GOOD:
+    if glance(data, length, c.trial) != GOOD:
         return
-    if c.size >= 12:
-        step = <int64_t> (sequence_of(data, c.size) + 1 - c.taken)
+    if length >= 12:
+        step = <int64_t> (sequence_of(data, length) + 1 - c.taken)
     else:
-        step = <int32_t> (<uint32_t> sequence_of(data, c.size) + 1 - <uint32_t> c.taken)
+        step = <int32_t> (<uint32_t> sequence_of(data, length) + 1 - <uint32_t> c.taken)
     if step > 0:
         c.taken += <uint64_t> step
+
+
+cdef inline bint is_whole(const Credit *c, const char *data, uint32_t length) noexcept nogil:
+    # what is shorter than a header has bytes behind it that can be read: it lies in a slot
+    return length == length_of(c.lengths, data)
 
 
 cdef inline bint due(Credit *c) noexcept nogil:

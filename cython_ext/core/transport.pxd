@@ -7,6 +7,8 @@ loop serve them all. A path's module defines `cdef struct SomeState`, the functi
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from cython_ext.core.lengths cimport Lengths
+
 cdef enum:
     # What an operation may return besides a count and -errno.
     FINISHED = -9001      # the other end has said that nothing more comes (or closed the connection in order)
@@ -53,5 +55,7 @@ cdef struct Ops:
 
 cdef class Transport:
     cdef Ops ops
-    cdef readonly uint32_t size      # bytes of each message
+    cdef readonly uint32_t size      # bytes of each message; of the longest where they differ
+    cdef Lengths lengths             # of each; the paths' states point to it
+    cdef object sizes                # the table that it points into, if they differ
     cdef readonly uint32_t window    # messages that may be outstanding

@@ -4,6 +4,10 @@
 import errno
 import os
 
+from libc.stdint cimport uint32_t
+
+from cython_ext.core.payload cimport SMALLEST
+
 
 cdef class Transport:
     """One end of a path, ready to be driven by `hwrx`'s loops.
@@ -11,8 +15,30 @@ cdef class Transport:
     Subclasses own their resources, are context managers, and have an idempotent `close()`. One thread drives an
     endpoint at a time; `interrupt` and `resent` are for another one.
 
-    Attributes: `size`, bytes of each message; `window`, messages that may be outstanding.
+    Attributes: `size`, bytes of each message, or of the longest; `window`, messages that may be outstanding.
     """
+
+    def __cinit__(self, *args, **kwargs):
+        # until `vary`: a table of one entry
+        self.lengths.of = &self.size
+        self.lengths.mask = 0
+
+    def vary(self, const uint32_t[::1] sizes not None):
+        """Have messages that differ in size; after the endpoint is made for the longest, and before it is connected.
+
+        Subclasses override, for what they do only then; and only paths that read `mix` are called.
+
+        :param sizes: bytes of message k modulo its length, a power of two; none above `size`; both ends' are the same
+        :raises ValueError: if its length is not a power of two, or a size is not within 8 and `size`
+        """
+        cdef size_t count = sizes.shape[0]
+        if count == 0 or count & (count - 1):
+            raise ValueError(f"a table of sizes has a power of two of entries, not {count}")
+        if min(sizes) < SMALLEST or max(sizes) > self.size:
+            raise ValueError(f"sizes are within {SMALLEST} and {self.size} bytes")
+        self.sizes = sizes
+        self.lengths.of = &sizes[0]
+        self.lengths.mask = <uint32_t> (count - 1)
 
     def __enter__(self):
         return self

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from cython_ext.core.lengths cimport Lengths
 from cython_ext.core.meter cimport Meter
 
 
@@ -14,7 +15,8 @@ cdef struct Plan:
     uint64_t warmup        # messages before the measured ones; checked, not recorded
     uint64_t messages      # measured
     uint64_t cooldown      # messages after the measured ones
-    uint32_t size          # bytes of a message
+    uint32_t size          # bytes of a message, or of the longest
+    Lengths lengths        # of each message
     uint32_t trial         # stands in each payload, so that a straggler of another trial is known as such
     uint32_t batch         # most messages in one post or one receive
     uint32_t check_every   # full checks: a ping-pong's are messages of their own, one before each n-th; 0: none
@@ -59,3 +61,4 @@ cdef class Trial:
     cdef object sent
     cdef bint stopped              # by another thread: what is missing will not come any more
     cdef object due
+    cdef object sizes

@@ -21,6 +21,7 @@ class Trial:
         trial: int = 0,
         batch: int = 1,
         check_every: int = 0,
+        sizes: npt.NDArray[np.uint32] | None = None,
         due: npt.NDArray[np.int64] | None = None,
         limit_ns: int = 10_000_000_000,
         counters: Iterable[str] = (),

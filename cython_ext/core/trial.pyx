@@ -23,7 +23,8 @@ cdef class Trial:
     messages.
 
     :param messages, warmup, cooldown: how many messages are measured, and how many come before and after
-    :param size: bytes of a message
+    :param size: bytes of a message; of the longest one if they differ
+    :param sizes: uint32 bytes of message k modulo its length, which is a power of two; None: all have `size`
     :param trial: stands in each payload, so that a straggler of another trial is known as such
     :param batch: most messages in one post or one receive
     :param check_every: each n-th message is verified in full; 0: none
@@ -33,11 +34,12 @@ cdef class Trial:
     :param patience_ns: how long the client waits for the answer to a message that may be lost
     :param stamped: whether the server of a ping-pong records its deliveries, too
     :param counters: paths of files that are read where the measured messages begin and end (see Meter)
-    :raises ValueError: if there are no messages, `size` is too small for the header, or `due` has another length
+    :raises ValueError: if there are no messages, `size` is too small for the header, `sizes` is not a table of sizes up
+        to it, or `due` has another length
     """
 
     def __init__(self, *, uint64_t messages, uint32_t size, uint64_t warmup=0, uint64_t cooldown=0, uint32_t trial=0,
-                 uint32_t batch=1, uint32_t check_every=0, due=None, int64_t limit_ns=10_000_000_000,
+                 uint32_t batch=1, uint32_t check_every=0, sizes=None, due=None, int64_t limit_ns=10_000_000_000,
                  int64_t patience_ns=500_000_000, bint stamped=True, counters=()):
         if messages < 1:
             raise ValueError("a trial has at least one message")
@@ -47,6 +49,15 @@ cdef class Trial:
         self.plan.warmup = warmup
         self.plan.cooldown = cooldown
         self.plan.size = size
+        # one size is a table with one entry, so that the loops look up either in the same way
+        self.sizes = np.array([size] if sizes is None else sizes, dtype=np.uint32)  # a copy, whose pages are there
+        if not len(self.sizes) or len(self.sizes) & (len(self.sizes) - 1):
+            raise ValueError(f"a table of sizes has a power of two of entries, not {len(self.sizes)}")
+        if self.sizes.min() < SMALLEST or self.sizes.max() > size:
+            raise ValueError(f"sizes are within {SMALLEST} and {size} bytes")
+        cdef uint32_t[::1] table = self.sizes
+        self.plan.lengths.of = &table[0]
+        self.plan.lengths.mask = <uint32_t> (len(self.sizes) - 1)
         self.plan.trial = trial
         self.plan.batch = max(1, min(batch, MOST))
         self.plan.check_every = check_every

@@ -25,6 +25,7 @@ cdef struct DatagramState:
     bint sum                # compute UDP's checksum of what is sent
     int32_t owner           # our number in the table
     char[42] template       # headers of a message
+    char[42] plain          # the same without what depends on its size
     char[42] control        # headers of a Control
     char[4] address         # ours
     char[6] mac

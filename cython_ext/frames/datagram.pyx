@@ -13,7 +13,19 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from cython_ext.core.clock cimport now
-from cython_ext.core.credit cimport FINISH_TRIES, FINISHES, Control, a_control, allowed, due, heed, notice, slide
+from cython_ext.core.credit cimport (
+    FINISH_TRIES,
+    FINISHES,
+    Control,
+    a_control,
+    allowed,
+    due,
+    heed,
+    is_whole,
+    notice,
+    slide,
+)
+from cython_ext.core.lengths cimport length_of
 from cython_ext.core.payload cimport MAGIC_CREDIT, MAGIC_FINISH
 from cython_ext.core.transport cimport FINISHED, Delivery, Ops, Transport
 from cython_ext.frames.link cimport Frame, FrameLink
@@ -34,16 +46,15 @@ from cython_ext.frames.packet cimport (
 )
 from cython_ext.frames.stamps cimport StageStamps, keep, written_by_device
 
+from cython_ext.frames.arp import resolve_mac
 from cython_ext.frames.packet import VERDICT_NAMES, mac_bytes, udp_template
-from cython_ext.sockets.udp import buffer_for, datagrams_held
+from cython_ext.sockets.receive_room import buffer_for, datagrams_held
 from hwrx.errors import PathError
 
 cdef enum:
     ARP = 0x0806
     ARP_SIZE = 42
     ARP_REQUEST = 1
-
-BROADCAST = "ff:ff:ff:ff:ff:ff"
 
 
 # --- receiving -----------------------------------------------------------------------------------------------------
@@ -75,11 +86,11 @@ cdef inline int sort_out(DatagramState *s, const Frame *frames, int count, Deliv
         if heed(&s.credit, datagram.payload, datagram.size):
             s.link.refuse(s.link.me, &frames[k])
             continue
-        if s.stamps != NULL and datagram.size == s.credit.size:
+        if s.stamps != NULL and is_whole(&s.credit, datagram.payload, datagram.size):
             keep(s.stamps, datagram.payload, datagram.size, s.credit.trial, check & CHECK_PAYLOAD != 0,
                  written_by_device(s.stamps, datagram.payload, datagram.size), seen, parsed, now())
-        if s.credit.granted and datagram.size == s.credit.size:
-            notice(&s.credit, datagram.payload)
+        if s.credit.granted and is_whole(&s.credit, datagram.payload, datagram.size):
+            notice(&s.credit, datagram.payload, datagram.size)
         out[messages].data = datagram.payload
         out[messages].size = datagram.size
         messages += 1
@@ -276,6 +287,30 @@ cdef int post(void *me, uint32_t count) noexcept nogil:
     return <int> count
 
 
+cdef int post_varying(void *me, uint32_t count) noexcept nogil:
+    """As `post`, of messages that differ in size: each has headers of its own, and is handed over alone."""
+    cdef DatagramState *s = <DatagramState *> me
+    cdef char *frame
+    cdef uint32_t size, _
+    cdef int status
+    for _ in range(count):
+        # what was sent before has moved the link on by a frame
+        frame = s.link.buffer(s.link.me, 0)
+        size = length_of(s.credit.lengths, frame + HEADERS)
+        write_headers(frame, s.plain, size)
+        if s.sum:
+            write_checksum(frame, size)
+        if s.stamps != NULL:
+            s.stamps.sent_bytes += size
+            s.stamps.summed_bytes += size * s.sum
+        status = s.link.send(s.link.me, 1, HEADERS + size)
+        # a full queue of the kernel's: the frame is lost like others
+        if status < 0 and status != -ENOBUFS:
+            return status
+    s.credit.posted += count
+    return <int> count
+
+
 cdef int finish(void *me) noexcept nogil:
     """Tell the other end that nothing more comes; the sender of a stream waits until it has heard that."""
     cdef DatagramState *s = <DatagramState *> me
@@ -330,6 +365,7 @@ cdef class DatagramTransport(Transport):
         s.vouched_mask = link.checksum_mask
         s.vouched = link.checksum_good
         s.credit.size = self.size = size
+        s.credit.lengths = &self.lengths
         s.credit.window = self.window = min(window, max(1, link.frames // 2))
         s.batch = batch
         s.credit.trial = trial
@@ -358,6 +394,14 @@ cdef class DatagramTransport(Transport):
             self.notes["checksum_verified_by"] = "the kernel or the device where they vouch for it, else hwrx"
         # modulo, pull: no; lossy: yes; blind: no
         self.ops = Ops(s, outgoing, room, post, receive, receive_until, release, finish, 0, False, True, NULL, False)
+
+    def vary(self, sizes):
+        """As every transport.
+
+        :param sizes: a table of uint32 bytes
+        """
+        Transport.vary(self, sizes)
+        self.ops.post = post_varying
 
     def describe(self):
         """Return address, port and mac to send to, and how much of a stream can wait here.
@@ -389,11 +433,12 @@ cdef class DatagramTransport(Transport):
         except (KeyError, ValueError, TypeError) as error:
             told = remote.get("address", "none was sent")
             raise PathError(f"the other end's address cannot be used: {told}: {error}") from error
-        mac = remote.get("mac") or self.resolve(address)
+        mac = remote.get("mac") or resolve_mac(self.link, self.address, address)
         s.credit.window = self.window = min(self.window, max(1, holds))
         headers = udp_template(self.link.mac, mac, self.address, address, self.port, port)
         write_headers(built, <const char *> headers, self.size)
         memcpy(s.template, built, HEADERS)
+        memcpy(s.plain, <const char *> headers, HEADERS)
         write_headers(built, <const char *> headers, sizeof(Control))
         memcpy(s.control, built, HEADERS)
         # from now on datagrams of anybody else are nobody's: the socket is connected
@@ -402,31 +447,6 @@ cdef class DatagramTransport(Transport):
         s.owner = self.table.add(self.port, local=self.address, remote=address, remote_port=port)
         self.notes["window"] = self.window
         self.notes["peer_mac"] = mac
-
-    def resolve(self, str address):
-        """Return the MAC that answers for an IPv4 address (ARP, RFC 826).
-
-        :param address: as people write it; it must be on this link, for no gateway is asked
-        :raises PathError: if none does within 3 s
-        """
-        question = (
-            mac_bytes(BROADCAST) + mac_bytes(self.link.mac) + b"\x08\x06\x00\x01\x08\x00\x06\x04\x00\x01"
-            + mac_bytes(self.link.mac) + ipaddress.IPv4Address(self.address).packed
-            + bytes(6) + ipaddress.IPv4Address(address).packed
-        )
-        for _ in range(6):
-            self.link.send(question)
-            deadline = now() + 500_000_000
-            while now() < deadline:
-                for frame in self.link.receive(0.05):
-                    if frame[12:14] == b"\x08\x06" and frame[20:22] == b"\x00\x02" and (
-                            frame[28:32] == ipaddress.IPv4Address(address).packed):
-                        return frame[22:28].hex(":")
-        raise PathError(
-            f"peer unreachable: nobody answered for {address} (ARP, six questions in 3 s)",
-            remedy="see whether the other end's interface is up and has that address"
-            + "".join(f"; {sentence}" for sentence in self.link.diagnose()),
-        )
 
     def stamp_stages(self, uint64_t first, uint64_t count):
         """From now on stamp the stages of each message. It costs three readings of the clock a message.

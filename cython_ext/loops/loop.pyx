@@ -35,6 +35,7 @@ from cython_ext.core.arrival cimport (
     wants_full,
 )
 from cython_ext.core.clock cimport now
+from cython_ext.core.lengths cimport length_of_number
 from cython_ext.core.marker cimport mark_end
 from cython_ext.core.payload cimport fill, seal, stamp
 from cython_ext.core.transport cimport FINISHED, Delivery, Ops, Transport
@@ -59,9 +60,9 @@ cdef inline uint64_t completed(Trial t, uint64_t done, uint64_t upto) noexcept n
         # One stamp for all of them: one look at the queue brought them, and a completion does not say when it was made.
         at = now()
         t.tally.delivered += upto - done
-        t.tally.bytes += (upto - done) * t.plan.size
         # RC completes in the order of posting, so all that was posted before the newest completion is complete as well.
         while done < upto:
+            t.tally.bytes += length_of_number(&t.plan.lengths, done)
             record(t, t.delivered_at, done, at)
             done += 1
     return done
@@ -90,7 +91,7 @@ cdef int stream_client(Trial t, const Ops *ops, uint32_t window, int64_t settle_
     cdef int64_t at
     cdef char *message
     cdef int room, status
-    cdef uint32_t k, count
+    cdef uint32_t k, count, size
     cdef bint in_full
     while sent < t.total:
         # Room first, then the stamp: while the window is full, this message is not on its way yet.
@@ -103,14 +104,15 @@ cdef int stream_client(Trial t, const Ops *ops, uint32_t window, int64_t settle_
         count = <uint32_t> min(<uint64_t> room, t.plan.batch, pause - sent)
         for k in range(count):
             message = ops.outgoing(ops.me, k)
+            size = length_of_number(&t.plan.lengths, sent + k)
             in_full = is_checked(&t.plan, sent + k)
             # The pattern goes in before the clock is read, the seal after it, because the seal covers the send time.
             if in_full:
-                fill(message, t.plan.size, sent + k)
+                fill(message, size, sent + k)
             at = now()
-            stamp(message, t.plan.size, sent + k, t.plan.trial, at)
+            stamp(message, size, sent + k, t.plan.trial, at)
             if in_full:
-                seal(message, t.plan.size, sent + k)
+                seal(message, size, sent + k)
             # Kept here too: the message in the buffer is the path's as soon as it is posted.
             t.sent_at[sent + k] = at
         # The hand-over: kernel or device may read these buffers until `room` counts them as free again.
@@ -226,15 +228,16 @@ cdef int post_paced(Trial t, const Ops *ops, uint64_t sequence, int64_t due, bin
     """Send the next message of an open loop, for which there is room: 1 or an error."""
     cdef char *message = ops.outgoing(ops.me, 0)
     cdef bint in_full = not ops.pull and is_checked(&t.plan, sequence)
+    cdef uint32_t size = length_of_number(&t.plan.lengths, sequence)
     cdef int64_t at
     cdef int status
     if in_full:
-        fill(message, t.plan.size, sequence)
+        fill(message, size, sequence)
     # `at` is when it is built, `due` when it should have been: the difference is part of the response time.
     at = now()
-    stamp(message, t.plan.size, sequence, t.plan.trial, at)
+    stamp(message, size, sequence, t.plan.trial, at)
     if in_full:
-        seal(message, t.plan.size, sequence)
+        seal(message, size, sequence)
     t.tally.posted += 1
     status = ops.post(ops.me, 1)
     if status < 0:
@@ -336,7 +339,7 @@ def run(Trial trial not None, Transport transport not None, str pattern, str rol
     """Run one end of a trial to its end, without the GIL.
 
     :param trial: what is to be done; its arrays and counts are filled
-    :param transport: the endpoint, connected; for messages of the trial's size
+    :param transport: the endpoint, connected; for messages of the trial's size, or sizes
     :param pattern: pingpong, stream or paced
     :param role: client (sends first) or server
     :param rest: instructions that the client of a ping-pong executes before each message, outside of every timed
@@ -349,6 +352,8 @@ def run(Trial trial not None, Transport transport not None, str pattern, str rol
     """
     if transport.size != trial.plan.size:
         raise ValueError(f"the endpoint is for messages of {transport.size} bytes, the trial has {trial.plan.size}")
+    if transport.lengths.mask != trial.plan.lengths.mask:
+        raise ValueError("endpoint and trial have different tables of sizes")
     if pattern not in ("pingpong", "stream", "paced") or role not in ("client", "server"):
         raise ValueError(f"no such pattern or role: {pattern!r}, {role!r}")
     if pattern == "paced" and role == "client" and trial.due_at == NULL:

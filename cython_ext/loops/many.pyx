@@ -21,6 +21,7 @@ from cython_ext.core.arrival cimport (
     NO_SEQUENCE,
     NOTHING,
     accept,
+    fits,
     is_checked,
     recognise,
     record,
@@ -29,6 +30,7 @@ from cython_ext.core.arrival cimport (
 )
 from cython_ext.core.clock cimport now
 from cython_ext.core.connections cimport FREE, NO_CONNECTION, Arrival, Connections
+from cython_ext.core.lengths cimport length_of_number
 from cython_ext.core.marker cimport mark_end
 from cython_ext.core.payload cimport GOOD, fill, glance, seal, sequence_of, stamp, stamp_send_time
 from cython_ext.core.transport cimport FINISHED, Ops, Transport
@@ -43,6 +45,7 @@ cdef int send_next(Trial t, Connections c, const Ops *ops, uint32_t connection, 
     # READ from buffers filled beforehand: nothing is built
     cdef bint built = not ops.modulo
     cdef bint in_full = built and is_checked(&t.plan, sequence)
+    cdef uint32_t size = length_of_number(&t.plan.lengths, sequence)
     cdef int64_t before
     cdef int status = c.ops.outgoing(c.ops.me, connection, &message)
     if status <= 0:
@@ -54,14 +57,14 @@ cdef int send_next(Trial t, Connections c, const Ops *ops, uint32_t connection, 
     t.tally.posted += 1
     if built:
         if in_full:
-            fill(message, t.plan.size, sequence)
-        stamp(message, t.plan.size, sequence, t.plan.trial, 0)
+            fill(message, size, sequence)
+        stamp(message, size, sequence, t.plan.trial, 0)
     before = now()
     if built:
-        stamp_send_time(message, t.plan.size, before)
+        stamp_send_time(message, size, before)
         # covers the send time; of measured messages only if each one is to be checked
         if in_full:
-            seal(message, t.plan.size, sequence)
+            seal(message, size, sequence)
     status = c.ops.post(c.ops.me, connection)
     if status < 0:
         return status
@@ -73,7 +76,7 @@ cdef int send_next(Trial t, Connections c, const Ops *ops, uint32_t connection, 
 cdef inline bint strays(Trial t, Connections c, const Ops *ops, const Arrival *a) noexcept nogil:
     """Whether it is a good message of the trial that went out on another connection."""
     cdef uint64_t sequence
-    if ops.pull or a.message.size != t.plan.size or glance(a.message.data, a.message.size, t.plan.trial) != GOOD:
+    if ops.pull or not fits(t, &a.message) or glance(a.message.data, a.message.size, t.plan.trial) != GOOD:
         return False
     sequence = sequence_of(a.message.data, a.message.size)
     return sequence < t.total and c.by_message[sequence] != <int32_t> a.connection
@@ -91,7 +94,7 @@ cdef bint take_answer(Trial t, Connections c, const Ops *ops, const Arrival *a, 
         t.tally.stale += 1
         return False
     if ops.blind:
-        got = accept(t, <uint64_t> awaited, t.plan.size)
+        got = accept(t, <uint64_t> awaited, length_of_number(&t.plan.lengths, <uint64_t> awaited))
     else:
         got = recognise(
             t, ops, &a.message, awaited,
@@ -180,10 +183,10 @@ cdef int answer(Trial t, Connections c, const Ops *ops, const Arrival *a, int64_
     if status <= 0:
         return status if status < 0 else LIMIT
     if in_full:
-        fill(message, t.plan.size, sequence)
-    stamp(message, t.plan.size, sequence, t.plan.trial, at)
+        fill(message, a.message.size, sequence)
+    stamp(message, a.message.size, sequence, t.plan.trial, at)
     if in_full:
-        seal(message, t.plan.size, sequence)
+        seal(message, a.message.size, sequence)
     status = c.ops.post(c.ops.me, a.connection)
     if status < 0:
         return status
@@ -219,7 +222,7 @@ cdef int server(Trial t, Connections c, const Ops *ops) noexcept nogil:
         quiet = 0
         at = now() if t.plan.stamped else 0
         for k in range(count):
-            if batch[k].message.size == t.plan.size and glance(
+            if fits(t, &batch[k].message) and glance(
                     batch[k].message.data, batch[k].message.size, t.plan.trial) == GOOD:
                 status = answer(t, c, ops, &batch[k], at)
                 if status < 0 or status == LIMIT:
@@ -248,6 +251,8 @@ def run_connections(Trial trial not None, Transport transport not None, Connecti
     """
     if transport.size != trial.plan.size:
         raise ValueError(f"the endpoint is for messages of {transport.size} bytes, the trial has {trial.plan.size}")
+    if transport.lengths.mask != trial.plan.lengths.mask:
+        raise ValueError("endpoint and trial have different tables of sizes")
     if role not in ("client", "server"):
         raise ValueError(f"no such role: {role!r}")
     if connections.by_message == NULL:

@@ -5,13 +5,14 @@ What is checked of a ping-pong to the last byte is an exchange of its own (`chec
 which nothing is timed, its server does not.
 """
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cython_ext.core.arrival cimport (
     COMPLETE,
     LIMIT,
     NO_SEQUENCE,
     accept,
+    fits,
     is_checked,
     next_buffer,
     recognise,
@@ -19,6 +20,7 @@ from cython_ext.core.arrival cimport (
     record_answer,
 )
 from cython_ext.core.clock cimport now
+from cython_ext.core.lengths cimport length_of_number
 from cython_ext.core.marker cimport mark_receive, mark_send
 from cython_ext.core.payload cimport (
     GOOD,
@@ -62,7 +64,7 @@ cdef extern from *:
 
 cdef inline bint is_check(Trial t, const Delivery *d) noexcept nogil:
     # Told by its magic alone: a check has the sequence number of the timed message behind it.
-    return d.size == t.plan.size and magic_of(d.data) == MAGIC_CHECK
+    return fits(t, d) and magic_of(d.data) == MAGIC_CHECK
 
 
 cdef inline void count_check(Trial t, const Delivery *d) noexcept nogil:
@@ -94,7 +96,7 @@ cdef int check_exchange(Trial t, const Ops *ops, uint64_t sequence) noexcept nog
         return status
     t.meter.leave()
     # Filled to the last byte after the wait for room and before the clock: nothing is timed here.
-    build_check(message, t.plan.size, sequence, t.plan.trial, 0)
+    build_check(message, length_of_number(&t.plan.lengths, sequence), sequence, t.plan.trial, 0)
     t.meter.back()
     before = now()
     status = ops.post(ops.me, 1)
@@ -110,7 +112,7 @@ cdef int check_exchange(Trial t, const Ops *ops, uint64_t sequence) noexcept nog
             return status
         if status == 1:
             # `message` was posted and may only be read: the path may still be sending it.
-            found = is_check(t, &d) and sequence_of(d.data, d.size) == sequence_of(message, t.plan.size)
+            found = is_check(t, &d) and sequence_of(d.data, d.size) == sequence_of(message, d.size)
             if found:
                 count_check(t, &d)
             # An answer that was given up may still come. One to a message that was never sent cannot be of this trial.
@@ -180,6 +182,7 @@ cdef int pingpong_client(Trial t, const Ops *ops, unsigned long rest) noexcept n
     cdef int64_t before, alive = now()
     cdef char *message = NULL
     cdef bint in_full
+    cdef uint32_t size
     cdef int status
     for sequence in range(t.total):
         # outside of the timed region: a check, a free buffer, all of the message but its send time
@@ -198,7 +201,8 @@ cdef int pingpong_client(Trial t, const Ops *ops, unsigned long rest) noexcept n
         if status != COMPLETE:
             return status
         # All but the send time is written before the clock is read; what is left is one store of 8 bytes.
-        stamp(message, t.plan.size, sequence, t.plan.trial, 0)
+        size = length_of_number(&t.plan.lengths, sequence)
+        stamp(message, size, sequence, t.plan.trial, 0)
         # Counted here for the same reason: no book-keeping between the two readings of the clock.
         t.tally.posted += 1
 
@@ -206,7 +210,7 @@ cdef int pingpong_client(Trial t, const Ops *ops, unsigned long rest) noexcept n
         # before either reading of the clock, so that the mark is within one of the two at most: one instruction.
         mark_send()
         before = now()
-        stamp_send_time(message, t.plan.size, before)
+        stamp_send_time(message, size, before)
         status = ops.post(ops.me, 1)
         if status < 0:
             return status
@@ -258,7 +262,7 @@ cdef int answer_check(Trial t, const Ops *ops, const Delivery *d) noexcept nogil
         return status
     t.meter.leave()
     # The answer is another message filled to the last byte, so both directions are checked.
-    build_check(message, t.plan.size, sequence_of(d.data, d.size), t.plan.trial, 0)
+    build_check(message, d.size, sequence_of(d.data, d.size), t.plan.trial, 0)
     t.meter.back()
     return ops.post(ops.me, 1)
 
@@ -279,10 +283,10 @@ cdef int answer(Trial t, const Ops *ops, const Delivery *d, int64_t at, bint pac
         return status
     # Of an open loop the pattern is written inside the client's interval, on every path alike.
     if in_full:
-        fill(message, t.plan.size, sequence)
-    stamp(message, t.plan.size, sequence, t.plan.trial, at)
+        fill(message, d.size, sequence)
+    stamp(message, d.size, sequence, t.plan.trial, at)
     if in_full:
-        seal(message, t.plan.size, sequence)
+        seal(message, d.size, sequence)
     # From here the answer is on its way. The message itself is still ours: its buffer is released last.
     status = ops.post(ops.me, 1)
     if status < 0:
@@ -319,7 +323,7 @@ cdef int answering_server(Trial t, const Ops *ops, bint paced) noexcept nogil:
             # Directly behind the receiving call: this is the moment at which the message is delivered.
             at = now()
         # The look at header and trailer is the same whether messages are checked or not, so both cost the same.
-        if d.size == t.plan.size and glance(d.data, d.size, t.plan.trial) == GOOD:
+        if fits(t, &d) and glance(d.data, d.size, t.plan.trial) == GOOD:
             status = answer(t, ops, &d, at, paced)
         elif is_check(t, &d):
             status = answer_check(t, ops, &d)

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from cython_ext.core.lengths cimport Lengths
 from cython_ext.core.transport cimport Delivery
 from cython_ext.frames.link cimport Link
 from cython_ext.headers.infiniband_verbs cimport ibv_wr_opcode
@@ -15,7 +16,8 @@ cdef struct RoceState:
     # sending: a ring of `window` buffers, of which READ has the answers land
     char *out
     uint32_t out_key
-    uint32_t size
+    uint32_t size               # bytes of a message, or of the longest
+    const Lengths *lengths      # of each
     uint32_t stride
     uint32_t window
     char *next_out              # the buffer of the next message
@@ -45,6 +47,7 @@ cdef char *roce_outgoing(void *me, uint32_t k) noexcept nogil
 cdef int roce_room(void *me) noexcept nogil
 cdef int roce_blind_room(void *me) noexcept nogil
 cdef int roce_post(void *me, uint32_t count) noexcept nogil
+cdef int roce_post_varying(void *me, uint32_t count) noexcept nogil
 cdef int roce_finish(void *me) noexcept nogil
 cdef int roce_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil
 cdef int roce_receive(void *me, Delivery *out, uint32_t most) noexcept nogil
@@ -55,6 +58,7 @@ cdef int roce_blind_receive(void *me, Delivery *out, uint32_t most) noexcept nog
 cdef int roce_write_release(void *me, uint32_t count) noexcept nogil
 cdef int roce_read_room(void *me) noexcept nogil
 cdef int roce_read_post(void *me, uint32_t count) noexcept nogil
+cdef int roce_read_post_varying(void *me, uint32_t count) noexcept nogil
 cdef int roce_read_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil
 cdef int roce_read_receive(void *me, Delivery *out, uint32_t most) noexcept nogil
 cdef int roce_read_release(void *me, uint32_t count) noexcept nogil

@@ -10,6 +10,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
 from cython_ext.core.clock cimport LOOKS, now
+from cython_ext.core.lengths cimport length_of, length_of_number
 from cython_ext.core.transport cimport FINISHED, WC_STATUS, Delivery
 from cython_ext.headers.infiniband_verbs cimport (
     IBV_QPS_ERR,
@@ -195,15 +196,46 @@ cdef inline void number_requests(RoceState *s, uint32_t count) noexcept nogil:
     s.next_out = at
 
 
-cdef int roce_post(void *me, uint32_t count) noexcept nogil:
-    cdef RoceState *s = <RoceState *> me
+cdef uint64_t number_varying(RoceState *s, uint32_t count) noexcept nogil:
+    """As `number_requests`, of messages that differ in size: how many bytes they are together.
+
+    Each is as long as what was built for it; a READ's as both ends know of the slot that it asks for.
+    """
     cdef Connection *c = s.c
+    cdef SendRequest *request
+    cdef uint64_t bytes = 0
+    cdef uint32_t _
+    for _ in range(count):
+        request = &c.sends[c.posted & c.send_mask]
+        request.local = <uint64_t> <uintptr_t> s.next_out
+        request.length = (length_of_number(s.lengths, c.posted) if s.verb == IBV_WR_RDMA_READ
+                          else length_of(s.lengths, s.next_out))
+        request.packets = packets_of(request.length, c.mtu)
+        request.first = c.new_psn
+        # of one size again those behind one another share their headers
+        liken(c, request)
+        bytes += request.length
+        c.new_psn = psn_after(c.new_psn, request.packets)
+        s.next_out += s.stride
+        if s.next_out == s.behind_out:
+            s.next_out = s.out
+        c.posted += 1
+    return bytes
+
+
+cdef inline int post_as(RoceState *s, uint32_t count, bint vary) noexcept nogil:
+    """`vary` is a constant where this is called."""
+    cdef Connection *c = s.c
+    cdef uint64_t bytes = <uint64_t> count * s.size
     if s.verb != IBV_WR_SEND:
         aim(s, count)
-    number_requests(s, count)
+    if vary:
+        bytes = number_varying(s, count)
+    else:
+        number_requests(s, count)
     if c.stamps != NULL:
-        c.stamps.sent_bytes += <uint64_t> count * s.size
-        c.stamps.summed_bytes += <uint64_t> count * s.size
+        c.stamps.sent_bytes += bytes
+        c.stamps.summed_bytes += bytes
     # an answer takes the ACK along that has waited for it
     if c.ack_due and not send_plain_ack(c):
         send_responses(c)
@@ -211,6 +243,14 @@ cdef int roce_post(void *me, uint32_t count) noexcept nogil:
         send_requests(c, UNREAD)
     flush_frames(c)
     return c.link_status if c.link_status < 0 else <int> count
+
+
+cdef int roce_post(void *me, uint32_t count) noexcept nogil:
+    return post_as(<RoceState *> me, count, False)
+
+
+cdef int roce_post_varying(void *me, uint32_t count) noexcept nogil:
+    return post_as(<RoceState *> me, count, True)
 
 
 cdef int roce_finish(void *me) noexcept nogil:
@@ -320,7 +360,7 @@ cdef inline int hand_out_slots(RoceState *s, Delivery *out, uint32_t most) noexc
         return -EOVERFLOW
     while n < most and s.taken != s.c.messages:
         out[n].data = s.landing + <size_t> (s.taken % s.slots) * s.landing_stride
-        out[n].size = s.size
+        out[n].size = length_of(s.lengths, out[n].data)
         s.taken += 1
         n += 1
     return <int> n
@@ -375,16 +415,26 @@ cdef int roce_read_room(void *me) noexcept nogil:
     return <int> (s.window - (s.c.posted - <uint32_t> s.taken))
 
 
+cdef inline void poison(char *landing, uint32_t size) noexcept nogil:
+    memset(landing, POISON, min(size, <uint32_t> POISONED))
+    landing[size - 1] = <char> POISON
+
+
 cdef int roce_read_post(void *me, uint32_t count) noexcept nogil:
     """Poison header and trailer of each landing buffer, so that what stands there afterwards was read; then ask."""
     cdef RoceState *s = <RoceState *> me
-    cdef char *landing
     cdef uint32_t k
     for k in range(count):
-        landing = roce_outgoing(me, k)
-        memset(landing, POISON, min(s.size, <uint32_t> POISONED))
-        landing[s.size - 1] = <char> POISON
+        poison(roce_outgoing(me, k), s.size)
     return roce_post(me, count)
+
+
+cdef int roce_read_post_varying(void *me, uint32_t count) noexcept nogil:
+    cdef RoceState *s = <RoceState *> me
+    cdef uint32_t k
+    for k in range(count):
+        poison(roce_outgoing(me, k), length_of_number(s.lengths, s.c.posted + k))
+    return roce_post_varying(me, count)
 
 
 cdef inline int hand_out_reads(RoceState *s, Delivery *out, uint32_t most) noexcept nogil:
@@ -392,7 +442,7 @@ cdef inline int hand_out_reads(RoceState *s, Delivery *out, uint32_t most) noexc
     cdef uint32_t n = 0
     while n < most and queue.tail != queue.head and queue.ring[queue.tail & queue.mask].status == IBV_WC_SUCCESS:
         out[n].data = s.out + <size_t> s.free_slot * s.stride
-        out[n].size = s.size
+        out[n].size = length_of(s.lengths, out[n].data)
         s.free_slot += 1
         if s.free_slot == s.window:
             s.free_slot = 0

@@ -11,6 +11,7 @@ import secrets
 
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
+from cython_ext.core.lengths cimport length_of_number
 from cython_ext.core.payload cimport build_source
 from cython_ext.core.pinned cimport PinnedBuffer
 from cython_ext.core.transport cimport FINISHED, WC_STATUS, Ops, Transport
@@ -26,6 +27,7 @@ from cython_ext.roce.packet cimport AETH, BTH, ETHERNET, IMMDT, IPV4, RETH, UDP_
 from cython_ext.roce.queue_pair cimport RoceQueuePair
 from cython_ext.roce.roce_ops cimport *
 
+from cython_ext.core.lengths import read_entries
 from cython_ext.roce.packet import address_vector
 from cython_ext.verbs import wc_words
 
@@ -75,6 +77,7 @@ cdef class RoceTransport(Transport):
         self.domain = ProtectionDomain()
         s.verb = VERBS[setting.path]
         s.size = self.size
+        s.lengths = &self.lengths
         s.window = self.window = window
         s.slots, receives = self.count_slots()
         self.pair = RoceQueuePair(
@@ -112,6 +115,9 @@ cdef class RoceTransport(Transport):
         verb = VERBS[setting.path]
         fit = max(1, SLOTS_LIMIT // (self.size + 4095 & ~4095))
         if verb == IBV_WR_RDMA_READ:
+            # of messages that differ in size one for each entry of the table, so that none ever changes its own
+            if setting.mix:
+                return read_entries(self.size), 0
             # one more than may be asked for at a time: what a landing buffer held before is not what it should hold now
             return max(2, min(fit, setting.window + 1)), 0
         if setting.pattern == "stream" and self.prepare.role == "client":
@@ -142,7 +148,8 @@ cdef class RoceTransport(Transport):
             else:
                 self.out = self.link.sending_memory(<size_t> s.slots * s.stride)
                 self.out_region = self.domain.register(self.out)
-                self.fill_slots()
+                if not self.prepare.setting.mix:
+                    self.fill_slots()
             s.out = <char *> <uintptr_t> self.out_region.address
             s.out_key = self.out_region.key
             self.landing_region = self.out_region
@@ -165,8 +172,9 @@ cdef class RoceTransport(Transport):
         setting = self.prepare.setting
         whole = max(1, (self.size + self.port.mtu - 1) // self.port.mtu)
         comes = setting.pattern != "stream" or (self.prepare.role == "server") != (s.verb == IBV_WR_RDMA_READ)
-        if not (self.port.interleaves and comes and (whole == 1 or self.port.mtu == 4096)):
+        if not (self.port.interleaves and comes and (whole == 1 or self.port.mtu == 4096)) or setting.mix:
             self.notes["lands"] = "copied: " + (
+                "where a message lies in its page is foretold from one size" if setting.mix else
                 "no message comes to this end" if not comes
                 else f"{whole} packets of {self.port.mtu} bytes do not begin with pages" if self.port.interleaves
                 else "nothing lays pages out for this link"
@@ -198,7 +206,18 @@ cdef class RoceTransport(Transport):
         for slot in range(s.slots):
             at = <char *> <uintptr_t> self.out_region.address + <size_t> slot * s.stride
             # as RcReadTransport has it: the memory is passive and cannot count the questions
-            build_source(at, s.size, slot, self.prepare.trial)
+            build_source(at, length_of_number(s.lengths, slot), slot, self.prepare.trial)
+
+    def vary(self, sizes):
+        """As every transport; what is read has as many entries as there are slots.
+
+        :param sizes: a table of uint32 bytes
+        """
+        cdef RoceState *s = &self.state
+        Transport.vary(self, sizes)
+        self.ops.post = roce_read_post_varying if s.verb == IBV_WR_RDMA_READ else roce_post_varying
+        if s.verb == IBV_WR_RDMA_READ and self.prepare.role == "server":
+            self.fill_slots()
 
     cdef choose_ops(self):
         cdef RoceState *s = &self.state

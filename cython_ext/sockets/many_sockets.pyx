@@ -16,6 +16,8 @@ from posix.unistd cimport close
 
 from cython_ext.core.clock cimport now
 from cython_ext.core.connections cimport Arrival, Connections
+from cython_ext.core.lengths cimport Lengths, length_of
+from cython_ext.core.payload cimport SMALLEST
 from cython_ext.core.trial cimport MOST
 from cython_ext.headers.sys_epoll cimport (
     EPOLL_CLOEXEC,
@@ -40,7 +42,8 @@ cdef enum:
 
 cdef struct SocketsState:
     uint32_t count
-    uint32_t size
+    uint32_t size          # bytes of a message, or of the longest
+    const Lengths *lengths
     uint32_t stride
     int epoll
     bint stream            # TCP
@@ -63,11 +66,12 @@ cdef int watch(SocketsState *s, uint32_t connection, int operation, uint32_t eve
 
 cdef int push(SocketsState *s, uint32_t connection) noexcept nogil:
     """TCP: hand over what is left of the connection's message: 0 or an error. What does not fit waits for EPOLLOUT."""
-    cdef bint waited = 0 < s.left[connection] < s.size
     cdef char *message = s.out + <size_t> connection * s.stride
+    cdef uint32_t length = length_of(s.lengths, message)
+    cdef bint waited = 0 < s.left[connection] < length
     cdef ssize_t taken
     while s.left[connection]:
-        taken = send(s.fds[connection], message + s.size - s.left[connection], s.left[connection],
+        taken = send(s.fds[connection], message + length - s.left[connection], s.left[connection],
                      MSG_DONTWAIT | MSG_NOSIGNAL)
         if taken >= 0:
             s.left[connection] -= <uint32_t> taken
@@ -87,12 +91,14 @@ cdef int sockets_outgoing(void *me, uint32_t connection, char **message) noexcep
 
 cdef int sockets_post(void *me, uint32_t connection) noexcept nogil:
     cdef SocketsState *s = <SocketsState *> me
+    cdef char *message = s.out + <size_t> connection * s.stride
+    cdef uint32_t length = length_of(s.lengths, message)
     cdef int status
     if s.stream:
-        s.left[connection] = s.size
+        s.left[connection] = length
         status = push(s, connection)
         return status if status < 0 else 1
-    while send(s.fds[connection], s.out + <size_t> connection * s.stride, s.size, MSG_NOSIGNAL) < 0:
+    while send(s.fds[connection], message, length, MSG_NOSIGNAL) < 0:
         if c_errno != EINTR:
             return -c_errno
     return 1
@@ -108,10 +114,11 @@ cdef int take(SocketsState *s, uint32_t connection, Arrival *out) noexcept nogil
             return -ECONNRESET  # nobody closes before both ends have all: it died
         if got > 0:
             s.got[connection] += <uint32_t> got
-            if s.got[connection] < s.size:
+            # Its number stands in the first 8 bytes, and says how long it is. Nothing comes behind it.
+            if s.got[connection] < SMALLEST or s.got[connection] < length_of(s.lengths, buffer):
                 return 0
+            got = s.got[connection]
             s.got[connection] = 0
-            got = s.size
     else:
         got = recv(s.fds[connection], buffer, s.stride, MSG_DONTWAIT | MSG_TRUNC)
     if got < 0:
@@ -207,6 +214,7 @@ cdef class ManySocketsTransport(SocketTransport):
         self.limit = limit
         s.count = count
         s.size = size
+        s.lengths = &self.lengths
         s.stride = (size + 63) & ~<uint32_t> 63
         s.stream = self.sock.type == socket.SOCK_STREAM
         s.spins = manner == "spin"

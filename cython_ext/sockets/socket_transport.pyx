@@ -109,7 +109,7 @@ cdef class SocketTransport(Transport):
         z.slots = slots
         z.base = self.built.base
         z.stride = stride
-        z.size = self.size
+        z.lengths = &self.lengths
         z.limit_ns = limit_ns
         z.posted = posted
         self.zero = self.waiter.zero = z

@@ -2,6 +2,10 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from libc.string cimport memmove
+
+from cython_ext.core.lengths cimport Lengths, length_of
+from cython_ext.core.payload cimport SMALLEST
 from cython_ext.core.transport cimport FINISHED, Delivery
 from cython_ext.sockets.socket_transport cimport SocketTransport
 from cython_ext.sockets.waiting cimport Waiter
@@ -9,7 +13,10 @@ from cython_ext.sockets.waiting cimport Waiter
 
 cdef struct TcpState:
     Waiter wait
-    uint32_t size         # bytes of a message
+    uint32_t size         # bytes of a message, or of the longest
+    const Lengths *lengths  # of each message
+    char *built           # of messages that differ: the last one, right behind which the next is built
+    uint64_t moved_bytes  # of parts of messages, from the ring's end to its beginning
     uint32_t batch        # slots to build messages in
     uint32_t outstanding_limit  # client of paced: messages not answered; 0: the socket's buffers are the limit
     int receive_flags     # MSG_WAITALL where one message at a time is wanted
@@ -71,6 +78,38 @@ cdef inline int deliver(TcpState *s, Delivery *out, uint32_t most) noexcept nogi
         count += 1
     s.delivered += count
     return <int> count
+
+
+# Messages that differ in size have functions of their own, so that those of one size cost nothing more. The stream is
+# cut by their numbers, which stand in their first 8 bytes.
+
+cdef inline bint has_message(TcpState *s) noexcept nogil:
+    """Whether a whole message waits to be handed out, of messages that differ in size."""
+    return s.undelivered >= SMALLEST and s.undelivered >= length_of(s.lengths, next_message(s))
+
+
+cdef inline int deliver_varying(TcpState *s, Delivery *out, uint32_t most) noexcept nogil:
+    """As `deliver`, of messages that differ in size."""
+    cdef uint32_t count = 0
+    while count < most and has_message(s):
+        out[count].data = next_message(s)
+        out[count].size = length_of(s.lengths, out[count].data)
+        s.undelivered -= out[count].size
+        count += 1
+    s.delivered += count
+    return <int> count
+
+
+cdef inline void make_way(TcpState *s) noexcept nogil:
+    """Before a receive, of messages that differ: let none straddle the ring's end, by moving what there is of it.
+
+    Less than a message in a ring of hundreds. What was delivered has been released by now: nobody holds these bytes.
+    """
+    cdef char *part = next_message(s)
+    if s.filled == s.undelivered and (s.ring - s.head < s.size or part > s.rx + s.head):
+        memmove(s.rx, part, s.undelivered)
+        s.moved_bytes += s.undelivered
+        s.head = s.undelivered
 
 
 cdef inline int at_the_end(TcpState *s, Delivery *out) noexcept nogil:

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""TCP: messages of fixed length in the byte stream, received in place into a ring of whole messages.
+"""TCP: messages of known length in the byte stream, received in place into a ring of whole messages.
 
 One receiving call takes as many bytes as are there and fit, so a stream of small messages costs fewer system calls than
 it has messages; a message that came in part goes on where it stopped, without being moved.
@@ -13,6 +13,7 @@ from libc.errno cimport errno as c_errno
 from libc.stdint cimport int64_t, uint32_t
 
 from cython_ext.core.clock cimport LOOKS, now
+from cython_ext.core.lengths cimport length_of
 from cython_ext.core.transport cimport FINISHED, Delivery
 from cython_ext.headers.sys_socket cimport (
     MSG_DONTWAIT,
@@ -24,7 +25,16 @@ from cython_ext.headers.sys_socket cimport (
     shutdown,
 )
 from cython_ext.sockets.socket_transport cimport SocketTransport
-from cython_ext.sockets.tcp cimport TcpState, at_the_end, deliver, landed, space_for
+from cython_ext.sockets.tcp cimport (
+    TcpState,
+    at_the_end,
+    deliver,
+    deliver_varying,
+    has_message,
+    landed,
+    make_way,
+    space_for,
+)
 from cython_ext.sockets.waiting cimport BLOCK, SPIN, be_patient, readable_by, readable_patiently
 
 from cython_ext.sockets.socket_transport import sending_slots
@@ -151,6 +161,51 @@ cdef int release(void *me, uint32_t count) noexcept nogil:
     return 0
 
 
+cdef int receive_varying_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
+    """As `receive_until`, of messages that differ in size; a deadline of 0: as `receive`, as long as patience lasts."""
+    cdef TcpState *s = <TcpState *> me
+    cdef int status
+    cdef int64_t left
+    while not has_message(s):
+        if s.ended:
+            return FINISHED
+        # Before the call, which receives up to the ring's end: a message must be able to end behind its beginning.
+        make_way(s)
+        # No MSG_WAITALL: how long the message is stands in bytes that have not come. So it may take several calls.
+        status = take(s, MSG_DONTWAIT) if deadline else take_waiting(s)
+        if status == 0:
+            return at_the_end(s, out)
+        if status == -EAGAIN:
+            # Without a deadline the patience is over: what is left of it is below 0.
+            left = deadline - now()
+            if left <= 0:
+                return 0
+            # A part of a message may be here already. The rest makes the socket readable again, and ends this wait.
+            if s.wait.manner != SPIN:
+                status = readable_by(&s.wait, left)
+                if status < 0 and status != -EINTR:
+                    return status
+        elif status < 0:
+            return status
+    # In place, as with one size: nothing that was handed out is moved before it is released.
+    return deliver_varying(s, out, most)
+
+
+cdef int receive_varying(void *me, Delivery *out, uint32_t most) noexcept nogil:
+    return receive_varying_until(me, out, most, 0)
+
+
+cdef int release_varying(void *me, uint32_t count) noexcept nogil:
+    """All that was handed out comes back at a time: what is left in the ring is not delivered yet."""
+    cdef TcpState *s = <TcpState *> me
+    # The loops give back all that one call handed out before they ask again, whatever `count` is.
+    s.filled = s.undelivered
+    # Most often the ring is empty now, and the next message finds a warm cache, and its whole length.
+    if s.filled == 0:
+        s.head = 0
+    return 0
+
+
 # --- sending -------------------------------------------------------------------------------------------------------
 
 cdef char *outgoing(void *me, uint32_t k) noexcept nogil:
@@ -204,6 +259,29 @@ cdef int post(void *me, uint32_t count) noexcept nogil:
     return <int> count
 
 
+cdef char *outgoing_varying(void *me, uint32_t k) noexcept nogil:
+    """Right behind the message before, which has been built: they go out in one piece. The loops ask for 0, 1, …"""
+    cdef TcpState *s = <TcpState *> me
+    s.built = s.built + length_of(s.lengths, s.built) if k else s.tx
+    return s.built
+
+
+cdef int post_varying(void *me, uint32_t count) noexcept nogil:
+    """As `post`: to it they are one message, of all their bytes."""
+    cdef TcpState *s = <TcpState *> me
+    cdef uint32_t longest = s.size
+    cdef int status
+    # One call for all of them, as with one size. `built` is the last, and its number says where it ends.
+    s.size = <uint32_t> (s.built + length_of(s.lengths, s.built) - s.tx)
+    status = post(me, 1)
+    s.size = longest
+    if status < 0:
+        return status
+    # `post` has counted one; the others went with it.
+    s.posted += count - 1
+    return <int> count
+
+
 cdef int finish(void *me) noexcept nogil:
     """Close our side of the connection in order: the other end sees FINISHED after the last message."""
     cdef TcpState *s = <TcpState *> me
@@ -236,6 +314,7 @@ cdef class TcpTransport(SocketTransport):
         if size < 1 or batch < 1 or window < 1:
             raise ValueError("size, window and batch are at least 1")
         self.size = s.size = size
+        s.lengths = &self.lengths
         self.window = window
         self.listens = listens
         self.paced = pattern == "paced"
@@ -264,6 +343,30 @@ cdef class TcpTransport(SocketTransport):
             self.ops.brought_at = &s.brought_at
         if zerocopy:
             self.send_zerocopy(size, built, &s.posted, s.limit_ns)
+
+    def vary(self, sizes):
+        """As every transport; and receive what is there, as nothing but a message tells how long it is.
+
+        :param sizes: a table of uint32 bytes
+        """
+        SocketTransport.vary(self, sizes)
+        # a call that waited for the longest would wait for more than a message
+        self.state.receive_flags = 0
+        if self.ops.post == post:
+            self.ops.outgoing = outgoing_varying
+            self.ops.post = post_varying
+        if self.ops.receive == receive:
+            self.ops.receive = receive_varying
+            self.ops.receive_until = receive_varying_until
+        if self.zero != NULL:
+            self.zero.path_release = release_varying  # in front of it stands the look at the kernel's notifications
+        elif self.ops.release == release:
+            self.ops.release = release_varying
+
+    def counts(self):
+        """As every socket transport; of messages that differ in size `moved_bytes`, within the receiving ring."""
+        moved = {"moved_bytes": self.state.moved_bytes} if self.lengths.mask else {}
+        return {**SocketTransport.counts(self), **moved}
 
     def connect(self, remote):
         """Connect, or accept the one connection that comes from what the other end described.

@@ -13,10 +13,21 @@ from libc.errno cimport EAGAIN, EBADF, ENOBUFS, EPIPE
 from libc.stdint cimport int64_t, uint32_t
 
 from cython_ext.core.clock cimport now
+from cython_ext.core.lengths cimport length_of
 from cython_ext.core.transport cimport Delivery
 from cython_ext.headers.linux_io_uring cimport IORING_OP_RECV, io_uring_cqe, io_uring_sqe
-from cython_ext.headers.sys_socket cimport MSG_WAITALL, SHUT_WR, shutdown
-from cython_ext.sockets.tcp cimport TcpState, TcpTransport, at_the_end, deliver, landed, space_for
+from cython_ext.headers.sys_socket cimport SHUT_WR, shutdown
+from cython_ext.sockets.tcp cimport (
+    TcpState,
+    TcpTransport,
+    at_the_end,
+    deliver,
+    deliver_varying,
+    has_message,
+    landed,
+    make_way,
+    space_for,
+)
 from cython_ext.sockets.uring cimport (
     RECEIVE,
     close_ring,
@@ -26,6 +37,7 @@ from cython_ext.sockets.uring cimport (
     looked_at,
     next_request,
     open_ring,
+    piece_of,
     request_send,
     send_without_copying,
     sent,
@@ -39,19 +51,27 @@ from cython_ext.sockets.socket_transport import sending_slots
 
 # --- receiving -----------------------------------------------------------------------------------------------------
 
+cdef inline bint is_ready(UringTcpState *u) noexcept nogil:
+    """Whether a whole message waits to be handed out."""
+    return has_message(u.tcp) if u.sends.varies else u.tcp.undelivered >= u.tcp.size
+
+
 cdef inline void arm(UringTcpState *u) noexcept nogil:
     """Have a request to receive under way, or pending, for what is missing of a message, or all that has room."""
     cdef TcpState *s = u.tcp
     cdef io_uring_sqe *request
-    if u.armed or s.ended or s.undelivered >= s.size or s.filled == s.ring:
+    if u.armed or s.ended or is_ready(u) or s.filled == s.ring:
         return
+    if u.sends.varies:
+        make_way(s)
     request = next_request(&u.ring)
     request.opcode = IORING_OP_RECV
     request.user_data = RECEIVE
     request.addr = <size_t> (s.rx + s.head)
     request.len = <uint32_t> space_for(s)
     # The kernel goes on until the message is whole, as it does for a receiving call (io_recv).
-    request.msg_flags = MSG_WAITALL if s.one else 0
+    # Of messages that differ nothing but what has come tells how long one is, so what is there is taken.
+    request.msg_flags = s.receive_flags
     u.armed = True
 
 
@@ -64,7 +84,7 @@ cdef int went(UringTcpState *u, const io_uring_cqe *done) noexcept nogil:
     if status < 0 or u.sends.open == before:
         return status
     u.gone += <uint32_t> status
-    if u.gone < count * u.sends.size:
+    if u.gone < piece_of(&u.sends, first, count):
         if status == 0:
             return -EPIPE
         request_send(&u.ring, &u.sends, first, count, u.gone)
@@ -140,7 +160,7 @@ cdef int hand_out(UringTcpState *u, Delivery *out, uint32_t most) noexcept nogil
         status = look_at_ring(&u.ring)
         if status < 0:
             return status
-    return deliver(u.tcp, out, most)
+    return deliver_varying(u.tcp, out, most) if u.sends.varies else deliver(u.tcp, out, most)
 
 
 cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
@@ -148,7 +168,7 @@ cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
     cdef TcpState *s = u.tcp
     cdef int64_t deadline = 0
     cdef int status
-    while s.undelivered < s.size:
+    while not is_ready(u):
         if s.ended:
             return at_the_end(s, out)
         if s.filled == s.ring:
@@ -156,7 +176,7 @@ cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
         status = wait_patiently(u)
         if status < 0:
             return status
-        if s.undelivered < s.size:
+        if not is_ready(u):
             # A beat, a signal or a part of a message came: only time ends the wait.
             if deadline == 0:
                 deadline = now() + s.wait.patience_ns * 3 // 4
@@ -171,7 +191,7 @@ cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline)
     cdef bint waited = False
     cdef int64_t left
     cdef int status
-    while s.undelivered < s.size:
+    while not is_ready(u):
         if s.ended:
             return at_the_end(s, out)
         if s.filled == s.ring:
@@ -192,7 +212,10 @@ cdef int release(void *me, uint32_t count) noexcept nogil:
     cdef UringTcpState *u = <UringTcpState *> me
     cdef TcpState *s = u.tcp
     cdef size_t length = <size_t> count * s.size
-    s.filled = s.filled - length if length < s.filled else 0
+    if u.sends.varies:
+        s.filled = s.undelivered
+    else:
+        s.filled = s.filled - length if length < s.filled else 0
     if s.filled == 0 and not u.armed:
         s.head = 0  # the next message finds a warm cache
     return 0
@@ -203,6 +226,14 @@ cdef int release(void *me, uint32_t count) noexcept nogil:
 cdef char *outgoing(void *me, uint32_t k) noexcept nogil:
     cdef UringTcpState *u = <UringTcpState *> me
     return u.sends.base + (u.sends.next + k) * u.sends.stride
+
+
+cdef char *outgoing_varying(void *me, uint32_t k) noexcept nogil:
+    """Right behind the message before, which has been built, as TCP has it: a request is of one piece."""
+    cdef UringTcpState *u = <UringTcpState *> me
+    cdef TcpState *s = u.tcp
+    s.built = s.built + length_of(s.lengths, s.built) if k else outgoing(me, 0)
+    return s.built
 
 
 cdef int room(void *me) noexcept nogil:
@@ -295,6 +326,7 @@ cdef class UringTcpTransport(TcpTransport):
         u.sends.base = s.tx
         u.sends.stride = u.sends.size = s.size
         u.sends.slots = slots
+        u.sends.lengths = s.lengths
         if zerocopy:
             self.notes["zerocopy_send"] = ""  # the connection's ring says more
             u.sends.zerocopy = True
@@ -329,6 +361,15 @@ cdef class UringTcpTransport(TcpTransport):
         """
         TcpTransport.accept(self, expected)
         self.open_for(self.sock)
+
+    def vary(self, sizes):
+        """As TcpTransport; each request is as long as its messages.
+
+        :param sizes: a table of uint32 bytes
+        """
+        TcpTransport.vary(self, sizes)
+        self.uring.sends.varies = True
+        self.ops.outgoing = outgoing_varying
 
     def counts(self):
         """As TcpTransport; of a sender without copies what the notifications said."""

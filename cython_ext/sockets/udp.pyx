@@ -7,7 +7,6 @@ that. What it says is the highest sequence number, not a count, so that a lost m
 good. A lost credit is replaced by the next one; a sender that hears nothing goes on after a while (`slides`).
 """
 
-import mmap
 import socket
 
 from libc.errno cimport EAGAIN, EBADF, ECONNREFUSED, EINTR, ENOBUFS, ETIMEDOUT
@@ -16,7 +15,19 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from cython_ext.core.clock cimport LOOKS, now
-from cython_ext.core.credit cimport FINISH_TRIES, FINISHES, Control, a_control, allowed, due, heed, notice, slide
+from cython_ext.core.credit cimport (
+    FINISH_TRIES,
+    FINISHES,
+    Control,
+    a_control,
+    allowed,
+    due,
+    heed,
+    is_whole,
+    notice,
+    slide,
+)
+from cython_ext.core.lengths cimport length_of
 from cython_ext.core.payload cimport MAGIC_CREDIT, MAGIC_FINISH
 from cython_ext.core.transport cimport FINISHED, Delivery
 from cython_ext.headers.sys_socket cimport (
@@ -34,13 +45,9 @@ from cython_ext.headers.sys_socket cimport (
 from cython_ext.sockets.socket_transport cimport SocketTransport
 from cython_ext.sockets.waiting cimport BLOCK, SPIN, be_patient, readable_by, readable_patiently
 
+from cython_ext.sockets.receive_room import datagrams_held
 from cython_ext.sockets.socket_transport import sending_slots
 
-PAGE = mmap.PAGESIZE
-PACKET_MEMORY = 2816   # bytes of memory that a received packet lies in, at most, up to an MTU of 1500
-ONE_PACKET = 1472      # bytes of a datagram that comes in one packet
-FRAGMENT = 1256        # bytes of a fragment where the MTU is 1280, the least that IPv6 allows
-UDP_HEADER = 8
 SO_MEMINFO = 55        # asm-generic/socket.h; nine 32-bit numbers, of which the last is SK_MEMINFO_DROPS
 DROPS = slice(32, 36)
 
@@ -129,8 +136,8 @@ cdef inline int sort_out(UdpState *s, int count, Delivery *out) noexcept nogil:
         if heed(&s.credit, data, length):
             continue
         # Of a stream only: how far it has come is what the next credit will say.
-        if s.credit.granted and length == s.credit.size:
-            notice(&s.credit, data)
+        if s.credit.granted and is_whole(&s.credit, data, length):
+            notice(&s.credit, data, length)
         # Handed out in place: the slot is the loop's until `release`, and no call receives into it before.
         out[messages].data = data
         out[messages].size = length
@@ -295,12 +302,15 @@ cdef int post(void *me, uint32_t count) noexcept nogil:
     cdef UdpState *s = <UdpState *> me
     cdef int flags = MSG_NOSIGNAL | (MSG_DONTWAIT if s.wait.manner == SPIN else 0)
     cdef uint32_t done = 0, together = count
+    cdef const iovec *one
     cdef int64_t since = 0
     cdef int status
     while done < count:
         # When the call returns, the datagram has been copied into an skb (ip_generic_getfrag): the slot is free again.
         if together == 1:
-            status = 1 if send(s.wait.fd, s.tx + <size_t> done * s.stride, s.credit.size, flags) >= 0 else -1
+            # The same iovec as sendmmsg reads, so a message has one length however it goes out.
+            one = s.outgoing[done].msg_hdr.msg_iov
+            status = 1 if send(s.wait.fd, one.iov_base, one.iov_len, flags) >= 0 else -1
         else:
             status = sendmmsg(s.wait.fd, s.outgoing + done, together, flags)
         if status > 0:
@@ -318,6 +328,17 @@ cdef int post(void *me, uint32_t count) noexcept nogil:
     # Behind the sends, by the thread that also heeds credits, so no credit can be for more than this.
     s.credit.posted += count
     return <int> count
+
+
+cdef int post_varying(void *me, uint32_t count) noexcept nogil:
+    """As `post`, of messages that differ in size: each says its number, and that its length."""
+    cdef UdpState *s = <UdpState *> me
+    cdef uint32_t k
+    # Here and not in `outgoing`: the number is written behind that. The kernel copies the iovecs at each call
+    # (copy_msghdr_from_user), so what stands in them is ours again when it returns.
+    for k in range(count):
+        s.outgoing[k].msg_hdr.msg_iov.iov_len = length_of(s.credit.lengths, s.tx + <size_t> k * s.stride)
+    return post(me, count)
 
 
 cdef int finish(void *me) noexcept nogil:
@@ -374,6 +395,7 @@ cdef class UdpTransport(SocketTransport):
         if size < 1 or batch < 1 or window < 1:
             raise ValueError("size, window and batch are at least 1")
         s.credit.size = size
+        s.credit.lengths = &self.lengths
         s.stride = (max(size, <uint32_t> sizeof(Control)) + LINE - 1) // LINE * LINE
         s.batch = batch
         # Twice a batch: while the loop holds one, another can be received behind it.
@@ -427,6 +449,15 @@ cdef class UdpTransport(SocketTransport):
             s.outgoing[k].msg_hdr.msg_iovlen = 1
         return 0
 
+    def vary(self, sizes):
+        """As every transport; without copies each message is sent by a call of its own anyway.
+
+        :param sizes: a table of uint32 bytes
+        """
+        SocketTransport.vary(self, sizes)
+        if self.ops.post == post:
+            self.ops.post = post_varying
+
     def __dealloc__(self):
         free(self.state.incoming)
         free(self.state.outgoing)
@@ -463,30 +494,3 @@ cdef class UdpTransport(SocketTransport):
         self.state.credit.window = self.window
         self.notes["window"] = self.window
         return 0
-
-
-def truesize(size: int, zerocopy: bool = False) -> int:
-    """Bytes of SO_RCVBUF that a datagram of `size` bytes takes up, at most (net/core/skbuff.c, SKB_TRUESIZE).
-
-    Counted is the memory that a packet lies in: 832 bytes to 2304 on a veth, and with a NIC's driver a whole receive
-    buffer (2752 bytes on e1000e) however short the packet. A longer datagram comes in fragments, the shortest of an MTU
-    of 1280, or in one piece, for which memory is taken in powers of two. With MSG_ZEROCOPY every page that it lies in
-    counts whole.
-    """
-    fragments = 1 if size <= ONE_PACKET else -(-(size + UDP_HEADER) // FRAGMENT)
-    pages = (size + 2 * PAGE - 2) // PAGE * PAGE + 1280 if zerocopy else 0
-    return max(fragments * PACKET_MEMORY, pages)
-
-
-def datagrams_held(buffer: int, size: int, zerocopy: bool = False) -> int:
-    """How many datagrams of `size` bytes a socket with an SO_RCVBUF of `buffer` bytes holds for certain; 1 at least.
-
-    Three quarters of it are counted on: what a reader has taken is given back late, up to a quarter of the buffer
-    at a time (net/ipv4/udp.c, udp_rmem_release).
-    """
-    return max(1, (buffer - buffer // 4) // truesize(size, zerocopy))
-
-
-def buffer_for(datagrams: int, size: int) -> int:
-    """The smallest SO_RCVBUF that holds so many datagrams: what an end that has no socket tells one that asks."""
-    return -(-datagrams * truesize(size) * 4 // 3)

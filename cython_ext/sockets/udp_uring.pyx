@@ -15,7 +15,7 @@ from libc.errno cimport EAGAIN, EBADF, ECONNREFUSED, ENOBUFS, ETIMEDOUT
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from cython_ext.core.clock cimport now
-from cython_ext.core.credit cimport FINISH_TRIES, FINISHES, allowed, due, heed, notice, slide
+from cython_ext.core.credit cimport FINISH_TRIES, FINISHES, allowed, due, heed, is_whole, notice, slide
 from cython_ext.core.payload cimport MAGIC_CREDIT, MAGIC_FINISH
 from cython_ext.core.transport cimport FINISHED, Delivery
 from cython_ext.headers.linux_io_uring cimport (
@@ -99,8 +99,8 @@ cdef void arrived(UringUdpState *u, const io_uring_cqe *done) noexcept nogil:
         if u.multishot:
             lend(&u.ring, data, s.stride, slot)
         return
-    if s.credit.granted and <uint32_t> done.res == s.credit.size:
-        notice(&s.credit, data)
+    if s.credit.granted and is_whole(&s.credit, data, <uint32_t> done.res):
+        notice(&s.credit, data, <uint32_t> done.res)
     u.slot[place] = slot
     u.length[place] = <uint32_t> done.res
     u.came += 1
@@ -392,6 +392,7 @@ cdef class UringUdpTransport(UdpTransport):
         u.sends.base = s.tx
         u.sends.stride = s.stride
         u.sends.size = s.credit.size
+        u.sends.lengths = &self.lengths
         u.sends.slots = slots
         # as many as can be asked for between two entering calls: a batch to send, and one to receive
         open_ring(&u.ring, slots + 2, s.slots + 2 * slots + 2, sock.fileno(), s.wait.manner == SPIN)
@@ -409,6 +410,14 @@ cdef class UringUdpTransport(UdpTransport):
         self.ops.receive_until = receive_until
         self.ops.release = release
         self.ops.finish = finish
+
+    def vary(self, sizes):
+        """As UdpTransport; each request is as long as its message.
+
+        :param sizes: a table of uint32 bytes
+        """
+        UdpTransport.vary(self, sizes)
+        self.uring.sends.varies = True
 
     def counts(self):
         """As UdpTransport; of a sender without copies what the notifications said."""

@@ -7,6 +7,7 @@ later than its submission is finished in the waiting thread's own calls, never b
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from cython_ext.core.lengths cimport Lengths
 from cython_ext.headers.linux_io_uring cimport (
     IORING_SQ_CQ_OVERFLOW,
     IORING_SQ_TASKRUN,
@@ -64,7 +65,9 @@ cdef struct Ring:
 cdef struct Sends:
     char *base                # first slot
     size_t stride             # from slot to slot
-    uint32_t size             # bytes of a message
+    uint32_t size             # bytes of a message, or of the longest
+    const Lengths *lengths    # of each message
+    bint varies               # they differ
     uint32_t slots
     uint32_t next             # slot that the next message is built in
     uint32_t open             # requests without a result yet
@@ -118,6 +121,7 @@ cdef int look_at_ring(Ring *r) noexcept nogil
 cdef int wait_ring(Ring *r, uint32_t least, int64_t timeout_ns) noexcept nogil
 cdef io_uring_sqe *next_request(Ring *r) noexcept nogil
 cdef void lend(Ring *r, char *at, uint32_t length, uint16_t number) noexcept nogil
+cdef uint32_t piece_of(const Sends *s, uint32_t first, uint32_t count) noexcept nogil
 cdef int request_send(Ring *r, Sends *s, uint32_t first, uint32_t count, uint32_t skip) noexcept nogil
 cdef int sent(Sends *s, const io_uring_cqe *done, uint32_t *first, uint32_t *count) noexcept nogil
 cdef dict sent_counts(const Sends *s)

@@ -23,6 +23,7 @@ from posix.mman cimport (
 from posix.unistd cimport close
 
 from cython_ext.core.clock cimport LOOKS, now
+from cython_ext.core.lengths cimport length_of
 from cython_ext.headers.linux_io_uring cimport (
     IORING_ASYNC_CANCEL_ANY,
     IORING_CQE_F_MORE,
@@ -162,6 +163,17 @@ cdef void lend(Ring *r, char *at, uint32_t length, uint16_t number) noexcept nog
     store_half(&r.buffers.tail, r.buffer_tail)
 
 
+cdef uint32_t piece_of(const Sends *s, uint32_t first, uint32_t count) noexcept nogil:
+    """Bytes of `count` slots as one piece. Messages that differ in size lie one right behind the other in it."""
+    cdef const char *at = s.base + first * s.stride
+    cdef uint32_t length = 0, _
+    if not s.varies:
+        return (count - 1) * <uint32_t> s.stride + s.size
+    for _ in range(count):
+        length += length_of(s.lengths, at + length)
+    return length
+
+
 cdef int request_send(Ring *r, Sends *s, uint32_t first, uint32_t count, uint32_t skip) noexcept nogil:
     """Ask for `count` slots to be sent as one piece, less the `skip` bytes of it that have gone out already.
 
@@ -170,7 +182,7 @@ cdef int request_send(Ring *r, Sends *s, uint32_t first, uint32_t count, uint32_
     cdef io_uring_sqe *request = next_request(r)
     cdef uint32_t k
     request.addr = <uint64_t> (s.base + first * s.stride + skip)
-    request.len = <uint32_t> ((count - 1) * s.stride + s.size - skip)
+    request.len = piece_of(s, first, count) - skip
     request.msg_flags = MSG_NOSIGNAL | MSG_WAITALL
     request.user_data = <uint64_t> SEND << 48 | <uint64_t> first << 16 | count
     request.opcode = IORING_OP_SEND_ZC if s.zerocopy else IORING_OP_SEND

@@ -7,6 +7,8 @@ when every call that sent of it has been notified.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from cython_ext.core.lengths cimport Lengths
+
 
 cdef enum:
     CALLS = 4096       # numbers of calls that are remembered, a power of two
@@ -31,7 +33,7 @@ cdef struct ZeroCopy:
     # of the path that sends this way
     char *base                # first slot
     size_t stride             # from slot to slot
-    size_t size               # bytes of a message
+    const Lengths *lengths    # of each message
     int64_t limit_ns          # nothing taken by the other end for so long is an error
     uint64_t *posted          # the path's count of messages
     int (*path_room)(void *me) noexcept nogil

@@ -12,6 +12,7 @@ from libc.errno cimport errno as c_errno
 from libc.stdint cimport int64_t, uint32_t
 
 from cython_ext.core.clock cimport now
+from cython_ext.core.lengths cimport length_of
 from cython_ext.core.transport cimport Ops
 from cython_ext.headers.sys_socket cimport MSG_DONTWAIT, MSG_NOSIGNAL, MSG_ZEROCOPY, send
 from cython_ext.sockets.waiting cimport SPIN, Waiter
@@ -84,12 +85,12 @@ cdef int post_one(Waiter *w, ZeroCopy *z) noexcept nogil:
     """Send the next slot's message: 0 or -errno. A datagram goes out in one call, a stream may need several."""
     cdef int flags = MSG_ZEROCOPY | MSG_NOSIGNAL | (MSG_DONTWAIT if w.manner == SPIN else 0)
     cdef char *message = z.base + z.next * z.stride
-    cdef size_t done = 0
+    cdef size_t done = 0, length = length_of(z.lengths, message)
     cdef int64_t since = 0
     cdef ssize_t sent
     cdef int error
-    while done < z.size:
-        sent = send(w.fd, message + done, z.size - done, flags)
+    while done < length:
+        sent = send(w.fd, message + done, length - done, flags)
         if sent > 0:
             count_call(z, <uint32_t> sent)
             done += <size_t> sent

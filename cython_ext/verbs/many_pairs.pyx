@@ -20,9 +20,10 @@ from libc.string cimport memset
 from cython_ext.core.beat cimport stop_beat
 from cython_ext.core.clock cimport now
 from cython_ext.core.connections cimport Arrival, Connections
+from cython_ext.core.lengths cimport length_of, length_of_number
 from cython_ext.core.payload cimport build_source
 from cython_ext.core.pinned cimport PinnedBuffer
-from cython_ext.core.transport cimport WC_STATUS
+from cython_ext.core.transport cimport WC_STATUS, Transport
 from cython_ext.headers.infiniband_verbs cimport (
     IBV_ACCESS_LOCAL_WRITE,
     IBV_ACCESS_REMOTE_READ,
@@ -45,6 +46,7 @@ from cython_ext.headers.infiniband_verbs cimport (
     ibv_wc,
     ibv_wr_opcode,
 )
+from cython_ext.verbs.pair_numbers cimport Numbers, connection_of, note_number, room_for_numbers
 from cython_ext.verbs.verbs_path cimport VerbsTransport
 from cython_ext.verbs.verbs_queue cimport (
     CompletionChannel,
@@ -57,21 +59,16 @@ from cython_ext.verbs.verbs_ring cimport BATCH, State, fail, look_for_errors
 from cython_ext.verbs.verbs_shape cimport Shape
 from cython_ext.verbs.verbs_wait cimport wait_cq
 
+from cython_ext.core.lengths import read_entries
 from cython_ext.verbs.verbs_path import MOST_INLINE, RING_LIMIT
 from hwrx.errors import PeerError, UsageError
 
 cdef enum:
     BUFFERS = 2            # that go out, and own receive requests, of each connection
-    NOT_OURS = 0xFFFFFFFF
     POISON = 0xA5          # as in rc.pyx
     POISONED = 24
 
 OPCODES = {"rdma-send": IBV_WR_SEND, "rdma-write": IBV_WR_RDMA_WRITE, "rdma-read": IBV_WR_RDMA_READ}
-
-
-cdef struct Number:
-    uint32_t qpn
-    uint32_t connection
 
 
 cdef struct ManyState:
@@ -79,8 +76,7 @@ cdef struct ManyState:
     uint32_t count
     ibv_qp **pairs
     ibv_srq *shared             # NULL: each queue pair has receive requests of its own
-    Number *numbers             # open addressing: from a queue pair's number to its connection
-    uint32_t mask
+    Numbers numbers             # from a queue pair's number to its connection
     bint one_sided
     bint reads
 
@@ -100,21 +96,6 @@ cdef struct ManyState:
     uint32_t holder[BATCH]      # and their connections
     uint32_t holds
     ibv_wc wc[BATCH]
-
-
-# --- from a number to its connection -------------------------------------------------------------------------------
-
-cdef inline uint32_t place_of(const ManyState *m, uint32_t qpn) noexcept nogil:
-    return (qpn * <uint32_t> 2654435769) >> 8 & m.mask
-
-
-cdef inline uint32_t connection_of(const ManyState *m, uint32_t qpn) noexcept nogil:
-    cdef uint32_t at = place_of(m, qpn)
-    while m.numbers[at].connection != NOT_OURS:
-        if m.numbers[at].qpn == qpn:
-            return m.numbers[at].connection
-        at = (at + 1) & m.mask
-    return NOT_OURS
 
 
 # --- sending -------------------------------------------------------------------------------------------------------
@@ -183,12 +164,16 @@ cdef int many_post(void *me, uint32_t connection) noexcept nogil:
             st.posted % st.remote_slots if m.reads else connection)
         if m.reads:
             # Before the hand-over: what stands here afterwards was read.
-            memset(at, POISON, min(st.size, <uint32_t> POISONED))
-            at[st.size - 1] = <char> POISON
+            m.sge.length = length_of_number(st.lengths, st.posted)
+            memset(at, POISON, min(m.sge.length, <uint32_t> POISONED))
+            at[m.sge.length - 1] = <char> POISON
+        else:
+            m.sge.length = length_of(st.lengths, at)
     else:
         at = m.out + <size_t> (BUFFERS * connection + m.turn[connection]) * m.stride
         m.turn[connection] ^= 1
         m.under_way[connection] += 1
+        m.sge.length = length_of(st.lengths, at)
     m.sge.addr = <uintptr_t> at
     m.wr.wr_id = connection + 1
     st.posted += 1
@@ -246,10 +231,10 @@ cdef int many_receive(void *me, Arrival *out, uint32_t most) noexcept nogil:
         if m.one_sided:
             out[i].connection = <uint32_t> wc.wr_id - 1
             out[i].message.data = m.out + <size_t> out[i].connection * m.stride
-            out[i].message.size = st.size
+            out[i].message.size = length_of(st.lengths, out[i].message.data)
             continue
         # With shared requests only the queue pair's number tells on which connection a message came.
-        out[i].connection = connection_of(m, wc.qp_num)
+        out[i].connection = connection_of(&m.numbers, wc.qp_num)
         out[i].message.data = m.landing + <size_t> wc.wr_id * m.stride
         out[i].message.size = wc.byte_len
         m.held[i] = <uint32_t> wc.wr_id
@@ -303,7 +288,7 @@ cdef class ManyPairsTransport(VerbsTransport):
 
     def __dealloc__(self):
         free(self.m.pairs)
-        free(self.m.numbers)
+        free(self.m.numbers.entries)
         free(self.m.turn)
         free(self.m.under_way)
 
@@ -346,14 +331,18 @@ cdef class ManyPairsTransport(VerbsTransport):
         cdef ManyState *m = &self.m
         cdef size_t out_bytes, landing_bytes
         st.size = self.size
+        st.lengths = &self.lengths
         st.window = self.window = m.count
         st.limit_ns = round(self.prepare.setting.limit * 1e9)
         st.trial = self.prepare.trial
         st.signal_every = 1
         m.stride = st.stride = st.landing_stride = (self.size + 63) & ~<uint32_t> 63
         if m.one_sided:
-            # one slot more than connections, so that a READ never finds what its buffer held before
+            # one slot more than connections, so that a READ never finds what its buffer held before; of messages that
+            # differ in size one for each entry of the table
             m.slots = m.count + 1 if self.prepare.role == "server" else 0
+            if m.slots and m.reads and self.prepare.setting.mix:
+                m.slots = read_entries(self.size)
             out_bytes = <size_t> m.count * m.stride if self.prepare.role == "client" else 0
         else:
             # one under way on each connection, and those that the loop holds while their answers bring the next
@@ -378,7 +367,7 @@ cdef class ManyPairsTransport(VerbsTransport):
     def _make_pairs(self):
         cdef State *st = self.st
         cdef ManyState *m = &self.m
-        cdef uint32_t at, k, size = 4
+        cdef uint32_t k
         cdef QueuePair pair
         setting = self.prepare.setting
         events = setting.wait != "poll"
@@ -401,16 +390,11 @@ cdef class ManyPairsTransport(VerbsTransport):
         if m.reads or inline > MOST_INLINE:
             inline = 0
         m.pairs = <ibv_qp **> calloc(m.count, sizeof(ibv_qp *))
-        while size < 4 * m.count:
-            size *= 2
-        m.mask = size - 1
-        m.numbers = <Number *> calloc(size, sizeof(Number))
+        m.numbers = room_for_numbers(m.count)
         m.turn = <uint8_t *> calloc(m.count, 1)
         m.under_way = <uint8_t *> calloc(m.count, 1)
-        if m.pairs == NULL or m.numbers == NULL or m.turn == NULL or m.under_way == NULL:
+        if m.pairs == NULL or m.numbers.entries == NULL or m.turn == NULL or m.under_way == NULL:
             raise MemoryError
-        for k in range(size):
-            m.numbers[k].connection = NOT_OURS
         access = 0
         if m.one_sided and self.prepare.role == "server":
             access = IBV_ACCESS_REMOTE_READ if m.reads else IBV_ACCESS_REMOTE_WRITE
@@ -425,11 +409,7 @@ cdef class ManyPairsTransport(VerbsTransport):
                 inline = 0  # the first has asked the device
             self.pairs.append(pair)
             m.pairs[k] = pair.ptr
-            at = place_of(m, pair.ptr.qp_num)
-            while m.numbers[at].connection != NOT_OURS:
-                at = (at + 1) & m.mask
-            m.numbers[at].qpn = pair.ptr.qp_num
-            m.numbers[at].connection = k
+            note_number(&m.numbers, pair.ptr.qp_num, k)
         self.qp = self.pairs[0]
         if inline:
             st.flags = IBV_SEND_INLINE
@@ -449,17 +429,31 @@ cdef class ManyPairsTransport(VerbsTransport):
         m.wr.opcode = <ibv_wr_opcode> opcode
         # each one is signalled: its completion is its connection's
         m.wr.send_flags = IBV_SEND_SIGNALED | st.flags
-        m.sge.length = self.size
         m.sge.lkey = m.recv_sge.lkey = self.landing_mr.lkey
         m.recv_wr.sg_list = &m.recv_sge
         m.recv_wr.num_sge = 1
         m.recv_sge.length = self.size
         if m.reads and self.prepare.role == "server":
-            for slot in range(m.slots):
-                build_source(m.landing + <size_t> slot * m.stride, self.size, slot, st.trial)
+            self._fill_slots()
         if not m.one_sided:
             for slot in range(m.slots):
                 self._check(post_receive(m, slot, slot // BUFFERS), "ibv_post_recv")
+
+    def _fill_slots(self):
+        """What is fetched, as RcReadTransport has it."""
+        cdef ManyState *m = &self.m
+        cdef uint32_t slot
+        for slot in range(m.slots):
+            build_source(m.landing + <size_t> slot * m.stride, length_of_number(m.st.lengths, slot), slot, m.st.trial)
+
+    def vary(self, sizes):
+        """As every transport: each request is as long as its message anyway.
+
+        :param sizes: a table of uint32 bytes
+        """
+        Transport.vary(self, sizes)
+        if self.m.reads and self.prepare.role == "server":
+            self._fill_slots()
 
     def _describe(self):
         cdef VerbsTransport base = self

@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from cython_ext.core.beat cimport stop_beat
+from cython_ext.core.lengths cimport length_of, length_of_number
 from cython_ext.core.payload cimport build_source
 from cython_ext.core.transport cimport WC_STATUS, Delivery
 from cython_ext.headers.infiniband_verbs cimport (
@@ -31,6 +32,7 @@ from cython_ext.verbs.verbs_ring cimport (
 from cython_ext.verbs.verbs_shape cimport Shape
 from cython_ext.verbs.verbs_wait cimport wait_cq, wait_cq_until
 
+from cython_ext.core.lengths import read_entries
 from cython_ext.verbs.verbs_path import ACCESS_READ, ACCESS_WRITE, ring_slots
 
 # Receive buffers of a stream or an open loop: a sender that finds none waits for the RNR timer, and that is measured.
@@ -161,19 +163,39 @@ cdef int read_room(void *me) noexcept nogil:
     return <int> (st.window - <uint32_t> (st.posted - st.completed))
 
 
+cdef inline void poison(char *landing, uint32_t size) noexcept nogil:
+    """So that what stands in a landing buffer afterwards was read, from its header to its trailer."""
+    # Before the hand-over. From `submit` on the device writes here, and a poison that came late would destroy a
+    # message.
+    memset(landing, POISON, min(size, <uint32_t> POISONED))
+    # The trailer as well: with the header alone, a READ whose end is missing would pass.
+    landing[size - 1] = <char> POISON
+
+
 cdef int read_post(void *me, uint32_t count) noexcept nogil:
-    """Poison header and trailer of each landing buffer, so that what stands there afterwards was read; then ask."""
+    """Poison each landing buffer; then ask."""
     cdef State *st = <State *> me
-    cdef char *landing
     cdef uint32_t k
     for k in range(count):
         # Still ours: posted is none of it, and what lay here before was given back.
-        landing = ring_outgoing(me, k)
-        # Before the hand-over. From `submit` on the device writes here, and a poison that came late would destroy a
-        # message.
-        memset(landing, POISON, min(st.size, <uint32_t> POISONED))
-        # The trailer as well: with the header alone, a READ whose end is missing would pass.
-        landing[st.size - 1] = <char> POISON
+        poison(ring_outgoing(me, k), st.size)
+    aim(st, count)
+    return submit(st, count)
+
+
+cdef int read_post_varying(void *me, uint32_t count) noexcept nogil:
+    """As `read_post`, of messages that differ in size: the k-th READ asks for slot k, of which both ends know it."""
+    cdef State *st = <State *> me
+    cdef ibv_send_wr *wr = &st.send_wr[st.slot]
+    cdef uint32_t k
+    for k in range(count):
+        # Known without a look at the payload, which is the other end's: slots are asked for in turn, and there are as
+        # many as the table has entries.
+        wr.sg_list.length = length_of_number(st.lengths, st.posted + k)
+        # Where its own trailer will stand; what lies behind it is of another message, and nobody looks there.
+        poison(ring_outgoing(me, k), wr.sg_list.length)
+        wr = wr.next
+    # As with one size: the requests are the provider's only when they say how much, and from where.
     aim(st, count)
     return submit(st, count)
 
@@ -186,7 +208,8 @@ cdef inline int hand_out_reads(State *st, Delivery *out, int n) noexcept nogil:
             return i if i else status
         # The CQE is the hand-over back. Before it the bytes may be there in part, and in any order.
         out[i].data = st.out + <size_t> st.take_slot * st.stride
-        out[i].size = st.size
+        # Of what stands there now, which is no message if the READ did not bring one.
+        out[i].size = length_of(st.lengths, out[i].data)
         # READs complete in the order of posting (every one is signalled), so counting finds the buffer.
         st.take_slot += 1
         if st.take_slot == st.window:
@@ -241,20 +264,19 @@ cdef class RcReadTransport(VerbsTransport):
         self.completes_by_send = True
         return Shape(
             opcode=IBV_WR_RDMA_READ, access=ACCESS_READ if self.prepare.role == "server" else 0,
-            slots=ring_slots(self.size, self.prepare.setting.window) + 1, receives=0, landing_out=True,
+            slots=self._slots(), receives=0, landing_out=True,
         )
+
+    def _slots(self):
+        # of messages that differ: one for each entry of the table, so that a slot's message never changes its size
+        setting = self.prepare.setting
+        return read_entries(self.size) if setting.mix else ring_slots(self.size, setting.window) + 1
 
     def __init__(self, prepare, chosen_port):
         VerbsTransport.__init__(self, prepare, chosen_port)
         cdef State *st = self.st
-        cdef uint32_t slot
-        cdef char *at
-        if prepare.role == "server":
-            # Filled before the other end learns the address (`describe`): no READ can come earlier.
-            for slot in range(st.slots):
-                at = st.landing + <size_t> slot * st.landing_stride
-                # The slot's number stands for the sequence: the memory is passive and cannot count the questions.
-                build_source(at, st.size, slot, st.trial)
+        if prepare.role == "server" and not prepare.setting.mix:
+            self.fill_slots()
         self.ops.me = st
         self.ops.outgoing = ring_outgoing
         self.ops.room = read_room
@@ -264,6 +286,26 @@ cdef class RcReadTransport(VerbsTransport):
         self.ops.release = read_release
         self.ops.finish = read_finish
         self.ops.pull = True
+
+    def fill_slots(self):
+        """What is fetched; before the other end learns the address (`describe`): no READ can come earlier."""
+        cdef State *st = self.st
+        cdef uint32_t slot
+        cdef char *at
+        for slot in range(st.slots):
+            at = st.landing + <size_t> slot * st.landing_stride
+            # The slot's number stands for the sequence: the memory is passive and cannot count the questions.
+            build_source(at, length_of_number(st.lengths, slot), slot, st.trial)
+
+    def vary(self, sizes):
+        """As every transport; the table has as many entries as there are slots.
+
+        :param sizes: a table of uint32 bytes
+        """
+        VerbsTransport.vary(self, sizes)
+        self.ops.post = read_post_varying
+        if self.prepare.role == "server":
+            self.fill_slots()
 
     def connect(self, remote):
         """As every verbs transport; and aim at the other end's memory."""

@@ -19,6 +19,7 @@ from libc.string cimport memcmp
 from posix.time cimport nanosleep, timespec
 
 from cython_ext.core.clock cimport LOOKS, now
+from cython_ext.core.lengths cimport length_of, length_of_number
 from cython_ext.core.payload cimport AT_SEQUENCE, MAGIC, MAGIC_CHECK, magic_of, sequence_of, trailer, trial_of
 from cython_ext.core.transport cimport FINISHED, WC_STATUS, Delivery
 from cython_ext.headers.infiniband_verbs cimport IBV_WR_RDMA_WRITE, ibv_send_wr
@@ -74,13 +75,14 @@ cdef inline bint is_next(const State *st, uint32_t magic) noexcept nogil:
 
 cdef inline bint stands(const State *st, const char *at, uint64_t sequence) noexcept nogil:
     """Whether the message of that sequence number, or the one that is to be checked before it, stands here, whole."""
+    cdef uint32_t size = length_of_number(st.lengths, sequence)
     cdef uint64_t word
     # The last byte first, because devices write upwards. Nothing promises that: ibv_query_qp_data_in_order(3) asks.
     # rxe copies by memcpy, a page at a time (rxe_mr_copy), and the stores of one string instruction may be seen out of
     # order (Intel SDM 3A, "Fast-String Operation and Out-of-Order Stores").
-    if st.size >= 17:
+    if size >= 17:
         # An acquire: header and payload are read after this byte, never before it.
-        if hwrx_load_byte(at + st.size - 1) != trailer(sequence):
+        if hwrx_load_byte(at + size - 1) != trailer(sequence):
             return False
         # the message that was here before may have had the same trailer: the header, read only now, tells them apart
         return is_next(st, magic_of(at)) and memcmp(at + AT_SEQUENCE, &sequence, 8) == 0
@@ -89,9 +91,9 @@ cdef inline bint stands(const State *st, const char *at, uint64_t sequence) noex
     if word >> 32 != <uint32_t> sequence or not is_next(st, <uint32_t> word):
         return False
     # 9 to 16 bytes have no trailer, but all of their fields are known beforehand
-    if st.size >= 12 and sequence_of(at, st.size) != sequence:
+    if size >= 12 and sequence_of(at, size) != sequence:
         return False
-    return st.size < 16 or trial_of(at) == st.trial
+    return size < 16 or trial_of(at) == st.trial
 
 
 cdef inline uint64_t expected(const State *st) noexcept nogil:
@@ -109,7 +111,7 @@ cdef inline int deliver(State *st, Delivery *out, uint32_t most) noexcept nogil:
         if not stands(st, at, expected(st)):
             break
         out[n].data = at
-        out[n].size = st.size
+        out[n].size = length_of_number(st.lengths, expected(st))
         st.checked = magic_of(at) == MAGIC_CHECK
         st.checks += st.checked
         # The slot is not given back to anybody: a round later the sender writes here, whether we have looked or not.
@@ -123,9 +125,9 @@ cdef inline uint64_t ahead(State *st) noexcept nogil:
     cdef const char *at = slot_of(st, st.taken)
     cdef uint64_t sequence
     # Fewer bytes carry half of the number only, and a check may stand anywhere: neither tells a round.
-    if st.size < 12 or magic_of(at) != MAGIC:
+    if length_of(st.lengths, at) < 12 or magic_of(at) != MAGIC:
         return 0
-    sequence = sequence_of(at, st.size)
+    sequence = sequence_of(at, length_of(st.lengths, at))
     # whole rounds later, or it is half of one message and half of another
     return sequence if sequence > st.taken and (sequence - st.taken) & (st.slots - 1) == 0 and not st.checks else 0
 
@@ -195,6 +197,9 @@ cdef int blind_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
         if now() >= deadline:
             return 0
         nanosleep(&nap, NULL)
+    # Of messages that differ in size a byte of an older one may have been taken for the trailer: the rest comes now.
+    if st.lengths.mask:
+        nanosleep(&nap, NULL)
     # Nobody looked meanwhile, so of a longer stream only the last round is there to be verified.
     if st.taken == 0 and st.total > st.slots:
         st.taken = st.total - st.slots   # those before are overwritten
@@ -203,6 +208,27 @@ cdef int blind_receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
 
 cdef int write_release(void *me, uint32_t count) noexcept nogil:
     # a slot needs nothing: the next message to come here has another sequence number
+    return 0
+
+
+cdef inline uint64_t number_at(const State *st, uint64_t place) noexcept nogil:
+    """The number of the message in that place, counted from 0 with checks, each of which stands before its message."""
+    cdef uint64_t block = st.check_every + 1
+    if st.check_every == 0:
+        return place
+    return place // block * st.check_every + (place % block - 1 if place % block else 0)
+
+
+cdef int write_release_varying(void *me, uint32_t count) noexcept nogil:
+    """Of messages that differ in size: where the next trailer in this slot will stand, no byte of an older message may.
+
+    It might be the same byte, and the new message would be taken for whole as soon as its header stands.
+    """
+    cdef State *st = <State *> me
+    cdef uint32_t _
+    for _ in range(count):
+        slot_of(st, st.released)[length_of_number(st.lengths, number_at(st, st.released + st.slots)) - 1] = 0
+        st.released += 1
     return 0
 
 
@@ -275,6 +301,17 @@ cdef class RcWriteTransport(VerbsTransport):
         self.ops.release = write_release
         self.ops.finish = ring_finish
         self.ops.blind = blind
+
+    def vary(self, sizes):
+        """As every transport; and each slot is made ready for the trailer of its next message.
+
+        :param sizes: a table of uint32 bytes
+        """
+        VerbsTransport.vary(self, sizes)
+        setting = self.prepare.setting
+        self.st.check_every = setting.check_every if setting.pattern == "pingpong" else 0
+        if not self.ops.blind:
+            self.ops.release = write_release_varying
 
     def connect(self, remote):
         """As every verbs transport; and aim at the other end's memory.

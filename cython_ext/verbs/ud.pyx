@@ -14,7 +14,18 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from cython_ext.core.clock cimport now
-from cython_ext.core.credit cimport FINISH_TRIES, Control, Credit, a_control, allowed, due, heed, notice, slide
+from cython_ext.core.credit cimport (
+    FINISH_TRIES,
+    Control,
+    Credit,
+    a_control,
+    allowed,
+    due,
+    heed,
+    is_whole,
+    notice,
+    slide,
+)
 from cython_ext.core.payload cimport MAGIC_CREDIT, MAGIC_FINISH
 from cython_ext.core.transport cimport FINISHED, WC_STATUS, Delivery
 from cython_ext.headers.infiniband_verbs cimport (
@@ -35,6 +46,7 @@ from cython_ext.verbs.verbs_ring cimport (
     State,
     fail,
     look_for_errors,
+    measure,
     reap,
     ring_finish,
     ring_outgoing,
@@ -127,8 +139,8 @@ cdef int sort_out(UdState *u, Delivery *out, int n) noexcept nogil:
         out[k].data = at
         out[k].size = length
         # Of a stream only: how far it has come, whatever was lost on the way, is what the next credit will say.
-        if u.credit.granted and length == u.credit.size:
-            notice(&u.credit, at)
+        if u.credit.granted and is_whole(&u.credit, at, length):
+            notice(&u.credit, at, length)
         # The order of delivery, in which `ud_release` gives them back; slots in use differ from it by the Controls.
         u.order[u.put] = slot
         u.put = u.put + 1 if u.put + 1 < st.slots else 0
@@ -216,6 +228,14 @@ cdef int ud_post(void *me, uint32_t count) noexcept nogil:
     # By the thread that also heeds credits, so no credit can be for more than this.
     u.credit.posted = u.st.posted
     return status
+
+
+cdef int ud_post_varying(void *me, uint32_t count) noexcept nogil:
+    # Before the hand-over, and behind the loop's stamp: the number that says how long a datagram is stands in it by
+    # now. The receive requests are as long as the longest, and the receiver's completion says how much came
+    # (byte_len), so a datagram of another message's size shows.
+    measure((<UdState *> me).st, count)
+    return ud_post(me, count)
 
 
 cdef char *ud_outgoing(void *me, uint32_t k) noexcept nogil:
@@ -338,6 +358,7 @@ cdef class UdSendTransport(VerbsTransport):
             # Only a stream can run ahead of its receiver: a ping-pong waits, and an open loop is to show its losses.
             self.u.credit.granted = prepare.setting.pattern == "stream"
             self.u.credit.size = st.size
+            self.u.credit.lengths = st.lengths
             self.u.credit.trial = st.trial
             self.u.credit.patience_ns = st.patience_ns
             # Requests of their own, behind the window's: what is said aside never waits for room in the window.
@@ -362,6 +383,14 @@ cdef class UdSendTransport(VerbsTransport):
         self.ops.release = ud_release
         self.ops.finish = ud_finish
         self.ops.lossy = True
+
+    def vary(self, sizes):
+        """As every transport: work requests are then as long as their messages.
+
+        :param sizes: a table of uint32 bytes
+        """
+        VerbsTransport.vary(self, sizes)
+        self.ops.post = ud_post_varying
 
     def _connect(self, there):
         cdef State *st = self.st

@@ -28,7 +28,7 @@ from cython_ext.headers.infiniband_verbs cimport (
 from cython_ext.verbs.verbs_device cimport ProtectionDomain
 from cython_ext.verbs.verbs_event cimport look_for_events, start_watch
 from cython_ext.verbs.verbs_queue cimport CompletionChannel, CompletionQueue, MemoryRegion, QueuePair
-from cython_ext.verbs.verbs_ring cimport BATCH, State, queue_release
+from cython_ext.verbs.verbs_ring cimport BATCH, State, post_varying, queue_release
 from cython_ext.verbs.verbs_shape cimport Shape
 from cython_ext.verbs.verbs_wait cimport acknowledge
 
@@ -124,6 +124,7 @@ cdef class VerbsTransport(Transport):
         setting = self.prepare.setting
         cdef uint32_t length = max(self.size, shape.least)
         st.size = self.size
+        st.lengths = &self.lengths
         st.stride = aligned(length)
         room = self.context.limits["max_qp_wr"] - shape.spare
         st.window = self.window = max(1, min(setting.window, room, RING_LIMIT // st.stride))
@@ -232,6 +233,15 @@ cdef class VerbsTransport(Transport):
             st.recv_wr[i].num_sge = pieces
             st.recv_wr[i].next = &st.recv_wr[(i + 1) % st.slots]
 
+    def vary(self, sizes):
+        """As every transport: work requests are then as long as their messages. All are inline if the longest is.
+
+        :param sizes: a table of uint32 bytes
+        """
+        Transport.vary(self, sizes)
+        self.st.post_one_size = self.ops.post
+        self.ops.post = post_varying
+
     def _check(self, int status, str verb):
         if status < 0:
             raise verbs_error(verb, self._where(), -status)
@@ -338,7 +348,9 @@ cdef class VerbsTransport(Transport):
         after = self.chosen_port.counters()
         found = {name: after[name] - before for name, before in self.counted.items() if name in after}
         if self.st.flags & IBV_SEND_INLINE:
-            found["inline_bytes"] = self.st.posted * self.size
+            # of messages that differ, as many of each as the table has
+            mean = self.size if self.sizes is None else sum(self.sizes) / len(self.sizes)
+            found["inline_bytes"] = round(self.st.posted * mean)
         return found
 
     def resent(self) -> int:

@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cython_ext.core.beat cimport Beat
+from cython_ext.core.lengths cimport Lengths
 from cython_ext.core.transport cimport Delivery
 from cython_ext.headers.infiniband_verbs cimport ibv_qp, ibv_recv_wr, ibv_send_wr, ibv_sge, ibv_wc
 from cython_ext.verbs.verbs_event cimport Watch
@@ -28,7 +29,9 @@ cdef struct State:
 
     # Sending: a ring of `window` buffers, each with its work request; they are linked in a circle.
     char *out
-    uint32_t size
+    uint32_t size                   # bytes of a message, or of the longest
+    const Lengths *lengths          # of each
+    int (*post_one_size)(void *me, uint32_t count) noexcept nogil  # what `post_varying` goes on with
     uint32_t stride
     uint32_t window
     uint32_t flags                  # IBV_SEND_INLINE or 0
@@ -57,6 +60,8 @@ cdef struct State:
     uint32_t free_slot              # of the oldest message not given back
     uint64_t taken
     uint64_t checks                 # WRITE: of these, messages that were only to be checked
+    uint64_t released               # WRITE, of messages that differ in size: of these, those that were given back
+    uint32_t check_every            # ping-pong: a check stands before each so many-th message; 0: none
     bint checked                    # WRITE: the last one was
     ibv_recv_wr *recv_wr
     ibv_sge *recv_sge
@@ -76,7 +81,9 @@ cdef int ring_finish(void *me) noexcept nogil
 cdef int queue_receive(void *me, Delivery *out, uint32_t most) noexcept nogil
 cdef int queue_receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil
 cdef int queue_release(void *me, uint32_t count) noexcept nogil
+cdef int post_varying(void *me, uint32_t count) noexcept nogil
 # And their pieces.
+cdef void measure(State *st, uint32_t count) noexcept nogil
 cdef int submit(State *st, uint32_t count) noexcept nogil
 cdef int reap(State *st) noexcept nogil
 cdef int fail(State *st, const ibv_wc *wc) noexcept nogil

@@ -6,10 +6,11 @@ sender's completion (`reap`), the receiver's (`queue_receive`), the buffer back 
 """
 
 from libc.errno cimport ETIMEDOUT
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 
 from cython_ext.core.beat cimport stop_beat
 from cython_ext.core.clock cimport now
+from cython_ext.core.lengths cimport length_of
 from cython_ext.core.transport cimport WC_STATUS, Delivery
 from cython_ext.headers.infiniband_verbs cimport (
     IBV_SEND_SIGNALED,
@@ -73,6 +74,22 @@ cdef int submit(State *st, uint32_t count) noexcept nogil:
     if error:
         return -error if error > 0 else error  # rxe's provider may return -ENOMEM; verbs say ENOMEM
     return <int> count
+
+
+cdef void measure(State *st, uint32_t count) noexcept nogil:
+    """Of messages that differ in size: the next `count` work requests are as long as what was built for them."""
+    cdef ibv_send_wr *wr = &st.send_wr[st.slot]
+    cdef uint32_t _
+    for _ in range(count):
+        wr.sg_list.length = length_of(st.lengths, <const char *> <uintptr_t> wr.sg_list.addr)
+        wr = wr.next
+
+
+cdef int post_varying(void *me, uint32_t count) noexcept nogil:
+    """In front of a path's own `post`, if messages differ in size."""
+    cdef State *st = <State *> me
+    measure(st, count)
+    return st.post_one_size(me, count)
 
 
 cdef inline void complete(State *st, const ibv_wc *wc) noexcept nogil:

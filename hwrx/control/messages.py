@@ -63,6 +63,13 @@ Crowd = Annotated[int, Meta(ge=0, le=10**6)]
 Requests = Annotated[int, Meta(ge=1, le=1 << 24)]  # devices allow fewer, and are asked
 BufferSize = Annotated[int, Meta(ge=0, lt=1 << 30)]  # the kernel doubles it into an int
 MessageSize = Annotated[int, Meta(ge=8, le=1 << 30)]
+# sizes with weights, with what the user called them in front: see hwrx.paths.mixes
+MIX = r"^$|^([A-Za-z0-9_.(),-]{1,64} )?\d{1,10}:\d{1,7}(,\d{1,10}:\d{1,7})*$"
+Mix = Annotated[str, Meta(pattern=MIX, max_length=100_000)]
+MIX_FORMS = (
+    "imix, sizes with weights such as 64:7,570:4,1500:1, lognormal(MEDIAN,SIGMA) or lognormal(MEDIAN,SIGMA,LARGEST),"
+    " or file:PATH with a size a line"
+)
 FlowWords = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9._,\[\]<>-]*$", max_length=10_000, description="sets of hosts: node[1-8]>sink, a<>b")
 ]
@@ -77,7 +84,8 @@ class Setting(QueuePairFields, frozen=True, kw_only=True, forbid_unknown_fields=
 
     path: Annotated[str, Meta(max_length=64)]
     pattern: Pattern = "pingpong"
-    size: MessageSize = 64
+    size: MessageSize = 64  # of the longest, if there is a mix
+    mix: Mix = ""  # a distribution that each message's size is drawn from; "": all have `size`
     messages: Messages = 1000
     warmup: Besides = 100
     cooldown: Besides = 16

@@ -20,7 +20,8 @@ class QueuePairFields(Struct, frozen=True, kw_only=True):
     """A part of `hwrx.control.messages.Setting`: fields of ibv_modify_qp(3), by the names of that page."""
 
     gid: Network | None = None  # the GID that is this address, or lies in this network; None: see choose_gid
-    # of the route header: the IP header's DSCP and ECN in RoCEv2, so that 4 × DSCP is a class without ECN
+    # of the route header: the IP header's DSCP and ECN in RoCEv2, so that 4 × DSCP is a class without ECN; of sockets
+    # IP_TOS or IPV6_TCLASS
     traffic_class: Bits8 = 0
     service_level: Bits4 = 0  # InfiniBand's; RoCE makes the priority of a VLAN tag of it
     pkey_index: Bits16 = 0  # entry of the port's table of partition keys

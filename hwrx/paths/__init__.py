@@ -16,7 +16,7 @@ import msgspec
 from hwrx import stages
 from hwrx.control.messages import Pattern, Setting
 from hwrx.errors import HwrxError, UsageError
-from hwrx.paths import families, napi
+from hwrx.paths import families, mixes, napi
 from hwrx.paths.model import BY_PATTERN, NEEDS, Path
 from hwrx.stages import Stage
 
@@ -128,6 +128,8 @@ def check_setting(setting: Setting) -> None:
             remedy="leave them out, or choose packet-ring, xdp, a socket path or a verbs path",
         )
     napi.check_napi(setting)
+    if setting.mix and reads_field(setting.path, setting.pattern, "mix"):
+        mixes.check_mix(setting)
     if setting.batch > MOST_BATCH:
         raise UsageError(
             f"one call takes or sends at most {MOST_BATCH} messages, not {setting.batch}", remedy="a smaller batch"
@@ -156,7 +158,14 @@ def _check_connections(setting: Setting) -> None:
 def open_endpoint(prepare: Prepare) -> Transport:
     """Create one end of a path; the caller closes it."""
     find_path(prepare.setting.path)
-    return cast("Transport", _REGISTERED[prepare.setting.path][1].open_endpoint(prepare))
+    endpoint = cast("Transport", _REGISTERED[prepare.setting.path][1].open_endpoint(prepare))
+    if prepare.setting.mix:
+        try:
+            endpoint.vary(mixes.draw_sizes(prepare.setting, prepare.repeat, prepare.seed))
+        except BaseException:
+            endpoint.close()
+            raise
+    return endpoint
 
 
 def preload_endpoints() -> None:

@@ -67,7 +67,7 @@ from hwrx.errors import HwrxError, PeerError
 from hwrx.host.interruption import ENDING
 from hwrx.host.shortage import shortage_remedy
 from hwrx.machine import placement, scheduling
-from hwrx.paths import arrivals, cputime, napi
+from hwrx.paths import arrivals, cputime, mixes, napi
 from hwrx.version import __version__
 from hwrx.wires import impair
 
@@ -198,6 +198,7 @@ class Agent:
             warmup=setting.warmup,
             cooldown=setting.cooldown,
             size=setting.size,
+            sizes=mixes.draw_sizes(setting, prepare.repeat, prepare.seed) if setting.mix else None,
             trial=prepare.trial,
             batch=setting.batch,
             check_every=setting.check_every,

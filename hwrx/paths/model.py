@@ -19,6 +19,7 @@ BY_PATTERN: dict[Pattern, frozenset[str]] = {
 }
 WINDOW = frozenset({"window"})
 CONNECTIONS = frozenset({"connections"})
+MIXED = frozenset({"mix"})  # messages that differ in size
 # how the kernel polls the device that a path's packets come in by
 POLLED = frozenset({"threaded_napi", "napi_defer_hard_irqs", "gro_flush_timeout"})
 

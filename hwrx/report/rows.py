@@ -15,7 +15,7 @@ from msgspec import Struct, structs
 from hwrx import paths as delivery
 from hwrx import stats
 from hwrx.modes import State
-from hwrx.paths import arrivals
+from hwrx.paths import arrivals, mixes
 from hwrx.report import processor
 from hwrx.report.model import SERIES, Row, name_of, scaled_estimate
 from hwrx.runs import streams
@@ -51,10 +51,12 @@ def rows_of(run: Run, name: str) -> list[Row]:
     trials: dict[tuple[Any, ...], list[dict[str, Any]]] = collections.defaultdict(list)
     # a field that a path's own table sets tells nothing apart: it is the same for all rows of that path
     swept = [field for field in TELLING if _varies(run.rows, field)]
+    # of a mix the size is that of the longest message, so its name stands beside it in any case
+    swept += ["mix"] if "mix" not in swept and any(trial.get("mix") for trial in run.rows) else []
     if run.experiment.load:  # the rates of a share are each path's own; the share is what its rows have in common
         swept = [field for field in swept if field != "rate"]
     for trial in run.rows:
-        values = tuple(trial.get(field) for field in swept)
+        values = tuple(_mix_label(trial) if field == "mix" else trial.get(field) for field in swept)
         key = trial["path"], trial["size"], trial["pattern"], trial["wait"], _load(run, trial), values
         trials[key].append(trial)
     rows = [_row(run, name, key[:5], dict(zip(swept, key[5], strict=True)), of_key) for key, of_key in trials.items()]
@@ -80,6 +82,15 @@ def _load(run: Run, trial: dict[str, Any]) -> float | None:
         return None
     capacity = run.experiment.capacity.get(capacity_key(setting_of(trial)))
     return round(trial["rate"] / capacity, 4) if capacity else None
+
+
+def _mix_label(trial: Mapping[str, object]) -> str:
+    return mixes.read_mix(str(trial["mix"])).label if trial.get("mix") else ""
+
+
+def _bytes_each(tally: Mapping[str, int], size: int) -> float:
+    """Bytes of a message: all have `size`, or it is the mean of what was delivered."""
+    return tally["bytes"] / tally["delivered"] if tally["delivered"] else size
 
 
 def _varies(trials: list[dict[str, Any]], field: str) -> bool:
@@ -111,6 +122,7 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
     ways = 2 if pattern == "paced" or half else 1  # messages of a round trip; of a full one the answer is the message
     cpu = [processor.by_actor(by_trial[of.trial], ways) for of in taken]
     busy = processor.busy_time(cpu) if counted else []
+    tally = _sum(trials)
     return Row(
         run=name,
         path=path,
@@ -135,12 +147,14 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         quantiles={name_of(p): stats.quantile_across(digests, p, level) for p in stats.NAMED},
         service_quantiles={name_of(p): stats.quantile_across(service, p, level) for p in stats.NAMED if service},
         messages_per_s=answered,
-        bytes_per_s=None if answered is None else scaled_estimate(answered, size),
+        bytes_per_s=None
+        if answered is None
+        else scaled_estimate(answered, _bytes_each(tally, size) if trials[0].get("mix") else size),
         withheld=_withheld(reason, next((of.no_cost for of in taken if of.no_cost), "") if busy else ""),
         rate=trials[0].get("rate"),
         load=load,
         kept=float(np.median(kept)) if kept else math.nan,
-        tally=_sum(trials),
+        tally=tally,
         cost=stats.interval_across(busy, level) if busy else None,
         cpu=processor.across_trials(cpu, 1.0 if counted else 1e-3, level),
         cpu_missing=processor.missing_actors(trials, run.manifest.get("counting", {})),

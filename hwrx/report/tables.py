@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from hwrx.host import strict_json
-from hwrx.report import actors, anatomies, captions, connections, flows, ledgers, numbers, waterfall
+from hwrx.report import actors, anatomies, by_size, captions, connections, flows, ledgers, numbers, waterfall
 from hwrx.report.cells import Cell, Kind, Table, column_heads
 from hwrx.report.model import Row, Summary
 from hwrx.report.numbers import WITHHELD, size_words
@@ -24,7 +24,7 @@ def report_tables(summary: Summary) -> list[Table]:
     found = pattern_tables(summary)
     if summary.costs:
         found.append(_costs(summary))
-    found += flows.flow_tables(summary) + connections.connection_tables(summary)
+    found += flows.flow_tables(summary) + connections.connection_tables(summary) + by_size.size_tables(summary)
     found += actors.actor_tables(summary)
     found.append(_quality(summary))
     found += waterfall.waterfall_tables(summary) + ledgers.ledger_tables(summary)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwrx.host.console import OutsideConsole, open_console
-from hwrx.report import about, answer, captions, connections, flows, numbers
+from hwrx.report import about, answer, by_size, captions, connections, flows, numbers
 from hwrx.report.cells import Table as Cells
 from hwrx.report.cells import grouped_digits, swept_cell
 from hwrx.report.model import Row, Summary, name_of
@@ -37,7 +37,7 @@ def show_summary(
         if summary.of(pattern) and not any(each.counted for each in found if each.pattern == pattern):
             console.print()
             console.print(table(summary))
-    for plain in flows.flow_tables(summary) + connections.connection_tables(summary):
+    for plain in [*flows.flow_tables(summary), *connections.connection_tables(summary), *by_size.size_tables(summary)]:
         console.print()
         console.print(plain_text(plain))
     if summary.skipped and not found:

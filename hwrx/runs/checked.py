@@ -9,7 +9,7 @@ from typing import cast
 
 import msgspec
 
-from hwrx.control.messages import NETEM
+from hwrx.control.messages import MIX, MIX_FORMS, NETEM
 from hwrx.errors import UsageError
 from hwrx.host.outside import clean_name
 
@@ -71,6 +71,8 @@ def _words(info: msgspec.inspect.Type, at: str = "") -> str:
     if isinstance(info, msgspec.inspect.StrType):
         if info.pattern == NETEM:
             return "netem's words, such as 'loss 1%', 'delay 1ms 100us', 'duplicate 1%' or 'delay 1ms reorder 5%'"
+        if info.pattern == MIX:
+            return f"a distribution of sizes: {MIX_FORMS}"
         if info.pattern is not None:
             return "1 to 64 letters, digits, '.', '_', '-'; no blank"
         return "a string" if info.max_length is None else f"a string of at most {info.max_length} characters"

@@ -20,12 +20,13 @@ from msgspec import Meta, Struct
 
 from hwrx import paths as delivery
 from hwrx.control.guest_boot import BOOT_FIELDS
-from hwrx.control.messages import Clock, MessageSize, Pattern, Rate, Seed, Wait
+from hwrx.control.messages import Clock, MessageSize, Mix, Pattern, Rate, Seed, Wait
 from hwrx.control.nodes import Traffic
 from hwrx.errors import UsageError
 from hwrx.host import toml_text
 from hwrx.host.outside import clean_name
 from hwrx.machine.placement import Wish
+from hwrx.paths import mixes
 from hwrx.runs import checked, traffic
 from hwrx.runs.overrides import (
     LISTED,
@@ -92,7 +93,8 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     servers: Annotated[tuple[Nodes, ...], Meta(max_length=1000)] = ()  # (): the clients themselves
     traffic: Traffic = "incast"
     paths: Annotated[tuple[str, ...], Meta(min_length=1)]
-    sizes: Annotated[tuple[MessageSize, ...], Meta(min_length=1, max_length=1000)] = (64,)
+    # a number of bytes, or a distribution that each message's size is drawn from: see hwrx.paths.mixes
+    sizes: Annotated[tuple[MessageSize | Mix, ...], Meta(min_length=1, max_length=1000)] = (64,)
     patterns: Annotated[tuple[Pattern, ...], Meta(min_length=1)] = ("pingpong",)
     waits: Annotated[tuple[Wait, ...], Meta(min_length=1)] = ("event",)
     repeats: Annotated[int, Meta(ge=1, le=10_000)] = 3
@@ -242,6 +244,7 @@ def _without(content: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 def build_experiment(content: Mapping[str, Any], *, source: str) -> Experiment:
     """Check a parsed file or options; UsageError names `source`, the key and what is allowed."""
     fields = {field.name: field for field in msgspec.structs.fields(Experiment)}
+    content = _with_mixes(content, source)
     for key, value in content.items():
         if key not in fields:
             raise checked.unknown_field(source, key, fields)
@@ -315,6 +318,31 @@ def given_fields(experiment: Experiment) -> set[str]:
 def wish_of(experiment: Experiment) -> Wish:
     """Return which CPUs the experiment asks for."""
     return Wish(cpu=experiment.cpu, numa=experiment.numa)
+
+
+def _with_mixes(content: Mapping[str, object], source: str) -> dict[str, object]:
+    """Return the content with each distribution of sizes as weights: a file of them is read here, once."""
+
+    def resolved(where: str, table: Mapping[str, object]) -> dict[str, object]:
+        sizes = table.get("sizes")
+        if not isinstance(sizes, list | tuple):
+            return dict(table)
+        found: list[object] = list(sizes)
+        for index, size in enumerate(sizes):
+            if isinstance(size, str):
+                try:
+                    found[index] = mixes.parse_mix(size, pathlib.Path(source).parent).words
+                except UsageError as error:
+                    raise UsageError(f"{source}: {where}sizes[{index}]: {error.args[0]}", remedy=error.remedy) from None
+        return {**table, "sizes": found}
+
+    own = content.get("path")
+    if isinstance(own, dict):
+        tables = {
+            name: resolved(f"path.{name}.", table) if isinstance(table, dict) else table for name, table in own.items()
+        }
+        content = {**content, "path": tables}
+    return resolved("", content)
 
 
 # --- inside --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from hwrx.control.guest_boot import Boot
 from hwrx.control.messages import Pattern, Setting
 from hwrx.errors import UsageError
 from hwrx.machine.placement import POLLING
+from hwrx.paths import mixes
 from hwrx.runs import streams, traffic
 from hwrx.runs.experiment import OWN_LISTS, Experiment, with_seed
 from hwrx.runs.overrides import (
@@ -94,7 +95,12 @@ def uncalibrated_settings(layout: Plan) -> list[Setting]:
 
 def capacity_key(setting: Setting) -> str:
     """Name what a capacity belongs to."""
-    return f"{setting.path} {setting.size} B {setting.wait}"
+    return f"{setting.path} {size_label(setting)} {setting.wait}"
+
+
+def size_label(setting: Setting) -> str:
+    """Name the size of a setting's messages, or the mix of their sizes."""
+    return mixes.read_mix(setting.mix).label if setting.mix else f"{setting.size} B"
 
 
 def repeat_plan(layout: Plan, repeats: int) -> Plan:
@@ -114,6 +120,7 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
     flows = traffic.flows_of(experiment)
     for path, pattern, size, wait in _combinations(experiment):
         own = experiment.path.get(path, {})
+        mix = mixes.read_mix(size) if isinstance(size, str) else None
         shares: tuple[float | None, ...] = experiment.load if pattern == "paced" and experiment.load else (None,)
         for who, share, *values in itertools.product(flows, shares, *experiment.sweep.values()):
             common = {
@@ -127,14 +134,19 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
             }
             fields = {
                 **(
-                    {"messages": streams.stream_length(size, clock=experiment.clock, topology=experiment.topology)}
+                    {
+                        "messages": streams.stream_length(
+                            _mean_size(size), clock=experiment.clock, topology=experiment.topology
+                        )
+                    }
                     if pattern == "stream"
                     else {}
                 ),
                 **{key: value for key, value in common.items() if _concerns(path, pattern, key)},
                 "path": path,
                 "pattern": pattern,
-                "size": size,
+                "size": mix.sizes[-1] if mix else size,
+                "mix": mix.words if mix else "",
                 "wait": wait,
                 **{key: value for key, value in plain_fields(own).items() if key not in OWN_LISTS},
                 **plain_fields(own.get(pattern, {})),
@@ -202,7 +214,11 @@ def _defaults(experiment: Experiment) -> Overrides:
     return {"schedule": "batch"} if experiment.clock == "icount" else {}
 
 
-def _combinations(experiment: Experiment) -> Iterable[tuple[str, str, int, str]]:
+def _mean_size(size: int | str) -> int:
+    return round(mixes.read_mix(size).mean) if isinstance(size, str) else size
+
+
+def _combinations(experiment: Experiment) -> Iterable[tuple[str, str, int | str, str]]:
     for path in experiment.paths:
         own = experiment.path.get(path, {})
         lists = (own.get(name, getattr(experiment, name)) for name in ("patterns", "sizes", "waits"))
@@ -231,7 +247,7 @@ def label_of(setting: Setting, experiment: Experiment) -> str:
         swept.insert(0, setting.flows)
     if experiment.load and setting.pattern == "paced":
         swept.insert(0, f"rate={setting.rate:.0f}")
-    return " ".join([setting.path, f"{setting.size} B", setting.pattern, setting.wait, *swept])
+    return " ".join([setting.path, size_label(setting), setting.pattern, setting.wait, *swept])
 
 
 def _held_together(drawn: list[Setting]) -> list[Setting]:

@@ -56,6 +56,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "path": ("", "delivery path"),
     "pattern": ("", "pingpong, stream or paced"),
     "size": ("bytes", "payload of a message"),
+    "mix": ("", "sizes and their weights, with their name in front, that each message's size is drawn from"),
+    "moved_bytes": ("bytes", "tcp, of messages that differ in size: parts of them, within the receiving ring"),
     "sequence": ("", "number of the message; the first one that is measured comes after the warm-up"),
     "ns": (
         "ns",
@@ -92,7 +94,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "zerocopy_receive": ("", "tcp: whether pages are mapped (TCP_ZEROCOPY_RECEIVE) instead of copied"),
     "gid_index": ("", "verbs: which GID was asked for; null: the one that hwrx chooses"),
     "gid": ("", "verbs: address or network that the GID was to be of; null: the one that hwrx chooses"),
-    "traffic_class": ("", "verbs: of the route header; in RoCEv2 the DSCP and ECN of the IP header"),
+    "traffic_class": ("", "of sockets and verbs: the DSCP and ECN of the IP header, or a route header's"),
     "service_level": ("", "verbs: InfiniBand's; RoCE makes the priority of a VLAN tag of it"),
     "pkey_index": ("", "verbs: entry of the port's table of partition keys"),
     "ack_timeout": ("", "verbs RC: an unanswered packet is sent again after 4.096 µs times 2 to this power; 0: never"),

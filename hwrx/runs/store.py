@@ -51,6 +51,7 @@ from hwrx import paths
 from hwrx.control.messages import Setting
 from hwrx.errors import StoreError, UsageError
 from hwrx.host import disk
+from hwrx.paths import mixes
 from hwrx.runs import experiment as experiments
 from hwrx.runs import journal, planning, reading, schema, seal
 from hwrx.runs.contents import Contents, run_key
@@ -217,7 +218,9 @@ class Writer:
         with self._one, disk.guarded_writes(self.path):
             part = self._parts + 1
             if count:
-                self._add_part("samples", _samples(trial, sequence, ns, service_ns, late), trial.number)
+                self._add_part(
+                    "samples", _samples(trial, self.manifest.get("seed"), sequence, ns, service_ns, late), trial.number
+                )
             line = {
                 "trial": trial.number,
                 "repeat": trial.repeat,
@@ -358,6 +361,7 @@ class Writer:
 
 def _samples(
     trial: Trial,
+    seed: int | None,
     sequence: npt.NDArray[np.uint32] | None,
     ns: npt.NDArray[np.int64] | None,
     service_ns: npt.NDArray[np.int64] | None,
@@ -371,10 +375,14 @@ def _samples(
         raise ValueError("late must be as long as ns")
     count = len(ns)
     zeros = pa.array(np.zeros(count, np.int8))
+    setting = trial.setting
+    sizes = (
+        mixes.sizes_of(setting, trial.repeat, seed, sequence) if setting.mix else np.full(count, setting.size, np.int32)
+    )
     columns = [
         pa.array(np.full(count, trial.number, np.int32)),
         pa.DictionaryArray.from_arrays(zeros, [trial.setting.path]),
-        pa.array(np.full(count, trial.setting.size, np.int32)),
+        pa.array(sizes.astype(np.int32)),
         pa.DictionaryArray.from_arrays(zeros, [trial.setting.pattern]),
         pa.array(sequence, pa.uint32()),
         pa.array(ns, pa.int64()),

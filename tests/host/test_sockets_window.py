@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from two_sides import TRIAL, Side
 
-from cython_ext.sockets.udp import buffer_for, datagrams_held, truesize
+from cython_ext.sockets.receive_room import buffer_for, datagrams_held, truesize
 from hwrx.control.messages import Prepare, Setting
 from hwrx.control.places import Place
 from hwrx.paths import open_endpoint

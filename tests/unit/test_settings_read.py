@@ -25,7 +25,7 @@ OTHER: dict[str, Any] = {
     "socket_buffer": 65536, "zerocopy_send": True, "zerocopy_receive": True, "mtu": 512, "gid_index": 1, "receives": 8,
     "completions": 9, "huge_pages": True, "link": "xdp", "crowd": 3, "crowd_on": "chain", "hook": "tap", "senders": 2,
     "netem": "loss 1%", "rest": 100, "settle": 100, "gid": "192.0.2.0/24", "traffic_class": 104, "service_level": 3,
-    "connections": 5, "connect": "cm", "srq": False, "pkey_index": 1,
+    "connections": 5, "connect": "cm", "mix": "8:1,64:1", "srq": False, "pkey_index": 1,
     "ack_timeout": 14, "retry_count": 2, "rnr_retry": 3,
     "multishot": True, "threaded_napi": True, "napi_defer_hard_irqs": 0, "gro_flush_timeout": 20_000,
 }  # fmt: skip
@@ -70,7 +70,7 @@ def test_every_field_that_only_some_paths_read_is_tried() -> None:
         ("udp", "stream", "signal_every", False), ("rdma-read", "stream", "signal_every", False),
         ("rdma-read", "pingpong", "receives", False), ("rdma-write", "stream", "completions", False),
         ("rdma-ud", "pingpong", "traffic_class", True), ("rdma-ud", "pingpong", "retry_count", False),
-        ("udp", "pingpong", "traffic_class", False),
+        ("udp", "pingpong", "traffic_class", True),
         ("packet-ring", "stream", "huge_pages", False), ("xdp", "pingpong", "netem", False),
         ("packet-ring", "pingpong", "netem", True), ("xdp", "pingpong", "senders", False),
         ("nic-ring", "stream", "senders", False), ("tcp", "pingpong", "batch", False),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from hwrx.control.messages import FrameCarrier, Pattern
+from hwrx.control.messages import MIX_FORMS, FrameCarrier, Pattern
 from hwrx.control.nodes import Traffic
 from hwrx.paths import PATHS
 from hwrx.runs.experiment import WantedClock
@@ -35,6 +36,27 @@ class Many(click.ParamType[list[int] | list[str]]):
             return [int(part) for part in parts] if self.kind is int else parts
         except ValueError:
             self.fail(f"{value!r} is no list of whole numbers, such as 64,1400", param, ctx)
+
+
+class Sizes(click.ParamType[list[int | str]]):
+    """Sizes of messages: numbers, and distributions of them, whose own commas do not part them."""
+
+    name = "BYTES|MIX,…"
+    _PART = re.compile(r"\d+:\d+(?:,\d+:\d+)*|[^,(]*\([^)]*\)|[^,]+")
+
+    def convert(
+        self, value: str | list[int | str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int | str]:
+        """Each part is a number of bytes, or what `hwrx.paths.mixes` is to make a distribution of."""
+        if not isinstance(value, str):
+            return value
+        if not value.strip(" ,"):
+            self.fail(f"{value!r} names nothing", param, ctx)
+        parts = [part.strip() for part in self._PART.findall(value) if part.strip()]
+        for part in parts:
+            if not (part.isascii() and part.isdecimal()) and not re.match(r"[A-Za-z]|\d+:", part):
+                self.fail(f"{part!r} is no whole number, and no distribution: {MIX_FORMS}", param, ctx)
+        return [int(part) if part.isascii() and part.isdecimal() else part for part in parts]
 
 
 class Nodes(click.ParamType[list[str]]):
@@ -64,9 +86,10 @@ class Cpus(click.ParamType[str | list[int]]):
         return [int(part) for part in parts]
 
 
+SIZE_HELP = "Message sizes in bytes; or distributions: imix, 64:7,1500:1, lognormal(MEDIAN,SIGMA[,LARGEST]), file:PATH."
 QUEUE_PAIR_OPTIONS = [
     click.option("--gid", metavar="ADDRESS|NETWORK", help="verbs: the GID that is it or lies in it: 192.0.2.0/24."),
-    click.option("--traffic-class", type=int, help="verbs: of the route header; RoCEv2: DSCP x 4 + ECN [0]."),
+    click.option("--traffic-class", "--tos", type=int, help="sockets, verbs: DSCP x 4 + ECN of what is sent [0]."),
     click.option("--service-level", type=int, help="verbs: 0 to 15; RoCE: the priority of a VLAN tag [0]."),
     click.option("--pkey-index", type=int, help="verbs: entry of the table of partition keys [0]."),
     click.option("--ack-timeout", type=int, help="verbs RC: send again after 4.096 µs x 2^N; 0: never [16]."),
@@ -82,7 +105,7 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that describe an experiment, or change what a file describes."""
     options = [
         click.option("--paths", type=Many(str, "PATH,…"), help=f"Delivery paths: {', '.join(PATHS)}."),
-        click.option("--size", "sizes", type=Many(int, "BYTES,…"), help="Message sizes in bytes."),
+        click.option("--size", "sizes", type=Sizes(), help=SIZE_HELP),
         click.option("--pattern", "patterns", type=Many(str, "NAME,…"), help=f"{', '.join(get_args(Pattern))}."),
         click.option("--wait", "waits", type=Many(str, "NAME,…"), help="poll, event; sockets also block, epoll, …"),
         click.option("--budget", type=float, help="Seconds that the whole run may take."),

@@ -14,7 +14,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Literal
 
 from hwrx.errors import MachineError, UsageError
-from hwrx.paths.model import POLLED, WINDOW, Flooding, Look, Path
+from hwrx.paths.model import MIXED, POLLED, WINDOW, Flooding, Look, Path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ PATHS = (
         sentence="AF_PACKET, TPACKET_V3: the kernel copies each frame into a shared ring",
         way="packet-ring",
         look=Look("#0f9468", "<", (0, (8, 2))),
-        reads=POLLED | {"netem", "senders"},
+        reads=POLLED | MIXED | {"netem", "senders"},
         reads_in={"stream": WINDOW},
         # behind the tap the stack has a copy of its own, which is for nobody; the message is the tap's
         flooding=Flooding(
@@ -47,7 +47,7 @@ PATHS = (
         sentence="AF_XDP: frames from the driver, or the NIC, to our memory, in front of the stack",
         way="xdp",
         look=Look("#6f8f1c", ">", (0, (3, 3))),
-        reads=POLLED,
+        reads=POLLED | MIXED,
         reads_in={"stream": WINDOW},
         # a frame that found no room in the socket is freed as an XDP drop, which the socket has counted
         flooding=Flooding(
@@ -62,6 +62,7 @@ PATHS = (
         sentence="an NE2000, the old way: interrupt, and the CPU carries each word by a port",
         way="nic-pio",
         look=Look("#7d8288", "h", (0, (1, 2))),
+        reads=MIXED,
         reads_in={"stream": WINDOW},
         copied_out="port read",
     ),
@@ -71,6 +72,7 @@ PATHS = (
         sentence="hwrx drives the NIC: DMA into the user's pinned buffers, UDP done in place",
         way="nic-ring",
         look=Look(None, "*", "-"),
+        reads=MIXED,
         reads_in={"stream": WINDOW},
         holding=True,
         flooding=Flooding(losses={"MPC": "nic-ring", "RNBC": "nic-ring"}),

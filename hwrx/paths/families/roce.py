@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hwrx.errors import UsageError
 from hwrx.paths import roce_port
 from hwrx.paths.families import nic as frames
-from hwrx.paths.model import Look, Path
+from hwrx.paths.model import MIXED, Look, Path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hwrx.control.messages import Prepare, Setting
     from hwrx.nic import Access
 
-_READS = frozenset({"window", "mtu", "link"})
+_READS = frozenset({"window", "mtu", "link"}) | MIXED
 
 PATHS = (
     Path(

@@ -25,7 +25,7 @@ from hwrx.errors import MachineError, PathError, UsageError
 from hwrx.host import tools
 from hwrx.lookup.crowd import SPARE, Crowded, allow_descriptors
 from hwrx.paths import hooks
-from hwrx.paths.model import CONNECTIONS, POLLED, WINDOW, Flooding, Look, Path
+from hwrx.paths.model import CONNECTIONS, MIXED, POLLED, WINDOW, Flooding, Look, Path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hwrx.control.messages import Pattern, Prepare, Setting
     from hwrx.control.places import Place
 
-_OPTIONS = frozenset({"socket_buffer", "huge_pages", "hook", "senders", "netem"}) | POLLED
+_OPTIONS = frozenset({"socket_buffer", "huge_pages", "hook", "senders", "netem", "traffic_class"}) | POLLED | MIXED
 _READS = _OPTIONS | {"zerocopy_send"}
 # of every path over a TCP socket
 UNBOUNDED: Mapping[tuple[str, Pattern], tuple[str, str]] = {
@@ -105,6 +105,7 @@ TCP_ULP = 31  # linux/tcp.h
 # 65,535 bytes of an IPv4 packet less its header and UDP's: the smaller of both families'
 LARGEST_DATAGRAM = 65507
 PAGE = mmap.PAGESIZE
+ECN = 3  # the two bits of a traffic class that TCP sets itself (RFC 3168)
 TIMESTAMPS = 12  # bytes of TCP's time stamp option, which Linux sends with every segment
 # Microseconds that a busy-polling receive looks at the device's queue before it sleeps
 BUSY_POLL = 50
@@ -134,8 +135,19 @@ def check_setting(setting: Setting) -> None:
         )
     if setting.pattern == "paced" and setting.rate is None:
         raise UsageError("paced needs a rate in messages a second", remedy="set rate")
+    if setting.path in STREAMS and setting.traffic_class & ECN:
+        raise UsageError(
+            f"{setting.path} keeps the two lowest bits of the traffic class (ECN) for its congestion control, and"
+            f" {setting.traffic_class} has some of them",
+            remedy=f"--traffic-class {setting.traffic_class & ~ECN}, that is DSCP {setting.traffic_class >> 2} times 4",
+        )
     if setting.connections > 1:
         _check_many(setting)
+    if setting.zerocopy_receive and setting.mix:
+        raise UsageError(
+            "zerocopy_receive maps whole pages, and messages that differ in size do not end with them",
+            remedy="leave zerocopy_receive out, or give sizes one by one",
+        )
     if setting.zerocopy_receive and setting.size % PAGE:
         raise UsageError(
             f"zerocopy_receive maps whole pages: the size must be a multiple of {PAGE} bytes, not {setting.size}",
@@ -343,6 +355,8 @@ def _open_socket(setting: Setting, here: Place) -> tuple[Crowded, dict[str, Any]
             if setting.zerocopy_receive:
                 # whole pages in every segment, where the MTU lets them: the option's value counts the timestamps
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, PAGE + TIMESTAMPS)
+        if setting.traffic_class:
+            notes["traffic_class"] = _classify(sock, family, setting.traffic_class)
         if setting.wait == "busy-poll":
             notes["busy_poll"] = _busy_poll(sock)
         try:
@@ -424,6 +438,32 @@ def _set_buffers(sock: socket.socket, size: int) -> None:
                 f"the kernel grants a socket buffer of {granted} bytes, not {size}",
                 remedy=f"run as root, or sysctl -w net.core.{limit}={size}, or a smaller socket_buffer",
             )
+
+
+def _classify(sock: socket.socket, family: socket.AddressFamily, traffic_class: int) -> int:
+    """Set IP_TOS or IPV6_TCLASS of all that the socket sends; return what the kernel has of it.
+
+    A connection that is accepted has its listener's. MachineError if the kernel refuses it, or keeps another.
+    """
+    level, option, name = (
+        (socket.IPPROTO_IPV6, socket.IPV6_TCLASS, "IPV6_TCLASS")
+        if family == socket.AF_INET6
+        else (socket.IPPROTO_IP, socket.IP_TOS, "IP_TOS")
+    )
+    try:
+        sock.setsockopt(level, option, traffic_class)
+        granted = sock.getsockopt(level, option)
+    except OSError as error:
+        raise MachineError(
+            f"the kernel refuses traffic class {traffic_class}: {name}: {error.strerror} ({_name(error)})",
+            remedy="run as root (a precedence above 5 may want CAP_NET_ADMIN), or leave traffic_class out",
+        ) from error
+    if granted != traffic_class:
+        raise MachineError(
+            f"the socket was given traffic class {traffic_class} and has {granted}: this kernel does not keep it",
+            remedy=f"--traffic-class {granted}, or leave traffic_class out",
+        )
+    return granted
 
 
 def _busy_poll(sock: socket.socket) -> str:

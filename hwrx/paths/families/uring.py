@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 from hwrx.errors import UsageError
 from hwrx.paths.families import sockets
-from hwrx.paths.model import WINDOW, Look, Path
+from hwrx.paths.model import MIXED, WINDOW, Look, Path
 
 if TYPE_CHECKING:
     from cython_ext.sockets.socket_transport import SocketTransport
     from hwrx.control.messages import Prepare, Setting
 
-_READS = frozenset({"socket_buffer", "zerocopy_send", "huge_pages", "hook", "senders", "netem"})
+_READS = (
+    frozenset({"socket_buffer", "zerocopy_send", "huge_pages", "hook", "senders", "netem", "traffic_class"}) | MIXED
+)
 _STRADDLES = (
     "it fills provided buffers with whatever bytes of the stream are there, and a message that lies in two of them"
     " would have to be copied into one piece",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from hwrx.errors import MachineError, UsageError
 from hwrx.paths import napi
-from hwrx.paths.model import CONNECTIONS, POLLED, Flooding, Look, Path
+from hwrx.paths.model import CONNECTIONS, MIXED, POLLED, Flooding, Look, Path
 from hwrx.paths.verbs_end import choose_device, gid_network
 from hwrx.paths.verbs_port import open_port
 from hwrx.verbs.rxe import VERBS
@@ -59,7 +59,7 @@ PATHS = (
         "rdma-send",
         "RC SEND into a posted, pinned receive buffer",
         Look("#d55e00", "^", (0, (3, 1, 1, 1))),
-        _QUEUE_PAIR | _CONNECTED | _SENDING | _RECEIVING,
+        _QUEUE_PAIR | MIXED | _CONNECTED | _SENDING | _RECEIVING,
         flooding=Flooding(stops=True),
         reads_in={"pingpong": CONNECTIONS | {"srq"}},
     ),
@@ -67,7 +67,11 @@ PATHS = (
         "rdma-write",
         "RC WRITE into the peer's pinned buffer; the receiver polls memory",
         Look("#b98200", "D", (0, (1, 1))),
-        _QUEUE_PAIR | _CONNECTED | _SENDING | {"receives"},  # the slots to write to; no completions are received
+        _QUEUE_PAIR
+        | MIXED
+        | _CONNECTED
+        | _SENDING
+        | {"receives"},  # the slots to write to; no completions are received
         stream_seen_by="client",
         memory_alone=True,
         flooding=Flooding(),
@@ -78,13 +82,13 @@ PATHS = (
         "rdma-write-imm",
         "RC WRITE with immediate: as rdma-write, and the receiver gets a CQE",
         Look("#a0622f", "v", (0, (6, 1, 1, 1, 1, 1))),
-        _QUEUE_PAIR | _CONNECTED | _SENDING | _RECEIVING,
+        _QUEUE_PAIR | MIXED | _CONNECTED | _SENDING | _RECEIVING,
     ),
     _path(
         "rdma-read",
         "RC READ from the peer's pinned buffer (full round trip)",
         Look("#cf5fa0", "P", (0, (2, 2))),
-        _QUEUE_PAIR | _CONNECTED,  # every READ is signalled, carries nothing out and takes no receive request
+        _QUEUE_PAIR | MIXED | _CONNECTED,  # every READ is signalled, carries nothing out and takes no receive request
         full_rtt=True,
         stream_seen_by="client",
         reads_in={"pingpong": CONNECTIONS},
@@ -111,7 +115,7 @@ PATHS = (
         "rdma-ud",
         "UD SEND: unconnected datagrams between queue pairs, may be lost",
         Look("#8e63c7", "X", (0, (4, 3))),
-        _QUEUE_PAIR | _SENDING | _RECEIVING,
+        _QUEUE_PAIR | MIXED | _SENDING | _RECEIVING,
         way="rdma-send",
         flooding=Flooding(datagrams=True),
     ),

@@ -1,0 +1,4 @@
+MOST_ENTRIES: int
+ROOM: int
+
+def read_entries(size: int) -> int: ...
