@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from msgspec import Struct
 
 from hwrx.anatomy.model import Dissection
+
+# of GCC's interprocedural passes: ipa-sra, constant propagation, partial inlining, hot and cold parts
+_MADE = re.compile(r"(\.(isra|constprop|part|cold|localalias)(\.\d+)?)+$")
 
 
 class Moved(Struct, frozen=True, kw_only=True):
@@ -19,18 +24,31 @@ class Moved(Struct, frozen=True, kw_only=True):
 
 
 def moved_parts(before: Dissection, after: Dissection) -> list[Moved]:
-    """Return the functions that have more or less of one message than of the other, the largest difference first."""
-    old, new = ({(part.function, part.of): part for part in one.parts} for one in (before, after))
+    """Return the functions that have more or less of one message than of the other, the largest difference first.
+
+    A function and what a compiler made of it are one: whether it makes something differs from kernel to kernel.
+    """
+    old, new = _by_function(before), _by_function(after)
     moved = [
         Moved(
             setting=after.label,
             function=key[0],
             of=key[1],
-            layer=(new.get(key) or old[key]).layer,
-            before=old[key].instructions if key in old else 0.0,
-            after=new[key].instructions if key in new else 0.0,
+            layer=(new.get(key) or old[key])[0],
+            before=old[key][1] if key in old else 0.0,
+            after=new[key][1] if key in new else 0.0,
         )
         for key in dict.fromkeys((*old, *new))
     ]
     moved = [each for each in moved if each.before != each.after]
     return sorted(moved, key=lambda each: -abs(each.after - each.before))
+
+
+def _by_function(one: Dissection) -> dict[tuple[str, str], tuple[str, float]]:
+    """The layer and the instructions of each function, by its name in the source and by whose it is."""
+    found: dict[tuple[str, str], tuple[str, float]] = {}
+    for part in one.parts:
+        key = (_MADE.sub("", part.function), part.of)
+        layer, instructions = found.get(key, (part.layer, 0.0))
+        found[key] = (layer, instructions + part.instructions)
+    return found

@@ -217,6 +217,23 @@ def test_a_function_of_one_side_alone_has_moved_too() -> None:
     assert (only.function, only.before, only.after) == ("nf_hook_slow", 0.0, 80.0)
 
 
+def test_a_function_and_what_the_compiler_made_of_it_are_one() -> None:
+    parts = made().parts
+    before = msgspec.structs.replace(
+        made(),
+        parts=[
+            *parts,
+            Part("rxe_crc32.isra.0", "rdma_rxe", "RDMA", 996.0),
+            Part("work.part.0.cold", "vmlinux", "", 5.0),
+        ],
+    )
+    after = msgspec.structs.replace(made(), parts=[*parts, Part("rxe_crc32", "rdma_rxe", "RDMA", 1008.0)])
+    assert [(each.function, each.before, each.after) for each in moved_parts(before, after)] == [
+        ("rxe_crc32", 996.0, 1008.0),
+        ("work", 5.0, 0.0),
+    ]
+
+
 def test_charts_of_a_difference_are_coloured_by_what_moved(tmp_path: Path) -> None:
     runs = [run_with(tmp_path, made(receive=receive)) for receive in (700.0, 950.0)]
     picture = tmp_path / "moved.svg"
