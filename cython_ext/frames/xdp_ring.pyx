@@ -274,7 +274,8 @@ cdef class XdpRing(FrameLink):
             if zero_copy and self.why_copy:
                 raise MachineError(
                     f"AF_XDP on {netdev} cannot be zero-copy: {self.why_copy}",
-                    remedy="leave zero-copy out, or use a NIC whose driver has it (ethtool -i names the driver)",
+                    remedy="leave zero-copy out, or use a NIC whose driver has it (ethtool -i names the driver);"
+                    " virtio-net wants QEMU's iommu_platform=on",
                 ) from error
             raise MachineError(
                 f"no AF_XDP socket on {netdev}: {error.strerror or error}",
