@@ -274,8 +274,7 @@ cdef class XdpRing(FrameLink):
             if zero_copy and self.why_copy:
                 raise MachineError(
                     f"AF_XDP on {netdev} cannot be zero-copy: {self.why_copy}",
-                    remedy="leave zero-copy out, or use a NIC whose driver has it (ethtool -i names the driver);"
-                    " virtio-net wants QEMU's iommu_platform=on",
+                    remedy="leave zero-copy out, or use a NIC whose driver has it (ethtool -i names the driver)",
                 ) from error
             raise MachineError(
                 f"no AF_XDP socket on {netdev}: {error.strerror or error}",

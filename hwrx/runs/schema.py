@@ -113,7 +113,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "xdp_mode": ("", "xdp: zero-copy, copy; auto: zero-copy where the driver has it"),
     "mr": ("", "verbs: kind of memory region: pinned, odp (faulted in on demand), implicit-odp, dmabuf"),
     "registration": ("", "verbs: of what goes out: once, or of each message before it is sent (message)"),
-    "registered": ("regions", "verbs: buffers that were registered for a message, one by one"),
+    "registered": ("regions", "verbs: buffers that both ends registered for a message, one by one"),
     "deregistered": ("regions", "verbs: of these, deregistered when they were sent"),
     "odp_pages": ("pages", "verbs, on demand: of the ring in which messages land, that came into memory in the trial"),
     "link": ("", "roce: what was to carry the frames: nic, uio, packet-ring or xdp; auto: see Setting"),
