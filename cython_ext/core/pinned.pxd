@@ -10,3 +10,4 @@ cdef class PinnedBuffer:
     # MRs and DMA mappings over it, counted by those who make them (+= 1 and -= 1 under the GIL): close() refuses while
     # there are any. Each must also hold a reference to the buffer, so that it is not collected under the device.
     cdef readonly int users
+    cdef readonly int dma_buf     # a file descriptor, or -1

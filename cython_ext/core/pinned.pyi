@@ -1,8 +1,13 @@
 from types import TracebackType
 from typing import Self
 
+from hwrx.errors import MachineError
+
 PRESENT: int
 PFN_MASK: int
+
+def huge_page_size() -> int: ...
+def no_huge_pages(size: int, page_size: int) -> MachineError: ...
 
 class PinnedBuffer:
     size: int
@@ -10,6 +15,7 @@ class PinnedBuffer:
     locked: bool
     exports: int
     users: int
+    dma_buf: int
     def __init__(
         self,
         size: int,
@@ -19,6 +25,8 @@ class PinnedBuffer:
         dont_fork: bool = True,
         fault_in: bool = True,
         transparent: bool = True,
+        memfd: int = -1,
+        dma_buf: int = -1,
     ) -> None: ...
     @property
     def address(self) -> int: ...

@@ -20,6 +20,7 @@ from posix.mman cimport (
     MAP_FAILED,
     MAP_HUGETLB,
     MAP_PRIVATE,
+    MAP_SHARED,
     PROT_READ,
     PROT_WRITE,
     madvise,
@@ -27,6 +28,7 @@ from posix.mman cimport (
     mmap,
     munmap,
 )
+from posix.unistd cimport close as close_file
 
 from cython_ext.headers.sys_mman cimport MADV_NOHUGEPAGE, MADV_POPULATE_WRITE
 
@@ -37,7 +39,7 @@ PRESENT = 1 << 63
 PFN_MASK = (1 << 55) - 1
 
 
-def _huge_page_size() -> int:
+def huge_page_size() -> int:
     """Bytes of the kernel's default huge page, which MAP_HUGETLB without a size gives."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("Hugepagesize:"):
@@ -77,7 +79,7 @@ def _failed(call: str, size: int, error: int) -> MachineError:
     )
 
 
-def _no_huge_pages(size: int, page_size: int) -> MachineError:
+def no_huge_pages(size: int, page_size: int) -> MachineError:
     pages = size // page_size
     free = max(0, _huge_pages("Free") - _huge_pages("Rsvd"))
     said = f"{pages} huge pages of {page_size // 1024} KiB are wanted and {free} are free"
@@ -100,7 +102,7 @@ cdef object _fault_in(char *base, size_t size, size_t page_size, bint huge):
     error = c_errno
     if error != EINVAL:
         # a huge page that was promised and is not there arrives as EFAULT, where a touch would be a SIGBUS
-        raise _no_huge_pages(size, page_size) if huge else _failed("madvise(MADV_POPULATE_WRITE)", size, error)
+        raise no_huge_pages(size, page_size) if huge else _failed("madvise(MADV_POPULATE_WRITE)", size, error)
     # a kernel before 5.14: a write to each page
     for at in range(0, size, page_size):
         (<touched *> base)[at] = 0
@@ -117,6 +119,9 @@ cdef class PinnedBuffer:
         another page than the one a device writes to.
     fault_in: have every page now. Without it, whoever locks, registers or first writes to the memory faults it in.
     transparent: whether the kernel may make huge pages of it by itself (MADV_NOHUGEPAGE where it may not).
+    memfd: a file of memfd_create(2) with so many bytes, which is mapped instead of anonymous memory; `huge` says that
+        it was made with MFD_HUGETLB. It stays the caller's.
+    dma_buf: of that file, by which a device is told of the memory (`cython_ext.core.dma_buf`); closed with it.
 
     It exports the buffer protocol: `np.frombuffer(buffer, np.uint8)` and `memoryview(buffer)` see it in place. Memory
     belongs to this object; views and registrations keep it alive.
@@ -125,23 +130,24 @@ cdef class PinnedBuffer:
     """
 
     def __cinit__(self, size_t size, *, bint huge=False, bint lock=True, bint dont_fork=True, bint fault_in=True,
-                  bint transparent=True):
-        cdef int flags = MAP_PRIVATE | MAP_ANONYMOUS
+                  bint transparent=True, int memfd=-1, int dma_buf=-1):
+        cdef int flags = MAP_PRIVATE | MAP_ANONYMOUS if memfd < 0 else MAP_SHARED
         cdef void *at
         cdef int error
+        self.dma_buf = dma_buf
         if size < 1:
             raise ValueError("a buffer has at least 1 byte")
-        self.page_size = _huge_page_size() if huge else os.sysconf("SC_PAGE_SIZE")
+        self.page_size = huge_page_size() if huge else os.sysconf("SC_PAGE_SIZE")
         if size > <size_t> -1 - self.page_size:
             raise MachineError(f"cannot map {size} bytes of memory")
         self.size = (size + self.page_size - 1) // self.page_size * self.page_size
-        if huge:
+        if huge and memfd < 0:
             flags |= MAP_HUGETLB
-        at = mmap(NULL, self.size, PROT_READ | PROT_WRITE, flags, -1, 0)
+        at = mmap(NULL, self.size, PROT_READ | PROT_WRITE, flags, memfd, 0)
         if at == MAP_FAILED:
             error = c_errno
             if huge and error == ENOMEM:
-                raise _no_huge_pages(self.size, self.page_size)
+                raise no_huge_pages(self.size, self.page_size)
             raise _failed("mmap", self.size, error)
         self.base = <char *> at
         # from here on __dealloc__ unmaps, whatever is raised
@@ -161,6 +167,9 @@ cdef class PinnedBuffer:
         # views and registrations hold references, so none are left here
         if self.base != NULL:
             munmap(self.base, self.size)
+        # 0, where arguments were wrong and nothing was made, is somebody's standard input
+        if self.dma_buf > 0:
+            close_file(self.dma_buf)
 
     @property
     def address(self) -> int:
@@ -226,6 +235,9 @@ cdef class PinnedBuffer:
         munmap(self.base, self.size)
         self.base = NULL
         self.locked = False
+        if self.dma_buf > 0:
+            close_file(self.dma_buf)
+            self.dma_buf = -1
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         if self.base == NULL:

@@ -43,6 +43,33 @@ cdef extern from "infiniband/verbs.h" nogil:
         int max_qp_init_rd_atom
         uint8_t phys_port_cnt
 
+    # what of on-demand paging a device has, in general and by transport
+    enum: IBV_ODP_SUPPORT
+    enum: IBV_ODP_SUPPORT_IMPLICIT
+    enum: IBV_ODP_SUPPORT_SEND
+    enum: IBV_ODP_SUPPORT_RECV
+    enum: IBV_ODP_SUPPORT_WRITE
+    enum: IBV_ODP_SUPPORT_READ
+    enum: IBV_ODP_SUPPORT_ATOMIC
+    enum: IBV_ODP_SUPPORT_SRQ_RECV
+
+    # the header's is inside of ibv_odp_caps, and has no name
+    struct hwrx_transport_caps "typeof(((struct ibv_odp_caps *) 0)->per_transport_caps)":
+        uint32_t rc_odp_caps
+        uint32_t ud_odp_caps
+
+    struct ibv_odp_caps:
+        uint64_t general_caps
+        hwrx_transport_caps per_transport_caps
+
+    struct ibv_device_attr_ex:
+        ibv_odp_caps odp_caps
+
+    struct ibv_query_device_ex_input:
+        pass
+
+    int ibv_query_device_ex(ibv_context *context, const ibv_query_device_ex_input *input, ibv_device_attr_ex *attr)
+
     enum ibv_mtu:
         IBV_MTU_256
 
@@ -81,12 +108,14 @@ cdef extern from "infiniband/verbs.h" nogil:
     enum: IBV_ACCESS_REMOTE_WRITE
     enum: IBV_ACCESS_REMOTE_READ
     enum: IBV_ACCESS_REMOTE_ATOMIC
+    enum: IBV_ACCESS_ON_DEMAND
 
     struct ibv_mr:
         uint32_t lkey
         uint32_t rkey
 
     ibv_mr *ibv_reg_mr(ibv_pd *pd, void *address, size_t length, int access)
+    ibv_mr *ibv_reg_dmabuf_mr(ibv_pd *pd, uint64_t offset, size_t length, uint64_t iova, int fd, int access)
     int ibv_dereg_mr(ibv_mr *mr)
 
     struct ibv_global_route:

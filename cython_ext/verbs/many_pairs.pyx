@@ -22,7 +22,6 @@ from cython_ext.core.clock cimport now
 from cython_ext.core.connections cimport Arrival, Connections
 from cython_ext.core.lengths cimport length_of, length_of_number
 from cython_ext.core.payload cimport build_source
-from cython_ext.core.pinned cimport PinnedBuffer
 from cython_ext.core.transport cimport WC_STATUS, Transport
 from cython_ext.headers.infiniband_verbs cimport (
     IBV_ACCESS_LOCAL_WRITE,
@@ -51,7 +50,6 @@ from cython_ext.verbs.verbs_path cimport VerbsTransport
 from cython_ext.verbs.verbs_queue cimport (
     CompletionChannel,
     CompletionQueue,
-    MemoryRegion,
     QueuePair,
     SharedReceiveQueue,
 )
@@ -356,13 +354,13 @@ cdef class ManyPairsTransport(VerbsTransport):
                 f"{need} of pinned memory, and an endpoint takes {2 * RING_LIMIT}",
                 remedy="fewer --connections, or a smaller --size",
             )
-        self.buffer = PinnedBuffer(out_bytes + landing_bytes, huge=self.prepare.setting.huge_pages)
+        self._get_memory(out_bytes + landing_bytes)
         m.out = st.out = self.buffer.base
         m.landing = st.landing = self.buffer.base + (out_bytes if landing_bytes else 0)
         access = IBV_ACCESS_LOCAL_WRITE
         if m.one_sided and self.prepare.role == "server":
             access |= IBV_ACCESS_REMOTE_READ if m.reads else IBV_ACCESS_REMOTE_WRITE
-        self.landing_mr = MemoryRegion(self.pd, self.buffer, 0, out_bytes + landing_bytes, access)
+        self.landing_mr = self._register(0, out_bytes + landing_bytes, access)
 
     def _make_pairs(self):
         cdef State *st = self.st

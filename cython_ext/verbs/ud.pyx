@@ -41,6 +41,7 @@ from cython_ext.headers.infiniband_verbs cimport (
 )
 from cython_ext.verbs.verbs_path cimport VerbsTransport
 from cython_ext.verbs.verbs_queue cimport AddressHandle
+from cython_ext.verbs.verbs_registering cimport MessageRegions, deregister_to, register_outgoing
 from cython_ext.verbs.verbs_ring cimport (
     BATCH,
     State,
@@ -238,6 +239,19 @@ cdef int ud_post_varying(void *me, uint32_t count) noexcept nogil:
     return ud_post(me, count)
 
 
+cdef int ud_registering_post(void *me, uint32_t count) noexcept nogil:
+    # In front of the path's own post, as `registering_post` stands before the others'.
+    cdef int status = register_outgoing((<UdState *> me).st, count)
+    return status if status < 0 else ud_post(me, count)
+
+
+cdef int ud_registering_finish(void *me) noexcept nogil:
+    cdef State *st = (<UdState *> me).st
+    cdef int status = ud_finish(me)
+    # All sends have completed behind it, the last one, too: none of their buffers is in use.
+    return status if status < 0 else deregister_to(st, st.completed)
+
+
 cdef char *ud_outgoing(void *me, uint32_t k) noexcept nogil:
     return ring_outgoing((<UdState *> me).st, k)
 
@@ -365,7 +379,7 @@ cdef class UdSendTransport(VerbsTransport):
             for i in range(ASIDES):
                 self.u.control_sge[i].addr = <uintptr_t> st.out + <uint64_t> (st.window + <uint32_t> i) * st.stride
                 self.u.control_sge[i].length = sizeof(Control)
-                self.u.control_sge[i].lkey = st.send_sge[0].lkey
+                self.u.control_sge[i].lkey = self.out_mr.ptr.lkey
                 self.u.control_wr[i].sg_list = &self.u.control_sge[i]
                 self.u.control_wr[i].num_sge = 1
                 self.u.control_wr[i].opcode = IBV_WR_SEND
@@ -391,6 +405,11 @@ cdef class UdSendTransport(VerbsTransport):
         """
         VerbsTransport.vary(self, sizes)
         self.ops.post = ud_post_varying
+
+    cdef void register_each(self, MessageRegions each) noexcept:
+        # Messages alone: what is said aside goes out of the ring's end, which is registered once.
+        self.ops.post = ud_registering_post
+        self.ops.finish = ud_registering_finish
 
     def _connect(self, there):
         cdef State *st = self.st

@@ -4,6 +4,12 @@ from hwrx.errors import HwrxError
 
 WC_STATUS: dict[str, int]
 GID_TYPES: dict[int, str]
+ODP: dict[str, int]
+
+class OnDemand(NamedTuple):
+    implicit: bool
+    rc: frozenset[str]
+    ud: frozenset[str]
 
 class Port(NamedTuple):
     number: int
@@ -31,6 +37,8 @@ class Context:
     def node_guid(self) -> str: ...
     @property
     def limits(self) -> dict[str, int]: ...
+    @property
+    def on_demand(self) -> OnDemand: ...
     @property
     def is_rxe(self) -> bool: ...
     def port(self, number: int) -> Port: ...

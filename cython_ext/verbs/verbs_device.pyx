@@ -18,6 +18,14 @@ from cython_ext.headers.infiniband_verbs cimport (
     IBV_GID_TYPE_ROCE_V1,
     IBV_GID_TYPE_ROCE_V2,
     IBV_LINK_LAYER_ETHERNET,
+    IBV_ODP_SUPPORT,
+    IBV_ODP_SUPPORT_ATOMIC,
+    IBV_ODP_SUPPORT_IMPLICIT,
+    IBV_ODP_SUPPORT_READ,
+    IBV_ODP_SUPPORT_RECV,
+    IBV_ODP_SUPPORT_SEND,
+    IBV_ODP_SUPPORT_SRQ_RECV,
+    IBV_ODP_SUPPORT_WRITE,
     IBV_PORT_ACTIVE,
     IBV_WC_BAD_RESP_ERR,
     IBV_WC_FATAL_ERR,
@@ -47,6 +55,7 @@ from cython_ext.headers.infiniband_verbs cimport (
     ibv_close_device,
     ibv_dealloc_pd,
     ibv_device,
+    ibv_device_attr_ex,
     ibv_free_device_list,
     ibv_get_device_list,
     ibv_get_device_name,
@@ -55,6 +64,7 @@ from cython_ext.headers.infiniband_verbs cimport (
     ibv_port_attr,
     ibv_port_state_str,
     ibv_query_device,
+    ibv_query_device_ex,
     ibv_query_gid_table,
     ibv_query_port,
 )
@@ -90,6 +100,25 @@ WC_STATUS = {
 }
 
 GID_TYPES = {IBV_GID_TYPE_IB: "IB", IBV_GID_TYPE_ROCE_V1: "RoCE v1", IBV_GID_TYPE_ROCE_V2: "RoCE v2"}
+
+
+# What on-demand paging may be had for, by transport (ibv_query_device_ex(3))
+ODP = {
+    "SEND": IBV_ODP_SUPPORT_SEND,
+    "RECV": IBV_ODP_SUPPORT_RECV,
+    "WRITE": IBV_ODP_SUPPORT_WRITE,
+    "READ": IBV_ODP_SUPPORT_READ,
+    "ATOMIC": IBV_ODP_SUPPORT_ATOMIC,
+    "SRQ_RECV": IBV_ODP_SUPPORT_SRQ_RECV,
+}
+
+
+class OnDemand(NamedTuple):
+    """What a device has of on-demand paging (ODP): `rc` and `ud` name operations, none if it has no ODP at all."""
+
+    implicit: bool
+    rc: frozenset[str]
+    ud: frozenset[str]
 
 
 class Port(NamedTuple):
@@ -222,6 +251,20 @@ cdef class Context:
             "max_qp_rd_atom": a.max_qp_rd_atom, "max_qp_init_rd_atom": a.max_qp_init_rd_atom,
             "ports": a.phys_port_cnt, "atomics": a.atomic_cap != IBV_ATOMIC_NONE,
         }
+
+    @property
+    def on_demand(self) -> OnDemand:
+        """What the device has of on-demand paging; a device that does not answer the question has none."""
+        cdef ibv_device_attr_ex attr
+        self._open()
+        if ibv_query_device_ex(self.ptr, NULL, &attr) != 0 or not attr.odp_caps.general_caps & IBV_ODP_SUPPORT:
+            return OnDemand(False, frozenset(), frozenset())
+        rc, ud = attr.odp_caps.per_transport_caps.rc_odp_caps, attr.odp_caps.per_transport_caps.ud_odp_caps
+        return OnDemand(
+            bool(attr.odp_caps.general_caps & IBV_ODP_SUPPORT_IMPLICIT),
+            frozenset(name for name, bit in ODP.items() if rc & bit),
+            frozenset(name for name, bit in ODP.items() if ud & bit),
+        )
 
     @property
     def is_rxe(self) -> bool:

@@ -5,7 +5,9 @@ from libc.stdint cimport uint32_t
 from cython_ext.core.pinned cimport PinnedBuffer
 from cython_ext.core.transport cimport Transport
 from cython_ext.verbs.verbs_device cimport Context, ProtectionDomain
-from cython_ext.verbs.verbs_queue cimport CompletionChannel, CompletionQueue, MemoryRegion, QueuePair
+from cython_ext.verbs.verbs_queue cimport CompletionChannel, CompletionQueue, QueuePair
+from cython_ext.verbs.verbs_region cimport MemoryRegion
+from cython_ext.verbs.verbs_registering cimport MessageRegions
 from cython_ext.verbs.verbs_ring cimport State
 from cython_ext.verbs.verbs_shape cimport Shape
 
@@ -18,6 +20,7 @@ cdef class VerbsTransport(Transport):
     cdef readonly QueuePair qp
     cdef MemoryRegion out_mr
     cdef MemoryRegion landing_mr
+    cdef MessageRegions each          # of what goes out, if each message is registered; or None
     cdef CompletionChannel send_channel
     cdef CompletionChannel recv_channel
     cdef CompletionQueue send_cq
@@ -33,4 +36,5 @@ cdef class VerbsTransport(Transport):
     cdef object counted               # hw_counters when the endpoint was made: a dict
     cdef bint completes_by_send       # READ: deliveries are completions of the send queue
     cdef set_up(self, Shape shape)
+    cdef void register_each(self, MessageRegions each) noexcept
     cdef void release_rings(self) noexcept

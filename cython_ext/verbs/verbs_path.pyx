@@ -8,7 +8,6 @@ from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
 from cython_ext.core.beat cimport stop_beat
-from cython_ext.core.pinned cimport PinnedBuffer
 from cython_ext.core.transport cimport EVENT_STATUS, FINISHED, WC_STATUS, Transport
 from cython_ext.headers.infiniband_verbs cimport (
     IBV_ACCESS_LOCAL_WRITE,
@@ -27,7 +26,9 @@ from cython_ext.headers.infiniband_verbs cimport (
 )
 from cython_ext.verbs.verbs_device cimport ProtectionDomain
 from cython_ext.verbs.verbs_event cimport look_for_events, start_watch
-from cython_ext.verbs.verbs_queue cimport CompletionChannel, CompletionQueue, MemoryRegion, QueuePair
+from cython_ext.verbs.verbs_queue cimport CompletionChannel, CompletionQueue, QueuePair
+from cython_ext.verbs.verbs_region cimport MemoryRegion
+from cython_ext.verbs.verbs_registering cimport MessageRegions
 from cython_ext.verbs.verbs_ring cimport BATCH, State, post_varying, queue_release
 from cython_ext.verbs.verbs_shape cimport Shape
 from cython_ext.verbs.verbs_wait cimport acknowledge
@@ -96,7 +97,7 @@ cdef class VerbsTransport(Transport):
             if prepare.setting.connect == "cm":
                 self.managed = chosen_port.listen_or_call(prepare)
             self.end = self._describe()
-            self.counted = chosen_port.counters()
+            self.counted = self._counters()
         except BaseException:
             self.close()
             raise
@@ -130,7 +131,8 @@ cdef class VerbsTransport(Transport):
         st.window = self.window = max(1, min(setting.window, room, RING_LIMIT // st.stride))
         # where the distance between completions is the whole window, it would empty before it is filled again
         st.signal_every = setting.signal_every if setting.signal_every < st.window else max(1, st.window // 2)
-        if self.completes_by_send:
+        # READ delivers by its completions; and a buffer is deregistered when its own completion says that it was sent
+        if self.completes_by_send or setting.registration == "message":
             st.signal_every = 1
         st.head = shape.head
         st.landing_stride = aligned(length + st.head)
@@ -148,16 +150,29 @@ cdef class VerbsTransport(Transport):
         cdef State *st = self.st
         cdef size_t out_bytes = 0 if shape.landing_out else <size_t> (st.window + shape.spare) * st.stride
         cdef size_t landing_bytes = <size_t> st.slots * st.landing_stride
-        self.buffer = PinnedBuffer(paged(out_bytes) + paged(landing_bytes), huge=self.prepare.setting.huge_pages)
+        self._get_memory(paged(out_bytes) + paged(landing_bytes))
         st.out = self.buffer.base
         st.landing = self.buffer.base + paged(out_bytes)
         if shape.landing_out:
             st.out = st.landing
-        else:
-            self.out_mr = MemoryRegion(self.pd, self.buffer, 0, out_bytes, 0)
-        self.landing_mr = MemoryRegion(
-            self.pd, self.buffer, paged(out_bytes), landing_bytes, IBV_ACCESS_LOCAL_WRITE | shape.access
-        )
+        # where each message is registered, what goes out is not registered besides; but for what is said aside (UD)
+        elif self.each is None or shape.spare:
+            self.out_mr = self._register(0, out_bytes, 0)
+        self.landing_mr = self._register(paged(out_bytes), landing_bytes, IBV_ACCESS_LOCAL_WRITE | shape.access)
+        if self.each is not None:
+            # of READ the completions are the deliveries, which the loop takes
+            self.each.begin(st, IBV_ACCESS_LOCAL_WRITE if shape.landing_out else 0, not shape.landing_out)
+
+    def _get_memory(self, size_t size):
+        """The buffer for all rings, of the kind that the setting asks for."""
+        setting = self.prepare.setting
+        self.buffer = self.chosen_port.get_memory(setting, size)
+        if setting.registration == "message":
+            self.each = MessageRegions(self.pd, self.buffer)
+
+    def _register(self, size_t offset, size_t length, int access) -> MemoryRegion:
+        """A part of the buffer, for the device."""
+        return MemoryRegion(self.pd, self.buffer, offset, length, access, kind=self.prepare.setting.mr)
 
     def _make_queues(self, Shape shape):
         """Completion queues, with channels where their completions are waited for in sleep, and the queue pair."""
@@ -174,7 +189,8 @@ cdef class VerbsTransport(Transport):
         depth = setting.completions or shape.receives + 1
         self.recv_cq = CompletionQueue(self.context, max(1, min(depth, most)), self.recv_channel)
         inline = self.size if setting.inline is None or self.size <= setting.inline else 0
-        if shape.landing_out or inline > MOST_INLINE:  # READ carries nothing out
+        # READ carries nothing out; and what is copied into the request needs no registration
+        if shape.landing_out or inline > MOST_INLINE or self.each is not None:
             inline = 0
         self.qp = QueuePair(
             self.pd, self.send_cq, self.recv_cq, self.port, datagram=shape.datagram,
@@ -200,7 +216,11 @@ cdef class VerbsTransport(Transport):
         cdef State *st = self.st
         cdef bint landing_out = shape.landing_out
         cdef uint32_t i, stride = st.landing_stride if landing_out else st.stride
-        cdef uint32_t lkey = self.landing_mr.ptr.lkey if landing_out else self.out_mr.ptr.lkey
+        cdef uint32_t lkey = 0  # each message is registered
+        if landing_out:
+            lkey = self.landing_mr.ptr.lkey
+        elif self.out_mr is not None:
+            lkey = self.out_mr.ptr.lkey
         cdef int opcode = shape.opcode
         st.send_wr = <ibv_send_wr *> calloc(st.window, sizeof(ibv_send_wr))
         st.send_sge = <ibv_sge *> calloc(st.window, sizeof(ibv_sge))
@@ -279,6 +299,12 @@ cdef class VerbsTransport(Transport):
         self.st.remote_slots = there.slots
         self.st.remote_stride = there.stride
         self._connect(there)
+        if self.each is not None:
+            self.register_each(self.each)
+
+    cdef void register_each(self, MessageRegions each) noexcept:
+        """Stand in front of the path's post, which the subclass has set."""
+        each.stand_before(&self.ops)
 
     def _connect(self, there):
         self._connect_pair(self.qp, there, self.end.psn, there.qpn, there.psn)
@@ -327,7 +353,8 @@ cdef class VerbsTransport(Transport):
             # of RoCE the ICRC, which rxe computes on a CPU; the checksum of its UDP is 0
             "checksum_sent_by": "rxe" if self.context.is_rxe else "device",
             "checksum_verified_by": "rxe" if self.context.is_rxe else "device",
-            "page_size": self.buffer.page_size, "send_address": hex(<uintptr_t> st.out),
+            "memory": self.chosen_port.describe_memory(self.prepare.setting, self.buffer),
+            "send_address": hex(<uintptr_t> st.out),
             "receive_address": hex(<uintptr_t> st.landing),
         }
         if self.remote is not None:
@@ -345,13 +372,22 @@ cdef class VerbsTransport(Transport):
 
         `inline_bytes`: payload that this end posted inline, which ibv_post_send copies into the send queue.
         """
-        after = self.chosen_port.counters()
+        after = self._counters()
         found = {name: after[name] - before for name, before in self.counted.items() if name in after}
         if self.st.flags & IBV_SEND_INLINE:
             # of messages that differ, as many of each as the table has
             mean = self.size if self.sizes is None else sum(self.sizes) / len(self.sizes)
             found["inline_bytes"] = round(self.st.posted * mean)
+        if self.each is not None:
+            found.update(self.each.counts())
         return found
+
+    def _counters(self) -> dict:
+        """What is counted by others: the device, and the kernel of its pages where they are faulted in on demand."""
+        setting = self.prepare.setting
+        at = <uintptr_t> self.st.landing
+        paging = self.chosen_port.count_paging(setting, at, <size_t> self.st.slots * self.st.landing_stride)
+        return {**self.chosen_port.counters(), **paging}
 
     def resent(self) -> int:
         """As every transport's: rxe's count of retries, of the whole device; 0 on hardware, which counts others."""
@@ -411,7 +447,7 @@ cdef class VerbsTransport(Transport):
         if self.managed is not None:
             self.managed.close()
         self._close_path()
-        for part in (self.qp, self.send_cq, self.recv_cq, self.send_channel, self.recv_channel, self.out_mr,
+        for part in (self.qp, self.send_cq, self.recv_cq, self.send_channel, self.recv_channel, self.each, self.out_mr,
                      self.landing_mr, self.buffer, self.pd, self.context):
             if part is not None:
                 part.close()

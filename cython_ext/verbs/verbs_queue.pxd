@@ -1,9 +1,8 @@
-"""Completion channels and queues, memory regions, address handles, queue pairs."""
+"""Completion channels and queues, address handles, queue pairs."""
 
 from libc.stdint cimport uint32_t
 
-from cython_ext.core.pinned cimport PinnedBuffer
-from cython_ext.headers.infiniband_verbs cimport ibv_ah, ibv_comp_channel, ibv_cq, ibv_mr, ibv_qp, ibv_srq
+from cython_ext.headers.infiniband_verbs cimport ibv_ah, ibv_comp_channel, ibv_cq, ibv_qp, ibv_srq
 from cython_ext.verbs.verbs_device cimport Context, ProtectionDomain
 
 
@@ -16,14 +15,6 @@ cdef class CompletionQueue:
     cdef ibv_cq *ptr
     cdef readonly Context context
     cdef readonly CompletionChannel channel   # None: it is only polled
-
-
-cdef class MemoryRegion:
-    cdef ibv_mr *ptr
-    cdef readonly ProtectionDomain pd
-    cdef readonly PinnedBuffer buffer
-    cdef readonly size_t offset               # of its first byte in the buffer
-    cdef readonly size_t length
 
 
 cdef class AddressHandle:

@@ -1,6 +1,5 @@
 from typing_extensions import Buffer
 
-from cython_ext.core.pinned import PinnedBuffer
 from cython_ext.verbs.verbs_device import Context, Port, ProtectionDomain
 
 TIMEOUT: int
@@ -18,18 +17,6 @@ class CompletionQueue:
     context: Context
     channel: CompletionChannel | None
     def __init__(self, context: Context, depth: int, channel: CompletionChannel | None = None) -> None: ...
-    def close(self) -> None: ...
-
-class MemoryRegion:
-    pd: ProtectionDomain
-    buffer: PinnedBuffer
-    offset: int
-    length: int
-    def __init__(self, pd: ProtectionDomain, buffer: PinnedBuffer, offset: int, length: int, access: int) -> None: ...
-    @property
-    def lkey(self) -> int: ...
-    @property
-    def rkey(self) -> int: ...
     def close(self) -> None: ...
 
 class AddressHandle:

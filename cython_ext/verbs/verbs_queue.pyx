@@ -1,8 +1,8 @@
 # cython: language_level=3
-"""Completion channels and queues, memory regions, address handles, queue pairs. A child holds its parents alive.
+"""Completion channels and queues, address handles, queue pairs. A child holds its parents alive.
 
 Each `close()` is idempotent and raises in words where the verb refuses. Close in the reverse order of making: queue
-pairs before their queues, regions before the buffer is unmapped.
+pairs before their queues.
 """
 
 cimport cython
@@ -10,7 +10,6 @@ from libc.errno cimport errno as c_errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from cython_ext.core.pinned cimport PinnedBuffer
 from cython_ext.headers.infiniband_verbs cimport (
     IBV_QP_ACCESS_FLAGS,
     IBV_QP_AV,
@@ -39,7 +38,6 @@ from cython_ext.headers.infiniband_verbs cimport (
     ibv_create_cq,
     ibv_create_qp,
     ibv_create_srq,
-    ibv_dereg_mr,
     ibv_destroy_ah,
     ibv_destroy_comp_channel,
     ibv_destroy_cq,
@@ -50,7 +48,6 @@ from cython_ext.headers.infiniband_verbs cimport (
     ibv_qp_attr,
     ibv_qp_init_attr,
     ibv_query_qp,
-    ibv_reg_mr,
     ibv_srq_init_attr,
 )
 from cython_ext.verbs.verbs_device cimport Context, ProtectionDomain
@@ -122,65 +119,6 @@ cdef class CompletionQueue:
             if error:
                 raise verbs_error("ibv_destroy_cq", self.context.name, error)
             self.ptr = NULL
-
-
-@cython.no_gc_clear
-cdef class MemoryRegion:
-    """A part of a PinnedBuffer, registered in place: the device works on these very pages.
-
-    It keeps its buffer alive, which cannot be closed before it.
-
-    :param offset, length: bytes of the buffer
-    :param access: IBV_ACCESS_*: what device and other end may do beyond the device's own reading
-    :raises ValueError: if the buffer is closed, or too short
-    """
-
-    def __cinit__(self, ProtectionDomain pd not None, PinnedBuffer buffer not None, size_t offset, size_t length,
-                  int access):
-        if buffer.base == NULL:
-            raise ValueError("the buffer is closed")
-        if length > buffer.size or offset > buffer.size - length:
-            raise ValueError(f"{length} bytes from {offset} on are not within a buffer of {buffer.size} bytes")
-        self.pd = pd
-        self.buffer = buffer
-        self.offset = offset
-        self.length = length
-        self.ptr = ibv_reg_mr(pd.ptr, buffer.base + offset, length, access)
-        if self.ptr == NULL:
-            raise verbs_error(f"ibv_reg_mr of {length} bytes", pd.context.name, c_errno)
-        buffer.users += 1
-
-    def __dealloc__(self):
-        if self.ptr != NULL:
-            ibv_dereg_mr(self.ptr)
-            self.buffer.users -= 1
-
-    @property
-    def lkey(self) -> int:
-        """The key by which own work requests name the region (ibv_sge.lkey); ValueError once it is closed."""
-        if self.ptr == NULL:
-            raise ValueError("the memory region is closed")
-        return self.ptr.lkey
-
-    @property
-    def rkey(self) -> int:
-        """The key by which the other end names the region."""
-        if self.ptr == NULL:
-            raise ValueError("the memory region is closed")
-        return self.ptr.rkey
-
-    def close(self):
-        """Deregister; harmless when called twice.
-
-        No work request that names it may be under way. The buffer can be closed after it.
-        """
-        cdef int error
-        if self.ptr != NULL:
-            error = ibv_dereg_mr(self.ptr)
-            if error:
-                raise verbs_error("ibv_dereg_mr", self.pd.context.name, error)
-            self.ptr = NULL
-            self.buffer.users -= 1
 
 
 cdef int to_peer(ibv_ah_attr *attr, port, int gid_index, const uint8_t[::1] gid, int lid, int traffic_class,

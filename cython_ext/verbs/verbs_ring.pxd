@@ -5,12 +5,24 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from cython_ext.core.beat cimport Beat
 from cython_ext.core.lengths cimport Lengths
 from cython_ext.core.transport cimport Delivery
-from cython_ext.headers.infiniband_verbs cimport ibv_qp, ibv_recv_wr, ibv_send_wr, ibv_sge, ibv_wc
+from cython_ext.headers.infiniband_verbs cimport ibv_mr, ibv_pd, ibv_qp, ibv_recv_wr, ibv_send_wr, ibv_sge, ibv_wc
 from cython_ext.verbs.verbs_event cimport Watch
 from cython_ext.verbs.verbs_wait cimport Side
 
 cdef enum:
     BATCH = 256                     # completions taken by one look
+
+
+# Registration of each message's buffer alone: see verbs_registering.
+cdef struct Registering:
+    ibv_pd *pd
+    int access
+    bint looks                      # completions of sends are nobody else's, so a look at them is ours to take
+    ibv_mr **regions                # of each buffer, `window` of them; NULL while it is not registered
+    uint64_t registered
+    uint64_t deregistered
+    int (*post)(void *me, uint32_t count) noexcept nogil    # the path's own, behind the registration
+    int (*finish)(void *me) noexcept nogil
 
 
 cdef struct State:
@@ -69,6 +81,7 @@ cdef struct State:
     bint swaps                      # atomics: compare and swap, not fetch and add
     uint64_t counter                # and what the counter said at the end
 
+    Registering *registering        # NULL: the rings were registered once
     ibv_wc failed                   # the completion with error that tells most
     bint has_failed
     ibv_wc[BATCH] wc

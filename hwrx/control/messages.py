@@ -73,6 +73,7 @@ MIX_FORMS = (
 FlowWords = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9._,\[\]<>-]*$", max_length=10_000, description="sets of hosts: node[1-8]>sink, a<>b")
 ]
+XdpMode = Literal["auto", "zero-copy", "copy"]
 FrameCarrier = Literal["auto", "nic", "uio", "packet-ring", "xdp"]
 
 
@@ -109,6 +110,7 @@ class Setting(QueuePairFields, frozen=True, kw_only=True, forbid_unknown_fields=
     # roce: what carries the frames. auto: the NIC, if hwrx has a driver for it, else the kernel's packet ring; nic and
     # uio: the NIC, by what there is, or through uio_pci_generic
     link: FrameCarrier = "auto"
+    xdp_mode: XdpMode = "auto"  # xdp: auto: zero-copy where the driver has it
     crowd: Crowd = 0  # udp: further sockets, bound at the server before the trial, that nobody talks to
     crowd_on: Literal["spread", "chain"] = "spread"  # evenly over the table's slots, or all before the server's own
     # batch: who is woken never interrupts who runs, so that on one CPU the ends take turns (hwrx.machine.scheduling)

@@ -1,4 +1,4 @@
-"""Fields of a setting that say how a queue pair is made and connected, and how many connections one end has."""
+"""Fields of a setting that say how a queue pair is made and connected, and what memory and connections one end has."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ Bits4 = Annotated[int, Meta(ge=0, le=15)]
 Bits5 = Annotated[int, Meta(ge=0, le=31)]
 Bits8 = Annotated[int, Meta(ge=0, le=255)]
 Bits16 = Annotated[int, Meta(ge=0, le=65535)]
+
+MemoryRegionKind = Literal["pinned", "odp", "implicit-odp", "dmabuf"]
+Registration = Literal["once", "message"]
 
 
 class QueuePairFields(Struct, frozen=True, kw_only=True):
@@ -32,6 +35,10 @@ class QueuePairFields(Struct, frozen=True, kw_only=True):
     retry_count: Bits3 = 6  # how often
     rnr_retry: Bits3 = 7  # how often for want of a receive request; 7: for ever
     connect: Literal["pipe", "cm"] = "pipe"  # RC: by what the agents tell each other, or by RDMA-CM (rdma_cm(7))
+    # pinned: the kernel pins the pages when they are registered; odp: the device faults them in when it comes to them,
+    # implicit-odp: all of the process's memory at once; dmabuf: the device is told of a dma-buf, not of an address
+    mr: MemoryRegionKind = "pinned"
+    registration: Registration = "once"  # of what goes out: once, or of each message before it is sent
     # of one process at each end, a message under way on each: see cython_ext.loops.many
     connections: Annotated[int, Meta(ge=1, le=MOST_CONNECTIONS)] = 1
     srq: bool = True  # rdma-send: connections share their receive requests (ibv_create_srq(3))

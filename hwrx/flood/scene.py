@@ -109,7 +109,9 @@ def check_words(specs: Sequence[Spec]) -> None:
 
 def _check_words(spec: Spec) -> None:
     if spec.path not in PATHS:
-        raise UsageError(f"a flood cannot go over '{spec.path}'", remedy=f"choose of: {', '.join(PATHS)}")
+        known = paths.PATHS.get(spec.path)
+        why = f": {known.unflooded}" if known is not None else ""
+        raise UsageError(f"a flood cannot go over '{spec.path}'{why}", remedy=f"choose of: {', '.join(PATHS)}")
     if spec.sockets > 1 and not PATHS[spec.path].sockets:
         able = " or ".join(name for name, path in PATHS.items() if path.sockets)
         raise UsageError(f"{spec.path} has one receiver here, not {spec.sockets}", remedy=able)

@@ -8,25 +8,28 @@ import mmap
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
 
-from cython_ext.core.pinned import PinnedBuffer
+from cython_ext.core.dma_buf import open_dma_buf
+from cython_ext.core.pinned import PinnedBuffer, huge_page_size
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools
 from hwrx.host.undo import Undo
-from hwrx.memory.pages import Faults, count_faults, extents_of, huge_page, physical_addresses
+from hwrx.memory.pages import OUT, Faults, count_faults, extents_of, physical_addresses
 from hwrx.memory.subjects import open_domain, register_buffer, reserve_huge
 
 REPEATS = 7
+ON_DEMAND = "ibv_reg_mr, on demand (ODP)"
 UNTOUCHED = {"transparent": False, "fault_in": False}
 
 Step = Callable[[PinnedBuffer, int, int, contextlib.ExitStack], object]  # buffer, offset, bytes, until when
 
 
 class Holding(Struct, frozen=True):
-    """One manner of getting hold of `size` bytes. `extents`: pieces that are contiguous in physical memory.
+    """One manner of getting hold of `size` bytes. `pages`: that are in memory then; `extents`: contiguous pieces of it.
 
     `ns`: median of the repeats; in a guest that counts instructions (icount), so many of those.
     """
@@ -72,19 +75,27 @@ def hold_pages(size: int = 4 << 20, *, device: str | None = None) -> tuple[list[
             unavailable["ibv_reg_mr"] = str(error.args[0])
         else:
 
-            def register(buffer: PinnedBuffer, offset: int, size: int, until: contextlib.ExitStack) -> object:
-                return register_buffer(until, pd, buffer, offset, size)
+            def register(
+                buffer: PinnedBuffer, offset: int, size: int, until: contextlib.ExitStack, kind: str = "pinned"
+            ) -> object:
+                return register_buffer(until, pd, buffer, offset, size, kind)
 
             steps += [
                 ("ibv_reg_mr, small pages", register, UNTOUCHED),
                 ("ibv_reg_mr, small pages, touched before", register, {"transparent": False}),
                 ("ibv_reg_mr, transparent huge pages, touched before", register, {}),
                 ("ibv_reg_mr, reserved huge pages, touched before", register, {"huge": True}),
+                ("ibv_reg_dmabuf_mr, touched before", partial(register, kind="dmabuf"), {"dma_buf": True}),
             ]
+            # asked, not tried: SoftRoCE of old kernels takes the flag and pins the pages all the same
+            if pd.context.on_demand.rc:
+                steps.append((ON_DEMAND, partial(register, kind="odp"), UNTOUCHED))
+            else:
+                unavailable[ON_DEMAND] = f"{pd.context.name} has no on-demand paging"
         for what, step, options in steps:
             try:
                 if options.get("huge"):
-                    reserve_huge(undo, -(-size // huge_page()))
+                    reserve_huge(undo, -(-size // huge_page_size()))
                 found.append(_held(what, size, step, options))
             except MachineError as error:
                 unavailable[what] = str(error.args[0])
@@ -102,13 +113,18 @@ def _held(what: str, size: int, step: Step, options: dict[str, Any]) -> Holding:
     times: list[int] = []
     locks = options.get("lock", False)
     # the kernel makes huge pages where they are aligned, so there is room to begin at one
-    room = huge_page() if options.get("transparent", True) and not options.get("huge") else 0
+    whole = options.get("huge") or options.get("dma_buf")
+    room = huge_page_size() if options.get("transparent", True) and not whole else 0
     gc.disable()  # what it touches is none of the faults that are counted
     try:
         for _ in range(REPEATS):
             with contextlib.ExitStack() as stack:
                 at, since = count_faults(), time.monotonic_ns()
-                buffer = stack.enter_context(PinnedBuffer(size + room, **{"lock": False, **options}))
+                buffer = stack.enter_context(
+                    open_dma_buf(size)
+                    if options.get("dma_buf")
+                    else PinnedBuffer(size + room, **{"lock": False, **options})
+                )
                 offset = -buffer.address % room if room else 0
                 if not locks:
                     at, since = count_faults(), time.monotonic_ns()
@@ -120,6 +136,6 @@ def _held(what: str, size: int, step: Step, options: dict[str, Any]) -> Holding:
                 page_size = buffer.page_size
     finally:
         gc.enable()
-    count = len(physical)
-    pieces = extents_of(physical, page_size)
-    return Holding(what, count * page_size, page_size, count, pieces, taken, int(statistics.median(times)))
+    there = physical[physical > OUT]
+    pieces = extents_of(there, page_size)
+    return Holding(what, len(physical) * page_size, page_size, len(there), pieces, taken, int(statistics.median(times)))

@@ -69,11 +69,3 @@ def accounted_bytes() -> tuple[int, int]:
         line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if ":" in line
     )
     return int(lines["VmLck"].split()[0]) * 1024, int(lines["VmPin"].split()[0]) * 1024
-
-
-def huge_page() -> int:
-    """Return the bytes of the kernel's default huge page; MachineError where it has none."""
-    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("Hugepagesize:"):
-            return int(line.split()[1]) * 1024
-    raise MachineError("this kernel has no huge pages (no Hugepagesize in /proc/meminfo)")

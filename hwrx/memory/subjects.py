@@ -16,7 +16,7 @@ from hwrx.nic.vfio import VfioDevice
 
 if TYPE_CHECKING:
     from cython_ext.verbs.verbs_device import ProtectionDomain
-    from cython_ext.verbs.verbs_queue import MemoryRegion
+    from cython_ext.verbs.verbs_region import MemoryRegion
 
 Take = Callable[[int], PinnedBuffer]
 
@@ -76,14 +76,18 @@ def open_domain(stack: contextlib.ExitStack, device: str | None) -> ProtectionDo
 
 
 def register_buffer(
-    stack: contextlib.ExitStack, pd: ProtectionDomain, buffer: PinnedBuffer, offset: int = 0, size: int | None = None
-) -> MemoryRegion:
-    """Register `size` bytes of a buffer [all] for the device to write to, until the stack is closed."""
+    stack: contextlib.ExitStack, pd: ProtectionDomain, buffer: PinnedBuffer, offset: int = 0, size: int | None = None,
+    kind: str = "pinned",
+) -> MemoryRegion:  # fmt: skip
+    """Register `size` bytes of a buffer [all] for the device to write to, until the stack is closed.
+
+    `kind`: of region, as `MemoryRegion` has them.
+    """
     from cython_ext.verbs.verbs_path import ACCESS_LOCAL, ACCESS_WRITE
-    from cython_ext.verbs.verbs_queue import MemoryRegion
+    from cython_ext.verbs.verbs_region import MemoryRegion
 
     length = buffer.size - offset if size is None else size
-    region = MemoryRegion(pd, buffer, offset, length, ACCESS_LOCAL | ACCESS_WRITE)
+    region = MemoryRegion(pd, buffer, offset, length, ACCESS_LOCAL | ACCESS_WRITE, kind=kind)
     stack.callback(region.close)
     return region
 

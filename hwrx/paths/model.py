@@ -76,7 +76,8 @@ class Path(Struct, frozen=True, kw_only=True):
     memory_alone: bool = False  # its receiver learns of a message by looking at memory, however it is to wait
     # takes a NIC from the kernel, which takes long: trials of it follow each other
     holding: bool = False
-    flooding: Flooding | None = None  # None: no flood goes over it
+    flooding: Flooding | None = None  # None: no flood goes over it, and `unflooded` says why and what has one instead
+    unflooded: str = ""
     # the stages that count what enters the kernel (or rxe), the best first, and the one that counts what leaves it: the
     # balance of the ledger of copies is struck over these. `DMA` needs no probe
     copied_in: tuple[str, ...] = ()

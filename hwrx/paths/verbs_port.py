@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from hwrx.errors import MachineError, UsageError
+from hwrx.paths import verbs_memory
 from hwrx.paths.verbs_end import End, OwnEnd, agree_ends, choose_gid, choose_mtu, gid_text, hw_counters, parse_end
 
 if TYPE_CHECKING:
+    from cython_ext.core.pinned import PinnedBuffer
     from cython_ext.verbs.rdma_cm import ManagedConnection
     from cython_ext.verbs.verbs_device import Context, Gid, Port
-    from hwrx.control.messages import Prepare
+    from hwrx.control.messages import Prepare, Setting
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -49,6 +51,21 @@ class ChosenPort:
             lid=self.port.lid,
             mtu=self.mtu, **own,
         )  # fmt: skip
+
+    def get_memory(self, setting: Setting, size: int) -> PinnedBuffer:
+        """Return at least `size` bytes of memory, of the kind that the setting asks for.
+
+        :raises MachineError: if the device has no regions of this kind, or the machine has no such memory
+        """
+        return verbs_memory.get_memory(self.context, setting, size)
+
+    def describe_memory(self, setting: Setting, buffer: PinnedBuffer) -> str:
+        """Say of which kind the memory is, for the report."""
+        return verbs_memory.describe_memory(setting, buffer)
+
+    def count_paging(self, setting: Setting, address: int, size: int) -> dict[str, int]:
+        """What was faulted in so far of a ring of `size` bytes, as `hwrx.paths.verbs_memory.count_paging` has it."""
+        return verbs_memory.count_paging(self.context.name, setting, address, size)
 
     def listen_or_call(self, prepare: Prepare) -> ManagedConnection:
         """Return this end's part of a connection that RDMA-CM makes: a server listens, a client will call.

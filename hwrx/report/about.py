@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING
+
 from hwrx.machine import placement
 from hwrx.report.model import Summary
 from hwrx.report.numbers import WITHHELD
-from hwrx.report.provenance import software_rdma
+from hwrx.report.provenance import find_key, software_rdma
 from hwrx.runs import renewal
 from hwrx.stats import BEYOND
+
+if TYPE_CHECKING:
+    from hwrx.runs.reading import Run
 
 RXE = (
     "The rdma paths of this run cross SoftRoCE (rxe), RDMA in software. It has RDMA's interface and RoCE's packets, "
@@ -41,6 +47,17 @@ def about_row(summary: Summary) -> list[str]:
     return paragraphs
 
 
+def _memory(run: Run) -> list[str]:
+    """Say of which kind of memory the buffers of verbs paths were; a sentence a kind."""
+    found: dict[str, dict[str, None]] = {}
+    if "chosen" in run.trials.column_names:
+        for path, chosen in zip(run.trials["path"].to_pylist(), run.trials["chosen"].to_pylist(), strict=True):
+            memory = find_key(json.loads(chosen or "{}"), "memory")
+            if memory:
+                found.setdefault(str(memory), {})[path] = None
+    return [f"The buffers of {', '.join(paths)}: {memory}." for memory, paths in found.items()]
+
+
 def _conditions(summary: Summary) -> list[str]:
     """Say where the ends ran, and what the repeats had in common; each sentence once, however many runs there are."""
     said: dict[str, None] = {}
@@ -48,4 +65,5 @@ def _conditions(summary: Summary) -> list[str]:
         where = run.manifest.get("placement")
         said[placement.describe_placement(where) if where else ""] = None
         said[renewal.describe_renewal(run.manifest)] = None
+        said.update(dict.fromkeys(_memory(run)))
     return [sentence for sentence in said if sentence]

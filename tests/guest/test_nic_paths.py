@@ -227,6 +227,23 @@ def test_xdp_says_why_it_copies(segment: topology.Made) -> None:
         XdpRing(netdev, mac, 40_000, zero_copy=True)
 
 
+def test_a_setting_that_wants_zero_copy_is_refused_by_a_driver_that_copies(segment: topology.Made) -> None:
+    place = segment.places["client"]
+
+    def prepare(setting: Setting) -> Prepare:
+        return Prepare(trial=1, role="client", setting=setting, here=place, there=segment.places["server"])
+
+    with pytest.raises(MachineError, match="cannot be zero-copy: the device's driver has no zero-copy") as caught:
+        paths.open_endpoint(prepare(Setting(path="xdp", xdp_mode="zero-copy")))
+    assert "leave zero-copy out" in caught.value.remedy
+    for mode, why in (("copy", False), ("auto", True)):
+        endpoint = paths.open_endpoint(prepare(Setting(path="xdp", xdp_mode=mode)))  # type: ignore[arg-type]
+        chosen = endpoint.chosen()
+        endpoint.close()
+        assert chosen["zero_copy"] is False
+        assert ("copies_because" in chosen) == why
+
+
 # --- programmed I/O ------------------------------------------------------------------------------------------------
 
 

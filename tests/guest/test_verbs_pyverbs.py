@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from cython_ext.loops import loop
 from cython_ext.verbs.verbs_queue import QKEY
 from hwrx import paths
 from hwrx.control.messages import Prepare, Setting
+from hwrx.host import tools
 from hwrx.paths.verbs_end import End, parse_end
 
 MESSAGES = 40
@@ -29,10 +31,14 @@ SEND_NS_AT = 16  # cython_ext/core/payload.pxd
 class PyverbsEnd:
     """A queue pair of pyverbs on the pair's second device, and one memory region: sends from its last slot.
 
+    `beside`: an end whose protection domain it shares, and whose memory its queue pair may so reach.
+
     `PD.pd` of pyverbs 44 casts a C pointer to a Python object: nothing here may touch that property.
     """
 
-    def __init__(self, device: str, gid_index: int, size: int, *, datagram: bool = False) -> None:
+    def __init__(
+        self, device: str, gid_index: int, size: int, *, datagram: bool = False, beside: PyverbsEnd | None = None
+    ) -> None:
         import pyverbs.enums as e
         from pyverbs.cq import CQ
         from pyverbs.device import Context
@@ -49,8 +55,10 @@ class PyverbsEnd:
         self.room = self.head + (max(size, CONTROL) if datagram else size)
         self.stride = (self.room + 63) // 64 * 64
         self.datagram = datagram
-        self.context = Context(name=device)
-        self.pd = PD(self.context)
+        self.own = [] if beside else [Context(name=device)]
+        self.context = beside.context if beside else self.own[0]
+        self.own += [] if beside else [PD(self.context)]
+        self.pd = beside.pd if beside else self.own[1]
         self.send_cq, self.recv_cq = CQ(self.context, 64), CQ(self.context, 2 * SLOTS)
         self.access = e.IBV_ACCESS_LOCAL_WRITE | e.IBV_ACCESS_REMOTE_WRITE | e.IBV_ACCESS_REMOTE_READ
         self.access |= e.IBV_ACCESS_REMOTE_ATOMIC
@@ -154,8 +162,19 @@ class PyverbsEnd:
         self.qp.post_send(wr)
         self._poll(self.send_cq)
 
+    def add(self, key: int, address: int, amount: int) -> None:
+        """Fetch and add on 8 bytes of the other end's memory. Returns when it is completed."""
+        from pyverbs.wr import SGE, SendWR
+
+        sge = SGE(self.mr.buf, 8, self.mr.lkey)
+        flags = self.e.IBV_SEND_SIGNALED
+        wr = SendWR(opcode=self.e.IBV_WR_ATOMIC_FETCH_AND_ADD, num_sge=1, sg=[sge], send_flags=flags)
+        wr.set_wr_atomic(key, address, amount, 0)
+        self.qp.post_send(wr)
+        self._poll(self.send_cq)
+
     def close(self) -> None:
-        for part in (self.qp, self.way, self.mr, self.send_cq, self.recv_cq, self.pd, self.context):
+        for part in (self.qp, self.way, self.mr, self.send_cq, self.recv_cq, *reversed(self.own)):
             if part is not None:
                 part.close()
 
@@ -169,10 +188,12 @@ def text_gid(text: str) -> Any:
 class Meeting:
     """Our endpoint on the first device, pyverbs on the second, connected; our loop runs in a thread of its own."""
 
-    def __init__(self, pair: Places, path: str, role: str, size: int, pattern: str, wait: str) -> None:
+    def __init__(
+        self, pair: Places, path: str, role: str, size: int, pattern: str, wait: str, messages: int = MESSAGES
+    ) -> None:
         setting = Setting(
-            path=path, pattern=pattern, size=size, wait=wait, window=16, messages=MESSAGES, warmup=0, cooldown=0,
-            check_every=1, signal_every=4, batch=4,
+            path=path, pattern=pattern, size=size, wait=wait, window=16, messages=messages, warmup=0, cooldown=0,
+            check_every=1, signal_every=4, batch=4, ack_timeout=18,
         )  # type: ignore[arg-type]  # fmt: skip
         there = "server" if role == "client" else "client"
         self.pattern, self.role = pattern, role
@@ -181,7 +202,7 @@ class Meeting:
         )
         self.theirs = PyverbsEnd("rxe1", self.ours.describe()["port"], size, datagram=path == "rdma-ud")
         self.trial = Trial(
-            messages=MESSAGES, size=size, trial=TRIAL, batch=4, check_every=1, limit_ns=round(LIMIT * 1e9)
+            messages=messages, size=size, trial=TRIAL, batch=4, check_every=1, limit_ns=round(LIMIT * 1e9)
         )
         self.status = 0
         self.thread = threading.Thread(target=self._run)
@@ -216,8 +237,10 @@ def meet(pair: Places, ends: Ends, needs: Callable[..., None]) -> Iterator[Meet]
     needs("pyverbs")
     meetings: list[Meeting] = []
 
-    def make(path: str, role: str, size: int, pattern: str = "pingpong", wait: str = "event") -> Meeting:
-        meetings.append(Meeting(pair, path, role, size, pattern, wait))
+    def make(
+        path: str, role: str, size: int, pattern: str = "pingpong", wait: str = "event", messages: int = MESSAGES
+    ) -> Meeting:
+        meetings.append(Meeting(pair, path, role, size, pattern, wait, messages))
         return meetings[-1]
 
     yield make
@@ -324,6 +347,43 @@ def test_our_writes_with_immediate_complete_at_pyverbs(meet: Meet) -> None:
         theirs.post_receive(0)
         theirs.send(theirs.e.IBV_WR_RDMA_WRITE_WITH_IMM, theirs_of(sequence, 640, to_check), slot % slots)
     assert meeting.end()["checked"] == MESSAGES
+
+
+@pytest.fixture
+def late_answers(pair: Places) -> Iterator[None]:
+    """What the second device sends takes a while: between an answer's begin and its end others may act."""
+    netdev = pair["server"].netdev
+    assert netdev is not None
+    tools.run_tool("tc", "qdisc", "add", "dev", netdev, "root", "netem", "delay", "400ms")
+    yield
+    tools.run_tool("tc", "qdisc", "delete", "dev", netdev, "root")
+
+
+@pytest.mark.parametrize("path", ["rdma-fetch-add", "rdma-cas"])
+def test_a_counter_that_another_queue_pair_moved_after_the_last_answer_is_an_error(
+    meet: Meet, late_answers: None, path: str
+) -> None:
+    """The last operation is carried out, its answer is on its way, and what is asked last comes after it."""
+    count = 3
+    meeting = meet(path, "client", 8, messages=count)
+    theirs = meeting.theirs
+    theirs.mr.write(payload.make(8, 0, TRIAL), 8)
+    second = PyverbsEnd("rxe1", theirs.gid_index, 8, beside=theirs)
+    adder = PyverbsEnd("rxe0", theirs.gid_index, 8)
+    try:
+        described = meeting.ours.describe()
+        adder.connect(second.describe(described))
+        second.connect(adder.describe(described))
+        meeting.meet()
+        tools.wait_until(lambda: theirs.read(0) == payload.make(8, count, TRIAL), "the counter to be what was done")
+        adder.add(theirs.mr.rkey, theirs.mr.buf, 1 << 32)
+        meeting.thread.join(LIMIT)
+        assert meeting.status == -errno.EBADMSG
+        assert meeting.ours.explain(meeting.status) == "the counter says 4 at the end, after 3 operations"
+        assert meeting.trial.counts()["delivered"] == count
+    finally:
+        second.close()
+        adder.close()
 
 
 def test_we_read_what_pyverbs_holds(meet: Meet) -> None:

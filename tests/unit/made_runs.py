@@ -65,7 +65,10 @@ def add(writer: store.Writer, trial: Trial, seed: int = 0, spread: float = 0.02)
             },
             "cpu_missing": {"softirq": "the kernel charges them to whoever they interrupt; --trace tells them apart"},
             "resident": {"client": 30 << 20, "server": 31 << 20},
-            "chosen": {"client": {"mtu": 1024}, "server": {}},
+            "chosen": {
+                "client": {"mtu": 1024, **({"memory": "pinned, 4 KiB pages"} if "rdma" in trial.setting.path else {})},
+                "server": {},
+            },
         },
     )
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hwrx import paths
 from hwrx.errors import UsageError
 from hwrx.flood import Spec, scene
 from hwrx.probes import account, counting
@@ -144,6 +145,9 @@ def test_a_devices_interrupts_are_those_that_tell_of_packets_received() -> None:
     ("spec", "words"),
     [
         (Spec(path="nonsense"), "cannot go over 'nonsense'"),
+        (Spec(path="udp-uring"), "cannot go over 'udp-uring': its reader waits on the ring of one socket"),
+        (Spec(path="tcp-ktls"), "cannot go over 'tcp-ktls': .* ciphertext"),
+        (Spec(path="mptcp"), "cannot go over 'mptcp': its queues are those of subflows"),
         (Spec(path="xdp", sockets=2), "one receiver"),
         (Spec(burst=None), "a burst or lasts"),
         (Spec(path="tcp", read="after"), "waits for its reader"),
@@ -155,6 +159,11 @@ def test_a_devices_interrupts_are_those_that_tell_of_packets_received() -> None:
 def test_what_cannot_be_is_refused_in_words(spec: Spec, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         scene.check_words([spec])
+
+
+def test_a_path_has_floods_or_says_why_not() -> None:
+    for name, path in paths.PATHS.items():
+        assert (path.flooding is None) == bool(path.unflooded), name
 
 
 def test_a_rate_is_kept_a_millisecond_at_a_time() -> None:

@@ -39,7 +39,7 @@ def test_more_huge_pages_are_asked_for_never_fewer(
 ) -> None:
     state = {"Total": total, "Free": free, "Rsvd": reserved}
     monkeypatch.setattr(pinned, "_huge_pages", state.__getitem__)
-    error = pinned._no_huge_pages(wanted << 21, 1 << 21)
+    error = pinned.no_huge_pages(wanted << 21, 1 << 21)
     assert remedy in error.remedy
     assert ("nr_hugepages" in error.remedy) == (remedy != "control group")
 

@@ -27,6 +27,7 @@ OTHER: dict[str, Any] = {
     "netem": "loss 1%", "rest": 100, "settle": 100, "gid": "192.0.2.0/24", "traffic_class": 104, "service_level": 3,
     "connections": 5, "connect": "cm", "mix": "8:1,64:1", "srq": False, "pkey_index": 1,
     "ack_timeout": 14, "retry_count": 2, "rnr_retry": 3,
+    "xdp_mode": "copy", "mr": "odp", "registration": "message",
     "multishot": True, "threaded_napi": True, "napi_defer_hard_irqs": 0, "gro_flush_timeout": 20_000,
 }  # fmt: skip
 ATOMIC = ("rdma-fetch-add", "rdma-cas")  # of eight bytes

@@ -9,8 +9,9 @@ from typing import Any, get_args
 
 import click
 
-from hwrx.control.messages import MIX_FORMS, FrameCarrier, Pattern
+from hwrx.control.messages import MIX_FORMS, FrameCarrier, Pattern, XdpMode
 from hwrx.control.nodes import Traffic
+from hwrx.control.queue_pair import MemoryRegionKind, Registration
 from hwrx.paths import PATHS
 from hwrx.runs.experiment import WantedClock
 from hwrx.wires import topology as topologies
@@ -87,6 +88,25 @@ class Cpus(click.ParamType[str | list[int]]):
 
 
 SIZE_HELP = "Message sizes in bytes; or distributions: imix, 64:7,1500:1, lognormal(MEDIAN,SIGMA[,LARGEST]), file:PATH."
+HUGE = "huge"  # as --mr: the name by which others know it. Sockets have huge pages, too, so the setting is huge_pages
+
+
+def _take_huge(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A region in huge pages is a pinned one: `_give_huge` says of which pages."""
+    if value != HUGE:
+        return value
+    if ctx.params.get("huge_pages") is False:
+        raise click.BadParameter("huge is a region in huge pages, and --no-huge-pages leaves them out", ctx, param)
+    ctx.params["huge_pages"] = ctx.meta[HUGE] = True
+    return None
+
+
+def _give_huge(ctx: click.Context, param: click.Parameter, value: bool | None) -> bool | None:
+    if ctx.meta.get(HUGE) and value is False:
+        raise click.BadParameter("--mr huge is a region in huge pages", ctx, param)
+    return value or ctx.meta.get(HUGE) or value
+
+
 QUEUE_PAIR_OPTIONS = [
     click.option("--gid", metavar="ADDRESS|NETWORK", help="verbs: the GID that is it or lies in it: 192.0.2.0/24."),
     click.option("--traffic-class", "--tos", type=int, help="sockets, verbs: DSCP x 4 + ECN of what is sent [0]."),
@@ -97,6 +117,15 @@ QUEUE_PAIR_OPTIONS = [
     click.option("--connect", type=click.Choice(["pipe", "cm"]), help="verbs RC: who connects; cm: RDMA-CM [pipe]."),
     click.option("--connections", type=int, help="Of one process, a message under way on each: 1 to 1,000 [1]."),
     click.option("--srq/--no-srq", default=None, help="rdma-send: connections share their receive requests."),
+    click.option(
+        "--mr",
+        type=click.Choice([*get_args(MemoryRegionKind), HUGE]),
+        callback=_take_huge,
+        help="verbs: kind of memory region; huge: pinned, with --huge-pages [pinned].",
+    ),
+    click.option(
+        "--registration", type=click.Choice(get_args(Registration)), help="verbs: once, or of each message [once]."
+    ),
     click.option("--rnr-retry", type=int, help="verbs RC: how often for want of a receive request; 7: ever [7]."),
 ]
 
@@ -131,8 +160,9 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--mtu", type=int, help="verbs: path MTU (256, 512, 1024, 2048, 4096)."),
         click.option("--gid-index", type=int, help="verbs: which GID, instead of the one that hwrx chooses."),
         *QUEUE_PAIR_OPTIONS,
-        click.option("--huge-pages/--no-huge-pages", default=None, help="Buffers in huge pages."),
+        click.option("--huge-pages/--no-huge-pages", default=None, callback=_give_huge, help="Buffers in huge pages."),
         click.option("--link", type=click.Choice(get_args(FrameCarrier)), help="roce: what carries the frames [auto]."),
+        click.option("--xdp-mode", type=click.Choice(get_args(XdpMode)), help="xdp: auto: zero-copy if it can [auto]."),
         click.option("--limit", type=float, help="Seconds without any message that end a trial."),
         click.option("--clients", type=Nodes(), help="Hosts of the inventory that send: a,b or node[1-8]."),
         click.option("--servers", type=Nodes(), help="Hosts that receive [the clients]."),

@@ -47,7 +47,7 @@ PATHS = (
         sentence="AF_XDP: frames from the driver, or the NIC, to our memory, in front of the stack",
         way="xdp",
         look=Look("#6f8f1c", ">", (0, (3, 3))),
-        reads=POLLED | MIXED,
+        reads=POLLED | MIXED | {"xdp_mode"},
         reads_in={"stream": WINDOW},
         # a frame that found no room in the socket is freed as an XDP drop, which the socket has counted
         flooding=Flooding(
@@ -65,6 +65,7 @@ PATHS = (
         reads=MIXED,
         reads_in={"stream": WINDOW},
         copied_out="port read",
+        unflooded="an NE2000 loses what it has no room for, and no counter of it says how much",
     ),
     Path(
         name="nic-ring",
@@ -81,6 +82,7 @@ PATHS = (
 )
 LARGEST = 1472  # 1500 bytes of an Ethernet frame less IPv4's header and UDP's
 RING = 1024  # descriptors
+ZERO_COPY = {"auto": None, "zero-copy": True, "copy": False}  # of a setting -> as XdpRing has it
 PIO_WIDTH: Literal[1, 2, 4] = 2  # bytes of a port access; the NE2000's own bus had 16 lines
 BLOCK_MS = 1  # of a packet ring: the kernel hands over a block after so long, full or not
 WAITS = ("poll", "event")
@@ -264,7 +266,9 @@ def open_xdp_ring(
     netdev = named_netdev(prepare)
     mac = _hardware(netdev).hex(":")
     at = _port(prepare) if port is None else port
-    ring = XdpRing(netdev, mac, at, poll=prepare.setting.wait == "poll", largest=largest, qpn=qpn)
+    setting = prepare.setting
+    zero_copy = ZERO_COPY[setting.xdp_mode]
+    ring = XdpRing(netdev, mac, at, poll=setting.wait == "poll", largest=largest, qpn=qpn, zero_copy=zero_copy)
     notes = {"netdev": netdev, "mac": mac, "mode": ring.mode, "zero_copy": ring.zero_copy}
     return ring, notes | ({"copies_because": ring.why_copy} if ring.why_copy else {})
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _READS = frozenset({"window", "mtu", "link"}) | MIXED
 
+_HELD = "no more is under way than its window, and a receiver without room says so (RNR NAK), as over rdma-send"
+
 PATHS = (
     Path(
         name="roce-send",
@@ -36,6 +38,7 @@ PATHS = (
         reads=_READS,
         holding=True,
         copied_out="DMA",
+        unflooded=_HELD,
     ),
     Path(
         name="roce-write",
@@ -47,6 +50,7 @@ PATHS = (
         stream_seen_by="client",
         holding=True,
         copied_out="DMA",
+        unflooded=_HELD,
     ),
     Path(
         name="roce-write-imm",
@@ -57,6 +61,7 @@ PATHS = (
         reads=_READS,
         holding=True,
         copied_out="DMA",
+        unflooded=_HELD,
     ),
     Path(
         name="roce-read",
@@ -69,6 +74,7 @@ PATHS = (
         stream_seen_by="client",
         holding=True,
         copied_out="DMA",
+        unflooded=_HELD,
     ),
 )
 ROCE_PORT = 4791  # of UDP

@@ -80,6 +80,7 @@ PATHS = (
         reads_in={"paced": WINDOW},
         unread=UNBOUNDED,
         copied_out="tls_sw_recvmsg",
+        unflooded="what passes the kernel is ciphertext, in which no message can be told; its sender waits as tcp's",
     ),
     Path(
         name="mptcp",
@@ -91,6 +92,7 @@ PATHS = (
         reads_in={"paced": WINDOW},
         unread=UNBOUNDED,
         copied_out="mptcp_recvmsg",
+        unflooded="its queues are those of subflows, not those of the socket whose account is kept; each is of TCP",
     ),
 )
 IPPROTO_MPTCP = 262  # linux/in.h; Python's socket module has it since 3.12

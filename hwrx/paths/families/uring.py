@@ -24,6 +24,10 @@ _STRADDLES = (
     " would have to be copied into one piece",
     "",
 )
+_ONE_RING = (
+    "its reader waits on the ring of one socket, where a flood's readers wait for several by epoll; where its messages"
+    " are lost, on the way to the socket's queue, they are lost over udp and tcp, too"
+)
 PATHS = (
     Path(
         name="udp-uring",
@@ -34,6 +38,7 @@ PATHS = (
         reads=_READS | {"multishot"},
         reads_in={"stream": WINDOW},
         copied_out="copied to the user",
+        unflooded=_ONE_RING,
     ),
     Path(
         name="tcp-uring",
@@ -50,6 +55,7 @@ PATHS = (
             **sockets.UNBOUNDED,
         },
         copied_out="copied to the user",
+        unflooded=_ONE_RING,
     ),
 )
 # of a setting -> how the ring is waited on, in the sockets' words

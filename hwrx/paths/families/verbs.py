@@ -9,6 +9,7 @@ from hwrx.errors import MachineError, UsageError
 from hwrx.paths import napi
 from hwrx.paths.model import CONNECTIONS, MIXED, POLLED, Flooding, Look, Path
 from hwrx.paths.verbs_end import choose_device, gid_network
+from hwrx.paths.verbs_memory import check_memory
 from hwrx.paths.verbs_port import open_port
 from hwrx.verbs.rxe import VERBS
 
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 
 _QUEUE_PAIR = frozenset(
     {
-        "window", "mtu", "gid", "gid_index", "traffic_class", "service_level", "pkey_index", "huge_pages", "senders",
-        "netem",
+        "window", "mtu", "gid", "gid_index", "traffic_class", "service_level", "pkey_index", "huge_pages", "mr",
+        "senders", "netem",
     }
 ) | POLLED  # fmt: skip
 _CONNECTED = frozenset({"ack_timeout", "retry_count", "rnr_retry", "connect"})  # RC: UD sends nothing again
-_SENDING = frozenset({"signal_every", "inline"})
+_SENDING = frozenset({"signal_every", "inline", "registration"})
 _RECEIVING = frozenset({"receives", "completions"})
+_PASSIVE = "nobody receives: its sender asks for what comes, and has no more under way than its window"
 
 
 class _More(TypedDict, total=False):
@@ -34,6 +36,7 @@ class _More(TypedDict, total=False):
     memory_alone: bool
     full_rtt: bool
     flooding: Flooding
+    unflooded: str
     reads_in: dict[Pattern, frozenset[str]]
 
 
@@ -77,20 +80,22 @@ PATHS = (
         flooding=Flooding(),
         reads_in={"stream": CONNECTIONS},  # one-sided: its completion says that a message is there, and no answer does
     ),
-    # no flood: it takes receive requests, and ends, as rdma-send does
     _path(
         "rdma-write-imm",
         "RC WRITE with immediate: as rdma-write, and the receiver gets a CQE",
         Look("#a0622f", "v", (0, (6, 1, 1, 1, 1, 1))),
         _QUEUE_PAIR | MIXED | _CONNECTED | _SENDING | _RECEIVING,
+        unflooded="it takes a receive request for each message, and ends as rdma-send does",
     ),
     _path(
         "rdma-read",
         "RC READ from the peer's pinned buffer (full round trip)",
         Look("#cf5fa0", "P", (0, (2, 2))),
-        _QUEUE_PAIR | MIXED | _CONNECTED,  # every READ is signalled, carries nothing out and takes no receive request
+        # every READ is signalled, carries nothing out and takes no receive request
+        _QUEUE_PAIR | MIXED | _CONNECTED | {"registration"},
         full_rtt=True,
         stream_seen_by="client",
+        unflooded=_PASSIVE,
         reads_in={"pingpong": CONNECTIONS},
     ),
     _path(
@@ -101,6 +106,7 @@ PATHS = (
         way="rdma-atomic",
         full_rtt=True,
         stream_seen_by="client",
+        unflooded=_PASSIVE,
     ),
     _path(
         "rdma-cas",
@@ -110,6 +116,7 @@ PATHS = (
         way="rdma-atomic",
         full_rtt=True,
         stream_seen_by="client",
+        unflooded=_PASSIVE,
     ),
     _path(
         "rdma-ud",
@@ -156,6 +163,7 @@ def check_setting(setting: Setting) -> None:
         )
     if setting.path in ("rdma-fetch-add", "rdma-cas") and setting.size != ATOMIC:
         raise UsageError(f"an atomic is of {ATOMIC} bytes, not {setting.size}", remedy=f"--size {ATOMIC}")
+    check_memory(setting)
     if setting.path == "rdma-ud" and setting.size > LARGEST_MTU:
         raise UsageError(
             f"a UD datagram carries at most the MTU, which is {LARGEST_MTU} bytes or less, not {setting.size}",

@@ -1,0 +1,9 @@
+from cython_ext.core.pinned import PinnedBuffer
+from cython_ext.verbs.verbs_device import ProtectionDomain
+
+class MessageRegions:
+    pd: ProtectionDomain
+    buffer: PinnedBuffer
+    def __init__(self, pd: ProtectionDomain, buffer: PinnedBuffer) -> None: ...
+    def counts(self) -> dict[str, int]: ...
+    def close(self) -> None: ...
