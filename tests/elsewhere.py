@@ -109,6 +109,8 @@ class Lane(abc.ABC):
         for data in self._seen.pop(item.nodeid, []):
             report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
             assert isinstance(report, pytest.TestReport)
+            if report.skipped and isinstance(report.longrepr, list):  # a tuple has become a list on its way
+                report.longrepr = tuple(report.longrepr)
             yield report
         if item.nodeid not in self._finished:
             outcome: Any = "failed"

@@ -14,6 +14,12 @@ cdef struct Reading:
 cdef class Meter:
     cdef uint64_t due   # the next reading is taken as soon as so many messages are done
     cdef uint64_t ends
+    # of a trial that goes on for a time: how long, from the first reading on, and what is told the end; else 0, NULL
+    cdef int64_t lasts
+    cdef uint64_t cooldown
+    cdef uint64_t *total      # of the client: all messages of the trial, once that is known
+    cdef const uint64_t *posted
+    cdef readonly bint filled  # it ended before its time, for want of memory for more messages
     cdef int readings
     cdef Reading first, last
     cdef uint64_t beside      # further exchanges between the readings, of messages that are checked and not timed
@@ -26,6 +32,7 @@ cdef class Meter:
     cdef readonly tuple paths
 
     cdef void take(self, uint64_t done) noexcept nogil
+    cdef bint ends_now(self, uint64_t done) noexcept nogil
     cdef void leave(self) noexcept nogil
     cdef void back(self) noexcept nogil
 

@@ -51,12 +51,14 @@ cdef class Meter:
     Close it, or leave that to the garbage collector.
 
     :param warmup, messages: numbers of messages
+    :param lasts_ns: not 0: the second reading is taken so long after the first, or at `messages` if those are fewer
     :param paths: files (of procfs) whose first 16 KiB are read at both readings, outside of what is measured; one that
         cannot be opened or read says nothing
     """
 
-    def __cinit__(self, uint64_t warmup=0, uint64_t messages=1, paths=()):
+    def __cinit__(self, uint64_t warmup=0, uint64_t messages=1, paths=(), int64_t lasts_ns=0):
         self.paths = tuple(paths)
+        self.lasts = lasts_ns
         self.due = warmup
         self.ends = warmup + messages
         self.files = 0
@@ -92,6 +94,8 @@ cdef class Meter:
 
     cdef void take(self, uint64_t done) noexcept nogil:
         cdef int k
+        if self.lasts and not self.ends_now(done):
+            return
         if self.readings == 0:
             # the files first and the clocks last, at the end the other way round: reading them is not what is measured
             for k in range(self.files):
@@ -100,7 +104,7 @@ cdef class Meter:
             read_usage(&self.first)
             self.first.thread = read_clock(CLOCK_THREAD_CPUTIME_ID)
             self.first.at = read_clock(CLOCK_MONOTONIC)
-            self.due = self.ends
+            self.due = done + 1 if self.lasts else self.ends
         else:
             self.last.at = read_clock(CLOCK_MONOTONIC)
             self.last.thread = read_clock(CLOCK_THREAD_CPUTIME_ID)
@@ -110,6 +114,20 @@ cdef class Meter:
                 self.lengths[self.files + k] = <int> pread(self.descriptors[k], self.after + k * ROOM, ROOM, 0)
             self.due = NEVER
         self.readings += 1
+
+    cdef bint ends_now(self, uint64_t done) noexcept nogil:
+        # Of a trial that goes on for a time `mark` comes here after each message, outside of any timed interval.
+        if self.readings == 0:
+            return True
+        self.filled = done >= self.ends
+        if not self.filled and read_clock(CLOCK_MONOTONIC) - self.first.at < self.lasts:
+            self.due = done + 1
+            return False
+        if self.total != NULL and not self.filled:
+            # what is under way belongs to the cool-down
+            self.total[0] = min(self.total[0], max(done + self.cooldown, self.posted[0]))
+            self.ends = done
+        return True
 
     cdef void leave(self) noexcept nogil:
         """What comes until `back` is work on the bytes of a checked message, and no part of the path's."""

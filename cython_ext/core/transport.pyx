@@ -4,7 +4,7 @@
 import errno
 import os
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from cython_ext.core.payload cimport SMALLEST
 
@@ -63,6 +63,12 @@ cdef class Transport:
     def chosen(self):
         """What was chosen that the user did not say, for the manifest: a dict of JSON values."""
         return {}
+
+    def end_at(self, uint64_t total):
+        """For another thread: the trial has so many messages, which was not known when the endpoint was made.
+
+        Of a trial that goes on for a time. For paths whose receiver learns nothing of a message but by the last one.
+        """
 
     def counts(self):
         """What the path counted beyond what the loops count: a dict of whole numbers, which joins the trial's tally."""

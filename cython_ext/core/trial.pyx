@@ -33,6 +33,9 @@ cdef class Trial:
     :param limit_ns: how long nothing may move
     :param patience_ns: how long the client waits for the answer to a message that may be lost
     :param stamped: whether the server of a ping-pong records its deliveries, too
+    :param lasts_ns: not 0: the measured messages go on for so long from the first one on; `messages` is then how many
+        there is memory for
+    :param closes: this end decides by its clock which message is the last; the other one is told (`stop`)
     :param counters: paths of files that are read where the measured messages begin and end (see Meter)
     :raises ValueError: if there are no messages, `size` is too small for the header, `sizes` is not a table of sizes up
         to it, or `due` has another length
@@ -40,7 +43,8 @@ cdef class Trial:
 
     def __init__(self, *, uint64_t messages, uint32_t size, uint64_t warmup=0, uint64_t cooldown=0, uint32_t trial=0,
                  uint32_t batch=1, uint32_t check_every=0, sizes=None, due=None, int64_t limit_ns=10_000_000_000,
-                 int64_t patience_ns=500_000_000, bint stamped=True, counters=()):
+                 int64_t patience_ns=500_000_000, bint stamped=True, counters=(), int64_t lasts_ns=0,
+                 bint closes=True):
         if messages < 1:
             raise ValueError("a trial has at least one message")
         if size < SMALLEST:
@@ -69,7 +73,11 @@ cdef class Trial:
             self.plan.exempt_from = warmup if check_every else 0
             self.plan.exempt_to = warmup + messages if check_every else <uint64_t> -1
         self.total = warmup + messages + cooldown
-        self.meter = Meter(warmup, messages, counters)
+        self.meter = Meter(warmup, messages, counters, lasts_ns)
+        if lasts_ns and closes:
+            self.meter.total = &self.total
+            self.meter.posted = &self.tally.posted
+            self.meter.cooldown = cooldown
         self.intended = touched(messages, np.int64)
         self.sent = touched(self.total, np.int64)
         self.posted = self.sent[warmup:warmup + messages]
@@ -109,9 +117,19 @@ cdef class Trial:
         """For another thread, while the loop runs: a number that grows with every message sent or delivered."""
         return self.tally.posted + self.tally.delivered + self.tally.checked
 
-    def stop(self):
-        """For another thread: the other end has ended; do not wait for what a path may have lost."""
+    def stop(self, uint64_t total=0):
+        """For another thread: the other end has ended; do not wait for what a path may have lost.
+
+        :param total: of a trial that went on for a time: all messages that it has, warm-up and cool-down among them
+        """
+        if 0 < total < self.total:
+            self.total = total
         self.stopped = True
+
+    @property
+    def filled(self) -> bool:
+        """Whether a trial that was to go on for a time ended before it, because it had no memory for more messages."""
+        return self.meter.filled
 
 
 def touched(size_t count, kind):

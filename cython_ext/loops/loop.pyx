@@ -87,7 +87,9 @@ cdef inline uint64_t next_pause(Trial t, uint64_t done) noexcept nogil:
 
 cdef int stream_client(Trial t, const Ops *ops, uint32_t window, int64_t settle_ns) noexcept nogil:
     """Keep the window full, in batches. Each message is stamped with the time at which it was built."""
-    cdef uint64_t sent = 0, done = 0, pause = next_pause(t, 0) if settle_ns else t.total
+    cdef uint64_t sent = 0, done = 0, settled = next_pause(t, 0)
+    # where the sender stops for a moment; of a trial that goes on for a time the meter moves the end, by the clock
+    cdef const uint64_t *pause = &settled if settle_ns else &t.total
     cdef int64_t at
     cdef char *message
     cdef int room, status
@@ -101,7 +103,7 @@ cdef int stream_client(Trial t, const Ops *ops, uint32_t window, int64_t settle_
         # Of `sent`, window - room are under way, so sent + room - window are complete.
         if ops.blind:
             done = completed(t, done, sent + room - min(<uint64_t> window, sent + room))
-        count = <uint32_t> min(<uint64_t> room, t.plan.batch, pause - sent)
+        count = <uint32_t> min(<uint64_t> room, t.plan.batch, pause[0] - sent)
         for k in range(count):
             message = ops.outgoing(ops.me, k)
             size = length_of_number(&t.plan.lengths, sent + k)
@@ -121,8 +123,8 @@ cdef int stream_client(Trial t, const Ops *ops, uint32_t window, int64_t settle_
             return status
         sent += count
         t.tally.posted = sent
-        if sent == pause:
-            pause = next_pause(t, sent)
+        if sent == pause[0]:
+            settled = next_pause(t, sent)
             if settle_ns:
                 settle(settle_ns)
         t.meter.mark(sent)
@@ -174,17 +176,19 @@ cdef int stream_server(Trial t, const Ops *ops) noexcept nogil:
 cdef int stream_pull(Trial t, const Ops *ops, int64_t settle_ns) noexcept nogil:
     """READ: this end asks and receives; the other end's memory is passive."""
     cdef Delivery[MOST] batch
-    cdef uint64_t asked = 0, answered = 0, pause = next_pause(t, 0) if settle_ns else t.total
+    cdef uint64_t asked = 0, answered = 0, settled = next_pause(t, 0)
+    # as in `stream_client`
+    cdef const uint64_t *pause = &settled if settle_ns else &t.total
     cdef int64_t at, got, alive = now()
     cdef int room, status, k
     cdef uint32_t count
     while answered < t.total:
-        if asked < pause:
+        if asked < pause[0]:
             # Wait for room only if nothing is under way: with answers to come, a release of ours is what makes room.
             room = ops.room(ops.me) if asked > answered else wait_room(t, ops)
             if room < 0:
                 return room
-            count = <uint32_t> min(<uint64_t> room, t.plan.batch, pause - asked)
+            count = <uint32_t> min(<uint64_t> room, t.plan.batch, pause[0] - asked)
             if count:
                 for k in range(count):
                     # Nothing is built: this buffer is where the answer will land. It is the device's until its
@@ -214,8 +218,8 @@ cdef int stream_pull(Trial t, const Ops *ops, int64_t settle_ns) noexcept nogil:
         status = ops.release(ops.me, <uint32_t> status)
         if status < 0:
             return status
-        if answered == pause:
-            pause = next_pause(t, answered)
+        if answered == pause[0]:
+            settled = next_pause(t, answered)
             if settle_ns:
                 settle(settle_ns)
         t.meter.mark(answered)
@@ -329,6 +333,13 @@ cdef int paced_client(Trial t, const Ops *ops) noexcept nogil:
     return COMPLETE
 
 
+cdef void end_by_time(Trial t) noexcept nogil:
+    """Of a trial that goes on for a time: the end that was only told may have had its last message before it."""
+    if t.meter.lasts and t.meter.readings == 1:
+        t.meter.lasts = 0
+        t.meter.take(t.highest)
+
+
 # --- for Python ----------------------------------------------------------------------------------------------------
 
 ENDED = {COMPLETE: "complete", LIMIT: "limit", FINISHED: "finished", NOTHING: "nothing"}
@@ -387,6 +398,7 @@ def run(Trial trial not None, Transport transport not None, str pattern, str rol
             mark_end()
         else:
             status = paced_client(trial, ops)
+        end_by_time(trial)
         # After an error there is no polite end: `finish` would wait for an end that is gone.
         if status > 0:
             ending = ops.finish(ops.me)

@@ -267,6 +267,10 @@ def run_connections(Trial trial not None, Transport transport not None, Connecti
             mark_end()
         else:
             status = COMPLETE if ops.pull else server(trial, connections, ops)
+        # of a trial that goes on for a time, the end that was only told: as `end_by_time` of loop.pyx
+        if trial.meter.lasts and trial.meter.readings == 1:
+            trial.meter.lasts = 0
+            trial.meter.take(trial.highest)
         # Of a connection nothing can be overtaken; between connections there is no order.
         trial.tally.reordered = 0
         if status > 0:

@@ -480,10 +480,16 @@ cdef int roce_read_release(void *me, uint32_t count) noexcept nogil:
 cdef int roce_read_finish(void *me) noexcept nogil:
     """The end that is read: answer until all was asked for. A device would do so without us."""
     cdef RoceState *s = <RoceState *> me
+    cdef int64_t alive = now()
     cdef int status
     while s.c.reads_answered < s.total or s.c.response_head != s.c.response_tail:
-        s.deadline = now() + s.limit_ns
+        # no longer than the patience: how many are asked for may become known meanwhile (`end_at`)
+        s.deadline = now() + s.patience_ns
         status = work(s)
-        if status <= 0:
-            return status if status < 0 else -ETIMEDOUT
+        if status < 0:
+            return status
+        if status > 0:
+            alive = now()
+        elif now() - alive > s.limit_ns:
+            return -ETIMEDOUT
     return linger(s)

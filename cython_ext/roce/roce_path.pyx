@@ -208,6 +208,10 @@ cdef class RoceTransport(Transport):
             # as RcReadTransport has it: the memory is passive and cannot count the questions
             build_source(at, length_of_number(s.lengths, slot), slot, self.prepare.trial)
 
+    def end_at(self, uint64_t total):
+        """As every transport: the receiver of a stream of WRITEs sleeps until that message stands."""
+        self.state.total = total
+
     def vary(self, sizes):
         """As every transport; what is read has as many entries as there are slots.
 

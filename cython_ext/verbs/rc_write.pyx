@@ -292,6 +292,8 @@ cdef class RcWriteTransport(VerbsTransport):
         VerbsTransport.__init__(self, prepare, chosen_port)
         blind = prepare.setting.pattern == "stream"
         self.st.yields = prepare.setting.wait != "poll"
+        if blind and prepare.setting.duration is not None:
+            self.st.signal_every = 1  # nobody knows beforehand which is the last, whose completion ends the wait
         self.ops.me = self.st
         self.ops.outgoing = ring_outgoing
         self.ops.room = blind_room if blind else ring_room
@@ -324,6 +326,11 @@ cdef class RcWriteTransport(VerbsTransport):
         rkey = self.remote.rkey
         for i in range(self.st.window):
             self.st.send_wr[i].wr.rdma.rkey = rkey
+
+    def end_at(self, uint64_t total):
+        """As every transport: the receiver of a stream sleeps until that message stands."""
+        if self.ops.blind:
+            self.st.total = total
 
     def go_on(self):
         """Let a receiver that was overtaken go on with the oldest message that still stands, as `counts` then tells.

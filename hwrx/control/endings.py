@@ -73,6 +73,7 @@ def all_done(
     """
     look_every = LOOK_EVERY if look_every is None else look_every
     others = {peers[role]: peers[other] for peers in pairs for role, other in ENDS}
+    clients = {peers["client"] for peers in pairs}
     now = time.monotonic()
     pulses = {peer: Pulse(now, now) for peer in others}
     done: dict[Peer, Done] = {}
@@ -89,7 +90,9 @@ def all_done(
         pulses[other].moved = time.monotonic()  # the time that the other end has from now on
         if other not in done and other not in lost:
             try:
-                other.send(Stop())
+                ended = done.get(peer)
+                total = ended.tally["expected"] if ended and setting.duration and peer in clients else 0
+                other.send(Stop(total=total))
             except PeerError as error:
                 lose(other, error)
 

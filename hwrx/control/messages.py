@@ -87,7 +87,8 @@ class Setting(QueuePairFields, frozen=True, kw_only=True, forbid_unknown_fields=
     pattern: Pattern = "pingpong"
     size: MessageSize = 64  # of the longest, if there is a mix
     mix: Mix = ""  # a distribution that each message's size is drawn from; "": all have `size`
-    messages: Messages = 1000
+    messages: Messages = 1000  # measured; if there is a duration, at most
+    duration: Seconds | None = None  # that the measured messages go on, by the client's clock; None: all of them
     warmup: Besides = 100
     cooldown: Besides = 16
     wait: Wait = "event"
@@ -198,7 +199,12 @@ class Look(Struct, tag="look", frozen=True):
 
 
 class Stop(Struct, tag="stop", frozen=True):
-    """The other end's loop has ended: what a path may have lost is not to be waited for. Not answered."""
+    """The other end's loop has ended: what a path may have lost is not to be waited for. Not answered.
+
+    `total`: of a trial with a duration, from its client: how many messages it found to have when its time was over.
+    """
+
+    total: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
 
 
 class Fetch(Struct, tag="fetch", frozen=True):
@@ -313,6 +319,7 @@ class Done(Struct, tag="done", frozen=True):
     chosen: dict[str, Any] = {}  # as in Prepared, with what only the connection decided: the window, the agreed MTU, …
     placed: Placed | None = None  # where the loop ran
     boot: str = ""  # of the kernel beneath: ends that agree share one clock
+    filled: bool = False  # it ended before its duration, for there was no memory for more messages
     between: tuple[int, int] = (0, 0)  # CLOCK_MONOTONIC ns of what `cpu` is of; 0: not seen
 
 

@@ -128,6 +128,11 @@ def check_setting(setting: Setting) -> None:
             remedy="leave them out, or choose packet-ring, xdp, a socket path or a verbs path",
         )
     napi.check_napi(setting)
+    if setting.duration is not None and setting.settle:
+        raise UsageError(
+            "settle stops the sender behind the last measured message, and with a duration nobody knows which that is",
+            remedy="leave out either",
+        )
     if setting.mix and reads_field(setting.path, setting.pattern, "mix"):
         mixes.check_mix(setting)
     if setting.batch > MOST_BATCH:

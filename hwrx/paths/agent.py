@@ -191,8 +191,9 @@ class Agent:
             self._name = cputime.rename_thread(cputime.COUNTED_NAMES[prepare.role])
         self._polled = napi.switch_napi(prepare, self._device)
         self._endpoint = paths.open_endpoint(prepare)
-        setting = prepare.setting
-        sends_on_time = setting.pattern == "paced" and prepare.role == "client"
+        paced = prepare.setting.pattern == "paced"
+        setting = arrivals.timed_setting(prepare.setting, prepare.repeat, prepare.seed)
+        sends_on_time = paced and prepare.role == "client"
         self._trial = Trial(
             messages=setting.messages,
             warmup=setting.warmup,
@@ -207,6 +208,8 @@ class Agent:
             counters=cputime.meter_files(prepare.alone),
             patience_ns=round(setting.patience * 1e9),
             stamped=prepare.stamped or prepare.stamps,
+            lasts_ns=0 if paced else round((setting.duration or 0.0) * 1e9),
+            closes=prepare.role == "client",
         )
         if setting.connections > 1:
             self._endpoint.connections.begin(setting.warmup, setting.messages, setting.total)
@@ -265,6 +268,7 @@ class Agent:
             placed=placement.observe_placement(prepare.here),
             boot=Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip(),
             between=trial.meter.times,
+            filled=trial.filled,
         )
         return done if status in loop.ENDED else msgspec.structs.replace(done, error=endpoint.explain(status))
 
@@ -307,11 +311,13 @@ class Agent:
         trial = self._trial
         return trial.progress() if trial is not None else 0
 
-    def stop(self) -> None:
-        """For another thread: the loop that runs need not wait for what may be lost."""
-        trial = self._trial
+    def stop(self, total: int) -> None:
+        """For another thread: the loop that runs need not wait for what may be lost, or more than `total` messages."""
+        trial, endpoint = self._trial, self._endpoint
         if trial is not None:
-            trial.stop()
+            if total:
+                endpoint.end_at(total)
+            trial.stop(total)
 
     def stop_tracing(self) -> None:
         """Detach what TraceOpen and CountOpen attached; harmless when nothing is."""
@@ -415,7 +421,7 @@ def _read_frames(fd: int, told: int, inbox: Inbox, agent: Agent, pipe: Pipe) -> 
             if isinstance(message, Look):
                 pipe.write(Moved(agent.progress()))
             elif isinstance(message, Stop):
-                agent.stop()
+                agent.stop(message.total)
             elif inbox.qsize() >= MOST_WAITING:
                 raise PeerError(f"more than {MOST_WAITING} messages came before the first of them was answered")
             else:

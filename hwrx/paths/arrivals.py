@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 if TYPE_CHECKING:
     from hwrx.control.messages import Setting
@@ -27,6 +29,22 @@ def schedule_sends(setting: Setting, repeat: int, seed: int | None) -> npt.NDArr
     draws = np.random.RandomState(repeat if seed is None else [seed, repeat]).random_sample(count)
     gaps = -np.log1p(-draws) * (1e9 / setting.rate)
     return np.round(np.cumsum(gaps)).astype(np.int64)
+
+
+def timed_setting(setting: Setting, repeat: int, seed: int | None) -> Setting:
+    """Return a paced setting that has a duration with the number of messages that are due in it; another one as it is.
+
+    Both ends find the same number. The time begins when the last message of the warm-up is due.
+    """
+    if setting.pattern != "paced" or setting.duration is None:
+        return setting
+    assert setting.rate is not None
+    mean = setting.rate * setting.duration
+    most = structs.replace(setting, messages=math.ceil(mean + 8 * math.sqrt(mean) + 20))
+    due = schedule_sends(most, repeat, seed)
+    first = int(due[setting.warmup - 1]) if setting.warmup else 0
+    count = int(np.searchsorted(due, first + round(setting.duration * 1e9), side="right")) - setting.warmup
+    return structs.replace(setting, messages=max(1, count))
 
 
 def intended_times(

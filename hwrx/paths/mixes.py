@@ -107,6 +107,8 @@ def table_entries(setting: Setting) -> int:
     """
     if setting.path in ("rdma-read", "roce-read"):
         return read_entries(setting.size)
+    if setting.duration is not None:  # nobody knows how many messages it will have
+        return ENTRIES
     return min(ENTRIES, 1 << max(1, (setting.total - 1).bit_length()))
 
 

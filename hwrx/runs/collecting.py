@@ -51,6 +51,19 @@ def fetch_times(setting: Setting, observer: Peer, client: Peer) -> Times:
     return Times(got, intended[got], posted[got], delivered[got], posted[posted > 0])
 
 
+def known_setting(setting: Setting, client: Done) -> Setting:
+    """Return the setting of a trial that went on for a time with the number of messages that it measured."""
+    return structs.replace(setting, messages=max(1, client.tally["expected"] - setting.warmup - setting.cooldown))
+
+
+def closed_account(done: Mapping[Peer, Done], peers: Mapping[Role, Peer]) -> Done:
+    """Return what the server of such a trial says, held against the messages that its client says there were."""
+    client, server = done[peers["client"]], done[peers["server"]]
+    expected = client.tally["expected"]
+    lost = max(0, expected - server.tally["delivered"])
+    return structs.replace(server, tally={**server.tally, "expected": expected, "lost": lost})
+
+
 def join_times(times: Sequence[Times]) -> Times:
     """Join several senders' messages in the order of their delivery."""
     joined = [np.concatenate(columns) for columns in zip(*(structs.astuple(one) for one in times), strict=True)]
@@ -96,6 +109,7 @@ def join_ends(done: Sequence[Done]) -> Done:
         boot=boots.pop() if len(boots) == 1 else "",
         placed=done[0].placed,
         between=done[0].between,
+        filled=any(one.filled for one in done),
     )
 
 

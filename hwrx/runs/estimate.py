@@ -43,8 +43,10 @@ def estimate_run(layout: Plan) -> Estimate:
         else:
             each /= 2
         connections = traffic.count_connections(setting)
+        if setting.duration is not None:
+            messages = min(messages, round(setting.duration / each) + setting.warmup + setting.cooldown)
         seconds += (guess.trial + messages * each) * connections
-        samples += setting.messages * connections
+        samples += min(setting.messages, messages) * connections
     return Estimate(
         trials=len(layout.trials),
         samples=samples,

@@ -400,6 +400,11 @@ def _check_together(source: str, experiment: Experiment) -> None:
             f"{source}: anatomy: it takes ping-pongs apart, message by message", remedy='patterns = ["pingpong"]'
         )
     for key in ("anatomy", "trace"):
+        if getattr(experiment, key) and "duration" in given:
+            raise UsageError(
+                f"{source}: {key}: it follows messages of a number that is known beforehand",
+                remedy="give 'messages' instead of 'duration'",
+            )
         if getattr(experiment, key) and "connections" in given:
             raise UsageError(
                 f"{source}: {key}: it follows the messages of one connection", remedy="leave 'connections' out"

@@ -26,6 +26,8 @@ from hwrx.runs.overrides import (
 from hwrx.runs.trials import Skipped, Trial
 from hwrx.wires import topology as topologies
 
+# Measured messages that there is memory for if a duration ends a trial: 24 bytes each, at each end
+MOST_TIMED = 1 << 20
 MOST_TRIALS = 1_000_000  # of a plan: some 100 bytes of memory and a second of time each
 
 
@@ -142,6 +144,7 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
                     if pattern == "stream"
                     else {}
                 ),
+                **({"messages": MOST_TIMED} if common.get("duration") is not None else {}),
                 **{key: value for key, value in common.items() if _concerns(path, pattern, key)},
                 "path": path,
                 "pattern": pattern,

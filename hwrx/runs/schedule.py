@@ -45,10 +45,12 @@ from hwrx.runs.by_connection import ByConnection
 from hwrx.runs.collecting import (
     Int64s,
     Times,
+    closed_account,
     fetch_connections,
     fetch_times,
     join_ends,
     join_times,
+    known_setting,
     merge_tallies,
     placed_of,
     steady_part,
@@ -77,6 +79,7 @@ class Measured(Struct, frozen=True):
     offered: tuple[int, int] | None = None  # paced: messages that were sent, and ns from the first to the last of them
     by_connection: ByConnection | None = None  # of several
     between: dict[str, Any] = {}  # hosts: what became of each flow, and how together they began: see hwrx.runs.fleet
+    messages: int | None = None  # that were measured, of one sender
     lost: list[str] = []  # hosts: the ends that died while the others went on, and why
 
 
@@ -256,7 +259,11 @@ class Pair:
         """Fetch what all senders' messages met, in the order of their delivery where there are several."""
         seen_by = cputime.observing_end(setting)
         pairs = [link.peers for link in links]
-        ends = [fetch_times(setting, peers[seen_by], peers["client"]) for peers in pairs]
+        known = [setting] * len(pairs)
+        if setting.duration is not None:
+            known = [known_setting(setting, done[peers["client"]]) for peers in pairs]
+            done = {**done, **{peers["server"]: closed_account(done, peers) for peers in pairs}}
+        ends = [fetch_times(own, peers[seen_by], peers["client"]) for own, peers in zip(known, pairs, strict=True)]
         stream, paced = setting.pattern == "stream", setting.pattern == "paced"
         ends = self._one_clock(ends, pairs, done)
         times = join_times(ends) if stream or len(ends) > 1 else ends[0]
@@ -269,6 +276,7 @@ class Pair:
             service_ns=times.delivered - times.sent if paced else None,
             late=None if stream else times.delivered - times.sent > round(setting.patience * 1e9),
             steady=steady_part(times.delivered, times.posted if one_clock else None) if stream else None,
+            messages=max(own.messages for own in known),
             offered=(len(times.posted), int(np.ptp(times.posted))) if paced and len(times.posted) else None,
             tally={**merge_tallies(client.tally, server.tally, seen_by), "resent": client.resent + server.resent},
             client=client,
@@ -280,7 +288,7 @@ class Pair:
             cpu=by_actor,
             cpu_missing=missing,
             by_connection=(
-                fetch_connections(setting, links[0].peers, ends[0], setup) if setting.connections > 1 else None
+                fetch_connections(known[0], links[0].peers, ends[0], setup) if setting.connections > 1 else None
             ),
         )
 
@@ -409,6 +417,16 @@ def write_trial(trial: Trial, measured: Measured, writer: Writer, outcome: Outco
         if done.ended not in ("complete", "finished")
     ]
     problems[:0] = measured.lost
+    if measured.client.filled:
+        problems.append(
+            f"the memory for {trial.setting.messages:,} measured messages was full before {trial.setting.duration:g} s"
+            " were over: raise messages, or lower duration"
+        )
+    if measured.messages is not None and trial.setting.duration is not None:
+        # what came, in the place of what there was memory for
+        trial = msgspec.structs.replace(
+            trial, setting=msgspec.structs.replace(trial.setting, messages=measured.messages)
+        )
     connections = measured.by_connection
     if connections is not None:
         problems += connections.problems(whole=not problems and measured.tally["lost"] == 0)

@@ -68,6 +68,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "late": ("", "whether the answer came after the path's patience had ended"),
     "messages": ("messages", "that the trial measures, after `warmup` and before `cooldown`"),
     "tracing.messages": ("messages", "that were sampled"),
+    "duration": ("s", "that the measured messages went on; null: there was a number of them"),
     "warmup": ("messages", "sent before the first that is measured"),
     "cooldown": ("messages", "sent after the last that is measured"),
     "wait": ("", "how a receiver waits"),

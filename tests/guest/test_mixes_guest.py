@@ -33,9 +33,13 @@ def check(ends: Ends, setting: Setting) -> None:
     outcome = ends.run(setting)
     client, server = (outcome.done[role] for role in ("client", "server"))
     assert (client.ended, client.error) == ("complete", "")
-    assert (server.ended, server.error) == ("complete", "")
+    # the slots of a stream of WRITEs keep its last round alone, and its receiver looks at the end
+    overwritten = setting.path == "rdma-write" and setting.pattern == "stream"
+    # one of several connections has no receiver that would look
+    looks = overwritten and setting.connections == 1
+    assert (server.ended, server.error) == ("finished" if looks else "complete", "")
     reads = setting.path == "rdma-read"
-    if not (setting.path == "rdma-write" and setting.pattern == "stream"):  # the slots keep the last round alone
+    if not overwritten:
         tally = (client if reads else server).tally
         assert tally["delivered"] == tally["expected"] == setting.total
         assert tally["bytes"] == bytes_of(setting)

@@ -60,6 +60,24 @@ class Sizes(click.ParamType[list[int | str]]):
         return [int(part) if part.isascii() and part.isdecimal() else part for part in parts]
 
 
+SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "m": 60.0}
+
+
+class Duration(click.ParamType[float]):
+    """A time, in seconds if it says nothing else."""
+
+    name = "TIME"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """A number and a unit."""
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(|s|ms|m)", value.strip())
+        if found is None:
+            self.fail(f"{value!r} is no time, such as 5s or 200ms", param, ctx)
+        return float(found[1]) * SECONDS[found[2]]
+
+
 class Nodes(click.ParamType[list[str]]):
     """Sets of hosts; commas belong to a set."""
 
@@ -139,6 +157,7 @@ def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--wait", "waits", type=Many(str, "NAME,…"), help="poll, event; sockets also block, epoll, …"),
         click.option("--budget", type=float, help="Seconds that the whole run may take."),
         click.option("--messages", type=int, help="Measured messages of a trial."),
+        click.option("--duration", type=Duration(), help="Measure for so long instead: 5s, 200ms."),
         click.option("--repeats", type=int, help="How often each setting is measured."),
         click.option("--rate", type=float, help="paced: messages a second."),
         click.option("--window", type=int, help="Messages that may be outstanding, where a path reads it."),
