@@ -107,10 +107,10 @@ class Lane(abc.ABC):
         with self._heard:
             self._heard.wait_for(lambda: item.nodeid in self._finished or self._broken)
         for data in self._seen.pop(item.nodeid, []):
+            if data["outcome"] == "skipped" and isinstance(data["longrepr"], list):
+                data["longrepr"] = tuple(data["longrepr"])  # it has become a list on its way
             report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
             assert isinstance(report, pytest.TestReport)
-            if report.skipped and isinstance(report.longrepr, list):  # a tuple has become a list on its way
-                report.longrepr = tuple(report.longrepr)
             yield report
         if item.nodeid not in self._finished:
             outcome: Any = "failed"
