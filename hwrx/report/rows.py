@@ -56,7 +56,7 @@ def rows_of(run: Run, name: str) -> list[Row]:
     if run.experiment.load:  # the rates of a share are each path's own; the share is what its rows have in common
         swept = [field for field in swept if field != "rate"]
     for trial in run.rows:
-        values = tuple(_mix_label(trial) if field == "mix" else trial.get(field) for field in swept)
+        values = tuple(_mix_label(trial) if field == "mix" else _asked(trial, field) for field in swept)
         key = trial["path"], trial["size"], trial["pattern"], trial["wait"], _load(run, trial), values
         trials[key].append(trial)
     rows = [_row(run, name, key[:5], dict(zip(swept, key[5], strict=True)), of_key) for key, of_key in trials.items()]
@@ -93,10 +93,15 @@ def _bytes_each(tally: Mapping[str, int], size: int) -> float:
     return tally["bytes"] / tally["delivered"] if tally["delivered"] else size
 
 
+def _asked(trial: Mapping[str, object], field: str) -> object:
+    """What was asked of a trial; None of how many messages one with a duration had, which is what came of it."""
+    return None if field == "messages" and trial.get("duration") is not None else trial.get(field)
+
+
 def _varies(trials: list[dict[str, Any]], field: str) -> bool:
     groups: dict[tuple[Any, ...], set[Any]] = collections.defaultdict(set)
     for trial in trials:
-        groups[trial["path"], trial["size"], trial["pattern"], trial["wait"]].add(trial.get(field))
+        groups[trial["path"], trial["size"], trial["pattern"], trial["wait"]].add(_asked(trial, field))
     return any(len(values) > 1 for values in groups.values())
 
 

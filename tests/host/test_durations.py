@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from hwrx.report.rows import rows_of
 from hwrx.runs import experiment, planning, reading, schedule, testbed
 from hwrx.runs.reading import Run
 from hwrx.runs.store import Writer
@@ -84,3 +85,22 @@ def test_memory_that_is_full_before_the_time_is_told(tmp_path: pathlib.Path) -> 
     assert len(failed) == 1
     assert "the memory for 50 measured messages was full before 30 s were over" in failed[0]
     assert run.trials.to_pylist()[0]["samples"] == 50
+
+
+def test_repeats_of_a_duration_are_one_row_however_many_messages_each_had(tmp_path: pathlib.Path) -> None:
+    run, failed = carried_out(
+        tmp_path,
+        """
+        paths = ["udp"]
+        patterns = ["pingpong", "paced"]
+        topology = "netns"
+        repeats = 3
+        [setting]
+        duration = 0.1
+        rate = 2000.0
+        """,
+    )
+    assert failed == []
+    assert len({trial["messages"] for trial in run.trials.to_pylist()}) > 2
+    rows = rows_of(run, "")
+    assert sorted((row.pattern, len(row.repeats), row.swept) for row in rows) == [("paced", 3, {}), ("pingpong", 3, {})]
