@@ -135,7 +135,11 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         pattern=pattern,
         wait=wait,
         swept=swept,
-        setting=msgspec.to_builtins(setting_of(trials[0])),
+        setting={
+            field: value
+            for field, value in msgspec.to_builtins(setting_of(trials[0])).items()
+            if value is None or _asked(trials[0], field) is not None
+        },
         level=level,
         states=_states(taken, factor),
         groups=_groups(digests, rates, pattern),

@@ -103,4 +103,5 @@ def test_repeats_of_a_duration_are_one_row_however_many_messages_each_had(tmp_pa
     assert failed == []
     assert len({trial["messages"] for trial in run.trials.to_pylist()}) > 2
     rows = rows_of(run, "")
+    assert all("messages" not in row.setting and row.setting["duration"] == 0.1 for row in rows)
     assert sorted((row.pattern, len(row.repeats), row.swept) for row in rows) == [("paced", 3, {}), ("pingpong", 3, {})]
