@@ -68,14 +68,19 @@ def both(setting: Setting, place: Place | None = None, places: Mapping[Role, Pla
         endpoint("client", setting, places["client"]) as client,
         endpoint("server", setting, places["server"]) as server,
     ):
-        ours, theirs = client.describe(), server.describe()
-        client.connect(theirs)
-        server.connect(ours)
-        sides = Side(server, setting, "server"), Side(client, setting, "client")
-        for side in sides:
-            side.join(timeout=120)
-            assert not side.is_alive()
-        return sides[1], sides[0]
+        return connected(client, server, setting)
+
+
+def connected(client: Transport, server: Transport, setting: Setting) -> tuple[Side, Side]:
+    """Connect two ends and run a trial between them, to its end; the client's side, and the server's."""
+    ours, theirs = client.describe(), server.describe()
+    client.connect(theirs)
+    server.connect(ours)
+    sides = Side(server, setting, "server"), Side(client, setting, "client")
+    for side in sides:
+        side.join(timeout=120)
+        assert not side.is_alive()
+    return sides[1], sides[0]
 
 
 def clean(counts: dict[str, int]) -> bool:

@@ -35,7 +35,7 @@ from cython_ext.sockets.tcp cimport (
     make_way,
     space_for,
 )
-from cython_ext.sockets.waiting cimport BLOCK, SPIN, be_patient, readable_by, readable_patiently
+from cython_ext.sockets.waiting cimport BLOCK, SPIN, be_patient, readable_patiently, wait_until
 
 from cython_ext.sockets.socket_transport import sending_slots
 from hwrx.errors import PathError
@@ -128,7 +128,6 @@ cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
 cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
     cdef TcpState *s = <TcpState *> me
     cdef int status
-    cdef int64_t left
     while s.undelivered < s.size:
         if s.ended:
             return FINISHED
@@ -139,13 +138,9 @@ cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline)
         if status == 0:
             return at_the_end(s, out)
         if status == -EAGAIN:
-            left = deadline - now()
-            if left <= 0:
-                return 0
-            if s.wait.manner != SPIN:
-                status = readable_by(&s.wait, left)
-                if status < 0 and status != -EINTR:
-                    return status
+            status = wait_until(&s.wait, deadline)
+            if status <= 0:
+                return status
         elif status < 0:
             return status
     return deliver(s, out, most)
@@ -165,7 +160,6 @@ cdef int receive_varying_until(void *me, Delivery *out, uint32_t most, int64_t d
     """As `receive_until`, of messages that differ in size; a deadline of 0: as `receive`, as long as patience lasts."""
     cdef TcpState *s = <TcpState *> me
     cdef int status
-    cdef int64_t left
     while not has_message(s):
         if s.ended:
             return FINISHED
@@ -177,14 +171,10 @@ cdef int receive_varying_until(void *me, Delivery *out, uint32_t most, int64_t d
             return at_the_end(s, out)
         if status == -EAGAIN:
             # Without a deadline the patience is over: what is left of it is below 0.
-            left = deadline - now()
-            if left <= 0:
-                return 0
             # A part of a message may be here already. The rest makes the socket readable again, and ends this wait.
-            if s.wait.manner != SPIN:
-                status = readable_by(&s.wait, left)
-                if status < 0 and status != -EINTR:
-                    return status
+            status = wait_until(&s.wait, deadline)
+            if status <= 0:
+                return status
         elif status < 0:
             return status
     # In place, as with one size: nothing that was handed out is moved before it is released.

@@ -29,7 +29,7 @@ from cython_ext.headers.sys_socket cimport (
     recv,
 )
 from cython_ext.sockets.tcp cimport TcpState, TcpTransport
-from cython_ext.sockets.waiting cimport SPIN, readable_by, readable_patiently
+from cython_ext.sockets.waiting cimport SPIN, readable_patiently, wait_until
 
 from hwrx.errors import PathError
 
@@ -109,7 +109,7 @@ cdef int at_the_end(TcpState *s, Delivery *out) noexcept nogil:
 
 cdef int receive_by(TcpState *s, Delivery *out, int64_t deadline) noexcept nogil:
     """One message, until an exact time; `deadline` 0: as long as the path's patience lasts, in its manner."""
-    cdef int64_t start = 0, left
+    cdef int64_t start = 0
     cdef int status = 0, _
     if s.wait.fd < 0:
         return -EBADF
@@ -129,10 +129,9 @@ cdef int receive_by(TcpState *s, Delivery *out, int64_t deadline) noexcept nogil
         if status != -EAGAIN:
             return status
         if deadline:
-            left = deadline - now()
-            if left <= 0:
+            status = wait_until(&s.wait, deadline)
+            if status == 0:
                 return 0
-            status = readable_by(&s.wait, left) if s.wait.manner != SPIN else 1
         elif s.wait.manner != SPIN:
             status = readable_patiently(&s.wait)
             if status == 0:

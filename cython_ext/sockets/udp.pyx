@@ -43,7 +43,7 @@ from cython_ext.headers.sys_socket cimport (
     sendmmsg,
 )
 from cython_ext.sockets.socket_transport cimport SocketTransport
-from cython_ext.sockets.waiting cimport BLOCK, SPIN, be_patient, readable_by, readable_patiently
+from cython_ext.sockets.waiting cimport BLOCK, SPIN, be_patient, readable_patiently, wait_until
 
 from cython_ext.sockets.receive_room import datagrams_held
 from cython_ext.sockets.socket_transport import sending_slots
@@ -194,7 +194,6 @@ cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
 cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline) noexcept nogil:
     cdef UdpState *s = <UdpState *> me
     cdef int status
-    cdef int64_t left
     if s.end + most > s.slots:
         most = s.slots - s.end
         if most == 0:
@@ -212,13 +211,9 @@ cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline)
         elif status != -EAGAIN:
             return status
         else:
-            left = deadline - now()
-            if left <= 0:
-                return 0
-            if s.wait.manner != SPIN:
-                status = readable_by(&s.wait, left)
-                if status < 0 and status != -EINTR:
-                    return status
+            status = wait_until(&s.wait, deadline)
+            if status <= 0:
+                return status
 
 
 cdef int release(void *me, uint32_t count) noexcept nogil:

@@ -109,3 +109,15 @@ cdef inline int readable_by(Waiter *w, int64_t timeout_ns) noexcept nogil:
         status = harvest(w.zero, w.fd)
         return 1 if status == 0 else status
     return status
+
+
+cdef inline int wait_until(Waiter *w, int64_t deadline) noexcept nogil:
+    """Behind a look that found nothing: 1 to look again, 0 once the deadline has passed, or -errno."""
+    cdef int64_t left = deadline - now()
+    cdef int status
+    if left <= 0:
+        return 0
+    if w.manner == SPIN:
+        return 1
+    status = readable_by(w, left)
+    return status if status < 0 and status != -EINTR else 1

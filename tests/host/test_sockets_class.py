@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from two_sides import Side, clean, endpoint
+from two_sides import clean, connected, endpoint
 
 from hwrx import paths
 from hwrx.control.messages import Setting
@@ -47,13 +47,7 @@ def test_every_packet_has_the_class_in_both_directions(
         sniffer.setblocking(False)
         with endpoint("client", setting, place) as client, endpoint("server", setting, place) as server:
             ours, theirs = client.describe(), server.describe()
-            client.connect(theirs)
-            server.connect(ours)
-            sides = Side(server, setting, "server"), Side(client, setting, "client")
-            for side in sides:
-                side.join(timeout=60)
-                assert not side.is_alive()
-            assert clean(sides[0].counts)
+            assert clean(connected(client, server, setting)[1].counts)
             told = [end.chosen().get("traffic_class") for end in (client, server)]
         found = classes_sent(sniffer, {ours["port"], theirs["port"]})
     assert told == ([asked, asked] if asked else [None, None])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from leaving import nothing_is_left  # noqa: F401
-from two_sides import WAITS, Side, both, clean, endpoint
+from two_sides import WAITS, Side, both, clean, connected, endpoint
 
 from cython_ext.core import payload
 from hwrx.control.messages import Setting, Wait
@@ -83,14 +83,7 @@ def test_a_part_of_a_message_is_moved_and_told() -> None:
     """The ring holds no whole number of messages that differ, and none may straddle its end."""
     setting = mixed("tcp", "stream", mix="1000:1,100000:1", messages=60)
     with endpoint("client", setting) as client, endpoint("server", setting) as server:
-        ours, theirs = client.describe(), server.describe()
-        client.connect(theirs)
-        server.connect(ours)
-        sides = Side(server, setting, "server"), Side(client, setting, "client")
-        for side in sides:
-            side.join(timeout=60)
-            assert not side.is_alive()
-        assert clean(sides[0].counts)
+        assert clean(connected(client, server, setting)[1].counts)
         assert server.counts()["moved_bytes"] > 0
 
 
