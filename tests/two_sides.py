@@ -10,7 +10,7 @@ from cython_ext.core.trial import Trial
 from cython_ext.loops import loop
 from hwrx.control.messages import Prepare, Role, Setting, Wait
 from hwrx.control.places import Place
-from hwrx.paths import arrivals, mixes, open_endpoint
+from hwrx.paths import arrivals, find_path, mixes, open_endpoint
 
 TRIAL = 7
 WAITS: tuple[Wait, ...] = ("block", "epoll", "select", "busy-poll", "spin")
@@ -29,7 +29,7 @@ def trial_of(setting: Setting) -> Trial:
         warmup=setting.warmup,
         cooldown=setting.cooldown,
         size=setting.size,
-        sizes=mixes.draw_sizes(setting, 0, 0) if setting.mix else None,
+        sizes=mixes.draw_sizes(setting, 0, 0, fetched=find_path(setting.path).full_rtt) if setting.mix else None,
         trial=TRIAL,
         batch=setting.batch,
         check_every=setting.check_every,

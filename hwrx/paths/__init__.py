@@ -162,11 +162,11 @@ def _check_connections(setting: Setting) -> None:
 
 def open_endpoint(prepare: Prepare) -> Transport:
     """Create one end of a path; the caller closes it."""
-    find_path(prepare.setting.path)
+    fetched = find_path(prepare.setting.path).full_rtt
     endpoint = cast("Transport", _REGISTERED[prepare.setting.path][1].open_endpoint(prepare))
     if prepare.setting.mix:
         try:
-            endpoint.vary(mixes.draw_sizes(prepare.setting, prepare.repeat, prepare.seed))
+            endpoint.vary(mixes.draw_sizes(prepare.setting, prepare.repeat, prepare.seed, fetched=fetched))
         except BaseException:
             endpoint.close()
             raise

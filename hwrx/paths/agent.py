@@ -194,12 +194,13 @@ class Agent:
         paced = prepare.setting.pattern == "paced"
         setting = arrivals.timed_setting(prepare.setting, prepare.repeat, prepare.seed)
         sends_on_time = paced and prepare.role == "client"
+        fetched = paths.find_path(setting.path).full_rtt
         self._trial = Trial(
             messages=setting.messages,
             warmup=setting.warmup,
             cooldown=setting.cooldown,
             size=setting.size,
-            sizes=mixes.draw_sizes(setting, prepare.repeat, prepare.seed) if setting.mix else None,
+            sizes=mixes.draw_sizes(setting, prepare.repeat, prepare.seed, fetched=fetched) if setting.mix else None,
             trial=prepare.trial,
             batch=setting.batch,
             check_every=setting.check_every,

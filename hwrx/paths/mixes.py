@@ -100,19 +100,20 @@ def parse_mix(words: str, where: Path = Path()) -> Mix:
     return read_mix(words)
 
 
-def table_entries(setting: Setting) -> int:
+def table_entries(setting: Setting, *, fetched: bool) -> int:
     """Return how many entries the table of sizes of a setting has, a power of two: message k has the size k modulo it.
 
-    Of READ each is a slot at the end that is read from, so there are fewer.
+    :param fetched: whether its path's messages are READ (`Path.full_rtt`). Each entry is then a slot at the end that is
+        read from, so there are fewer
     """
-    if setting.path in ("rdma-read", "roce-read"):
+    if fetched:
         return read_entries(setting.size)
     if setting.duration is not None:  # nobody knows how many messages it will have
         return ENTRIES
     return min(ENTRIES, 1 << max(1, (setting.total - 1).bit_length()))
 
 
-def draw_sizes(setting: Setting, repeat: int, seed: int | None) -> npt.NDArray[np.uint32]:
+def draw_sizes(setting: Setting, repeat: int, seed: int | None, *, fetched: bool) -> npt.NDArray[np.uint32]:
     """Return the table of sizes of a trial, uint32 bytes; message k has entry k modulo its length.
 
     The draws belong to the experiment's seed and the repeat, as `arrivals` has them: within one all paths see the same
@@ -122,16 +123,16 @@ def draw_sizes(setting: Setting, repeat: int, seed: int | None) -> npt.NDArray[n
     mix = read_mix(setting.mix)
     generator = np.random.RandomState([0 if seed is None else seed, repeat, 1])  # its sequence is frozen (NEP 19)
     bounds = np.cumsum(np.array(mix.weights, dtype=np.int64))
-    draws = np.floor(generator.random_sample(table_entries(setting)) * bounds[-1]).astype(np.int64)
+    draws = np.floor(generator.random_sample(table_entries(setting, fetched=fetched)) * bounds[-1]).astype(np.int64)
     chosen = np.searchsorted(bounds, draws, side="right")
     return np.asarray(np.array(mix.sizes, dtype=np.uint32)[chosen], dtype=np.uint32)
 
 
 def sizes_of(
-    setting: Setting, repeat: int, seed: int | None, sequence: npt.NDArray[np.uint32]
+    setting: Setting, repeat: int, seed: int | None, sequence: npt.NDArray[np.uint32], *, fetched: bool
 ) -> npt.NDArray[np.uint32]:
     """Return the sizes of recorded messages with these numbers, which count from the first after the warm-up."""
-    table = draw_sizes(setting, repeat, seed)
+    table = draw_sizes(setting, repeat, seed, fetched=fetched)
     return np.asarray(table[(sequence.astype(np.int64) + setting.warmup) % len(table)], dtype=np.uint32)
 
 

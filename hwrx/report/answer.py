@@ -470,4 +470,5 @@ def answer_sentence(summary: Summary) -> str:
             parts.append(f"over {name} {found} times as many")
     priced = len({row.swept.get(PRICE) for line in lines.values() for row in line.values()}) > 1
     note = " (a copied byte at an instruction, or a word)" if priced else ""
-    return f"At {size_words(size)}, half a round trip over {', '.join(parts)}{note}."
+    of_size = [row for line in lines.values() for (of, _), row in line.items() if of == size]
+    return f"{words.at_words(of_size)}, half a round trip over {', '.join(parts)}{note}."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from hwrx import stats
+from hwrx import paths, stats
 from hwrx.paths import mixes
 from hwrx.report import captions
 from hwrx.report.cells import Cell, Table, column_heads, estimate_cell
@@ -78,5 +78,12 @@ def _sized(run: Run, number: int) -> tuple[npt.NDArray[np.int64], TrialSamples]:
     """The sizes of a trial's recorded messages, bytes, and their samples."""
     trial = next(trial for trial in run.rows if trial["trial"] == number)
     samples = run.trial_samples(number)
-    sizes = mixes.sizes_of(setting_of(trial), int(trial["repeat"]), run.experiment.seed, samples.sequence)
+    setting = setting_of(trial)
+    sizes = mixes.sizes_of(
+        setting,
+        int(trial["repeat"]),
+        run.experiment.seed,
+        samples.sequence,
+        fetched=paths.find_path(setting.path).full_rtt,
+    )
     return sizes.astype(np.int64), samples

@@ -25,6 +25,12 @@ def answer_words(rows: list[Row], baseline: str) -> str:
     return "No trial was measured."
 
 
+def at_words(rows: Sequence[Row]) -> str:
+    """Begin a sentence about rows of one size: which it is, or up to which messages go that differ."""
+    mixed = any(row.swept.get("mix") for row in rows)
+    return f"At sizes up to {size_words(rows[0].size)}" if mixed else f"At {size_words(rows[0].size)}"
+
+
 def _sentence(rows: list[Row], baseline: str) -> str:
     rows = [row for row in rows if row.digests]
     if rows[0].pattern == "stream":
@@ -54,7 +60,7 @@ def _sentence(rows: list[Row], baseline: str) -> str:
             and row.run == base.run
             and (row.wait == base.wait or (row.wait not in waits and base is bases[0]))
         ]
-    return f"At {size_words(rows[0].size)}, {'; '.join(parts)}."
+    return f"{at_words(rows)}, {'; '.join(parts)}."
 
 
 def _swept_sentence(rows: list[Row], first: list[Row], baseline: str) -> str:
@@ -106,7 +112,7 @@ def _load_sentence(rows: list[Row]) -> str:
     lowest = min(of[0].load or 0.0 for of in curves.values())
     knee = f"; p99 of the response time is more than twice that at {100 * lowest:.3g} % load from "
     knee = knee + f"{', '.join(knees)} of that on" if knees else ""
-    return f"At {size_words(rows[0].size)}, {', '.join(able)} messages a second{knee}."
+    return f"{at_words(rows)}, {', '.join(able)} messages a second{knee}."
 
 
 def _article(words: str) -> str:

@@ -376,9 +376,10 @@ def _samples(
     count = len(ns)
     zeros = pa.array(np.zeros(count, np.int8))
     setting = trial.setting
-    sizes = (
-        mixes.sizes_of(setting, trial.repeat, seed, sequence) if setting.mix else np.full(count, setting.size, np.int32)
-    )
+    sizes = np.full(count, setting.size, np.uint32)
+    if setting.mix:
+        fetched = paths.find_path(setting.path).full_rtt
+        sizes = mixes.sizes_of(setting, trial.repeat, seed, sequence, fetched=fetched)
     columns = [
         pa.array(np.full(count, trial.number, np.int32)),
         pa.DictionaryArray.from_arrays(zeros, [trial.setting.path]),

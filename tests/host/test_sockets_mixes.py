@@ -25,7 +25,7 @@ def mixed(path: str, pattern: Any, mix: str = MIX, **fields: Any) -> Setting:
 
 
 def sizes_sent(setting: Setting) -> np.ndarray[Any, Any]:
-    table = mixes.draw_sizes(setting, 0, 0)
+    table = mixes.draw_sizes(setting, 0, 0, fetched=False)
     return np.resize(table, setting.total)
 
 

@@ -49,7 +49,7 @@ def test_a_mix_has_one_form_however_it_is_written(words: str, form: str) -> None
 def test_a_lognormal_has_its_median_and_ends_at_its_largest() -> None:
     mix = mixes.parse_mix("lognormal( 500, 1 , 1400 )")
     assert mix.name == "lognormal(500,1,1400)"
-    drawn = mixes.draw_sizes(setting(mix=mix.words), 0, 5)
+    drawn = mixes.draw_sizes(setting(mix=mix.words), 0, 5, fetched=False)
     assert float(np.median(drawn)) == pytest.approx(500, rel=0.03)
     assert drawn.max() == 1400
     assert drawn.min() >= 8
@@ -101,10 +101,10 @@ def test_a_file_that_is_none_of_sizes_is_refused_with_the_line(tmp_path: pathlib
 
 
 def test_draws_belong_to_the_seed_and_the_repeat_and_not_to_the_path() -> None:
-    one = mixes.draw_sizes(setting(), 1, 7)
-    assert np.array_equal(one, mixes.draw_sizes(setting("rdma-send"), 1, 7))
-    assert not np.array_equal(one, mixes.draw_sizes(setting(), 2, 7))
-    assert not np.array_equal(one, mixes.draw_sizes(setting(), 1, 8))
+    one = mixes.draw_sizes(setting(), 1, 7, fetched=False)
+    assert np.array_equal(one, mixes.draw_sizes(setting("rdma-send"), 1, 7, fetched=False))
+    assert not np.array_equal(one, mixes.draw_sizes(setting(), 2, 7, fetched=False))
+    assert not np.array_equal(one, mixes.draw_sizes(setting(), 1, 8, fetched=False))
     counts = {size: int(np.sum(one == size)) for size in (18, 524, 1472)}
     assert counts[18] / len(one) == pytest.approx(7 / 12, abs=0.01)
     assert counts[1472] / len(one) == pytest.approx(1 / 12, abs=0.01)
@@ -112,20 +112,20 @@ def test_draws_belong_to_the_seed_and_the_repeat_and_not_to_the_path() -> None:
 
 def test_the_generator_is_the_one_that_old_runs_were_made_with() -> None:
     """A report finds the sizes again; another sequence would make old runs mean something else."""
-    assert mixes.draw_sizes(setting(), 0, 1)[:8].tolist() == [18, 524, 18, 524, 18, 18, 18, 524]
+    assert mixes.draw_sizes(setting(), 0, 1, fetched=False)[:8].tolist() == [18, 524, 18, 524, 18, 18, 18, 524]
 
 
 def test_a_table_is_bounded_and_a_slot_that_is_read_keeps_its_size() -> None:
-    assert mixes.table_entries(setting(messages=10**9)) == mixes.ENTRIES
-    reads = mixes.draw_sizes(setting("rdma-read"), 1, 7)
+    assert mixes.table_entries(setting(messages=10**9), fetched=False) == mixes.ENTRIES
+    reads = mixes.draw_sizes(setting("rdma-read"), 1, 7, fetched=True)
     assert len(reads) == read_entries(1472) == MOST_ENTRIES
-    assert np.array_equal(reads, mixes.draw_sizes(setting(), 1, 7)[:MOST_ENTRIES])
+    assert np.array_equal(reads, mixes.draw_sizes(setting(), 1, 7, fetched=False)[:MOST_ENTRIES])
     assert read_entries(1 << 30) == 2
 
 
 def test_recorded_messages_count_from_the_end_of_the_warmup() -> None:
-    table = mixes.draw_sizes(setting(warmup=5), 0, 3)
-    found = mixes.sizes_of(setting(warmup=5), 0, 3, np.array([0, 2, len(table)], np.uint32))
+    table = mixes.draw_sizes(setting(warmup=5), 0, 3, fetched=False)
+    found = mixes.sizes_of(setting(warmup=5), 0, 3, np.array([0, 2, len(table)], np.uint32), fetched=False)
     assert found.tolist() == [table[5], table[7], table[5]]
 
 
