@@ -93,9 +93,13 @@ def _bytes_each(tally: Mapping[str, int], size: int) -> float:
     return tally["bytes"] / tally["delivered"] if tally["delivered"] else size
 
 
+def _came(trial: Mapping[str, object], field: str) -> bool:
+    """Whether a field of a trial's setting is what came of it: how many messages one with a duration had."""
+    return field == "messages" and trial.get("duration") is not None
+
+
 def _asked(trial: Mapping[str, object], field: str) -> object:
-    """What was asked of a trial; None of how many messages one with a duration had, which is what came of it."""
-    return None if field == "messages" and trial.get("duration") is not None else trial.get(field)
+    return None if _came(trial, field) else trial.get(field)
 
 
 def _varies(trials: list[dict[str, Any]], field: str) -> bool:
@@ -138,7 +142,7 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
         setting={
             field: value
             for field, value in msgspec.to_builtins(setting_of(trials[0])).items()
-            if value is None or _asked(trials[0], field) is not None
+            if not _came(trials[0], field)
         },
         level=level,
         states=_states(taken, factor),
