@@ -15,8 +15,8 @@ from cython_ext.loops.many import run_connections
 from cython_ext.sockets.many_sockets import ManySocketsTransport
 from hwrx.control.messages import Prepare, Role, Setting
 from hwrx.control.places import Place
-from hwrx.errors import PeerError
-from hwrx.paths import open_endpoint
+from hwrx.errors import PeerError, UsageError
+from hwrx.paths import check_setting, open_endpoint
 from hwrx.runs.by_connection import ByConnection, account_connections
 
 MESSAGES, WARMUP, COOLDOWN = 50, 4, 6
@@ -110,6 +110,33 @@ def test_ends_with_other_numbers_of_connections_do_not_fit() -> None:
 def test_connections_want_memory_before_they_run() -> None:
     with endpoint("udp", "client", 3) as client, pytest.raises(ValueError, match="no memory for a trial"):
         run_connections(trial(), client, client.connections, "client")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "words"),
+    [
+        ("rdma-ud", {"pattern": "stream"}, "rdma-ud does not read connections in stream, only in pingpong"),
+        ("rdma-cas", {"pattern": "stream"}, "rdma-cas does not read connections in stream, only in pingpong"),
+        ("rdma-fetch-add", {"connect": "cm"}, "RDMA-CM connects one queue pair here"),
+        ("rdma-fetch-add", {"srq": False}, "rdma-fetch-add does not read srq"),
+        ("rdma-fetch-add", {"senders": 2}, "several connections have one sender"),
+        ("rdma-ud", {"window": 7}, "window is of a single connection"),
+        ("rdma-ud", {"receives": 9}, "receives is of a single connection"),
+        ("rdma-ud", {"registration": "message"}, "share one memory region"),
+        ("rdma-ud", {"size": 4097}, "at most the MTU"),
+        ("rdma-write-imm", {}, "rdma-write-imm does not read connections"),
+    ],
+)
+def test_what_many_connections_cannot_have_is_refused(path: str, fields: dict[str, Any], words: str) -> None:
+    size = 8 if path in ("rdma-fetch-add", "rdma-cas") else 64
+    with pytest.raises(UsageError, match=words) as caught:
+        check_setting(Setting(**{"path": path, "connections": 5, "size": size, **fields}))
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("path", ["rdma-send", "rdma-read", "rdma-ud", "rdma-fetch-add", "rdma-cas", "udp", "tcp"])
+def test_these_paths_have_many_connections(path: str) -> None:
+    check_setting(Setting(path=path, connections=5, size=8))
 
 
 # --- the account ---------------------------------------------------------------------------------------------------
