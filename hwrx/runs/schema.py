@@ -106,7 +106,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "srq": ("", "verbs: whether connections share their receive requests"),
     "strayed": ("messages", "answers that came on another connection than their question"),
     "foreign": ("messages", "rdma-ud, several connections: datagrams that the other end did not send"),
-    "connection": ("", "number of the connection, from 0"),
+    "connection": ("", "number of the connection, from 0; the next sender's follow behind one sender's"),
     "sent": ("messages", "by the client, warm-up and cool-down among them"),
     "received": ("messages", "by the server; null: one-sided, it has no part"),
     "answered": ("messages", "late ones among them"),

@@ -101,6 +101,17 @@ def test_a_lost_answer_adds_nothing_twice_on_any_connection(trials: Pair, path: 
     assert found.tally["counter"] == found.tally["expected"]
 
 
+@pytest.mark.parametrize(("path", "size"), [("rdma-send", 64), ("rdma-ud", 64), ("rdma-fetch-add", 8)])
+def test_each_of_several_senders_has_its_connections(trials: Pair, path: str, size: int) -> None:
+    found = measured(trials, path, size=size, senders=2, connections=5, messages=100)
+    closes(found)
+    each = found.by_connection
+    assert each is not None
+    assert int(each.sent[:5].sum()) == int(each.sent[5:].sum()) == found.tally["expected"] // 2
+    if path == "rdma-fetch-add":
+        assert found.tally["counter"] == found.tally["expected"]
+
+
 def test_messages_of_several_packets(trials: Pair) -> None:
     closes(measured(trials, "rdma-send", size=16384, messages=100, connections=12))
 

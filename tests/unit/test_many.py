@@ -17,7 +17,7 @@ from hwrx.control.messages import Prepare, Role, Setting
 from hwrx.control.places import Place
 from hwrx.errors import PeerError, UsageError
 from hwrx.paths import check_setting, open_endpoint
-from hwrx.runs.by_connection import ByConnection, account_connections
+from hwrx.runs.by_connection import ByConnection, account_connections, join_connections
 
 MESSAGES, WARMUP, COOLDOWN = 50, 4, 6
 TOTAL = MESSAGES + WARMUP + COOLDOWN
@@ -119,7 +119,6 @@ def test_connections_want_memory_before_they_run() -> None:
         ("rdma-cas", {"pattern": "stream"}, "rdma-cas does not read connections in stream, only in pingpong"),
         ("rdma-fetch-add", {"connect": "cm"}, "RDMA-CM connects one queue pair here"),
         ("rdma-fetch-add", {"srq": False}, "rdma-fetch-add does not read srq"),
-        ("rdma-fetch-add", {"senders": 2}, "several connections have one sender"),
         ("rdma-ud", {"window": 7}, "window is of a single connection"),
         ("rdma-ud", {"receives": 9}, "receives is of a single connection"),
         ("rdma-ud", {"registration": "message"}, "share one memory region"),
@@ -182,3 +181,13 @@ def test_times_go_to_the_connection_that_the_message_went_on() -> None:
         "trial": 9, "connection": 1, "sent": 3, "received": None, "answered": 2, "unanswered": 1, "p50_ns": 7.0,
     }  # fmt: skip
     assert rows[2]["p50_ns"] is None
+
+
+def test_the_connections_of_several_senders_follow_each_other() -> None:
+    joined = join_connections([account([5, 4], [5, 4], [5, 4]), account([7, 3], [7, 3], [7, 2])])
+    assert joined.sent.tolist() == [5, 4, 7, 3]
+    assert joined.open_accounts(whole=True).tolist() == [3]
+    assert joined.table(0)["connection"].to_pylist() == [0, 1, 2, 3]
+    passive = join_connections([account([5], None, [5]), account([6], None, [6])])
+    assert passive.received is None
+    assert passive.answered.tolist() == [5, 6]
