@@ -67,7 +67,8 @@ cdef enum:
     ASIDES = 8                  # of these under way at a time
     FINISH_NS = 40_000_000      # how long each of FINISH_TRIES waits for its answer
 
-GRH_BYTES = GRH
+GRH_BYTES = GRH  # for Python
+
 
 cdef struct UdState:
     State *st
