@@ -35,6 +35,7 @@ cdef struct ManyOps:
 cdef class Connections:
     cdef ManyOps ops
     cdef readonly uint32_t count
+    cdef bint own_numbers           # atomics: an answer says how many came before it on its connection, not its number
     cdef int32_t *by_message        # a number each of all messages of the trial: on which connection it went
     cdef int64_t *pending           # a number each of the connections: of the message under way, or FREE
     cdef int64_t *sent_of           # messages that this end posted on it

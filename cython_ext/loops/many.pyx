@@ -9,8 +9,8 @@ on those of the other connections, which is what many connections of one process
 A message is known by its number, which it carries, and the connection that it went on is kept beside it: an answer that
 comes on another one is counted and not believed. At the end each connection has posted so many, and got so many back.
 
-One-sided paths have no server: the client's own completions are its answers (READ, whose bytes are looked at; WRITE,
-which says nothing but that it is there).
+One-sided paths have no server: the client's own completions are its answers (READ and atomics, whose bytes are looked
+at; WRITE, which says nothing but that it is there).
 """
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
@@ -32,7 +32,7 @@ from cython_ext.core.clock cimport now
 from cython_ext.core.connections cimport FREE, NO_CONNECTION, Arrival, Connections
 from cython_ext.core.lengths cimport length_of_number
 from cython_ext.core.marker cimport mark_end
-from cython_ext.core.payload cimport GOOD, fill, glance, seal, sequence_of, stamp, stamp_send_time
+from cython_ext.core.payload cimport GOOD, MAGIC, fill, glance, seal, sequence_of, stamp, stamp_send_time, verify
 from cython_ext.core.transport cimport FINISHED, Ops, Transport
 from cython_ext.core.trial cimport MOST, Trial
 
@@ -42,7 +42,7 @@ from cython_ext.core.trial cimport MOST, Trial
 cdef int send_next(Trial t, Connections c, const Ops *ops, uint32_t connection, uint64_t sequence) noexcept nogil:
     """Send message `sequence` on a free connection: COMPLETE, LIMIT if no buffer came free, or an error."""
     cdef char *message = NULL
-    # READ from buffers filled beforehand: nothing is built
+    # READ from buffers filled beforehand, or from a counter: nothing is built
     cdef bint built = not ops.modulo
     cdef bint in_full = built and is_checked(&t.plan, sequence)
     cdef uint32_t size = length_of_number(&t.plan.lengths, sequence)
@@ -82,6 +82,24 @@ cdef inline bint strays(Trial t, Connections c, const Ops *ops, const Arrival *a
     return sequence < t.total and c.by_message[sequence] != <int32_t> a.connection
 
 
+cdef int64_t recognise_own(Trial t, Connections c, const Ops *ops, const Arrival *a, int64_t awaited) noexcept nogil:
+    """As `recognise`, of a connection whose answers are numbered among themselves: it must be the next of them."""
+    cdef const char *data = a.message.data
+    cdef bint in_full = is_checked(&t.plan, <uint64_t> awaited)
+    # The message under way is the last one sent, and it is not among those that came before its answer.
+    cdef uint64_t before = <uint64_t> c.sent_of[a.connection] - 1
+    cdef int verdict
+    if in_full:
+        verdict = verify(MAGIC, data, a.message.size, t.plan.trial)
+    else:
+        verdict = glance(data, a.message.size, t.plan.trial)
+    if verdict != GOOD or sequence_of(data, a.message.size) != before % ops.modulo:
+        t.tally.corrupt += 1
+        return NO_SEQUENCE
+    t.tally.checked += in_full
+    return accept(t, <uint64_t> awaited, a.message.size)
+
+
 cdef bint take_answer(Trial t, Connections c, const Ops *ops, const Arrival *a, int64_t at) noexcept nogil:
     """Record an answer; whether it is the one that its connection waited for."""
     cdef int64_t awaited = c.pending[a.connection]
@@ -95,6 +113,8 @@ cdef bint take_answer(Trial t, Connections c, const Ops *ops, const Arrival *a, 
         return False
     if ops.blind:
         got = accept(t, <uint64_t> awaited, length_of_number(&t.plan.lengths, <uint64_t> awaited))
+    elif c.own_numbers:
+        got = recognise_own(t, c, ops, a, awaited)
     else:
         got = recognise(
             t, ops, &a.message, awaited,

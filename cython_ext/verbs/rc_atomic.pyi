@@ -1,3 +1,6 @@
+from cython_ext.verbs.verbs_device import Context
 from cython_ext.verbs.verbs_path import VerbsTransport
+
+def need_atomics(context: Context) -> None: ...
 
 class RcAtomicTransport(VerbsTransport): ...

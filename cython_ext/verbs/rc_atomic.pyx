@@ -7,13 +7,14 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from cython_ext.core.clock cimport now
-from cython_ext.core.payload cimport MAGIC, sequence_of
+from cython_ext.core.payload cimport sequence_of
 from cython_ext.core.transport cimport Delivery
 from cython_ext.headers.infiniband_verbs cimport (
     IBV_WR_ATOMIC_CMP_AND_SWP,
     IBV_WR_ATOMIC_FETCH_AND_ADD,
     ibv_send_wr,
 )
+from cython_ext.verbs.atomic_counter cimport counted
 from cython_ext.verbs.rc cimport (
     POISON,
     read_finish,
@@ -28,11 +29,6 @@ from cython_ext.verbs.verbs_shape cimport Shape
 
 from cython_ext.verbs.verbs_path import ACCESS_ATOMIC, ring_slots
 from hwrx.errors import MachineError
-
-
-cdef inline uint64_t counted(uint64_t k) noexcept nogil:
-    """The 8 bytes of the counter after k operations, which are message k: its magic, and its number above that."""
-    return <uint64_t> MAGIC | (<uint64_t> <uint32_t> k) << 32
 
 
 cdef int atomic_post(void *me, uint32_t count) noexcept nogil:
@@ -93,10 +89,7 @@ cdef class RcAtomicTransport(VerbsTransport):
 
     def shape(self):
         """Landing buffers as far as the window goes; every completion is a delivery; of the server one counter."""
-        if not self.context.limits["atomics"]:
-            raise MachineError(
-                f"{self.context.name} has no atomics (atomic_cap of ibv_query_device(3))", remedy="rdma-read, say"
-            )
+        need_atomics(self.context)
         self.completes_by_send = True
         swaps = self.prepare.setting.path == "rdma-cas"
         return Shape(
@@ -145,3 +138,14 @@ cdef class RcAtomicTransport(VerbsTransport):
             # the question itself was posted, and is no operation
             return f"the counter says {self.st.counter} at the end, after {self.st.posted - 1} operations"
         return VerbsTransport.explain(self, status)
+
+
+def need_atomics(context):
+    """Refuse a device without atomics.
+
+    :param context: a Context
+    :raises MachineError: if it has none
+    """
+    if not context.limits["atomics"]:
+        words = f"{context.name} has no atomics (atomic_cap of ibv_query_device(3))"
+        raise MachineError(words, remedy="rdma-read, say")

@@ -67,6 +67,8 @@ cdef enum:
     ASIDES = 8                  # of these under way at a time
     FINISH_NS = 40_000_000      # how long each of FINISH_TRIES waits for its answer
 
+GRH_BYTES = GRH  # for Python
+
 
 cdef struct UdState:
     State *st
@@ -344,12 +346,7 @@ cdef class UdSendTransport(VerbsTransport):
 
         The header (GRH, 40 bytes) is written in front of each message by the device: InfiniBand specification 8.3.
         """
-        if self.size > self.path_mtu:
-            raise UsageError(
-                f"a UD datagram carries at most the MTU, {self.path_mtu} bytes on {self.context.name} port"
-                f" {self.port.number}, not {self.size}",
-                remedy="a smaller --size, a larger MTU of the netdev, or rdma-send",
-            )
+        check_datagram(self)
         slots = receive_slots(self.prepare, self.size)
         if self.prepare.setting.receives is None:
             # Controls take receive requests, too, and must not take those of messages.
@@ -414,21 +411,13 @@ cdef class UdSendTransport(VerbsTransport):
     def _connect(self, there):
         cdef State *st = self.st
         cdef uint32_t i, qpn = there.qpn, qkey = QKEY
-        if self.size > self.path_mtu:
-            raise UsageError(
-                f"a UD datagram carries at most the smaller MTU of both ports, {self.path_mtu} bytes, not {self.size}",
-                remedy="a smaller --size",
-            )
+        check_datagram(self)
         if self.u.credit.granted:
             # what finds no receive buffer is thrown away, and nobody is told; both ends narrow it alike
             self.u.credit.window = self.window = min(st.window, (there if self.u.client else self.end).slots)
         # UD gets to RTS without a peer: the address goes with each request.
         self.qp.connect(psn=self.end.psn)
-        setting = self.prepare.setting
-        self.way = AddressHandle(
-            self.pd, self.port, self.gid.number, bytes.fromhex(there.gid), there.lid,
-            traffic_class=setting.traffic_class, service_level=setting.service_level,
-        )
+        self.way = way_to(self, there)
         for i in range(st.window):
             # Once for all: the handle must live until the last request has completed (ibv_post_send(3)).
             st.send_wr[i].wr.ud.ah = self.way.ptr
@@ -453,3 +442,35 @@ cdef class UdSendTransport(VerbsTransport):
             self.qp.close()   # nothing may use the address handle any more
         if self.way is not None:
             self.way.close()
+
+
+def check_datagram(transport):
+    """Refuse messages that are larger than one datagram.
+
+    :param transport: a VerbsTransport; its MTU is its own port's before it knows the other end, then the smaller one
+    :raises UsageError: if they are
+    """
+    mtu, size = transport.path_mtu, transport.size
+    if size <= mtu:
+        return
+    if transport.remote is not None:
+        words = f"the smaller MTU of both ports, {mtu} bytes, not {size}"
+    else:
+        words = f"the MTU, {mtu} bytes on {transport.context.name} port {transport.port.number}, not {size}"
+    raise UsageError(
+        f"a UD datagram carries at most {words}", remedy="a smaller --size, a larger MTU of the netdev, or rdma-send"
+    )
+
+
+def way_to(transport, there):
+    """The way from an end to the other one's port.
+
+    :param transport: a VerbsTransport
+    :param there: the End of the other side
+    :return: an AddressHandle, which must live as long as any request that names it is under way; the caller closes it
+    """
+    setting = transport.prepare.setting
+    return AddressHandle(
+        transport.pd, transport.port, transport.gid.number, bytes.fromhex(there.gid), there.lid,
+        traffic_class=setting.traffic_class, service_level=setting.service_level,
+    )

@@ -41,4 +41,4 @@ class QueuePairFields(Struct, frozen=True, kw_only=True):
     registration: Registration = "once"  # of what goes out: once, or of each message before it is sent
     # of one process at each end, a message under way on each: see cython_ext.loops.many
     connections: Annotated[int, Meta(ge=1, le=MOST_CONNECTIONS)] = 1
-    srq: bool = True  # rdma-send: connections share their receive requests (ibv_create_srq(3))
+    srq: bool = True  # rdma-send, rdma-ud: connections share their receive requests (ibv_create_srq(3))

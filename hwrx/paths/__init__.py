@@ -147,11 +147,6 @@ def check_setting(setting: Setting) -> None:
 
 def _check_connections(setting: Setting) -> None:
     """UsageError for what is about a single connection; `connections` itself is refused where it is not read."""
-    if setting.senders > 1:
-        raise UsageError(
-            "several senders have a connection each, several connections have one sender",
-            remedy="senders = 1, or connections = 1",
-        )
     for field in ("window", "signal_every", "receives", "completions", "rest", "settle"):
         if getattr(setting, field) != DEFAULTS[field] and reads_field(setting.path, setting.pattern, field):
             raise UsageError(

@@ -84,7 +84,8 @@ def get_memory(context: Context, setting: Setting, size: int) -> PinnedBuffer:
 def _need_on_demand(device: str, has: OnDemand, setting: Setting) -> None:
     transport, needs = _OPERATIONS[setting.path]
     if setting.connections > 1 and setting.srq and "RECV" in needs:
-        needs = needs - {"RECV"} | {"SRQ_RECV"}
+        # of UD one end alone: the client's one queue pair has a queue of its own
+        needs = needs - ({"RECV"} if transport == "RC" else set()) | {"SRQ_RECV"}
     found = has.ud if transport == "UD" else has.rc
     if not has.rc and not has.ud:
         raise MachineError(

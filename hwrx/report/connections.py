@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 Account = dict[str, npt.NDArray[Any]]  # columns of the run's table, the rows of some trials
 NAME = "connections"
 WHAT = (
-    "Many connections of one process, a message under way on each: of all messages, warm-up and cool-down too, what "
-    "was sent, what its server received (one-sided paths have none) and what was answered. Then how many answers the "
-    "connection with the fewest, the middle one and the one with the most got; and of the connections' median round "
-    "trips the shortest, the middle and the longest, in µs"
+    "Many connections of a process, a message under way on each (of several senders: all of theirs): of all messages, "
+    "warm-up and cool-down too, what was sent, what its server received (one-sided paths have none) and what was "
+    "answered. Then how many answers the connection with the fewest, the middle one and the one with the most got; and "
+    "of the connections' median round trips the shortest, the middle and the longest, in µs"
 )
 COLUMNS = ("connections", "sent", "received", "answered", "lost", "answers of one", "its median round trip [µs]")
 

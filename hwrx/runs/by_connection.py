@@ -1,8 +1,9 @@
-"""Many connections of one process: what was sent, taken and answered on each, whether that adds up, and how it ran."""
+"""Many connections of a process: what was sent, taken and answered on each, whether that adds up, and how it ran."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -88,3 +89,19 @@ def account_connections(
     ends = np.searchsorted(on[order], np.arange(len(sent) + 1))
     middle = [np.median(ns[order[a:b]]) if a < b else np.nan for a, b in itertools.pairwise(ends)]
     return ByConnection(sent=sent, answered=answered, received=received, p50_ns=np.array(middle, dtype=np.float64))
+
+
+def join_connections(each: Sequence[ByConnection]) -> ByConnection:
+    """Put several senders' connections behind each other; those of a sender keep their order.
+
+    :param each: at least one account, all of one setting: of either all or none the server counted what it received
+    :return: as many connections as all have together
+    """
+    received = [one.received for one in each if one.received is not None]
+    return ByConnection(
+        sent=np.concatenate([one.sent for one in each]),
+        answered=np.concatenate([one.answered for one in each]),
+        received=np.concatenate(received) if received else None,
+        p50_ns=np.concatenate([one.p50_ns for one in each]),
+        setup_s=each[0].setup_s,  # they are made at the same time
+    )

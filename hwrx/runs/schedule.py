@@ -41,7 +41,7 @@ from hwrx.machine import placement
 from hwrx.machine.placement import OWN_CPUS, Wish
 from hwrx.paths import cputime
 from hwrx.runs.beds import Testbed
-from hwrx.runs.by_connection import ByConnection
+from hwrx.runs.by_connection import ByConnection, join_connections
 from hwrx.runs.collecting import (
     Int64s,
     Times,
@@ -288,7 +288,14 @@ class Pair:
             cpu=by_actor,
             cpu_missing=missing,
             by_connection=(
-                fetch_connections(known[0], links[0].peers, ends[0], setup) if setting.connections > 1 else None
+                join_connections(
+                    [
+                        fetch_connections(own, peers, times_of, setup)
+                        for own, peers, times_of in zip(known, pairs, ends, strict=True)
+                    ]
+                )
+                if setting.connections > 1
+                else None
             ),
         )
 

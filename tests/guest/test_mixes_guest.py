@@ -72,6 +72,10 @@ def test_many_connections(ends: Ends, path: str, pattern: Pattern) -> None:
     check(ends, mixed(path, pattern, LONG, connections=9))
 
 
+def test_many_connections_of_datagrams(ends: Ends) -> None:
+    check(ends, mixed("rdma-ud", "pingpong", MIX, connections=9))
+
+
 @pytest.mark.parametrize("pattern", ["pingpong", "stream"])
 @pytest.mark.parametrize("path", ["tcp-ktls", "mptcp", "packet-ring", "xdp"])
 def test_streams_of_records_and_frames(ends: Ends, path: str, pattern: Pattern) -> None:

@@ -138,6 +138,18 @@ def test_each_traffic_is_measured_as_what_it_says(bench: Path, tmp_path: Path, k
     assert all(flow["delivered"] == 71 for row in rows for flow in row["by_flow"])
 
 
+def test_the_account_holds_the_connections_of_every_flow(bench: Path, tmp_path: Path) -> None:
+    text = 'paths = ["udp"]\nclients = ["h[1-2]"]\nservers = ["h9"]\n[setting]\nmessages = 50\nconnections = 3\n'
+    (row,) = measured(bench, tmp_path, text + "patience = 20.0\n")
+    (folder,) = {entry.resolve() for entry in tmp_path.iterdir()}  # `latest` is a link
+    each = reading.load_run(folder).table("connections")
+    assert each is not None
+    assert each["connection"].to_pylist() == list(range(6))
+    sent = each["sent"].to_pylist()
+    assert sent == each["received"].to_pylist() == each["answered"].to_pylist()
+    assert sum(sent[:3]) == sum(sent[3:]) == row["posted"] // 2
+
+
 class Told:
     """What a run says of ends that are gone, with the moment."""
 

@@ -53,6 +53,20 @@ def test_every_request_is_answered_on_its_own_connection(tmp_path: pathlib.Path,
     assert trial["samples"] == 2000
 
 
+@pytest.mark.parametrize("path", ["udp", "tcp"])
+def test_each_of_several_senders_has_its_connections(tmp_path: pathlib.Path, path: str) -> None:
+    run = carried_out(tmp_path, asked(path, senders=2, connections=3, messages=300, check_every=1, patience=20.0))
+    trial = run.trials.to_pylist()[0]
+    assert (trial["status"], trial["senders"], trial["connections"]) == ("ok", 2, 3)
+    assert (trial["delivered"], trial["lost"], trial["strayed"], trial["samples"]) == (2 * 416, 0, 0, 600)
+    each = run.table("connections")
+    assert each is not None
+    assert each["connection"].to_pylist() == list(range(6))
+    sent = each["sent"].to_pylist()
+    assert sent == each["received"].to_pylist() == each["answered"].to_pylist()
+    assert sum(sent[:3]) == sum(sent[3:]) == 416  # of each sender all of its messages
+
+
 def test_tcp_messages_that_no_socket_buffer_holds_are_sent_in_parts(tmp_path: pathlib.Path) -> None:
     text = asked("tcp", connections=8, messages=40, warmup=4, check_every=1, socket_buffer=65536)
     run = carried_out(tmp_path, text.replace("repeats = 1", "repeats = 1\nsizes = [300000]"))
@@ -63,7 +77,6 @@ def test_tcp_messages_that_no_socket_buffer_holds_are_sent_in_parts(tmp_path: pa
 @pytest.mark.parametrize(
     ("path", "fields", "words"),
     [
-        ("tcp", {"senders": 2}, "several connections have one sender"),
         ("tcp", {"wait": "select"}, "many sockets are waited for by epoll"),
         ("udp", {"rest": 100}, "rest is of a single connection"),
         ("tcp", {"zerocopy_send": True}, "zerocopy_send is of a single connection"),

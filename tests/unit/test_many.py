@@ -15,9 +15,9 @@ from cython_ext.loops.many import run_connections
 from cython_ext.sockets.many_sockets import ManySocketsTransport
 from hwrx.control.messages import Prepare, Role, Setting
 from hwrx.control.places import Place
-from hwrx.errors import PeerError
-from hwrx.paths import open_endpoint
-from hwrx.runs.by_connection import ByConnection, account_connections
+from hwrx.errors import PeerError, UsageError
+from hwrx.paths import check_setting, open_endpoint
+from hwrx.runs.by_connection import ByConnection, account_connections, join_connections
 
 MESSAGES, WARMUP, COOLDOWN = 50, 4, 6
 TOTAL = MESSAGES + WARMUP + COOLDOWN
@@ -112,6 +112,32 @@ def test_connections_want_memory_before_they_run() -> None:
         run_connections(trial(), client, client.connections, "client")
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "words"),
+    [
+        ("rdma-ud", {"pattern": "stream"}, "rdma-ud does not read connections in stream, only in pingpong"),
+        ("rdma-cas", {"pattern": "stream"}, "rdma-cas does not read connections in stream, only in pingpong"),
+        ("rdma-fetch-add", {"connect": "cm"}, "RDMA-CM connects one queue pair here"),
+        ("rdma-fetch-add", {"srq": False}, "rdma-fetch-add does not read srq"),
+        ("rdma-ud", {"window": 7}, "window is of a single connection"),
+        ("rdma-ud", {"receives": 9}, "receives is of a single connection"),
+        ("rdma-ud", {"registration": "message"}, "share one memory region"),
+        ("rdma-ud", {"size": 4097}, "at most the MTU"),
+        ("rdma-write-imm", {}, "rdma-write-imm does not read connections"),
+    ],
+)
+def test_what_many_connections_cannot_have_is_refused(path: str, fields: dict[str, Any], words: str) -> None:
+    size = 8 if path in ("rdma-fetch-add", "rdma-cas") else 64
+    with pytest.raises(UsageError, match=words) as caught:
+        check_setting(Setting(**{"path": path, "connections": 5, "size": size, **fields}))
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("path", ["rdma-send", "rdma-read", "rdma-ud", "rdma-fetch-add", "rdma-cas", "udp", "tcp"])
+def test_these_paths_have_many_connections(path: str) -> None:
+    check_setting(Setting(path=path, connections=5, size=8))
+
+
 # --- the account ---------------------------------------------------------------------------------------------------
 
 
@@ -155,3 +181,13 @@ def test_times_go_to_the_connection_that_the_message_went_on() -> None:
         "trial": 9, "connection": 1, "sent": 3, "received": None, "answered": 2, "unanswered": 1, "p50_ns": 7.0,
     }  # fmt: skip
     assert rows[2]["p50_ns"] is None
+
+
+def test_the_connections_of_several_senders_follow_each_other() -> None:
+    joined = join_connections([account([5, 4], [5, 4], [5, 4]), account([7, 3], [7, 3], [7, 2])])
+    assert joined.sent.tolist() == [5, 4, 7, 3]
+    assert joined.open_accounts(whole=True).tolist() == [3]
+    assert joined.table(0)["connection"].to_pylist() == [0, 1, 2, 3]
+    passive = join_connections([account([5], None, [5]), account([6], None, [6])])
+    assert passive.received is None
+    assert passive.answered.tolist() == [5, 6]

@@ -51,6 +51,10 @@ def get(device: Device, **fields: Any) -> PinnedBuffer:
             Device(rc="SEND RECV"), {"mr": "odp", "connections": 3},
             "for RECV, SEND of RC, and rdma-send needs it for SEND, SRQ_RECV", "another path",
         ),
+        (  # its client has one queue pair, with a queue of its own
+            Device(ud="SEND SRQ_RECV"), {"mr": "odp", "path": "rdma-ud", "connections": 3},
+            "for SEND, SRQ_RECV of UD, and rdma-ud needs it for RECV, SEND, SRQ_RECV", "another path",
+        ),
         (
             Device(rc="SEND RECV"), {"mr": "odp", "path": "rdma-ud"},
             "has on-demand paging for nothing of UD", "another path",

@@ -134,7 +134,7 @@ QUEUE_PAIR_OPTIONS = [
     click.option("--retry-count", type=int, help="verbs RC: how often a lost packet is sent again [6]."),
     click.option("--connect", type=click.Choice(["pipe", "cm"]), help="verbs RC: who connects; cm: RDMA-CM [pipe]."),
     click.option("--connections", type=int, help="Of one process, a message under way on each: 1 to 1,000 [1]."),
-    click.option("--srq/--no-srq", default=None, help="rdma-send: connections share their receive requests."),
+    click.option("--srq/--no-srq", default=None, help="rdma-send, rdma-ud: connections share receive requests."),
     click.option(
         "--mr",
         type=click.Choice([*get_args(MemoryRegionKind), HUGE]),

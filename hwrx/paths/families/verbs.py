@@ -107,6 +107,7 @@ PATHS = (
         full_rtt=True,
         stream_seen_by="client",
         unflooded=_PASSIVE,
+        reads_in={"pingpong": CONNECTIONS},
     ),
     _path(
         "rdma-cas",
@@ -117,6 +118,7 @@ PATHS = (
         full_rtt=True,
         stream_seen_by="client",
         unflooded=_PASSIVE,
+        reads_in={"pingpong": CONNECTIONS},
     ),
     _path(
         "rdma-ud",
@@ -125,6 +127,7 @@ PATHS = (
         _QUEUE_PAIR | MIXED | _SENDING | _RECEIVING,
         way="rdma-send",
         flooding=Flooding(datagrams=True),
+        reads_in={"pingpong": CONNECTIONS | {"srq"}},
     ),
 )
 # path -> module of cython_ext.verbs, class
@@ -137,7 +140,15 @@ TRANSPORTS = {
     "rdma-cas": ("rc_atomic", "RcAtomicTransport"),
     "rdma-ud": ("ud", "UdSendTransport"),
 }
-MANY = ("many_pairs", "ManyPairsTransport")
+# the same with several connections, of the paths that read that
+MANY = {
+    "rdma-send": ("many_pairs", "ManyPairsTransport"),
+    "rdma-write": ("many_pairs", "ManyPairsTransport"),
+    "rdma-read": ("many_pairs", "ManyPairsTransport"),
+    "rdma-fetch-add": ("many_atomics", "ManyAtomicsTransport"),
+    "rdma-cas": ("many_atomics", "ManyAtomicsTransport"),
+    "rdma-ud": ("many_datagrams", "ManyDatagramsTransport"),
+}
 WAITS = ("poll", "event")
 LARGEST_MTU = 4096
 ATOMIC = 8  # bytes
@@ -178,7 +189,7 @@ def preload_endpoints() -> None:
     """
     from cython_ext.verbs.verbs_device import device_names
 
-    for module in dict.fromkeys(module for module, _ in (*TRANSPORTS.values(), MANY)):
+    for module in dict.fromkeys(module for module, _ in (*TRANSPORTS.values(), *MANY.values())):
         importlib.import_module(f"cython_ext.verbs.{module}")
     device_names()
 
@@ -189,8 +200,8 @@ def open_endpoint(prepare: Prepare) -> VerbsTransport:
     try:
         from cython_ext.verbs.verbs_device import device_names
 
-        many = prepare.setting.connections > 1
-        module, name = MANY if many else TRANSPORTS[prepare.setting.path]
+        kinds = MANY if prepare.setting.connections > 1 else TRANSPORTS
+        module, name = kinds[prepare.setting.path]
         transport = getattr(importlib.import_module(f"cython_ext.verbs.{module}"), name)
     except ImportError as error:
         raise MachineError(

@@ -1,0 +1,3 @@
+from cython_ext.verbs.many_pairs import ManyPairsTransport
+
+class ManyDatagramsTransport(ManyPairsTransport): ...

@@ -1,0 +1,1 @@
+# Nothing for Python: C functions that endpoints with many connections share.
