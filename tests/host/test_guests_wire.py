@@ -26,6 +26,7 @@ from hwrx.wires import stations
 pytestmark = pytest.mark.hwrx(needs=["root", "guest"])
 
 NAMED_WITHIN = 2.0  # seconds from a guest's death until it is named
+PATIENT: Any = {"ack_timeout": 20}  # a guest that gets no processor acknowledges nothing: 4 s each, and seven times
 NAMES = ("guest1", "guest2", "guest3", "sink")
 
 
@@ -41,7 +42,7 @@ def bed() -> Iterator[GuestsBed]:
 @pytest.mark.parametrize("pattern", ["pingpong", "stream"])
 def test_every_message_of_three_that_send_to_one_is_accounted_for(bed: GuestsBed, path: str, pattern: Any) -> None:
     with fleet.Fleet(bed) as agents:
-        found = agents.measure(0, Setting(path=path, pattern=pattern, flows="guest[1-3]>sink", messages=200))
+        found = agents.measure(0, Setting(path=path, pattern=pattern, flows="guest[1-3]>sink", messages=200, **PATIENT))
     told = found.between["by_flow"]
     assert {(flow["client"], flow["server"]) for flow in told} == {(f"guest{k}", "sink") for k in (1, 2, 3)}
     assert found.lost == []
@@ -60,7 +61,7 @@ def test_every_message_of_three_that_send_to_one_is_accounted_for(bed: GuestsBed
 def test_guests_send_to_each_other_as_hosts_do(bed: GuestsBed, flows: str, count: int) -> None:
     with fleet.Fleet(bed) as agents:
         for path in ("udp", "rdma-send"):
-            found = agents.measure(0, Setting(path=path, flows=flows, messages=50))
+            found = agents.measure(0, Setting(path=path, flows=flows, messages=50, **PATIENT))
             assert found.between["flow_count"] == count
             assert all(flow["delivered"] == 166 for flow in found.between["by_flow"])
 
@@ -136,5 +137,5 @@ def test_a_guest_that_is_killed_is_named_at_once_and_booted_again_for_the_next_t
         for name in ("guest1", "guest3"):
             assert flows[name]["posted"] == flows[name]["delivered"] + flows[name]["lost"] == 6116
         assert found.lost[-1] == "the figures are of 2 of 3 flows"
-        again = agents.measure(2, Setting(path="rdma-send", flows="guest[1-3]>sink", messages=20))
+        again = agents.measure(2, Setting(path="rdma-send", flows="guest[1-3]>sink", messages=20, **PATIENT))
         assert again.between["flow_count"] == 3 and again.lost == []
