@@ -15,7 +15,6 @@ from cython_ext.core.clock cimport now
 from cython_ext.core.payload cimport sequence_of
 from cython_ext.headers.infiniband_verbs cimport (
     IBV_WC_SUCCESS,
-    IBV_WR_ATOMIC_CMP_AND_SWP,
     IBV_WR_ATOMIC_FETCH_AND_ADD,
 )
 from cython_ext.verbs.atomic_counter cimport counted
@@ -26,8 +25,7 @@ from cython_ext.verbs.verbs_ring cimport BATCH, State, fail
 from cython_ext.verbs.verbs_shape cimport Shape
 from cython_ext.verbs.verbs_wait cimport wait_cq
 
-from cython_ext.verbs.rc_atomic import need_atomics
-from cython_ext.verbs.verbs_path import ACCESS_ATOMIC
+from cython_ext.verbs.rc_atomic import atomic_shape
 
 
 cdef int ask(ManyState *m, uint32_t connection) noexcept nogil:
@@ -109,13 +107,8 @@ cdef class ManyAtomicsTransport(ManyPairsTransport):
 
     def shape(self):
         """Of RcAtomicTransport's kind."""
-        need_atomics(self.context)
         self.completes_by_send = True
-        swaps = self.prepare.setting.path == "rdma-cas"
-        return Shape(
-            opcode=IBV_WR_ATOMIC_CMP_AND_SWP if swaps else IBV_WR_ATOMIC_FETCH_AND_ADD,
-            access=ACCESS_ATOMIC if self.prepare.role == "server" else 0, slots=1, receives=0, landing_out=True,
-        )
+        return atomic_shape(self, 1)
 
     cdef set_up(self, Shape shape):
         cdef ManyState *m = &self.m

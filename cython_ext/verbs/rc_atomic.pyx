@@ -89,14 +89,8 @@ cdef class RcAtomicTransport(VerbsTransport):
 
     def shape(self):
         """Landing buffers as far as the window goes; every completion is a delivery; of the server one counter."""
-        need_atomics(self.context)
         self.completes_by_send = True
-        swaps = self.prepare.setting.path == "rdma-cas"
-        return Shape(
-            opcode=IBV_WR_ATOMIC_CMP_AND_SWP if swaps else IBV_WR_ATOMIC_FETCH_AND_ADD,
-            access=ACCESS_ATOMIC if self.prepare.role == "server" else 0,
-            slots=ring_slots(self.size, self.prepare.setting.window) + 1, receives=0, landing_out=True,
-        )
+        return atomic_shape(self, ring_slots(self.size, self.prepare.setting.window) + 1)
 
     def __init__(self, prepare, chosen_port):
         VerbsTransport.__init__(self, prepare, chosen_port)
@@ -140,12 +134,20 @@ cdef class RcAtomicTransport(VerbsTransport):
         return VerbsTransport.explain(self, status)
 
 
-def need_atomics(context):
-    """Refuse a device without atomics.
+def atomic_shape(transport, slots):
+    """What a transport of the atomics needs.
 
-    :param context: a Context
-    :raises MachineError: if it has none
+    :param transport: a VerbsTransport whose context is open
+    :param slots: buffers in which answers land
+    :return: a Shape
+    :raises MachineError: if its device has no atomics
     """
+    context, prepare = transport.context, transport.prepare
     if not context.limits["atomics"]:
         words = f"{context.name} has no atomics (atomic_cap of ibv_query_device(3))"
         raise MachineError(words, remedy="rdma-read, say")
+    swaps = prepare.setting.path == "rdma-cas"
+    return Shape(
+        opcode=IBV_WR_ATOMIC_CMP_AND_SWP if swaps else IBV_WR_ATOMIC_FETCH_AND_ADD,
+        access=ACCESS_ATOMIC if prepare.role == "server" else 0, slots=slots, receives=0, landing_out=True,
+    )

@@ -23,7 +23,7 @@ from hwrx.runs.beds import Testbed
 from hwrx.runs.schedule import Pair
 from hwrx.runs.testbed import Bed
 from hwrx.wires import topology
-from hwrx.wires.topology import Made
+from hwrx.wires.made import Made
 
 if TYPE_CHECKING:
     from hwrx.timelines.traced import RunTracer

@@ -30,6 +30,7 @@ SAMPLES_A_CHUNK = 64_000  # 8 bytes each, a third more in base64: below LARGEST_
 
 Pattern = Literal["pingpong", "stream", "paced"]
 Role = Literal["client", "server"]
+ENDS: tuple[Role, Role] = ("client", "server")
 # poll and event are understood by every path: sockets take them for spin and block.
 Wait = Literal["poll", "event", "block", "epoll", "select", "busy-poll", "spin"]
 

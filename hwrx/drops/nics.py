@@ -23,7 +23,7 @@ from hwrx.host import tools
 from hwrx.host.ipv6 import why_no_ipv6
 from hwrx.host.undo import Undo
 from hwrx.nic import pci
-from hwrx.wires import topology
+from hwrx.wires import guest_nics, topology
 
 PORT = 40_778
 SIZE = 64
@@ -43,7 +43,7 @@ def nic_wire() -> Iterator[None]:
     """The two NICs: those that are up, or for so long. Of their own accord neither sends anything meanwhile."""
     nics_there()
     with topology.at_hand("nic"), Undo("NICs without IPv6") as undo:
-        for netdev in topology.NICS.values() if not why_no_ipv6() else ():
+        for netdev in guest_nics.NICS.values() if not why_no_ipv6() else ():
             undo.sysctl(f"net/ipv6/conf/{netdev}/disable_ipv6", "1")
         yield
 
@@ -85,11 +85,11 @@ def _burst(count: int, first: int, trial: int) -> int:
     from cython_ext.frames.packet import udp_frame, udp_template
 
     template = udp_template(
-        topology.NIC_HARDWARE["client"], topology.NIC_HARDWARE["server"], topology.NIC_ADDRESSES["client"],
-        topology.NIC_ADDRESSES["server"], PORT, PORT,
+        guest_nics.NIC_HARDWARE["client"], guest_nics.NIC_HARDWARE["server"], guest_nics.NIC_ADDRESSES["client"],
+        guest_nics.NIC_ADDRESSES["server"], PORT, PORT,
     )  # fmt: skip
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
-        sender.bind((topology.NICS["client"], 0))
+        sender.bind((guest_nics.NICS["client"], 0))
         for number in range(first, first + count):
             sender.send(udp_frame(template, payload.make(SIZE, number, trial)))
     return count
@@ -102,7 +102,7 @@ def _statistics(netdev: str) -> Counters:
 
 
 def _sent() -> int:
-    return _statistics(topology.NICS["client"])["tx_packets"]
+    return _statistics(guest_nics.NICS["client"])["tx_packets"]
 
 
 class Ours:
@@ -113,7 +113,7 @@ class Ours:
         import hwrx.nic
 
         self._nic = hwrx.nic.open_nic(
-            topology.NIC_HARDWARE["server"], own=(topology.NIC_ADDRESSES["server"],), rx=RING, promiscuous=True
+            guest_nics.NIC_HARDWARE["server"], own=(guest_nics.NIC_ADDRESSES["server"],), rx=RING, promiscuous=True
         )
         return self
 
@@ -143,7 +143,7 @@ class Kernels:
             raise MachineError("the polling thread is kept from a CPU of its own, and there is one CPU only")
         self._cpu, self._home = cpus[-1], set(cpus)
         self._stack = contextlib.ExitStack()
-        netdev = topology.NICS["server"]
+        netdev = guest_nics.NICS["server"]
         threaded = Path("/sys/class/net", netdev, "threaded")
         try:
             threaded.write_text("1", encoding="utf-8")
@@ -162,7 +162,7 @@ class Kernels:
         self._reader = self._stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         self._reader.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 28)
         self._reader.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, netdev.encode())
-        self._reader.bind((topology.NIC_ADDRESSES["server"], PORT))
+        self._reader.bind((guest_nics.NIC_ADDRESSES["server"], PORT))
         self._reader.settimeout(QUIET)
         return self
 
@@ -199,7 +199,7 @@ class Kernels:
 
     def counters(self) -> Counters:
         """As those of `Ours`, from the drivers' statistics."""
-        now = _statistics(topology.NICS["server"])
+        now = _statistics(guest_nics.NICS["server"])
         return {"sent": _sent(), "received": now["rx_packets"], "missed": now["rx_missed_errors"]}
 
 

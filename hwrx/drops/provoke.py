@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from hwrx.control.environment import parse_environment
+from hwrx.control.messages import ENDS
 from hwrx.drops import nics, roce
 from hwrx.drops.books import XDP_GENERIC, Balance, Books, Told, tell_nobody
 from hwrx.drops.scene import HERE, PORT, SIZE, Names, Scene
@@ -197,7 +198,7 @@ PLACES = (*PROVOKED, *nics.OVERRUN, *roce.TURNED_AWAY, roce.UNASKED, *roce.GIVEN
 def drop_wire() -> Iterator[Names]:
     """The two namespaces for any number of experiments."""
     with topology.netns() as made:
-        names = {end: parse_environment(made.peers[end]).name for end in topology.ENDS}
+        names = {end: parse_environment(made.peers[end]).name for end in ENDS}
         yield names
 
 

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
-from hwrx.control.messages import Pattern, Prepare, Role, Setting
+from hwrx.control.messages import ENDS, Pattern, Prepare, Role, Setting
 from hwrx.control.places import Place
 from hwrx.drops.books import Balance, Books, Told
 from hwrx.drops.scene import Scene
@@ -53,7 +53,7 @@ class Words(TypedDict, total=False):
 def _prepare(role: Role, trial: int, path: str, **setting: Unpack[Words]) -> Prepare:
     ends = {
         end: Place(address=topology.ADDRESSES[end], netdev=topology.LINKS[end], verbs=topology.DEVICES[end])
-        for end in topology.ENDS
+        for end in ENDS
     }
     other: Role = "server" if role == "client" else "client"
     wanted = Setting(size=SIZE, warmup=0, cooldown=0, check_every=0, path=path, **setting)
@@ -99,7 +99,7 @@ def wrong_icrc(scene: Scene, stack: contextlib.ExitStack, books: Books) -> None:
     from cython_ext.verbs.verbs_queue import QKEY
 
     ends = []
-    for role in topology.ENDS:
+    for role in ENDS:
         end = _open(UdSendTransport, _prepare(role, scene.trial, path="rdma-ud"))
         stack.callback(end.close)
         ends.append(end)
@@ -123,7 +123,7 @@ def send_unasked(books: Books, messages: int, trial: int) -> Balance:
             stack.enter_context(
                 contextlib.closing(_open(UdSendTransport, _prepare(end, trial, path="rdma-ud", **setting)))
             )
-            for end in topology.ENDS
+            for end in ENDS
         )
         client.connect(server.describe())
         server.connect(client.describe())

@@ -19,7 +19,7 @@ from hwrx.host.decoding import UNREADABLE
 from hwrx.host.outside import clean_text, describe_status
 from hwrx.lab import requests
 from hwrx.lab.mux import LARGEST, Frame, Kind, Mux
-from hwrx.wires.topology import Made
+from hwrx.wires.made import Made
 
 Said = TypeVar("Said")
 COMMAND_ENDS_WITHIN = 2.0  # seconds that a command has when nobody hears it any more

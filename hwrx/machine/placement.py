@@ -21,13 +21,12 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from hwrx.control.messages import Role, Setting, Wait
+from hwrx.control.messages import ENDS, Role, Setting, Wait
 from hwrx.control.places import Place, Placed, Survey
 from hwrx.errors import PathError, TrialError, UsageError
 from hwrx.machine import scheduling
 from hwrx.verbs.rxe import netdev_of
 
-ENDS: tuple[Role, Role] = ("client", "server")
 POLLING = ("poll", "spin", "busy-poll")  # of Wait: these keep a CPU busy until a message comes
 DROPS = ("rx_dropped", "rx_missed_errors", "rx_fifo_errors", "rx_errors", "tx_dropped", "tx_errors")
 BOOT_ID = "proc/sys/kernel/random/boot_id"

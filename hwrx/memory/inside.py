@@ -9,14 +9,14 @@ import msgspec
 from hwrx.host import tools
 from hwrx.host.interruption import run_beneath
 from hwrx.memory import everything
-from hwrx.wires import topology
+from hwrx.wires import guest_nics
 
 
 def main() -> int:
     """Serve one request; the exit code."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=everything.Request)
-    tools.run_tool("modprobe", "-a", *topology.NIC_MODULES)
-    nic = topology.NIC_HARDWARE["server"]
+    tools.run_tool("modprobe", "-a", *guest_nics.NIC_MODULES)
+    nic = guest_nics.NIC_HARDWARE["server"]
     found = everything.measure_everything(pages=request.pages, nic=nic, clock=request.clock)
     sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
     sys.stdout.buffer.flush()

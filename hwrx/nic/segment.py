@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from hwrx.errors import UsageError
-from hwrx.wires.topology import NIC_HUB
+from hwrx.wires.guest_nics import NIC_HUB
 
 LONGEST = 65_536  # bytes of a frame
 AT_ONCE = 0.2  # seconds that a full socket may make the sender wait

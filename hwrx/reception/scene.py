@@ -17,15 +17,15 @@ from pathlib import Path
 from msgspec import Struct
 
 from hwrx.control.environment import parse_environment
-from hwrx.control.messages import Role
+from hwrx.control.messages import ENDS, Role
 from hwrx.errors import MachineError, TrialError, UsageError
 from hwrx.host import netns, tools
 from hwrx.host.owners import Owner, owners_of
 from hwrx.host.undo import Undo
 from hwrx.reception.records import Event, Recorder, driver_of
 from hwrx.wires import topology
+from hwrx.wires.made import Made
 from hwrx.wires.router import GATEWAYS
-from hwrx.wires.topology import Made
 
 TOKEN = b"hwrx reception: "  # what the packet's payload begins with
 REHEARSALS = 3  # packets before the one that is followed: the ways are known, and nothing is done for the first time
@@ -34,7 +34,6 @@ LARGEST = 1472  # bytes of a datagram in one frame of 1,514
 REWRITTEN = 9999  # the port of the router's own address that is sent on
 PATIENCE = 20.0  # seconds for a packet on an emulated machine that is busy
 SETTLE = 0.05  # seconds after the reader has it, in which the interrupt's end and the poll's are seen
-ENDS: tuple[Role, Role] = ("client", "server")
 # of the NE2000s, which the topology only names: 198.18.0.0/15 is set aside for benchmarks (RFC 2544)
 PIO_ADDRESSES: dict[Role, str] = {"client": "198.18.80.1", "server": "198.18.80.2"}
 Say = Callable[[str, str], None]

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from hwrx.campaign import measuring, walking
 from hwrx.control.environment import parse_environment
 from hwrx.control.guest_boot import BOOT_FIELDS, Boot, Iommu, Mitigations, Priced
-from hwrx.control.messages import Role
+from hwrx.control.messages import ENDS, Role
 from hwrx.control.places import Place
 from hwrx.errors import GuestError, MachineError, StandstillError, TrialError, UsageError
 from hwrx.host import tools
@@ -266,7 +266,7 @@ class Lab:
         :raises GuestError: if it does not end in time
         """
         bed = self._need_bed()
-        ends = list(bed.guests) if isinstance(bed, GuestsBed) else topologies.ENDS
+        ends = list(bed.guests) if isinstance(bed, GuestsBed) else ENDS
         if end is not None and end not in ends:
             raise UsageError(f"this topology has no end '{end}'", remedy=f"one of: {', '.join(ends)}")
         if not argv or isinstance(argv, str):
@@ -274,7 +274,7 @@ class Lab:
         with self._one_at_a_time():
             if isinstance(bed, GuestsBed):
                 return bed.guests[end or ends[0]].run(argv, limit=limit)
-            role = next((role for role in topologies.ENDS if role == end), None)
+            role = next((role for role in ENDS if role == end), None)
             if isinstance(bed, GuestBed):
                 namespace = parse_environment(bed.guest.peers.get(role, "local")).netns if role else None
                 return bed.guest.run(argv, limit=limit, netns=namespace)

@@ -16,6 +16,7 @@ from hwrx.errors import HwrxError, UsageError
 from hwrx.host import tools
 from hwrx.lab import accelerator, initramfs, kernel
 from hwrx.runs import lanes, testbed
+from hwrx.wires import guest_nics
 from hwrx.wires import topology as topologies
 
 VERBS = Path("/sys/class/infiniband")
@@ -52,9 +53,9 @@ def _two_cpus() -> str:
 
 
 def _queues() -> str:
-    subprocess.run(["modprobe", "-a", *topologies.QUEUES_MODULES], capture_output=True, check=False)
+    subprocess.run(["modprobe", "-a", *guest_nics.QUEUES_MODULES], capture_output=True, check=False)
     found = {file.read_text(encoding="utf-8").strip() for file in Path("/sys/class/net").glob("*/address")}
-    return "" if topologies.QUEUES_HARDWARE["server"] in found else "there is no NIC with several queues"
+    return "" if guest_nics.QUEUES_HARDWARE["server"] in found else "there is no NIC with several queues"
 
 
 @functools.cache

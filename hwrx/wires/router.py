@@ -10,12 +10,11 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from hwrx.control.messages import Role
+from hwrx.control.messages import ENDS, Role
 from hwrx.control.places import Place
 from hwrx.host import netns, tools
 from hwrx.host.undo import Undo
 
-ENDS: tuple[Role, Role] = ("client", "server")
 # 198.18.0.0/15 is set aside for benchmarks of networks (RFC 2544)
 ADDRESSES: dict[Role, str] = {"client": "198.18.81.1", "server": "198.18.82.2"}
 GATEWAYS: dict[Role, str] = {"client": "198.18.81.254", "server": "198.18.82.254"}

@@ -9,20 +9,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from hwrx.control.messages import Role
+from hwrx.control.messages import ENDS, Role
 from hwrx.control.places import Place
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools
 from hwrx.host.undo import Undo
 from hwrx.verbs.rxe import VERBS, add_rxe, load_rxe, wait_for_gid
 from hwrx.wires import reaching
+from hwrx.wires.made import SMALLEST_MTU
 
-ENDS: tuple[Role, Role] = ("client", "server")
 MODULE = "virtio_net"
 NETDEV = "hwire0"
 DEVICE = "rxewire0"
 MOST = 64  # guests on one wire
-SMALLEST_MTU, LARGEST_MTU = 1280, 9216  # a jumbo frame's, as of an 82574L; QEMU's NIC would take more
+LARGEST_MTU = 9216  # a jumbo frame's, as of an 82574L; QEMU's NIC would take more
 
 
 def station_address(number: int) -> str:

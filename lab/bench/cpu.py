@@ -47,6 +47,7 @@ from hwrx.runs.schedule import Pair
 from hwrx.runs.testbed import GuestBed
 from hwrx.timelines import counted
 from hwrx.wires import topology
+from hwrx.wires.made import Made
 
 GOAL = 0.03
 MORE = 60_000
@@ -186,7 +187,7 @@ class End(threading.Thread):
         self.said = trial.meter.said()
 
 
-def compare(made: topology.Made, setting: Setting, number: int, group: Path | None) -> tuple[float, float]:
+def compare(made: Made, setting: Setting, number: int, group: Path | None) -> tuple[float, float]:
     """One trial: ns a message that we say, and that the kernel charged to both threads between the same two messages.
 
     The observer's meter reads the kernel's count with its own clocks, so that nothing but the loop is in either.
@@ -219,7 +220,7 @@ def compare(made: topology.Made, setting: Setting, number: int, group: Path | No
 
 
 @contextlib.contextmanager
-def connected(made: topology.Made, setting: Setting, number: int) -> Iterator[dict[Role, Any]]:
+def connected(made: Made, setting: Setting, number: int) -> Iterator[dict[Role, Any]]:
     """Yield both ends' endpoints, each opened in its own namespace, connected."""
     spaces = {role: parse_environment(made.peers[role]).name for role, _ in ENDS}
     ends: dict[Role, Any] = {}

@@ -54,7 +54,7 @@ from hwrx.errors import HwrxError
 from hwrx.lab import guest, mux
 from hwrx.lab.mux import Kind, Splitter, pack_frame
 from hwrx.lab.port import Port
-from hwrx.wires.topology import Made
+from hwrx.wires.made import Made
 
 Reader = Callable[[bytes], object]
 Source = Callable[[random.Random], bytes]

@@ -46,11 +46,11 @@ class Rig:
 
     def __init__(self) -> None:
         import hwrx.nic
-        from hwrx.wires import topology
+        from hwrx.wires import guest_nics, topology
 
         self.topology = topology
-        self.address = topology.NIC_ADDRESSES
-        self.sender = hwrx.nic.open_nic(topology.NIC_HARDWARE["client"], own=(self.address["client"],), tx=256, rx=64)
+        self.address = guest_nics.NIC_ADDRESSES
+        self.sender = hwrx.nic.open_nic(guest_nics.NIC_HARDWARE["client"], own=(self.address["client"],), tx=256, rx=64)
 
     def frames(self, size: int, mac: str, first: int = 0) -> list[bytes]:
         from cython_ext.core.payload import make
@@ -68,7 +68,7 @@ class Rig:
         import hwrx.nic
 
         return hwrx.nic.open_nic(
-            self.topology.NIC_HARDWARE["server"], own=(self.address["server"],), rx=512, tx=64, **options
+            self.guest_nics.NIC_HARDWARE["server"], own=(self.address["server"],), rx=512, tx=64, **options
         )
 
     def transport(self, link: Any, size: int, mac: str | None = None, **options: Any) -> Any:
@@ -154,7 +154,7 @@ def by_port(rig: Rig, rounds: int, typical: Typical) -> dict[str, dict[int, floa
 
     reading = clock.cost()["p50"]
     rows: dict[str, dict[int, float]] = {}
-    nics, address = rig.topology.PIO_NICS, rig.address
+    nics, address = rig.guest_nics.PIO_NICS, rig.address
     with ne2k.open_link(nics["client"]) as sender:
         for width in (1, 2, 4):
             for size in SIZES:
@@ -187,7 +187,7 @@ def theirs(rig: Rig, rounds: int) -> dict[str, dict[int, float]]:
     from cython_ext.frames.xdp_ring import XdpRing
     from cython_ext.loops import cost
 
-    netdev, mac = rig.topology.NICS["server"], rig.topology.NIC_HARDWARE["server"]
+    netdev, mac = rig.guest_nics.NICS["server"], rig.guest_nics.NIC_HARDWARE["server"]
 
     def total(frames: list[bytes], receive: Callable[[], int]) -> float:
         for _ in range(20):  # warm: slabs, caches of the stack, the interrupt moderation's guess
@@ -237,7 +237,7 @@ def kernel_socket(rig: Rig, size: int) -> Any:
     from cython_ext.sockets.udp import UdpTransport
 
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, rig.topology.NICS["server"].encode())
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, rig.guest_nics.NICS["server"].encode())
     sock.bind((rig.address["server"], PORT))
     end = UdpTransport(
         sock, size=size, window=256, batch=BATCH, stream=False, trial=1, manner="block", patience=1.0, limit=5.0
@@ -261,7 +261,7 @@ def integrity(rig: Rig, counts: dict[int, int]) -> dict[int, dict[str, int]]:
             import hwrx.nic
 
             nic = hwrx.nic.open_nic(
-                rig.topology.NIC_HARDWARE[side], own=(rig.address[side],), rx=1024, tx=256, interrupt="auto"
+                rig.guest_nics.NIC_HARDWARE[side], own=(rig.address[side],), rx=1024, tx=256, interrupt="auto"
             )
             ends.append(
                 DatagramTransport(
@@ -395,3 +395,5 @@ def records(result: dict[str, Any], clock: str) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+# FIXME guest_nics

@@ -40,10 +40,11 @@ def ends(path: str, size: int, window: int, **more: Any) -> dict[str, Any]:
     from hwrx import paths
     from hwrx.control.messages import Prepare, Setting
     from hwrx.control.places import Place
-    from hwrx.wires import topology
+    from hwrx.wires import guest_nics
 
     places = {
-        role: Place(address=topology.NIC_ADDRESSES[role], netdev=topology.NICS[role]) for role in ("client", "server")
+        role: Place(address=guest_nics.NIC_ADDRESSES[role], netdev=guest_nics.NICS[role])
+        for role in ("client", "server")
     }
     # of a stream the server has buffers for many messages, and expects nothing else
     setting = Setting(path=path, pattern="stream", size=size, wait="poll", window=window, **{"limit": 5.0, **more})
@@ -214,3 +215,5 @@ def records(rows: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+# FIXME guest_nics

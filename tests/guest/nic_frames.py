@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 
 from hwrx.nic.e1000e import E1000e
-from hwrx.wires import topology
+from hwrx.wires import guest_nics
 
-OURS, THEIRS = topology.NIC_HARDWARE["server"], topology.NIC_HARDWARE["client"]
+OURS, THEIRS = guest_nics.NIC_HARDWARE["server"], guest_nics.NIC_HARDWARE["client"]
 STATION, OTHER = (bytes.fromhex(mac.replace(":", "")) for mac in (OURS, THEIRS))
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 KIND = 0x88B5  # IEEE: for experiments
@@ -53,7 +53,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(KIND))
-        self.socket.bind((topology.NICS["client"], KIND))
+        self.socket.bind((guest_nics.NICS["client"], KIND))
         self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
         self.socket.settimeout(10)
 

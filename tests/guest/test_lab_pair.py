@@ -19,6 +19,7 @@ import pytest
 from hwrx import cli, load
 from hwrx.campaign import measuring
 from hwrx.control.environment import parse_environment
+from hwrx.control.messages import ENDS
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools, undo
 from hwrx.machine import description
@@ -48,7 +49,7 @@ def hwrx(*arguments: str) -> Done:
 
 
 def test_both_rxe_devices_have_the_gid_of_their_address() -> None:
-    for end in topology.ENDS:
+    for end in ENDS:
         assert rxe.gid_index(topology.DEVICES[end], topology.ADDRESSES[end]) is not None
 
 
@@ -66,7 +67,7 @@ def test_a_second_pair_is_refused_in_words() -> None:
 
 def test_a_namespace_has_no_rxe_but_a_wire() -> None:
     with topology.netns() as made:
-        client, server = (parse_environment(made.peers[end]).name for end in topology.ENDS)
+        client, server = (parse_environment(made.peers[end]).name for end in ENDS)
         script = (
             f"import socket; s = socket.create_server(('{made.places['server'].address}', 9)); print(s.accept()[1][0])"
         )
@@ -88,7 +89,7 @@ while True:
 def test_devices_lists_what_is_there_as_pyverbs_and_sysfs_know_it() -> None:
     found = {device.name: device for device in devices.verbs_devices()}
     assert {"rxe0", "rxe1"} <= found.keys()
-    for end in topology.ENDS:
+    for end in ENDS:
         device = found[topology.DEVICES[end]]
         assert device.asked == "pyverbs"
         assert device.software

@@ -11,7 +11,7 @@ from guest_ends import Places
 from hwrx import memory
 from hwrx.host import tools
 from hwrx.probes import cgroups
-from hwrx.wires import topology
+from hwrx.wires import guest_nics
 
 PAGES = 128
 LITTLE = 128 << 20  # bytes of filler: enough for a guest that does nothing else
@@ -36,9 +36,9 @@ def nothing_left() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def measured(pair: Places) -> memory.Measured:
     tools.run_tool("modprobe", "e1000e")
-    nic = topology.NIC_HARDWARE["server"]
+    nic = guest_nics.NIC_HARDWARE["server"]
     return memory.measure_pages(
-        pages=PAGES, device="rxe0", nic=nic, own=(topology.NIC_ADDRESSES["server"],), filler=LITTLE
+        pages=PAGES, device="rxe0", nic=nic, own=(guest_nics.NIC_ADDRESSES["server"],), filler=LITTLE
     )
 
 

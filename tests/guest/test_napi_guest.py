@@ -9,19 +9,20 @@ import pytest
 from guest_ends import ROLES, Ends
 
 from hwrx.control.messages import Setting, Start
-from hwrx.wires import topology
+from hwrx.wires import guest_nics, topology
+from hwrx.wires.made import Made
 
 PATHS = ("udp", "tcp")
 
 
 @pytest.fixture(scope="module")
-def wire() -> Iterator[topology.Made]:
+def wire() -> Iterator[Made]:
     with topology.build_topology("nic") as made:
         yield made
 
 
 @pytest.fixture
-def ends(wire: topology.Made) -> Iterator[Ends]:
+def ends(wire: Made) -> Iterator[Ends]:
     """Agents on both NICs; afterwards these are polled as they were."""
     before = state()
     ends = Ends(wire.places)
@@ -33,7 +34,7 @@ def ends(wire: topology.Made) -> Iterator[Ends]:
 
 
 def state() -> list[str]:
-    return [Path(f"/sys/class/net/{topology.NICS[role]}/threaded").read_text().strip() for role in ROLES]
+    return [Path(f"/sys/class/net/{guest_nics.NICS[role]}/threaded").read_text().strip() for role in ROLES]
 
 
 def switches() -> dict[str, int]:
@@ -41,7 +42,7 @@ def switches() -> dict[str, int]:
     found = {}
     for task in Path("/proc").glob("[0-9]*"):
         name = (task / "comm").read_text().strip()
-        if any(name.startswith(f"napi/{netdev}"[:15]) for netdev in topology.NICS.values()):
+        if any(name.startswith(f"napi/{netdev}"[:15]) for netdev in guest_nics.NICS.values()):
             found[name] = int((task / "schedstat").read_text().split()[2])
     return found
 

@@ -27,23 +27,24 @@ from hwrx.host import tools, undo
 from hwrx.nic import pci
 from hwrx.nic import registers as reg
 from hwrx.nic.e1000e import E1000e
-from hwrx.wires import topology
+from hwrx.wires import guest_nics, topology
+from hwrx.wires.made import Made
 
 
 @pytest.fixture(scope="module")
-def segment() -> Iterator[topology.Made]:
+def segment() -> Iterator[Made]:
     with topology.build_topology("nic") as made:
         yield made
 
 
 @pytest.fixture
-def kernel(segment: topology.Made) -> Iterator[Kernel]:
+def kernel(segment: Made) -> Iterator[Kernel]:
     end = Kernel()
     yield end
     end.socket.close()
 
 
-def own(address: str = topology.NIC_ADDRESSES["server"]) -> dict[str, tuple[str, ...]]:
+def own(address: str = guest_nics.NIC_ADDRESSES["server"]) -> dict[str, tuple[str, ...]]:
     return {"own": (address,)}
 
 
@@ -57,7 +58,7 @@ def state() -> dict[str, object]:
     """What must be the same after a NIC was taken and given back."""
     nic = pci.find_nic(OURS)
     shown = subprocess.run(
-        ["ip", "-oneline", "-4", "addr", "show", "dev", topology.NICS["server"]],
+        ["ip", "-oneline", "-4", "addr", "show", "dev", guest_nics.NICS["server"]],
         capture_output=True,
         text=True,
         check=True,
@@ -69,12 +70,12 @@ def state() -> dict[str, object]:
         "addresses": shown.stdout.split("inet")[1:],
         "neighbours": sorted(neighbours.stdout.splitlines()),
         "kept": list(pci.KEPT.glob("*")),
-        "up": "1" if (Path("/sys/class/net") / topology.NICS["server"] / "carrier").read_text() == "1\n" else "0",
+        "up": "1" if (Path("/sys/class/net") / guest_nics.NICS["server"] / "carrier").read_text() == "1\n" else "0",
     }
 
 
 @pytest.fixture(autouse=True)
-def as_it_was(segment: topology.Made) -> Iterator[None]:
+def as_it_was(segment: Made) -> Iterator[None]:
     before = state()
     yield
     assert state() == before
@@ -298,20 +299,22 @@ def test_a_spurious_interrupt_is_slept_over(kernel: Kernel) -> None:
 # --- taking and giving back ----------------------------------------------------------------------------------------
 
 
-def test_a_nic_in_use_is_refused(segment: topology.Made) -> None:
-    with pytest.raises(MachineError, match=rf"{topology.NICS['server']} is in use: it has the address 198.18.78.2/24"):
+def test_a_nic_in_use_is_refused(segment: Made) -> None:
+    with pytest.raises(
+        MachineError, match=rf"{guest_nics.NICS['server']} is in use: it has the address 198.18.78.2/24"
+    ):
         hwrx.nic.open_nic(OURS)
-    subprocess.run(["ip", "route", "add", "default", "dev", topology.NICS["server"]], check=True)
+    subprocess.run(["ip", "route", "add", "default", "dev", guest_nics.NICS["server"]], check=True)
     try:
         with pytest.raises(MachineError, match="carries the default route"):
             hwrx.nic.open_nic(OURS, **own())
     finally:
-        subprocess.run(["ip", "route", "del", "default", "dev", topology.NICS["server"]], check=True)
+        subprocess.run(["ip", "route", "del", "default", "dev", guest_nics.NICS["server"]], check=True)
 
 
-def test_an_open_connection_is_a_use(segment: topology.Made) -> None:
+def test_an_open_connection_is_a_use(segment: Made) -> None:
     with (
-        socket.create_server((topology.NIC_ADDRESSES["server"], 0)) as listener,
+        socket.create_server((guest_nics.NIC_ADDRESSES["server"], 0)) as listener,
         socket.create_connection(listener.getsockname()),
     ):
         assert any("open connection" in reason for reason in pci.uses_of(pci.find_nic(OURS)))
@@ -320,19 +323,19 @@ def test_an_open_connection_is_a_use(segment: topology.Made) -> None:
     assert pci.find_nic(OURS).driver == "e1000e"
 
 
-def test_a_nic_that_is_no_82574(segment: topology.Made) -> None:
+def test_a_nic_that_is_no_82574(segment: Made) -> None:
     with pytest.raises(UsageError, match="ne2k_pci, which this driver does not know"):
-        hwrx.nic.open_nic(topology.PIO_NICS["client"])
+        hwrx.nic.open_nic(guest_nics.PIO_NICS["client"])
 
 
-def test_an_exception_gives_the_nic_back(segment: topology.Made) -> None:
+def test_an_exception_gives_the_nic_back(segment: Made) -> None:
     with pytest.raises(ZeroDivisionError), taken() as nic:
         assert pci.find_nic(OURS).driver == "vfio-pci"
         _ = 1 / 0
     assert nic.closed
 
 
-def test_two_processes_cannot_have_it(segment: topology.Made) -> None:
+def test_two_processes_cannot_have_it(segment: Made) -> None:
     with taken() as nic, program(f"import hwrx.nic; hwrx.nic.open_nic({nic.device.address!r})") as other:
         _, words = other.communicate(timeout=60)
         assert "in use by another process" in words
@@ -356,7 +359,7 @@ def holder() -> Iterator[subprocess.Popen[str]]:
 
 HOLD = f"""
 import hwrx.nic
-nic = hwrx.nic.open_nic({OURS!r}, own=({topology.NIC_ADDRESSES["server"]!r},))
+nic = hwrx.nic.open_nic({OURS!r}, own=({guest_nics.NIC_ADDRESSES["server"]!r},))
 print("open", flush=True)
 for packet in nic.receive(): pass
 """
@@ -379,7 +382,7 @@ def test_after_a_kill_its_keeper_gives_the_nic_back(kernel: Kernel) -> None:
         time.sleep(0.1)
     assert not list(undo.JOURNALS.glob(journals))
     assert pci.find_nic(OURS).driver == "e1000e"
-    assert pci.find_nic(OURS).netdev == topology.NICS["server"]
+    assert pci.find_nic(OURS).netdev == guest_nics.NICS["server"]
 
 
 def test_after_a_kill_of_the_keeper_too_it_can_be_opened_again_and_is_given_back_then(kernel: Kernel) -> None:
@@ -393,7 +396,7 @@ def test_after_a_kill_of_the_keeper_too_it_can_be_opened_again_and_is_given_back
     # frames still come for a NIC that nobody drives: the kernel took bus mastering away with the file descriptor
     kernel.send(*(frame(i) for i in range(100)))
     left = pci.find_nic(OURS)
-    assert left.driver == "vfio-pci" and left.was == topology.NICS["server"]
+    assert left.driver == "vfio-pci" and left.was == guest_nics.NICS["server"]
     with taken() as nic:
         kernel.send(frame(1))
         assert number_of(next(nic.receive(timeout=5)).data) == 1
@@ -412,13 +415,13 @@ def hwrx_nic(*words: str) -> str:
     return done.output
 
 
-def test_list_shows_all_four(segment: topology.Made) -> None:
+def test_list_shows_all_four(segment: Made) -> None:
     shown = hwrx_nic("list", "--json")
     assert shown.count('"82574L"') == 2 and shown.count('"ne2k_pci"') == 2
     assert "it has the address 198.18.78.2/24" in shown
 
 
-def test_bind_refuses_and_forces(segment: topology.Made) -> None:
+def test_bind_refuses_and_forces(segment: Made) -> None:
     with pytest.raises(MachineError, match="in use"):
         hwrx_nic("bind", OURS)
     assert "bound to vfio-pci" in hwrx_nic("bind", "--force", OURS)

@@ -26,20 +26,21 @@ from hwrx.control.places import Place
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools, undo
 from hwrx.nic import ne2k, pci, registers
-from hwrx.wires import topology
+from hwrx.wires import guest_nics, topology
+from hwrx.wires.made import Made
 
 MESSAGES = 200
 KIND = 0x88B5  # IEEE: for experiments
 
 
 @pytest.fixture(scope="module")
-def segment() -> Iterator[topology.Made]:
+def segment() -> Iterator[Made]:
     with topology.build_topology("nic") as made:
         yield made
 
 
 @pytest.fixture(autouse=True)
-def given_back(segment: topology.Made) -> Iterator[None]:
+def given_back(segment: Made) -> Iterator[None]:
     yield
     assert [nic.driver for nic in pci.list_nics() if nic.supported] == ["e1000e", "e1000e", "ne2k-pci", "ne2k-pci"]
     assert not list(pci.KEPT.glob("*"))
@@ -92,7 +93,7 @@ class End(threading.Thread):
             self.chosen = end.chosen()
 
 
-def trial(segment: topology.Made, client: str, server: str, pattern: str, size: int, wait: str) -> dict[Role, End]:
+def trial(segment: Made, client: str, server: str, pattern: str, size: int, wait: str) -> dict[Role, End]:
     common: dict[str, Any] = {
         "pattern": pattern,
         "size": size,
@@ -129,7 +130,7 @@ def trial(segment: topology.Made, client: str, server: str, pattern: str, size: 
         *((path, "poll") for path in ("nic-ring", "xdp", "nic-pio")),
     ],
 )
-def test_ping_pong_on_the_nics(segment: topology.Made, path: str, wait: str) -> None:
+def test_ping_pong_on_the_nics(segment: Made, path: str, wait: str) -> None:
     ends = trial(segment, path, path, "pingpong", 64, wait)
     counts = ends["client"].counts
     assert ends["client"].ended == "complete"
@@ -137,7 +138,7 @@ def test_ping_pong_on_the_nics(segment: topology.Made, path: str, wait: str) -> 
 
 
 @pytest.mark.parametrize("path", ["nic-ring", "packet-ring", "xdp", "nic-pio"])
-def test_a_stream_of_long_messages_loses_nothing(segment: topology.Made, path: str) -> None:
+def test_a_stream_of_long_messages_loses_nothing(segment: Made, path: str) -> None:
     ends = trial(segment, path, path, "stream", 1400, "event")
     counts = ends["server"].counts
     assert (counts["delivered"], counts["checked"], counts["corrupt"], counts["lost"]) == (MESSAGES, MESSAGES, 0, 0)
@@ -148,19 +149,17 @@ def test_a_stream_of_long_messages_loses_nothing(segment: topology.Made, path: s
 
 @pytest.mark.parametrize(("client", "server"), [("udp", "nic-ring"), ("nic-ring", "udp")])
 @pytest.mark.parametrize("pattern", ["pingpong", "stream"])
-def test_the_kernels_socket_may_be_the_other_end(
-    segment: topology.Made, client: str, server: str, pattern: str
-) -> None:
+def test_the_kernels_socket_may_be_the_other_end(segment: Made, client: str, server: str, pattern: str) -> None:
     ends = trial(segment, client, server, pattern, 256, "event")
     counts = ends["client" if pattern == "pingpong" else "server"].counts
     assert (counts["delivered"], counts["corrupt"], counts["lost"]) == (MESSAGES, 0, 0)
     ours = ends["client" if client == "nic-ring" else "server"]
     theirs = "server" if client == "nic-ring" else "client"
-    assert ours.chosen["peer_mac"] == topology.NIC_HARDWARE[theirs]  # it was asked for: a socket does not say it
+    assert ours.chosen["peer_mac"] == guest_nics.NIC_HARDWARE[theirs]  # it was asked for: a socket does not say it
 
 
 @pytest.fixture
-def abandoned(segment: topology.Made) -> Iterator[Ends]:
+def abandoned(segment: Made) -> Iterator[Ends]:
     """Two agents in the middle of a trial that has no end of its own."""
     ends = Ends(segment.places)
     setting = Setting(path="nic-ring", messages=10_000_000, wait="event", limit=30.0)
@@ -177,18 +176,18 @@ def test_agents_whose_controller_goes_away_give_the_nics_back(abandoned: Ends) -
 
 
 def test_an_agent_that_is_killed_in_a_trial_leaves_a_nic_that_unbind_mends(abandoned: Ends) -> None:
-    held = pci.kept_state(pci.find_nic(topology.NICS["server"]).address)
+    held = pci.kept_state(pci.find_nic(guest_nics.NICS["server"]).address)
     assert held is not None
     pid = held.holder.split("-")[0]
     tools.run_tool("pkill", "-KILL", "-f", f"hwrx-keeper {undo.JOURNALS} {pid} ")  # or it might be first
     abandoned.kill("server")
     abandoned.close()
     left = [nic for nic in pci.list_nics() if nic.driver == "vfio-pci"]
-    assert [nic.was for nic in left] == [topology.NICS["server"]]
+    assert [nic.was for nic in left] == [guest_nics.NICS["server"]]
     done = CliRunner().invoke(command, ["unbind", left[0].address])
-    assert f"driven by e1000e as {topology.NICS['server']}" in done.output
+    assert f"driven by e1000e as {guest_nics.NICS['server']}" in done.output
     # somebody else has it by the time that the journal is carried out, and keeps it
-    pci.take_nic(pci.inspect_nic(left[0].address), "vfio-pci", own=(topology.NIC_ADDRESSES["server"],))
+    pci.take_nic(pci.inspect_nic(left[0].address), "vfio-pci", own=(guest_nics.NIC_ADDRESSES["server"],))
     try:
         assert [line.rsplit(" ", 1)[1] for line in undo.mend_leftovers()] == [pid]
         assert pci.inspect_nic(left[0].address).driver == "vfio-pci"
@@ -196,28 +195,28 @@ def test_an_agent_that_is_killed_in_a_trial_leaves_a_nic_that_unbind_mends(aband
         pci.give_back(left[0].address)
 
 
-def test_a_nic_that_several_give_back_at_once_has_its_link(segment: topology.Made) -> None:
+def test_a_nic_that_several_give_back_at_once_has_its_link(segment: Made) -> None:
     """A keeper, somebody at a terminal and a program that mends: whoever is late finds it given back."""
-    nic = pci.find_nic(topology.NICS["server"])
-    pci.take_nic(nic, "vfio-pci", own=(topology.NIC_ADDRESSES["server"],), holder="1-0000")
+    nic = pci.find_nic(guest_nics.NICS["server"])
+    pci.take_nic(nic, "vfio-pci", own=(guest_nics.NIC_ADDRESSES["server"],), holder="1-0000")
     program = f"from hwrx.nic.pci import give_back; give_back({nic.address!r}, '1-0000')"
     words = [sys.executable, "-P", "-c", program]
     several = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     assert [(each.communicate(timeout=300)[1], each.returncode) for each in several] == [("", 0)] * 4
     assert (pci.DEVICES / nic.address / "config").read_bytes()[registers.PCI_COMMAND] & registers.PCI_COMMAND_MASTER
-    assert Path("/sys/class/net", topology.NICS["server"], "carrier").read_text() == "1\n"
+    assert Path("/sys/class/net", guest_nics.NICS["server"], "carrier").read_text() == "1\n"
     assert not list(pci.KEPT.parent.glob("*.lock"))
 
 
-def test_a_place_without_the_hardware_is_named(segment: topology.Made) -> None:
+def test_a_place_without_the_hardware_is_named(segment: Made) -> None:
     for path, words in (("nic-ring", "needs a network device"), ("nic-pio", "needs an NE2000")):
         prepare = Prepare(trial=1, role="client", setting=Setting(path=path), here=Place(), there=Place())
         with pytest.raises(UsageError, match=words):
             paths.open_endpoint(prepare)
 
 
-def test_xdp_says_why_it_copies(segment: topology.Made) -> None:
-    netdev, mac = topology.NICS["client"], topology.NIC_HARDWARE["client"]
+def test_xdp_says_why_it_copies(segment: Made) -> None:
+    netdev, mac = guest_nics.NICS["client"], guest_nics.NIC_HARDWARE["client"]
     with XdpRing(netdev, mac, 40_000) as ring:
         assert not ring.zero_copy
         assert ring.why_copy == "the device's driver has no zero-copy"  # e1000e of every kernel so far
@@ -227,7 +226,7 @@ def test_xdp_says_why_it_copies(segment: topology.Made) -> None:
         XdpRing(netdev, mac, 40_000, zero_copy=True)
 
 
-def test_a_setting_that_wants_zero_copy_is_refused_by_a_driver_that_copies(segment: topology.Made) -> None:
+def test_a_setting_that_wants_zero_copy_is_refused_by_a_driver_that_copies(segment: Made) -> None:
     place = segment.places["client"]
 
     def prepare(setting: Setting) -> Prepare:
@@ -248,17 +247,17 @@ def test_a_setting_that_wants_zero_copy_is_refused_by_a_driver_that_copies(segme
 
 
 @pytest.mark.parametrize(("width", "event"), [(1, False), (2, True), (4, True)])
-def test_every_frame_byte_for_byte_through_the_port(segment: topology.Made, width: int, event: bool) -> None:
-    kernel = topology.PIO_NICS["client"]
+def test_every_frame_byte_for_byte_through_the_port(segment: Made, width: int, event: bool) -> None:
+    kernel = guest_nics.PIO_NICS["client"]
     with (
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(KIND)) as sender,
-        ne2k.open_link(topology.PIO_NICS["server"], width=width, event=event) as card,  # type: ignore[arg-type]
+        ne2k.open_link(guest_nics.PIO_NICS["server"], width=width, event=event) as card,  # type: ignore[arg-type]
     ):
         subprocess.run(["ip", "link", "set", kernel, "up"], check=True)
         sender.bind((kernel, KIND))
         sender.settimeout(10)
-        assert card.mac == topology.PIO_HARDWARE["server"]
-        ours, theirs = (bytes.fromhex(topology.PIO_HARDWARE[end].replace(":", "")) for end in ("server", "client"))
+        assert card.mac == guest_nics.PIO_HARDWARE["server"]
+        ours, theirs = (bytes.fromhex(guest_nics.PIO_HARDWARE[end].replace(":", "")) for end in ("server", "client"))
         sent = [
             ours + theirs + KIND.to_bytes(2, "big") + bytes((i + k) & 0xFF for k in range(46 + 7 * i))
             for i in range(150)

@@ -13,9 +13,9 @@ from hwrx import roce
 from hwrx.cli import main
 from hwrx.nic import open_nic, pci
 from hwrx.roce.parameters import gid_of
-from hwrx.wires import topology
+from hwrx.wires import guest_nics, topology
 
-OURS, THEIRS = topology.NIC_ADDRESSES["server"], topology.NIC_ADDRESSES["client"]
+OURS, THEIRS = guest_nics.NIC_ADDRESSES["server"], guest_nics.NIC_ADDRESSES["client"]
 ROOM = 1 << 16
 SUCCESS = "IBV_WC_SUCCESS"
 
@@ -23,9 +23,9 @@ SUCCESS = "IBV_WC_SUCCESS"
 @pytest.fixture
 def ends() -> Iterator[tuple[roce.Endpoint, RxePeer]]:
     with topology.build_topology("nic"):
-        peer = RxePeer(topology.NIC_DEVICES["client"], THEIRS, size=ROOM)
+        peer = RxePeer(guest_nics.NIC_DEVICES["client"], THEIRS, size=ROOM)
         try:
-            nic = open_nic(topology.NIC_HARDWARE["server"], own=(OURS,), interrupt="msix")
+            nic = open_nic(guest_nics.NIC_HARDWARE["server"], own=(OURS,), interrupt="msix")
             with roce.endpoint(nic, OURS) as qp:
                 own = qp.parameters
                 peer.connect(ipaddress.ip_address(own.gid).exploded, own.qpn, expects=own.psn, begins=9)
@@ -38,9 +38,9 @@ def ends() -> Iterator[tuple[roce.Endpoint, RxePeer]]:
 
 def test_the_command_drives_a_nic_and_gives_it_back(capsys: pytest.CaptureFixture[str]) -> None:
     with topology.build_topology("nic"):
-        mac = topology.NIC_HARDWARE["server"]
+        mac = guest_nics.NIC_HARDWARE["server"]
         address = next(nic.address for nic in pci.list_nics() if nic.mac == mac)
-        peer = RxePeer(topology.NIC_DEVICES["client"], THEIRS, size=ROOM)
+        peer = RxePeer(guest_nics.NIC_DEVICES["client"], THEIRS, size=ROOM)
         try:
             peer.connect(ipaddress.ip_address(gid_of(OURS)).exploded, 0x4242, expects=5, begins=9)
             line = roce.Parameters(

@@ -10,26 +10,27 @@ import numpy as np
 import pytest
 from guest_ends import Ends, ip
 
-from hwrx.control.messages import Pattern, Role, Setting
+from hwrx.control.messages import ENDS, Pattern, Role, Setting
 from hwrx.errors import HwrxError, MachineError
 from hwrx.nic import pci
 from hwrx.runs import schedule
 from hwrx.runs.testbed import Bed
 from hwrx.verbs import rxe
-from hwrx.wires import topology
+from hwrx.wires import guest_nics, topology
+from hwrx.wires.made import Made
 
 MESSAGES = 60
 KERNEL = ("e1000e", "e1000e")
 
 
 @pytest.fixture(scope="module")
-def segment() -> Iterator[topology.Made]:
+def segment() -> Iterator[Made]:
     with topology.build_topology("nic") as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def trials(segment: topology.Made) -> Iterator[schedule.Pair]:
+def trials(segment: Made) -> Iterator[schedule.Pair]:
     with schedule.Pair(Bed(segment.places, segment.peers, {})) as ready:
         yield ready
 
@@ -44,7 +45,7 @@ def setting(path: str, pattern: Pattern, size: int = 64) -> Setting:
 
 
 def sent(end: Role, what: str = "bytes") -> int:
-    return int(Path(f"/sys/class/net/{topology.NICS[end]}/statistics/tx_{what}").read_text())
+    return int(Path(f"/sys/class/net/{guest_nics.NICS[end]}/statistics/tx_{what}").read_text())
 
 
 # before the others, whose wire stands to the end
@@ -58,17 +59,17 @@ def test_a_jumbo_frame_carries_4096_bytes_of_rxe() -> None:
             assert np.all(measured.sequence == np.arange(MESSAGES))
 
 
-def test_the_places_name_a_verbs_device_on_each_nic(segment: topology.Made) -> None:
-    for end in topology.ENDS:
+def test_the_places_name_a_verbs_device_on_each_nic(segment: Made) -> None:
+    for end in ENDS:
         device = segment.places[end].verbs
-        assert device == topology.NIC_DEVICES[end]
-        assert rxe.netdev_of(device) == topology.NICS[end] == segment.places[end].netdev
+        assert device == guest_nics.NIC_DEVICES[end]
+        assert rxe.netdev_of(device) == guest_nics.NICS[end] == segment.places[end].netdev
 
 
 @pytest.mark.parametrize("pattern", ["pingpong", "stream"])
 @pytest.mark.parametrize("path", ["udp", "tcp", "rdma-send", "rdma-write", "rdma-write-imm"])
 def test_every_kernel_path_crosses_the_nics(trials: schedule.Pair, path: str, pattern: Pattern) -> None:
-    before = {end: sent(end) for end in topology.ENDS}
+    before = {end: sent(end) for end in ENDS}
     measured = trials.measure(1, setting(path, pattern, 1400))
     tally = measured.tally
     assert (tally["delivered"], tally["lost"], tally["corrupt"]) == (tally["expected"], 0, 0)
@@ -82,9 +83,9 @@ def test_verbs_run_as_before_after_our_driver_had_the_nics(trials: schedule.Pair
         measured = trials.measure(number, setting(path, "pingpong"))
         assert measured.tally["delivered"] == measured.tally["expected"], path
         assert drivers() == KERNEL
-        for end in topology.ENDS:
-            assert rxe.on_netdev(topology.NICS[end]) == topology.NIC_DEVICES[end]
-            assert rxe.gid_index(topology.NIC_DEVICES[end], topology.NIC_ADDRESSES[end]) is not None
+        for end in ENDS:
+            assert rxe.on_netdev(guest_nics.NICS[end]) == guest_nics.NIC_DEVICES[end]
+            assert rxe.gid_index(guest_nics.NIC_DEVICES[end], guest_nics.NIC_ADDRESSES[end]) is not None
 
 
 def test_the_nics_stay_taken_for_a_trial_of_the_same_path_and_come_back_after_the_last(trials: schedule.Pair) -> None:
@@ -101,34 +102,36 @@ def test_the_nics_stay_taken_for_a_trial_of_the_same_path_and_come_back_after_th
     assert drivers() == KERNEL, "agents that end give back what they hold"
 
 
-def test_a_nic_whose_verbs_device_is_in_use_is_not_taken(segment: topology.Made) -> None:
+def test_a_nic_whose_verbs_device_is_in_use_is_not_taken(segment: Made) -> None:
     ends = Ends(segment.places)
     try:
         ends.connect(ends.prepare(setting("rdma-send", "pingpong")))
-        nic = pci.find_nic(topology.NICS["server"])
-        with pytest.raises(MachineError, match=rf"{topology.NIC_DEVICES['server']} on it has queue pairs of .*process"):
-            pci.take_nic(nic, "vfio-pci", own=(topology.NIC_ADDRESSES["server"],))
+        nic = pci.find_nic(guest_nics.NICS["server"])
+        with pytest.raises(
+            MachineError, match=rf"{guest_nics.NIC_DEVICES['server']} on it has queue pairs of .*process"
+        ):
+            pci.take_nic(nic, "vfio-pci", own=(guest_nics.NIC_ADDRESSES["server"],))
         assert drivers() == KERNEL
     finally:
         ends.release()
         ends.close()
-    assert pci.uses_of(nic, (topology.NIC_ADDRESSES["server"],)) == []
+    assert pci.uses_of(nic, (guest_nics.NIC_ADDRESSES["server"],)) == []
 
 
-def test_a_verbs_device_that_cannot_come_back_is_named(segment: topology.Made) -> None:
+def test_a_verbs_device_that_cannot_come_back_is_named(segment: Made) -> None:
     """Its name is given to another while the NIC is ours; as soon as that is gone, giving back mends it."""
     end = "server"
-    nic = pci.find_nic(topology.NICS[end])
-    device = topology.NIC_DEVICES[end]
-    pci.take_nic(nic, "vfio-pci", own=(topology.NIC_ADDRESSES[end],))
+    nic = pci.find_nic(guest_nics.NICS[end])
+    device = guest_nics.NIC_DEVICES[end]
+    pci.take_nic(nic, "vfio-pci", own=(guest_nics.NIC_ADDRESSES[end],))
     ip("link", "add", "hwrxt0", "type", "veth", "peer", "name", "hwrxt1")
     try:
         ip("link", "set", "hwrxt0", "up")
         rxe.add_rxe(device, "hwrxt0")
-        with pytest.raises(HwrxError, match=f"{topology.NICS[end]} is back, but .*{device}"):
+        with pytest.raises(HwrxError, match=f"{guest_nics.NICS[end]} is back, but .*{device}"):
             pci.give_back(nic.address)
         rxe.remove_rxe(device)
     finally:
         subprocess.run(["ip", "link", "delete", "hwrxt0"], check=False, capture_output=True)
         pci.give_back(nic.address)
-    assert rxe.on_netdev(topology.NICS[end]) == device
+    assert rxe.on_netdev(guest_nics.NICS[end]) == device

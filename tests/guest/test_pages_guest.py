@@ -10,7 +10,7 @@ import pytest
 from pages import Block, every_block
 
 from hwrx.nic import pci
-from hwrx.wires import topology
+from hwrx.wires import guest_nics, topology
 
 NIC_OF_THE_PAGES = "00:04.0"
 
@@ -19,7 +19,7 @@ NIC_OF_THE_PAGES = "00:04.0"
 def typed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Block], None]:
     """Types a block in a folder of its own, with the address of a NIC that hwrx drives for that of the pages."""
     with topology.build_topology("nic"):  # its NICs get their driver, and keep it
-        mac = topology.NIC_HARDWARE["server"]
+        mac = guest_nics.NIC_HARDWARE["server"]
         address = next(nic.address for nic in pci.list_nics() if nic.mac == mac)
     monkeypatch.chdir(tmp_path)
 

@@ -12,7 +12,8 @@ import pytest
 from hwrx.reception.run import follow_here
 from hwrx.reception.scene import Request
 from hwrx.reception.steps import Reception, Step
-from hwrx.wires import router, topology
+from hwrx.wires import guest_nics, router, topology
+from hwrx.wires.made import Made
 
 
 def follow(request: Request) -> Reception:
@@ -20,24 +21,24 @@ def follow(request: Request) -> Reception:
 
 
 @pytest.fixture(scope="module")
-def segment() -> Iterator[topology.Made]:
+def segment() -> Iterator[Made]:
     """The NICs stay up: an interrupt that is let go has no handler any more."""
     with topology.build_topology("nic") as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def short(segment: topology.Made) -> Reception:
+def short(segment: Made) -> Reception:
     return follow(Request("nic", 64))
 
 
 @pytest.fixture(scope="module")
-def tapped(segment: topology.Made) -> Reception:
+def tapped(segment: Made) -> Reception:
     return follow(Request("nic", 1400, tap=True))
 
 
 @pytest.fixture(scope="module")
-def carried(segment: topology.Made) -> Reception:
+def carried(segment: Made) -> Reception:
     return follow(Request("nic", 64, pio=True))
 
 
@@ -68,9 +69,9 @@ def test_the_frame_is_told_byte_by_byte(short: Reception) -> None:
         at += field.length
     assert at == 14 + 20 + 8 + 64
     values = {(field.header, field.name): field.value for field in short.frame}
-    assert values["Ethernet", "destination MAC address"] == topology.NIC_HARDWARE["server"]
-    assert values["Ethernet", "source MAC address"] == topology.NIC_HARDWARE["client"]
-    assert values["IPv4", "destination address"] == topology.NIC_ADDRESSES["server"]
+    assert values["Ethernet", "destination MAC address"] == guest_nics.NIC_HARDWARE["server"]
+    assert values["Ethernet", "source MAC address"] == guest_nics.NIC_HARDWARE["client"]
+    assert values["IPv4", "destination address"] == guest_nics.NIC_ADDRESSES["server"]
     assert values["IPv4", "header checksum"].endswith("right")
 
 

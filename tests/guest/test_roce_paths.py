@@ -12,7 +12,8 @@ from guest_ends import ROLES, Ends, Outcome, ip
 from hwrx.control.messages import Role, Setting
 from hwrx.errors import MachineError
 from hwrx.nic import pci
-from hwrx.wires import topology
+from hwrx.wires import guest_nics, topology
+from hwrx.wires.made import Made
 
 VERBS = ("roce-send", "roce-write", "roce-write-imm", "roce-read")
 MESSAGES = 200
@@ -21,13 +22,13 @@ LONG = 4200  # the wire's MTU, by which RoCE's is 4,096
 
 
 @pytest.fixture(scope="module", params=[1500, LONG], ids=["mtu 1500", "mtu 4200"])
-def segment(request: pytest.FixtureRequest) -> Iterator[topology.Made]:
+def segment(request: pytest.FixtureRequest) -> Iterator[Made]:
     with topology.nic(mtu=request.param) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def agents(segment: topology.Made) -> Iterator[Ends]:
+def agents(segment: Made) -> Iterator[Ends]:
     ends = Ends(segment.places)
     yield ends
     ends.close()
@@ -104,9 +105,9 @@ def test_an_open_loop(agents: Ends, path: str) -> None:
 def test_rxe_may_be_the_other_end(agents: Ends, path: str, ours: Role) -> None:
     theirs: Role = "server" if ours == "client" else "client"
     twin = path.replace("roce", "rdma")
-    at = topology.NICS[theirs]
+    at = guest_nics.NICS[theirs]
     # the NIC that we drive answers no ARP
-    ip("neighbour", "replace", topology.NIC_ADDRESSES[ours], "lladdr", topology.NIC_HARDWARE[ours], "dev", at)
+    ip("neighbour", "replace", guest_nics.NIC_ADDRESSES[ours], "lladdr", guest_nics.NIC_HARDWARE[ours], "dev", at)
     try:
         settings: dict[Role, Setting] = {
             role: Setting(path=path if role == ours else twin, pattern="pingpong", size=700, check_every=1, **COMMON)
@@ -114,7 +115,7 @@ def test_rxe_may_be_the_other_end(agents: Ends, path: str, ours: Role) -> None:
         }
         outcome = agents.run(settings)
     finally:
-        ip("neighbour", "del", topology.NIC_ADDRESSES[ours], "dev", at)
+        ip("neighbour", "del", guest_nics.NIC_ADDRESSES[ours], "dev", at)
     assert outcome.done["client"].ended == "complete", [(d.ended, d.error) for d in outcome.done.values()]
     assert (outcome.done["client"].tally["delivered"], outcome.done["client"].tally["corrupt"]) == (MESSAGES, 0)
 
@@ -160,4 +161,4 @@ def test_over_rings_of_the_kernels_driver(agents: Ends, path: str, link: str) ->
     setting = Setting(path=path, pattern="stream", size=5000, window=16, link=link, mtu=mtu, check_every=1, **COMMON)
     outcome = agents.run(setting)
     checked(outcome, path, "stream")
-    assert all(done.chosen["netdev"] == topology.NICS[role] for role, done in outcome.done.items())
+    assert all(done.chosen["netdev"] == guest_nics.NICS[role] for role, done in outcome.done.items())

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 import pytest
 from two_sides import Side, both, clean
 
-from hwrx.control.messages import Role, Setting
+from hwrx.control.messages import ENDS, Role, Setting
 from hwrx.control.places import Place
 from hwrx.wires import topology
 
 PLACES: dict[Role, Place] = {
-    role: Place(address=topology.ADDRESSES[role], netdev=topology.LINKS[role]) for role in topology.ENDS
+    role: Place(address=topology.ADDRESSES[role], netdev=topology.LINKS[role]) for role in ENDS
 }
 
 

@@ -14,24 +14,25 @@ import pytest
 from tracing import check, trace
 
 from hwrx.control.environment import parse_environment
-from hwrx.control.messages import Setting
+from hwrx.control.messages import ENDS, Setting
 from hwrx.runs.schedule import Pair
 from hwrx.runs.testbed import Bed
 from hwrx.timelines import join
 from hwrx.timelines.traced import RunTracer
 from hwrx.wires import topology
+from hwrx.wires.made import Made
 
 NOP, END = b"\x01", b"\x00"
 
 
 @pytest.fixture(scope="module")
-def wire() -> Iterator[topology.Made]:
+def wire() -> Iterator[Made]:
     """Two namespaces of the guest: what the tests change there concerns nobody else."""
     with topology.netns() as made:
         yield made
 
 
-def ethtool(wire: topology.Made, end: Any, *words: str) -> None:
+def ethtool(wire: Made, end: Any, *words: str) -> None:
     namespace = parse_environment(wire.peers[end]).name
     subprocess.run(
         ["ip", "netns", "exec", namespace, "ethtool", "-K", topology.LINKS[end], *words],
@@ -68,7 +69,7 @@ def test_with_ip_options(tracer: RunTracer) -> None:
 
 
 @pytest.mark.parametrize(("path", "size"), [("udp", 64), ("udp", 20_000), ("tcp", 1400), ("tcp", 65536)])
-def test_over_ipv6(wire: topology.Made, tracer: RunTracer, path: str, size: int) -> None:
+def test_over_ipv6(wire: Made, tracer: RunTracer, path: str, size: int) -> None:
     """Also where a datagram is cut into fragments, whose extension header stands before UDP's."""
     places = {
         end: msgspec.structs.replace(place, address=topology.ADDRESSES_V6[end]) for end, place in wire.places.items()
@@ -82,15 +83,15 @@ def test_over_ipv6(wire: topology.Made, tracer: RunTracer, path: str, size: int)
 
 
 @pytest.mark.parametrize(("path", "size"), [("udp", 1400), ("tcp", 1400), ("tcp", 40_000)])
-def test_through_gro(wire: topology.Made, tracer: RunTracer, path: str, size: int) -> None:
+def test_through_gro(wire: Made, tracer: RunTracer, path: str, size: int) -> None:
     """A veth whose GRO is on polls with NAPI, and merges the segments that a sender without offloads cuts."""
-    for end in topology.ENDS:
+    for end in ENDS:
         ethtool(wire, end, "gro", "on", "tso", "off", "gso", "off")
     try:
         with Pair(Bed(wire.places, wire.peers, {})) as pair:
             found = trace(tracer, pair, 2, Setting(path=path, size=size, messages=100, warmup=10, limit=60.0))
     finally:
-        for end in topology.ENDS:
+        for end in ENDS:
             ethtool(wire, end, "gro", "off", "tso", "on", "gso", "on")
     for timelines in found.timelines.values():
         check(timelines, 100)

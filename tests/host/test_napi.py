@@ -15,6 +15,7 @@ from hwrx.errors import HwrxError, MachineError, UsageError
 from hwrx.host import tools
 from hwrx.paths import napi
 from hwrx.wires import topology
+from hwrx.wires.made import Made
 
 ASKED = {"threaded": "1", "napi_defer_hard_irqs": "3", "gro_flush_timeout": "20000"}
 SETTING = Setting(path="udp", threaded_napi=True, napi_defer_hard_irqs=3, gro_flush_timeout=20_000)
@@ -23,7 +24,7 @@ SETTING = Setting(path="udp", threaded_napi=True, napi_defer_hard_irqs=3, gro_fl
 class End:
     """The client's end of a wire in its namespace, and an agent there."""
 
-    def __init__(self, made: topology.Made) -> None:
+    def __init__(self, made: Made) -> None:
         self.name = made.peers["client"].removeprefix("netns:")
         self.place = made.places["client"]
         self.peer = Peer.start(made.peers["client"], "client")

@@ -17,6 +17,7 @@ from hwrx.errors import HwrxError, MachineError, PathError, UsageError
 from hwrx.host import tools
 from hwrx.host.netns import entered_namespace
 from hwrx.wires import topology
+from hwrx.wires.made import Made
 
 OURS, THEIRS = "198.18.77.70", "198.18.77.71"
 OURS_V6, THEIRS_V6 = "2001:2:0:77::70", "2001:2:0:77::71"
@@ -24,13 +25,13 @@ LIMIT = 30.0
 
 
 @pytest.fixture(scope="module")
-def wire() -> Iterator[topology.Made]:
+def wire() -> Iterator[Made]:
     with topology.netns() as made:
         yield made
 
 
 @pytest.fixture
-def opened(wire: topology.Made) -> Iterator[object]:
+def opened(wire: Made) -> Iterator[object]:
     with contextlib.ExitStack() as stack:
 
         def opens(end: str, address: str, **options) -> roce.Endpoint:
@@ -166,7 +167,7 @@ class Command:
 
 
 @pytest.fixture
-def ends(wire: topology.Made) -> Iterator[object]:
+def ends(wire: Made) -> Iterator[object]:
     with contextlib.ExitStack() as stack:
 
         def start(end: str, verb: str, *words: str) -> Command:

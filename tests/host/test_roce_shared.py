@@ -16,6 +16,7 @@ from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools
 from hwrx.host.netns import entered_namespace
 from hwrx.wires import topology
+from hwrx.wires.made import Made
 
 MESSAGES = 200
 OTHER: dict[Role, Role] = {"client": "server", "server": "client"}
@@ -24,7 +25,7 @@ OTHER: dict[Role, Role] = {"client": "server", "server": "client"}
 class Shared:
     """Two agents on a veth pair."""
 
-    def __init__(self, made: topology.Made) -> None:
+    def __init__(self, made: Made) -> None:
         self.places = made.places
         self.namespaces = made.peers
         self.peers = {role: Peer.start(made.peers[role], role) for role in OTHER}

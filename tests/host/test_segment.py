@@ -15,11 +15,11 @@ from cython_ext.frames.packet import udp_frame, udp_template
 from hwrx.errors import UsageError
 from hwrx.lab.vm import Guest
 from hwrx.nic.segment import Segment
-from hwrx.wires import topology
+from hwrx.wires import guest_nics, topology
 
 COUNT = 40
 STRANGER = "02:00:00:00:00:42"
-OURS = topology.NIC_HARDWARE["server"]
+OURS = guest_nics.NIC_HARDWARE["server"]
 FRAMES = [
     udp_frame(udp_template(STRANGER, OURS, "192.0.2.1", "192.0.2.2", 1111, 2000 + i), bytes([i]) * (18 + 37 * i))
     for i in range(COUNT)
@@ -64,10 +64,10 @@ def test_frames_cross_in_order_and_recv_keeps_them(needs: Callable[..., None], t
         heard: list[bytes] = []
         listener = threading.Thread(target=lambda: heard.extend(wire.receive(200, 5.0)))
         listener.start()
-        wire.send(question + bytes(map(int, topology.NIC_ADDRESSES["client"].split("."))) + bytes(18))
+        wire.send(question + bytes(map(int, guest_nics.NIC_ADDRESSES["client"].split("."))) + bytes(18))
         listener.join()
         answers = [frame for frame in heard if frame[12:14] == b"\x08\x06" and frame[20:22] == b"\0\2"]
-        assert bytes.fromhex(topology.NIC_HARDWARE["client"].replace(":", "")) in {frame[22:28] for frame in answers}
+        assert bytes.fromhex(guest_nics.NIC_HARDWARE["client"].replace(":", "")) in {frame[22:28] for frame in answers}
     assert list(packets(file.read_bytes())) == FRAMES
     # and somebody else's reader says the same
     read = subprocess.run(["tcpdump", "-nn", "-q", "-r", file], capture_output=True, text=True, check=True).stdout

@@ -13,7 +13,7 @@ from hwrx.claims.model import Measurement
 from hwrx.claims.pictures import Bars
 from hwrx.claims.session import Session
 from hwrx.host import tools
-from hwrx.wires import topology
+from hwrx.wires import guest_nics
 
 SETTLE = 0.2  # seconds after which all frames are through
 STRANGER = "02:68:77:72:78:ee"  # nobody's address
@@ -54,7 +54,7 @@ def frames(session: Session, count: int = 100, size: int = 64) -> Measurement:
 
     wire = session.wire
     here, there = wire.places["client"].address, wire.places["server"].address
-    device, mac = wire.netdev("server"), topology.NIC_HARDWARE["server"]
+    device, mac = wire.netdev("server"), guest_nics.NIC_HARDWARE["server"]
     found: dict[str, float] = {}
     with (
         wire.socket("server") as bound,
@@ -67,7 +67,7 @@ def frames(session: Session, count: int = 100, size: int = 64) -> Measurement:
         port = bound.getsockname()[1]
 
         def run(name: str, to: str, to_port: int) -> None:
-            template = udp_template(topology.NIC_HARDWARE["client"], to, here, there, 40_000, to_port)
+            template = udp_template(guest_nics.NIC_HARDWARE["client"], to, here, there, 40_000, to_port)
             before = _taken(device)
             for number in range(count):
                 sender.send(udp_frame(template, make(size, number)))

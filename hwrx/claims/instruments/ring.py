@@ -21,7 +21,7 @@ from hwrx.nic import Access, ne2k
 from hwrx.nic import registers as reg
 from hwrx.nic.driver import Options
 from hwrx.nic.e1000e import E1000e
-from hwrx.wires import topology
+from hwrx.wires import guest_nics
 
 if TYPE_CHECKING:
     from cython_ext.frames.datagram import DatagramTransport
@@ -152,7 +152,7 @@ def _by_port(size: int, rounds: int, reading: float, width: int, batch: int = 16
     from cython_ext.frames.packet import udp_frame, udp_template
     from cython_ext.loops import cost
 
-    nics, address = topology.PIO_NICS, topology.NIC_ADDRESSES
+    nics, address = guest_nics.PIO_NICS, guest_nics.NIC_ADDRESSES
     taken = []
     with ne2k.open_link(nics["client"]) as sender:
         end = _transport(ne2k.open_link(nics["server"], width=width), size, sender.mac)  # type: ignore[arg-type]
@@ -180,7 +180,7 @@ def _typical(taken: list[float], way: str) -> float:
 def _transport(link: FrameLink, size: int, mac: str) -> DatagramTransport:
     from cython_ext.frames.datagram import DatagramTransport
 
-    address = topology.NIC_ADDRESSES
+    address = guest_nics.NIC_ADDRESSES
     end = DatagramTransport(
         link, address=address["server"], port=PORT, size=size, window=256, batch=64, stream=False, trial=1,
         patience=1.0, limit=5.0, verify="all", look_up=True,
@@ -190,7 +190,9 @@ def _transport(link: FrameLink, size: int, mac: str) -> DatagramTransport:
 
 
 def _nic(end: Literal["client", "server"], access: Access = "auto", **options: Unpack[Options]) -> E1000e:
-    nic = hwrx.nic.open_nic(topology.NIC_HARDWARE[end], access=access, own=(topology.NIC_ADDRESSES[end],), **options)
+    nic = hwrx.nic.open_nic(
+        guest_nics.NIC_HARDWARE[end], access=access, own=(guest_nics.NIC_ADDRESSES[end],), **options
+    )
     assert isinstance(nic, E1000e)  # the topology's
     return nic
 
@@ -208,7 +210,7 @@ def _frames(sender: E1000e, mac: str, size: int, count: int) -> list[bytes]:
     from cython_ext.core.payload import make
     from cython_ext.frames.packet import udp_frame, udp_template
 
-    address = topology.NIC_ADDRESSES
+    address = guest_nics.NIC_ADDRESSES
     template = udp_template(sender.mac, mac, address["client"], address["server"], SENDER, PORT)
     return [udp_frame(template, make(size, number, 1)) for number in range(count)]
 
