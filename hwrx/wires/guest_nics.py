@@ -15,7 +15,7 @@ from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools
 from hwrx.host.undo import Undo
 from hwrx.verbs.rxe import VERBS, add_rxe, load_rxe, wait_for_gid
-from hwrx.wires import reaching, taps
+from hwrx.wires import reaching
 from hwrx.wires.made import SMALLEST_MTU, Made, both_here
 
 # Linux' e1000e takes frames of 9234 bytes on an 82574L (max_hw_frame_size), 18 of which are Ethernet's
@@ -132,16 +132,6 @@ def nic_hardware() -> tuple[str, ...]:
         for end in ENDS:
             words += ["-netdev", f"hubport,id=hub{hub}{end},hubid={hub}"]
             words += ["-device", f"{model},netdev=hub{hub}{end},mac={hardware[end]}"]
-    return tuple(words)
-
-
-def queues_hardware() -> tuple[str, ...]:
-    """QEMU's words: a NIC with one queue for the client, one with a queue a CPU for the server."""
-    words: list[str] = []
-    for end in ENDS:
-        many, several = (f",queues={taps.QUEUES}", f",mq=on,vectors={taps.VECTORS}") if end == "server" else ("", "")
-        tap = f"tap,id=hwq{end},ifname={taps.NAMES[end]},script=no,downscript=no{many}"
-        words += ["-netdev", tap, "-device", f"virtio-net-pci,netdev=hwq{end},mac={QUEUES_HARDWARE[end]}{several}"]
     return tuple(words)
 
 

@@ -8,9 +8,9 @@ in hardware.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from hwrx.control.messages import Role
+from hwrx.control.messages import ENDS, Role
 from hwrx.host import tools
 from hwrx.host.undo import Undo
 
@@ -36,3 +36,16 @@ def bridged_taps(owner: int = 0) -> Iterator[str]:
             lines += [f"link set {name} txqueuelen {LONGEST} master {BRIDGE} up"]
         tools.run_tool("ip", "-n", space, "-batch", "-", given="\n".join(lines))
         yield space
+
+
+def queues_hardware(addresses: Mapping[Role, str]) -> tuple[str, ...]:
+    """QEMU's words: a NIC with one queue for the client, one with a queue a CPU for the server.
+
+    :param addresses: their MAC addresses
+    """
+    words: list[str] = []
+    for end in ENDS:
+        many, several = (f",queues={QUEUES}", f",mq=on,vectors={VECTORS}") if end == "server" else ("", "")
+        tap = f"tap,id=hwq{end},ifname={NAMES[end]},script=no,downscript=no{many}"
+        words += ["-netdev", tap, "-device", f"virtio-net-pci,netdev=hwq{end},mac={addresses[end]}{several}"]
+    return tuple(words)

@@ -229,7 +229,7 @@ KNOWN: dict[str, Topology] = {
             guess=EMULATED,
             make=guest_nics.queues,
             standing=guest_nics.queues_here,
-            hardware=guest_nics.queues_hardware(),
+            hardware=taps.queues_hardware(guest_nics.QUEUES_HARDWARE),
             modules=guest_nics.QUEUES_MODULES,
             outside=taps.bridged_taps,
         ),
