@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from hwrx import paths, stats
+from hwrx import stats
 from hwrx.paths import mixes
 from hwrx.report import captions
 from hwrx.report.cells import Cell, Table, column_heads, estimate_cell
 from hwrx.report.model import Row, Summary, name_of, scaled_estimate
 from hwrx.report.numbers import WITHHELD, size_words
-from hwrx.runs.overrides import setting_of
 
 if TYPE_CHECKING:
-    from hwrx.runs.reading import Run, TrialSamples
+    from hwrx.runs.reading import Run
 
 NAME = "sizes"
 WHAT = (
@@ -50,7 +48,7 @@ def size_tables(summary: Summary) -> list[Table]:
 def _classes(row: Row, run: Run) -> list[list[Cell]]:
     """The cells of each class of a row: its sizes, messages, shares, and its quantiles."""
     factor = (0.5 if row.measures == "half round trip" else 1.0) / 1e3
-    trials = [_sized(run, trial) for trial in row.trials]
+    trials = [(np.asarray(samples.size), samples) for samples in map(run.trial_samples, row.trials)]
     total = sum(len(sizes) for sizes, _ in trials)
     every = sum(int(sizes.sum(dtype=np.int64)) for sizes, _ in trials)
     found: list[list[Cell]] = []
@@ -72,18 +70,3 @@ def _classes(row: Row, run: Run) -> list[list[Cell]]:
             ]
         )
     return found
-
-
-def _sized(run: Run, number: int) -> tuple[npt.NDArray[np.int64], TrialSamples]:
-    """The sizes of a trial's recorded messages, bytes, and their samples."""
-    trial = next(trial for trial in run.rows if trial["trial"] == number)
-    samples = run.trial_samples(number)
-    setting = setting_of(trial)
-    sizes = mixes.sizes_of(
-        setting,
-        int(trial["repeat"]),
-        run.experiment.seed,
-        samples.sequence,
-        fetched=paths.find_path(setting.path).full_rtt,
-    )
-    return sizes.astype(np.int64), samples

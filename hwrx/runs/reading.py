@@ -30,7 +30,7 @@ class TrialSamples(Struct, frozen=True):
     """The samples of one trial, in the order in which they were recorded.
 
     `ns`: what it means is in hwrx.runs.store. `service_ns` is of paced trials alone. `late`: which came after the
-    path's patience had ended.
+    path's patience had ended. `size`: bytes of each message, of trials whose messages differ.
     """
 
     trial: int
@@ -38,6 +38,7 @@ class TrialSamples(Struct, frozen=True):
     ns: npt.NDArray[np.int64]
     service_ns: npt.NDArray[np.int64] | None
     late: npt.NDArray[np.bool_]
+    size: npt.NDArray[np.int32] | None = None
 
 
 class Log(Struct, frozen=True):
@@ -234,8 +235,9 @@ class Run:
         :raises StoreError: if they are damaged or missing
         """
         columns = ["sequence", "ns", "late"]
-        if any(row["trial"] == trial and row["pattern"] == "paced" for row in self.rows):
-            columns.append("service_ns")
+        row = next((row for row in self.rows if row["trial"] == trial), {})
+        columns += ["service_ns"] if row.get("pattern") == "paced" else []
+        columns += ["size"] if row.get("mix") else []
         if trial in self.contents.lost:
             raise StoreError(f"{self.path}: the samples of trial {trial} are damaged or missing")
         tables = [_with_late(table) for table in self.contents.read("samples", trial, columns)]
@@ -250,6 +252,7 @@ class Run:
             table["ns"].to_numpy(),
             None if service is None or service.null_count else service.to_numpy(),
             table["late"].to_numpy(),
+            table["size"].to_numpy() if "size" in columns else None,
         )
 
     def each_trial(self) -> Iterator[tuple[dict[str, Any], TrialSamples]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import pathlib
 
+import made_runs
 import msgspec
 import numpy as np
 import pytest
 
+import hwrx
 from cython_ext.core.lengths import MOST_ENTRIES, read_entries
 from cython_ext.core.trial import Trial
 from cython_ext.loops import loop
@@ -18,7 +20,10 @@ from hwrx.control.messages import Prepare, Setting
 from hwrx.control.places import Place
 from hwrx.errors import UsageError
 from hwrx.paths import mixes
+from hwrx.report import by_size
+from hwrx.report.words import answer_words
 from hwrx.runs import experiment, planning
+from hwrx.runs.overrides import setting_of
 
 IMIX = "imix 18:7,524:4,1472:1"
 
@@ -210,3 +215,23 @@ def test_a_loop_wants_the_same_table_of_both() -> None:
     trial = Trial(messages=4, size=64, sizes=np.array([8, 64], np.uint32))
     with paths.open_endpoint(prepare) as endpoint, pytest.raises(ValueError, match="different tables of sizes"):
         loop.run(trial, endpoint, "pingpong", "client")
+
+
+# --- what is told ----------------------------------------------------------------------------------------------------
+
+
+def test_a_report_tells_each_class_of_sizes_as_it_was_drawn(tmp_path: pathlib.Path) -> None:
+    run = hwrx.load(made_runs.make(tmp_path, paths=["udp", "rdma-send"], sizes=["imix"], repeats=2, messages=6000))
+    summary = run.summary()
+    (table,) = by_size.size_tables(summary)
+    told = {(cells[0][0], cells[3][0]): [text for text, _ in cells[4:7]] for _, cells in table.rows}
+    for path in ("udp", "rdma-send"):
+        drawn = np.concatenate([
+            mixes.draw_sizes(setting_of(row), row["repeat"], 1, fetched=False)[row["warmup"] :][: row["messages"]]
+            for row in run.rows if row["path"] == path
+        ])  # fmt: skip
+        for size in (18, 524, 1472):
+            count = int(np.sum(drawn == size))
+            shares = [f"{100 * count / len(drawn):.1f} %", f"{100 * count * size / drawn.sum():.1f} %"]
+            assert told[path, f"{size:,} B"] == [f"{count:,}", *shares]
+    assert answer_words(summary.rows, "udp").startswith("At sizes up to 1,472 B, half a round trip over udp")
