@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from cython_ext.core.transport import Transport
 from cython_ext.core.trial import Trial
@@ -21,6 +24,11 @@ ODDITIES = ("lost", "duplicated", "reordered", "corrupt", "stale", "wrong_size")
 def endpoint(role: Role, setting: Setting, place: Place | None = None) -> Transport:
     place = place or Place()
     return open_endpoint(Prepare(trial=TRIAL, role=role, setting=setting, here=place, there=place))
+
+
+def received_by(transport: Any) -> np.ndarray:
+    """What stands in a socket's buffer of received bytes, in place. `transport` is one that has such a buffer."""
+    return np.frombuffer(transport.received, np.uint8)
 
 
 def trial_of(setting: Setting) -> Trial:

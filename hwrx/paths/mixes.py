@@ -75,7 +75,10 @@ def read_mix(words: str) -> Mix:
     name, _, pairs = words.rpartition(" ")
     found = [_PAIR.fullmatch(pair) for pair in pairs.split(",")]
     if None in found:
-        raise UsageError(f"'{clean_name(words)}' is not a distribution of sizes", remedy=f"allowed: {MIX_FORMS}")
+        raise UsageError(
+            f"'{clean_name(words)}' is neither a whole number of bytes nor a distribution of sizes",
+            remedy=f"allowed: {MIX_FORMS}",
+        )
     counted: collections.Counter[int] = collections.Counter()
     for pair in found:
         assert pair is not None

@@ -10,7 +10,7 @@ import pytest
 from guest_ends import Ends
 
 from hwrx.control.messages import Pattern, Setting
-from hwrx.paths import mixes
+from hwrx.paths import find_path, mixes
 
 MIX = "8:2,9:1,13:1,16:1,17:1,31:1,300:3,1000:1"  # of every layout of a message; what one datagram of UD carries
 LONG = "64:1,1472:1,9000:1"  # of one packet and of several
@@ -26,7 +26,8 @@ def mixed(path: str, pattern: Pattern, mix: str, **fields: Any) -> Setting:
 
 
 def bytes_of(setting: Setting) -> int:
-    return int(np.resize(mixes.draw_sizes(setting, 0, 0), setting.total).sum())
+    drawn = mixes.draw_sizes(setting, 0, 0, fetched=find_path(setting.path).full_rtt)
+    return int(np.resize(drawn, setting.total).sum())
 
 
 def check(ends: Ends, setting: Setting) -> None:

@@ -12,7 +12,7 @@ from guest_ends import ROLES, Ends, Outcome, ip
 from hwrx.control.messages import Role, Setting
 from hwrx.errors import MachineError
 from hwrx.nic import pci
-from hwrx.wires import guest_nics, topology
+from hwrx.wires import guest_nics
 from hwrx.wires.made import Made
 
 VERBS = ("roce-send", "roce-write", "roce-write-imm", "roce-read")
@@ -23,7 +23,7 @@ LONG = 4200  # the wire's MTU, by which RoCE's is 4,096
 
 @pytest.fixture(scope="module", params=[1500, LONG], ids=["mtu 1500", "mtu 4200"])
 def segment(request: pytest.FixtureRequest) -> Iterator[Made]:
-    with topology.nic(mtu=request.param) as made:
+    with guest_nics.nic(mtu=request.param) as made:
         yield made
 
 

@@ -217,7 +217,7 @@ def test_a_million_messages_stay_under_200_mb(tmp_path: Path) -> None:
         (["--paths", "pigeon"], 2, "there is no 'pigeon'"),
         (["--paths", "udp", "--size", "70000"], 2, "65,?507"),
         (["--paths", "udp", "--size", "7"], 2, "from 8"),
-        (["--paths", "udp", "--size", "big"], 2, "no list of whole numbers"),
+        (["--paths", "udp", "--size", "big"], 2, "neither a whole number of bytes nor a distribution"),
         (["no-such-file.toml"], 2, "there is no experiment file"),
         (["--paths", "rdma-send", "--device", "nosuch0,nosuch1"], 3, "nosuch0"),
         (["--paths", "rdma-send", "--device", "nosuch0"], 2, "both ends on one device"),

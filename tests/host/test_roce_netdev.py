@@ -39,7 +39,7 @@ def opened(wire: Made) -> Iterator[object]:
             with entered_namespace(name):
                 return stack.enter_context(roce.endpoint(topology.LINKS[end], address, **options))
 
-        opens.name = {end: peer.removeprefix("netns:") for end, peer in wire.peers.items()}
+        opens.name = {end: peer.removeprefix("netns:") for end, peer in wire.peers.items()}  # type: ignore[attr-defined]
         yield opens
 
 

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 from leaving import nothing_is_left  # noqa: F401
-from two_sides import ODDITIES, TRIAL, WAITS, Side, both, clean, endpoint, trial_of
+from two_sides import ODDITIES, TRIAL, WAITS, Side, both, clean, endpoint, received_by, trial_of
 
 from cython_ext.core import payload
 from cython_ext.loops import loop
@@ -118,7 +118,7 @@ def test_a_delivered_message_is_seen_in_place() -> None:
         peer.settimeout(5)
         peer.sendto(payload.make(64, 3, TRIAL), ("127.0.0.1", here["port"]))
         assert payload.sequence(peer.recv(100)) == 3
-        view = np.frombuffer(server.received, np.uint8)
+        view = received_by(server)
         assert payload.check(view[:64], TRIAL) == "good"
         with pytest.raises(BufferError):
             server.close()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from leaving import nothing_is_left  # noqa: F401
-from two_sides import ODDITIES, TRIAL, Side, both, clean, endpoint
+from two_sides import ODDITIES, TRIAL, Side, both, clean, endpoint, received_by
 
 from cython_ext.core import payload
 from cython_ext.sockets import uring
@@ -230,10 +230,10 @@ def test_nothing_that_was_asked_for_is_written_behind_a_close() -> None:
             peer.sendto(payload.make(64, 0, TRIAL), ("127.0.0.1", port))
             side.join(timeout=30)
             assert side.verdict == "limit"
-            seen = bytes(np.frombuffer(server.received, np.uint8))
+            seen = bytes(received_by(server))
             peer.sendto(payload.make(64, 1, TRIAL), ("127.0.0.1", port))
             time.sleep(0.05)
-            assert bytes(np.frombuffer(server.received, np.uint8)) == seen
+            assert bytes(received_by(server)) == seen
 
 
 # --- what cannot be ---------------------------------------------------------------------------------------------------

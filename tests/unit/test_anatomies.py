@@ -167,7 +167,7 @@ def test_the_waterfall_stands_on_the_anatomy_where_a_run_has_it_and_says_so(tmp_
     assert found["tcp", "there"].source == found["tcp", "back"].source == "probes"
     caption = waterfall.waterfall_tables(summary)[-1].caption
     assert "Stages are those that the kernel's probes stamped" in caption
-    figure = figures.draw_figure(summary, "waterfall")
+    figure: Any = figures.draw_figure(summary, "waterfall")  # its words below have no public name
     assert "Stages of udp are the anatomy's" in figure._supxlabel.get_text().replace("\n", " ")
     alone = hwrx.load(run_with(tmp_path, made())).summary()  # not traced at all
     assert waterfall.has_waterfall(alone)

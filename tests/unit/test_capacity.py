@@ -26,17 +26,19 @@ def path(service_ns: float, latency_ns: float, room: int = 10**9):  # type: igno
             ns = np.full(setting.messages, int(service_ns + latency_ns))
             return Measured(np.arange(setting.messages, dtype=np.uint32), ns, None, {}, done, done, {})
         assert setting.rate is not None
-        free, sequence, ns, due = 0.0, [], [], arrivals.schedule_sends(setting, 0, 0)
+        free, due = 0.0, arrivals.schedule_sends(setting, 0, 0)
+        sequence: list[int] = []
+        times: list[int] = []
         for k in range(setting.messages):
             sent = float(due[k])
             if free - sent > room * service_ns:
                 continue
             free = max(free, sent) + service_ns
             sequence.append(k)
-            ns.append(int(free + latency_ns - sent))
-        if len(ns) < setting.messages // 2:
+            times.append(int(free + latency_ns - sent))
+        if len(times) < setting.messages // 2:
             raise TrialError("nothing moved for the time limit")
-        return Measured(np.array(sequence, np.uint32), np.array(ns), None, {}, done, done, {})
+        return Measured(np.array(sequence, np.uint32), np.array(times), None, {}, done, done, {})
 
     return measure
 

@@ -21,6 +21,7 @@ from hwrx.timelines import counted, owed
 
 WIDTH = 1000
 IDLE, SENDER, SYSTEM = 0, 1, 4
+DONE = Done(tally={}, ended="complete")
 
 
 def time(*bins: dict[int, int]) -> np.ndarray[Any, Any]:
@@ -123,7 +124,7 @@ def test_the_report_has_the_split_of_the_setting_whose_twin_was_counted(tmp_path
         for trial in plan.trials:
             made_runs.add(writer, trial)
             if trial.repeat == 0 and trial.setting.path == "udp":
-                measured = Measured(*[np.zeros(100)] * 2, None, {}, *[Done(tally={}, ended="complete")] * 2, {})  # type: ignore[arg-type]
+                measured = Measured(np.zeros(100, np.uint32), np.zeros(100, np.int64), None, {}, DONE, DONE, {})
                 found = {"user": 200_000, "softirq": 400_000, "idle": 1_000_000}
                 writer.add_table("actors", counted.twin_rows(trial, found, measured))
     summary = hwrx.load(writer.path).summary()
@@ -200,7 +201,7 @@ def test_the_report_points_to_the_twin_that_told_softirqs_apart(tmp_path: pathli
     plan = made_runs.layout(paths=["udp"], sizes=[64], repeats=1)
     with store.Writer.create(tmp_path, plan, made_runs.MANIFEST) as writer:
         made_runs.add(writer, plan.trials[0])
-        measured = Measured(*[np.zeros(100)] * 2, None, {}, *[Done(tally={}, ended="complete")] * 2, {})  # type: ignore[arg-type]
+        measured = Measured(np.zeros(100, np.uint32), np.zeros(100, np.int64), None, {}, DONE, DONE, {})
         writer.add_table("actors", counted.twin_rows(plan.trials[0], {"softirq": 400_000}, measured))
     first, _ = actors.actor_tables(hwrx.load(writer.path).summary())
     assert "the table of what was counted by actor tells them apart" in first.caption

@@ -111,7 +111,8 @@ def worst(found: dict[str, Counts]) -> str:
 def counts_in_python(each: object) -> Counts:
     """Of a function, or of a class without its private methods."""
     text = Path(inspect.getsourcefile(each)).read_text()  # type: ignore[arg-type]
-    (node,) = (one for one in ast.parse(text).body if getattr(one, "name", "") == each.__name__)  # type: ignore[attr-defined]
+    definitions = (one for one in ast.parse(text).body if isinstance(one, ast.FunctionDef | ast.ClassDef))
+    (node,) = (one for one in definitions if one.name == each.__name__)  # type: ignore[attr-defined]
     lines = text.splitlines()
     docs: set[int] = set()
     left_out: set[int] = set()

@@ -72,20 +72,20 @@ def test_a_file_says_how_often_each_size_comes(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("imux", "not a distribution of sizes"),
+        ("imux", "nor a distribution of sizes"),
         ("64:0", "a weight is a whole number"),
         ("4:1", "8 to 1073741824 bytes"),
         ("64:1,2000000000:1", "8 to 1073741824 bytes"),
-        ("64:-1", "not a distribution"),
-        ("64:1.5", "not a distribution"),
-        ("lognormal(500)", "not a distribution"),
+        ("64:-1", "nor a distribution"),
+        ("64:1.5", "nor a distribution"),
+        ("lognormal(500)", "nor a distribution"),
         ("lognormal(500,0)", "sigma is above 0"),
         ("lognormal(2,1)", "the median"),
-        ("lognormal(1.2.3,1)", "not a distribution"),
+        ("lognormal(1.2.3,1)", "nor a distribution"),
         ("file:nowhere", "cannot be read: No such file"),
         ("file:.", "cannot be read: Is a directory"),
         (",".join(f"{size}:1" for size in range(8, 5000)), "at most 4096"),
-        ("\x1b[2J", "not a distribution"),
+        ("\x1b[2J", "nor a distribution"),
     ],
 )
 def test_what_is_no_mix_is_refused_in_words(words: str, said: str, tmp_path: pathlib.Path) -> None:
@@ -167,7 +167,7 @@ def test_an_experiment_keeps_the_weights_and_not_the_file(tmp_path: pathlib.Path
 
 
 def test_a_wrong_size_of_an_experiment_is_named() -> None:
-    with pytest.raises(UsageError, match=r"sizes\[1\]: 'imux' is not a distribution"):
+    with pytest.raises(UsageError, match=r"sizes\[1\]: 'imux' is neither a whole number of bytes nor a distribution"):
         experiment.parse_experiment('paths = ["udp"]\nsizes = [64, "imux"]', source="test")
 
 

@@ -36,9 +36,10 @@ LONGEST_CHAIN = 14  # modules that import one another in turn, from a command do
         ["-m", "ruff", "check", "--no-cache", "."],
         ["-m", "ruff", "format", "--no-cache", "--check", "."],
         ["-m", "mypy"],
+        ["-m", "mypy", "--config-file", "tests/mypy.ini"],
         ["-c", "from cython_lint.cython_lint import main; raise SystemExit(main(['cython_ext']))"],
     ],
-    ids=["ruff check", "ruff format", "mypy", "cython-lint"],
+    ids=["ruff check", "ruff format", "mypy", "mypy of tests", "cython-lint"],
 )
 def test_the_tree_is_clean(tool: list[str]) -> None:
     # cython-lint calls pycodestyle, which stands beside it

@@ -8,6 +8,7 @@ import json
 import pathlib
 import re
 import shutil
+from typing import Any
 
 import made_runs
 import numpy as np
@@ -179,7 +180,7 @@ def test_load_and_waits_have_their_figures(tmp_path: pathlib.Path) -> None:
         r"over udp, waiting by poll, takes .* at the median; rdma-send .* times as long .*",
         waits.answer,
     ), waits.answer
-    ax = figures.draw_figure(waits, "cdf").axes[0]
+    ax: Any = figures.draw_figure(waits, "cdf").axes[0]  # the dashes of a line have no public name
     looks = {(line.get_label(), line.get_marker(), str(line._dash_pattern)) for line in ax.lines}
     assert {label for label, _, _ in looks} == {f"{p} {w}" for p in ("udp", "rdma-send") for w in ("event", "poll")}
     assert len({(marker, dash) for _, marker, dash in looks}) == 4
@@ -213,7 +214,8 @@ def test_the_shift_is_the_ratio_at_each_decile_and_its_figure_shows_it(path: pat
         )
         assert estimate.value == pytest.approx(expected, rel=1e-3)
     assert found.shift[4][1] == found.ratio
-    handles, labels = figures.draw_figure(summary, "shift").axes[0].get_legend_handles_labels()
+    ax: Any = figures.draw_figure(summary, "shift").axes[0]
+    handles, labels = ax.get_legend_handles_labels()
     assert list(handles[labels.index("tcp")].lines[0].get_ydata()) == [estimate.value for _, estimate in found.shift]
     assert (
         json.loads(tables.to_json(summary))["rows"][summary.rows.index(found)]["shift_p99"] == found.shift[-1][1].value
