@@ -28,6 +28,7 @@ Floats = npt.NDArray[np.float64]
 POINTS = 400  # by which the dip and the density see a distribution
 LEAST_SHARE = 0.05
 LEAST_APART = 0.05
+CLEAR_SHARE = 0.2
 LEAST_DIP = 0.008  # a second mode that holds less than 1.6 % of the messages more than its valley is not worth a word
 DIP_ROOT = 0.65  # critical dip times the root of the sample size; uniform, 1 in 1,000
 DEPTH = 0.7  # a valley is at most that high, relative to the lower of the peaks beside it
@@ -73,8 +74,10 @@ def exact_states(ns: npt.NDArray[np.integer]) -> list[State]:
     states = []
     for group, share in zip(groups, shares, strict=True):
         of = counts[np.searchsorted(values, group)]
-        # the lowest value is rare now and then, and where many values share the messages none of them is often
-        often = group[np.cumsum(of) >= LEAST_SHARE * of.sum()]
+        # The lowest value is rare now and then. Where one value has many of the messages, rare ones that only together
+        # are a twentieth do not count; where many values share them, chance would decide which of them has a twentieth.
+        clear = of.max() >= CLEAR_SHARE * of.sum()
+        often = group[(of if clear else np.cumsum(of)) >= LEAST_SHARE * of.sum()]
         states.append(
             State(share=float(share), value=float(often[0]), low=float(group[0]), high=float(group[-1]), exact=True)
         )

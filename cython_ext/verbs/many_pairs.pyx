@@ -204,6 +204,8 @@ cdef class ManyPairsTransport(VerbsTransport):
         self.qp = self.pairs[0]
         if inline:
             st.flags = IBV_SEND_INLINE
+        else:
+            self._need_no_inline(shape)
         st.qp = self.qp.ptr
         st.sends.cq = self.send_cq.ptr
         st.receives.cq = self.recv_cq.ptr

@@ -128,7 +128,10 @@ cdef class VerbsTransport(Transport):
         st.lengths = &self.lengths
         st.stride = aligned(length)
         room = self.context.limits["max_qp_wr"] - shape.spare
-        st.window = self.window = max(1, min(setting.window, room, RING_LIMIT // st.stride))
+        window = min(setting.window, room, RING_LIMIT // st.stride)
+        if shape.landing_out:  # requests are of landing buffers, of which there may be fewer, and one stays apart
+            window = min(window, shape.slots - 1)
+        st.window = self.window = max(1, window)
         # where the distance between completions is the whole window, it would empty before it is filled again
         st.signal_every = setting.signal_every if setting.signal_every < st.window else max(1, st.window // 2)
         # READ delivers by its completions; and a buffer is deregistered when its own completion says that it was sent
@@ -199,17 +202,23 @@ cdef class VerbsTransport(Transport):
         )
         if inline and self.qp.max_inline >= inline:
             st.flags = IBV_SEND_INLINE
-        elif setting.inline is not None and self.size <= setting.inline and not shape.landing_out:
-            raise UsageError(
-                f"{self.context.name} port {self.port.number} takes no {self.size} bytes inline, as --inline"
-                f" {setting.inline} asks for messages of that size",
-                remedy=f"--inline {self.size - 1} or less, or leave it out: then the device's limit decides",
-            )
+        else:
+            self._need_no_inline(shape)
         st.qp = self.qp.ptr
         st.sends.cq = self.send_cq.ptr
         st.receives.cq = self.recv_cq.ptr
         st.sends.channel = NULL if self.send_channel is None else self.send_channel.ptr
         st.receives.channel = NULL if self.recv_channel is None else self.recv_channel.ptr
+
+    def _need_no_inline(self, Shape shape):
+        """UsageError if messages were to be sent inline, which the device does not take."""
+        asked = self.prepare.setting.inline
+        if asked is not None and self.size <= asked and not shape.landing_out:
+            raise UsageError(
+                f"{self.context.name} port {self.port.number} takes no {self.size} bytes inline, as --inline"
+                f" {asked} asks for messages of that size",
+                remedy=f"--inline {self.size - 1} or less, or leave it out: then the device's limit decides",
+            )
 
     def _link_sends(self, Shape shape):
         """A work request for each buffer that goes out, in a circle."""

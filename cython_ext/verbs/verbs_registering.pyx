@@ -91,13 +91,13 @@ cdef class MessageRegions:
         self.pd = pd
         self.buffer = buffer
         self.shared.pd = pd.ptr
-        buffer.users += 1
 
     cdef int begin(self, State *st, int access, bint looks) except -1:
         """Take the transport's state, whose window is settled, and be known to it."""
         self.shared.regions = <ibv_mr **> calloc(st.window, sizeof(ibv_mr *))
         if self.shared.regions == NULL:
             raise MemoryError
+        self.buffer.users += 1  # until `close`
         self.shared.access = access
         self.shared.looks = looks
         self.st = st

@@ -74,6 +74,7 @@ MIX_FORMS = (
 FlowWords = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9._,\[\]<>-]*$", max_length=10_000, description="sets of hosts: node[1-8]>sink, a<>b")
 ]
+SIGNAL_EVERY = 16  # as usual, one request of so many has a completion
 XdpMode = Literal["auto", "zero-copy", "copy"]
 FrameCarrier = Literal["auto", "nic", "uio", "packet-ring", "xdp"]
 
@@ -97,7 +98,7 @@ class Setting(QueuePairFields, frozen=True, kw_only=True, forbid_unknown_fields=
     batch: Count = 16
     rate: Rate | None = None  # paced only
     arrivals: Literal["even", "poisson"] = "even"  # paced only: see hwrx.paths.arrivals
-    signal_every: Count = 16
+    signal_every: Count = SIGNAL_EVERY
     inline: Natural | None = None  # bytes; None: as far as the device allows
     check_every: Natural = 64  # 0: header and trailer; n: see cython_ext.core.trial.Trial
     socket_buffer: BufferSize | None = None  # SO_SNDBUF, SO_RCVBUF; None: the kernel's default

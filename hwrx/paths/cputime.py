@@ -164,6 +164,13 @@ def account_time(setting: Setting, client: Done, server: Done, alone: bool) -> t
         return {}, dict.fromkeys(
             ("thread", "busy"), f"of the measured messages the {absent[0]} did not see the last, or less than two"
         )
+    if setting.cooldown < setting.connections > 1:
+        # each connection has one under way: the last of the measured ones were sent before the first of them came back
+        return {}, dict.fromkeys(
+            ("thread", "busy"),
+            f"of {setting.connections} connections with {setting.cooldown} messages behind the measured ones fewer are"
+            " sent meanwhile than come; set cooldown to as many as there are connections",
+        )
     known = [end for end in ends.values() if end]
     found["thread"] = sum(_scaled(end["thread"], end, setting) for end in known)
     ticks = sum((end["user"] + end["system"]) / end["tick"] for end in known)

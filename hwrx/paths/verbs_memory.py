@@ -6,11 +6,13 @@ import json
 import mmap
 import os
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cython_ext.core.dma_buf import open_dma_buf
 from cython_ext.core.pinned import PRESENT, PinnedBuffer
+from hwrx.control.messages import SIGNAL_EVERY
 from hwrx.errors import MachineError, UsageError
 from hwrx.host import tools
 
@@ -52,6 +54,12 @@ def check_memory(setting: Setting) -> None:
         raise UsageError(
             "what is sent inline is copied into the work request and needs no registration",
             remedy="leave inline out, or registration = 'once'",
+        )
+    if setting.signal_every not in (1, SIGNAL_EVERY):
+        raise UsageError(
+            "a buffer is deregistered when its completion says that it was sent, so each message has one, and"
+            f" signal_every = {setting.signal_every} would change nothing",
+            remedy="leave signal_every out, or registration = 'once'",
         )
     if setting.mix:
         raise UsageError(
@@ -142,7 +150,8 @@ def count_paging(device: str, setting: Setting, address: int, size: int) -> dict
     """
     if setting.mr not in ON_DEMAND:
         return {}
-    return {"odp_pages": _present(address, size), **device_paging(_statistics(device), os.getpid())}
+    ours = regions_of(_shown("resource", device), os.getpid())
+    return {"odp_pages": _present(address, size), **device_paging(_shown("statistic", device), ours)}
 
 
 def _present(address: int, size: int) -> int:
@@ -152,19 +161,27 @@ def _present(address: int, size: int) -> int:
     return sum(int.from_bytes(entries[at : at + 8], "little") & PRESENT != 0 for at in range(0, len(entries), 8))
 
 
-def _statistics(device: str) -> str:
-    """What the device counts of each memory region, as JSON; "" where there is no tool to ask, or no answer."""
+def _shown(what: str, device: str) -> str:
+    """What rdma(8) shows of each memory region of a device, as JSON; "" where there is no tool to ask, or no answer."""
     try:
-        return tools.run_tool("rdma", "-j", "statistic", "show", "mr", "dev", device)
+        return tools.run_tool("rdma", "-j", what, "show", "mr", "dev", device)
     except MachineError:
         return ""
 
 
-def device_paging(statistics: str, process: int) -> dict[str, int]:
-    """Add up what a device counts of the pages of this process's regions (rdma-statistic(8)); {} if it counts none."""
+def regions_of(resources: str, process: int) -> set[int]:
+    """Return the numbers of the regions that are a process's (rdma-resource(8))."""
+    return {region["mrn"] for region in json.loads(resources or "[]") if region.get("pid") == process}
+
+
+def device_paging(statistics: str, ours: Container[int]) -> dict[str, int]:
+    """Add up what a device counts of the pages of our regions (rdma-statistic(8)); {} if it counts none.
+
+    The statistic does not say whose a region is.
+    """
     found: dict[str, int] = {}
     for region in json.loads(statistics or "[]"):
-        if region.get("pid", process) == process:
+        if region["mrn"] in ours:
             for key, value in region.items():
                 if key.startswith("page_"):
                     found[f"odp_{key}"] = found.get(f"odp_{key}", 0) + int(value)

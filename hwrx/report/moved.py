@@ -10,6 +10,7 @@ from hwrx.anatomy.model import Dissection
 
 # of GCC's interprocedural passes: ipa-sra, constant propagation, partial inlining, hot and cold parts
 _MADE = re.compile(r"(\.(isra|constprop|part|cold|localalias)(\.\d+)?)+$")
+NO_INSTRUCTION = 1e-6
 
 
 class Moved(Struct, frozen=True, kw_only=True):
@@ -40,7 +41,8 @@ def moved_parts(before: Dissection, after: Dissection) -> list[Moved]:
         )
         for key in dict.fromkeys((*old, *new))
     ]
-    moved = [each for each in moved if each.before != each.after]
+    # sums of means, which are binary fractions only now and then
+    moved = [each for each in moved if abs(each.after - each.before) > NO_INSTRUCTION]
     return sorted(moved, key=lambda each: -abs(each.after - each.before))
 
 

@@ -155,7 +155,7 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
                 **plain_fields(own.get(pattern, {})),
                 **own.get(pattern, {}).get(str(size), {}),
             }
-            setting = msgspec.convert(fields, Setting)
+            setting = msgspec.convert(_with_full_flow(fields), Setting)
             if share is not None:
                 guessed = 1 / topologies.KNOWN[experiment.topology].guess.message
                 rate = experiment.capacity.get(capacity_key(setting), guessed)
@@ -163,6 +163,19 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
             if setting not in seen:  # two combinations that an override makes one
                 seen.add(setting)
                 yield setting
+
+
+def _with_full_flow(fields: Overrides) -> Overrides:
+    """Return the fields with as many messages before and after the measured ones as there are connections, or more.
+
+    Of many connections each has a message under way. Those that are sent before any is answered wait for one another as
+    none does later; and what is sent for messages behind the measured ones stands in for what was sent before them.
+    """
+    connections = fields.get("connections", 1)
+    if connections == 1:
+        return fields
+    usual = Setting(path=fields["path"])
+    return {"warmup": max(usual.warmup, connections), "cooldown": max(usual.cooldown, connections), **fields}
 
 
 def _concerns(path: str, pattern: str, field: str) -> bool:

@@ -66,6 +66,13 @@ def test_verbs(ends: Ends, path: str, pattern: Pattern, mix: str) -> None:
     )
 
 
+@pytest.mark.parametrize("pattern", ["pingpong", "stream"])
+@pytest.mark.parametrize("path", ["rdma-read", "rdma-write"])
+def test_fewer_buffers_than_the_window(ends: Ends, path: str, pattern: Pattern) -> None:
+    """Of the longest message fewer go into the ring than may be under way: the window is as long as the ring."""
+    check(ends, mixed(path, pattern, "64:10,1048576:1", messages=100))
+
+
 @pytest.mark.parametrize(
     ("path", "pattern"), [("rdma-send", "pingpong"), ("rdma-read", "pingpong"), ("rdma-write", "stream")]
 )

@@ -152,6 +152,11 @@ def test_what_is_more_than_an_endpoint_holds_is_refused(ends: Ends) -> None:
         ends.run(Setting(path="rdma-send", connections=1000, size=1 << 20))
 
 
+def test_what_the_device_does_not_take_inline_is_refused_as_for_one(ends: Ends) -> None:
+    with pytest.raises(UsageError, match=r"takes no 3000 bytes inline, as --inline 3000 asks"):
+        ends.run(Setting(path="rdma-send", connections=5, size=3000, inline=3000))
+
+
 def test_a_datagram_above_the_mtu_is_refused_for_many_connections(ends: Ends) -> None:
     with pytest.raises(UsageError, match=r"at most the MTU, 1024 bytes on rxe\d port 1, not 1025") as caught:
         ends.run(Setting(path="rdma-ud", connections=3, size=1025))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guest_ends import ROLES, Ends
+from guest_ends import ROLES, Ends, Places, resources
 
 from cython_ext.core import dma_buf
+from cython_ext.verbs.rc import RcSendTransport
 from cython_ext.verbs.verbs_device import Context
-from hwrx.control.messages import Pattern, Setting
+from cython_ext.verbs.verbs_shape import Shape
+from hwrx.control.messages import Pattern, Prepare, Setting
 from hwrx.errors import MachineError
+from hwrx.host import tools
+from hwrx.paths import verbs_memory
+from hwrx.paths.verbs_port import open_port
 
 HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 RETRIED_ONCE = {"netem": "loss 100%", "ack_timeout": 12, "retry_count": 1}
@@ -131,3 +137,36 @@ def test_on_demand_paging_of_all_memory_is_asked_of_the_device(ends: Ends) -> No
     """SoftRoCE has none of it, on any kernel so far."""
     with pytest.raises(MachineError, match=r"has no on-demand paging|and no implicit one"):
         ends.run(setting(mr="implicit-odp"))
+
+
+# --- ends in this process --------------------------------------------------------------------------------------------
+
+
+class Refused(RcSendTransport):
+    """Its landing ring asks for access that no kernel knows."""
+
+    def shape(self) -> Shape:
+        usual = super().shape()
+        return Shape(opcode=usual.opcode, access=1 << 18, slots=usual.slots, receives=usual.receives)
+
+
+def test_a_region_that_is_refused_is_said_and_leaves_nothing(pair: Places) -> None:
+    before = resources()
+    asked = Prepare(
+        trial=3, role="client", setting=setting(registration="message"), here=pair["client"], there=pair["server"]
+    )
+    with pytest.raises(MachineError, match="ibv_reg_mr"):
+        Refused(asked, open_port(asked, str(pair["client"].verbs)))
+    assert resources() == before
+
+
+def test_whose_a_region_is_the_device_says(pair: Places) -> None:
+    asked = Prepare(trial=3, role="client", setting=setting(), here=pair["client"], there=pair["server"])
+    device = str(pair["client"].verbs)
+    transport = RcSendTransport(asked, open_port(asked, device))
+    try:
+        shown = tools.run_tool("rdma", "-j", "resource", "show", "mr", "dev", device)
+        assert len(verbs_memory.regions_of(shown, os.getpid())) == 2
+        assert verbs_memory.regions_of(shown, os.getppid()) == set()
+    finally:
+        transport.close()

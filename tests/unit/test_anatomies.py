@@ -225,9 +225,14 @@ def test_a_function_and_what_the_compiler_made_of_it_are_one() -> None:
             *parts,
             Part("rxe_crc32.isra.0", "rdma_rxe", "RDMA", 996.0),
             Part("work.part.0.cold", "vmlinux", "", 5.0),
+            *(
+                Part(name, "vmlinux", "", mean)
+                for name, mean in (("same", 0.1), ("same.cold", 0.2), ("same.part.1", 0.3))
+            ),
         ],
     )
-    after = msgspec.structs.replace(made(), parts=[*parts, Part("rxe_crc32", "rdma_rxe", "RDMA", 1008.0)])
+    same = [Part("same", "vmlinux", "", 0.3), Part("same.constprop.0", "vmlinux", "", 0.3)]
+    after = msgspec.structs.replace(made(), parts=[*parts, Part("rxe_crc32", "rdma_rxe", "RDMA", 1008.0), *same])
     assert [(each.function, each.before, each.after) for each in moved_parts(before, after)] == [
         ("rxe_crc32", 996.0, 1008.0),
         ("work", 5.0, 0.0),

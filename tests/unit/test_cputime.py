@@ -182,3 +182,11 @@ def test_what_runs_while_a_stream_settles_is_nobodys_message() -> None:
     plain = msgspec.structs.replace(setting, settle=0)
     found, _ = cputime.account_time(plain, *ends, alone=True)
     assert (found["busy"], found["idle"], found["worker"], found["other"]) == (1000, 500, 40, 460)
+
+
+def test_of_many_connections_as_many_are_sent_meanwhile_as_come_or_there_is_no_figure() -> None:
+    found, missing = account(end(), end(), connections=100)
+    assert found == {}
+    assert "set cooldown to as many as there are connections" in missing["thread"]
+    found, _ = account(end(), end(), connections=100, cooldown=100)
+    assert found["thread"] == 8_000_000

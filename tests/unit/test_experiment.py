@@ -293,3 +293,13 @@ def test_a_plan_beyond_its_budget_is_refused_in_words() -> None:
     with pytest.raises(UsageError, match=r"would take about \d+ s \(48 trials .* budget is 2 s.*\n.*raise 'budget'"):
         estimate.check_budget(planning.plan_run(tight, nothing_refused))
     estimate.check_budget(planning.plan_run(experiment.override_experiment(parse(TEXT), budget=1e6), nothing_refused))
+
+
+def test_many_connections_have_as_many_messages_before_and_behind_the_measured_ones() -> None:
+    lengths = {
+        setting.connections: (setting.warmup, setting.cooldown)
+        for setting in planning.plan_run(parse('paths = ["udp"]\n[sweep]\nconnections = [1, 1000]')).settings
+    }
+    assert lengths == {1: (100, 16), 1000: (1000, 1000)}
+    (own, *_) = planning.plan_run(parse('paths = ["udp"]\n[setting]\nconnections = 50\ncooldown = 0')).settings
+    assert (own.warmup, own.cooldown) == (100, 0)

@@ -124,6 +124,7 @@ def test_connections_want_memory_before_they_run() -> None:
         ("rdma-ud", {"registration": "message"}, "share one memory region"),
         ("rdma-ud", {"size": 4097}, "at most the MTU"),
         ("rdma-write-imm", {}, "rdma-write-imm does not read connections"),
+        ("rdma-send", {"connections": 1, "srq": False}, "shared by several connections"),
     ],
 )
 def test_what_many_connections_cannot_have_is_refused(path: str, fields: dict[str, Any], words: str) -> None:

@@ -185,3 +185,11 @@ def test_of_many_values_that_repeat_none_has_to_be_often() -> None:
     (state,) = modes.exact_states(np.repeat(np.arange(18_300, 18_350), 4))
     assert (state.low, state.high) == (18_300, 18_349)
     assert state.value == 18_302
+
+
+def test_rare_values_that_are_a_twentieth_only_together_do_not_move_a_clear_figure() -> None:
+    """Four values below the usual one have 1.25 % of the messages each: chance has them be a twentieth, or not."""
+    draw = np.random.default_rng(9)
+    values, shares = [12_100, 12_110, 12_120, 12_130, 12_163, 12_190], [0.0125] * 4 + [0.7, 0.25]
+    found = {modes.exact_states(draw.choice(values, 1000, p=shares))[0].value for _ in range(100)}
+    assert found == {12_163}

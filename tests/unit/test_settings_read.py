@@ -30,6 +30,8 @@ OTHER: dict[str, Any] = {
     "xdp_mode": "copy", "mr": "odp", "registration": "message",
     "multishot": True, "threaded_napi": True, "napi_defer_hard_irqs": 0, "gro_flush_timeout": 20_000,
 }  # fmt: skip
+# what a field is of, where that is no default
+WITH: dict[str, dict[str, Any]] = {"srq": {"connections": 5}, "xdp_mode": {"link": "xdp"}}
 ATOMIC = ("rdma-fetch-add", "rdma-cas")  # of eight bytes
 
 
@@ -42,7 +44,8 @@ def setting(path: str, pattern: str, **fields: Any) -> Setting:
 @pytest.mark.parametrize(("path", "pattern"), list(itertools.product(paths.PATHS, PATTERNS)))
 def test_a_field_is_read_and_recorded_or_refused_by_name(path: str, pattern: Pattern) -> None:
     for field, value in OTHER.items():
-        asked = setting(path, pattern, **{field: value})
+        beside = {name: each for name, each in WITH.get(field, {}).items() if paths.reads_field(path, pattern, name)}
+        asked = setting(path, pattern, **{field: value, **beside})
         if paths.reads_field(path, pattern, field):
             assert paths.settings_read(asked)[field] == value
             if (field, pattern) != ("senders", "paced"):  # an open loop has one sender

@@ -82,16 +82,26 @@ def test_pages_on_demand_are_nobodys_until_they_are_touched() -> None:
 
 
 def test_what_a_device_counts_of_our_regions_is_added_up() -> None:
-    """As rdma-statistic(8) shows the regions of a device that counts their page faults."""
-    regions = [
-        {"ifname": "mlx5_0", "mrn": 8, "pid": 7, "page_faults": 27, "page_invalidations": 0, "page_prefetch": 29},
-        {"ifname": "mlx5_0", "mrn": 9, "pid": 7, "page_faults": 3, "page_invalidations": 1, "page_prefetch": 0},
-        {"ifname": "mlx5_0", "mrn": 4, "pid": 8, "page_faults": 500},
+    """As rdma-statistic(8) shows the regions of a device that counts their page faults; rdma-resource(8), of whom."""
+    resources = [
+        {"ifname": "mlx5_0", "mrn": 8, "mrlen": 4096, "pid": 7, "comm": "python3"},
+        {"ifname": "mlx5_0", "mrn": 9, "mrlen": 4096, "pid": 7, "comm": "python3"},
+        {"ifname": "mlx5_0", "mrn": 4, "mrlen": 4096, "pid": 8, "comm": "ib_write_bw"},
+        {"ifname": "mlx5_0", "mrn": 5, "mrlen": 4096, "comm": "[nvme_rdma]"},
     ]
-    assert verbs_memory.device_paging(json.dumps(regions), 7) == {
+    regions = [
+        {"ifname": "mlx5_0", "mrn": 8, "page_faults": 27, "page_invalidations": 0, "page_prefetch": 29},
+        {"ifname": "mlx5_0", "mrn": 9, "page_faults": 3, "page_invalidations": 1, "page_prefetch": 0},
+        {"ifname": "mlx5_0", "mrn": 4, "page_faults": 500},
+        {"ifname": "mlx5_0", "mrn": 5, "page_faults": 60},
+    ]
+    ours = verbs_memory.regions_of(json.dumps(resources), 7)
+    assert ours == {8, 9}
+    assert verbs_memory.device_paging(json.dumps(regions), ours) == {
         "odp_page_faults": 30, "odp_page_invalidations": 1, "odp_page_prefetch": 29,
     }  # fmt: skip
-    assert verbs_memory.device_paging("", 7) == verbs_memory.device_paging("[]", 7) == {}
+    assert verbs_memory.device_paging("", ours) == verbs_memory.device_paging("[]", ours) == {}
+    assert verbs_memory.regions_of("", 7) == set()
 
 
 @pytest.mark.parametrize(
@@ -102,6 +112,7 @@ def test_what_a_device_counts_of_our_regions_is_added_up() -> None:
         ({"inline": 64}, "needs no registration"),
         ({"mix": "64:7,1500:1", "size": 1500}, "messages have to be of one size"),
         ({"connections": 4}, "share one memory region"),
+        ({"signal_every": 4}, "signal_every = 4 would change nothing"),
     ],
 )
 def test_what_cannot_be_registered_for_each_message_is_refused(fields: dict[str, Any], words: str) -> None:
@@ -160,8 +171,8 @@ def test_a_buffer_that_was_not_made_closes_nothing() -> None:
 @pytest.mark.parametrize(
     ("words", "setting"),
     [
-        (["--mr", "huge"], {"huge_pages": True}),
-        (["--mr", "huge", "--huge-pages"], {"huge_pages": True}),
+        (["--mr", "huge"], {"mr": "pinned", "huge_pages": True}),
+        (["--mr", "huge", "--huge-pages"], {"mr": "pinned", "huge_pages": True}),
         (["--mr", "odp", "--huge-pages"], {"mr": "odp", "huge_pages": True}),
         (["--mr", "dmabuf"], {"mr": "dmabuf"}),
         (["--no-huge-pages"], {"huge_pages": False}),
@@ -187,3 +198,16 @@ def test_huge_is_a_pinned_region_in_huge_pages(words: list[str], setting: dict[s
 def test_the_report_says_of_which_kind_the_memory_was(tmp_path: Path) -> None:
     summary = hwrx.load(made_runs.make(tmp_path, paths=["udp", "rdma-send", "rdma-read"])).summary()
     assert "The buffers of rdma-send, rdma-read: pinned, 4 KiB pages." in about.about_row(summary)
+
+
+def test_huge_takes_the_place_of_what_a_file_says(tmp_path: Path) -> None:
+    file = tmp_path / "odp.toml"
+    file.write_text('paths = ["rdma-send"]\n[setting]\nmr = "odp"\n')
+
+    @click.command()
+    @experiment_options
+    def command(**options: Any) -> None:
+        click.echo(json.dumps(described_experiment(file, options).setting))
+
+    done = CliRunner().invoke(command, ["--mr", "huge"])
+    assert json.loads(done.output) == {"mr": "pinned", "huge_pages": True}, done.output

@@ -110,13 +110,13 @@ HUGE = "huge"  # as --mr: the name by which others know it. Sockets have huge pa
 
 
 def _take_huge(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """A region in huge pages is a pinned one: `_give_huge` says of which pages."""
+    """A region in huge pages is a pinned one, whatever a file says: `_give_huge` says of which pages."""
     if value != HUGE:
         return value
     if ctx.params.get("huge_pages") is False:
         raise click.BadParameter("huge is a region in huge pages, and --no-huge-pages leaves them out", ctx, param)
     ctx.params["huge_pages"] = ctx.meta[HUGE] = True
-    return None
+    return "pinned"
 
 
 def _give_huge(ctx: click.Context, param: click.Parameter, value: bool | None) -> bool | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hwrx.control.messages import Prepare, Setting
     from hwrx.nic import Access
 
-_READS = frozenset({"window", "mtu", "link"}) | MIXED
+_READS = frozenset({"window", "mtu", "link", "xdp_mode"}) | MIXED
 
 _HELD = "no more is under way than its window, and a receiver without room says so (RNR NAK), as over rdma-send"
 
@@ -97,6 +97,11 @@ def check_setting(setting: Setting) -> None:
         raise UsageError(
             f"{setting.path} carries messages of at most {LARGEST} bytes, not {setting.size}",
             remedy="choose a smaller size",
+        )
+    if setting.xdp_mode != "auto" and setting.link != "xdp":
+        raise UsageError(
+            f"xdp_mode = '{setting.xdp_mode}' is of AF_XDP, and {setting.path} goes over link = '{setting.link}'",
+            remedy="--link xdp, or leave --xdp-mode out",
         )
     frames.check_loop(setting)
 

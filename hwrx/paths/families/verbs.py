@@ -172,6 +172,11 @@ def check_setting(setting: Setting) -> None:
             "RDMA-CM connects one queue pair here, not one for each of several connections",
             remedy="connections = 1, or connect by the pipe",
         )
+    if not setting.srq and setting.connections == 1:
+        raise UsageError(
+            "a receive queue is shared by several connections, or not: one has a queue of its own",
+            remedy="--connections 100, say, or leave srq out",
+        )
     if setting.path in ("rdma-fetch-add", "rdma-cas") and setting.size != ATOMIC:
         raise UsageError(f"an atomic is of {ATOMIC} bytes, not {setting.size}", remedy=f"--size {ATOMIC}")
     check_memory(setting)
