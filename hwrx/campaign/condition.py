@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import get_args
 
 from msgspec import Struct
 
-from hwrx.control.messages import Pattern
+from hwrx.control.messages import Pattern, Setting
 from hwrx.errors import HwrxError, UsageError
 from hwrx.report.headline import FIGURES, Headline
 
@@ -54,17 +54,28 @@ class Condition(Struct, frozen=True, kw_only=True):
         """Whether it needs the good kernel's figure."""
         return self.unit == "x"
 
+    def need_measured(self, settings: Iterable[Setting]) -> None:
+        """See that settings have a figure for it, before anything boots.
+
+        :raises UsageError: if none of them has.
+        """
+        there = {f"{each.path}@{each.size} {each.pattern}": each for each in settings}
+        if not any(self._is_about(each) for each in there.values()):
+            raise UsageError(
+                f"'{self.text}' is about none of the experiment's settings: {', '.join([*there][:6])}",
+                remedy="another PATH@SIZE in --test, or that one in the experiment (--paths, --size)",
+            )
+
+    def _is_about(self, one: Setting | Headline) -> bool:
+        return one.path == self.path and self.size in (None, one.size) and self.pattern in (None, one.pattern)
+
     def value(self, figures: Sequence[Headline]) -> float:
         """Return the figure that it asks for.
 
         :raises UsageError: if several settings have one.
         :raises NoFigureError: if none has.
         """
-        found = [
-            each
-            for each in figures
-            if each.path == self.path and self.size in (None, each.size) and self.pattern in (None, each.pattern)
-        ]
+        found = [each for each in figures if self._is_about(each)]
         if len(found) > 1:
             raise UsageError(
                 f"'{self.text}' is about several settings: {', '.join(each.setting for each in found[:4])}",

@@ -88,7 +88,7 @@ def settle_plan(experiment: Experiment, wanted: Wanted, say: Callable[[str, str]
     experiment = testbed.settle_clock(experiment, wanted, say)
     testbed.check_wanted(experiment, wanted)
     layout = planning.plan_run(experiment, testbed.setting_checker(experiment, wanted))
-    estimate.check_budget(layout)
+    estimate.check_budget(layout, here=wanted.here)
     return layout
 
 
@@ -109,7 +109,7 @@ def measure_plan(
     :param open_bed: is asked for a testbed, for each way in which guests are booted.
     :raises HwrxError: if there is no place for the run, the testbed cannot be put up, or an agent dies.
     """
-    disk.check_place(runs if resume is None else resume, estimate.estimate_run(layout).disk)
+    disk.check_place(runs if resume is None else resume, estimate.estimate_run(layout, here=wanted.here).disk)
     with contextlib.ExitStack() as kept:
         measuring = Measuring(layout, wanted, runs, resume, progress or Quiet(), kept, open_bed)
         measuring.measure_all()

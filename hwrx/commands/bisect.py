@@ -17,6 +17,7 @@ from hwrx.commands.shared.options import Many, counting, experiment_options
 from hwrx.errors import HwrxError, UsageError
 from hwrx.host import strict_json
 from hwrx.host.console import open_console
+from hwrx.runs import planning
 from hwrx.runs.experiment import described_experiment
 
 
@@ -92,6 +93,7 @@ def bisect(
     try:
         test = condition.parse_condition(wanted)
         experiment = described_experiment(file, counting(file, {**options, "topology": topology}))
+        test.need_measured(planning.plan_run(experiment).settings)
     except HwrxError as error:
         if build is not None:
             raise bisecting.AbortError(str(error)) from error

@@ -7,7 +7,6 @@ has a name with that in front. So a run says what was drawn from by itself, also
 from __future__ import annotations
 
 import collections
-import itertools
 import math
 import re
 import statistics
@@ -202,18 +201,19 @@ def _of_file(path: Path) -> Mix:
     """Every line of the file is a size, as often as it stands there; blank lines and comments (#) are not."""
     counted: collections.Counter[int] = collections.Counter()
     try:
-        if path.is_file() and path.stat().st_size > LARGEST_FILE:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)  # a device, or another program, may never come to an end
+        if len(content) > LARGEST_FILE:
             raise UsageError(f"{path} is larger than {LARGEST_FILE >> 20} MiB", remedy="take a sample of its lines")
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(itertools.islice(lines, 1 << 24), 1):
-                text = line.partition("#")[0].strip()
-                if not text:
-                    continue
-                if not (text.isascii() and text.isdecimal() and len(text) <= 10):
-                    raise UsageError(
-                        f"{path}, line {number}: '{clean_name(text)}' is not a number of bytes", remedy="a size a line"
-                    )
-                counted[int(text)] += 1
+        for number, line in enumerate(content.decode("utf-8").split("\n"), 1):
+            text = line.partition("#")[0].strip()
+            if not text:
+                continue
+            if not (text.isascii() and text.isdecimal() and len(text) <= 10):
+                raise UsageError(
+                    f"{path}, line {number}: '{clean_name(text)}' is not a number of bytes", remedy="a size a line"
+                )
+            counted[int(text)] += 1
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(f"the file of sizes {path} cannot be read: {reason}", remedy="a size a line") from error

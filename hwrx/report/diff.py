@@ -107,7 +107,11 @@ def compare_runs(
         raise UsageError(
             f"{_names(before)} and {_names(after)} have no {'figure' if withheld else 'setting'} in common: "
             f"{'; '.join((withheld or words)[:4]) or 'nothing was measured'}",
-            remedy="hwrx report says why" if withheld else "--anyway leaves the length of the trials out of account",
+            remedy="hwrx report says why"
+            if withheld
+            else ""
+            if anyway
+            else "--anyway leaves the length of the trials out of account",
         )
     judged = [change for change in changes if not change.exact]
     adjusted = stats.holm_adjusted([1.0 if math.isnan(change.chance) else change.chance for change in judged])

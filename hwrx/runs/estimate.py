@@ -27,9 +27,13 @@ class Estimate(Struct, frozen=True, kw_only=True):
 _BYTES_A_SAMPLE = 5.0  # measured over runs of round trips around 300 µs: 3.5 to 5, zstd over deltas
 
 
-def estimate_run(layout: Plan) -> Estimate:
-    """Guess how long the plan runs and how much disk it fills; no promise, so the basis is part of the answer."""
-    guess = topology.KNOWN[layout.experiment.topology].guess
+def estimate_run(layout: Plan, *, here: bool = False) -> Estimate:
+    """Guess how long the plan runs and how much disk it fills; no promise, so the basis is part of the answer.
+
+    :param here: whether the topology is put up on this machine, though a guest is what it has by default.
+    """
+    over = topology.KNOWN[layout.experiment.topology]
+    guess = topology.KNOWN["netns"].guess if here and over.where == "guest" else over.guess
     seconds = guess.start
     samples = 0
     for trial in layout.trials:
@@ -56,10 +60,10 @@ def estimate_run(layout: Plan) -> Estimate:
     )
 
 
-def check_budget(layout: Plan) -> None:
-    """UsageError where the plan would take longer than the experiment's budget."""
+def check_budget(layout: Plan, *, here: bool = False) -> None:
+    """UsageError where the plan would take longer than the experiment's budget; `here` as of `estimate_run`."""
     budget = layout.experiment.budget
-    guess = estimate_run(layout)
+    guess = estimate_run(layout, here=here)
     if budget is not None and guess.seconds > budget:
         raise UsageError(
             f"experiment '{layout.experiment.name}' would take about {guess.seconds:.0f} s ({guess.trials} trials on "

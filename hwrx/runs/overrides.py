@@ -19,7 +19,8 @@ from hwrx.runs import checked
 Overrides = dict[str, Any]  # fields of Setting; of a pattern's table also tables of such, by size
 
 SETTING_FIELDS: dict[str, Any] = {field.name: field.type for field in msgspec.structs.fields(Setting)}
-LISTED = {"path": "paths", "pattern": "patterns", "size": "sizes", "wait": "waits"}
+LISTED = {"path": "paths", "pattern": "patterns", "size": "sizes", "mix": "sizes", "wait": "waits"}
+_CHOSEN = ("path", "pattern", "size", "mix")  # by the lists alone
 
 
 def setting_of(trial: Mapping[str, Any]) -> Setting:
@@ -64,8 +65,8 @@ def check_overrides(source: str, where: str, fields: Overrides, also: Iterable[s
     for key, value in fields.items():
         if key in LISTED and where in ("setting",):
             raise UsageError(f"{source}: {where}.{key}: '{key}' is given by the list '{LISTED[key]}'")
-        if key in ("path", "pattern", "size") or key not in SETTING_FIELDS:
-            allowed = [name for name in SETTING_FIELDS if name not in ("path", "pattern", "size")]
+        if key in _CHOSEN or key not in SETTING_FIELDS:
+            allowed = [name for name in SETTING_FIELDS if name not in _CHOSEN]
             raise checked.unknown_field(source, f"{where}.{key}", [*allowed, *also], key=key)
         checked.convert_field(source, f"{where}.{key}", value, SETTING_FIELDS[key])
 

@@ -11,6 +11,7 @@ import pytest
 from hwrx.campaign import bisecting, book, cells, condition, matrix
 from hwrx.campaign.cells import Axes
 from hwrx.cli import main
+from hwrx.control.messages import Setting
 from hwrx.errors import HwrxError, StoreError, UsageError
 from hwrx.lab import kernel
 from hwrx.report.headline import Headline
@@ -186,6 +187,21 @@ def test_a_figure_is_held_against_the_good_ones_or_a_number(text: str, value: fl
 def test_what_is_not_a_condition_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not a valid condition"):
         condition.parse_condition(text)
+
+
+def test_a_condition_is_about_a_setting_of_the_experiment() -> None:
+    settings = [Setting(path="udp"), Setting(path="tcp", size=1400)]
+    condition.parse_condition("udp@64 pingpong p50 > 1.05").need_measured(settings)
+    condition.parse_condition("tcp > 1.05").need_measured(settings)
+    for text in ("tcp@64 > 1.05", "udp@64 stream > 1.05", "rdma-send > 1.05"):
+        with pytest.raises(UsageError, match=r"about none of the .*: udp@64 pingpong, tcp@1400 pingpong"):
+            condition.parse_condition(text).need_measured(settings)
+
+
+def test_a_search_for_what_is_not_measured_boots_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bisect", "--paths", "udp", "--topology", "netns", "--test", "tcp@64 > 1.05"]
+    assert main([*words, "--kernels", "6.1,6.12", "--good", "6.1", "--bad", "6.12"]) == 2
+    assert "about none of the experiment's settings" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_condition_fits_one_figure() -> None:

@@ -310,6 +310,17 @@ def test_what_cannot_be_compared_is_refused_in_words(
     assert diff.compare_runs([a], [b], anyway=True).changes
 
 
+def test_what_has_no_setting_in_common_is_told_a_way_that_was_not_tried(tmp_path: pathlib.Path) -> None:
+    a = hwrx.load(made_runs.make(tmp_path, paths=["udp"]))
+    b = hwrx.load(made_runs.make(tmp_path, paths=["tcp"]))
+    with pytest.raises(UsageError, match="no setting in common") as caught:
+        diff.compare_runs([a], [b])
+    assert "--anyway" in caught.value.remedy
+    with pytest.raises(UsageError, match="no setting in common") as caught:
+        diff.compare_runs([a], [b], anyway=True)
+    assert not caught.value.remedy
+
+
 def test_settings_of_one_run_alone_are_named_and_none_in_common_is_an_error(tmp_path: pathlib.Path) -> None:
     a, b, c = (
         hwrx.load(made_runs.make(tmp_path, paths=["udp", *more], sizes=sizes, repeats=2))

@@ -226,6 +226,12 @@ def test_a_seed_is_drawn_where_none_is_given_and_kept_where_one_is() -> None:
             r"setting.rate: -1.0 is not allowed.*\n.*number from 0.001 to 1e\+09",
         ),
         ('paths = ["udp"]\n[setting]\nsize = 64', r"setting.size: 'size' is given by the list 'sizes'"),
+        ('paths = ["udp"]\n[setting]\nmix = "64:1,80:1"', r"setting.mix: 'mix' is given by the list 'sizes'"),
+        (
+            'paths = ["udp"]\n[sweep]\nmix = ["64:1"]',
+            r"sweep.mix: several values of 'mix' belong into the list 'sizes'",
+        ),
+        ('paths = ["udp"]\n[path.udp]\nmix = "64:1"', r"unknown key 'path.udp.mix'"),
         ('paths = ["udp"]\n[sweep]\nsize = [64]', r"sweep.size: several values of 'size' belong into the list 'sizes'"),
         ('paths = ["udp"]\n[sweep]\nwindo = [64]', r"unknown key 'sweep.windo'.*\n.*did you mean 'window'\?"),
         ('paths = ["udp"]\n[sweep]\nwindow = []', r"sweep.window: the list is empty"),

@@ -182,6 +182,7 @@ def test_pages_that_are_mapped_hold_no_mix() -> None:
         ("64,imix", ["udp 64 B", "udp imix"]),
         ("64:7,570:4,1500:1,100", ["udp 100 B", "udp 64:7,570:4,1500:1"]),
         ("lognormal(500, 1),8", ["udp 8 B", "udp lognormal(500,1)"]),
+        ("64:7, 570:4 , 1500:1, 8", ["2 trials", "udp 64:7,570:4,1500:1 pingpong", "udp 8 B"]),
     ],
 )
 def test_the_option_tells_sizes_and_mixes_apart(
@@ -191,6 +192,18 @@ def test_the_option_tells_sizes_and_mixes_apart(
     shown = " ".join(capsys.readouterr().out.split())
     for label in labels:
         assert label in shown
+
+
+def test_a_file_may_have_any_name_without_a_comma(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sizes (1).txt").write_text("64\n1400\n")
+    size = f"8, file:{tmp_path}/sizes (1).txt"
+    assert main(["compare", "--paths", "udp", "--size", size, "--repeats", "1", "--dry-run"]) == 0
+    assert "udp sizes__1_.txt pingpong" in capsys.readouterr().out
+
+
+def test_a_file_that_never_ends_is_refused() -> None:
+    with pytest.raises(UsageError, match="/dev/zero is larger than"):
+        mixes.parse_mix("file:/dev/zero")
 
 
 @pytest.mark.parametrize("option", ["64,-5", ",", "imux", "64:x"])

@@ -298,7 +298,9 @@ def test_an_option_wins_over_whatever_the_file_says() -> None:
 
 def test_settings_of_every_shipped_topology_have_an_estimate() -> None:
     for name in ("here", "netns", "pair", "nic", "queues", "wire", "hosts"):
-        assert estimate.estimate_run(planning.plan_run(asked(topology=name))).seconds > 0
+        plan = planning.plan_run(asked(topology=name))
+        assert estimate.estimate_run(plan).seconds > 0
+        assert "guest" not in estimate.estimate_run(plan, here=True).basis
     assert Setting(path="udp").copies_priced == "byte"
 
 

@@ -43,7 +43,8 @@ class Sizes(click.ParamType[list[int | str]]):
     """Sizes of messages: numbers, and distributions of them, whose own commas do not part them."""
 
     name = "BYTES|MIX,…"
-    _PART = re.compile(r"\d+:\d+(?:,\d+:\d+)*|[^,(]*\([^)]*\)|[^,]+")
+    _PAIRS = re.compile(r"\d+\s*:\s*\d+(?:\s*,\s*\d+\s*:\s*\d+)*")
+    _PART = re.compile(rf"\s*(file:[^,]*|{_PAIRS.pattern}|[^,(]*\([^)]*\)|[^,]+)")
 
     def convert(
         self, value: str | list[int | str], param: click.Parameter | None, ctx: click.Context | None
@@ -53,7 +54,8 @@ class Sizes(click.ParamType[list[int | str]]):
             return value
         if not value.strip(" ,"):
             self.fail(f"{value!r} names nothing", param, ctx)
-        parts = [part.strip() for part in self._PART.findall(value) if part.strip()]
+        found = [part.strip() for part in self._PART.findall(value) if part.strip()]
+        parts = [re.sub(r"\s", "", part) if self._PAIRS.fullmatch(part) else part for part in found]
         for part in parts:
             if not (part.isascii() and part.isdecimal()) and not re.match(r"[A-Za-z]|\d+:", part):
                 self.fail(f"{part!r} is no whole number, and no distribution: {MIX_FORMS}", param, ctx)

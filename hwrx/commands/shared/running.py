@@ -27,7 +27,7 @@ def run_and_report(
     with Display() as display:
         layout = measuring.settle_plan(experiment, wanted, display.stage)
     if dry_run:
-        print_plan(layout, as_json)
+        print_plan(layout, wanted, as_json)
         return None
     with Display() as display:
         outcome, directory = measuring.measure_plan(layout, wanted, runs, resume, progress=display)
@@ -56,9 +56,9 @@ def print_report(directory: Path, *, as_json: bool) -> None:
             click.echo(path)
 
 
-def print_plan(layout: Plan, as_json: bool) -> None:
+def print_plan(layout: Plan, wanted: Wanted, as_json: bool) -> None:
     """Say what a run of the plan would be."""
-    guess = estimate.estimate_run(layout)
+    guess = estimate.estimate_run(layout, here=wanted.here)
     if as_json:
         plan = {
             "estimate": msgspec.to_builtins(guess),
