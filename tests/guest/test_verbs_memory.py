@@ -15,7 +15,7 @@ from cython_ext.verbs.rc import RcSendTransport
 from cython_ext.verbs.verbs_device import Context
 from cython_ext.verbs.verbs_shape import Shape
 from hwrx.control.messages import Pattern, Prepare, Setting
-from hwrx.errors import MachineError
+from hwrx.errors import MachineError, PathError
 from hwrx.host import tools
 from hwrx.paths import verbs_memory
 from hwrx.paths.verbs_port import open_port
@@ -155,7 +155,7 @@ def test_a_region_that_is_refused_is_said_and_leaves_nothing(pair: Places) -> No
     asked = Prepare(
         trial=3, role="client", setting=setting(registration="message"), here=pair["client"], there=pair["server"]
     )
-    with pytest.raises(MachineError, match="ibv_reg_mr"):
+    with pytest.raises(PathError, match="ibv_reg_mr of"):
         Refused(asked, open_port(asked, str(pair["client"].verbs)))
     assert resources() == before
 
