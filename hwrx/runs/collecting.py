@@ -91,8 +91,10 @@ def steady_part(delivered: Int64s, posted: Int64s | None) -> tuple[int, int]:
     return (begin - first, end - first) if begin < end else (0, 0)
 
 
-def join_ends(done: Sequence[Done]) -> Done:
+def join_ends(done: Sequence[Done], measured: Sequence[int]) -> Done:
     """Several senders' (or their receivers') ends as one: counts and processor time added, the worst of the endings.
+
+    `measured`: messages that were measured of each.
 
     What was chosen, where it ran and when is the first one's.
     """
@@ -103,7 +105,7 @@ def join_ends(done: Sequence[Done]) -> Done:
         ended=worst.ended,
         error=worst.error,
         resent=sum(one.resent for one in done),
-        cpu=cputime.add_ends([one.cpu for one in done]),
+        cpu=cputime.add_ends([one.cpu for one in done], measured),
         resident=max(one.resident for one in done),
         chosen=done[0].chosen,
         boot=boots.pop() if len(boots) == 1 else "",

@@ -267,8 +267,10 @@ class Pair:
         stream, paced = setting.pattern == "stream", setting.pattern == "paced"
         ends = self._one_clock(ends, pairs, done)
         times = join_times(ends) if stream or len(ends) > 1 else ends[0]
-        client, server = (join_ends([done[peers[role]] for peers in pairs]) for role in ("client", "server"))
-        by_actor, missing = cputime.account_time(setting, client, server, self._testbed.alone)
+        counts = [own.messages for own in known]
+        client, server = (join_ends([done[peers[role]] for peers in pairs], counts) for role in ("client", "server"))
+        of_all = msgspec.structs.replace(setting, messages=sum(counts))
+        by_actor, missing = cputime.account_time(of_all, client, server, self._testbed.alone)
         one_clock = client.boot == server.boot != ""
         return Measured(
             sequence=times.sequence.astype(np.uint32),
@@ -276,7 +278,7 @@ class Pair:
             service_ns=times.delivered - times.sent if paced else None,
             late=None if stream else times.delivered - times.sent > round(setting.patience * 1e9),
             steady=steady_part(times.delivered, times.posted if one_clock else None) if stream else None,
-            messages=max(own.messages for own in known),
+            messages=max(counts),
             offered=(len(times.posted), int(np.ptp(times.posted))) if paced and len(times.posted) else None,
             tally={**merge_tallies(client.tally, server.tally, seen_by), "resent": client.resent + server.resent},
             client=client,

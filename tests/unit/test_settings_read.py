@@ -166,7 +166,7 @@ def test_ends_that_met_different_things_are_added() -> None:
         Done(tally={"lost": 1, "wrong port": 2}, ended="complete", chosen={"port": 1}),
         Done(tally={"lost": 2, "bad checksum": 3}, ended="finished", chosen={"port": 2}),
     ]
-    one = join_ends(ends)
+    one = join_ends(ends, [1000, 1000])
     assert one.tally == {"lost": 3, "wrong port": 2, "bad checksum": 3}
     assert one.chosen == {"port": 1}
 
