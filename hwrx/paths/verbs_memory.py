@@ -161,7 +161,11 @@ def _statistics(device: str) -> str:
 
 
 def device_paging(statistics: str, process: int) -> dict[str, int]:
-    """Add up what a device counts of the pages of this process's regions (rdma-statistic(8)); {} if it counts none."""
+    """Add up what a device counts of the pages of its regions (rdma-statistic(8)); {} if it counts none.
+
+    A region that is said to be another process's does not count. The kernel gives no more than a region's number
+    (fill_stat_mr_entry of drivers/infiniband/core/nldev.c), so all that use the device are in it.
+    """
     found: dict[str, int] = {}
     for region in json.loads(statistics or "[]"):
         if region.get("pid", process) == process:

@@ -16,6 +16,9 @@ from hwrx.paths import cputime
 from hwrx.runs.by_connection import ByConnection, account_connections
 
 Int64s = npt.NDArray[np.int64]
+# what begins so is counted by a verbs device, for all that use it: by each port, and of all its memory regions
+OF_PORT = "hw_"
+OF_DEVICE = (OF_PORT, "odp_page_")
 
 
 def placed_of(peers: Mapping[Role, Peer], done: Mapping[Peer, Done]) -> dict[Role, Placed]:
@@ -101,10 +104,10 @@ def join_ends(done: Sequence[Done], measured: Sequence[int]) -> Done:
     worst = next((one for one in done if one.ended not in ("complete", "finished")), done[0])
     boots = {one.boot for one in done}
     return Done(
-        tally=add_counts([one.tally for one in done]),
+        tally=add_counts([one.tally for one in done]) | device_counts(done),
         ended=worst.ended,
         error=worst.error,
-        resent=sum(one.resent for one in done),
+        resent=join_resent(done),
         cpu=cputime.add_ends([one.cpu for one in done], measured),
         resident=max(one.resident for one in done),
         chosen=done[0].chosen,
@@ -119,6 +122,34 @@ def add_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     """Add what several ends counted, name by name; an end counts only what it met, so that not each has every name."""
     names = dict.fromkeys(name for one in counts for name in one)
     return {name: sum(one.get(name, 0) for one in counts) for name in names}
+
+
+def device_counts(ends: Sequence[Done]) -> dict[str, int]:
+    """What verbs devices counted of all that used them, once for each device, however many of the ends it serves.
+
+    Each of its ends says by how much it grew meanwhile, which is the same growth: the largest counts.
+    """
+    names = dict.fromkeys(name for end in ends for name in end.tally if name.startswith(OF_DEVICE))
+    return {
+        name: _by_device([(end, end.tally[name]) for end in ends if name in end.tally], name.startswith(OF_PORT))
+        for name in names
+    }
+
+
+def join_resent(ends: Sequence[Done]) -> int:
+    """Add the packets that several ends' paths sent again: once for each device, where it is that which counts them."""
+    shared = [any(name.startswith(OF_PORT) for name in end.tally) for end in ends]
+    own = sum(end.resent for end, by_device in zip(ends, shared, strict=True) if not by_device)
+    return own + _by_device([(end, end.resent) for end, by_device in zip(ends, shared, strict=True) if by_device], True)
+
+
+def _by_device(values: Sequence[tuple[Done, int]], by_port: bool) -> int:
+    """Add the largest value of each device, or of each port of it, of those that its ends tell."""
+    found: dict[tuple[object, ...], int] = {}
+    for end, value in values:
+        key = end.boot, end.chosen.get("device"), end.chosen.get("port") if by_port else None
+        found[key] = max(value, found.get(key, 0))
+    return sum(found.values())
 
 
 def fetch_array(peer: Peer, array: Array, count: int) -> Int64s:

@@ -46,9 +46,11 @@ from hwrx.runs.collecting import (
     Int64s,
     Times,
     closed_account,
+    device_counts,
     fetch_connections,
     fetch_times,
     join_ends,
+    join_resent,
     join_times,
     known_setting,
     merge_tallies,
@@ -269,6 +271,7 @@ class Pair:
         times = join_times(ends) if stream or len(ends) > 1 else ends[0]
         counts = [own.messages for own in known]
         client, server = (join_ends([done[peers[role]] for peers in pairs], counts) for role in ("client", "server"))
+        everybody = [done[peer] for peers in pairs for peer in peers.values()]
         of_all = msgspec.structs.replace(setting, messages=sum(counts))
         by_actor, missing = cputime.account_time(of_all, client, server, self._testbed.alone)
         one_clock = client.boot == server.boot != ""
@@ -280,7 +283,11 @@ class Pair:
             steady=steady_part(times.delivered, times.posted if one_clock else None) if stream else None,
             messages=max(counts),
             offered=(len(times.posted), int(np.ptp(times.posted))) if paced and len(times.posted) else None,
-            tally={**merge_tallies(client.tally, server.tally, seen_by), "resent": client.resent + server.resent},
+            tally={
+                **merge_tallies(client.tally, server.tally, seen_by),
+                **device_counts(everybody),
+                "resent": join_resent(everybody),
+            },
             client=client,
             server=server,
             chosen={"client": client.chosen, "server": server.chosen},

@@ -162,7 +162,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "stale": ("messages", "of an earlier trial"),
     "wrong_size": ("messages", "of another size than was sent"),
     "checked": ("messages", "compared in full"),
-    "resent": ("packets", "that the path's own recovery sent again"),
+    "resent": ("packets", "that the path's own recovery sent again; of SoftRoCE, whatever the device did so for"),
     "chosen": ("", "JSON: what each end chose, after connecting (MTU, inline limit, socket buffers, …)"),
     "direction": ("", "there: client to server; back"),
     "name": ("", "of the stage: what it is known by"),
