@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # what differs between any two runs, and says nothing
 VOLATILE = ("started", "ended", "process", "seed", "reason", "resumed", "command", "clock_cost_ns", "question",
             "capacity", "boot_s", "warnings")  # fmt: skip
-LENGTHS = ("messages", "warmup", "cooldown", "limit", "patience")  # of a trial, no part of what its messages do
+LENGTHS = ("messages", "duration", "warmup", "cooldown", "limit", "patience")  # of a trial, no part of what its messages do
 CHANCE = 0.05
 
 Side = Sequence[Row]  # a setting's rows in the runs of one side
