@@ -262,12 +262,13 @@ def _steady_rate(run: Run, trial: dict[str, Any], gaps: npt.NDArray[np.int64]) -
     least = streams.STEADY_INSTRUCTIONS if run.manifest["clock"] == "icount" else streams.STEADY_NS
     begin, end = trial.get("steady_from_ns"), trial.get("steady_to_ns")
     if begin is not None and begin == end:
+        length = "messages" if trial.get("duration") is None else "duration"
         return streams.Withheld(
-            f"the buffers held all {len(gaps):,} messages at once: raise 'messages', at least tenfold"
+            f"the buffers held all {len(gaps):,} messages at once: raise '{length}', at least tenfold"
         )
     if trial.get("check_every") == 1:
         return streams.Withheld("every message was filled and verified: a rate needs check_every = 0 or above 1")
-    return streams.steady_rate(np.cumsum(gaps), begin=begin, end=end, least_ns=least)
+    return streams.steady_rate(np.cumsum(gaps), begin=begin, end=end, least_ns=least, duration=trial.get("duration"))
 
 
 def _series(ns: npt.NDArray[np.int64]) -> Floats:
