@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 import msgspec
@@ -62,6 +63,7 @@ def plan_run(experiment: Experiment, check: Callable[[Setting], None] = delivery
         try:
             check(setting)
             _check_cpus(setting, experiment)
+            _check_memory(setting, experiment)
         except UsageError as error:
             skipped.append(Skipped(label=label_of(setting, experiment), reason=error.args[0]))
             remedies[error.remedy] = None
@@ -134,17 +136,7 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
                 **dict(zip(names, values, strict=True)),
                 **({"flows": who} if who else {}),
             }
-            fields = {
-                **(
-                    {
-                        "messages": streams.stream_length(
-                            _mean_size(size), clock=experiment.clock, topology=experiment.topology
-                        )
-                    }
-                    if pattern == "stream"
-                    else {}
-                ),
-                **({"messages": MOST_TIMED} if common.get("duration") is not None else {}),
+            given = {
                 **{key: value for key, value in common.items() if _concerns(path, pattern, key)},
                 "path": path,
                 "pattern": pattern,
@@ -155,7 +147,7 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
                 **plain_fields(own.get(pattern, {})),
                 **own.get(pattern, {}).get(str(size), {}),
             }
-            setting = msgspec.convert(fields, Setting)
+            setting = msgspec.convert({**_length(given, size, experiment), **given}, Setting)
             if share is not None:
                 guessed = 1 / topologies.KNOWN[experiment.topology].guess.message
                 rate = experiment.capacity.get(capacity_key(setting), guessed)
@@ -163,6 +155,16 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
             if setting not in seen:  # two combinations that an override makes one
                 seen.add(setting)
                 yield setting
+
+
+def _length(given: Mapping[str, object], size: int | str, experiment: Experiment) -> dict[str, int]:
+    """Return how many messages a setting of these fields has if they do not say, unless it is Setting's default."""
+    if given.get("duration") is not None:
+        return {"messages": MOST_TIMED}
+    if given["pattern"] == "stream":
+        mean = _mean_size(size)
+        return {"messages": streams.stream_length(mean, clock=experiment.clock, topology=experiment.topology)}
+    return {}
 
 
 def _concerns(path: str, pattern: str, field: str) -> bool:
@@ -205,6 +207,21 @@ def _check_cpus(setting: Setting, experiment: Experiment) -> None:
             f"both ends are to share CPU {experiment.cpu[0]}, and two ends that wait by {setting.wait} take it from"
             " each other",
             remedy="wait by event, or give two CPUs: --cpu CLIENT,SERVER",
+        )
+
+
+def _check_memory(setting: Setting, experiment: Experiment) -> None:
+    """Raise UsageError if more messages of an open loop are due in its duration than it may have."""
+    if setting.pattern != "paced" or setting.duration is None or setting.rate is None:
+        return
+    if experiment.load and capacity_key(setting) not in experiment.capacity:
+        return  # the rate is a guess until the capacity has been measured
+    due = setting.rate * setting.duration
+    if due > setting.messages:
+        raise UsageError(
+            f"in {setting.duration:g} s at {setting.rate:,.6g} a second {due:,.0f} messages are due, and there is memory"
+            f" for {setting.messages:,}",
+            remedy=f"messages = {math.ceil(due)}, for 24 bytes each at each end; or lower 'rate' or 'duration'",
         )
 
 
