@@ -21,6 +21,7 @@ from hwrx.control.places import Place
 from hwrx.errors import UsageError
 from hwrx.paths import mixes
 from hwrx.report import by_size
+from hwrx.report.tables import report_tables
 from hwrx.report.words import answer_words
 from hwrx.runs import experiment, planning
 from hwrx.runs.overrides import setting_of
@@ -164,6 +165,15 @@ def test_an_experiment_keeps_the_weights_and_not_the_file(tmp_path: pathlib.Path
     assert "udp trace pingpong event" in [trial.label for trial in plan.trials]
     refused = [skip for skip in plan.skipped if skip.label == "rdma-fetch-add trace pingpong event"]
     assert "does not read mix" in refused[0].reason
+
+
+def test_the_largest_size_of_a_mix_is_not_said_to_be_that_of_all(tmp_path: pathlib.Path) -> None:
+    run = hwrx.load(made_runs.make(tmp_path, paths=["udp"], sizes=["100:1,200:1"], patterns=["stream"], repeats=2))
+    assert "messages of up to 200 B a second" in run.summary().answer
+    tables = report_tables(run.summary())
+    (throughput,) = [table for table in tables if table.name == "throughput"]
+    assert {cells[0][0] for _, cells in throughput.rows} == {"up to 200 B"}
+    assert "; up to 200 B; 2 repeats" in throughput.caption
 
 
 def test_a_wrong_size_of_an_experiment_is_named() -> None:
