@@ -20,7 +20,7 @@ from hwrx.report import processor
 from hwrx.report.model import SERIES, Row, name_of, scaled_estimate
 from hwrx.runs import streams
 from hwrx.runs.overrides import LISTED, SETTING_FIELDS, setting_of
-from hwrx.runs.planning import capacity_key
+from hwrx.runs.planning import known_capacity
 from hwrx.stats import Digest, Floats
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ def rows_of(run: Run, name: str) -> list[Row]:
     swept += ["mix"] if "mix" not in swept and any(trial.get("mix") for trial in run.rows) else []
     if run.experiment.load:  # the rates of a share are each path's own; the share is what its rows have in common
         swept = [field for field in swept if field != "rate"]
+    labels = mixes.tell_apart(str(trial.get("mix") or "") for trial in run.rows)
     for trial in run.rows:
-        values = tuple(_mix_label(trial) if field == "mix" else _asked(trial, field) for field in swept)
+        values = tuple(labels.get(str(trial["mix"]), "") if field == "mix" else _asked(trial, field) for field in swept)
         key = trial["path"], trial["size"], trial["pattern"], trial["wait"], _load(run, trial), values
         trials[key].append(trial)
     rows = [_row(run, name, key[:5], dict(zip(swept, key[5], strict=True)), of_key) for key, of_key in trials.items()]
@@ -80,12 +81,8 @@ def _load(run: Run, trial: dict[str, Any]) -> float | None:
     """The share of its path's capacity that a trial of an experiment with `load` was sent at."""
     if not run.experiment.load or not trial.get("rate"):
         return None
-    capacity = run.experiment.capacity.get(capacity_key(setting_of(trial)))
+    capacity = known_capacity(setting_of(trial), run.experiment)
     return round(trial["rate"] / capacity, 4) if capacity else None
-
-
-def _mix_label(trial: Mapping[str, object]) -> str:
-    return mixes.read_mix(str(trial["mix"])).label if trial.get("mix") else ""
 
 
 def _bytes_each(tally: Mapping[str, int], size: int) -> float:

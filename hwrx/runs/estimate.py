@@ -69,5 +69,6 @@ def check_budget(layout: Plan) -> None:
         raise UsageError(
             f"experiment '{layout.experiment.name}' would take about {guess.seconds:.0f} s ({guess.trials} trials on "
             f"{guess.basis}), its budget is {budget:g} s",
-            remedy="raise 'budget', or lower 'repeats', 'setting.messages', 'setting.duration' or the number of settings",
+            remedy="raise 'budget', or lower 'repeats', 'setting.messages', 'setting.duration' or the number of"
+            " settings",
         )

@@ -92,19 +92,34 @@ def uncalibrated_settings(layout: Plan) -> list[Setting]:
     experiment = layout.experiment
     found: dict[str, Setting] = {}
     for setting in layout.settings if experiment.load else ():
-        if setting.pattern == "paced" and capacity_key(setting) not in experiment.capacity:
+        if setting.pattern == "paced" and known_capacity(setting, experiment) is None:
             found.setdefault(capacity_key(setting), msgspec.structs.replace(setting, rate=1e9))
     return list(found.values())
 
 
 def capacity_key(setting: Setting) -> str:
-    """Name what a capacity belongs to."""
-    return f"{setting.path} {size_label(setting)} {setting.wait}"
+    """Name what a capacity belongs to: of one mix of sizes it is not another's, whatever they are called."""
+    size = mixes.own_label(setting.mix) if setting.mix else f"{setting.size} B"
+    return f"{setting.path} {size} {setting.wait}"
 
 
-def size_label(setting: Setting) -> str:
-    """Name the size of a setting's messages, or the mix of their sizes."""
-    return mixes.read_mix(setting.mix).label if setting.mix else f"{setting.size} B"
+def known_capacity(setting: Setting, experiment: Experiment) -> float | None:
+    """Return the capacity that an experiment knows for a setting; also by the label of its mix alone, as it once was.
+
+    In messages a second; None if it has to be measured.
+    """
+    found = experiment.capacity.get(capacity_key(setting))
+    if found is None and setting.mix:
+        found = experiment.capacity.get(f"{setting.path} {mixes.read_mix(setting.mix).label} {setting.wait}")
+    return found
+
+
+def _size_label(setting: Setting, experiment: Experiment) -> str:
+    """Name the size of a setting's messages, or the mix of their sizes as it is told from the experiment's others."""
+    if not setting.mix:
+        return f"{setting.size} B"
+    sizes = [*experiment.sizes, *(size for own in experiment.path.values() for size in own.get("sizes", ()))]
+    return mixes.tell_apart([setting.mix, *(size for size in sizes if isinstance(size, str))])[setting.mix]
 
 
 def repeat_plan(layout: Plan, repeats: int) -> Plan:
@@ -150,8 +165,8 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
             setting = msgspec.convert({**_length(given, size, experiment), **given}, Setting)
             if share is not None:
                 guessed = 1 / topologies.KNOWN[experiment.topology].guess.message
-                rate = experiment.capacity.get(capacity_key(setting), guessed)
-                setting = msgspec.structs.replace(setting, rate=share * rate)
+                rate = known_capacity(setting, experiment)
+                setting = msgspec.structs.replace(setting, rate=share * (guessed if rate is None else rate))
             if setting not in seen:  # two combinations that an override makes one
                 seen.add(setting)
                 yield setting
@@ -214,13 +229,13 @@ def _check_memory(setting: Setting, experiment: Experiment) -> None:
     """Raise UsageError if more messages of an open loop are due in its duration than it may have."""
     if setting.pattern != "paced" or setting.duration is None or setting.rate is None:
         return
-    if experiment.load and capacity_key(setting) not in experiment.capacity:
+    if experiment.load and known_capacity(setting, experiment) is None:
         return  # the rate is a guess until the capacity has been measured
     due = setting.rate * setting.duration
     if due > setting.messages:
         raise UsageError(
-            f"in {setting.duration:g} s at {setting.rate:,.6g} a second {due:,.0f} messages are due, and there is memory"
-            f" for {setting.messages:,}",
+            f"in {setting.duration:g} s at {setting.rate:,.6g} a second {due:,.0f} messages are due, and there is"
+            f" memory for {setting.messages:,}",
             remedy=f"messages = {math.ceil(due)}, for 24 bytes each at each end; or lower 'rate' or 'duration'",
         )
 
@@ -267,7 +282,7 @@ def label_of(setting: Setting, experiment: Experiment) -> str:
         swept.insert(0, setting.flows)
     if experiment.load and setting.pattern == "paced":
         swept.insert(0, f"rate={setting.rate:.0f}")
-    return " ".join([setting.path, size_label(setting), setting.pattern, setting.wait, *swept])
+    return " ".join([setting.path, _size_label(setting, experiment), setting.pattern, setting.wait, *swept])
 
 
 def _held_together(drawn: list[Setting]) -> list[Setting]:
