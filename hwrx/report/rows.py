@@ -115,7 +115,7 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
     taken = [found for trial in in_order if (found := _taken(run, trial, factor)) is not None]
     digests = [of.digest for of in taken]
     service = [of.service for of in taken if of.service is not None]
-    # of a stream all trials or none: a mean over those that happened to be long enough would say something else
+    # of all trials or none: a mean over those that happened to be long enough would say something else
     reason = next((of.withheld for of in taken if of.withheld), "")
     rates = [of.rate for of in taken if of.rate is not None] if not reason else []
     kept = [of.kept for of in taken if of.kept is not None]
@@ -226,7 +226,13 @@ def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
     found = stats.digest_samples(ns)
     if pattern == "pingpong" and found.mean > 0:
         many = trial.get("flow_count") or trial.get("senders") or 1
-        rate = 1e9 / found.mean * many * (trial.get("connections") or 1)
+        rate = trial.get("answered_per_s")
+        if rate is None and trial.get("lost"):
+            withheld = (
+                "messages were lost, each for the client's patience, and the run does not say how fast others came"
+            )
+        elif rate is None:
+            rate = 1e9 / found.mean * many * (trial.get("connections") or 1)
     return Taken(
         repeat=int(trial["repeat"]),
         trial=trial["trial"],

@@ -187,7 +187,9 @@ def of_rows(rows: list[Row]) -> list[str]:
             words = "samples that are still warm-up stand at a trial's beginning; raise 'warmup'"
             found[words].append((row.warmup, f"{name} {row.warmup:,}"))
         for figure, reason in row.withheld.items():
-            if row.counted and row.cost is not None and figure != "cost":  # what was asked for is known
+            if (
+                row.pattern == "stream" and row.counted and row.cost is not None and figure != "cost"
+            ):  # what was asked for is known
                 reason = "it moved, or was taken over too little, and its reason is below; what a message costs stands"
             found[f"{figure} withheld: {reason}"].append((1.0, name))
         if row.groups:

@@ -75,6 +75,24 @@ def join_times(times: Sequence[Times]) -> Times:
     return Times(sequence, intended, sent, delivered, np.sort(joined[4]))
 
 
+class Answered(Struct, frozen=True):
+    """How many messages of a ping-pong were answered, and how fast: `per_s` is that of all its senders together."""
+
+    messages: int
+    per_s: float
+
+
+def answered_rate(ends: Sequence[Times]) -> Answered | None:
+    """Return what was answered from each sender's first delivery to its last; None if that is no time.
+
+    What a round trip takes tells it only where one is always under way: a lost message holds its connection for the
+    whole patience and is no sample, and of many connections not each has one under way.
+    """
+    spans = [(len(times.delivered) - 1, int(np.ptp(times.delivered))) for times in ends if len(times.delivered) > 1]
+    rate = sum(count / span * 1e9 for count, span in spans if span)
+    return Answered(sum(len(times.delivered) for times in ends), rate) if rate else None
+
+
 def steady_part(delivered: Int64s, posted: Int64s | None) -> tuple[int, int]:
     """Between which times of a stream its rate may be taken: neither while buffers fill nor while they drain.
 

@@ -152,6 +152,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "window_full": ("messages", "paced: that had to wait for room"),
     "steady_from_ns": ("ns", "stream: since the first recorded delivery, from when on its rate is taken"),
     "steady_to_ns": ("ns", "stream: until when"),
+    "answered_messages": ("messages", "ping-pong of several connections or with losses: measured ones with an answer"),
+    "answered_per_s": ("messages/s", "of these, from the first answer to the last, all senders together"),
     "offered_messages": ("messages", "paced: that were sent"),
     "offered_ns": ("ns", "paced: from the first of them to the last"),
     "lost": ("messages", "expected, and not delivered"),
