@@ -63,6 +63,10 @@ cdef inline void arm(UringTcpState *u) noexcept nogil:
     if u.armed or s.ended or is_ready(u) or s.filled == s.ring:
         return
     if u.sends.varies:
+        # A server that waits for room to answer still has the message in its hands, so that nothing can be moved. What
+        # came now could straddle the ring's end: it waits in the socket, and is asked for behind the release.
+        if s.filled != s.undelivered:
+            return
         make_way(s)
     request = next_request(&u.ring)
     request.opcode = IORING_OP_RECV

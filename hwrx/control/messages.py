@@ -89,7 +89,7 @@ class Setting(QueuePairFields, frozen=True, kw_only=True, forbid_unknown_fields=
     pattern: Pattern = "pingpong"
     size: MessageSize = 64  # of the longest, if there is a mix
     mix: Mix = ""  # a distribution that each message's size is drawn from; "": all have `size`
-    messages: Messages = 1000  # measured; if there is a duration, at most
+    messages: Messages = 1000  # measured; if there is a duration, that there is memory for
     duration: Seconds | None = None  # that the measured messages go on, by the client's clock; None: all of them
     warmup: Besides = 100
     cooldown: Besides = 16

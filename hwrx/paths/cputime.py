@@ -153,8 +153,8 @@ def account_time(setting: Setting, client: Done, server: Done, alone: bool) -> t
     """Put both ends of a trial together: time by actor over the measured messages, and why an actor is missing.
 
     Also `client` and `server`, what each end's meter found. What concerns the machine is counted once, by the end that
-    sees the messages arrive. All is brought to the number of measured messages: a receiver of batches may have been
-    read a few messages later.
+    sees the messages arrive. All is brought to the number of measured messages, `setting.messages` (of several senders:
+    of all together): a receiver of batches may have been read a few messages later.
     """
     ends: dict[Role, Mapping[str, int]] = {"client": client.cpu, "server": server.cpu}
     found: dict[str, Any] = {}
@@ -189,13 +189,21 @@ def account_time(setting: Setting, client: Done, server: Done, alone: bool) -> t
     return found, missing
 
 
-def add_ends(ends: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """Add up what several senders, or their receivers, used; nothing unless it is known of each."""
+def add_ends(ends: Sequence[Mapping[str, int]], measured: Sequence[int]) -> dict[str, int]:
+    """Add up what several senders, or their receivers, used; nothing unless it is known of each.
+
+    Each is first brought to the messages that were `measured` of its sender: its meter may have read a few more or
+    less, and if a time ended the trial no two senders have as many. The sum is that of all their `messages`.
+    """
     if not all(ends):
         return {}
-    added = {name: sum(end[name] for end in ends) for name in ("thread", "user", "system")}
-    # the messages of each are as many: what is added up is brought to the measured messages of one
-    return {**ends[0], **added}
+    if len(ends) == 1:
+        return dict(ends[0])
+    added = {
+        name: sum(round(end[name] * count / end["messages"]) for end, count in zip(ends, measured, strict=True))
+        for name in ("thread", "user", "system")
+    }
+    return {**ends[0], **added, "messages": sum(measured)}
 
 
 def is_passive(setting: Setting, role: Role) -> bool:

@@ -7,9 +7,12 @@ has a name with that in front. So a run says what was drawn from by itself, also
 from __future__ import annotations
 
 import collections
+import functools
 import math
 import re
 import statistics
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +69,7 @@ class Mix(Struct, frozen=True):
         return sum(s * w for s, w in zip(self.sizes, self.weights, strict=True)) / sum(self.weights)
 
 
+@functools.lru_cache(maxsize=64)
 def read_mix(words: str) -> Mix:
     """Return the mix that stands in a setting.
 
@@ -83,6 +87,19 @@ def read_mix(words: str) -> Mix:
         assert pair is not None
         counted[int(pair[1])] += int(pair[2])
     return _checked(Mix(name, *_columns(counted)), words)
+
+
+def own_label(words: str) -> str:
+    """Return the label of the mix that stands in a setting, with a checksum of the weights that it does not tell."""
+    label = read_mix(words).label
+    return label if label == words else f"{label}~{zlib.crc32(words.encode()):08x}"
+
+
+def tell_apart(several: Iterable[str]) -> dict[str, str]:
+    """Return what each of these mixes is called among the others: its label, or if two have the same `own_label`."""
+    labels = {words: read_mix(words).label for words in several if words}
+    often = collections.Counter(labels.values())
+    return {words: label if often[label] == 1 else own_label(words) for words, label in labels.items()}
 
 
 def parse_mix(words: str, where: Path = Path()) -> Mix:

@@ -18,7 +18,7 @@ from hwrx.control.guest_boot import Priced
 from hwrx.report import captions, ledgers, numbers, words
 from hwrx.report.cells import Table
 from hwrx.report.model import Row, Summary, swept_words
-from hwrx.report.numbers import WITHHELD, number_text, size_words
+from hwrx.report.numbers import WITHHELD, number_text, size_of_rows, size_words
 from hwrx.report.provenance import kernel_of
 from hwrx.stats import Estimate
 from hwrx.wires import topology
@@ -420,7 +420,7 @@ def _left_out(summary: Summary, pattern: str) -> list[str]:
 
 def _row_words(row: Row) -> str:
     swept = [swept_words(key, value) for key, value in row.swept.items() if key != PRICE]
-    return " ".join(filter(None, [row.name, row.wait, *swept, size_words(row.size)]))
+    return " ".join(filter(None, [row.name, row.wait, *swept, size_of_rows(row)]))
 
 
 def _some(rows: Sequence[Row], most: int = 3) -> str:

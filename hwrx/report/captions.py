@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hwrx.paths import PATHS
 from hwrx.report.model import Row, Summary
-from hwrx.report.numbers import SATURATED, size_words
+from hwrx.report.numbers import SATURATED, size_of_rows, size_words
 from hwrx.stats import LEVEL
 
 LATENCY = "Half a round trip of a ping-pong, µs (timed as a round trip by one clock, and halved)"
@@ -25,7 +25,12 @@ def basis(rows: Sequence[Row]) -> str:
     sizes = sorted({row.size for row in rows})
     repeats = [len(row.digests) for row in rows]
     samples = [digest.count for row in rows for digest in row.digests]
-    said = [size_words(sizes[0]) if len(sizes) == 1 else f"{size_words(sizes[0])} to {size_words(sizes[-1])}"]
+    if len(sizes) == 1:
+        said = [size_of_rows(*rows)]
+    elif any(row.swept.get("mix") for row in rows):  # whose smallest messages may be smaller than any row's size
+        said = [f"up to {size_words(sizes[-1])}"]
+    else:
+        said = [f"{size_words(sizes[0])} to {size_words(sizes[-1])}"]
     said.append(f"{_span(repeats)} repeat{'s' * (repeats != [1] * len(repeats))} of {_span(samples)} samples")
     said.append(
         "no intervals, for they are across repeats"

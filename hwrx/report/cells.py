@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from hwrx.report import numbers
 from hwrx.report.model import Row
-from hwrx.report.numbers import size_words, value_text
+from hwrx.report.numbers import size_of_rows, value_text
 from hwrx.stats import Estimate
 
 Kind = Literal["", "t"]  # a number, aligned right; text
@@ -51,7 +51,7 @@ def column_heads(
 
     def cells(row: Row) -> list[Cell]:
         found: list[Cell] = [
-            (size_words(row.size), ""),
+            (size_of_rows(row), ""),
             (row.name, "full round trip" if row.measures == "FULL round trip" else ""),
         ]
         found += [(row.pattern, "")] if patterns else []

@@ -20,7 +20,7 @@ from hwrx.report.anatomies import moved_functions
 from hwrx.report.diff_exact import exact_changes
 from hwrx.report.model import Change, Row, name_of
 from hwrx.report.moved import Moved
-from hwrx.report.numbers import size_words
+from hwrx.report.numbers import size_of_rows
 from hwrx.report.provenance import flat_changes, kernel_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 # what differs between any two runs, and says nothing
 VOLATILE = ("started", "ended", "process", "seed", "reason", "resumed", "command", "clock_cost_ns", "question",
             "capacity", "boot_s", "warnings")  # fmt: skip
-LENGTHS = ("messages", "warmup", "cooldown", "limit", "patience")  # of a trial, no part of what its messages do
+# of a trial, no part of what its messages do
+LENGTHS = ("messages", "duration", "warmup", "cooldown", "limit", "patience")
 CHANCE = 0.05
 
 Side = Sequence[Row]  # a setting's rows in the runs of one side
@@ -189,7 +190,7 @@ def _difference(mine: Row, other: Row) -> str:
 
 def name_of_row(row: Row) -> str:
     """A row's name among all of a run."""
-    return f"{row.label} {size_words(row.size)} {row.pattern} {row.wait}"
+    return f"{row.label} {size_of_rows(row)} {row.pattern} {row.wait}"
 
 
 # --- figures -------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from hwrx.errors import UsageError
 from hwrx.host import disk
 from hwrx.report import style, sweeps, waterfall
 from hwrx.report.model import Row, Summary, scaled_estimate
-from hwrx.report.numbers import number_text, size_words
+from hwrx.report.numbers import number_text, size_of_rows
 from hwrx.report.style import COLUMN, GRID_INK, INK, PAPER, STYLE, Look
 from hwrx.stats import BEYOND, GRID, NAMED
 
@@ -123,7 +123,7 @@ def _cdf(summary: Summary, figure: Figure, width: float) -> str:
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_ylim(1.0, _smallest_share(summary, pattern))
-        ax.set_title(size_words(size), loc="right", pad=2)
+        ax.set_title(size_of_rows(*style.of_size(summary, pattern, size)), loc="right", pad=2)
         style.plain_log(ax, "x")
         ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
         ax.yaxis.set_minor_locator(NullLocator())
@@ -210,7 +210,7 @@ def _ratios(summary: Summary, figure: Figure, width: float) -> str:
         bars = None if np.isnan(low) else [[low], [high]]
         place = -len(places) - 0.5 * labels.index(style.row_name(summary, row))
         ax.errorbar(row.ratio.value, place, xerr=bars, color=colour, marker=marker, capsize=1.5, linestyle="none")
-        places.append((place, f"{style.row_name(summary, row)}, {size_words(row.size)}"))
+        places.append((place, f"{style.row_name(summary, row)}, {size_of_rows(row)}"))
     ax.axvline(1, color=INK, linewidth=0.8)
     ax.set_yticks([place for place, _ in places], [label for _, label in places])
     ax.set_xscale("log")
@@ -251,7 +251,7 @@ def _shift(summary: Summary, figure: Figure, width: float) -> str:
         ax.set_yscale("log")
         style.clip_interval(ax, "y", min(limits[0], 0.95), max(limits[1], 1.05))
         style.plain_log(ax, "y")
-        ax.set_title(size_words(size), loc="right", pad=2)
+        ax.set_title(size_of_rows(*of_size), loc="right", pad=2)
         ax.set_xlabel("quantile")
         if style.stack_panels(width) or ax is axes[0]:
             ax.set_ylabel(f"multiple of {summary.baseline}'s")
@@ -280,7 +280,7 @@ def _over_time(summary: Summary, figure: Figure, width: float) -> str:
         ax.set_yscale("log")
         ax.set_xlim(0, 100)
         style.plain_log(ax, "y")
-        ax.set_title(size_words(size), loc="right", pad=2)
+        ax.set_title(size_of_rows(*style.of_size(summary, pattern, size)), loc="right", pad=2)
         ax.set_xlabel("messages of the trial [%]")
         if style.stack_panels(width) or ax is axes[0]:
             ax.set_ylabel("µs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from msgspec import Struct
 
 from hwrx.host.decoding import UNREADABLE
 from hwrx.host.outside import clean_text
-from hwrx.paths import PATHS
+from hwrx.paths import PATHS, mixes
 from hwrx.report.cells import Cell, Kind, Table
 from hwrx.report.model import Summary
 from hwrx.report.numbers import WITHHELD, compact_number, size_words
@@ -30,10 +31,11 @@ class FlowRow(Struct, frozen=True, kw_only=True):
     """A flow of a setting, its repeats together: counts added, of figures the median."""
 
     path: str
-    size: int
+    size: int  # of the longest message, if they are a mix
     pattern: str
     wait: str
     flows: str
+    mix: str = ""  # what the mix is called
     client: str
     server: str
     posted: int
@@ -48,9 +50,11 @@ class FlowRow(Struct, frozen=True, kw_only=True):
 def flow_rows(summary: Summary) -> list[FlowRow]:
     """Return the flows of the runs between hosts; empty if there is none."""
     gathered: dict[Key, list[Told]] = {}
+    labels = mixes.tell_apart(str(trial.get("mix") or "") for run in summary.runs for trial in run.rows)
     for run in summary.runs:
         for trial in run.rows:
             key = tuple(trial.get(name) for name in ("path", "size", "pattern", "wait", "flows"))
+            key += (labels.get(str(trial.get("mix")), ""),)
             for flow in _read_told(trial.get("by_flow"), {"client", "server"}):
                 gathered.setdefault((*key, str(flow["client"]), str(flow["server"])), []).append(flow)
     return [_flow_row(key, flows) for key, flows in sorted(gathered.items(), key=lambda item: tuple(map(str, item[0])))]
@@ -83,7 +87,7 @@ def _drop_words(summary: Summary) -> str:
 
 
 def _flow_row(key: Key, flows: Sequence[Told]) -> FlowRow:
-    path, size, pattern, wait, words, client, server = key
+    path, size, pattern, wait, words, mix, client, server = key
     whole = [flow for flow in flows if "gone" not in flow]
     name, factor = ("messages_per_s", 1.0) if pattern == "stream" else ("p50_ns", 1e-3)
     if pattern == "pingpong" and not (path in PATHS and PATHS[path].full_rtt):
@@ -94,6 +98,7 @@ def _flow_row(key: Key, flows: Sequence[Told]) -> FlowRow:
     return FlowRow(
         path=str(path),
         size=int(size),
+        mix=str(mix),
         pattern=str(pattern),
         wait=str(wait),
         flows=str(words or ""),
@@ -114,7 +119,7 @@ def flow_tables(summary: Summary) -> list[Table]:
         return []
     alone = [row for row in rows if len([each for each in rows if _setting(each) == _setting(row)]) == 1]
     matrices = [
-        _matrix(several) for several in _grouped(alone, ("path", "size", "pattern", "wait")) if len(several) >= 2
+        _matrix(several) for several in _grouped(alone, ("path", "size", "mix", "pattern", "wait")) if len(several) >= 2
     ]
     return [*matrices, _flow_table(rows, _drop_words(summary))]
 
@@ -138,8 +143,12 @@ def find_outliers(rows: Sequence[FlowRow]) -> list[tuple[FlowRow, float]]:
     return sorted(found, key=lambda pair: -abs(pair[1] - 1))
 
 
+def _size(row: FlowRow) -> str:
+    return row.mix or size_words(row.size)
+
+
 def _setting(row: FlowRow) -> Key:
-    return row.path, row.size, row.pattern, row.wait, row.flows
+    return row.path, row.size, row.mix, row.pattern, row.wait, row.flows
 
 
 def _grouped(rows: Sequence[FlowRow], names: Sequence[str]) -> list[list[FlowRow]]:
@@ -166,13 +175,16 @@ def _matrix(rows: Sequence[FlowRow]) -> Table:
     said = "; ".join(f"{row.client} to {row.server} {factor:.2f} times the median" for row, factor in outliers[:5])
     more = f"; {len(outliers) - 5} more" if len(outliers) > 5 else ""
     caption = (
-        f"{first.path} {size_words(first.size)}, {first.pattern}, waiting by {first.wait}; each pair alone; {unit}. "
+        f"{first.path} {_size(first)}, {first.pattern}, waiting by {first.wait}; each pair alone; {unit}. "
         + (f"Stand out (!): {said}{more}." if outliers else "No pair stands out.")
         + f" That is, in each repeat: {DEVIATIONS:g} median absolute deviations from the median of all pairs, and"
         f" {100 * LEAST:.0f} % at least; of fewer than {FEWEST} pairs none can."
     )
     cells = [(True, [(client, ""), *(cell(client, server) for server in servers)]) for client in clients]
-    name = f"pairs-{first.path}-{first.size}-{first.pattern}-{first.wait}"
+    size = (
+        f"{first.size}-{re.sub('[^A-Za-z0-9]+', '-', first.mix)}" if first.mix else first.size
+    )  # part of a file's name
+    name = f"pairs-{first.path}-{size}-{first.pattern}-{first.wait}"
     return Table(name, "Pairs of hosts", caption, columns, cells, 1)
 
 
@@ -189,11 +201,11 @@ def _flow_table(rows: Sequence[FlowRow], drops: str) -> Table:
     lost_ends = any(row.gone for row in rows)
     columns += [("gone", "t")] if lost_ends else []
     cells: list[tuple[bool, list[Cell]]] = []
-    for several in _grouped(rows, ("path", "size", "pattern", "wait", "flows")):
+    for several in _grouped(rows, ("path", "size", "mix", "pattern", "wait", "flows")):
         for place, row in enumerate(several):
             socket = WITHHELD if row.at_socket is None else str(row.at_socket)
             figure = WITHHELD if row.figure is None else compact_number(row.figure)
-            said = [size_words(row.size), row.path, *([row.pattern] if patterns else [])]
+            said = [_size(row), row.path, *([row.pattern] if patterns else [])]
             said += [*([row.flows] if together else []), row.client, row.server]
             said += [str(row.posted), str(row.delivered), str(row.lost), socket, figure]
             said += ["; ".join(dict.fromkeys(row.gone))] if lost_ends else []

@@ -122,6 +122,12 @@ def time_words(us: float) -> str:
     return f"{us / 1000:.3g} ms" if us < 1e6 else f"{us / 1e6:.3g} s"
 
 
+def size_of_rows(*rows: Row) -> str:
+    """The size that rows have in common, in words; up to which messages go if those of any of them differ."""
+    words = size_words(rows[0].size)
+    return f"up to {words}" if any(row.swept.get("mix") for row in rows) else words
+
+
 def size_words(size: int) -> str:
     """A size in B, KiB or MiB where it divides."""
     for unit, bytes_of in (("MiB", 1 << 20), ("KiB", 1 << 10)):

@@ -18,7 +18,7 @@ from hwrx.errors import UnavailableError, UsageError
 from hwrx.report import ledgers
 from hwrx.report.journeys import anatomy_of
 from hwrx.report.model import Row, Summary, name_of, scaled_estimate
-from hwrx.report.numbers import number_text, size_words
+from hwrx.report.numbers import number_text, size_of_rows
 from hwrx.stats import BEYOND, Estimate, Floats
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class PathFigures:
     @property
     def name(self) -> str:
         """The path and all that tells it from the run's other rows, in words."""
-        return " ".join([self.row.label, size_words(self.row.size), self.row.pattern, self.row.wait])
+        return " ".join([self.row.label, size_of_rows(self.row), self.row.pattern, self.row.wait])
 
     @property
     def label(self) -> str:

@@ -20,7 +20,7 @@ from hwrx.report import processor
 from hwrx.report.model import SERIES, Row, name_of, scaled_estimate
 from hwrx.runs import streams
 from hwrx.runs.overrides import LISTED, SETTING_FIELDS, setting_of
-from hwrx.runs.planning import capacity_key
+from hwrx.runs.planning import known_capacity
 from hwrx.stats import Digest, Floats
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ def rows_of(run: Run, name: str) -> list[Row]:
     swept += ["mix"] if "mix" not in swept and any(trial.get("mix") for trial in run.rows) else []
     if run.experiment.load:  # the rates of a share are each path's own; the share is what its rows have in common
         swept = [field for field in swept if field != "rate"]
+    labels = mixes.tell_apart(str(trial.get("mix") or "") for trial in run.rows)
     for trial in run.rows:
-        values = tuple(_mix_label(trial) if field == "mix" else _asked(trial, field) for field in swept)
+        values = tuple(labels.get(str(trial["mix"]), "") if field == "mix" else _asked(trial, field) for field in swept)
         key = trial["path"], trial["size"], trial["pattern"], trial["wait"], _load(run, trial), values
         trials[key].append(trial)
     rows = [_row(run, name, key[:5], dict(zip(swept, key[5], strict=True)), of_key) for key, of_key in trials.items()]
@@ -80,12 +81,8 @@ def _load(run: Run, trial: dict[str, Any]) -> float | None:
     """The share of its path's capacity that a trial of an experiment with `load` was sent at."""
     if not run.experiment.load or not trial.get("rate"):
         return None
-    capacity = run.experiment.capacity.get(capacity_key(setting_of(trial)))
+    capacity = known_capacity(setting_of(trial), run.experiment)
     return round(trial["rate"] / capacity, 4) if capacity else None
-
-
-def _mix_label(trial: Mapping[str, object]) -> str:
-    return mixes.read_mix(str(trial["mix"])).label if trial.get("mix") else ""
 
 
 def _bytes_each(tally: Mapping[str, int], size: int) -> float:
@@ -118,7 +115,7 @@ def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trial
     taken = [found for trial in in_order if (found := _taken(run, trial, factor)) is not None]
     digests = [of.digest for of in taken]
     service = [of.service for of in taken if of.service is not None]
-    # of a stream all trials or none: a mean over those that happened to be long enough would say something else
+    # of all trials or none: a mean over those that happened to be long enough would say something else
     reason = next((of.withheld for of in taken if of.withheld), "")
     rates = [of.rate for of in taken if of.rate is not None] if not reason else []
     kept = [of.kept for of in taken if of.kept is not None]
@@ -229,7 +226,13 @@ def _taken(run: Run, trial: dict[str, Any], factor: float) -> Taken | None:
     found = stats.digest_samples(ns)
     if pattern == "pingpong" and found.mean > 0:
         many = trial.get("flow_count") or trial.get("senders") or 1
-        rate = 1e9 / found.mean * many * (trial.get("connections") or 1)
+        rate = trial.get("answered_per_s")
+        if rate is None and trial.get("lost"):
+            withheld = (
+                "messages were lost, each for the client's patience, and the run does not say how fast others came"
+            )
+        elif rate is None:
+            rate = 1e9 / found.mean * many * (trial.get("connections") or 1)
     return Taken(
         repeat=int(trial["repeat"]),
         trial=trial["trial"],
@@ -262,12 +265,13 @@ def _steady_rate(run: Run, trial: dict[str, Any], gaps: npt.NDArray[np.int64]) -
     least = streams.STEADY_INSTRUCTIONS if run.manifest["clock"] == "icount" else streams.STEADY_NS
     begin, end = trial.get("steady_from_ns"), trial.get("steady_to_ns")
     if begin is not None and begin == end:
+        length = "messages" if trial.get("duration") is None else "duration"
         return streams.Withheld(
-            f"the buffers held all {len(gaps):,} messages at once: raise 'messages', at least tenfold"
+            f"the buffers held all {len(gaps):,} messages at once: raise '{length}', at least tenfold"
         )
     if trial.get("check_every") == 1:
         return streams.Withheld("every message was filled and verified: a rate needs check_every = 0 or above 1")
-    return streams.steady_rate(np.cumsum(gaps), begin=begin, end=end, least_ns=least)
+    return streams.steady_rate(np.cumsum(gaps), begin=begin, end=end, least_ns=least, duration=trial.get("duration"))
 
 
 def _series(ns: npt.NDArray[np.int64]) -> Floats:

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from hwrx.report import style
 from hwrx.report.model import Row, Summary, swept_words
-from hwrx.report.numbers import size_words
+from hwrx.report.numbers import size_of_rows
 from hwrx.report.style import LOOKS, OTHER, PAPER
 from hwrx.stats import Estimate
 
@@ -29,9 +29,11 @@ def draw_load(summary: Summary, figure: Figure, width: float) -> str:
     sizes = [size for size in sizes if any(row.size == size for row in rows)]
     axes = style.make_panels(figure, width, len(sizes), tall=2.0)
     for ax, size in zip(axes, sizes, strict=True):
-        _load_panel(summary, ax, [row for row in rows if row.size == size])
-        ax.set_title(f"{size_words(size)}; filled: p50, open: p99, dotted: p50 from actual send", loc="right", pad=2,
-                     fontsize=6 if len(sizes) == 1 or style.stack_panels(width) else 4.8)  # fmt: skip
+        of_size = [row for row in rows if row.size == size]
+        _load_panel(summary, ax, of_size)
+        words = f"{size_of_rows(*of_size)}; filled: p50, open: p99, dotted: p50 from actual send"
+        small = 6 if len(sizes) == 1 or style.stack_panels(width) else 4.8
+        ax.set_title(words, loc="right", pad=2, fontsize=small)
     style.draw_legend(figure, axes)
     return note
 
@@ -91,7 +93,7 @@ def draw_waits(summary: Summary, figure: Figure, width: float) -> str:
         style.clip_interval(ax, "x", *style.span_of([row.quantiles[name] for row in rows for name in ("p50", "p99")]))
         style.plain_log(ax, "x")
         ax.set_xlabel(
-            f"{style.measure_text(summary, 'pingpong')} at {size_words(rows[0].size)} [µs]; filled: p50, open: p99"
+            f"{style.measure_text(summary, 'pingpong')} at {size_of_rows(*rows)} [µs]; filled: p50, open: p99"
         )
         ax.grid(axis="y", visible=False)
     return note
@@ -130,7 +132,7 @@ def numbers_of(summary: Summary, figure: Figure, width: float) -> str:
         style.plain_log(ax, "y")
         ax.set_ylabel(_axis_words(summary, pattern))
         words = "" if pattern == "stream" else "; filled: p50, open: p99"
-        ax.set_title(f"{size_words(rows[0].size)}{words}", loc="right", pad=2, fontsize=6)
+        ax.set_title(f"{size_of_rows(*rows)}{words}", loc="right", pad=2, fontsize=6)
         ax.set_xlabel(key.replace("_", " "))
     style.draw_legend(figure, axes)
     return note
@@ -175,7 +177,7 @@ def conditions_of(summary: Summary, figure: Figure, width: float) -> str:
         style.clip_interval(ax, "x", low, high * (1.7 if any(row.lost_share for row in rows) else 1))
         style.plain_log(ax, "x")
         words = "" if pattern == "stream" else "; filled: p50, open: p99"
-        ax.set_xlabel(f"{_axis_words(summary, pattern)}, {size_words(rows[0].size)}{words}")
+        ax.set_xlabel(f"{_axis_words(summary, pattern)}, {size_of_rows(*rows)}{words}")
     style.draw_legend(figure, list(axes))
     return note
 

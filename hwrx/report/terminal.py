@@ -14,7 +14,7 @@ from hwrx.report import about, answer, by_size, captions, connections, flows, nu
 from hwrx.report.cells import Table as Cells
 from hwrx.report.cells import grouped_digits, swept_cell
 from hwrx.report.model import Row, Summary, name_of
-from hwrx.report.numbers import SATURATED, WITHHELD, size_words, value_text
+from hwrx.report.numbers import SATURATED, WITHHELD, size_of_rows, value_text
 from hwrx.stats import NAMED
 
 NARROWEST = 80
@@ -179,4 +179,4 @@ def _head(summary: Summary, row: Row, first: bool) -> list[str]:
     swept = [swept_cell(row.swept.get(key)) if first else "" for key in keys]
     mark = "*" if row.measures == "FULL round trip" else ""
     wait = [row.wait] if _shows_wait(summary, row.pattern) else []
-    return [size_words(row.size) if first else "", *swept, row.name + mark, *wait]
+    return [size_of_rows(row) if first else "", *swept, row.name + mark, *wait]

@@ -12,7 +12,7 @@ from hwrx.report import captions, style
 from hwrx.report.cells import Cell, Kind, Table, column_heads
 from hwrx.report.journeys import UNKNOWN, Journey, Step, sources_in_words, stage_journeys
 from hwrx.report.model import Row, Summary, swept_words
-from hwrx.report.numbers import WITHHELD, number_text, size_words
+from hwrx.report.numbers import WITHHELD, number_text, size_of_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -135,7 +135,7 @@ def _over_sweep(summary: Summary, several: Sequence[Journey], place: int) -> Tab
             cells.append((WITHHELD if step is None else _amount(step.p50, journey), ""))
         rows.append((False, [*cells, (_amount(journey.whole, journey), "")]))
     row = several[0].row
-    what = f"{row.name} {size_words(row.size)} {row.pattern}, {WAYS[several[0].direction]}"
+    what = f"{row.name} {size_of_rows(row)} {row.pattern}, {WAYS[several[0].direction]}"
     rest = "no other stage varies by more" if len(shown) < VARYING else "the stages that vary most"
     caption = (
         f"{what}: the median interval between two stages under each condition, of the stages whose median it moves by "
@@ -172,7 +172,7 @@ def _setting_words(journey: Journey) -> str:
     row = journey.row
     load = f"at {100 * row.load:.3g} % load" if row.load is not None else ""
     swept = [swept_words(key, value) for key, value in row.swept.items()]
-    words = [row.run, size_words(row.size), row.pattern, load, *swept, WAYS[journey.direction]]
+    words = [row.run, size_of_rows(row), row.pattern, load, *swept, WAYS[journey.direction]]
     return ", ".join(filter(None, words))
 
 
@@ -200,7 +200,9 @@ def draw_waterfall(summary: Summary, figure: Figure, width: float) -> str:
     seen: dict[str, Any] = {}
     for ax, of in zip(axes.ravel(), by_size, strict=True):
         _bars(ax, of, width, seen)
-        ax.set_xlabel(f"mean one-way time, {size_words(of[0].row.size)} {of[0].row.pattern} [{of[0].unit[0]}]")
+        ax.set_xlabel(
+            f"mean one-way time, {size_of_rows(*(journey.row for journey in of))} {of[0].row.pattern} [{of[0].unit[0]}]"
+        )
     style.draw_legend(figure, list(axes.ravel()), seen)
     return sources_in_words(several).rstrip(".")
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hwrx.report.numbers import size_words, time_words
+from hwrx.report.numbers import size_of_rows, time_words
 
 if TYPE_CHECKING:
     from hwrx.modes import State
@@ -27,8 +27,8 @@ def answer_words(rows: list[Row], baseline: str) -> str:
 
 def at_words(rows: Sequence[Row]) -> str:
     """Begin a sentence about rows of one size: which it is, or up to which messages go that differ."""
-    mixed = any(row.swept.get("mix") for row in rows)
-    return f"At sizes up to {size_words(rows[0].size)}" if mixed else f"At {size_words(rows[0].size)}"
+    words = size_of_rows(*rows)
+    return f"At sizes {words}" if words.startswith("up to") else f"At {words}"
 
 
 def _sentence(rows: list[Row], baseline: str) -> str:
@@ -39,7 +39,7 @@ def _sentence(rows: list[Row], baseline: str) -> str:
         return _load_sentence(rows)
     bases = [row for row in rows if row.path == baseline and row.quantiles["p50"]]
     if not bases:
-        return f"Too few messages of {size_words(rows[0].size)} were measured for a median."
+        return f"Too few messages of {size_of_rows(*rows)} were measured for a median."
     first = bases[0].swept
     if any(base.swept != first for base in bases):
         return _swept_sentence(rows, [row for row in rows if row.swept == first], baseline)
@@ -91,7 +91,7 @@ def _rate_sentence(rows: list[Row], baseline: str) -> str:
     best = max(rated, key=lambda row: row.messages_per_s.value if row.messages_per_s else 0.0)
     assert best.messages_per_s is not None
     against = f", {best.ratio.value:.2f} times {baseline}'s ({ratio_interval(best.ratio)})" if best.ratio else ""
-    rate = f"{best.messages_per_s.value:,.0f} messages of {size_words(best.size)} a second"
+    rate = f"{best.messages_per_s.value:,.0f} messages of {size_of_rows(best)} a second"
     return f"{best.label} streams fastest: {rate}{against}."
 
 
@@ -170,7 +170,7 @@ def of_rows(rows: list[Row]) -> list[str]:
     """What is wrong with rows, one line a kind: the rows that have it, the worst first."""
     found: dict[str, list[tuple[float, str]]] = collections.defaultdict(list)
     for row in rows:
-        name = f"{row.label} {size_words(row.size)} {row.pattern}"
+        name = f"{row.label} {size_of_rows(row)} {row.pattern}"
         for count, words in _FAULTS.items():
             if share := row.tally.get(count, 0):
                 found[f"messages {words}"].append((share, f"{name} {share:,}"))
@@ -187,7 +187,9 @@ def of_rows(rows: list[Row]) -> list[str]:
             words = "samples that are still warm-up stand at a trial's beginning; raise 'warmup'"
             found[words].append((row.warmup, f"{name} {row.warmup:,}"))
         for figure, reason in row.withheld.items():
-            if row.counted and row.cost is not None and figure != "cost":  # what was asked for is known
+            if (
+                row.pattern == "stream" and row.counted and row.cost is not None and figure != "cost"
+            ):  # what was asked for is known
                 reason = "it moved, or was taken over too little, and its reason is below; what a message costs stands"
             found[f"{figure} withheld: {reason}"].append((1.0, name))
         if row.groups:

@@ -63,7 +63,9 @@ def find_capacity(setting: Setting, measure: Callable[[Setting], Measured]) -> f
     It begins with the rate of a ping-pong, doubles it until the path falls behind, and closes in on the rate between.
     Of a path that falls behind without losing anything, what it answers meanwhile is its capacity.
     """
-    setting = msgspec.structs.replace(setting, duration=None, messages=max(setting.messages, ENOUGH))
+    # of a trial that a time ends `messages` is what there is memory for, and not how many it has
+    messages = ENOUGH if setting.duration is not None else max(setting.messages, ENOUGH)
+    setting = msgspec.structs.replace(setting, duration=None, messages=messages)
     closed = measure(msgspec.structs.replace(setting, pattern="pingpong", rate=None))
     if not len(closed.ns):
         error = closed.client.error or closed.server.error or "no message came back"

@@ -16,6 +16,7 @@ from hwrx.paths import cputime
 from hwrx.runs.by_connection import ByConnection, account_connections
 
 Int64s = npt.NDArray[np.int64]
+OF_PORT = "hw_"  # what begins so is counted by a port of a verbs device, for all that use it
 
 
 def placed_of(peers: Mapping[Role, Peer], done: Mapping[Peer, Done]) -> dict[Role, Placed]:
@@ -72,6 +73,24 @@ def join_times(times: Sequence[Times]) -> Times:
     return Times(sequence, intended, sent, delivered, np.sort(joined[4]))
 
 
+class Answered(Struct, frozen=True):
+    """How many messages of a ping-pong were answered, and how fast: `per_s` is that of all its senders together."""
+
+    messages: int
+    per_s: float
+
+
+def answered_rate(ends: Sequence[Times]) -> Answered | None:
+    """Return what was answered from each sender's first delivery to its last; None if that is no time.
+
+    What a round trip takes tells it only where one is always under way: a lost message holds its connection for the
+    whole patience and is no sample, and of many connections not each has one under way.
+    """
+    spans = [(len(times.delivered) - 1, int(np.ptp(times.delivered))) for times in ends if len(times.delivered) > 1]
+    rate = sum(count / span * 1e9 for count, span in spans if span)
+    return Answered(sum(len(times.delivered) for times in ends), rate) if rate else None
+
+
 def steady_part(delivered: Int64s, posted: Int64s | None) -> tuple[int, int]:
     """Between which times of a stream its rate may be taken: neither while buffers fill nor while they drain.
 
@@ -91,19 +110,21 @@ def steady_part(delivered: Int64s, posted: Int64s | None) -> tuple[int, int]:
     return (begin - first, end - first) if begin < end else (0, 0)
 
 
-def join_ends(done: Sequence[Done]) -> Done:
+def join_ends(done: Sequence[Done], measured: Sequence[int]) -> Done:
     """Several senders' (or their receivers') ends as one: counts and processor time added, the worst of the endings.
+
+    `measured`: messages that were measured of each.
 
     What was chosen, where it ran and when is the first one's.
     """
     worst = next((one for one in done if one.ended not in ("complete", "finished")), done[0])
     boots = {one.boot for one in done}
     return Done(
-        tally=add_counts([one.tally for one in done]),
+        tally=add_counts([one.tally for one in done]) | device_counts(done),
         ended=worst.ended,
         error=worst.error,
-        resent=sum(one.resent for one in done),
-        cpu=cputime.add_ends([one.cpu for one in done]),
+        resent=join_resent(done),
+        cpu=cputime.add_ends([one.cpu for one in done], measured),
         resident=max(one.resident for one in done),
         chosen=done[0].chosen,
         boot=boots.pop() if len(boots) == 1 else "",
@@ -117,6 +138,31 @@ def add_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     """Add what several ends counted, name by name; an end counts only what it met, so that not each has every name."""
     names = dict.fromkeys(name for one in counts for name in one)
     return {name: sum(one.get(name, 0) for one in counts) for name in names}
+
+
+def device_counts(ends: Sequence[Done]) -> dict[str, int]:
+    """What ports of verbs devices counted of all that used them, once for each, however many of the ends it serves.
+
+    Each of its ends says by how much it grew meanwhile, which is the same growth: the largest counts.
+    """
+    names = dict.fromkeys(name for end in ends for name in end.tally if name.startswith(OF_PORT))
+    return {name: _by_port([(end, end.tally[name]) for end in ends if name in end.tally]) for name in names}
+
+
+def join_resent(ends: Sequence[Done]) -> int:
+    """Add the packets that several ends' paths sent again: once for each device, where it is that which counts them."""
+    shared = [any(name.startswith(OF_PORT) for name in end.tally) for end in ends]
+    own = sum(end.resent for end, by_device in zip(ends, shared, strict=True) if not by_device)
+    return own + _by_port([(end, end.resent) for end, by_device in zip(ends, shared, strict=True) if by_device])
+
+
+def _by_port(values: Sequence[tuple[Done, int]]) -> int:
+    """Add the largest value of each device's port, of those that its ends tell."""
+    found: dict[tuple[object, ...], int] = {}
+    for end, value in values:
+        key = end.boot, end.chosen.get("device"), end.chosen.get("port")
+        found[key] = max(value, found.get(key, 0))
+    return sum(found.values())
 
 
 def fetch_array(peer: Peer, array: Array, count: int) -> Int64s:

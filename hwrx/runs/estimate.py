@@ -38,7 +38,6 @@ def estimate_run(layout: Plan, *, here: bool = False) -> Estimate:
     samples = 0
     for trial in layout.trials:
         setting = trial.setting
-        messages = setting.warmup + setting.messages + setting.cooldown
         each = guess.message + guess.byte * setting.size
         if setting.pattern == "pingpong":
             each *= 2
@@ -47,10 +46,16 @@ def estimate_run(layout: Plan, *, here: bool = False) -> Estimate:
         else:
             each /= 2
         connections = traffic.count_connections(setting)
+        measured = setting.messages
         if setting.duration is not None:
-            messages = min(messages, round(setting.duration / each) + setting.warmup + setting.cooldown)
-        seconds += (guess.trial + messages * each) * connections
-        samples += min(setting.messages, messages) * connections
+            # an open loop sends what is due, whatever becomes of it; the others wait for each other
+            step = 1 / setting.rate if setting.pattern == "paced" and setting.rate else each
+            measured = max(1, min(measured, round(setting.duration / step)))
+            lasts = min(setting.duration, measured * step) + (setting.warmup + setting.cooldown) * each * connections
+        else:
+            lasts = (setting.warmup + measured + setting.cooldown) * each * connections
+        seconds += guess.trial * connections + lasts
+        samples += measured * connections
     return Estimate(
         trials=len(layout.trials),
         samples=samples,
@@ -68,5 +73,6 @@ def check_budget(layout: Plan, *, here: bool = False) -> None:
         raise UsageError(
             f"experiment '{layout.experiment.name}' would take about {guess.seconds:.0f} s ({guess.trials} trials on "
             f"{guess.basis}), its budget is {budget:g} s",
-            remedy="raise 'budget', or lower 'repeats', 'setting.messages' or the number of settings",
+            remedy="raise 'budget', or lower 'repeats', 'setting.messages', 'setting.duration' or the number of"
+            " settings",
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
-from collections.abc import Callable, Iterable
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
@@ -62,6 +63,7 @@ def plan_run(experiment: Experiment, check: Callable[[Setting], None] = delivery
         try:
             check(setting)
             _check_cpus(setting, experiment)
+            _check_memory(setting, experiment)
         except UsageError as error:
             skipped.append(Skipped(label=label_of(setting, experiment), reason=error.args[0]))
             remedies[error.remedy] = None
@@ -90,19 +92,34 @@ def uncalibrated_settings(layout: Plan) -> list[Setting]:
     experiment = layout.experiment
     found: dict[str, Setting] = {}
     for setting in layout.settings if experiment.load else ():
-        if setting.pattern == "paced" and capacity_key(setting) not in experiment.capacity:
+        if setting.pattern == "paced" and known_capacity(setting, experiment) is None:
             found.setdefault(capacity_key(setting), msgspec.structs.replace(setting, rate=1e9))
     return list(found.values())
 
 
 def capacity_key(setting: Setting) -> str:
-    """Name what a capacity belongs to."""
-    return f"{setting.path} {size_label(setting)} {setting.wait}"
+    """Name what a capacity belongs to: of one mix of sizes it is not another's, whatever they are called."""
+    size = mixes.own_label(setting.mix) if setting.mix else f"{setting.size} B"
+    return f"{setting.path} {size} {setting.wait}"
 
 
-def size_label(setting: Setting) -> str:
-    """Name the size of a setting's messages, or the mix of their sizes."""
-    return mixes.read_mix(setting.mix).label if setting.mix else f"{setting.size} B"
+def known_capacity(setting: Setting, experiment: Experiment) -> float | None:
+    """Return the capacity that an experiment knows for a setting; also by the label of its mix alone, as it once was.
+
+    In messages a second; None if it has to be measured.
+    """
+    found = experiment.capacity.get(capacity_key(setting))
+    if found is None and setting.mix:
+        found = experiment.capacity.get(f"{setting.path} {mixes.read_mix(setting.mix).label} {setting.wait}")
+    return found
+
+
+def _size_label(setting: Setting, experiment: Experiment) -> str:
+    """Name the size of a setting's messages, or the mix of their sizes as it is told from the experiment's others."""
+    if not setting.mix:
+        return f"{setting.size} B"
+    sizes = [*experiment.sizes, *(size for own in experiment.path.values() for size in own.get("sizes", ()))]
+    return mixes.tell_apart([setting.mix, *(size for size in sizes if isinstance(size, str))])[setting.mix]
 
 
 def repeat_plan(layout: Plan, repeats: int) -> Plan:
@@ -134,17 +151,7 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
                 **dict(zip(names, values, strict=True)),
                 **({"flows": who} if who else {}),
             }
-            fields = {
-                **(
-                    {
-                        "messages": streams.stream_length(
-                            _mean_size(size), clock=experiment.clock, topology=experiment.topology
-                        )
-                    }
-                    if pattern == "stream"
-                    else {}
-                ),
-                **({"messages": MOST_TIMED} if common.get("duration") is not None else {}),
+            given = {
                 **{key: value for key, value in common.items() if _concerns(path, pattern, key)},
                 "path": path,
                 "pattern": pattern,
@@ -155,27 +162,33 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
                 **plain_fields(own.get(pattern, {})),
                 **own.get(pattern, {}).get(str(size), {}),
             }
-            setting = msgspec.convert(_with_full_flow(fields), Setting)
+            setting = msgspec.convert({**_lengths(given, size, experiment), **given}, Setting)
             if share is not None:
                 guessed = 1 / topologies.KNOWN[experiment.topology].guess.message
-                rate = experiment.capacity.get(capacity_key(setting), guessed)
-                setting = msgspec.structs.replace(setting, rate=share * rate)
+                rate = known_capacity(setting, experiment)
+                setting = msgspec.structs.replace(setting, rate=share * (guessed if rate is None else rate))
             if setting not in seen:  # two combinations that an override makes one
                 seen.add(setting)
                 yield setting
 
 
-def _with_full_flow(fields: Overrides) -> Overrides:
-    """Return the fields with as many messages before and after the measured ones as there are connections, or more.
+def _lengths(given: Mapping[str, Any], size: int | str, experiment: Experiment) -> dict[str, int]:
+    """Return how many messages a setting of these fields has if they do not say, unless it is Setting's default.
 
     Of many connections each has a message under way. Those that are sent before any is answered wait for one another as
-    none does later; and what is sent for messages behind the measured ones stands in for what was sent before them.
+    none does later; and what is sent for messages behind the measured ones stands in for what was sent before them. So
+    there are as many before, and behind, as there are connections.
     """
-    connections = fields.get("connections", 1)
-    if connections == 1:
-        return fields
-    usual = Setting(path=fields["path"])
-    return {"warmup": max(usual.warmup, connections), "cooldown": max(usual.cooldown, connections), **fields}
+    found: dict[str, int] = {}
+    if given.get("duration") is not None:
+        found["messages"] = MOST_TIMED
+    elif given["pattern"] == "stream":
+        mean = _mean_size(size)
+        found["messages"] = streams.stream_length(mean, clock=experiment.clock, topology=experiment.topology)
+    if (connections := given.get("connections", 1)) > 1:
+        usual = Setting(path=given["path"])
+        found |= {"warmup": max(usual.warmup, connections), "cooldown": max(usual.cooldown, connections)}
+    return found
 
 
 def _concerns(path: str, pattern: str, field: str) -> bool:
@@ -221,6 +234,21 @@ def _check_cpus(setting: Setting, experiment: Experiment) -> None:
         )
 
 
+def _check_memory(setting: Setting, experiment: Experiment) -> None:
+    """Raise UsageError if more messages of an open loop are due in its duration than it may have."""
+    if setting.pattern != "paced" or setting.duration is None or setting.rate is None:
+        return
+    if experiment.load and known_capacity(setting, experiment) is None:
+        return  # the rate is a guess until the capacity has been measured
+    due = setting.rate * setting.duration
+    if due > setting.messages:
+        raise UsageError(
+            f"in {setting.duration:g} s at {setting.rate:,.6g} a second {due:,.0f} messages are due, and there is"
+            f" memory for {setting.messages:,}",
+            remedy=f"messages = {math.ceil(due)}, for 24 bytes each at each end; or lower 'rate' or 'duration'",
+        )
+
+
 def _defaults(experiment: Experiment) -> Overrides:
     """Return the fields of Setting whose default depends on the experiment.
 
@@ -263,7 +291,7 @@ def label_of(setting: Setting, experiment: Experiment) -> str:
         swept.insert(0, setting.flows)
     if experiment.load and setting.pattern == "paced":
         swept.insert(0, f"rate={setting.rate:.0f}")
-    return " ".join([setting.path, size_label(setting), setting.pattern, setting.wait, *swept])
+    return " ".join([setting.path, _size_label(setting, experiment), setting.pattern, setting.wait, *swept])
 
 
 def _held_together(drawn: list[Setting]) -> list[Setting]:

@@ -43,12 +43,16 @@ from hwrx.paths import cputime
 from hwrx.runs.beds import Testbed
 from hwrx.runs.by_connection import ByConnection, join_connections
 from hwrx.runs.collecting import (
+    Answered,
     Int64s,
     Times,
+    answered_rate,
     closed_account,
+    device_counts,
     fetch_connections,
     fetch_times,
     join_ends,
+    join_resent,
     join_times,
     known_setting,
     merge_tallies,
@@ -77,6 +81,7 @@ class Measured(Struct, frozen=True):
     late: npt.NDArray[np.bool_] | None = None  # answers that came after the client's patience; None of a stream
     steady: tuple[int, int] | None = None  # stream: ns from the first recorded delivery between which its rate is taken
     offered: tuple[int, int] | None = None  # paced: messages that were sent, and ns from the first to the last of them
+    answered: Answered | None = None  # ping-pong over several connections, or with losses
     by_connection: ByConnection | None = None  # of several
     between: dict[str, Any] = {}  # hosts: what became of each flow, and how together they began: see hwrx.runs.fleet
     messages: int | None = None  # that were measured, of one sender
@@ -267,8 +272,17 @@ class Pair:
         stream, paced = setting.pattern == "stream", setting.pattern == "paced"
         ends = self._one_clock(ends, pairs, done)
         times = join_times(ends) if stream or len(ends) > 1 else ends[0]
-        client, server = (join_ends([done[peers[role]] for peers in pairs]) for role in ("client", "server"))
-        by_actor, missing = cputime.account_time(setting, client, server, self._testbed.alone)
+        counts = [own.messages for own in known]
+        client, server = (join_ends([done[peers[role]] for peers in pairs], counts) for role in ("client", "server"))
+        everybody = [done[peer] for peers in pairs for peer in peers.values()]
+        tally = {
+            **merge_tallies(client.tally, server.tally, seen_by),
+            **device_counts(everybody),
+            "resent": join_resent(everybody),
+        }
+        from_answers = setting.pattern == "pingpong" and (setting.connections > 1 or tally["lost"] > 0)
+        of_all = msgspec.structs.replace(setting, messages=sum(counts))
+        by_actor, missing = cputime.account_time(of_all, client, server, self._testbed.alone)
         one_clock = client.boot == server.boot != ""
         return Measured(
             sequence=times.sequence.astype(np.uint32),
@@ -276,9 +290,10 @@ class Pair:
             service_ns=times.delivered - times.sent if paced else None,
             late=None if stream else times.delivered - times.sent > round(setting.patience * 1e9),
             steady=steady_part(times.delivered, times.posted if one_clock else None) if stream else None,
-            messages=max(own.messages for own in known),
+            messages=max(counts),
             offered=(len(times.posted), int(np.ptp(times.posted))) if paced and len(times.posted) else None,
-            tally={**merge_tallies(client.tally, server.tally, seen_by), "resent": client.resent + server.resent},
+            answered=answered_rate(ends) if from_answers else None,
+            tally=tally,
             client=client,
             server=server,
             chosen={"client": client.chosen, "server": server.chosen},
@@ -407,12 +422,14 @@ def _named(trial: Trial, testbed: Testbed, writer: Writer, stopped: Callable[[],
 
 
 def observed_facts(measured: Measured) -> dict[str, Any]:
-    """Return what a trial's figures need besides its samples: the `steady` part of a stream, what was `offered`."""
+    """Return what a trial's figures need besides its samples: a stream's `steady` part, what was offered, answered."""
     found: dict[str, Any] = {}
     if measured.steady is not None:
         found["steady"] = {"from_ns": measured.steady[0], "to_ns": measured.steady[1]}
     if measured.offered is not None:
         found["offered"] = {"messages": measured.offered[0], "ns": measured.offered[1]}
+    if measured.answered is not None:
+        found["answered"] = msgspec.to_builtins(measured.answered)
     return found
 
 

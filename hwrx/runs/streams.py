@@ -44,7 +44,12 @@ class Withheld(Struct, frozen=True):
 
 
 def steady_rate(
-    delivered: Int64s, *, begin: int | None = None, end: int | None = None, least_ns: int = STEADY_NS
+    delivered: Int64s,
+    *,
+    begin: int | None = None,
+    end: int | None = None,
+    least_ns: int = STEADY_NS,
+    duration: float | None = None,
 ) -> Rate | Withheld:
     """Return the rate of a stream, messages a second, over whole receiving calls while it was steady.
 
@@ -52,7 +57,7 @@ def steady_rate(
     the part in which the stream was steady (`hwrx.runs.collecting.steady_part`); None: it was from the first call on,
     or to the last. The messages of the first call were under way before it began, so they do not count: what came after
     it is divided by the time that it took. Withheld where calls or time are too few, or the rate of its parts differs
-    so much that their mean says little.
+    so much that their mean says little. `duration`: seconds, if a time ended the trial and no number of messages.
     """
     if not len(delivered):
         return Withheld("no message was delivered")
@@ -68,7 +73,7 @@ def steady_rate(
             quiet = "stop what else runs, or " if least_ns == STEADY_NS else ""  # counted instructions: nothing does
             return Withheld(
                 f"it moved within the trial, so that its mean is known to ±{2 * error:.0%} only: {quiet}"
-                f"raise 'messages' to {_round_up(len(delivered) * max(2.0, (error / UNSTEADY) ** 2)):,} or more",
+                f"{_longer(len(delivered), max(2.0, (error / UNSTEADY) ** 2), duration)}",
                 moved=True,
             )
         return Rate(value=count / span * 1e9, messages=count, calls=calls, ns=span)
@@ -76,7 +81,7 @@ def steady_rate(
     idle = len(delivered) - count
     factor = max(CALLS / calls if calls else 0.0, least_ns / span if span else 0.0)
     wanted = idle + 1.25 * factor * count if count and span else 4.0 * len(delivered)
-    need = f"raise 'messages' to {_round_up(wanted):,} or more"
+    need = _longer(len(delivered), wanted / len(delivered), duration)
     if not count:
         return Withheld(f"all {len(delivered):,} messages were under way, or in one call, at once: {need}")
     if calls < CALLS:
@@ -95,6 +100,13 @@ def _rate_error(at: Int64s, messages: npt.NDArray[np.intp]) -> float:
     edges = np.unique(np.searchsorted(at, np.linspace(at[0], at[-1], parts + 1), side="right") - 1)
     rates = np.diff(np.cumsum(messages)[edges]) / np.diff(at[edges])
     return float(rates.std(ddof=1) / rates.mean() / math.sqrt(len(rates))) if len(rates) > 1 else math.inf
+
+
+def _longer(messages: int, factor: float, duration: float | None) -> str:
+    """Say what to raise so that a trial is `factor` times as long: what had ended it, its messages or its duration."""
+    if duration is None:
+        return f"raise 'messages' to {_round_up(messages * factor):,} or more"
+    return f"raise 'duration' to {math.ceil(duration * factor * 10) / 10:g} s or more"
 
 
 def _round_up(count: float) -> int:

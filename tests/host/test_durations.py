@@ -77,6 +77,21 @@ def test_several_ends_each_find_their_own_number(tmp_path: pathlib.Path, more: s
     assert trial["samples"] > 0
 
 
+@pytest.mark.parametrize("senders", [1, 2])
+def test_a_message_costs_the_same_processor_time_by_a_time_as_by_a_number(tmp_path: pathlib.Path, senders: int) -> None:
+    costs = []
+    for length in (f"duration = {DURATION}", "messages = 5000"):
+        run, failed = carried_out(
+            tmp_path,
+            f'paths = ["udp"]\ntopology = "netns"\nrepeats = 1\n[setting]\nsenders = {senders}\n{length}',
+        )
+        assert failed == []
+        trial = run.trials.to_pylist()[0]
+        costs.append(trial["cpu_thread"] / trial["samples"])
+    # a busy machine moves either, and not by the hundreds that there was memory for
+    assert 1 / 4 < costs[0] / costs[1] < 4, costs
+
+
 def test_memory_that_is_full_before_the_time_is_told(tmp_path: pathlib.Path) -> None:
     run, failed = carried_out(
         tmp_path,

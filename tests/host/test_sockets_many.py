@@ -16,6 +16,7 @@ import pytest
 from hwrx import paths
 from hwrx.control.messages import Setting
 from hwrx.errors import UsageError
+from hwrx.report.rows import rows_of
 from hwrx.runs import experiment, planning, reading, schedule, testbed
 from hwrx.runs.reading import Run
 from hwrx.runs.store import Writer
@@ -50,7 +51,12 @@ def test_every_request_is_answered_on_its_own_connection(tmp_path: pathlib.Path,
     assert each["sent"].to_pylist() == each["received"].to_pylist() == each["answered"].to_pylist()
     assert pc.sum(each["unanswered"]).as_py() == 0
     assert trial["by_connection_answered_least"] == min(each["answered"].to_pylist())
-    assert trial["samples"] == 2000
+    assert trial["samples"] == trial["answered_messages"] == 2000
+    # not each connection has a message under way all the time: what messages take tells no more than a bound
+    (row,) = rows_of(run, "")
+    assert row.messages_per_s is not None
+    assert row.messages_per_s.value == pytest.approx(trial["answered_per_s"])
+    assert 0 < trial["answered_per_s"] < 1.1 * connections * 1e9 / run.trial_samples(trial["trial"]).ns.mean()
 
 
 @pytest.mark.parametrize("path", ["udp", "tcp"])

@@ -57,16 +57,31 @@ def test_a_long_stream_goes_round_its_buffers(path: str, check_every: int) -> No
     assert server.counts["checked"] == (setting.total if check_every else 0)
 
 
-@pytest.mark.parametrize("pattern", ["pingpong", "stream"])
+@pytest.mark.parametrize("pattern", ["pingpong", "stream", "paced"])
 @pytest.mark.parametrize(("path", "more"), [("udp-uring", {}), ("udp-uring", {"multishot": True}), ("tcp-uring", {})])
 def test_through_io_uring(path: str, pattern: Any, more: dict[str, Any], needs: Callable[..., None]) -> None:
     needs("io_uring")
+    paced = {"rate": 2000.0, "messages": 40} if pattern == "paced" else {}
     for zerocopy in (False, True):
-        setting = mixed(path, pattern, zerocopy_send=zerocopy, messages=3000, **more)
+        setting = mixed(path, pattern, **{"zerocopy_send": zerocopy, "messages": 3000, **more, **paced})
         client, server = both(setting)
         assert (client.verdict, server.verdict) == ("complete", "complete")
         assert clean(server.counts), server.counts
         assert server.counts["bytes"] == sizes_sent(setting).sum()
+
+
+@pytest.mark.parametrize("zerocopy", [False, True])
+@pytest.mark.parametrize("path", ["tcp", "tcp-uring"])
+def test_a_long_open_loop_goes_round_its_buffers(path: str, zerocopy: bool, needs: Callable[..., None]) -> None:
+    """A server has a message in its hands while it waits for room to answer: nothing may be received over the end."""
+    if path == "tcp-uring":
+        needs("io_uring")
+    setting = mixed(path, "paced", messages=8000, rate=60_000.0, check_every=1, zerocopy_send=zerocopy)
+    client, server = both(setting)
+    assert (client.verdict, server.verdict) == ("complete", "complete")
+    assert clean(client.counts), client.counts
+    assert clean(server.counts), server.counts
+    assert server.counts["bytes"] == client.counts["bytes"] == sizes_sent(setting).sum()
 
 
 @pytest.mark.parametrize("pattern", ["pingpong", "stream"])

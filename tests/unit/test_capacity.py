@@ -11,7 +11,7 @@ import pytest
 from hwrx.control.messages import Done, Setting
 from hwrx.errors import TrialError
 from hwrx.paths import arrivals
-from hwrx.runs import capacity
+from hwrx.runs import capacity, planning
 from hwrx.runs.schedule import Measured
 
 SETTING = Setting(path="udp", pattern="paced", rate=1e9, messages=400)
@@ -48,6 +48,22 @@ def path(service_ns: float, latency_ns: float, room: int = 10**9):  # type: igno
 def test_capacity_is_that_of_the_server_whatever_the_line(latency: float, how: Literal["even", "poisson"]) -> None:
     setting = msgspec.structs.replace(SETTING, arrivals=how)
     assert capacity.find_capacity(setting, path(5_000.0, latency)) == pytest.approx(200_000, rel=0.03)
+
+
+def test_a_time_that_trials_last_is_no_number_of_messages_to_probe_with() -> None:
+    asked: list[Setting] = []
+    serve = path(5_000.0, 100.0)
+
+    def measure(setting: Setting) -> Measured:
+        asked.append(setting)
+        return serve(setting)
+
+    timed = msgspec.structs.replace(SETTING, duration=2.0, messages=planning.MOST_TIMED)
+    assert capacity.find_capacity(timed, measure) == pytest.approx(200_000, rel=0.03)
+    assert {(setting.messages, setting.duration) for setting in asked} == {(capacity.ENOUGH, None)}
+    asked.clear()
+    capacity.find_capacity(msgspec.structs.replace(SETTING, messages=5000), measure)
+    assert {setting.messages for setting in asked} == {5000}
 
 
 def test_a_path_that_loses_what_it_cannot_hold_is_not_taken_for_fast() -> None:

@@ -147,9 +147,18 @@ def test_where_instructions_are_counted_what_was_busy_is_the_cost(tmp_path: path
 
 
 def test_several_senders_add_up() -> None:
-    added = cputime.add_ends([end().cpu, end(thread=1).cpu])
-    assert added["thread"] == 4_000_001
-    assert cputime.add_ends([end().cpu, {}]) == {}
+    added = cputime.add_ends([end().cpu, end(thread=1).cpu], [1000, 1000])
+    assert (added["thread"], added["messages"]) == (4_000_001, 2000)
+    assert cputime.add_ends([end().cpu, {}], [1000, 1000]) == {}
+
+
+def test_each_sender_is_brought_to_its_own_messages() -> None:
+    """Of many connections a meter reads a few messages beside, and a time ends each sender at another number."""
+    ends = [end(messages=800).cpu, end(messages=500, thread=1_000_000).cpu]
+    added = cputime.add_ends(ends, [1000, 250])
+    assert added["thread"] == 5_000_000 + 500_000
+    found, _ = account(Done(tally={}, ended="complete", cpu=added), end(messages=1250), alone=False, messages=1250)
+    assert found["thread"] == 5_500_000 + 4_000_000
 
 
 def test_a_rest_is_nobodys_time() -> None:

@@ -288,6 +288,18 @@ def test_another_setting_is_another_row(tmp_path: pathlib.Path, options: dict[st
         assert diff.compare_runs([b], [a], anyway=True).changes
 
 
+def test_trials_of_two_durations_are_compared_anyway(tmp_path: pathlib.Path) -> None:
+    base = {"paths": ["udp"], "sizes": [64], "patterns": ["pingpong"], "repeats": 2}
+    a, b, counted = (
+        hwrx.load(made_runs.make(tmp_path, **base, messages=1200, **more))
+        for more in ({"setting": {"duration": 1.0}}, {"setting": {"duration": 2.0}}, {})
+    )
+    with pytest.raises(UsageError, match=r"no setting in common.*duration 2.0 against 1.0"):
+        diff.compare_runs([a], [b])
+    assert diff.compare_runs([a], [b], anyway=True).changes
+    assert diff.compare_runs([counted], [b], anyway=True).changes
+
+
 @pytest.mark.parametrize(
     ("manifest", "options", "words"),
     [

@@ -103,6 +103,44 @@ def test_a_plan_has_memory_for_what_may_come_and_lasts_as_long_as_was_asked() ->
     assert 4 < estimate.estimate_run(plan).seconds < 20
 
 
+def planned(text: str) -> planning.Plan:
+    return planning.plan_run(experiment.parse_experiment(f'paths = ["udp"]\nrepeats = 1\n{text}', source="test"))
+
+
+@pytest.mark.parametrize("where", ["path.udp", "path.udp.pingpong", "pattern.pingpong", 'size."64"', "setting"])
+def test_there_is_memory_for_a_duration_wherever_it_stands(where: str) -> None:
+    assert planned(f"sizes = [64]\n[{where}]\nduration = 5.0").settings[0].messages == planning.MOST_TIMED
+    given = planned(f"sizes = [64]\n[setting]\nmessages = 77\n[{where.replace('setting', 'path.udp')}]\nduration = 5.0")
+    assert given.settings[0].messages == 77
+
+
+def test_an_open_loop_is_taken_to_last_its_duration_and_to_send_what_is_due() -> None:
+    text = 'patterns = ["paced"]\n[setting]\nduration = 100.0\nrate = 100_000.0\nmessages = 10_000_000'
+    found = estimate.estimate_run(planned(text))
+    assert found.samples == 10_000_000
+    assert found.seconds == pytest.approx(100, abs=5)
+    with pytest.raises(UsageError, match="its budget is 50 s"):
+        estimate.check_budget(planned(f"budget = 50.0\n{text}"))
+
+
+@pytest.mark.parametrize(("messages", "rate"), [("messages = 1000", 10_000.0), ("", 300_000.0)])
+def test_an_open_loop_with_more_messages_than_memory_is_refused_before_the_run(messages: str, rate: float) -> None:
+    text = f'patterns = ["paced"]\n[setting]\nduration = 5.0\nrate = {rate}\n{messages}'
+    with pytest.raises(UsageError, match="messages are due, and there is memory for") as refused:
+        planned(text)
+    assert f"messages = {round(5 * rate)}" in refused.value.remedy
+    assert planned(text.replace(messages, "") + f"\nmessages = {round(5 * rate)}").settings
+
+
+def test_a_rate_that_is_a_guess_is_not_held_against_the_memory() -> None:
+    text = 'patterns = ["paced"]\nload = [0.5]\n[setting]\nduration = 5.0\nmessages = 1000\n'
+    plan = planned(text)
+    assert len(plan.settings) == 1
+    key = planning.capacity_key(plan.settings[0])
+    with pytest.raises(UsageError, match="messages are due"):
+        planned(f'{text}[capacity]\n"{key}" = 10_000.0')
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [({"pattern": "stream", "settle": 1000, "duration": 1.0}, "settle stops the sender")],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pathlib
 import socket
 import threading
 from typing import Any
 
+import made_runs
 import numpy as np
 import pytest
 
+import hwrx
 from cython_ext.core.trial import Trial
 from cython_ext.loops.loop import ENDED
 from cython_ext.loops.many import run_connections
@@ -17,7 +20,11 @@ from hwrx.control.messages import Prepare, Role, Setting
 from hwrx.control.places import Place
 from hwrx.errors import PeerError, UsageError
 from hwrx.paths import check_setting, open_endpoint
+from hwrx.report.reported import ReportedRun
+from hwrx.report.rows import rows_of
+from hwrx.runs import store
 from hwrx.runs.by_connection import ByConnection, account_connections, join_connections
+from hwrx.runs.collecting import Answered, Times, answered_rate
 
 MESSAGES, WARMUP, COOLDOWN = 50, 4, 6
 TOTAL = MESSAGES + WARMUP + COOLDOWN
@@ -192,3 +199,49 @@ def test_the_connections_of_several_senders_follow_each_other() -> None:
     passive = join_connections([account([5], None, [5]), account([6], None, [6])])
     assert passive.received is None
     assert passive.answered.tolist() == [5, 6]
+
+
+# --- how many are answered a second ----------------------------------------------------------------------------------
+
+
+def times(*delivered: int) -> Times:
+    at = np.array(delivered, dtype=np.int64)
+    return Times(np.arange(len(at)), at, at, at, at)
+
+
+def test_the_rate_of_answers_is_that_of_the_time_that_they_came_in() -> None:
+    # of many connections they come in no order; each sender has a time of its own
+    assert answered_rate([times(3000, 1000, 2000), times(10_000, 14_000)]) == Answered(5, 1_000_000 + 250_000)
+    assert answered_rate([times(5), times()]) is None
+    assert answered_rate([times(5, 5)]) is None
+
+
+def with_losses(root: pathlib.Path, extra: dict[str, Any], lost: int = 50, **fields: Any) -> ReportedRun:
+    """A run of ping-pongs of 30 µs, of which some were lost."""
+    plan = made_runs.layout(paths=["udp"], sizes=[64], patterns=["pingpong"], repeats=2, **fields)
+    with store.Writer.create(root, plan, made_runs.MANIFEST) as writer:
+        for one in plan.trials:
+            ns = np.full(1000, 30_000)
+            tally = {"posted": 1000 + lost, "delivered": 1000, "bytes": 64_000, "lost": lost, "corrupt": 0}
+            writer.add_trial(
+                one, status="ok", tally=tally, sequence=np.arange(1000, dtype=np.uint32), ns=ns, extra=extra
+            )
+    return hwrx.load(writer.path)
+
+
+def test_a_lost_message_holds_its_connection_and_the_rate_is_that_of_the_answers(tmp_path: pathlib.Path) -> None:
+    told = with_losses(tmp_path, {"answered": {"messages": 1000, "per_s": 1611.0}})
+    (row,) = rows_of(told, "")
+    assert row.messages_per_s is not None
+    assert row.messages_per_s.value == pytest.approx(1611)
+    assert "messages/s" not in row.withheld
+
+
+def test_without_the_time_of_the_answers_there_is_no_rate_of_a_run_with_losses(tmp_path: pathlib.Path) -> None:
+    (row,) = rows_of(with_losses(tmp_path, {}), "")
+    assert row.messages_per_s is None
+    assert "messages were lost" in row.withheld["messages/s"]
+    assert any("messages were lost" in words for words in with_losses(tmp_path, {}).summary().warnings)
+    (whole,) = rows_of(with_losses(tmp_path, {}, lost=0), "")
+    assert whole.messages_per_s is not None
+    assert whole.messages_per_s.value == pytest.approx(1e9 / 30_000)

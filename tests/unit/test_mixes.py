@@ -21,6 +21,7 @@ from hwrx.control.places import Place
 from hwrx.errors import UsageError
 from hwrx.paths import mixes
 from hwrx.report import by_size
+from hwrx.report.tables import report_tables
 from hwrx.report.words import answer_words
 from hwrx.runs import experiment, planning
 from hwrx.runs.overrides import setting_of
@@ -164,6 +165,49 @@ def test_an_experiment_keeps_the_weights_and_not_the_file(tmp_path: pathlib.Path
     assert "udp trace pingpong event" in [trial.label for trial in plan.trials]
     refused = [skip for skip in plan.skipped if skip.label == "rdma-fetch-add trace pingpong event"]
     assert "does not read mix" in refused[0].reason
+
+
+def test_two_mixes_of_one_name_are_told_apart(tmp_path: pathlib.Path) -> None:
+    for folder, sizes in (("a", "100\n200\n"), ("b", "100\n100\n100\n200\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "s.txt").write_text(sizes)
+    file = tmp_path / "a.toml"
+    file.write_text(
+        'paths = ["udp"]\nsizes = [64, "imix", "file:a/s.txt", "file:b/s.txt"]\npatterns = ["paced"]\nload = [0.5]'
+    )
+    found = experiment.load_experiment(file)
+    plan = planning.plan_run(found)
+    labels = {trial.setting.mix: trial.label.split()[1] for trial in plan.trials}
+    assert len(set(labels.values())) == 4
+    assert labels["imix " + mixes.NAMED["imix"]] == "imix"
+    assert all(label.startswith("s.txt~") for words, label in labels.items() if words.startswith("s.txt"))
+    assert len(planning.uncalibrated_settings(plan)) == 4
+
+
+def test_a_capacity_that_was_kept_by_the_label_of_a_mix_is_known() -> None:
+    text = (
+        'paths = ["udp"]\nsizes = ["imix"]\npatterns = ["paced"]\nload = [0.5]\n[capacity]\n"udp imix event" = 1000.0'
+    )
+    plan = planning.plan_run(experiment.parse_experiment(text, source="test"))
+    assert planning.uncalibrated_settings(plan) == []
+    assert plan.settings[0].rate == 500.0
+
+
+def test_each_mix_has_a_row_of_its_own_whatever_it_is_called(tmp_path: pathlib.Path) -> None:
+    sizes = ["s.txt 100:1,200:1", "s.txt 100:3,200:1"]
+    run = hwrx.load(made_runs.make(tmp_path, paths=["udp"], sizes=sizes, patterns=["stream"], repeats=2))
+    rows = run.summary().rows
+    assert [(len(row.repeats), row.setting["mix"]) for row in rows] == [(2, size) for size in sizes]
+    assert len({row.label for row in rows}) == 2
+
+
+def test_the_largest_size_of_a_mix_is_not_said_to_be_that_of_all(tmp_path: pathlib.Path) -> None:
+    run = hwrx.load(made_runs.make(tmp_path, paths=["udp"], sizes=["100:1,200:1"], patterns=["stream"], repeats=2))
+    assert "messages of up to 200 B a second" in run.summary().answer
+    tables = report_tables(run.summary())
+    (throughput,) = [table for table in tables if table.name == "throughput"]
+    assert {cells[0][0] for _, cells in throughput.rows} == {"up to 200 B"}
+    assert "; up to 200 B; 2 repeats" in throughput.caption
 
 
 def test_a_wrong_size_of_an_experiment_is_named() -> None:

@@ -132,7 +132,7 @@ def test_counted_costs_stand_with_both_prices_of_a_copy_and_with_copies(tmp_path
 def test_withheld_rates_are_one_warning_where_costs_were_counted(plain: Summary) -> None:
     reasons = [f"it moved within the trial by {number}" for number in range(len(plain.rows))]
     rows = [
-        msgspec.structs.replace(row, withheld={"messages/s": reason})
+        msgspec.structs.replace(row, pattern="stream", withheld={"messages/s": reason})
         for row, reason in zip(plain.rows, reasons, strict=True)
     ]
     assert sum("withheld" in line for line in words.of_rows(rows)) == len(rows)

@@ -16,7 +16,7 @@ from hwrx.control.places import Place
 from hwrx.errors import UsageError
 from hwrx.paths.families import nic
 from hwrx.runs import experiment, planning
-from hwrx.runs.collecting import join_ends
+from hwrx.runs.collecting import device_counts, join_ends, join_resent
 
 PATTERNS = get_args(Pattern)
 # one value for each field that is not every path's, different from the default and possible
@@ -169,9 +169,31 @@ def test_ends_that_met_different_things_are_added() -> None:
         Done(tally={"lost": 1, "wrong port": 2}, ended="complete", chosen={"port": 1}),
         Done(tally={"lost": 2, "bad checksum": 3}, ended="finished", chosen={"port": 2}),
     ]
-    one = join_ends(ends)
+    one = join_ends(ends, [1000, 1000])
     assert one.tally == {"lost": 3, "wrong port": 2, "bad checksum": 3}
     assert one.chosen == {"port": 1}
+
+
+def test_what_a_device_counts_of_all_its_ends_is_counted_once() -> None:
+    def grown(device: str, retries: int, boot: str = "b", port: int = 1) -> Done:
+        return Done(
+            tally={"lost": 1, "hw_completer_retry_err": retries, "odp_page_faults": 10 * retries},
+            ended="complete",
+            resent=retries,
+            chosen={"device": device, "port": port},
+            boot=boot,
+        )
+
+    # two senders on one device, one on another, one on a device of that name of another machine
+    one = join_ends([grown("rxe0", 5), grown("rxe0", 6), grown("rxe1", 7), grown("rxe0", 8, boot="c")], [1] * 4)
+    assert one.tally == {"lost": 4, "hw_completer_retry_err": 6 + 7 + 8, "odp_page_faults": 260}  # of its own regions
+    assert one.resent == 6 + 7 + 8
+    # a trial's client and its server, too, may be on one device; each port of it counts for itself
+    both = [grown("mlx5_0", 3), grown("mlx5_0", 4), grown("mlx5_0", 5, port=2)]
+    assert device_counts(both) == {"hw_completer_retry_err": 4 + 5}
+    assert join_resent(both) == 4 + 5
+    # a connection that counts for itself
+    assert join_resent([Done(tally={}, ended="complete", resent=2), Done(tally={}, ended="complete", resent=2)]) == 4
 
 
 def passes(program: bytes, frame: bytes) -> bool:

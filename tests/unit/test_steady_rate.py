@@ -66,6 +66,18 @@ def test_the_advice_is_enough() -> None:
     assert isinstance(streams.steady_rate(calls(wanted // 16, 16, MS)), Rate)
 
 
+def test_a_trial_that_a_time_ended_is_to_last_longer() -> None:
+    found = streams.steady_rate(calls(40, 16, MS), duration=0.04)
+    assert isinstance(found, Withheld)
+    assert "raise 'duration' to 0.2 s or more" in found.reason
+    uneven = np.concatenate([calls(200, 16, MS), 200 * MS + calls(200, 16, 2 * MS)])
+    moved = streams.steady_rate(uneven, duration=0.6)
+    assert isinstance(moved, Withheld)
+    assert moved.moved
+    assert "raise 'duration' to" in moved.reason
+    assert "messages" not in moved.reason
+
+
 def test_neither_filling_nor_draining_is_steady() -> None:
     """A sender posts a message each µs until 1,000 are under way, then as fast as the receiver takes, one each 2 µs."""
     posted = np.concatenate([np.arange(2000) * 1000, 2_000_000 + np.arange(8000) * 2000]).astype(np.int64)
