@@ -64,6 +64,15 @@ def closed_account(done: Mapping[Peer, Done], peers: Mapping[Role, Peer]) -> Don
     return structs.replace(server, tally={**server.tally, "expected": expected, "lost": lost})
 
 
+def close_accounts(
+    setting: Setting, done: Mapping[Peer, Done], pairs: Sequence[Mapping[Role, Peer]]
+) -> dict[Peer, Done]:
+    """Return what all ends say; if the trial went on for a time, the servers' accounts are closed."""
+    if setting.duration is None:
+        return dict(done)
+    return {**done, **{peers["server"]: closed_account(done, peers) for peers in pairs}}
+
+
 def join_times(times: Sequence[Times]) -> Times:
     """Join several senders' messages in the order of their delivery."""
     joined = [np.concatenate(columns) for columns in zip(*(structs.astuple(one) for one in times), strict=True)]

@@ -27,7 +27,7 @@ from hwrx.machine import placement
 from hwrx.machine.placement import OWN_CPUS, Wish
 from hwrx.paths import cputime
 from hwrx.runs.beds import Testbed
-from hwrx.runs.collecting import Times, merge_tallies
+from hwrx.runs.collecting import Times, close_accounts, merge_tallies
 from hwrx.runs.hosts import End, HostsBed, name_end
 from hwrx.runs.schedule import Link, Measured, Pair
 
@@ -150,6 +150,7 @@ class Fleet(Pair):
         measured = super()._collect(whole, setting, done, setup)
         figures = dict(zip(map(id, whole), self._figures, strict=True))
         asked = [*links, *self._left_out]
+        done = close_accounts(setting, done, [link.peers for link in whole])
         flows = [_describe(link, setting, done, self._gone, figures.get(id(link), {})) for link in asked]
         if lost:
             lost.append(f"the figures are of {len(whole)} of {len(asked)} flows")

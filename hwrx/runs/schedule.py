@@ -45,7 +45,7 @@ from hwrx.runs.by_connection import ByConnection, join_connections
 from hwrx.runs.collecting import (
     Int64s,
     Times,
-    closed_account,
+    close_accounts,
     fetch_connections,
     fetch_times,
     join_ends,
@@ -259,10 +259,10 @@ class Pair:
         """Fetch what all senders' messages met, in the order of their delivery where there are several."""
         seen_by = cputime.observing_end(setting)
         pairs = [link.peers for link in links]
+        done = close_accounts(setting, done, pairs)
         known = [setting] * len(pairs)
         if setting.duration is not None:
             known = [known_setting(setting, done[peers["client"]]) for peers in pairs]
-            done = {**done, **{peers["server"]: closed_account(done, peers) for peers in pairs}}
         ends = [fetch_times(own, peers[seen_by], peers["client"]) for own, peers in zip(known, pairs, strict=True)]
         stream, paced = setting.pattern == "stream", setting.pattern == "paced"
         ends = self._one_clock(ends, pairs, done)

@@ -75,6 +75,26 @@ def test_every_message_of_eight_that_send_to_one_is_accounted_for(bench: Path, t
         assert row["start_within_ns"] > row["start_longest_round_trip_ns"] > 0
 
 
+def test_each_flow_of_a_trial_that_goes_on_for_a_time_is_held_against_what_was_sent(
+    bench: Path, tmp_path: Path
+) -> None:
+    """There is memory for a thousand times as many messages as the time is enough for."""
+    rows = measured(
+        bench,
+        tmp_path,
+        'paths = ["udp"]\npatterns = ["pingpong", "stream"]\nclients = ["h[1-2]"]\nservers = ["h9"]\n'
+        "[setting]\nmessages = 400_000\nduration = 0.2\n",
+    )
+    assert {row["pattern"] for row in rows} == {"pingpong", "stream"}
+    for row in rows:
+        assert row["messages"] < 400_000
+        assert len(row["by_flow"]) == 2
+        for flow in row["by_flow"]:
+            assert flow["posted"] == flow["expected"] == flow["delivered"] + flow["lost"] < 400_000
+        for name in ("posted", "expected", "delivered", "lost"):
+            assert row[name] == sum(flow[name] for flow in row["by_flow"])
+
+
 def test_what_is_lost_on_the_way_is_told_by_sender(needs: Callable[..., None], bench: Path, tmp_path: Path) -> None:
     """Each seventh packet of one sender is thrown away by its own device: the others lose nothing."""
     needs("nft")
