@@ -42,6 +42,26 @@ class Times(Struct, frozen=True):
     posted: Int64s
 
 
+class Fetched(Struct, frozen=True):
+    """What was fetched of one sender: `known` is its setting, with the number of messages that it measured."""
+
+    known: Setting
+    times: Times
+    connections: ByConnection | None  # of several
+
+
+def fetch_sender(setting: Setting, peers: Mapping[Role, Peer], done: Mapping[Peer, Done], setup: float) -> Fetched:
+    """Fetch what one sender's messages met.
+
+    :param setup: seconds that it took to set all connections up
+    :raises PeerError: if one of its ends is gone
+    """
+    known = setting if setting.duration is None else known_setting(setting, done[peers["client"]])
+    times = fetch_times(known, peers[cputime.observing_end(setting)], peers["client"])
+    connections = fetch_connections(known, peers, times, setup) if setting.connections > 1 else None
+    return Fetched(known, times, connections)
+
+
 def fetch_times(setting: Setting, observer: Peer, client: Peer) -> Times:
     """Fetch the times of one sender's messages."""
     delivered = fetch_array(observer, "delivered", setting.messages)

@@ -27,7 +27,7 @@ from hwrx.machine import placement
 from hwrx.machine.placement import OWN_CPUS, Wish
 from hwrx.paths import cputime
 from hwrx.runs.beds import Testbed
-from hwrx.runs.collecting import Times, close_accounts, merge_tallies
+from hwrx.runs.collecting import Times, close_accounts, fetch_sender, merge_tallies
 from hwrx.runs.hosts import End, HostsBed, name_end
 from hwrx.runs.schedule import Link, Measured, Pair
 
@@ -52,7 +52,6 @@ class Fleet(Pair):
         self._at: dict[str, Survey] = {}
         self._begun: dict[str, Any] = {}
         self._dropped: Drops = {}  # when the trial began
-        self._figures: list[dict[str, Any]] = []
         self._gone: dict[Peer, HwrxError] = {}
         self._left_out: list[Link] = []  # flows of the trial that lost an end before it began
         self._tell: Callable[[str], None] = lambda words: None
@@ -147,11 +146,12 @@ class Fleet(Pair):
                 self._drop(peer)
         if not whole:
             raise TrialError(f"no flow has both its ends: {'; '.join(lost)}")
-        measured = super()._collect(whole, setting, done, setup)
-        figures = dict(zip(map(id, whole), self._figures, strict=True))
+        fetched = [fetch_sender(setting, link.peers, done, setup) for link in whole]
+        measured = self._put_together(whole, setting, done, fetched)
+        figures = {link: _figure(each.times) for link, each in zip(whole, fetched, strict=True)}
         asked = [*links, *self._left_out]
         done = close_accounts(setting, done, [link.peers for link in whole])
-        flows = [_describe(link, setting, done, self._gone, figures.get(id(link), {})) for link in asked]
+        flows = [_describe(link, setting, done, self._gone, figures.get(link, {})) for link in asked]
         if lost:
             lost.append(f"the figures are of {len(whole)} of {len(asked)} flows")
         drops = _new_drops(self._dropped, self._count_drops(list(done)))
@@ -172,19 +172,15 @@ class Fleet(Pair):
             found.setdefault(name, {})["on_the_wire"] = count
         return found
 
-    def _one_clock(
-        self, ends: list[Times], pairs: Sequence[Mapping[Role, Peer]], done: Mapping[Peer, Done]
-    ) -> list[Times]:
+    def _one_clock(self, ends: list[Times], boots: Sequence[str]) -> list[Times]:
         """Return each flow's times from the first that its machine's clock saw, if there is more than one clock."""
-        self._figures = [_figure(times) for times in ends]
-        boots = [tuple(done[peer].boot for peer in peers.values()) for peers in pairs]
-        if len({boot for both in boots for boot in both}) == 1:
+        if len(set(boots)) == 1:
             return ends
-        # on the machine of the observer; the sender's are the same, or are not subtracted from them
-        firsts: dict[tuple[str, ...], int] = {}
+        firsts: dict[str, int] = {}
         for boot, times in zip(boots, ends, strict=True):
             if len(times.delivered):
                 firsts[boot] = min(firsts.get(boot, times.delivered[0]), int(times.delivered.min()))
+        # the sender's times are by the same clock, or are never subtracted from the observer's
         return [_shifted(times, firsts.get(boot, 0)) for boot, times in zip(boots, ends, strict=True)]
 
     def _seen(self, links: Sequence[Link]) -> Mapping[Role, Survey]:

@@ -43,14 +43,13 @@ from hwrx.paths import cputime
 from hwrx.runs.beds import Testbed
 from hwrx.runs.by_connection import ByConnection, join_connections
 from hwrx.runs.collecting import (
+    Fetched,
     Int64s,
     Times,
     close_accounts,
-    fetch_connections,
-    fetch_times,
+    fetch_sender,
     join_ends,
     join_times,
-    known_setting,
     merge_tallies,
     placed_of,
     steady_part,
@@ -257,26 +256,30 @@ class Pair:
 
     def _collect(self, links: Sequence[Link], setting: Setting, done: dict[Peer, Done], setup: float) -> Measured:
         """Fetch what all senders' messages met, in the order of their delivery where there are several."""
+        fetched = [fetch_sender(setting, link.peers, done, setup) for link in links]
+        return self._put_together(links, setting, done, fetched)
+
+    def _put_together(
+        self, links: Sequence[Link], setting: Setting, done: Mapping[Peer, Done], fetched: Sequence[Fetched]
+    ) -> Measured:
+        """Make one of what was fetched of each sender."""
         seen_by = cputime.observing_end(setting)
         pairs = [link.peers for link in links]
         done = close_accounts(setting, done, pairs)
-        known = [setting] * len(pairs)
-        if setting.duration is not None:
-            known = [known_setting(setting, done[peers["client"]]) for peers in pairs]
-        ends = [fetch_times(own, peers[seen_by], peers["client"]) for own, peers in zip(known, pairs, strict=True)]
         stream, paced = setting.pattern == "stream", setting.pattern == "paced"
-        ends = self._one_clock(ends, pairs, done)
+        ends = self._one_clock([each.times for each in fetched], [done[peers[seen_by]].boot for peers in pairs])
         times = join_times(ends) if stream or len(ends) > 1 else ends[0]
         client, server = (join_ends([done[peers[role]] for peers in pairs]) for role in ("client", "server"))
         by_actor, missing = cputime.account_time(setting, client, server, self._testbed.alone)
         one_clock = client.boot == server.boot != ""
+        connections = [each.connections for each in fetched if each.connections is not None]
         return Measured(
             sequence=times.sequence.astype(np.uint32),
             ns=np.diff(times.delivered, prepend=times.delivered[:1]) if stream else times.delivered - times.intended,
             service_ns=times.delivered - times.sent if paced else None,
             late=None if stream else times.delivered - times.sent > round(setting.patience * 1e9),
             steady=steady_part(times.delivered, times.posted if one_clock else None) if stream else None,
-            messages=max(own.messages for own in known),
+            messages=max(each.known.messages for each in fetched),
             offered=(len(times.posted), int(np.ptp(times.posted))) if paced and len(times.posted) else None,
             tally={**merge_tallies(client.tally, server.tally, seen_by), "resent": client.resent + server.resent},
             client=client,
@@ -287,22 +290,11 @@ class Pair:
             ),
             cpu=by_actor,
             cpu_missing=missing,
-            by_connection=(
-                join_connections(
-                    [
-                        fetch_connections(own, peers, times_of, setup)
-                        for own, peers, times_of in zip(known, pairs, ends, strict=True)
-                    ]
-                )
-                if setting.connections > 1
-                else None
-            ),
+            by_connection=join_connections(connections) if connections else None,
         )
 
-    def _one_clock(
-        self, ends: list[Times], pairs: Sequence[Mapping[Role, Peer]], done: Mapping[Peer, Done]
-    ) -> list[Times]:
-        """Return the senders' times as of one clock, which all have that are on one machine."""
+    def _one_clock(self, ends: list[Times], boots: Sequence[str]) -> list[Times]:
+        """Return the senders' times as of one clock. `boots`: of the machine whose clock saw each one's delivered."""
         return ends
 
     def _seen(self, links: Sequence[Link]) -> Mapping[Role, Survey]:
