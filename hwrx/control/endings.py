@@ -124,7 +124,11 @@ def all_done(
                 tell_other(peer)
     for peer, pulse in pulses.items():
         if pulse.asked and peer not in lost:
-            peer.settle(Moved, ANSWER_WITHIN)
+            try:
+                peer.settle(Moved, ANSWER_WITHIN)
+            except PeerError as error:
+                lose(peer, error)
+                del done[peer]
     return done
 
 

@@ -232,7 +232,8 @@ class Pair:
         """An end is gone before the trial has begun: of two ends there is no trial without it."""
         raise error
 
-    def _start(self, links: Sequence[Link]) -> None:
+    def _start(self, links: list[Link]) -> None:
+        """Let all loops begin, the servers' first."""
         for role, _ in ENDS:
             for link in links:
                 link.peers[role].send(Start())
