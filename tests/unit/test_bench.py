@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from hwrx.control.causes import find_remedy
 from hwrx.control.environment import Host, parse_environment
 from hwrx.control.nodes import expand_nodes, fold_nodes, parse_flows, write_flows
 from hwrx.errors import MachineError, UsageError
+from hwrx.runs.experiment import Experiment
 from hwrx.runs.hosts import place_of_host
 
 GOOD = """
@@ -236,6 +238,62 @@ def test_all_ports_are_planned_in_turn_or_together(
     printed = capsys.readouterr().out
     assert all(f"rdma-send 64 B pingpong event {each}" in printed for each in flows)
     assert f"{len(flows)} trial" in printed
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--clients", "a"], "--all-ports says who sends to whom, and so does --clients"),
+        (["--servers", "b"], "and so does --servers"),
+        (["--traffic", "all-to-all"], "and so does --traffic"),
+        (["--topology", "wire"], "--all-ports is between hosts of the inventory, and the topology is 'wire'"),
+    ],
+)
+def test_all_ports_go_with_nothing_that_says_otherwise_who_sends_to_whom(
+    more: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bench.toml"
+    file.write_text("".join(f'[hosts.{name}]\nports = [{{address = "192.0.2.1"}}]\n' for name in "ab"))
+    words = [
+        "--paths",
+        "udp",
+        "--dry-run",
+        "--bench",
+        str(file),
+        "--client",
+        "a",
+        "--server",
+        "b",
+        "--all-ports",
+        "turn",
+    ]
+    assert main(["compare", *words, *more]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed and "remedy: " in printed
+
+
+@pytest.mark.parametrize("more", [["--topology", "wire"], ["--client", "a", "--server", "b", "--all-ports", "turn"]])
+def test_a_run_is_resumed_with_no_other_ends(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--resume", "run", *more]) == 2
+    assert "give neither a file nor options with it" in capsys.readouterr().err
+
+
+def test_clients_do_not_replace_the_topology_that_a_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned: list[Experiment] = []
+    command = importlib.import_module("hwrx.commands.compare")
+    monkeypatch.setattr(command, "run_and_report", lambda experiment, *more, **named: planned.append(experiment))
+    bench, file = tmp_path / "bench.toml", tmp_path / "asked.toml"
+    bench.write_text('[hosts."h[1-2]"]\naddress = "192.0.2.[1-2]"\n')
+    words = ["compare", str(file), "--clients", "h1", "--servers", "h2", "--bench", str(bench)]
+    for named, found in (('topology = "wire"\n', "wire"), ("", "hosts")):
+        file.write_text(f'{named}paths = ["udp"]\n')
+        assert main(words) == 0
+        assert planned.pop().topology == found
+    file.write_text('topology = "netns"\npaths = ["udp"]\n')
+    assert main(words) == 2
+    assert "clients: they are hosts, and the topology is 'netns'" in capsys.readouterr().err
 
 
 # --- who sends to whom ---------------------------------------------------------------------------------------------
