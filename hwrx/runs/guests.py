@@ -129,7 +129,8 @@ def guests_on_a_wire(
     :raises MachineError: if this machine has no memory for so many
     :raises GuestError: if one does not come up: none is left then
     """
-    need_room(names)
+    check_count(names)
+    need_memory(names)
     # what runs in a guest imports this module, too, and starts no machine
     from hwrx.lab.cable import Cable
     from hwrx.lab.vm import BOOT_LIMIT, Guest
@@ -176,15 +177,19 @@ def check_guests(topology: str, clock: str, names: Sequence[str], *, here: bool)
         )
     for name in names:
         check_name(name, "guest", remedy="guest1, sink, …: a file may get that name (--log)")
-    need_room(names)
+    check_count(names)
 
 
-def need_room(names: Sequence[str]) -> None:
-    """Refuse more guests than a wire can have, or this machine."""
+def check_count(names: Sequence[str]) -> None:
+    """UsageError if they are more guests than a wire can have."""
     if len(names) > stations.MOST:
         raise UsageError(
             f"{len(names)} guests are more than the {stations.MOST} that a wire can have", remedy="fewer clients"
         )
+
+
+def need_memory(names: Sequence[str]) -> None:
+    """MachineError if this machine has not the memory that so many guests take when they are booted."""
     if (there := available_memory()) < len(names) * USED:
         raise MachineError(
             f"{len(names)} guests use some {len(names) * USED >> 20} MiB of memory, and this machine has"

@@ -13,12 +13,12 @@ from hwrx.campaign import walking
 from hwrx.cli import main
 from hwrx.control.guest_boot import Boot
 from hwrx.control.messages import Setting
-from hwrx.errors import UsageError
+from hwrx.errors import MachineError, UsageError
 from hwrx.lab import accelerator
 from hwrx.lab.accelerator import Accelerator
 from hwrx.lab.boot import kernel_words
 from hwrx.lab.vm import Guest
-from hwrx.runs import estimate, experiment, planning, testbed, traffic
+from hwrx.runs import estimate, experiment, guests, planning, testbed, traffic
 from hwrx.runs.experiment import Experiment
 from hwrx.runs.testbed import Wanted
 
@@ -371,3 +371,13 @@ def test_a_rest_is_refused_where_time_is_measured_and_where_nobody_takes_it() ->
         asked(setting={"rest": 1000})
     with pytest.raises(UsageError, match="udp does not read rest in stream, only in pingpong"):
         planning.plan_run(asked(topology="nic", clock="icount", patterns=["stream"], setting={"rest": 1000}))
+
+
+def test_memory_is_asked_for_where_guests_boot_and_not_where_they_are_up_or_none_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wire = asked(topology="wire", clock="wall")
+    monkeypatch.setattr(guests, "available_memory", lambda: 100 << 20)
+    testbed.check_wanted(wire, Wanted())  # of a comparison in a lab that is up, and of a dry run
+    with pytest.raises(MachineError, match="2 guests use some 1024 MiB of memory, and this machine has 100 left"):
+        testbed.opened_bed(wire, Wanted()).__enter__()
