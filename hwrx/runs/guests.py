@@ -12,6 +12,7 @@ import msgspec
 
 from hwrx.control.environment import Host
 from hwrx.control.guest_boot import Boot
+from hwrx.control.messages import ENDS
 from hwrx.control.peers import Peer, Way
 from hwrx.errors import MachineError, SilenceError, StandstillError, UsageError
 from hwrx.host.outside import check_name
@@ -39,6 +40,8 @@ class GuestsBed(HostsBed):
             Host(name=name, reach="local", address=place.address, netdev=place.netdev, verbs=place.verbs)
             for name, place in places.items()
         ])  # fmt: skip
+        if set(ENDS) <= places.keys():
+            self.places = {role: places[role] for role in ENDS}
         self.guests = guests
         self.boot = boot
         self._cable = cable
