@@ -9,7 +9,6 @@ bound that they give.
 from __future__ import annotations
 
 import contextlib
-import select
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from hwrx.control.messages import Done, Look, LookAround, Moved, Release, Releas
 from hwrx.control.peers import ANSWER_WITHIN, Peer
 from hwrx.control.places import Survey
 from hwrx.errors import HwrxError, PeerError, TrialError
+from hwrx.host.waiting import wait_to_read
 from hwrx.machine import placement
 from hwrx.machine.placement import OWN_CPUS, Wish
 from hwrx.paths import cputime
@@ -235,7 +235,7 @@ def _ends(link: Link) -> dict[Role, End]:
 def _has_ended(peer: Peer) -> bool:
     """Whether an agent that nobody has asked anything is gone."""
     with contextlib.suppress(PeerError):
-        if not peer.has_reply and select.select([peer], [], [], 0)[0]:
+        if not peer.has_reply and wait_to_read([peer], 0):
             peer.receive()
         return False
     return True
