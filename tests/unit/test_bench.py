@@ -62,6 +62,8 @@ def test_a_file_is_read_with_its_sets_and_defaults() -> None:
         ('[defaults]\naddres = "x"\n[hosts.a]\n', "unknown key 'defaults.addres'", "did you mean 'address'?"),
         ("[hosts.a]\nnuma = -1\n", "hosts.a.numa: -1 is not allowed", "a whole number from 0"),
         ('[hosts.a]\ncpus = ["x"]\n', 'hosts.a.cpus[0]: "x" is not allowed', "a whole number from 0"),
+        ("[hosts.a]\npower = 3\n", "hosts.a.power: 3 is not allowed", "allowed: a table of on, off, cycle"),
+        (f"[hosts.a]\ncpus = {list(range(1025))}\n", "hosts.a.cpus: ", "at most 1024 of them"),
         ('[hosts.a]\npower = {of = "x"}\n', "unknown key 'hosts.a.power.of'", "did you mean"),
         ('[hosts.a]\nreach = "carrier:pigeon"\n', "hosts.a.reach: 'carrier:pigeon' is no peer", "ssh:HOST"),
         ('[hosts.a]\naddress = "coop"\n', "'coop' is not an IP address", "192.0.2.7"),
@@ -189,7 +191,10 @@ def test_each_port_of_a_host_is_a_host_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("ports", "said"),
     [
-        ('["mlx5_0"]', "ports"),
+        ('["mlx5_0"]', r"hosts.twin.ports\[1\]: .*mlx5_0.* is not allowed"),
+        ('[{verbs = "a"}, 3]', r"hosts.twin.ports\[2\]: 3 is not allowed"),
+        ('"mlx5_0"', "hosts.twin.ports: .*mlx5_0.* is not allowed"),
+        ("[" + 257 * '{verbs = "a"}, ' + "]", r"hosts.twin.ports: (.|\n)* is not allowed(.|\n)*at most 256 of them"),
         ('[{verbs = "a"}, {device = "b"}]', r"hosts.twin.ports\[2\].device"),
         ('[{verbs = "a", port = 0}]', r"ports\[1\].port: 0 is not allowed"),
         ('[{netdev = "eth1"}]', "neither a verbs device nor an address"),
