@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hwrx.bench import labgrid, netconfig
-from hwrx.bench.ports import PortEntry, PortNumber, Text, check_address, check_ports, port_hosts
+from hwrx.bench.ports import MOST, PortEntry, PortNumber, Text, check_address, check_ports, port_hosts
 from hwrx.control.environment import Host, parse_environment
 from hwrx.control.nodes import expand_nodes
 from hwrx.errors import UsageError
@@ -59,7 +59,7 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     netdev: Text | None = None
     verbs: Text | None = None
     port: PortNumber = 1  # of the verbs device
-    ports: Annotated[tuple[PortEntry, ...], Meta(max_length=256)] = ()  # each is a host, too: see hwrx.bench.ports
+    ports: Annotated[tuple[PortEntry, ...], Meta(max_length=MOST)] = ()  # each is a host, too: see hwrx.bench.ports
     cpus: Annotated[tuple[Cpu, ...], Meta(max_length=1024)] = ()
     numa: Annotated[int, Meta(ge=0, le=1023)] | None = None
     power: Power = Power()

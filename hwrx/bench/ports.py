@@ -23,6 +23,8 @@ from hwrx.runs import checked
 
 Text = Annotated[str, Meta(min_length=1, max_length=4000)]
 PortNumber = Annotated[int, Meta(ge=1, le=255)]
+MOST = 256  # ports of a host
+Entries = Annotated[list[Any], Meta(max_length=MOST, description=f"a list of tables, at most {MOST} of them")]
 
 
 class PortEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,9 +39,10 @@ class PortEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def check_ports(source: str, where: str, ports: object) -> None:
     """UsageError, with the key and what is allowed there, if `ports` is not a list of ports."""
     fields = {field.name: field.type for field in msgspec.structs.fields(PortEntry)}
-    checked.convert_field(source, where, ports, list[dict[str, Any]])
-    for number, port in enumerate(msgspec.convert(ports, list[dict[str, Any]]), 1):
-        place = f"{where}[{number}]"
+    checked.convert_field(source, where, ports, Entries)
+    for number, port in enumerate(msgspec.convert(ports, list[Any]), 1):
+        place = f"{where}[{number}]"  # as the hosts that are made of them are numbered
+        checked.convert_field(source, place, port, dict[str, Any])
         for key, value in port.items():
             if key not in fields:
                 raise checked.unknown_field(source, f"{place}.{key}", fields, key=key)

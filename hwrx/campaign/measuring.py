@@ -29,6 +29,7 @@ from hwrx.runs import capacity, estimate, fleet, lanes, planning, renewal, sched
 from hwrx.runs import experiment as experiments
 from hwrx.runs.beds import Testbed
 from hwrx.runs.experiment import Experiment
+from hwrx.runs.hosts import HostsBed
 from hwrx.runs.planning import Plan
 from hwrx.runs.schedule import Outcome
 from hwrx.runs.testbed import Wanted
@@ -288,6 +289,21 @@ class Measuring:
                 )
 
 
+def _find_merging(bed: Testbed, manifest: dict[str, Any]) -> list[tune.Finding]:
+    """Look whether the network devices of both ends merge packets; of several machines each on its own."""
+    if not isinstance(bed, HostsBed):
+        return tune.find_merging(manifest["machine"], {place.netdev for place in bed.places.values() if place.netdev})
+    found: dict[tune.Finding, list[str]] = {}
+    for name, machine in manifest["host machines"].items():
+        netdev = bed.hosts[name].netdev
+        for finding in tune.find_merging(machine, {netdev} if netdev else set()):
+            found.setdefault(finding, []).append(name)
+    return [
+        msgspec.structs.replace(finding, state=f"at {', '.join(names)} {finding.state}")
+        for finding, names in found.items()
+    ]
+
+
 def _manifest(bed: Testbed, layout: Plan, wanted: Wanted, display: Progress) -> dict[str, Any]:
     """Describe the machine, what was asked for, and what is known to disturb the figures."""
     display.stage("manifest", "what this machine is")
@@ -300,8 +316,7 @@ def _manifest(bed: Testbed, layout: Plan, wanted: Wanted, display: Progress) -> 
             topology=str(manifest.get("topology", layout.experiment.topology)),
         )
     )
-    netdevs = {place.netdev for place in bed.places.values() if place.netdev}
-    findings = [*tune.find_noise(), *tune.find_merging(manifest["machine"], netdevs)]
+    findings = [*tune.find_noise(), *_find_merging(bed, manifest)]
     if layout.experiment.clock == "icount":
         findings = []  # counted instructions are the same whatever else the machine does
     elif manifest["emulated"]:

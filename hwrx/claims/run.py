@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import functools
 import os
-import select
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from hwrx.control.messages import Clock
 from hwrx.errors import GuestError, MachineError, StoreError, UsageError
 from hwrx.host import disk
 from hwrx.host.interruption import hold_signals
+from hwrx.host.waiting import wait_to_read
 from hwrx.lab import inquest
 from hwrx.lab.vm import Guest
 from hwrx.runs.schema import MANIFEST
@@ -269,7 +269,7 @@ def _beside(say: Say, group: Sequence[Claim], take: Take) -> None:
 
 def _lines(descriptor: int) -> Iterator[bytes]:
     rest = b""
-    while select.select([descriptor], [], [], SILENCE)[0]:
+    while wait_to_read([descriptor], SILENCE):
         data = os.read(descriptor, 1 << 16)
         if not data:
             return

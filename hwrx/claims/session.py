@@ -18,6 +18,7 @@ from hwrx.control.messages import Clock, Role
 from hwrx.control.places import Place
 from hwrx.errors import TrialError, UsageError
 from hwrx.host import netns
+from hwrx.host.waiting import wait_to_read
 from hwrx.paths import PATHS
 from hwrx.runs.beds import Testbed
 from hwrx.runs.schedule import Pair
@@ -192,7 +193,7 @@ class Reader:
 
     def came(self, seconds: float) -> int:
         """Wait for the next datagram: when it was read, or 0."""
-        if not select.select([self._times], [], [], seconds)[0]:
+        if not wait_to_read([self._times], seconds):
             return 0
         return int.from_bytes(os.read(self._times, 8), "little")
 

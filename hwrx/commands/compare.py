@@ -12,7 +12,7 @@ from hwrx.commands.shared.running import run_and_report
 from hwrx.errors import UsageError
 from hwrx.host import disk
 from hwrx.runs import reading
-from hwrx.runs.experiment import described_experiment
+from hwrx.runs.experiment import described_experiment, names_topology
 from hwrx.runs.testbed import Wanted
 from hwrx.wires import topology as topologies
 
@@ -89,16 +89,32 @@ def compare(
         log=log,
     )
     if resume is not None:
-        if file is not None or any(value is not None for value in options.values()):
+        if file is not None or any(value is not None for value in (topology, all_ports, *options.values())):
             raise UsageError("--resume goes on with a run as it was begun: give neither a file nor options with it")
         experiment = reading.load_run(resume).experiment
         wanted = with_hosts(wanted, experiment, bench, client, server)
         run_and_report(experiment, wanted, runs=runs, dry_run=dry_run, as_json=as_json, resume=resume)
         return
+    if topology is None and (wanted.explicit or client or server or _names_hosts(file, options["clients"])):
+        topology = "hosts"
     if all_ports is not None:
+        if topology not in (None, "hosts"):
+            raise UsageError(
+                f"--all-ports is between hosts of the inventory, and the topology is '{topology}'",
+                remedy="leave out --topology",
+            )
+        if given := [f"--{name}" for name in ("clients", "servers", "traffic") if options[name] is not None]:
+            raise UsageError(
+                f"--all-ports says who sends to whom, and so does {given[0]}",
+                remedy=f"leave out either; ports are hosts, too: --clients '{client or 'HOST'}-port[1-2]'",
+            )
         options |= match_ports(client, server, bench, all_ports)
         client = server = None
-    hosts = wanted.explicit or client or server or options["clients"]
-    experiment = described_experiment(file, {**options, "topology": topology or ("hosts" if hosts else None)})
+    experiment = described_experiment(file, {**options, "topology": topology})
     wanted = with_hosts(wanted, experiment, bench, client, server)
     run_and_report(experiment, wanted, runs=runs, dry_run=dry_run, as_json=as_json)
+
+
+def _names_hosts(file: Path | None, clients: object) -> bool:
+    """Whether --clients are hosts of the inventory: of a file with a topology, they are what they are in that one."""
+    return clients is not None and (file is None or not names_topology(file))

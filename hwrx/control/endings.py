@@ -6,7 +6,6 @@ agent that does not answer any more, a loop whose other end has ended without it
 
 from __future__ import annotations
 
-import select
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,6 +14,7 @@ from msgspec import Struct
 from hwrx.control.messages import Done, Look, Moved, Role, Setting, Stop
 from hwrx.control.peers import ANSWER_WITHIN, Peer
 from hwrx.errors import HwrxError, PeerError, SilenceError, TrialError
+from hwrx.host.waiting import wait_to_read
 
 # Between the end of one endpoint's loop and that of the other lie a few messages in flight; an emulated CPU is slow.
 GRACE = 5.0
@@ -124,7 +124,11 @@ def all_done(
                 tell_other(peer)
     for peer, pulse in pulses.items():
         if pulse.asked and peer not in lost:
-            peer.settle(Moved, ANSWER_WITHIN)
+            try:
+                peer.settle(Moved, ANSWER_WITHIN)
+            except PeerError as error:
+                lose(peer, error)
+                del done[peer]
     return done
 
 
@@ -133,7 +137,7 @@ def _hear(peers: list[Peer], seconds: float) -> list[tuple[Peer, PeerError]]:
     if any(peer.has_reply for peer in peers):
         return []
     gone = []
-    for peer in select.select(peers, [], [], seconds)[0]:
+    for peer in wait_to_read(peers, seconds):
         try:
             peer.receive()
         except PeerError as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shlex
 import shutil
 import signal
@@ -37,6 +36,7 @@ from hwrx.errors import HwrxError, PeerError, SilenceError
 from hwrx.host.outside import clean_text, describe_status
 from hwrx.host.processes import killed_for_memory
 from hwrx.host.shortage import shortage_remedy
+from hwrx.host.waiting import wait_to_read
 
 Reply = TypeVar("Reply")
 Key = TypeVar("Key", bound=Hashable)
@@ -365,7 +365,7 @@ def wait_first(peers: Iterable[Peer], kind: type[Reply], limit: float) -> tuple[
 
 def receive_any(peers: Sequence[Peer], deadline: float) -> None:
     """Wait until there is something to read from one of the peers, and read it; SilenceError at the deadline."""
-    ready, _, _ = select.select(peers, [], [], max(0.0, deadline - time.monotonic()))
+    ready = wait_to_read(peers, deadline - time.monotonic())
     if not ready:
         names = " and ".join(peer.name for peer in peers)
         raise SilenceError(f"no answer from {names} in time", remedy="is that machine overloaded, or its link down?")

@@ -11,7 +11,6 @@ import mmap
 import os
 import platform
 import re
-import select
 import subprocess
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from hwrx.host import tools
+from hwrx.host.waiting import wait_to_read
 from hwrx.lab import emulator_user, initramfs, kernel
 from hwrx.lab.kernel import Kernel, Progress, cache_folder
 
@@ -152,7 +152,7 @@ def _listen(guest: subprocess.Popen[bytes], limit: float) -> tuple[str, bool]:
     deadline = time.monotonic() + limit
     said = b""
     while (left := deadline - time.monotonic()) > 0:
-        if select.select([guest.stdout], [], [], left)[0]:
+        if wait_to_read([guest.stdout], left):
             data = os.read(guest.stdout.fileno(), 4096)
             said += data
             if not data or initramfs.BOOTED.encode() in said:

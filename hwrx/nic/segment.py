@@ -10,13 +10,13 @@ host's network takes part, and the socket has no name that could be left behind.
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 import time
 from types import TracebackType
 from typing import Self
 
 from hwrx.errors import UsageError
+from hwrx.host.waiting import wait_to_read
 from hwrx.wires.guest_nics import NIC_HUB
 
 LONGEST = 65_536  # bytes of a frame
@@ -61,8 +61,7 @@ class Segment:
         got: list[bytes] = []
         deadline = time.monotonic() + seconds
         while len(got) < count:
-            ready, _, _ = select.select([self._ours], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
+            if not wait_to_read([self._ours], deadline - time.monotonic()):
                 break
             got.append(self._ours.recv(LONGEST))
         return got

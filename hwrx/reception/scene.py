@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import time
@@ -22,6 +21,7 @@ from hwrx.errors import MachineError, TrialError, UsageError
 from hwrx.host import netns, tools
 from hwrx.host.owners import Owner, owners_of
 from hwrx.host.undo import Undo
+from hwrx.host.waiting import wait_to_read
 from hwrx.reception.records import Event, Recorder, driver_of
 from hwrx.wires import topology
 from hwrx.wires.made import Made
@@ -244,7 +244,7 @@ class Process:
     def wait(self, what: str) -> int:
         """Wait for the next time that it tells; TrialError if none comes."""
         told = b""
-        if select.select([self._times], [], [], PATIENCE)[0]:
+        if wait_to_read([self._times], PATIENCE):
             told = os.read(self._times, 8)
         if len(told) < 8:
             raise TrialError(f"{what} did not come to its reader within {PATIENCE:g} s")

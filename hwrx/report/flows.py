@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -13,10 +12,12 @@ from msgspec import Struct
 
 from hwrx.host.decoding import UNREADABLE
 from hwrx.host.outside import clean_text
-from hwrx.paths import PATHS, mixes
-from hwrx.report.cells import Cell, Kind, Table
-from hwrx.report.model import Summary
-from hwrx.report.numbers import WITHHELD, compact_number, size_words
+from hwrx.paths import PATHS
+from hwrx.report import numbers
+from hwrx.report.cells import Cell, Kind, Table, swept_cell
+from hwrx.report.model import Summary, swept_words
+from hwrx.report.numbers import WITHHELD, compact_number, size_of_rows
+from hwrx.report.rows import Group, group_trials
 
 # A pair stands out if it is this many median absolute deviations from the median of all pairs, and this far at least
 DEVIATIONS, LEAST = 5.0, 0.2
@@ -28,14 +29,20 @@ Key = tuple[Any, ...]  # of a setting, or of a flow in it
 
 
 class FlowRow(Struct, frozen=True, kw_only=True):
-    """A flow of a setting, its repeats together: counts added, of figures the median."""
+    """A flow of a setting, its repeats together: counts added, of figures the median.
 
+    Of several senders between two hosts the counts and the rate are all of theirs. `run` is empty if there is only one;
+    `swept` has what tells the setting from others, as of `hwrx.report.model.Row`, but for the `flows`.
+    """
+
+    run: str
     path: str
     size: int  # of the longest message, if they are a mix
     pattern: str
     wait: str
+    load: float | None
+    swept: dict[str, Any]
     flows: str
-    mix: str = ""  # what the mix is called
     client: str
     server: str
     posted: int
@@ -46,18 +53,41 @@ class FlowRow(Struct, frozen=True, kw_only=True):
     figures: list[float]  # of each repeat
     gone: list[str]  # why an end was lost, of each trial in which one was
 
+    @property
+    def setting(self) -> Key:
+        """All that tells it from others but the flows: no figure and no table of pairs takes two of them together."""
+        return self.path, self.size, self.pattern, self.wait, self.load, tuple(self.swept.items()), self.run
+
 
 def flow_rows(summary: Summary) -> list[FlowRow]:
     """Return the flows of the runs between hosts; empty if there is none."""
-    gathered: dict[Key, list[Told]] = {}
-    labels = mixes.tell_apart(str(trial.get("mix") or "") for run in summary.runs for trial in run.rows)
+    found: list[FlowRow] = []
     for run in summary.runs:
-        for trial in run.rows:
-            key = tuple(trial.get(name) for name in ("path", "size", "pattern", "wait", "flows"))
-            key += (labels.get(str(trial.get("mix")), ""),)
-            for flow in _read_told(trial.get("by_flow"), {"client", "server"}):
-                gathered.setdefault((*key, str(flow["client"]), str(flow["server"])), []).append(flow)
-    return [_flow_row(key, flows) for key, flows in sorted(gathered.items(), key=lambda item: tuple(map(str, item[0])))]
+        name = run.path.name if len(summary.runs) > 1 else ""
+        for group in group_trials(run):
+            for words in dict.fromkeys(str(trial.get("flows") or "") for trial in group.trials):
+                trials = [trial for trial in group.trials if str(trial.get("flows") or "") == words]
+                found += _rows_of_flows(name, group, words, trials)
+    return sorted(found, key=lambda row: _order((row.setting, row.flows, row.client, row.server)))
+
+
+def _rows_of_flows(name: str, group: Group, words: str, trials: Sequence[Told]) -> list[FlowRow]:
+    """Return a row for each pair of hosts that a setting's trials had flows between."""
+    gathered: dict[tuple[str, str], list[list[Told]]] = {}
+    for trial in trials:
+        told: dict[tuple[str, str], list[Told]] = {}
+        for flow in _read_told(trial.get("by_flow"), {"client", "server"}):
+            told.setdefault((str(flow["client"]), str(flow["server"])), []).append(flow)
+        for ends, flows in told.items():
+            gathered.setdefault(ends, []).append(flows)
+    return [_flow_row(name, group, words, ends, repeats) for ends, repeats in gathered.items()]
+
+
+def _order(value: object) -> tuple[Any, ...]:
+    """Return what sorts numbers by what they are, and all else by its words."""
+    if isinstance(value, tuple):
+        return tuple(map(_order, value))
+    return (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
 
 
 def _read_told(text: object, keys: set[str]) -> Iterable[Told]:
@@ -86,24 +116,24 @@ def _drop_words(summary: Summary) -> str:
     return f" Packets that network devices counted as lost meanwhile, of whatever traffic: {told}." if told else ""
 
 
-def _flow_row(key: Key, flows: Sequence[Told]) -> FlowRow:
-    path, size, pattern, wait, words, mix, client, server = key
+def _flow_row(name: str, group: Group, words: str, ends: tuple[str, str], repeats: Sequence[Sequence[Told]]) -> FlowRow:
+    """Make a row of what each repeat tells of the senders between two hosts."""
+    flows = [flow for senders in repeats for flow in senders]
     whole = [flow for flow in flows if "gone" not in flow]
-    name, factor = ("messages_per_s", 1.0) if pattern == "stream" else ("p50_ns", 1e-3)
-    if pattern == "pingpong" and not (path in PATHS and PATHS[path].full_rtt):
-        factor /= 2
-    figures = [flow[name] * factor for flow in whole if flow.get(name)]
+    figures = [figure for senders in repeats if (figure := _figure(group, senders)) is not None]
     counts = {each: sum(int(flow.get(each, 0)) for flow in whole) for each in ("posted", "delivered", "lost")}
     told = [int(flow["lost_at_socket"]) for flow in whole if "lost_at_socket" in flow]
     return FlowRow(
-        path=str(path),
-        size=int(size),
-        mix=str(mix),
-        pattern=str(pattern),
-        wait=str(wait),
-        flows=str(words or ""),
-        client=client,
-        server=server,
+        run=name,
+        path=group.path,
+        size=group.size,
+        pattern=group.pattern,
+        wait=group.wait,
+        load=group.load,
+        swept={key: value for key, value in group.swept.items() if key != "flows"},
+        flows=words,
+        client=ends[0],
+        server=ends[1],
         **counts,
         at_socket=sum(told) if told else None,
         figure=statistics.median(figures) if figures else None,
@@ -112,15 +142,29 @@ def _flow_row(key: Key, flows: Sequence[Told]) -> FlowRow:
     )
 
 
+def _figure(group: Group, senders: Sequence[Told]) -> float | None:
+    """Return one repeat's figure: the median sender's time; of a stream what all send together, if all are known."""
+    if group.pattern == "stream":
+        rates = [flow.get("messages_per_s") for flow in senders if "gone" not in flow]
+        known = [float(rate) for rate in rates if rate]
+        return sum(known) if known and len(known) == len(senders) else None
+    full = group.path in PATHS and PATHS[group.path].full_rtt
+    factor = 1e-3 if full or group.pattern != "pingpong" else 0.5e-3
+    times = [factor * flow["p50_ns"] for flow in senders if "gone" not in flow and flow.get("p50_ns")]
+    return statistics.median(times) if times else None
+
+
 def flow_tables(summary: Summary) -> list[Table]:
     """Return the flows as a table, and of each pair alone a matrix; nothing of runs that are not between hosts."""
     rows = flow_rows(summary)
     if not rows:
         return []
-    alone = [row for row in rows if len([each for each in rows if _setting(each) == _setting(row)]) == 1]
-    matrices = [
-        _matrix(several) for several in _grouped(alone, ("path", "size", "mix", "pattern", "wait")) if len(several) >= 2
-    ]
+    counts = Counter((row.setting, row.flows) for row in rows)
+    alone = [row for row in rows if counts[row.setting, row.flows] == 1]
+    matrices: list[Table] = []
+    for pairs in _grouped(alone, lambda row: row.setting):
+        if len(pairs) >= 2:
+            matrices.append(_matrix(pairs, len(matrices) + 1))
     return [*matrices, _flow_table(rows, _drop_words(summary))]
 
 
@@ -143,22 +187,14 @@ def find_outliers(rows: Sequence[FlowRow]) -> list[tuple[FlowRow, float]]:
     return sorted(found, key=lambda pair: -abs(pair[1] - 1))
 
 
-def _size(row: FlowRow) -> str:
-    return row.mix or size_words(row.size)
-
-
-def _setting(row: FlowRow) -> Key:
-    return row.path, row.size, row.mix, row.pattern, row.wait, row.flows
-
-
-def _grouped(rows: Sequence[FlowRow], names: Sequence[str]) -> list[list[FlowRow]]:
+def _grouped(rows: Sequence[FlowRow], key: Callable[[FlowRow], Key]) -> list[list[FlowRow]]:
     found: dict[Key, list[FlowRow]] = {}
     for row in rows:
-        found.setdefault(tuple(getattr(row, name) for name in names), []).append(row)
+        found.setdefault(key(row), []).append(row)
     return list(found.values())
 
 
-def _matrix(rows: Sequence[FlowRow]) -> Table:
+def _matrix(rows: Sequence[FlowRow], number: int) -> Table:
     first = rows[0]
     unit = "messages/s" if first.pattern == "stream" else "µs, median"
     clients = list(dict.fromkeys(row.client for row in rows))
@@ -174,25 +210,32 @@ def _matrix(rows: Sequence[FlowRow]) -> Table:
 
     said = "; ".join(f"{row.client} to {row.server} {factor:.2f} times the median" for row, factor in outliers[:5])
     more = f"; {len(outliers) - 5} more" if len(outliers) > 5 else ""
+    words = [f"{first.path} {first.run}".strip() + f" {size_of_rows(first)}", first.pattern]
+    words += [f"waiting by {first.wait}", "" if first.load is None else f"at {numbers.share_words(first.load)} load"]
+    words += [f"{numbers.offered_words(rate)} a second offered" if (rate := first.swept.get("rate")) else ""]
+    words += [swept_words(key, value) for key, value in first.swept.items() if key != "rate"]
     caption = (
-        f"{first.path} {_size(first)}, {first.pattern}, waiting by {first.wait}; each pair alone; {unit}. "
+        f"{', '.join(filter(None, words))}; each pair alone; {unit}. "
         + (f"Stand out (!): {said}{more}." if outliers else "No pair stands out.")
         + f" That is, in each repeat: {DEVIATIONS:g} median absolute deviations from the median of all pairs, and"
         f" {100 * LEAST:.0f} % at least; of fewer than {FEWEST} pairs none can."
     )
     cells = [(True, [(client, ""), *(cell(client, server) for server in servers)]) for client in clients]
-    size = (
-        f"{first.size}-{re.sub('[^A-Za-z0-9]+', '-', first.mix)}" if first.mix else first.size
-    )  # part of a file's name
-    name = f"pairs-{first.path}-{size}-{first.pattern}-{first.wait}"
+    name = f"pairs{number if number > 1 else ''}-{first.path}-{first.size}-{first.pattern}-{first.wait}"
     return Table(name, "Pairs of hosts", caption, columns, cells, 1)
 
 
 def _flow_table(rows: Sequence[FlowRow], drops: str) -> Table:
     together = any(row.flows != f"{row.client}>{row.server}" for row in rows)
     patterns = len({row.pattern for row in rows}) > 1
+    waits = len({row.wait for row in rows}) > 1
+    loads = any(row.load is not None for row in rows)
+    swept = list(dict.fromkeys(key for row in rows for key in row.swept))
     columns: list[tuple[str, Kind]] = [("size", ""), ("path", "t")]
     columns += [("pattern", "t")] if patterns else []
+    columns += [("wait", "t")] if waits else []
+    columns += [("load", "")] if loads else []
+    columns += [("offered [1/s]" if key == "rate" else key.replace("_", " "), "t") for key in swept]
     columns += [("flows", "t")] if together else []
     unit = "" if patterns else " [1/s]" if rows[0].pattern == "stream" else " [µs]"
     columns += [("from", "t"), ("to", "t"), ("sent", ""), ("delivered", ""), ("lost", ""), ("at socket", "")]
@@ -201,17 +244,23 @@ def _flow_table(rows: Sequence[FlowRow], drops: str) -> Table:
     lost_ends = any(row.gone for row in rows)
     columns += [("gone", "t")] if lost_ends else []
     cells: list[tuple[bool, list[Cell]]] = []
-    for several in _grouped(rows, ("path", "size", "mix", "pattern", "wait", "flows")):
+    for several in _grouped(rows, lambda row: (row.setting, row.flows)):
         for place, row in enumerate(several):
             socket = WITHHELD if row.at_socket is None else str(row.at_socket)
             figure = WITHHELD if row.figure is None else compact_number(row.figure)
-            said = [_size(row), row.path, *([row.pattern] if patterns else [])]
+            said = [size_of_rows(row), f"{row.path} {row.run}".strip(), *([row.pattern] if patterns else [])]
+            said += [*([row.wait] if waits else []), *([numbers.share_words(row.load)] if loads else [])]
+            said += [
+                numbers.offered_words(row.swept.get(key)) if key == "rate" else swept_cell(row.swept.get(key))
+                for key in swept
+            ]
             said += [*([row.flows] if together else []), row.client, row.server]
             said += [str(row.posted), str(row.delivered), str(row.lost), socket, figure]
             said += ["; ".join(dict.fromkeys(row.gone))] if lost_ends else []
             cells.append((place == 0, [(text, "") for text in said]))
     caption = (
-        "What became of each flow, all repeats together, warm-up and cool-down among the messages. Lost at the "
+        "What became of each flow, all repeats together, warm-up and cool-down among the messages; of several senders "
+        "between two hosts all of theirs. Lost at the "
         "socket: for want of room in the receiver's buffer; the others were lost on the way. Of a flow that lost an "
         "end nothing is counted. Clocks of two hosts are never compared." + drops
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from hwrx.report.model import Row
 from hwrx.stats import Estimate
@@ -122,7 +124,19 @@ def time_words(us: float) -> str:
     return f"{us / 1000:.3g} ms" if us < 1e6 else f"{us / 1e6:.3g} s"
 
 
-def size_of_rows(*rows: Row) -> str:
+class Sized(Protocol):
+    """A row of figures that are of messages."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the longest."""
+
+    @property
+    def swept(self) -> Mapping[str, Any]:
+        """As of Row: a mix of sizes among it."""
+
+
+def size_of_rows(*rows: Sized) -> str:
     """The size that rows have in common, in words; up to which messages go if those of any of them differ."""
     words = size_words(rows[0].size)
     return f"up to {words}" if any(row.swept.get("mix") for row in rows) else words

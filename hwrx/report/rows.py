@@ -46,8 +46,20 @@ class Taken(Struct, kw_only=True):
     times: npt.NDArray[np.int64] | None = None  # the same as they are, if they repeat to the digit
 
 
-def rows_of(run: Run, name: str) -> list[Row]:
-    """The rows of a run, `name`d where there are several, in the order in which their first trials were run."""
+class Group(Struct, frozen=True, kw_only=True):
+    """The trials of one path in one setting, over all repeats; `swept` as in Row."""
+
+    path: str
+    size: int
+    pattern: str
+    wait: str
+    load: float | None
+    swept: dict[str, Any]
+    trials: list[dict[str, Any]]
+
+
+def group_trials(run: Run) -> list[Group]:
+    """Return the trials of a run by all that tells two rows apart, in the order in which their first were run."""
     trials: dict[tuple[Any, ...], list[dict[str, Any]]] = collections.defaultdict(list)
     # a field that a path's own table sets tells nothing apart: it is the same for all rows of that path
     swept = [field for field in TELLING if _varies(run.rows, field)]
@@ -60,7 +72,23 @@ def rows_of(run: Run, name: str) -> list[Row]:
         values = tuple(labels.get(str(trial["mix"]), "") if field == "mix" else _asked(trial, field) for field in swept)
         key = trial["path"], trial["size"], trial["pattern"], trial["wait"], _load(run, trial), values
         trials[key].append(trial)
-    rows = [_row(run, name, key[:5], dict(zip(swept, key[5], strict=True)), of_key) for key, of_key in trials.items()]
+    return [
+        Group(
+            path=path,
+            size=size,
+            pattern=pattern,
+            wait=wait,
+            load=load,
+            swept=dict(zip(swept, values, strict=True)),
+            trials=of_key,
+        )
+        for (path, size, pattern, wait, load, values), of_key in trials.items()
+    ]
+
+
+def rows_of(run: Run, name: str) -> list[Row]:
+    """The rows of a run, `name`d where there are several, in the order in which their first trials were run."""
+    rows = [_row(run, name, group) for group in group_trials(run)]
     twins = processor.by_trial(run)
     return [_with_twin(row, twins) for row in rows] if twins else rows
 
@@ -106,8 +134,9 @@ def _varies(trials: list[dict[str, Any]], field: str) -> bool:
     return any(len(values) > 1 for values in groups.values())
 
 
-def _row(run: Run, name: str, key: tuple[Any, ...], swept: dict[str, Any], trials: list[dict[str, Any]]) -> Row:
-    path, size, pattern, wait, load = key
+def _row(run: Run, name: str, group: Group) -> Row:
+    path, size, pattern, wait, load = group.path, group.size, group.pattern, group.wait, group.load
+    swept, trials = group.swept, group.trials
     known = delivery.PATHS.get(path)
     half = pattern == "pingpong" and not (known is not None and known.full_rtt)
     in_order = sorted(trials, key=lambda trial: int(trial["repeat"]))

@@ -9,13 +9,13 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import select
 import socket
 import time
 from collections.abc import Callable
 from typing import IO
 
 from hwrx.errors import MachineError, PeerError
+from hwrx.host.waiting import wait_to_read
 from hwrx.roce.parameters import Parameters
 
 PORT = 18515  # of ibv_rc_pingpong
@@ -124,7 +124,7 @@ def wait_readable(file: socket.socket | IO[str], deadline: float | None, idle: C
     :param deadline: of CLOCK_MONOTONIC, in seconds; None: none
     :return: False if it came first
     """
-    while not select.select([file], [], [], 0.02)[0]:
+    while not wait_to_read([file], 0.02):
         if deadline is not None and time.monotonic() > deadline:
             return False
         idle()

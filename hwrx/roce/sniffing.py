@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 import struct
 import time
@@ -13,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from hwrx.errors import MachineError
+from hwrx.host.waiting import wait_to_read
 from hwrx.roce.captures import CapturedFrame
 
 SOL_PACKET = 263  # linux/socket.h, which Python's module does not have
@@ -56,7 +56,7 @@ class Sniffer:
         :param timeout: seconds without a frame after which it ends; None: never
         :raises MachineError: if the device goes away or down
         """
-        while select.select([self._socket], [], [], timeout)[0]:
+        while wait_to_read([self._socket], timeout):
             try:
                 data, messages, _, _ = self._socket.recvmsg(LARGEST, 64)
             except OSError as error:

@@ -57,7 +57,8 @@ def _words(info: msgspec.inspect.Type, at: str = "") -> str:
         return " or ".join(_words(kind, at) for kind in info.types if not isinstance(kind, msgspec.inspect.NoneType))
     if isinstance(info, msgspec.inspect.VarTupleType | msgspec.inspect.ListType):
         inner = _words(info.item_type)
-        return inner if at else f"a list of {inner}"
+        most = "" if info.max_length is None else f", at most {info.max_length} of them"
+        return inner if at else f"a list of {inner}{most}"
     if isinstance(info, msgspec.inspect.IntType | msgspec.inspect.FloatType):
         noun = "a whole number" if isinstance(info, msgspec.inspect.IntType) else "a number"
         bounds = [
@@ -78,6 +79,8 @@ def _words(info: msgspec.inspect.Type, at: str = "") -> str:
         return "a string" if info.max_length is None else f"a string of at most {info.max_length} characters"
     if isinstance(info, msgspec.inspect.DictType):
         return "a table" if at == "" else _words(info.value_type)
+    if isinstance(info, msgspec.inspect.StructType):
+        return f"a table of {', '.join(field.name for field in info.fields)}"
     return "any value"
 
 

@@ -43,6 +43,26 @@ class Times(Struct, frozen=True):
     posted: Int64s
 
 
+class Fetched(Struct, frozen=True):
+    """What was fetched of one sender: `known` is its setting, with the number of messages that it measured."""
+
+    known: Setting
+    times: Times
+    connections: ByConnection | None  # of several
+
+
+def fetch_sender(setting: Setting, peers: Mapping[Role, Peer], done: Mapping[Peer, Done], setup: float) -> Fetched:
+    """Fetch what one sender's messages met.
+
+    :param setup: seconds that it took to set all connections up
+    :raises PeerError: if one of its ends is gone
+    """
+    known = setting if setting.duration is None else known_setting(setting, done[peers["client"]])
+    times = fetch_times(known, peers[cputime.observing_end(setting)], peers["client"])
+    connections = fetch_connections(known, peers, times, setup) if setting.connections > 1 else None
+    return Fetched(known, times, connections)
+
+
 def fetch_times(setting: Setting, observer: Peer, client: Peer) -> Times:
     """Fetch the times of one sender's messages."""
     delivered = fetch_array(observer, "delivered", setting.messages)
@@ -63,6 +83,15 @@ def closed_account(done: Mapping[Peer, Done], peers: Mapping[Role, Peer]) -> Don
     expected = client.tally["expected"]
     lost = max(0, expected - server.tally["delivered"])
     return structs.replace(server, tally={**server.tally, "expected": expected, "lost": lost})
+
+
+def close_accounts(
+    setting: Setting, done: Mapping[Peer, Done], pairs: Sequence[Mapping[Role, Peer]]
+) -> dict[Peer, Done]:
+    """Return what all ends say; if the trial went on for a time, the servers' accounts are closed."""
+    if setting.duration is None:
+        return dict(done)
+    return {**done, **{peers["server"]: closed_account(done, peers) for peers in pairs}}
 
 
 def join_times(times: Sequence[Times]) -> Times:

@@ -147,6 +147,14 @@ def load_with_table(path: pathlib.Path, table: str) -> tuple[Experiment, dict[st
     return build_experiment(content, source=str(path)), more
 
 
+def names_topology(file: pathlib.Path) -> bool:
+    """Whether an experiment file says what lies between the two ends, and does not leave that to the options.
+
+    :raises UsageError: if it cannot be read
+    """
+    return "topology" in toml_text.parse_toml(_read_text(file), str(file))
+
+
 def _read_text(file: pathlib.Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")  # editors of Windows put a byte order mark in front

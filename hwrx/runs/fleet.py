@@ -9,7 +9,6 @@ bound that they give.
 from __future__ import annotations
 
 import contextlib
-import select
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,15 +18,16 @@ import numpy as np
 
 from hwrx.control import endings
 from hwrx.control.endings import LeftAloneError
-from hwrx.control.messages import Done, Look, LookAround, Moved, Role, Setting, Start, Surveyed
+from hwrx.control.messages import Done, Look, LookAround, Moved, Release, Released, Role, Setting, Start, Surveyed
 from hwrx.control.peers import ANSWER_WITHIN, Peer
 from hwrx.control.places import Survey
 from hwrx.errors import HwrxError, PeerError, TrialError
+from hwrx.host.waiting import wait_to_read
 from hwrx.machine import placement
 from hwrx.machine.placement import OWN_CPUS, Wish
 from hwrx.paths import cputime
 from hwrx.runs.beds import Testbed
-from hwrx.runs.collecting import Times, merge_tallies
+from hwrx.runs.collecting import Fetched, Times, close_accounts, fetch_sender, merge_tallies
 from hwrx.runs.hosts import End, HostsBed, name_end
 from hwrx.runs.schedule import Link, Measured, Pair
 
@@ -52,7 +52,6 @@ class Fleet(Pair):
         self._at: dict[str, Survey] = {}
         self._begun: dict[str, Any] = {}
         self._dropped: Drops = {}  # when the trial began
-        self._figures: list[dict[str, Any]] = []
         self._gone: dict[Peer, HwrxError] = {}
         self._left_out: list[Link] = []  # flows of the trial that lost an end before it began
         self._tell: Callable[[str], None] = lambda words: None
@@ -100,33 +99,45 @@ class Fleet(Pair):
 
     def _leave_out(self, links: list[Link], link: Link, error: PeerError) -> None:
         """See Pair: the others go on. The end that lives lets go of what it has prepared."""
-        ends = _ends(link)
-        dead = [role for role in ends if name_end(ends[role]) in str(error)] or list(ends)
-        for role in ends:
-            if role in dead:
-                self._gone[link.peers[role]] = error
-                self._drop(link.peers[role])
-        self._tell(str(error.args[0]))
+        self._lose_end(link, error)
         links.remove(link)
         self._release([link])
         self._left_out.append(link)
         if not links:
             raise TrialError(f"no flow has both its ends: {error.args[0]}", remedy=error.remedy)
 
-    def _start(self, links: Sequence[Link]) -> None:
+    def _lose_end(self, link: Link, error: PeerError) -> None:
+        """Tell that an end of a flow is gone: the one that the error names, or both if it names none."""
+        ends = _ends(link)
+        for role in [role for role in ends if name_end(ends[role]) in str(error)] or list(ends):
+            self._gone[link.peers[role]] = error
+            self._drop(link.peers[role])
+        self._tell(str(error.args[0]))
+
+    def _start(self, links: list[Link]) -> None:
         """Let all begin: servers first. The senders' ways are measured before, so that the spread has a bound."""
         self._dropped = self._count_drops([peer for link in links for peer in link.peers.values()])
-        clients = [link.peers["client"] for link in links]
-        ways = [_round_trip(peer) for peer in clients]
-        for link in links:
-            link.peers["server"].send(Start())
+        ways = {}
+        for link in list(links):
+            try:
+                ways[link] = _round_trip(link.peers["client"])
+            except PeerError as error:
+                self._leave_out(links, link, error)
+        for link in list(links):
+            try:
+                link.peers["server"].send(Start())
+            except PeerError as error:
+                self._leave_out(links, link, error)
         told = []
-        for peer in clients:
+        for link in links:
             told.append(time.monotonic_ns())
-            peer.send(Start())
+            # its server waits by now: where loops are waited for it is seen that a sender is gone, and its server told
+            with contextlib.suppress(PeerError):
+                link.peers["client"].send(Start())
         # no word is on its way for less than nothing, nor longer than there and back
-        latest = max(moment + way for moment, way in zip(told, ways, strict=True))
-        self._begun = {"within_ns": latest - told[0], "longest_round_trip_ns": max(ways), "senders": len(clients)}
+        latest = max(moment + ways[link] for moment, link in zip(told, links, strict=True))
+        longest = max(ways[link] for link in links)
+        self._begun = {"within_ns": latest - told[0], "longest_round_trip_ns": longest, "senders": len(links)}
 
     def _all_done(self, links: Sequence[Link], setting: Setting) -> dict[Peer, Done]:
         names = {link.peers[role]: name_end(end) for link in links for role, end in _ends(link).items()}
@@ -140,17 +151,26 @@ class Fleet(Pair):
 
     def _collect(self, links: Sequence[Link], setting: Setting, done: dict[Peer, Done], setup: float) -> Measured:
         """Put together what the flows brought whose both ends lived, and say what became of each of the others."""
-        whole = [link for link in links if all(peer in done for peer in link.peers.values())]
-        lost = list(dict.fromkeys(str(error.args[0]) for error in self._gone.values()))
         for peer, error in self._gone.items():
             if isinstance(error, PeerError | LeftAloneError):
                 self._drop(peer)
+        fetched: dict[Link, Fetched] = {}
+        for link in links:
+            if all(peer in done for peer in link.peers.values()):
+                try:
+                    fetched[link] = fetch_sender(setting, link.peers, done, setup)
+                except PeerError as error:
+                    self._lose_end(link, error)
+        whole = list(fetched)
+        done = {peer: each for peer, each in done.items() if peer not in self._gone}
+        lost = list(dict.fromkeys(str(error.args[0]) for error in self._gone.values()))
         if not whole:
             raise TrialError(f"no flow has both its ends: {'; '.join(lost)}")
-        measured = super()._collect(whole, setting, done, setup)
-        figures = dict(zip(map(id, whole), self._figures, strict=True))
+        measured = self._put_together(whole, setting, done, list(fetched.values()))
         asked = [*links, *self._left_out]
-        flows = [_describe(link, setting, done, self._gone, figures.get(id(link), {})) for link in asked]
+        done = close_accounts(setting, done, [link.peers for link in whole])
+        figures = {link: _figure(each.times) for link, each in fetched.items()}
+        flows = [_describe(link, setting, done, self._gone, figures.get(link, {})) for link in asked]
         if lost:
             lost.append(f"the figures are of {len(whole)} of {len(asked)} flows")
         drops = _new_drops(self._dropped, self._count_drops(list(done)))
@@ -171,27 +191,30 @@ class Fleet(Pair):
             found.setdefault(name, {})["on_the_wire"] = count
         return found
 
-    def _one_clock(
-        self, ends: list[Times], pairs: Sequence[Mapping[Role, Peer]], done: Mapping[Peer, Done]
-    ) -> list[Times]:
+    def _one_clock(self, ends: list[Times], boots: Sequence[str]) -> list[Times]:
         """Return each flow's times from the first that its machine's clock saw, if there is more than one clock."""
-        self._figures = [_figure(times) for times in ends]
-        boots = [tuple(done[peer].boot for peer in peers.values()) for peers in pairs]
-        if len({boot for both in boots for boot in both}) == 1:
+        if len(set(boots)) == 1:
             return ends
-        # on the machine of the observer; the sender's are the same, or are not subtracted from them
-        firsts: dict[tuple[str, ...], int] = {}
+        firsts: dict[str, int] = {}
         for boot, times in zip(boots, ends, strict=True):
             if len(times.delivered):
                 firsts[boot] = min(firsts.get(boot, times.delivered[0]), int(times.delivered.min()))
+        # the sender's times are by the same clock, or are never subtracted from the observer's
         return [_shifted(times, firsts.get(boot, 0)) for boot, times in zip(boots, ends, strict=True)]
 
     def _seen(self, links: Sequence[Link]) -> Mapping[Role, Survey]:
         return {role: self._at[end[1]] for role, end in _ends(links[0]).items()}
 
     def _release(self, links: Sequence[Link]) -> None:
-        alive = set(self._agents.values())
-        super()._release([Link({r: p for r, p in link.peers.items() if p in alive}, link.places) for link in links])
+        """See Pair. An end that is gone by now spoils nothing: another one is started for the next trial."""
+        for let_go in (_ask_to_release, _await_release):
+            alive = set(self._everybody())
+            for peer in [peer for link in links for peer in link.peers.values() if peer in alive]:
+                try:
+                    let_go(peer)
+                except PeerError as error:
+                    self._tell(str(error.args[0]))
+                    self._drop(peer)
 
     def _drop(self, peer: Peer) -> None:
         """Forget an agent that is gone, or cannot be talked to."""
@@ -212,10 +235,18 @@ def _ends(link: Link) -> dict[Role, End]:
 def _has_ended(peer: Peer) -> bool:
     """Whether an agent that nobody has asked anything is gone."""
     with contextlib.suppress(PeerError):
-        if not peer.has_reply and select.select([peer], [], [], 0)[0]:
+        if not peer.has_reply and wait_to_read([peer], 0):
             peer.receive()
         return False
     return True
+
+
+def _ask_to_release(peer: Peer) -> None:
+    peer.send(Release())
+
+
+def _await_release(peer: Peer) -> None:
+    peer.settle(Released, ANSWER_WITHIN)
 
 
 def _new_drops(before: Drops, after: Drops) -> list[Told]:

@@ -12,6 +12,7 @@ import msgspec
 
 from hwrx.control.environment import Host
 from hwrx.control.guest_boot import Boot
+from hwrx.control.messages import ENDS
 from hwrx.control.peers import Peer, Way
 from hwrx.errors import MachineError, SilenceError, StandstillError, UsageError
 from hwrx.host.outside import check_name
@@ -39,6 +40,8 @@ class GuestsBed(HostsBed):
             Host(name=name, reach="local", address=place.address, netdev=place.netdev, verbs=place.verbs)
             for name, place in places.items()
         ])  # fmt: skip
+        if set(ENDS) <= places.keys():
+            self.places = {role: places[role] for role in ENDS}
         self.guests = guests
         self.boot = boot
         self._cable = cable
@@ -129,7 +132,8 @@ def guests_on_a_wire(
     :raises MachineError: if this machine has no memory for so many
     :raises GuestError: if one does not come up: none is left then
     """
-    need_room(names)
+    check_count(names)
+    need_memory(names)
     # what runs in a guest imports this module, too, and starts no machine
     from hwrx.lab.cable import Cable
     from hwrx.lab.vm import BOOT_LIMIT, Guest
@@ -176,15 +180,19 @@ def check_guests(topology: str, clock: str, names: Sequence[str], *, here: bool)
         )
     for name in names:
         check_name(name, "guest", remedy="guest1, sink, …: a file may get that name (--log)")
-    need_room(names)
+    check_count(names)
 
 
-def need_room(names: Sequence[str]) -> None:
-    """Refuse more guests than a wire can have, or this machine."""
+def check_count(names: Sequence[str]) -> None:
+    """UsageError if they are more guests than a wire can have."""
     if len(names) > stations.MOST:
         raise UsageError(
             f"{len(names)} guests are more than the {stations.MOST} that a wire can have", remedy="fewer clients"
         )
+
+
+def need_memory(names: Sequence[str]) -> None:
+    """MachineError if this machine has not the memory that so many guests take when they are booted."""
     if (there := available_memory()) < len(names) * USED:
         raise MachineError(
             f"{len(names)} guests use some {len(names) * USED >> 20} MiB of memory, and this machine has"

@@ -44,17 +44,16 @@ from hwrx.runs.beds import Testbed
 from hwrx.runs.by_connection import ByConnection, join_connections
 from hwrx.runs.collecting import (
     Answered,
+    Fetched,
     Int64s,
     Times,
     answered_rate,
-    closed_account,
+    close_accounts,
     device_counts,
-    fetch_connections,
-    fetch_times,
+    fetch_sender,
     join_ends,
     join_resent,
     join_times,
-    known_setting,
     merge_tallies,
     placed_of,
     steady_part,
@@ -238,7 +237,8 @@ class Pair:
         """An end is gone before the trial has begun: of two ends there is no trial without it."""
         raise error
 
-    def _start(self, links: Sequence[Link]) -> None:
+    def _start(self, links: list[Link]) -> None:
+        """Let all loops begin, the servers' first."""
         for role, _ in ENDS:
             for link in links:
                 link.peers[role].send(Start())
@@ -262,17 +262,20 @@ class Pair:
 
     def _collect(self, links: Sequence[Link], setting: Setting, done: dict[Peer, Done], setup: float) -> Measured:
         """Fetch what all senders' messages met, in the order of their delivery where there are several."""
+        fetched = [fetch_sender(setting, link.peers, done, setup) for link in links]
+        return self._put_together(links, setting, done, fetched)
+
+    def _put_together(
+        self, links: Sequence[Link], setting: Setting, done: Mapping[Peer, Done], fetched: Sequence[Fetched]
+    ) -> Measured:
+        """Make one of what was fetched of each sender."""
         seen_by = cputime.observing_end(setting)
         pairs = [link.peers for link in links]
-        known = [setting] * len(pairs)
-        if setting.duration is not None:
-            known = [known_setting(setting, done[peers["client"]]) for peers in pairs]
-            done = {**done, **{peers["server"]: closed_account(done, peers) for peers in pairs}}
-        ends = [fetch_times(own, peers[seen_by], peers["client"]) for own, peers in zip(known, pairs, strict=True)]
+        done = close_accounts(setting, done, pairs)
         stream, paced = setting.pattern == "stream", setting.pattern == "paced"
-        ends = self._one_clock(ends, pairs, done)
+        ends = self._one_clock([each.times for each in fetched], [done[peers[seen_by]].boot for peers in pairs])
         times = join_times(ends) if stream or len(ends) > 1 else ends[0]
-        counts = [own.messages for own in known]
+        counts = [each.known.messages for each in fetched]
         client, server = (join_ends([done[peers[role]] for peers in pairs], counts) for role in ("client", "server"))
         everybody = [done[peer] for peers in pairs for peer in peers.values()]
         tally = {
@@ -284,6 +287,7 @@ class Pair:
         of_all = msgspec.structs.replace(setting, messages=sum(counts))
         by_actor, missing = cputime.account_time(of_all, client, server, self._testbed.alone)
         one_clock = client.boot == server.boot != ""
+        connections = [each.connections for each in fetched if each.connections is not None]
         return Measured(
             sequence=times.sequence.astype(np.uint32),
             ns=np.diff(times.delivered, prepend=times.delivered[:1]) if stream else times.delivered - times.intended,
@@ -302,22 +306,11 @@ class Pair:
             ),
             cpu=by_actor,
             cpu_missing=missing,
-            by_connection=(
-                join_connections(
-                    [
-                        fetch_connections(own, peers, times_of, setup)
-                        for own, peers, times_of in zip(known, pairs, ends, strict=True)
-                    ]
-                )
-                if setting.connections > 1
-                else None
-            ),
+            by_connection=join_connections(connections) if connections else None,
         )
 
-    def _one_clock(
-        self, ends: list[Times], pairs: Sequence[Mapping[Role, Peer]], done: Mapping[Peer, Done]
-    ) -> list[Times]:
-        """Return the senders' times as of one clock, which all have that are on one machine."""
+    def _one_clock(self, ends: list[Times], boots: Sequence[str]) -> list[Times]:
+        """Return the senders' times as of one clock. `boots`: of the machine whose clock saw each one's delivered."""
         return ends
 
     def _seen(self, links: Sequence[Link]) -> Mapping[Role, Survey]:

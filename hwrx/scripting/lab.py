@@ -218,8 +218,18 @@ class Lab:
 
     @property
     def places(self) -> Mapping[Role, Place]:
-        """Where the "client" and the "server" live: address, netdev, verbs device."""
-        return self._need_bed().places
+        """Where the "client" and the "server" live: address, netdev, verbs device.
+
+        :raises UsageError: if the guests of the topology "wire" have other names: each has its own place
+        """
+        bed = self._need_bed()
+        if isinstance(bed, GuestsBed) and not set(ENDS) <= bed.guests.keys():
+            names = list(bed.guests)
+            raise UsageError(
+                f"none of this lab's guests is the client or the server: they are {', '.join(names)}",
+                remedy=f"lab.guests[{names[0]!r}].places['client'] is where '{names[0]}' lives",
+            )
+        return bed.places
 
     def compare(
         self,

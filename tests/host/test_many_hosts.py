@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from hwrx.bench.inventory import load_bench
 from hwrx.campaign import measuring
 from hwrx.cli import main
 from hwrx.control.environment import Host
-from hwrx.control.messages import Setting
-from hwrx.control.peers import ProcessChannel
+from hwrx.control.messages import Done, Setting
+from hwrx.control.peers import Peer, ProcessChannel
 from hwrx.errors import PeerError, UsageError
 from hwrx.host import tools
 from hwrx.runs import experiment, fleet, reading, traffic
-from hwrx.runs.hosts import HostsBed
+from hwrx.runs.hosts import End, HostsBed
+from hwrx.runs.schedule import Link
 from hwrx.runs.testbed import Wanted
 
 NAMED_WITHIN = 2.0  # seconds from an end's death until it is named
@@ -73,6 +74,26 @@ def test_every_message_of_eight_that_send_to_one_is_accounted_for(bench: Path, t
             assert row[name] == sum(flow[name] for flow in flows)
         assert row["flow_count"] == row["start_senders"] == 8
         assert row["start_within_ns"] > row["start_longest_round_trip_ns"] > 0
+
+
+def test_each_flow_of_a_trial_that_goes_on_for_a_time_is_held_against_what_was_sent(
+    bench: Path, tmp_path: Path
+) -> None:
+    """There is memory for a thousand times as many messages as the time is enough for."""
+    rows = measured(
+        bench,
+        tmp_path,
+        'paths = ["udp"]\npatterns = ["pingpong", "stream"]\nclients = ["h[1-2]"]\nservers = ["h9"]\n'
+        "[setting]\nmessages = 400_000\nduration = 0.2\n",
+    )
+    assert {row["pattern"] for row in rows} == {"pingpong", "stream"}
+    for row in rows:
+        assert row["messages"] < 400_000
+        assert len(row["by_flow"]) == 2
+        for flow in row["by_flow"]:
+            assert flow["posted"] == flow["expected"] == flow["delivered"] + flow["lost"] < 400_000
+        for name in ("posted", "expected", "delivered", "lost"):
+            assert row[name] == sum(flow[name] for flow in row["by_flow"])
 
 
 def test_what_is_lost_on_the_way_is_told_by_sender(needs: Callable[..., None], bench: Path, tmp_path: Path) -> None:
@@ -244,6 +265,57 @@ def test_an_end_that_dies_while_flows_are_set_up_is_left_out_and_the_others_are_
         assert measured.lost[-1] == "the figures are of 1 of 2 flows"
         del agents._links  # type: ignore[method-assign]
         assert agents.measure(1, setting).between["flow_count"] == 2
+
+
+def killed(agents: fleet.Fleet, victim: End) -> None:
+    channel = agents._agents[victim]._channel
+    assert isinstance(channel, ProcessChannel)
+    os.kill(channel.process.pid, signal.SIGKILL)
+    channel.process.wait(timeout=60)
+
+
+@pytest.mark.parametrize("victim", [("client", "h2", 0), ("server", "h3", 1)], ids=["a sender", "a receiver"])
+@pytest.mark.parametrize("moment", ["ready", "told to begin", "done", "measured"])
+def test_an_end_that_dies_at_any_moment_of_a_trial_ends_its_own_flow_alone(
+    bench: Path, monkeypatch: pytest.MonkeyPatch, moment: str, victim: End
+) -> None:
+    told = Told()
+    with fleet.Fleet(HostsBed(hosts_of(bench, "h[1-3]"))) as agents:
+        agents.heed(told)
+        setting = Setting(path="udp", pattern="stream", flows="h[1-2]>h3", messages=20)
+
+        def kill_at(now: str) -> None:
+            if now == moment:
+                killed(agents, victim)
+
+        def round_trip(peer: Peer) -> int:
+            way = original(peer)
+            if peer is agents._agents["client", "h2", 0]:
+                kill_at("told to begin")
+            return way
+
+        def all_done(links: Sequence[Link], asked: Setting) -> dict[Peer, Done]:
+            done = fleet.Fleet._all_done(agents, links, asked)
+            kill_at("done")
+            return done
+
+        original = fleet._round_trip
+        monkeypatch.setattr(fleet, "_round_trip", round_trip)
+        monkeypatch.setattr(agents, "_all_done", all_done)
+        found = agents.measure(
+            0, setting, before=lambda peers: kill_at("ready"), look=lambda peers: kill_at("measured")
+        )
+        monkeypatch.undo()
+        assert f"{victim[1]} ({victim[0]}" in told.words[0][1] and "killed by SIGKILL" in told.words[0][1]
+        flows = {flow["client"]: flow for flow in found.between["by_flow"]}
+        assert flows["h1"]["posted"] == flows["h1"]["delivered"] + flows["h1"]["lost"] == 136
+        if moment == "measured":
+            assert found.lost == [] and found.between["flow_count"] == 2
+        else:
+            assert found.lost[-1] == "the figures are of 1 of 2 flows" and found.between["flow_count"] == 1
+            assert "killed by SIGKILL" in flows["h2"]["gone"]
+        again = agents.measure(1, setting)
+        assert again.between["flow_count"] == 2 and again.lost == []
 
 
 def test_a_host_that_cannot_be_reached_is_named_and_nothing_is_left(bench: Path) -> None:

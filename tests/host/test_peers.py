@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hwrx.control.environment import parse_environment
+from hwrx.control.environment import Host, parse_environment
 from hwrx.control.messages import (
     Connect,
     Described,
@@ -30,7 +31,10 @@ from hwrx.control.messages import (
 from hwrx.control.peers import Peer, ProcessChannel, wait_for_replies
 from hwrx.control.places import Place
 from hwrx.errors import PeerError, UsageError
+from hwrx.runs.fleet import Fleet
+from hwrx.runs.hosts import HostsBed
 
+FD_SETSIZE = 1024  # descriptors that select(2) knows
 LIMIT = 60.0  # seconds, against hanging
 
 
@@ -223,3 +227,35 @@ def test_the_peak_of_an_agent_is_not_that_of_the_process_that_started_it() -> No
     words = "from hwrx.paths.agent import peak_resident; print(peak_resident())"
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True, timeout=60)
     assert 1 << 20 < int(done.stdout) < len(ballast)
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Have more files open than select(2) knows numbers of, so that each one that follows has a higher number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2 * FD_SETSIZE:
+        pytest.skip(f"no more than {hard} files may be open")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2 * FD_SETSIZE), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY)]
+    try:
+        while opened[-1] < FD_SETSIZE:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
+def test_more_agents_than_select_knows_descriptors_of_are_heard() -> None:
+    """Two agents are enough, if other files have all lower numbers; their death is noticed between trials, too."""
+    hosts = [Host(name=name, reach="local", address="127.0.0.1") for name in ("a", "b")]
+    with Fleet(HostsBed(hosts)) as agents:
+        setting = Setting(path="udp", flows="a>b", messages=20)
+        assert agents.measure(0, setting).between["flow_count"] == 1
+        process = process_of(agents._agents["client", "a", 0]).process
+        assert min(peer.fileno() for peer in agents._agents.values()) >= FD_SETSIZE
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(timeout=LIMIT)
+        assert agents.measure(1, setting).between["flow_count"] == 1

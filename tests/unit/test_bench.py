@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from hwrx.control.causes import find_remedy
 from hwrx.control.environment import Host, parse_environment
 from hwrx.control.nodes import expand_nodes, fold_nodes, parse_flows, write_flows
 from hwrx.errors import MachineError, UsageError
+from hwrx.runs.experiment import Experiment
 from hwrx.runs.hosts import place_of_host
 
 GOOD = """
@@ -60,6 +62,8 @@ def test_a_file_is_read_with_its_sets_and_defaults() -> None:
         ('[defaults]\naddres = "x"\n[hosts.a]\n', "unknown key 'defaults.addres'", "did you mean 'address'?"),
         ("[hosts.a]\nnuma = -1\n", "hosts.a.numa: -1 is not allowed", "a whole number from 0"),
         ('[hosts.a]\ncpus = ["x"]\n', 'hosts.a.cpus[0]: "x" is not allowed', "a whole number from 0"),
+        ("[hosts.a]\npower = 3\n", "hosts.a.power: 3 is not allowed", "allowed: a table of on, off, cycle"),
+        (f"[hosts.a]\ncpus = {list(range(1025))}\n", "hosts.a.cpus: ", "at most 1024 of them"),
         ('[hosts.a]\npower = {of = "x"}\n', "unknown key 'hosts.a.power.of'", "did you mean"),
         ('[hosts.a]\nreach = "carrier:pigeon"\n', "hosts.a.reach: 'carrier:pigeon' is no peer", "ssh:HOST"),
         ('[hosts.a]\naddress = "coop"\n', "'coop' is not an IP address", "192.0.2.7"),
@@ -187,7 +191,10 @@ def test_each_port_of_a_host_is_a_host_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("ports", "said"),
     [
-        ('["mlx5_0"]', "ports"),
+        ('["mlx5_0"]', r"hosts.twin.ports\[1\]: .*mlx5_0.* is not allowed"),
+        ('[{verbs = "a"}, 3]', r"hosts.twin.ports\[2\]: 3 is not allowed"),
+        ('"mlx5_0"', "hosts.twin.ports: .*mlx5_0.* is not allowed"),
+        ("[" + 257 * '{verbs = "a"}, ' + "]", r"hosts.twin.ports: (.|\n)* is not allowed(.|\n)*at most 256 of them"),
         ('[{verbs = "a"}, {device = "b"}]', r"hosts.twin.ports\[2\].device"),
         ('[{verbs = "a", port = 0}]', r"ports\[1\].port: 0 is not allowed"),
         ('[{netdev = "eth1"}]', "neither a verbs device nor an address"),
@@ -236,6 +243,62 @@ def test_all_ports_are_planned_in_turn_or_together(
     printed = capsys.readouterr().out
     assert all(f"rdma-send 64 B pingpong event {each}" in printed for each in flows)
     assert f"{len(flows)} trial" in printed
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--clients", "a"], "--all-ports says who sends to whom, and so does --clients"),
+        (["--servers", "b"], "and so does --servers"),
+        (["--traffic", "all-to-all"], "and so does --traffic"),
+        (["--topology", "wire"], "--all-ports is between hosts of the inventory, and the topology is 'wire'"),
+    ],
+)
+def test_all_ports_go_with_nothing_that_says_otherwise_who_sends_to_whom(
+    more: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bench.toml"
+    file.write_text("".join(f'[hosts.{name}]\nports = [{{address = "192.0.2.1"}}]\n' for name in "ab"))
+    words = [
+        "--paths",
+        "udp",
+        "--dry-run",
+        "--bench",
+        str(file),
+        "--client",
+        "a",
+        "--server",
+        "b",
+        "--all-ports",
+        "turn",
+    ]
+    assert main(["compare", *words, *more]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed and "remedy: " in printed
+
+
+@pytest.mark.parametrize("more", [["--topology", "wire"], ["--client", "a", "--server", "b", "--all-ports", "turn"]])
+def test_a_run_is_resumed_with_no_other_ends(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--resume", "run", *more]) == 2
+    assert "give neither a file nor options with it" in capsys.readouterr().err
+
+
+def test_clients_do_not_replace_the_topology_that_a_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned: list[Experiment] = []
+    command = importlib.import_module("hwrx.commands.compare")
+    monkeypatch.setattr(command, "run_and_report", lambda experiment, *more, **named: planned.append(experiment))
+    bench, file = tmp_path / "bench.toml", tmp_path / "asked.toml"
+    bench.write_text('[hosts."h[1-2]"]\naddress = "192.0.2.[1-2]"\n')
+    words = ["compare", str(file), "--clients", "h1", "--servers", "h2", "--bench", str(bench)]
+    for named, found in (('topology = "wire"\n', "wire"), ("", "hosts")):
+        file.write_text(f'{named}paths = ["udp"]\n')
+        assert main(words) == 0
+        assert planned.pop().topology == found
+    file.write_text('topology = "netns"\npaths = ["udp"]\n')
+    assert main(words) == 2
+    assert "clients: they are hosts, and the topology is 'netns'" in capsys.readouterr().err
 
 
 # --- who sends to whom ---------------------------------------------------------------------------------------------

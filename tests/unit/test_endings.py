@@ -14,7 +14,7 @@ from hwrx.control import endings
 from hwrx.control.endings import LeftAloneError, all_done
 from hwrx.control.messages import Done, Frames, FromAgent, Hello, Look, Moved, Setting, Stop, ToAgent, frame_message
 from hwrx.control.peers import Peer
-from hwrx.errors import PeerError, SilenceError
+from hwrx.errors import HwrxError, PeerError, SilenceError
 
 SETTING = Setting(path="udp", limit=0.2)
 Say = Callable[[FromAgent], None]
@@ -199,3 +199,21 @@ def test_an_agent_that_died_is_told_at_once(pair_of: Pairing) -> None:
     server.kill()
     with pytest.raises(PeerError, match="server is gone"):
         all_done([peers], SETTING)
+
+
+def test_an_agent_that_dies_when_it_is_done_and_was_still_asked_is_lost_and_no_other(pair_of: Pairing) -> None:
+    """It is asked how far it has come while its last word is on its way."""
+    server, client = Line(is_mute), Line(stands)
+    peers = pair_of(server, client)
+
+    def done_when_asked(message: ToAgent, say: Say) -> None:
+        if isinstance(message, Look):
+            say(done())
+            server.kill()
+            later(0.2, lambda: client.say(done()))
+
+    server._answers = done_when_asked
+    gone: dict[Peer, HwrxError] = {}
+    ended = all_done([peers], SETTING, bereave=gone.__setitem__)
+    assert list(ended) == [peers["client"]]
+    assert list(gone) == [peers["server"]] and "server is gone" in str(gone[peers["server"]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from hwrx.control.peers import ProcessChannel
 from hwrx.control.places import Place
 from hwrx.errors import HwrxError, PathError, PeerError, UsageError
 from hwrx.host import carrier, toml_text
+from hwrx.host.shortage import shortage_remedy
 from hwrx.lab import terminal
 from hwrx.paths import agent
 from hwrx.paths.families import sockets
@@ -46,7 +48,7 @@ def test_more_huge_pages_are_asked_for_never_fewer(
 
 @pytest.mark.parametrize(
     ("code", "remedy"),
-    [(errno.EMFILE, "ulimit -n"), (errno.ENFILE, "ulimit -n"), (errno.EAGAIN, "pids.max"), (errno.ENOMEM, "memory"),
+    [(errno.EMFILE, "ulimit -n"), (errno.ENFILE, "fs.file-max"), (errno.EAGAIN, "pids.max"), (errno.ENOMEM, "memory"),
      (errno.ENOENT, "is ip installed")],
 )  # fmt: skip
 def test_a_process_that_cannot_be_started_is_not_always_missing(
@@ -175,12 +177,28 @@ def test_an_agent_with_too_few_descriptors_says_so_in_words_with_a_remedy(monkey
     monkeypatch.setattr(made, "_do", refuse)
     failed = made.answer(Hello())
     assert isinstance(failed, Failed)
-    assert (failed.message, failed.remedy.split(": ")[-1]) == ("Too many open files", "ulimit -n 1024")
+    assert failed.message == "Too many open files" and "ulimit -n" in failed.remedy
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ((1024, 524_288), "than the 1024 that are allowed: ulimit -n 4096"),
+        ((1024, resource.RLIM_INFINITY), "than the 1024 that are allowed: ulimit -n 4096"),
+        ((8192, 10_000), "than the 8192 that are allowed: ulimit -n 10000"),
+        ((4096, 4096), "than the 4096 that are allowed, and root alone may allow more: ulimit -n 8192"),
+    ],
+)
+def test_who_has_run_out_of_files_is_told_a_limit_above_the_present_one(
+    limits: tuple[int, int], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits)
+    assert said in shortage_remedy(errno.EMFILE)
 
 
 def test_a_command_with_too_few_descriptors_says_what_to_type() -> None:
     words = 'ulimit -n 9; exec "$0" -m hwrx compare --paths udp --topology here --messages 9 --repeats 1'
     done = subprocess.run(["sh", "-c", words, sys.executable], capture_output=True, text=True)
     assert done.returncode != 0
-    assert "ulimit -n 1024" in done.stderr, done.stderr
+    assert "than the 9 that are allowed" in done.stderr and "ulimit -n 4096" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and "OSError" not in done.stderr

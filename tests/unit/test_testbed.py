@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import pytest
 
 from hwrx import paths
-from hwrx.campaign import walking
+from hwrx.campaign import measuring, walking
 from hwrx.cli import main
+from hwrx.control.environment import Host
 from hwrx.control.guest_boot import Boot
 from hwrx.control.messages import Setting
-from hwrx.errors import UsageError
+from hwrx.control.places import Place
+from hwrx.errors import MachineError, UsageError
 from hwrx.lab import accelerator
 from hwrx.lab.accelerator import Accelerator
 from hwrx.lab.boot import kernel_words
 from hwrx.lab.vm import Guest
-from hwrx.runs import estimate, experiment, planning, testbed, traffic
+from hwrx.runs import estimate, experiment, guests, planning, testbed, traffic
 from hwrx.runs.experiment import Experiment
+from hwrx.runs.guests import GuestsBed
+from hwrx.runs.hosts import HostsBed
 from hwrx.runs.testbed import Wanted
+from hwrx.scripting.lab import Lab
+
+if TYPE_CHECKING:
+    from hwrx.lab.cable import Cable
 
 DEVICES = ("mlx5_0", "mlx5_1")
 SSH = Wanted(peer="ssh:other", peer_address="192.0.2.7")
@@ -373,3 +381,54 @@ def test_a_rest_is_refused_where_time_is_measured_and_where_nobody_takes_it() ->
         asked(setting={"rest": 1000})
     with pytest.raises(UsageError, match="udp does not read rest in stream, only in pingpong"):
         planning.plan_run(asked(topology="nic", clock="icount", patterns=["stream"], setting={"rest": 1000}))
+
+
+def test_memory_is_asked_for_where_guests_boot_and_not_where_they_are_up_or_none_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wire = asked(topology="wire", clock="wall")
+    monkeypatch.setattr(guests, "available_memory", lambda: 100 << 20)
+    testbed.check_wanted(wire, Wanted())  # of a comparison in a lab that is up, and of a dry run
+    with pytest.raises(MachineError, match="2 guests use some 1024 MiB of memory, and this machine has 100 left"):
+        testbed.opened_bed(wire, Wanted()).__enter__()
+
+
+def bed_of(*names: str) -> GuestsBed:
+    """Guests as they are when they are up, but for the machines themselves."""
+    made: dict[str, Guest] = {}
+    for number, name in enumerate(names, 1):
+        made[name] = guest = Guest("wire")
+        guest.places = {"client": Place(address=f"192.0.2.{number}", netdev=f"eth{number}", verbs="rxe0")}
+    return GuestsBed(made, cast("Cable", None), Boot())
+
+
+def test_a_lab_says_where_its_guests_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab("wire")
+    monkeypatch.setattr(lab, "_bed", bed_of("server", "client"))
+    assert {role: place.address for role, place in lab.places.items()} == {
+        "client": "192.0.2.2",
+        "server": "192.0.2.1",
+    }
+    monkeypatch.setattr(lab, "_bed", bed_of("guest1", "sink"))
+    with pytest.raises(
+        UsageError, match="none of this lab's guests is the client or the server: they are guest1, sink"
+    ):
+        lab.places  # noqa: B018 -- it is looked at
+
+
+def test_whether_packets_are_merged_is_told_of_each_machine_by_itself() -> None:
+    """Two machines of three merge packets; the third does not, though another one has a device of that name."""
+
+    def machine(*devices: str) -> dict[str, object]:
+        return {"nics": [{"name": name, "offloads": {"generic-receive-offload": True}} for name in devices]}
+
+    bed = bed_of("g1", "g2", "g3")
+    manifest = {"machine": machine("eth3"), "host machines": {"g1": machine("eth1"), "g2": machine("eth2"), "g3": {}}}
+    found = measuring._find_merging(bed, manifest)
+    assert [finding.state for finding in found] == [
+        "at g1 eth1 merges or cuts packets (generic-receive-offload)",
+        "at g2 eth2 merges or cuts packets (generic-receive-offload)",
+    ]
+    alike = HostsBed([Host(name=name, reach="local", netdev="eth1", address="192.0.2.1") for name in ("h1", "h2")])
+    (both,) = measuring._find_merging(alike, {"host machines": dict.fromkeys(("h1", "h2"), machine("eth1"))})
+    assert both.state == "at h1, h2 eth1 merges or cuts packets (generic-receive-offload)"
