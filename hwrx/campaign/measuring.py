@@ -29,7 +29,7 @@ from hwrx.runs import capacity, estimate, fleet, lanes, planning, renewal, sched
 from hwrx.runs import experiment as experiments
 from hwrx.runs.beds import Testbed
 from hwrx.runs.experiment import Experiment
-from hwrx.runs.hosts import HostsBed
+from hwrx.runs.hosts import HostsBed, Manifest
 from hwrx.runs.planning import Plan
 from hwrx.runs.schedule import Outcome
 from hwrx.runs.testbed import Wanted
@@ -289,7 +289,7 @@ class Measuring:
                 )
 
 
-def _find_merging(bed: Testbed, manifest: dict[str, Any]) -> list[tune.Finding]:
+def _find_merging(bed: Testbed, manifest: Manifest) -> list[tune.Finding]:
     """Look whether the network devices of both ends merge packets; of several machines each on its own."""
     if not isinstance(bed, HostsBed):
         return tune.find_merging(manifest["machine"], {place.netdev for place in bed.places.values() if place.netdev})

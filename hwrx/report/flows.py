@@ -15,9 +15,9 @@ from hwrx.host.outside import clean_text
 from hwrx.paths import PATHS
 from hwrx.report import numbers
 from hwrx.report.cells import Cell, Kind, Table, swept_cell
+from hwrx.report.groups import Group, group_trials
 from hwrx.report.model import Summary, swept_words
 from hwrx.report.numbers import WITHHELD, compact_number, size_of_rows
-from hwrx.report.rows import Group, group_trials
 
 # A pair stands out if it is this many median absolute deviations from the median of all pairs, and this far at least
 DEVIATIONS, LEAST = 5.0, 0.2
