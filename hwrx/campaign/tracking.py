@@ -19,6 +19,7 @@ from typing import Protocol, cast
 
 from hwrx.campaign.history import Change, History, Point, Track
 from hwrx.errors import StoreError
+from hwrx.paths import mixes
 from hwrx.report.anatomies import moved_functions
 from hwrx.report.headline import Headline, headlines_of
 from hwrx.report.provenance import find_key, kernel_of
@@ -109,13 +110,23 @@ def _key(run: ReportedRun, figure: Headline, across_kernels: bool) -> tuple[str,
     clock = str(manifest["clock"])
     return (
         " ".join([run.name, *run.experiment.boot]),
-        figure.setting,
+        _setting_of(run, figure),
         _machine_of(manifest) if clock != "icount" else "any (instructions are counted)",
         "" if across_kernels else kernel_of(run),
         str(manifest["topology"]),
         clock,
         figure.unit,
     )
+
+
+def _setting_of(run: ReportedRun, figure: Headline) -> str:
+    """Return what tells a setting from others in any run: of two mixes that have one name, by their weights."""
+    label = figure.swept.get("mix")
+    if not label:
+        return figure.setting
+    mixed = (str(trial["mix"]) for trial in run.rows if trial.get("mix"))
+    words = next(words for words, known in mixes.tell_apart(mixed).items() if known == label)
+    return figure.setting.replace(f"mix={label}", f"mix={mixes.own_label(words)}")
 
 
 def _machine_of(manifest: Mapping[str, object]) -> str:

@@ -90,9 +90,10 @@ def read_mix(words: str) -> Mix:
 
 
 def own_label(words: str) -> str:
-    """Return the label of the mix that stands in a setting, with a checksum of the weights that it does not tell."""
+    """Return the label of the mix that stands in a setting, with a checksum of the weights if it does not tell them."""
     label = read_mix(words).label
-    return label if label == words else f"{label}~{zlib.crc32(words.encode()):08x}"
+    told = label == words or label.startswith("lognormal(") or words == f"{label} {NAMED.get(label)}"
+    return label if told else f"{label}~{zlib.crc32(words.encode()):08x}"
 
 
 def tell_apart(several: Iterable[str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from hwrx.report.model import Row
 from hwrx.stats import Estimate
@@ -132,7 +132,7 @@ class Sized(Protocol):
         """Bytes of the longest."""
 
     @property
-    def swept(self) -> Mapping[str, Any]:
+    def swept(self) -> Mapping[str, object]:
         """As of Row: a mix of sizes among it."""
 
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 from msgspec import Struct
@@ -172,7 +172,7 @@ def _settings(experiment: Experiment) -> Iterable[Setting]:
                 yield setting
 
 
-def _lengths(given: Mapping[str, Any], size: int | str, experiment: Experiment) -> dict[str, int]:
+def _lengths(given: Mapping[str, object], size: int | str, experiment: Experiment) -> dict[str, int]:
     """Return how many messages a setting of these fields has if they do not say, unless it is Setting's default.
 
     Of many connections each has a message under way. Those that are sent before any is answered wait for one another as
@@ -185,8 +185,9 @@ def _lengths(given: Mapping[str, Any], size: int | str, experiment: Experiment) 
     elif given["pattern"] == "stream":
         mean = _mean_size(size)
         found["messages"] = streams.stream_length(mean, clock=experiment.clock, topology=experiment.topology)
-    if (connections := given.get("connections", 1)) > 1:
-        usual = Setting(path=given["path"])
+    connections = given.get("connections")
+    if isinstance(connections, int) and connections > 1:
+        usual = Setting(path=str(given["path"]))
         found |= {"warmup": max(usual.warmup, connections), "cooldown": max(usual.cooldown, connections)}
     return found
 

@@ -73,6 +73,24 @@ def test_a_figure_that_repeats_to_the_digit_changes_where_its_digits_do(tmp_path
     assert tracking.read_track(made, over=0.1).histories[0].changes == []
 
 
+def test_two_mixes_of_one_name_have_a_history_each(tmp_path: Path) -> None:
+    """A file of sizes that was changed between two runs, and a mix whose name says all."""
+    made = []
+    for words in ("s 64:2,1400:1", "s 64:2,1400:1", "s 64:1,1400:1", "imix 18:7,524:4,1472:1"):
+        plan = made_runs.layout(paths=["udp"], sizes=[words], repeats=1, messages=100, clock="icount")
+        with store.Writer.create(tmp_path, plan, COUNTED) as writer:
+            ns = np.full(100, 20_000, dtype=np.int64)
+            writer.add_trial(
+                plan.trials[0], status="ok", tally={"posted": 100, "delivered": 100, "lost": 0},
+                sequence=np.arange(100, dtype=np.uint32), ns=ns, service_ns=None, extra={},
+            )  # fmt: skip
+        made.append(writer.path)
+    found = {each.setting.rpartition("mix=")[2]: each for each in tracking.read_track(made, over=0.01).histories}
+    assert sorted(len(each.points) for each in found.values()) == [1, 1, 2]
+    assert "imix" in found
+    assert sum(name.startswith("s~") for name in found) == 2
+
+
 def test_each_kernel_has_a_history_of_its_own_unless_they_are_to_be_one(tmp_path: Path) -> None:
     made = make_history(tmp_path, [20_000], "6.1") + make_history(tmp_path, [22_000], "6.12")
     assert [each.kernel for each in tracking.read_track(made, over=0.01).histories] == ["6.1", "6.12"]
