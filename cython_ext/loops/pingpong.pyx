@@ -294,7 +294,7 @@ cdef int answer(Trial t, const Ops *ops, const Delivery *d, int64_t at, bint pac
     if status < 0:
         return status
     t.tally.posted += 1
-    # Behind the send, so the client waits for none of it.
+    # Behind the send, so the client waits for none of it; through io_uring it leaves with the next call that waits.
     got = recognise(t, ops, d, NO_SEQUENCE, True) if in_full else accept(t, sequence, d.size)
     if got >= 0 and at:
         record(t, t.delivered_at, <uint64_t> got, at)

@@ -26,12 +26,19 @@ MANNERS = {"block": BLOCK, "busy-poll": BLOCK, "epoll": EPOLL, "select": SELECT,
 SO_ZEROCOPY = 60
 SO_INCOMING_NAPI_ID = 56
 
+MAX_RW_COUNT = 0x7ffff000  # bytes that one call moves at the most: include/linux/fs.h
+
 UNREACHABLE = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
 
 
 def sending_slots(batch: int) -> int:
     """How many messages of a zero-copy sender may be the kernel's at a time: two batches, and two."""
     return min(2 * batch + 2, MOST_SLOTS)
+
+
+def batch_in_a_piece(batch: int, size: int) -> int:
+    """How many messages of `size` bytes go out as one piece of a stream: as a call moves no more, and counts them."""
+    return max(1, min(batch, MAX_RW_COUNT // size))
 
 
 def named(address) -> str:

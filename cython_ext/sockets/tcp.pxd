@@ -35,6 +35,7 @@ cdef struct TcpState:
     int64_t brought_at    # then: when the last call that brought something returned
     # tcp_mapped.pyx: messages are received by mapping the pages that they arrived in
     char *mapping         # where a message's pages are mapped, `size` bytes of address space; NULL: not so
+    int broken            # the connection's error, which the kernel told beside the last pages: -errno
     bint gathering        # part of this message could not be mapped: it is put together in `rx`
     uint64_t mapped_bytes
     uint64_t read_bytes   # that the kernel copied, because they did not fill whole pages

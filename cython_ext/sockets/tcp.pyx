@@ -37,7 +37,7 @@ from cython_ext.sockets.tcp cimport (
 )
 from cython_ext.sockets.waiting cimport BLOCK, SPIN, be_patient, readable_patiently, wait_until
 
-from cython_ext.sockets.socket_transport import sending_slots
+from cython_ext.sockets.socket_transport import batch_in_a_piece, sending_slots
 from hwrx.errors import PathError
 
 cdef enum:
@@ -300,9 +300,11 @@ cdef class TcpTransport(SocketTransport):
     def __init__(self, sock, *, uint32_t size, uint32_t window, uint32_t batch, str pattern, bint listens,
                  str manner, double patience, double limit, bint huge=False, bint zerocopy=False, notes=None):
         cdef TcpState *s = &self.state
-        cdef uint32_t built = sending_slots(batch) if zerocopy else batch
         if size < 1 or batch < 1 or window < 1:
             raise ValueError("size, window and batch are at least 1")
+        if not zerocopy:  # else each goes out for itself
+            batch = batch_in_a_piece(batch, size)
+        cdef uint32_t built = sending_slots(batch) if zerocopy else batch
         self.size = s.size = size
         s.lengths = &self.lengths
         self.window = window

@@ -44,6 +44,8 @@ cdef int map_pages(TcpState *s, uint32_t *must_read) noexcept nogil:
     """
     cdef tcp_zerocopy_receive ask
     cdef unsigned int length = sizeof(ask)
+    if s.broken:
+        return s.broken
     memset(&ask, 0, sizeof(ask))
     ask.address = <uint64_t> (s.mapping + s.undelivered)
     ask.length = <uint32_t> (s.size - s.undelivered)
@@ -53,6 +55,10 @@ cdef int map_pages(TcpState *s, uint32_t *must_read) noexcept nogil:
     must_read[0] = ask.recv_skip_hint
     s.undelivered += ask.length
     s.mapped_bytes += ask.length
+    # nobody else will hear of it: a call that reads would see no more than the stream's end
+    s.broken = ask.err
+    if s.broken and ask.length == 0:
+        return s.broken
     return 1 if ask.length else 0
 
 

@@ -46,7 +46,7 @@ from cython_ext.sockets.uring cimport (
 )
 from cython_ext.sockets.waiting cimport SPIN, be_patient
 
-from cython_ext.sockets.socket_transport import sending_slots
+from cython_ext.sockets.socket_transport import batch_in_a_piece, sending_slots
 
 
 # --- receiving -----------------------------------------------------------------------------------------------------
@@ -319,11 +319,13 @@ cdef class UringTcpTransport(TcpTransport):
     def __cinit__(self):
         self.uring.ring.fd = -1
 
-    def __init__(self, sock, *, uint32_t batch, bint zerocopy=False, **rest):
+    def __init__(self, sock, *, uint32_t batch, uint32_t size, bint zerocopy=False, **rest):
         cdef UringTcpState *u = &self.uring
         cdef TcpState *s = &self.state
+        batch = batch_in_a_piece(batch, size)
         cdef uint32_t slots = sending_slots(batch) if zerocopy else batch
-        TcpTransport.__init__(self, sock, batch=slots, **rest)
+        TcpTransport.__init__(self, sock, batch=slots, size=size, **rest)
+        slots = s.batch  # as many as its memory has
         s.batch = min(batch, slots)
         u.tcp = s
         u.defers = not s.bulk

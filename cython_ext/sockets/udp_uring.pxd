@@ -1,6 +1,6 @@
 """A connected UDP socket whose datagrams are sent and received through an io_uring."""
 
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t
 
 from cython_ext.sockets.udp cimport UdpState, UdpTransport
 from cython_ext.sockets.uring cimport Ring, Sends
@@ -21,6 +21,8 @@ cdef struct UringUdpState:
     uint32_t came
     uint32_t handed           # to the loop
     uint32_t released         # by the loop
+    bint in_lots              # one look may bring more than the loop takes at a time, all of which came then
+    int64_t brought_at        # then: when the last look that brought a datagram was taken
     uint16_t[MOST_SLOTS] slot
     uint32_t[MOST_SLOTS] length
 

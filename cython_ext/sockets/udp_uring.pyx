@@ -113,6 +113,9 @@ cdef int reap(UringUdpState *u) noexcept nogil:
     cdef int status
     while done != NULL:
         if done.user_data == RECEIVE:
+            # the clock before the book-keeping, as of TCP through io_uring
+            if u.in_lots:
+                u.brought_at = now()
             arrived(u, done)
         else:
             status = sent(&u.sends, done, &first, &count)
@@ -189,7 +192,7 @@ cdef int receive(void *me, Delivery *out, uint32_t most) noexcept nogil:
     cdef int status
     # An earlier look has brought more than was asked for: an answer that is pending does not wait for all of them.
     if u.handed != u.came:
-        status = look(u) if u.ring.pending else 0
+        status = look(u) if u.ring.pending and not u.in_lots else 0
         return status if status < 0 else hand_out(u, out, most)
     while True:
         if s.credit.finishing:
@@ -225,7 +228,7 @@ cdef int receive_until(void *me, Delivery *out, uint32_t most, int64_t deadline)
             return status
         waited = True
     # Nothing that was posted stays behind what came meanwhile.
-    status = look(u) if u.ring.pending else 0
+    status = look(u) if u.ring.pending and not u.in_lots else 0
     return status if status < 0 else hand_out(u, out, most)
 
 
@@ -398,6 +401,7 @@ cdef class UringUdpTransport(UdpTransport):
         open_ring(&u.ring, slots + 2, s.slots + 2 * slots + 2, sock.fileno(), s.wait.manner == SPIN)
         self.notes["io_uring"] = "deferred task work, registered file"
         if multishot:
+            u.in_lots = pattern == "stream"
             lend_buffers(&u.ring, s.rx, s.stride, s.slots)
             self.notes["multishot"] = f"{s.slots} provided buffers"
         if zerocopy:
@@ -410,6 +414,8 @@ cdef class UringUdpTransport(UdpTransport):
         self.ops.receive_until = receive_until
         self.ops.release = release
         self.ops.finish = finish
+        if u.in_lots:
+            self.ops.brought_at = &u.brought_at
 
     def vary(self, sizes):
         """As UdpTransport; each request is as long as its message.

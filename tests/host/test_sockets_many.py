@@ -40,14 +40,16 @@ def asked(path: str, **fields: object) -> str:
 def test_every_request_is_answered_on_its_own_connection(tmp_path: pathlib.Path, path: str, connections: int) -> None:
     run = carried_out(tmp_path, asked(path, connections=connections, messages=2000, check_every=1, patience=20.0))
     trial = run.trials.to_pylist()[0]
-    assert (trial["status"], trial["connections"], trial["delivered"], trial["lost"]) == ("ok", connections, 2116, 0)
-    assert trial["checked"] == 2 * 2116
+    # as many before and behind the measured ones as there are connections, and no less than of one
+    total = 2000 + max(100, connections) + max(16, connections)
+    assert (trial["status"], trial["connections"], trial["delivered"], trial["lost"]) == ("ok", connections, total, 0)
+    assert trial["checked"] == 2 * total
     assert trial["corrupt"] == trial["strayed"] == trial["duplicated"] == trial["reordered"] == 0
     each = run.table("connections")
     assert each is not None
     assert each["connection"].to_pylist() == list(range(connections))
     for name in ("sent", "received", "answered"):
-        assert pc.sum(each[name]).as_py() == 2116
+        assert pc.sum(each[name]).as_py() == total
     assert each["sent"].to_pylist() == each["received"].to_pylist() == each["answered"].to_pylist()
     assert pc.sum(each["unanswered"]).as_py() == 0
     assert trial["by_connection_answered_least"] == min(each["answered"].to_pylist())

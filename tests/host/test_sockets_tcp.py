@@ -74,12 +74,16 @@ def test_an_orderly_close_is_finished_and_a_cut_message_is_counted(wait: Wait) -
     assert (counts["delivered"], counts["wrong_size"]) == (1, 1)
 
 
+@pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("wait", WAITS)
-def test_a_reset_is_named(wait: Wait) -> None:
-    setting = Setting(path="tcp", pattern="stream", size=1000, messages=50, wait=wait, limit=5)
+def test_a_reset_is_named(wait: Wait, mapped: bool) -> None:
+    if mapped and wait not in ("block", "spin"):
+        return  # pages are mapped in the same way however they are waited for
+    size = 8192 if mapped else 1000
+    setting = Setting(path="tcp", pattern="stream", size=size, messages=50, wait=wait, limit=5, zerocopy_receive=mapped)
     with RawTcp(setting) as raw:
         raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        raw.socket.sendall(payload.make(1000, 0, TRIAL))
+        raw.socket.sendall(payload.make(size, 0, TRIAL))
         raw.socket.close()
         raw.side.join(timeout=10)
     assert "broke off (ECONNRESET)" in raw.side.verdict

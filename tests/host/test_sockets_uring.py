@@ -21,6 +21,7 @@ from two_sides import ODDITIES, TRIAL, Side, both, clean, endpoint, received_by
 
 from cython_ext.core import payload
 from cython_ext.sockets import uring
+from cython_ext.sockets.socket_transport import batch_in_a_piece
 from hwrx import paths
 from hwrx.control.messages import Setting, Wait
 from hwrx.control.places import Place
@@ -126,6 +127,29 @@ def test_tcp_messages_of_any_size_keep_their_bounds(size: int) -> None:
         setting = Setting(path="tcp-uring", pattern=pattern, size=size, messages=60, check_every=1)  # type: ignore[arg-type]
         _, server = both(setting)
         assert clean(server.counts), server.counts
+
+
+def test_a_piece_is_no_longer_than_a_call_moves() -> None:
+    assert [batch_in_a_piece(16, size) for size in (8, 1 << 20, 1 << 28, 1 << 30)] == [16, 16, 7, 1]
+    assert batch_in_a_piece(16, 1 << 28) << 28 < 1 << 31
+
+
+def test_datagrams_that_came_together_came_at_one_time() -> None:
+    """One look at the ring brings eight; the loop takes four at a time, and checks them before it takes the rest."""
+    setting = Setting(
+        path="udp-uring", pattern="stream", size=60_000, batch=4, messages=8, warmup=0, cooldown=0, check_every=1,
+        multishot=True, limit=30, socket_buffer=1 << 22,
+    )  # fmt: skip
+    with endpoint("server", setting) as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.bind(("127.0.0.1", 0))
+        port = server.describe()["port"]
+        server.connect({"address": "127.0.0.1", "port": peer.getsockname()[1], "receive_buffer": 1 << 22})
+        for number in range(8):
+            peer.sendto(payload.make(60_000, number, TRIAL), ("127.0.0.1", port))
+        side = Side(server, setting, "server")
+        side.join(timeout=30)
+    assert clean(side.counts), side.counts
+    assert len(set(side.trial.delivered)) == 1, np.diff(side.trial.delivered)
 
 
 @pytest.mark.parametrize("multishot", [False, True])

@@ -44,6 +44,14 @@ def test_sent_without_copying_and_told_that_it_was_copied_after_all(pair: Pair, 
         assert measured.tally["zerocopy_copied_bytes"] == measured.tally["zerocopy_bytes"]
 
 
+def test_a_message_may_take_more_calls_than_are_noted(pair: Pair) -> None:
+    """A small buffer takes a message in a great many calls, each of which the kernel settles by its number."""
+    more = {"pattern": "stream", "wait": "spin", "socket_buffer": 4096, "batch": 16}
+    measured = pair.measure(7, setting("tcp", MIB, zerocopy_send=True, **more))
+    sound(measured)
+    assert measured.tally["zerocopy_copied_bytes"] == measured.tally["zerocopy_bytes"] == measured.tally["bytes"]
+
+
 @pytest.mark.parametrize("wait", ["block", "epoll", "spin"])
 def test_whole_pages_are_mapped(pair: Pair, wait: Wait) -> None:
     both = {"zerocopy_send": True, "zerocopy_receive": True}
