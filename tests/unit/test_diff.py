@@ -90,6 +90,25 @@ def test_repeats_of_one_run_do_not_stand_for_runs(make_side: Callable[..., Runs]
     assert all("was not sampled" in " ".join(found.notes) for found in single)
 
 
+def test_whether_runs_were_sampled_is_asked_of_each_row(
+    make_side: Callable[..., Runs], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second of the older runs alone has the size of 128 bytes, and its repeats differ little."""
+    many: dict[str, Any] = {"sizes": [64, 128], "repeats": 5}
+    before = [*make_side(1, 1, repeats=5), *make_side(1, 2, **many)]
+    after = make_side(1, 3, factor=1.5, **many)
+    found = diff.compare_runs(load(before), load(after))
+    assert found.sampled
+    of_both, of_one = "udp 64 B pingpong event", "udp 128 B pingpong event"
+    assert {change.row: change.sampled for change in found.changes} == {of_both: True, of_one: False}
+    assert not any(change.told_apart for change in found.changes if change.row == of_one)
+    assert f"one run on either side has {of_one}" in " ".join(found.notes)
+    assert "judged by runs" in " ".join(diff_text.to_text(found).split())
+    main(["diff", *strings(before), "--", *strings(after), "--fail-over", "10%"])
+    assert f"not judged: one run on either side has {of_one} " in capsys.readouterr().err
+    assert "key" not in json.loads(diff.to_json(found))["changes"][0]
+
+
 def test_one_run_is_asked_whether_it_belongs_to_the_others(make_side: Callable[..., Runs]) -> None:
     base = make_side(5, 1, spread=0.05)
     for factor, told in ((1.0, False), (1.5, True)):
