@@ -5,13 +5,14 @@ What is told apart, and when a single run is no measure, is `hwrx diff`'s to say
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
 from msgspec import Struct
 
 from hwrx.errors import UnavailableError, UsageError
-from hwrx.report.diff import Diff, compare_runs, name_of_row
+from hwrx.report.diff import Diff, compare_runs, name_of_row, row_key
 from hwrx.report.model import Change
 from hwrx.report.numbers import number_text
 from hwrx.report.path_figures import PathFigures
@@ -88,19 +89,21 @@ class Scaled:
             )
         run = cast("ReportedRun", found.run)
         diff = compare_runs(self.baseline.runs_for(run), [run])
-        name = name_of_row(found.row)
-        mine = [change for change in diff.changes if change.row == name]
+        # by the whole setting: a name depends on what else its run swept, and may be another row's in the baseline
+        key = row_key(found.row)
+        mine = [change for change in diff.changes if change.key == key]
         if not mine:
+            name = name_of_row(found.row)
             only = next((words for side, words in diff.only if side == "b" and words.startswith(name)), name)
             note = next((note for note in diff.notes if note.startswith(name)), f"it has no {only}")
             raise UnavailableError(f"{found.name} cannot be held against {self.baseline!r}: {note}")
-        if not diff.sampled and not any(change.exact for change in mine):
+        if not all(change.exact or (change.sampled and not math.isnan(change.chance)) for change in mine):
             raise UnavailableError(
-                f"{found.name} cannot be held against {self.baseline!r}: one run on either side does not say by how "
-                "much two runs differ anyway",
+                f"{found.name} cannot be held against {self.baseline!r}: one run on either side that has it does not "
+                "say by how much two runs differ anyway",
                 remedy=self.baseline.remedy,
             )
-        worse = [change for change in diff.failures(over) if change.row == name]
+        worse = [change for change in diff.failures(over) if change.key == key]
         return Verdict(holds=not worse, name=found.name, label=found.label, factor=self.factor, worse=worse, diff=diff)
 
 

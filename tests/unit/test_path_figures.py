@@ -211,6 +211,37 @@ def test_times_that_are_worse_than_runs_differ_are_found(tmp_path: Path, monkeyp
     assert "p50" in to_text(verdict.diff)
 
 
+def test_a_row_that_one_of_the_baselines_runs_has_is_not_judged_by_repeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_of(seed: int, messages: int, repeats: int) -> ReportedRun:
+        options: dict[str, Any] = {"paths": ["udp"], "sizes": [64], "messages": messages, "repeats": repeats}
+        return hwrx.load(made_runs.make(tmp_path / f"{seed}-{messages}-{repeats}", seed, **options))
+
+    for repeats in (1, 3):
+        edited = hwrx.Baseline(made_of(1, 300, repeats), made_of(2, 600, repeats))
+        with monkeypatch.context() as patch:
+            slower(patch)(2.0)
+            after = made_of(3, 600, repeats)["udp"]
+        with pytest.raises(UnavailableError, match=r"one run on either side that has it.*\n.*several runs"):
+            _ = after <= 1.02 * edited
+        assert not after <= 1.02 * hwrx.Baseline(made_of(1, 300, repeats), made_of(2, 600, repeats), made_of(4, 600, 2))
+
+
+def test_a_row_is_held_against_its_own_setting_whatever_else_was_swept(tmp_path: Path) -> None:
+    delayed = [
+        hwrx.load(
+            made_runs.make(tmp_path / str(seed), seed, paths=["udp"], sizes=[64], setting={"netem": "delay 1ms"})
+        )
+        for seed in range(3)
+    ]
+    sweep = {"netem": ["", "delay 1ms"]}
+    both = hwrx.load(made_runs.make(tmp_path / "both", 9, paths=["udp"], sizes=[64], sweep=sweep))
+    assert both.cell("udp", 64, netem="delay 1ms") <= 1.2 * hwrx.Baseline(*delayed)
+    with pytest.raises(UnavailableError, match="it has no udp"):
+        _ = both.cell("udp", 64, netem="") <= 1.2 * hwrx.Baseline(*delayed)
+
+
 def test_the_functions_that_grew_are_named(tmp_path: Path) -> None:
     before = hwrx.load(run_with(tmp_path / "before", made(receive=700.0)))
     after = hwrx.load(run_with(tmp_path / "after", made(receive=910.0)))
