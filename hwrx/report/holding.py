@@ -20,7 +20,10 @@ from hwrx.report.reported import ReportedRun
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """What a comparison found: whether it holds, the figures that it does not hold for, and the whole diff."""
+    """What a comparison found: whether it holds, the figures that it does not hold for, and the whole diff.
+
+    `reasons`: sentences on why it does not hold besides figures.
+    """
 
     holds: bool
     name: str
@@ -28,10 +31,11 @@ class Verdict(Struct, frozen=True, kw_only=True):
     factor: float
     worse: list[Change]
     diff: Diff
+    reasons: list[str] = []
 
     def sentences(self) -> list[str]:
-        """Return a sentence for each figure that the comparison does not hold for."""
-        return [_sentence(change, self.factor) for change in self.worse]
+        """Return a sentence for each reason for which, and each figure for which the comparison does not hold."""
+        return [*self.reasons, *(_sentence(change, self.factor) for change in self.worse)]
 
     def moved_functions(self, most: int = 3) -> list[str]:
         """Return the functions that grew most, in words, if messages of both sides were taken apart."""
@@ -70,7 +74,8 @@ class Scaled:
         :param found: what one run has of a path
         :param sign: "<=" of times, ">=" of a stream's rate
         :raises UsageError: if the sign or the factor is not one for this figure, or the runs cannot be compared
-        :raises UnavailableError: if the baseline has no such row, or one run on either side is no measure
+        :raises UnavailableError: if the baseline has no such row, or one run on either side is no measure, or an open
+            loop of the baseline was saturated
         """
         __tracebackhide__ = True
         rate = found.row.pattern == "stream"
@@ -88,7 +93,8 @@ class Scaled:
                 remedy=f"a factor of {'at most' if rate else 'at least'} 1",
             )
         run = cast("ReportedRun", found.run)
-        diff = compare_runs(self.baseline.runs_for(run), [run])
+        before = self.baseline.runs_for(run)
+        diff = compare_runs(before, [run])
         # by the whole setting: a name depends on what else its run swept, and may be another row's in the baseline
         key = row_key(found.row)
         mine = [change for change in diff.changes if change.key == key]
@@ -103,8 +109,24 @@ class Scaled:
                 "say by how much two runs differ anyway",
                 remedy=self.baseline.remedy,
             )
+        # times of a saturated loop grow with the trial, and its rate alone is compared, which no factor above 2 would fail
+        if any(row.saturated for of in before for row in of.summary().rows if row.digests and row_key(row) == key):
+            raise UnavailableError(
+                f"{found.name} cannot be held against {self.baseline!r}: it was offered more than it answered there, "
+                "and its times are no measure",
+                remedy="a lower rate, that the path keeps up with",
+            )
         worse = [change for change in diff.failures(over) if change.key == key]
-        return Verdict(holds=not worse, name=found.name, label=found.label, factor=self.factor, worse=worse, diff=diff)
+        reasons = [_saturation(found)] if found.row.saturated else []
+        return Verdict(
+            holds=not worse and not reasons,
+            name=found.name,
+            label=found.label,
+            factor=self.factor,
+            worse=worse,
+            diff=diff,
+            reasons=reasons,
+        )
 
 
 class Baseline:
@@ -145,6 +167,13 @@ class Baseline:
     def __le__(self, found: PathFigures) -> bool:
         __tracebackhide__ = True
         return (1.0 * self) <= found
+
+
+def _saturation(found: PathFigures) -> str:
+    return (
+        f"saturated, which the baseline is not: {100 * found.row.kept:.0f} % of the rate offered is answered, and times "
+        "grow with the trial's length"
+    )
 
 
 def _sentence(change: Change, factor: float) -> str:

@@ -242,6 +242,34 @@ def test_a_row_is_held_against_its_own_setting_whatever_else_was_swept(tmp_path:
         _ = both.cell("udp", 64, netem="") <= 1.2 * hwrx.Baseline(*delayed)
 
 
+def test_an_open_loop_that_no_longer_keeps_up_holds_for_no_factor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_of(seed: int, late: float) -> ReportedRun:
+        """Each answer comes so much later than the one before, ns; one message is due in 1 ms."""
+        times = made_runs.times
+        options: dict[str, Any] = {"paths": ["udp"], "sizes": [64], "patterns": ["paced"], "rate": 1000.0}
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                made_runs,
+                "times",
+                lambda setting, draw, block=0.0: (
+                    times(setting, draw, block) + (late * np.arange(setting.messages)).astype(np.int64)
+                ),
+            )
+            return hwrx.load(made_runs.make(tmp_path / f"{seed}", seed, **options))
+
+    kept_up, saturated = [made_of(seed, 0) for seed in range(3)], [made_of(seed, 670_000) for seed in range(3, 6)]
+    baseline = hwrx.Baseline(*kept_up[:2])
+    assert kept_up[2]["udp"] <= 1.2 * baseline
+    verdict = (1000 * baseline).judge(saturated[0]["udp"], "<=")
+    assert not verdict.holds
+    assert "60 % of the rate offered is answered" in verdict.sentences()[0]
+    for after in (saturated[0], kept_up[0]):
+        with pytest.raises(UnavailableError, match=r"offered more than it answered there.*\n.*a lower rate"):
+            _ = after["udp"] <= 2 * hwrx.Baseline(kept_up[1], *saturated[1:])
+
+
 def test_the_functions_that_grew_are_named(tmp_path: Path) -> None:
     before = hwrx.load(run_with(tmp_path / "before", made(receive=700.0)))
     after = hwrx.load(run_with(tmp_path / "after", made(receive=910.0)))
