@@ -269,6 +269,30 @@ def test_a_state_of_one_side_alone_is_told(tmp_path: pathlib.Path, monkeypatch: 
     assert len(diff.compare_runs([b], [a]).changes) == 2
 
 
+@pytest.mark.parametrize(
+    ("values", "shares", "percent"),
+    [
+        ([20_000, 30_000], [0.1, 0.9], 50.0),  # most messages are slower than any was
+        ([19_000, 22_000], [0.1, 0.9], 10.0),  # also if some are faster than any was
+        ([20_000, 30_000], [0.9, 0.1], None),  # a few come and go by chance
+        ([10_000, 20_000], [0.9, 0.1], None),
+    ],
+)
+def test_a_new_state_that_is_slower_than_all_is_worse_if_it_has_the_median(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, values: list[int], shares: list[float], percent: float | None
+) -> None:
+    before = exact_run(tmp_path, monkeypatch, [20_000], [1.0])
+    after = exact_run(tmp_path, monkeypatch, values, shares)
+    found = diff.compare_runs([before], [after])
+    worse = found.failures(0.01)
+    assert [change.percent for change in worse] == ([] if percent is None else [pytest.approx(percent)])
+    assert (after["udp"] <= 1.01 * hwrx.Baseline(before)) is (percent is None)
+    if worse:
+        (sentence,) = (1.01 * hwrx.Baseline(before)).judge(after["udp"], "<=").sentences()
+        assert "state 2 of 2, exact figure (on one side only; against the slowest state)" in sentence
+    assert not diff.compare_runs([after], [before]).failures(0.1)
+
+
 # --- what belongs together -----------------------------------------------------------------------------------------
 
 
