@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import made_labs
@@ -288,6 +290,20 @@ def test_a_baseline_keeps_the_newest_runs(run: ReportedRun, tmp_path: Path, monk
         place = shelf.add_run(0, each)
     assert [each.path.name for each in shelf.find_runs(0, run)] == [each.path.name for each in made[1:]]
     assert not (place / made[0].path.name).exists()
+
+
+def test_two_sessions_that_add_at_once_lose_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf(tmp_path / "kept", "default", "test_a.py::test_it")
+    made = [
+        hwrx.load(made_runs.make(tmp_path / str(seed), seed, name=f"n{seed}", paths=["udp"], sizes=[64], messages=60))
+        for seed in range(6)
+    ]
+    copy = shutil.copytree
+    # every session has read what is there before the first one writes, unless they wait for each other
+    monkeypatch.setattr(shutil, "copytree", lambda *names: (time.sleep(0.2), copy(*names)))
+    with ThreadPoolExecutor(len(made)) as sessions:
+        list(sessions.map(lambda each: Shelf(tmp_path / "kept", shelf.name, shelf.test).add_run(0, each), made))
+    assert {each.path.name for each in shelf.find_runs(0, made[0])} == {each.path.name for each in made}
 
 
 def test_times_are_of_a_machine_and_instructions_of_an_emulator(tmp_path: Path, run: ReportedRun) -> None:
