@@ -28,6 +28,7 @@ FORMAT = 1
 KEPT_RUNS = 10  # the newest ones
 MACHINE = Path("/etc/machine-id")
 DEFAULT = "default"
+BOOTED = ("boot", "wire_mtu")  # of an experiment: what its guest was put up with, and no row's setting has
 
 
 def conditions_of(run: ReportedRun) -> dict[str, str]:
@@ -86,6 +87,7 @@ class Shelf:
 
         :return: the baseline's folder
         :raises StoreError: if it cannot be written, or what is there is damaged
+        :raises UsageError: if the guest of the runs that are there was put up with other boot words or another MTU
         """
         conditions = conditions_of(run)
         place = self._place(number, conditions)
@@ -117,6 +119,8 @@ class Shelf:
             names = self._read(place / FILE)["runs"]
             before = [str(name) for name in names] if isinstance(names, list) else []
         others = [name for name in before if name != run.path.name]
+        if others:
+            self._check_booted(place, ReportedRun.open(place / others[-1]), run)
         runs = [*others, run.path.name]
         kept = runs[-KEPT_RUNS:]
         content = {"format": FORMAT, "test": self.test, "number": number, "conditions": conditions, "runs": kept}
@@ -132,6 +136,16 @@ class Shelf:
             raise _cannot_keep(place, error) from error
         for name in runs[:-KEPT_RUNS]:
             shutil.rmtree(place / name, ignore_errors=True)
+
+    def _check_booted(self, place: Path, kept: ReportedRun, run: ReportedRun) -> None:
+        """UsageError if two runs were booted differently: they may be compared, but are no sample of one thing."""
+        there, here = ({field: getattr(each.experiment, field) for field in BOOTED} for each in (kept, run))
+        if differ := [field for field in BOOTED if there[field] != here[field]]:
+            words = "; ".join(f"{field} {_words(there[field])}, now {_words(here[field])}" for field in differ)
+            raise UsageError(
+                f"the baseline '{self.name}' of {self.test} is of runs in a guest that was put up otherwise: {words}",
+                remedy=f"{self._anew(place)}; or keep it, and choose another name",
+            )
 
     def _place(self, number: int, conditions: Mapping[str, str]) -> Path:
         return self._folder / f"{number}-{_digest(json.dumps(conditions, sort_keys=True))}"
@@ -168,6 +182,10 @@ class Shelf:
 
 def _cannot_keep(place: Path, error: OSError) -> StoreError:
     return StoreError(f"cannot keep the baseline in {place}: {disk.reason_of(error)}")
+
+
+def _words(value: object) -> str:
+    return (" ".join(map(str, value)) if isinstance(value, list | tuple) else str(value or "")) or "none"
 
 
 def _apart(there: Mapping[str, str], here: Mapping[str, str]) -> Sequence[tuple[str, str, str]]:

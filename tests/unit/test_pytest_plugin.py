@@ -306,6 +306,28 @@ def test_two_sessions_that_add_at_once_lose_no_run(tmp_path: Path, monkeypatch: 
     assert {each.path.name for each in shelf.find_runs(0, made[0])} == {each.path.name for each in made}
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ({"boot": ["init_on_alloc=0"]}, {}, "boot init_on_alloc=0, now none"),
+        ({}, {"wire_mtu": 9000}, "wire_mtu none, now 9000"),
+    ],
+)
+def test_runs_of_guests_that_were_put_up_otherwise_are_compared_and_not_pooled(
+    tmp_path: Path, first: dict[str, object], second: dict[str, object], words: str
+) -> None:
+    before, after = (
+        hwrx.load(made_runs.make(tmp_path / name, paths=["udp"], sizes=[64], messages=60, name=name, **fields))
+        for name, fields in (("a", first), ("b", second))
+    )
+    shelf = Shelf(tmp_path / "kept", "default", "test_a.py::test_it")
+    place = shelf.add_run(0, before)
+    assert [each.path.name for each in shelf.find_runs(0, after)] == [before.path.name]
+    with pytest.raises(UsageError, match=f"{words}\n.*rm -r {place}, then pytest --hwrx-save"):
+        shelf.add_run(0, after)
+    assert [each.path.name for each in shelf.find_runs(0, after)] == [before.path.name]
+
+
 def test_times_are_of_a_machine_and_instructions_of_an_emulator(tmp_path: Path, run: ReportedRun) -> None:
     wall = stored.conditions_of(run)
     assert wall["clock"] == "wall"
