@@ -289,24 +289,42 @@ class KtapWriter:
         self._results: dict[str, Any] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note how a test ended; what fails while it is taken down is a failure, too."""
-        result = _room("testing.ktap").Result
+        """Note how a test ended; what fails while it is taken down is a failure, too.
+
+        A test has several reports: its phases, and its subtests. One that failed stays failed whatever follows.
+        """
         if report.failed:
-            self._results[report.nodeid] = result(report.nodeid, False, words=report.longreprtext)
+            self._note_failure(report)
         elif report.skipped:
-            expected = getattr(report, "wasxfail", None)
-            directive = "SKIP" if expected is None else "XFAIL"
-            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
-            words = reason.removeprefix("Skipped: ") if expected is None else str(expected)
-            self._results[report.nodeid] = result(report.nodeid, expected is None, directive, words)
+            self._note_skip(report, getattr(report, "wasxfail", None))
         elif report.when == "call":
-            self._results.setdefault(report.nodeid, result(report.nodeid, True))
+            self._results.setdefault(report.nodeid, _room("testing.ktap").Result(report.nodeid, True))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Note what could not be collected: no test of it is run."""
+        """Note what could not be collected, and modules that were skipped whole: no test of them is run."""
         if report.failed:
-            result = _room("testing.ktap").Result
-            self._results[report.nodeid] = result(report.nodeid, False, words=report.longreprtext)
+            self._note_failure(report)
+        elif report.skipped:
+            self._note_skip(report, None)
+
+    def _note_failure(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        words = report.longreprtext
+        if before := self._has_failed(report.nodeid):
+            words = f"{before.words}\n{words}"
+        self._results[report.nodeid] = _room("testing.ktap").Result(report.nodeid, False, words=words)
+
+    def _note_skip(self, report: pytest.TestReport | pytest.CollectReport, expected: object) -> None:
+        if self._has_failed(report.nodeid):
+            return
+        directive = "SKIP" if expected is None else "XFAIL"
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+        words = reason.removeprefix("Skipped: ") if expected is None else str(expected)
+        self._results[report.nodeid] = _room("testing.ktap").Result(report.nodeid, expected is None, directive, words)
+
+    def _has_failed(self, name: str) -> Any:
+        """The failure that was noted of a test, if one was."""
+        found = self._results.get(name)
+        return found if found is not None and not found.passed and not found.directive else None
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write all results."""

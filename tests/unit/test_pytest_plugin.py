@@ -397,6 +397,31 @@ def test_results_are_ktap(session: pytest.Pytester, monkeypatch: pytest.MonkeyPa
     assert "\nnot ok 3 test_of_ktap.py::test_skipped\n" in required
 
 
+def test_a_failure_stays_one_in_ktap_and_a_module_that_is_skipped_is_there(session: pytest.Pytester) -> None:
+    session.makepyfile(
+        test_failing="import pytest, unittest\n"
+        "@pytest.fixture\n"
+        "def skips_at_the_end():\n"
+        "    yield\n"
+        "    pytest.skip('nothing to take down')\n"
+        "def test_bad(skips_at_the_end): assert 0, 'one is not two'\n"
+        "class TestParts(unittest.TestCase):\n"
+        "    def test_parts(self):\n"
+        "        with self.subTest('a'): self.fail('a is wrong')\n"
+        "        with self.subTest('b'): self.skipTest('b is not there')\n",
+        test_whole="import pytest\npytest.importorskip('no_such_module')\ndef test_it(): pass\n",
+    )
+    lines = session.runpytest("--hwrx-ktap", "-", "-q").stdout.str().splitlines()
+    lines = lines[lines.index("KTAP version 1") :]
+    assert [line for line in lines if re.match(r"(not )?ok \d", line)] == [
+        "ok 1 test_whole.py # SKIP could not import 'no_such_module': No module named 'no_such_module'",
+        "not ok 2 test_failing.py::test_bad",
+        "not ok 3 test_failing.py::TestParts::test_parts",
+    ]
+    for words in ("one is not two", "a is wrong"):
+        assert any(line.startswith("# ") and words in line for line in lines)
+
+
 def test_ktap_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="cannot write"):
