@@ -193,6 +193,19 @@ def test_a_regression_fails_with_the_figures_the_diff_and_the_run_that_is_kept(
     assert '<property name="hwrx udp 64 B pingpong event [instructions]" value="10200.0' in junit
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_what_fails_beside_a_comparison_that_holds_is_told(session: pytest.Pytester, saved: bool) -> None:
+    session.makepyfile(HELD)
+    if saved:
+        session.runpytest("--hwrx-save").assert_outcomes(passed=1)
+    session.makepyfile(HELD + "    assert run['udp', 64] <= 1.01 * hwrx_baseline and len(run.paths) == 7\n")
+    done = session.runpytest(*([] if saved else ["--hwrx-save"]))
+    done.assert_outcomes(failed=1)
+    assert "1 == 7" in done.stdout.str()
+    assert "has no baseline" not in done.stdout.str()
+    assert "hwrx diff" not in done.stdout.str()
+
+
 def test_a_test_that_fails_saves_no_baseline(session: pytest.Pytester) -> None:
     session.makepyfile("def test_udp(hwrx_compare, hwrx_baseline):\n    hwrx_compare()\n    assert False\n")
     session.runpytest("--hwrx-save").assert_outcomes(failed=1)
