@@ -44,9 +44,14 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
 
 class Scaled:
-    """A baseline times a factor: what figures are held against."""
+    """A baseline times a factor: what figures are held against.
+
+    :raises UsageError: if the factor is not finite, or not above 0
+    """
 
     def __init__(self, factor: float, baseline: Baseline) -> None:
+        if not (math.isfinite(factor) and factor > 0):  # nothing is told to be beyond nan
+            raise UsageError(f"{factor:g} times a baseline is no measure", remedy="1.02 * baseline")
         self.factor = factor
         self.baseline = baseline
 

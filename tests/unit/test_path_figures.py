@@ -282,6 +282,9 @@ def test_what_cannot_be_held_against_a_baseline_is_said(tmp_path: Path, run: Rep
     found, stream = run.cell("udp", 64, pattern="pingpong"), run.cell("udp", 64, pattern="stream")
     with pytest.raises(UsageError, match="a factor of at least 1"):
         _ = found <= 0.9 * baseline
+    for factor in (math.nan, math.inf, 0.0, -1.0):
+        with pytest.raises(UsageError, match=r"times a baseline is no measure.*\n.*1\.02"):
+            _ = found <= factor * baseline
     with pytest.raises(UsageError, match="by <=: a time is better if it is less"):
         _ = found >= baseline
     with pytest.raises(UsageError, match="by >=: a rate is better if it is more"):
