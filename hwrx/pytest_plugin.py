@@ -21,6 +21,7 @@ COMPARISON: pytest.StashKey[Any] = pytest.StashKey()  # hwrx.testing.comparing.C
 PASSED = pytest.StashKey[bool]()
 DIFFS = pytest.StashKey[list[str]]()
 SAVED = "hwrx saved"  # a property of a test's report, which also another process's has
+STDOUT = "-"  # for a file
 EXPLAINED = 6  # lines of an assertion: pytest shows eight
 
 
@@ -71,7 +72,9 @@ def pytest_configure(config: pytest.Config) -> None:
             except _room("errors").UsageError as error:
                 raise pytest.UsageError(f"hwrx: {error}") from None
     if config.getoption("hwrx_ktap") is not None and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(KtapWriter(config.getoption("hwrx_ktap")), "hwrx-ktap")
+        target = config.getoption("hwrx_ktap")
+        where = target if target == STDOUT else str(config.invocation_params.dir / target)
+        config.pluginmanager.register(KtapWriter(where), "hwrx-ktap")
 
 
 def is_required(config: pytest.Config) -> bool:
@@ -87,7 +90,8 @@ def skip_without(config: pytest.Config, reason: str) -> None:
 
 
 def _folder(config: pytest.Config) -> Path:
-    return Path(config.getoption("hwrx_dir") or config.rootpath / ".hwrx")
+    # absolute: a test may have another working directory than the session
+    return config.invocation_params.dir / (config.getoption("hwrx_dir") or config.rootpath / ".hwrx")
 
 
 # --- which lab -------------------------------------------------------------------------------------------------------
@@ -331,7 +335,7 @@ class KtapWriter:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write all results."""
         ktap = _room("testing.ktap")
-        if self._target == "-":
+        if self._target == STDOUT:
             terminalreporter.write(ktap.to_ktap(list(self._results.values())))
             return
         try:

@@ -206,6 +206,18 @@ def test_what_fails_beside_a_comparison_that_holds_is_told(session: pytest.Pytes
     assert "hwrx diff" not in done.stdout.str()
 
 
+def test_a_test_that_changes_the_directory_changes_no_place(session: pytest.Pytester) -> None:
+    (session.path / "elsewhere").mkdir()
+    session.makepyfile(HELD.replace("    run =", "    import os; os.chdir('elsewhere')\n    run =", 1))
+    # in a process of its own, whose directory stays changed until it ends
+    session.makeconftest(CONFTEST)
+    done = session.runpytest_subprocess("--hwrx-dir=kept", "--hwrx-ktap=out.tap", "--hwrx-save")
+    done.assert_outcomes(passed=1)
+    assert len(list((session.path / "kept" / "baselines").glob("default/*/*/baseline.json"))) == 1
+    assert (session.path / "out.tap").exists()
+    assert not list((session.path / "elsewhere").iterdir())
+
+
 def test_a_test_that_fails_saves_no_baseline(session: pytest.Pytester) -> None:
     session.makepyfile("def test_udp(hwrx_compare, hwrx_baseline):\n    hwrx_compare()\n    assert False\n")
     session.runpytest("--hwrx-save").assert_outcomes(failed=1)
