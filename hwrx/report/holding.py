@@ -99,7 +99,12 @@ class Scaled:
             )
         run = cast("ReportedRun", found.run)
         before = self.baseline.runs_for(run)
-        diff = compare_runs(before, [run])
+        try:
+            diff = compare_runs(before, [run])
+        except UsageError as error:
+            if "--anyway" not in error.remedy:
+                raise
+            raise UsageError(str(error.args[0]), remedy=self.baseline.anew) from None  # no option of who compares here
         # by the whole setting: a name depends on what else its run swept, and may be another row's in the baseline
         key = row_key(found.row)
         mine = [change for change in diff.changes if change.key == key]
@@ -147,6 +152,11 @@ class Baseline:
 
     def __init__(self, *runs: ReportedRun) -> None:
         self._runs = runs
+
+    @property
+    def anew(self) -> str:
+        """The remedy if its runs are of something else."""
+        return "hwrx.Baseline(run, …) of runs that measured the same, with as many messages"
 
     def __repr__(self) -> str:
         return f"<baseline of {', '.join(run.path.name for run in self._runs) or 'no run'}>"

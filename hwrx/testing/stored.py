@@ -63,6 +63,11 @@ class Shelf:
         words = re.sub(r"[^A-Za-z0-9._-]+", "-", test.rpartition("::")[2])[:60].strip("-.")
         self._folder = folder / name / f"{words}-{_digest(test)}"
 
+    @property
+    def anew(self) -> str:
+        """What to type for a new baseline in the place of this one."""
+        return self._anew(self._folder)
+
     def find_runs(self, number: int, run: ReportedRun) -> list[ReportedRun]:
         """Return the runs that the test's run of that number is held against.
 

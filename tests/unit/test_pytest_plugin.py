@@ -259,6 +259,18 @@ def test_named_baselines_are_compared_and_saved_in_one_session(
     assert "has no baseline 'v3' yet" in unknown.stdout.str()
 
 
+def test_a_test_that_measures_something_else_now_is_told_what_to_type(session: pytest.Pytester) -> None:
+    session.makepyfile(HELD)
+    session.runpytest("--hwrx-save").assert_outcomes(passed=1)
+    session.makepyfile(HELD.replace("hwrx_compare()", "hwrx_compare(sizes=[64, 128], warmup=5)"))
+    done = session.runpytest()
+    done.assert_outcomes(failed=1)
+    words = done.stdout.str()
+    assert "no setting in common" in words
+    assert re.search(r"remedy: rm -r \S+/test_udp-\w+, then pytest --hwrx-save=default", words)
+    assert "--anyway" not in words
+
+
 def test_an_option_that_took_a_file_for_its_name_is_refused(session: pytest.Pytester) -> None:
     session.makepyfile(HELD)
     done = session.runpytest("--hwrx-save", "test_it.py")
