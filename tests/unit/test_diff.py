@@ -279,7 +279,11 @@ def test_a_state_of_one_side_alone_is_told(tmp_path: pathlib.Path, monkeypatch: 
     ],
 )
 def test_a_new_state_that_is_slower_than_all_is_worse_if_it_has_the_median(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, values: list[int], shares: list[float], percent: float | None
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    values: list[int],
+    shares: list[float],
+    percent: float | None,
 ) -> None:
     before = exact_run(tmp_path, monkeypatch, [20_000], [1.0])
     after = exact_run(tmp_path, monkeypatch, values, shares)

@@ -230,9 +230,7 @@ def test_a_row_that_one_of_the_baselines_runs_has_is_not_judged_by_repeats(
 
 def test_a_row_is_held_against_its_own_setting_whatever_else_was_swept(tmp_path: Path) -> None:
     delayed = [
-        hwrx.load(
-            made_runs.make(tmp_path / str(seed), seed, paths=["udp"], sizes=[64], setting={"netem": "delay 1ms"})
-        )
+        hwrx.load(made_runs.make(tmp_path / str(seed), seed, paths=["udp"], sizes=[64], setting={"netem": "delay 1ms"}))
         for seed in range(3)
     ]
     sweep = {"netem": ["", "delay 1ms"]}
