@@ -314,23 +314,22 @@ class KtapWriter:
             self._note_skip(report, None)
 
     def _note_failure(self, report: pytest.TestReport | pytest.CollectReport) -> None:
-        words = report.longreprtext
-        if before := self._has_failed(report.nodeid):
-            words = f"{before.words}\n{words}"
+        before = self._failure_words(report.nodeid)
+        words = report.longreprtext if before is None else f"{before}\n{report.longreprtext}"
         self._results[report.nodeid] = _room("testing.ktap").Result(report.nodeid, False, words=words)
 
     def _note_skip(self, report: pytest.TestReport | pytest.CollectReport, expected: object) -> None:
-        if self._has_failed(report.nodeid):
+        if self._failure_words(report.nodeid) is not None:
             return
         directive = "SKIP" if expected is None else "XFAIL"
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
         words = reason.removeprefix("Skipped: ") if expected is None else str(expected)
         self._results[report.nodeid] = _room("testing.ktap").Result(report.nodeid, expected is None, directive, words)
 
-    def _has_failed(self, name: str) -> Any:
-        """The failure that was noted of a test, if one was."""
+    def _failure_words(self, name: str) -> str | None:
+        """The words of the failure that was noted of a test, if one was."""
         found = self._results.get(name)
-        return found if found is not None and not found.passed and not found.directive else None
+        return str(found.words) if found is not None and not found.passed and not found.directive else None
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write all results."""

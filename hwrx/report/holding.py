@@ -119,7 +119,7 @@ class Scaled:
                 "say by how much two runs differ anyway",
                 remedy=self.baseline.remedy,
             )
-        # times of a saturated loop grow with the trial, and its rate alone is compared, which no factor above 2 would fail
+        # times of a saturated loop grow with the trial; its rate alone is compared, and can fall by no more than 100 %
         if any(row.saturated for of in before for row in of.summary().rows if row.digests and row_key(row) == key):
             raise UnavailableError(
                 f"{found.name} cannot be held against {self.baseline!r}: it was offered more than it answered there, "
@@ -186,8 +186,8 @@ class Baseline:
 
 def _saturation(found: PathFigures) -> str:
     return (
-        f"saturated, which the baseline is not: {100 * found.row.kept:.0f} % of the rate offered is answered, and times "
-        "grow with the trial's length"
+        f"saturated, which the baseline is not: {100 * found.row.kept:.0f} % of the rate offered is answered, and "
+        "times grow with the trial's length"
     )
 
 
