@@ -168,7 +168,7 @@ def _by_setting(runs: Sequence[Sequence[Row]], anyway: bool) -> dict[tuple[Any, 
     return found
 
 
-def _runs_with(runs: Sequence[Sequence[Row]], anyway: bool) -> Counter[tuple[Any, ...]]:
+def _runs_with(runs: Sequence[Sequence[Row]], anyway: bool) -> Counter[tuple[object, ...]]:
     """How many of the runs have each row. One run may have several of a key that leaves lengths out."""
     return Counter(key for rows in runs for key in {row_key(row, anyway=anyway) for row in rows if row.digests})
 
