@@ -21,6 +21,7 @@ COMPARISON: pytest.StashKey[Any] = pytest.StashKey()  # hwrx.testing.comparing.C
 PASSED = pytest.StashKey[bool]()
 DIFFS = pytest.StashKey[list[str]]()
 SAVED = "hwrx saved"  # a property of a test's report, which also another process's has
+STDOUT = "-"  # for a file
 EXPLAINED = 6  # lines of an assertion: pytest shows eight
 
 
@@ -71,7 +72,9 @@ def pytest_configure(config: pytest.Config) -> None:
             except _room("errors").UsageError as error:
                 raise pytest.UsageError(f"hwrx: {error}") from None
     if config.getoption("hwrx_ktap") is not None and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(KtapWriter(config.getoption("hwrx_ktap")), "hwrx-ktap")
+        target = config.getoption("hwrx_ktap")
+        where = target if target == STDOUT else str(config.invocation_params.dir / target)
+        config.pluginmanager.register(KtapWriter(where), "hwrx-ktap")
 
 
 def is_required(config: pytest.Config) -> bool:
@@ -87,7 +90,8 @@ def skip_without(config: pytest.Config, reason: str) -> None:
 
 
 def _folder(config: pytest.Config) -> Path:
-    return Path(config.getoption("hwrx_dir") or config.rootpath / ".hwrx")
+    # absolute: a test may have another working directory than the session
+    return config.invocation_params.dir / (config.getoption("hwrx_dir") or config.rootpath / ".hwrx")
 
 
 # --- which lab -------------------------------------------------------------------------------------------------------
@@ -236,6 +240,8 @@ def pytest_assertrepr_compare(config: pytest.Config, op: str, left: object, righ
     scaled = 1.0 * right if isinstance(right, holding.Baseline) else right
     if not isinstance(scaled, holding.Scaled) or op not in ("<=", ">="):
         return None
+    if scaled.holds_for(left, op):  # what failed stands beside it: `assert run["udp"] <= 1.02 * baseline and …`
+        return None
     verdict = scaled.judge(left, op)
     config.stash.setdefault(DIFFS, []).append(_room("report.diff_text").to_text(verdict.diff))
     lines = [f"{verdict.name} {op} {scaled!r}", *verdict.sentences()[:2]]
@@ -289,29 +295,46 @@ class KtapWriter:
         self._results: dict[str, Any] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note how a test ended; what fails while it is taken down is a failure, too."""
-        result = _room("testing.ktap").Result
+        """Note how a test ended; what fails while it is taken down is a failure, too.
+
+        A test has several reports: its phases, and its subtests. One that failed stays failed whatever follows.
+        """
         if report.failed:
-            self._results[report.nodeid] = result(report.nodeid, False, words=report.longreprtext)
+            self._note_failure(report)
         elif report.skipped:
-            expected = getattr(report, "wasxfail", None)
-            directive = "SKIP" if expected is None else "XFAIL"
-            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
-            words = reason.removeprefix("Skipped: ") if expected is None else str(expected)
-            self._results[report.nodeid] = result(report.nodeid, expected is None, directive, words)
+            self._note_skip(report, getattr(report, "wasxfail", None))
         elif report.when == "call":
-            self._results.setdefault(report.nodeid, result(report.nodeid, True))
+            self._results.setdefault(report.nodeid, _room("testing.ktap").Result(report.nodeid, True))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Note what could not be collected: no test of it is run."""
+        """Note what could not be collected, and modules that were skipped whole: no test of them is run."""
         if report.failed:
-            result = _room("testing.ktap").Result
-            self._results[report.nodeid] = result(report.nodeid, False, words=report.longreprtext)
+            self._note_failure(report)
+        elif report.skipped:
+            self._note_skip(report, None)
+
+    def _note_failure(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        before = self._failure_words(report.nodeid)
+        words = report.longreprtext if before is None else f"{before}\n{report.longreprtext}"
+        self._results[report.nodeid] = _room("testing.ktap").Result(report.nodeid, False, words=words)
+
+    def _note_skip(self, report: pytest.TestReport | pytest.CollectReport, expected: object) -> None:
+        if self._failure_words(report.nodeid) is not None:
+            return
+        directive = "SKIP" if expected is None else "XFAIL"
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+        words = reason.removeprefix("Skipped: ") if expected is None else str(expected)
+        self._results[report.nodeid] = _room("testing.ktap").Result(report.nodeid, expected is None, directive, words)
+
+    def _failure_words(self, name: str) -> str | None:
+        """The words of the failure that was noted of a test, if one was."""
+        found = self._results.get(name)
+        return str(found.words) if found is not None and not found.passed and not found.directive else None
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write all results."""
         ktap = _room("testing.ktap")
-        if self._target == "-":
+        if self._target == STDOUT:
             terminalreporter.write(ktap.to_ktap(list(self._results.values())))
             return
         try:

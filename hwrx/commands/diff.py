@@ -115,8 +115,10 @@ def diff(
         click.echo(f"worse: {change.row} {change.figure}: {change.percent:+.1f} %", err=True)
     if worse:
         raise click.exceptions.Exit(1)
-    if not found.sampled and not single and found.judged:
-        click.echo("not judged: one run on either side (--single: by its repeats, with many false alarms)", err=True)
+    if found.unsampled and not single:
+        rows = ", ".join(dict.fromkeys(change.row for change in found.unsampled)) if found.sampled else ""
+        side = f"one run on either side{' has ' * bool(rows)}{rows}"
+        click.echo(f"not judged: {side} (--single: by its repeats, with many false alarms)", err=True)
 
 
 def _sides(words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

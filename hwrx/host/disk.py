@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 from hwrx.errors import StoreError
 from hwrx.host.processes import process_start
 
+WITHOUT_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # of a file system
+
 
 @contextlib.contextmanager
 def replacing_file(target: pathlib.Path) -> Iterator[BinaryIO]:
@@ -103,7 +105,7 @@ def locked_directory(folder: pathlib.Path) -> Iterator[None]:
         except BlockingIOError:
             raise is_locked(folder) from None
         except OSError as error:
-            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            if error.errno not in WITHOUT_LOCKS:
                 raise
         yield
     finally:

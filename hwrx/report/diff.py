@@ -8,6 +8,7 @@ either side, which is said. Guest instructions are compared to the digit, state 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,8 +40,9 @@ Side = Sequence[Row]  # a setting's rows in the runs of one side
 class Diff(Struct, frozen=True, kw_only=True):
     """What changed from the runs `a` to the runs `b`.
 
-    `sampled`: whether there are several runs on a side, so that it is known how much two runs differ anyway. If not,
-    no figure is told apart unless `single` said that repeats will do: `chance` then is by them.
+    `sampled`: whether some row is in several runs of a side, so that it is known how much two runs differ anyway. No
+    figure of a row that is not (`Change.sampled`) is told apart unless `single` said that repeats will do: `chance`
+    then is by them.
     """
 
     a: list[str]
@@ -58,6 +60,11 @@ class Diff(Struct, frozen=True, kw_only=True):
     def judged(self) -> list[Change]:
         """The changes that chance has a part in: all but those of exact figures."""
         return [change for change in self.changes if not change.exact]
+
+    @property
+    def unsampled(self) -> list[Change]:
+        """Those of them whose row one run on either side has: how much two runs differ anyway is not known."""
+        return [change for change in self.judged if not change.sampled]
 
     @property
     def expected_by_chance(self) -> float:
@@ -93,14 +100,16 @@ def compare_runs(
             f"{_names(before)} and {_names(after)} cannot be compared: {'; '.join(reasons)}",
             remedy="--anyway compares them nevertheless; the ratios then mix what changed with what you changed",
         )
-    sides = [_by_setting([run.summary().rows for run in side], anyway) for side in (before, after)]
-    sampled = len(before) > 1 or len(after) > 1
+    rows_of = [[run.summary().rows for run in side] for side in (before, after)]
+    sides = [_by_setting(runs, anyway) for runs in rows_of]
+    counts = [_runs_with(runs, anyway) for runs in rows_of]
     changes: list[Change] = []
     withheld = []
     for key, rows in sides[0].items():
         if key in sides[1]:
             found = _changes(rows, sides[1][key], exact=_counts(before) and _counts(after))
-            changes += found
+            sampled = max(count[key] for count in counts) > 1  # of this row: a run need not have them all
+            changes += [structs.replace(change, key=key, sampled=sampled) for change in found]
             withheld += [] if found else [f"{name_of_row(rows[0])} has no figure in all runs: they are withheld"]
     only = _only(sides[0], sides[1])
     if not changes:
@@ -121,16 +130,18 @@ def compare_runs(
         a=[run.path.name for run in before],
         b=[run.path.name for run in after],
         labels=(_label(before), _label(after)),
-        sampled=sampled,
+        sampled=any(change.sampled for change in changes),
         environment=_environment(before, after),
         changes=[
             change
             if change.exact
-            else structs.replace(change, holm=firm[id(change)], told_apart=change.told_apart and (sampled or single))
+            else structs.replace(
+                change, holm=firm[id(change)], told_apart=change.told_apart and (change.sampled or single)
+            )
             for change in changes
         ],
         only=only,
-        notes=[*_notes(before, after, judged=bool(judged)), *withheld],
+        notes=[*_notes(before, after, judged), *withheld],
         lost=[f"{run.path.name}: {loss}" for run in (*before, *after) for loss in run.damage],
         moved=moved_functions(before, after),
     )
@@ -139,6 +150,8 @@ def compare_runs(
 def to_json(diff: Diff) -> str:
     """Return everything, for programs. What there is no figure for is null."""
     changes = [{**to_builtins(change), "percent": change.percent} for change in diff.changes]
+    for change in changes:
+        del change["key"]  # the setting stands in the runs themselves
     content = {**to_builtins(diff), "expected_by_chance": diff.expected_by_chance, "changes": changes}
     return strict_json.to_json(content, indent=1)
 
@@ -151,11 +164,16 @@ def _by_setting(runs: Sequence[Sequence[Row]], anyway: bool) -> dict[tuple[Any, 
     for rows in runs:
         for row in rows:
             if row.digests:
-                found.setdefault(_key(row, anyway), []).append(row)
+                found.setdefault(row_key(row, anyway=anyway), []).append(row)
     return found
 
 
-def _key(row: Row, anyway: bool) -> tuple[Any, ...]:
+def _runs_with(runs: Sequence[Sequence[Row]], anyway: bool) -> Counter[tuple[object, ...]]:
+    """How many of the runs have each row. One run may have several of a key that leaves lengths out."""
+    return Counter(key for rows in runs for key in {row_key(row, anyway=anyway) for row in rows if row.digests})
+
+
+def row_key(row: Row, *, anyway: bool = False) -> tuple[Any, ...]:
     """Everything that tells two rows apart: the whole setting, and the load where that is what the rate comes from."""
     left_out = {*(LENGTHS if anyway else ()), *(("rate",) if row.load is not None else ())}
     return row.load, *((field, str(value)) for field, value in sorted(row.setting.items()) if field not in left_out)
@@ -287,7 +305,7 @@ def _incomparable(before: Sequence[ReportedRun], after: Sequence[ReportedRun]) -
     return list(reasons.values())
 
 
-def _notes(before: Sequence[ReportedRun], after: Sequence[ReportedRun], *, judged: bool) -> list[str]:
+def _notes(before: Sequence[ReportedRun], after: Sequence[ReportedRun], judged: Sequence[Change]) -> list[str]:
     notes = []
     if judged and len(before) == len(after) == 1:
         notes.append(
@@ -297,6 +315,10 @@ def _notes(before: Sequence[ReportedRun], after: Sequence[ReportedRun], *, judge
     elif judged and min(len(before), len(after)) == 1:
         notes.append("one side is a single run: it is asked whether it belongs to the others, whose spread counts")
     if judged and len(before) + len(after) > 2:
+        notes += [
+            f"one run on either side has {row}: how much two runs differ anyway was not sampled for it"
+            for row in dict.fromkeys(change.row for change in judged if not change.sampled)
+        ]
         began = [[run.manifest["started"] for run in side] for side in (before, after)]
         if max(began[0]) < min(began[1]) or max(began[1]) < min(began[0]):
             notes.append("all runs of one side were made before the other's: what drifts with time counts as a change")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -9,21 +10,27 @@ from hwrx.modes import EXACT_APART, State
 from hwrx.report.model import Change, Row
 from hwrx.stats import Estimate
 
+MEDIAN = 0.5 + 1e-9  # of the messages: of two states with half of them each, the slower one is meant
+
 
 def exact_changes(before: Sequence[Row], after: Sequence[Row], name: str) -> list[Change] | None:
     """The changes of a setting's exact states from some runs to others; None if its times do not repeat.
 
     A state's figure is the lowest common one of each run. If runs of one side disagree, figures of the other must lie
-    beyond all of them to be different.
+    beyond all of them to be different. How many messages are in a state is not compared, but one: where the second
+    side's median lies in a state that is slower than all of the first side's, it is worse, held against the slowest.
     """
     if not all(row.states and all(state.exact for state in row.states) for row in (*before, *after)):
         return None
     sides = [_merged([state for row in rows for state in row.states]) for rows in (before, after)]
     pairs = _pairs(*sides)
     changes = []
+    slowest = sides[0][-1]
     for place, (old, new) in enumerate(pairs):
         figure = "exact µs" if len(pairs) == 1 else f"state {place + 1} of {len(pairs)}, exact µs"
-        if old is None or new is None:
+        if old is None and new is not None and _has_median(new, after) and new[0].value > slowest[-1].value:
+            changes.append(_change(name, f"{figure} (on one side only; against the slowest state)", slowest, new))
+        elif old is None or new is None:
             there = old or new
             assert there is not None
             changes.append(_change(name, f"{figure} (on one side only)", old, new))
@@ -47,6 +54,18 @@ def _change(name: str, figure: str, old: list[State] | None, new: list[State] | 
         worse=apart and ratio > 1,
         exact=True,
     )
+
+
+def _has_median(states: list[State], rows: Sequence[Row]) -> bool:
+    """Whether the median of each row lies in one of the states. A state of few messages comes and goes by chance."""
+    return all(_median_state(row.states) in states for row in rows)
+
+
+def _median_state(states: Sequence[State]) -> State:
+    """The first state, ascending, with which half of the messages are reached."""
+    ascending = sorted(states, key=lambda state: state.value)
+    reached = itertools.accumulate(state.share for state in ascending)
+    return next((state for state, share in zip(ascending, reached, strict=True) if share >= MEDIAN), ascending[-1])
 
 
 def _merged(states: list[State]) -> list[list[State]]:

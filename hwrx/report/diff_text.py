@@ -62,10 +62,10 @@ def diff_verdict(diff: Diff) -> list[str]:
             f"{len(doubtful)} of {len(judged)} figures differ by more than the repeats of one run; by how much two "
             "runs differ anyway was not sampled, and none is taken for a change"
         )
-    elif judged:
+    if judged and (diff.sampled or not doubtful):
         told = sum(change.told_apart for change in judged)
         firm = sum(change.told_apart and change.holm <= CHANCE for change in judged)
-        unit = "runs" if diff.sampled else "the repeats of one run each"
+        unit = "runs" if diff.sampled else "the repeats of one run each"  # of rows that are not sampled a note says so
         said.append(
             f"{told} of {len(judged)} figures changed beyond chance at 5 % each, judged by {unit}; had none changed, "
             f"about {diff.expected_by_chance:.1f} would seem to. {firm} hold for all figures together (Holm, 5 %: "
@@ -93,7 +93,7 @@ def _environment(diff: Diff, console: OutsideConsole) -> None:
 
 def _doubtful(diff: Diff) -> list[Change]:
     """What the repeats of one run on either side would tell apart, if they were runs."""
-    return [change for change in diff.judged if change.chance <= CHANCE and not change.told_apart and not diff.sampled]
+    return [change for change in diff.unsampled if change.chance <= CHANCE and not change.told_apart]
 
 
 def _figures(title: str, told: list[Change]) -> Table:

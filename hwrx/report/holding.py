@@ -5,13 +5,14 @@ What is told apart, and when a single run is no measure, is `hwrx diff`'s to say
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
 from msgspec import Struct
 
 from hwrx.errors import UnavailableError, UsageError
-from hwrx.report.diff import Diff, compare_runs, name_of_row
+from hwrx.report.diff import Diff, compare_runs, name_of_row, row_key
 from hwrx.report.model import Change
 from hwrx.report.numbers import number_text
 from hwrx.report.path_figures import PathFigures
@@ -19,7 +20,10 @@ from hwrx.report.reported import ReportedRun
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """What a comparison found: whether it holds, the figures that it does not hold for, and the whole diff."""
+    """What a comparison found: whether it holds, the figures that it does not hold for, and the whole diff.
+
+    `reasons`: sentences on why it does not hold besides figures.
+    """
 
     holds: bool
     name: str
@@ -27,10 +31,11 @@ class Verdict(Struct, frozen=True, kw_only=True):
     factor: float
     worse: list[Change]
     diff: Diff
+    reasons: list[str] = []
 
     def sentences(self) -> list[str]:
-        """Return a sentence for each figure that the comparison does not hold for."""
-        return [_sentence(change, self.factor) for change in self.worse]
+        """Return a sentence for each reason for which, and each figure for which the comparison does not hold."""
+        return [*self.reasons, *(_sentence(change, self.factor) for change in self.worse)]
 
     def moved_functions(self, most: int = 3) -> list[str]:
         """Return the functions that grew most, in words, if messages of both sides were taken apart."""
@@ -39,9 +44,14 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
 
 class Scaled:
-    """A baseline times a factor: what figures are held against."""
+    """A baseline times a factor: what figures are held against.
+
+    :raises UsageError: if the factor is not finite, or not above 0
+    """
 
     def __init__(self, factor: float, baseline: Baseline) -> None:
+        if not (math.isfinite(factor) and factor > 0):  # nothing is told to be beyond nan
+            raise UsageError(f"{factor:g} times a baseline is no measure", remedy="1.02 * baseline")
         self.factor = factor
         self.baseline = baseline
 
@@ -69,7 +79,8 @@ class Scaled:
         :param found: what one run has of a path
         :param sign: "<=" of times, ">=" of a stream's rate
         :raises UsageError: if the sign or the factor is not one for this figure, or the runs cannot be compared
-        :raises UnavailableError: if the baseline has no such row, or one run on either side is no measure
+        :raises UnavailableError: if the baseline has no such row, or one run on either side is no measure, or an open
+            loop of the baseline was saturated
         """
         __tracebackhide__ = True
         rate = found.row.pattern == "stream"
@@ -87,21 +98,45 @@ class Scaled:
                 remedy=f"a factor of {'at most' if rate else 'at least'} 1",
             )
         run = cast("ReportedRun", found.run)
-        diff = compare_runs(self.baseline.runs_for(run), [run])
-        name = name_of_row(found.row)
-        mine = [change for change in diff.changes if change.row == name]
+        before = self.baseline.runs_for(run)
+        try:
+            diff = compare_runs(before, [run])
+        except UsageError as error:
+            if "--anyway" not in error.remedy:
+                raise
+            raise UsageError(str(error.args[0]), remedy=self.baseline.anew) from None  # no option of who compares here
+        # by the whole setting: a name depends on what else its run swept, and may be another row's in the baseline
+        key = row_key(found.row)
+        mine = [change for change in diff.changes if change.key == key]
         if not mine:
+            name = name_of_row(found.row)
             only = next((words for side, words in diff.only if side == "b" and words.startswith(name)), name)
             note = next((note for note in diff.notes if note.startswith(name)), f"it has no {only}")
             raise UnavailableError(f"{found.name} cannot be held against {self.baseline!r}: {note}")
-        if not diff.sampled and not any(change.exact for change in mine):
+        if not all(change.exact or (change.sampled and not math.isnan(change.chance)) for change in mine):
             raise UnavailableError(
-                f"{found.name} cannot be held against {self.baseline!r}: one run on either side does not say by how "
-                "much two runs differ anyway",
+                f"{found.name} cannot be held against {self.baseline!r}: one run on either side that has it does not "
+                "say by how much two runs differ anyway",
                 remedy=self.baseline.remedy,
             )
-        worse = [change for change in diff.failures(over) if change.row == name]
-        return Verdict(holds=not worse, name=found.name, label=found.label, factor=self.factor, worse=worse, diff=diff)
+        # times of a saturated loop grow with the trial; its rate alone is compared, and can fall by no more than 100 %
+        if any(row.saturated for of in before for row in of.summary().rows if row.digests and row_key(row) == key):
+            raise UnavailableError(
+                f"{found.name} cannot be held against {self.baseline!r}: it was offered more than it answered there, "
+                "and its times are no measure",
+                remedy="a lower rate, that the path keeps up with",
+            )
+        worse = [change for change in diff.failures(over) if change.key == key]
+        reasons = [_saturation(found)] if found.row.saturated else []
+        return Verdict(
+            holds=not worse and not reasons,
+            name=found.name,
+            label=found.label,
+            factor=self.factor,
+            worse=worse,
+            diff=diff,
+            reasons=reasons,
+        )
 
 
 class Baseline:
@@ -117,6 +152,11 @@ class Baseline:
 
     def __init__(self, *runs: ReportedRun) -> None:
         self._runs = runs
+
+    @property
+    def anew(self) -> str:
+        """The remedy if its runs are of something else."""
+        return "hwrx.Baseline(run, …) of runs that measured the same, with as many messages"
 
     def __repr__(self) -> str:
         return f"<baseline of {', '.join(run.path.name for run in self._runs) or 'no run'}>"
@@ -142,6 +182,13 @@ class Baseline:
     def __le__(self, found: PathFigures) -> bool:
         __tracebackhide__ = True
         return (1.0 * self) <= found
+
+
+def _saturation(found: PathFigures) -> str:
+    return (
+        f"saturated, which the baseline is not: {100 * found.row.kept:.0f} % of the rate offered is answered, and "
+        "times grow with the trial's length"
+    )
 
 
 def _sentence(change: Change, factor: float) -> str:

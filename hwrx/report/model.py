@@ -119,7 +119,9 @@ class Change(Struct, frozen=True, kw_only=True):
 
     `chance`: how often two sides that do not differ are that far apart (p); `holm`: the same allowing for all figures
     of the diff. `exact` figures repeat to the digit: neither has a meaning for them. `grouped`: the figures of one side
-    fall into groups, of which the means are compared.
+    fall into groups, of which the means are compared. `sampled`: several runs of one side have the row, so that it is
+    known how much two runs differ anyway. `key` is the row's whole setting: `row`, its name, depends on what else was
+    swept in its run.
     """
 
     row: str
@@ -133,6 +135,8 @@ class Change(Struct, frozen=True, kw_only=True):
     holm: float = math.nan
     exact: bool = False
     grouped: bool = False
+    sampled: bool = False
+    key: tuple[Any, ...] = ()
 
     @property
     def percent(self) -> float:

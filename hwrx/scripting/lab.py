@@ -55,7 +55,7 @@ def compare_paths(
     """Run an experiment and return its run: see `hwrx.compare`, which calls it."""
     wanted = Wanted(
         here=here,
-        devices=tuple(devices),
+        devices=_listed("devices", devices),
         peer=peer,
         peer_device=peer_device,
         peer_address=peer_address,
@@ -159,10 +159,10 @@ class Lab:
             "topology": topology,
             "kernel": kernel,
             "clock": clock,
-            "boot": list(boot) or None,
+            "boot": list(_listed("boot", boot)) or None,
             "wire_mtu": wire_mtu,
             "huge_pages": huge_pages or None,
-            "clients": list(guests) or None,  # as if all sent to all: so many are there
+            "clients": list(_listed("guests", guests)) or None,  # as if all sent to all: so many are there
             "traffic": "all-to-all" if guests else None,
             **{name: value for name, value in _booted_with(self._boot).items() if name != "copies_priced"},
         }
@@ -364,7 +364,7 @@ class Lab:
         given = {name: value for name, value in options.items() if value is not None}
         for name in FIXED:
             mine, asked = getattr(own, name), given.pop(name, None)
-            asked = tuple(asked) if name == "boot" and isinstance(asked, list) else asked
+            asked = _listed(name, asked) if name == "boot" and isinstance(asked, str | list) else asked
             if asked is not None and asked != mine and (name, asked) != ("clock", "auto"):
                 raise self._refused(name, asked, mine)
         counting = own.clock == "icount"
@@ -414,6 +414,13 @@ def _booted_with(boot: Boot) -> dict[str, object]:
     """Return the fields of a setting that say what a guest was booted with; those that are None are not among them."""
     found = {name: getattr(boot, name) for name in boot.__struct_fields__}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _listed(name: str, value: Sequence[str]) -> tuple[str, ...]:
+    """Return what is given as a list; UsageError if it is a string, which would be one of letters."""
+    if isinstance(value, str):
+        raise UsageError(f"'{name}' is given as a list", remedy=f"{name}=[{value!r}]")
+    return tuple(value)
 
 
 def _words(value: object) -> str:

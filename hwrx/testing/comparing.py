@@ -65,6 +65,11 @@ class TestBaseline(Baseline):
     def __repr__(self) -> str:
         return f"<baseline {self._shelf.name}>"
 
+    @property
+    def anew(self) -> str:
+        """The remedy if its runs are of something else."""
+        return self._shelf.anew
+
     def runs_for(self, run: ReportedRun) -> Sequence[ReportedRun]:
         """Return the runs that a run of this test is held against: those of the same number within the test."""
         __tracebackhide__ = True  # pytest's: a test's traceback ends in the test

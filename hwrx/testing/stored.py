@@ -7,11 +7,14 @@ was measured stands in the settings of each row, and `hwrx diff` matches those.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hwrx.errors import StoreError, UsageError
@@ -20,10 +23,12 @@ from hwrx.report.provenance import find_key, kernel_of
 from hwrx.report.reported import ReportedRun
 
 FILE = "baseline.json"
+LOCK = ".lock"  # in the folder of a test
 FORMAT = 1
 KEPT_RUNS = 10  # the newest ones
 MACHINE = Path("/etc/machine-id")
 DEFAULT = "default"
+BOOTED = ("boot", "wire_mtu")  # of an experiment: what its guest was put up with, and no row's setting has
 
 
 def conditions_of(run: ReportedRun) -> dict[str, str]:
@@ -58,6 +63,11 @@ class Shelf:
         words = re.sub(r"[^A-Za-z0-9._-]+", "-", test.rpartition("::")[2])[:60].strip("-.")
         self._folder = folder / name / f"{words}-{_digest(test)}"
 
+    @property
+    def anew(self) -> str:
+        """What to type for a new baseline in the place of this one."""
+        return self._anew(self._folder)
+
     def find_runs(self, number: int, run: ReportedRun) -> list[ReportedRun]:
         """Return the runs that the test's run of that number is held against.
 
@@ -82,14 +92,41 @@ class Shelf:
 
         :return: the baseline's folder
         :raises StoreError: if it cannot be written, or what is there is damaged
+        :raises UsageError: if the guest of the runs that are there was put up with other boot words or another MTU
         """
         conditions = conditions_of(run)
         place = self._place(number, conditions)
+        with self._one_writer():
+            self._add(number, run, place, conditions)
+        return place
+
+    @contextlib.contextmanager
+    def _one_writer(self) -> Iterator[None]:
+        """Wait until no other session adds a run to the baselines of this test."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise _cannot_keep(self._folder, error) from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in disk.WITHOUT_LOCKS:
+                    raise _cannot_keep(self._folder, error) from error
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _add(self, number: int, run: ReportedRun, place: Path, conditions: Mapping[str, str]) -> None:
         before: list[str] = []
         if (place / FILE).exists():
             names = self._read(place / FILE)["runs"]
             before = [str(name) for name in names] if isinstance(names, list) else []
-        runs = [*(name for name in before if name != run.path.name), run.path.name]
+        others = [name for name in before if name != run.path.name]
+        if others:
+            self._check_booted(place, ReportedRun.open(place / others[-1]), run)
+        runs = [*others, run.path.name]
         kept = runs[-KEPT_RUNS:]
         content = {"format": FORMAT, "test": self.test, "number": number, "conditions": conditions, "runs": kept}
         try:
@@ -101,10 +138,19 @@ class Shelf:
             part.rename(place / run.path.name)
             disk.replace_file(place / FILE, strict_json.to_json(content, indent=1).encode() + b"\n")
         except OSError as error:
-            raise StoreError(f"cannot keep the baseline in {place}: {disk.reason_of(error)}") from error
+            raise _cannot_keep(place, error) from error
         for name in runs[:-KEPT_RUNS]:
             shutil.rmtree(place / name, ignore_errors=True)
-        return place
+
+    def _check_booted(self, place: Path, kept: ReportedRun, run: ReportedRun) -> None:
+        """UsageError if two runs were booted differently: they may be compared, but are no sample of one thing."""
+        there, here = ({field: getattr(each.experiment, field) for field in BOOTED} for each in (kept, run))
+        if differ := [field for field in BOOTED if there[field] != here[field]]:
+            words = "; ".join(f"{field} {_words(there[field])}, now {_words(here[field])}" for field in differ)
+            raise UsageError(
+                f"the baseline '{self.name}' of {self.test} is of runs in a guest that was put up otherwise: {words}",
+                remedy=f"{self._anew(place)}; or keep it, and choose another name",
+            )
 
     def _place(self, number: int, conditions: Mapping[str, str]) -> Path:
         return self._folder / f"{number}-{_digest(json.dumps(conditions, sort_keys=True))}"
@@ -137,6 +183,14 @@ class Shelf:
 
     def _anew(self, place: Path) -> str:
         return f"rm -r {place}, then pytest --hwrx-save={self.name}"
+
+
+def _cannot_keep(place: Path, error: OSError) -> StoreError:
+    return StoreError(f"cannot keep the baseline in {place}: {disk.reason_of(error)}")
+
+
+def _words(value: object) -> str:
+    return (" ".join(map(str, value)) if isinstance(value, list | tuple) else str(value or "")) or "none"
 
 
 def _apart(there: Mapping[str, str], here: Mapping[str, str]) -> Sequence[tuple[str, str, str]]:

@@ -15,6 +15,8 @@ from hwrx.cli import main
 from hwrx.errors import HwrxError, MachineError, UsageError
 from hwrx.host import netns
 from hwrx.scripting.progress import Step
+from hwrx.testing.labs import LabKeeper
+from hwrx.testing.wishes import read_wish
 
 SHORT: dict[str, Any] = {"paths": ["udp", "tcp"], "sizes": [64], "messages": 200, "repeats": 2}
 
@@ -81,6 +83,7 @@ def test_a_lab_on_the_loopback_needs_no_root(tmp_path: Path) -> None:
         ({"topology": "pair"}, "this lab's topology is netns, and the comparison wants pair"),
         ({"clock": "icount"}, "this lab's clock is wall, and the comparison wants icount"),
         ({"boot": ["quiet"]}, "this lab's boot is empty, and the comparison wants quiet"),
+        ({"boot": "quiet"}, "'boot' is given as a list\n  remedy: boot=['quiet']"),
         ({"wire_mtu": 4200}, "this lab's wire_mtu is not chosen, and the comparison wants 4200"),
         ({"init_on_alloc": 1}, "init_on_alloc is what a guest is booted with, and this machine is none"),
         ({"sizez": [64]}, "unknown key 'sizez'"),
@@ -102,6 +105,17 @@ def test_a_file_for_another_topology_is_refused(tmp_path: Path) -> None:
     file.write_text('paths = ["udp"]\ntopology = "pair"\n')
     with hwrx.Lab("netns") as lab, pytest.raises(UsageError, match="the comparison wants pair"):
         lab.compare(file)
+
+
+def test_a_string_is_no_list_of_its_letters(tmp_path: Path) -> None:
+    for given in ({"boot": "init_on_alloc=0"}, {"guests": "sink", "topology": "wire"}):
+        with pytest.raises(UsageError, match=r"is given as a list\n  remedy: \w+=\['"):
+            hwrx.Lab(**given)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"is given as a list\n  remedy: devices=\['mlx5_0'\]"):
+        hwrx.compare(paths=["rdma-send"], devices="mlx5_0", runs=tmp_path)  # type: ignore[arg-type]
+    keeper = LabKeeper(tmp_path)
+    with pytest.raises(UsageError, match=r"boot=\['quiet'\]"):
+        keeper.lab_for(read_wish([{"clock": "icount", "boot": "quiet"}]), None)
 
 
 def test_a_lab_says_how_it_is_used() -> None:

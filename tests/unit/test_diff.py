@@ -90,6 +90,25 @@ def test_repeats_of_one_run_do_not_stand_for_runs(make_side: Callable[..., Runs]
     assert all("was not sampled" in " ".join(found.notes) for found in single)
 
 
+def test_whether_runs_were_sampled_is_asked_of_each_row(
+    make_side: Callable[..., Runs], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second of the older runs alone has the size of 128 bytes, and its repeats differ little."""
+    many: dict[str, Any] = {"sizes": [64, 128], "repeats": 5}
+    before = [*make_side(1, 1, repeats=5), *make_side(1, 2, **many)]
+    after = make_side(1, 3, factor=1.5, **many)
+    found = diff.compare_runs(load(before), load(after))
+    assert found.sampled
+    of_both, of_one = "udp 64 B pingpong event", "udp 128 B pingpong event"
+    assert {change.row: change.sampled for change in found.changes} == {of_both: True, of_one: False}
+    assert not any(change.told_apart for change in found.changes if change.row == of_one)
+    assert f"one run on either side has {of_one}" in " ".join(found.notes)
+    assert "judged by runs" in " ".join(diff_text.to_text(found).split())
+    main(["diff", *strings(before), "--", *strings(after), "--fail-over", "10%"])
+    assert f"not judged: one run on either side has {of_one} " in capsys.readouterr().err
+    assert "key" not in json.loads(diff.to_json(found))["changes"][0]
+
+
 def test_one_run_is_asked_whether_it_belongs_to_the_others(make_side: Callable[..., Runs]) -> None:
     base = make_side(5, 1, spread=0.05)
     for factor, told in ((1.0, False), (1.5, True)):
@@ -248,6 +267,34 @@ def test_a_state_of_one_side_alone_is_told(tmp_path: pathlib.Path, monkeypatch: 
     assert "NaN" not in diff.to_json(found)
     assert found.failures(0.01) == []
     assert len(diff.compare_runs([b], [a]).changes) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "shares", "percent"),
+    [
+        ([20_000, 30_000], [0.1, 0.9], 50.0),  # most messages are slower than any was
+        ([19_000, 22_000], [0.1, 0.9], 10.0),  # also if some are faster than any was
+        ([20_000, 30_000], [0.9, 0.1], None),  # a few come and go by chance
+        ([10_000, 20_000], [0.9, 0.1], None),
+    ],
+)
+def test_a_new_state_that_is_slower_than_all_is_worse_if_it_has_the_median(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    values: list[int],
+    shares: list[float],
+    percent: float | None,
+) -> None:
+    before = exact_run(tmp_path, monkeypatch, [20_000], [1.0])
+    after = exact_run(tmp_path, monkeypatch, values, shares)
+    found = diff.compare_runs([before], [after])
+    worse = found.failures(0.01)
+    assert [change.percent for change in worse] == ([] if percent is None else [pytest.approx(percent)])
+    assert (after["udp"] <= 1.01 * hwrx.Baseline(before)) is (percent is None)
+    if worse:
+        (sentence,) = (1.01 * hwrx.Baseline(before)).judge(after["udp"], "<=").sentences()
+        assert "state 2 of 2, exact figure (on one side only; against the slowest state)" in sentence
+    assert not diff.compare_runs([after], [before]).failures(0.1)
 
 
 # --- what belongs together -----------------------------------------------------------------------------------------

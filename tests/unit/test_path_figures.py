@@ -211,6 +211,63 @@ def test_times_that_are_worse_than_runs_differ_are_found(tmp_path: Path, monkeyp
     assert "p50" in to_text(verdict.diff)
 
 
+def test_a_row_that_one_of_the_baselines_runs_has_is_not_judged_by_repeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_of(seed: int, messages: int, repeats: int) -> ReportedRun:
+        options: dict[str, Any] = {"paths": ["udp"], "sizes": [64], "messages": messages, "repeats": repeats}
+        return hwrx.load(made_runs.make(tmp_path / f"{seed}-{messages}-{repeats}", seed, **options))
+
+    for repeats in (1, 3):
+        edited = hwrx.Baseline(made_of(1, 300, repeats), made_of(2, 600, repeats))
+        with monkeypatch.context() as patch:
+            slower(patch)(2.0)
+            after = made_of(3, 600, repeats)["udp"]
+        with pytest.raises(UnavailableError, match=r"one run on either side that has it.*\n.*several runs"):
+            _ = after <= 1.02 * edited
+        assert not after <= 1.02 * hwrx.Baseline(made_of(1, 300, repeats), made_of(2, 600, repeats), made_of(4, 600, 2))
+
+
+def test_a_row_is_held_against_its_own_setting_whatever_else_was_swept(tmp_path: Path) -> None:
+    delayed = [
+        hwrx.load(made_runs.make(tmp_path / str(seed), seed, paths=["udp"], sizes=[64], setting={"netem": "delay 1ms"}))
+        for seed in range(3)
+    ]
+    sweep = {"netem": ["", "delay 1ms"]}
+    both = hwrx.load(made_runs.make(tmp_path / "both", 9, paths=["udp"], sizes=[64], sweep=sweep))
+    assert both.cell("udp", 64, netem="delay 1ms") <= 1.2 * hwrx.Baseline(*delayed)
+    with pytest.raises(UnavailableError, match="it has no udp"):
+        _ = both.cell("udp", 64, netem="") <= 1.2 * hwrx.Baseline(*delayed)
+
+
+def test_an_open_loop_that_no_longer_keeps_up_holds_for_no_factor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_of(seed: int, late: float) -> ReportedRun:
+        """Each answer comes so much later than the one before, ns; one message is due in 1 ms."""
+        times = made_runs.times
+        options: dict[str, Any] = {"paths": ["udp"], "sizes": [64], "patterns": ["paced"], "rate": 1000.0}
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                made_runs,
+                "times",
+                lambda setting, draw, block=0.0: (
+                    times(setting, draw, block) + (late * np.arange(setting.messages)).astype(np.int64)
+                ),
+            )
+            return hwrx.load(made_runs.make(tmp_path / f"{seed}", seed, **options))
+
+    kept_up, saturated = [made_of(seed, 0) for seed in range(3)], [made_of(seed, 670_000) for seed in range(3, 6)]
+    baseline = hwrx.Baseline(*kept_up[:2])
+    assert kept_up[2]["udp"] <= 1.2 * baseline
+    verdict = (1000 * baseline).judge(saturated[0]["udp"], "<=")
+    assert not verdict.holds
+    assert "60 % of the rate offered is answered" in verdict.sentences()[0]
+    for after in (saturated[0], kept_up[0]):
+        with pytest.raises(UnavailableError, match=r"offered more than it answered there.*\n.*a lower rate"):
+            _ = after["udp"] <= 2 * hwrx.Baseline(kept_up[1], *saturated[1:])
+
+
 def test_the_functions_that_grew_are_named(tmp_path: Path) -> None:
     before = hwrx.load(run_with(tmp_path / "before", made(receive=700.0)))
     after = hwrx.load(run_with(tmp_path / "after", made(receive=910.0)))
@@ -223,6 +280,9 @@ def test_what_cannot_be_held_against_a_baseline_is_said(tmp_path: Path, run: Rep
     found, stream = run.cell("udp", 64, pattern="pingpong"), run.cell("udp", 64, pattern="stream")
     with pytest.raises(UsageError, match="a factor of at least 1"):
         _ = found <= 0.9 * baseline
+    for factor in (math.nan, math.inf, 0.0, -1.0):
+        with pytest.raises(UsageError, match=r"times a baseline is no measure.*\n.*1\.02"):
+            _ = found <= factor * baseline
     with pytest.raises(UsageError, match="by <=: a time is better if it is less"):
         _ = found >= baseline
     with pytest.raises(UsageError, match="by >=: a rate is better if it is more"):
@@ -232,7 +292,7 @@ def test_what_cannot_be_held_against_a_baseline_is_said(tmp_path: Path, run: Rep
     other = hwrx.load(
         made_runs.make(tmp_path, manifest={**made_runs.MANIFEST, "machine": {"kernel": "6.12.0", "accelerator": "tcg"}})
     )
-    with pytest.raises(UsageError, match=r"their kernels differ \(6.1.0-test, 6.12.0\)"):
+    with pytest.raises(UsageError, match=r"their kernels differ \(6.1.0-test, 6.12.0\)\n.*hwrx.Baseline\("):
         _ = other["udp", 64] <= baseline
     alone = counted(tmp_path / "alone", sizes=[1400])
     with pytest.raises(UnavailableError, match="cannot be held"):

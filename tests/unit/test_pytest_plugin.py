@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import made_labs
@@ -191,6 +193,31 @@ def test_a_regression_fails_with_the_figures_the_diff_and_the_run_that_is_kept(
     assert '<property name="hwrx udp 64 B pingpong event [instructions]" value="10200.0' in junit
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_what_fails_beside_a_comparison_that_holds_is_told(session: pytest.Pytester, saved: bool) -> None:
+    session.makepyfile(HELD)
+    if saved:
+        session.runpytest("--hwrx-save").assert_outcomes(passed=1)
+    session.makepyfile(HELD + "    assert run['udp', 64] <= 1.01 * hwrx_baseline and len(run.paths) == 7\n")
+    done = session.runpytest(*([] if saved else ["--hwrx-save"]))
+    done.assert_outcomes(failed=1)
+    assert "1 == 7" in done.stdout.str()
+    assert "has no baseline" not in done.stdout.str()
+    assert "hwrx diff" not in done.stdout.str()
+
+
+def test_a_test_that_changes_the_directory_changes_no_place(session: pytest.Pytester) -> None:
+    (session.path / "elsewhere").mkdir()
+    session.makepyfile(HELD.replace("    run =", "    import os; os.chdir('elsewhere')\n    run =", 1))
+    # in a process of its own, whose directory stays changed until it ends
+    session.makeconftest(CONFTEST)
+    done = session.runpytest_subprocess("--hwrx-dir=kept", "--hwrx-ktap=out.tap", "--hwrx-save")
+    done.assert_outcomes(passed=1)
+    assert len(list((session.path / "kept" / "baselines").glob("default/*/*/baseline.json"))) == 1
+    assert (session.path / "out.tap").exists()
+    assert not list((session.path / "elsewhere").iterdir())
+
+
 def test_a_test_that_fails_saves_no_baseline(session: pytest.Pytester) -> None:
     session.makepyfile("def test_udp(hwrx_compare, hwrx_baseline):\n    hwrx_compare()\n    assert False\n")
     session.runpytest("--hwrx-save").assert_outcomes(failed=1)
@@ -230,6 +257,18 @@ def test_named_baselines_are_compared_and_saved_in_one_session(
     session.runpytest("--hwrx-compare=v2").assert_outcomes(failed=1)
     unknown = session.runpytest("--hwrx-compare=v3")
     assert "has no baseline 'v3' yet" in unknown.stdout.str()
+
+
+def test_a_test_that_measures_something_else_now_is_told_what_to_type(session: pytest.Pytester) -> None:
+    session.makepyfile(HELD)
+    session.runpytest("--hwrx-save").assert_outcomes(passed=1)
+    session.makepyfile(HELD.replace("hwrx_compare()", "hwrx_compare(sizes=[64, 128], warmup=5)"))
+    done = session.runpytest()
+    done.assert_outcomes(failed=1)
+    words = done.stdout.str()
+    assert "no setting in common" in words
+    assert re.search(r"remedy: rm -r \S+/test_udp-\w+, then pytest --hwrx-save=default", words)
+    assert "--anyway" not in words
 
 
 def test_an_option_that_took_a_file_for_its_name_is_refused(session: pytest.Pytester) -> None:
@@ -288,6 +327,42 @@ def test_a_baseline_keeps_the_newest_runs(run: ReportedRun, tmp_path: Path, monk
         place = shelf.add_run(0, each)
     assert [each.path.name for each in shelf.find_runs(0, run)] == [each.path.name for each in made[1:]]
     assert not (place / made[0].path.name).exists()
+
+
+def test_two_sessions_that_add_at_once_lose_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf(tmp_path / "kept", "default", "test_a.py::test_it")
+    made = [
+        hwrx.load(made_runs.make(tmp_path / str(seed), seed, name=f"n{seed}", paths=["udp"], sizes=[64], messages=60))
+        for seed in range(6)
+    ]
+    copy = shutil.copytree
+    # every session has read what is there before the first one writes, unless they wait for each other
+    monkeypatch.setattr(shutil, "copytree", lambda *names: (time.sleep(0.2), copy(*names)))
+    with ThreadPoolExecutor(len(made)) as sessions:
+        list(sessions.map(lambda each: Shelf(tmp_path / "kept", shelf.name, shelf.test).add_run(0, each), made))
+    assert {each.path.name for each in shelf.find_runs(0, made[0])} == {each.path.name for each in made}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ({"boot": ["init_on_alloc=0"]}, {}, "boot init_on_alloc=0, now none"),
+        ({}, {"wire_mtu": 9000}, "wire_mtu none, now 9000"),
+    ],
+)
+def test_runs_of_guests_that_were_put_up_otherwise_are_compared_and_not_pooled(
+    tmp_path: Path, first: dict[str, object], second: dict[str, object], words: str
+) -> None:
+    before, after = (
+        hwrx.load(made_runs.make(tmp_path / name, paths=["udp"], sizes=[64], messages=60, name=name, **fields))
+        for name, fields in (("a", first), ("b", second))
+    )
+    shelf = Shelf(tmp_path / "kept", "default", "test_a.py::test_it")
+    place = shelf.add_run(0, before)
+    assert [each.path.name for each in shelf.find_runs(0, after)] == [before.path.name]
+    with pytest.raises(UsageError, match=f"{words}\n.*rm -r {place}, then pytest --hwrx-save"):
+        shelf.add_run(0, after)
+    assert [each.path.name for each in shelf.find_runs(0, after)] == [before.path.name]
 
 
 def test_times_are_of_a_machine_and_instructions_of_an_emulator(tmp_path: Path, run: ReportedRun) -> None:
@@ -357,6 +432,31 @@ def test_results_are_ktap(session: pytest.Pytester, monkeypatch: pytest.MonkeyPa
     assert any(line.startswith("# ") and "left behind" in line for line in lines)
     required = session.runpytest("--hwrx-ktap", "-", "-q", "--hwrx-require").stdout.str()
     assert "\nnot ok 3 test_of_ktap.py::test_skipped\n" in required
+
+
+def test_a_failure_stays_one_in_ktap_and_a_module_that_is_skipped_is_there(session: pytest.Pytester) -> None:
+    session.makepyfile(
+        test_failing="import pytest, unittest\n"
+        "@pytest.fixture\n"
+        "def skips_at_the_end():\n"
+        "    yield\n"
+        "    pytest.skip('nothing to take down')\n"
+        "def test_bad(skips_at_the_end): assert 0, 'one is not two'\n"
+        "class TestParts(unittest.TestCase):\n"
+        "    def test_parts(self):\n"
+        "        with self.subTest('a'): self.fail('a is wrong')\n"
+        "        with self.subTest('b'): self.skipTest('b is not there')\n",
+        test_whole="import pytest\npytest.importorskip('no_such_module')\ndef test_it(): pass\n",
+    )
+    lines = session.runpytest("--hwrx-ktap", "-", "-q").stdout.str().splitlines()
+    lines = lines[lines.index("KTAP version 1") :]
+    assert [line for line in lines if re.match(r"(not )?ok \d", line)] == [
+        "ok 1 test_whole.py # SKIP could not import 'no_such_module': No module named 'no_such_module'",
+        "not ok 2 test_failing.py::test_bad",
+        "not ok 3 test_failing.py::TestParts::test_parts",
+    ]
+    for words in ("one is not two", "a is wrong"):
+        assert any(line.startswith("# ") and words in line for line in lines)
 
 
 def test_ktap_that_cannot_be_written_is_said(tmp_path: Path) -> None:
