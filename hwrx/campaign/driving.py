@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hwrx.campaign.book import Attempt, Book, Standing, time_now
 from hwrx.campaign.cells import Cell
-from hwrx.campaign.engines import Engine, Work
+from hwrx.campaign.engines import Engine, UnansweredError, Work
 from hwrx.errors import HwrxError, MachineError, UsageError
 from hwrx.host.outside import clean_text
 from hwrx.runs import experiment as experiments
@@ -46,12 +46,15 @@ def drive_campaign(
     :param retry: attempt cells that have failed before once more.
     :param attempts: of a cell that is not known to fail each time.
     :param only: numbers of the cells to carry out; None: all.
-    :raises KeyboardInterrupt: passed on, when all cells that were under way have ended.
+    :raises KeyboardInterrupt: passed on, when all cells that were under way have ended, or cannot be ended.
+    :raises UnansweredError: if the engine cannot say how its jobs are: they go on, and stay running in the book.
     """
     drive = _Drive(book, engine, told, attempts, only)
     drive.take_up(retry=retry)
     try:
         drive.carry_out()
+    except UnansweredError:
+        raise  # the jobs are not ours to end: who asks again later finds them
     except BaseException:
         drive.leave()
         raise
@@ -101,11 +104,11 @@ class _Drive:
             time.sleep(self._engine.looks_every)
 
     def leave(self) -> None:
-        """End what is under way, and write down that it was."""
+        """End what is under way, and write down that it was. What could not be ended is still running."""
         running = [each for each in self._cells if each.state == "running"]
-        self._engine.end([each.attempts[-1].job for each in running])
+        going = self._engine.end([each.attempts[-1].job for each in running])
         for each in running:
-            if self._book.result(each) is None:
+            if self._book.result(each) is None and each.attempts[-1].job not in going:
                 self._close(each, INTERRUPTED)
                 each.state = "planned"
         self._book.save()
@@ -132,6 +135,7 @@ class _Drive:
         ]
         for each, job in zip(take, self._engine.start(work), strict=True):
             each.attempts[-1].job = job
+        self._book.save()  # before anything is asked of them: a driver that ends now leaves jobs that are found again
         return True
 
     def _look(self) -> bool:
