@@ -43,9 +43,8 @@ def _tables(found: Matrix) -> list[tuple[str, list[tuple[str, str]]]]:
     groups: dict[str, dict[str, str]] = {}
     for line in found.lines:
         for setting, figure in line.figures.items():
-            swept = " ".join(f"{key}={value}" for key, value in figure.swept.items())
             title = f"{figure.pattern}, {size_words(figure.size)}, waiting by {figure.wait}: {figure.unit}"
-            groups.setdefault(title, {})[setting] = f"{figure.path} {swept}".strip()
+            groups.setdefault(title, {})[setting] = " ".join([figure.path, *figure.varied])
     return [(title, [(name, setting) for setting, name in of.items()]) for title, of in groups.items()]
 
 

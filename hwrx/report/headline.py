@@ -26,6 +26,7 @@ FIGURES = ("headline", "p50", "p90", "p99", "cost", "rate")  # that a test may a
 class Headline(Struct, frozen=True, kw_only=True):
     """A setting's figure. `exact`: it repeats to the digit. `more`: its other figures, by name.
 
+    `load`: the share of what its path can do, if the experiment asks for shares: the rates are then each run's own.
     Times in `more` (p50, p90, p99, cost) are in instructions if `unit` is, else in µs; `rate` is messages a second.
     """
 
@@ -33,6 +34,7 @@ class Headline(Struct, frozen=True, kw_only=True):
     size: int  # bytes
     pattern: str
     wait: str
+    load: float | None = None
     swept: dict[str, Any]
     unit: Unit
     value: float
@@ -42,8 +44,13 @@ class Headline(Struct, frozen=True, kw_only=True):
     @property
     def setting(self) -> str:
         """What the figure is of, in words."""
-        more = [f"{key}={value}" for key, value in self.swept.items()]
-        return " ".join([self.path, size_words(self.size), self.pattern, self.wait, *more])
+        return " ".join([self.path, size_words(self.size), self.pattern, self.wait, *self.varied])
+
+    @property
+    def varied(self) -> list[str]:
+        """What tells it from others of its path, size, pattern and wait, in words."""
+        load = [] if self.load is None else [f"load={self.load:g}"]
+        return [*load, *(f"{key}={value}" for key, value in self.swept.items())]
 
     def figure(self, name: str) -> float:
         """Return one of FIGURES, NaN if the run has no such figure of this setting."""
@@ -82,6 +89,6 @@ def _headline(row: Row) -> Headline | None:
     if math.isnan(value):
         return None
     return Headline(
-        path=row.path, size=row.size, pattern=row.pattern, wait=row.wait, swept=row.swept, unit=unit,
-        value=value, exact=exact, more=more,
+        path=row.path, size=row.size, pattern=row.pattern, wait=row.wait, load=row.load, swept=row.swept,
+        unit=unit, value=value, exact=exact, more=more,
     )  # fmt: skip

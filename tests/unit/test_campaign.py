@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import made_runs
 import msgspec
 import pytest
 
-from hwrx.campaign import bisecting, book, cells, condition, matrix
+from hwrx.campaign import bisecting, book, cells, condition, matrix, matrix_text
 from hwrx.campaign.cells import Axes
 from hwrx.cli import main
 from hwrx.control.messages import Setting
 from hwrx.errors import HwrxError, StoreError, UsageError
+from hwrx.host.console import open_console
 from hwrx.lab import kernel
-from hwrx.report.headline import Headline
+from hwrx.report.headline import Headline, headlines_of
+from hwrx.report.reported import ReportedRun
 from hwrx.runs import experiment as experiments
 
 FILE = """
@@ -145,6 +148,21 @@ def test_what_moved_is_said_from_one_kernel_to_the_next(tmp_path: Path) -> None:
         book.write_result(folder, book.Result(state="failed", error="no compiler"))
     assert matrix.to_take_apart(made, [step]) == {2: [step.label]}  # not without end
     assert matrix.read_matrix(made, over=0.2).moved == []
+
+
+def test_shares_of_the_capacity_have_a_figure_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rates = {"udp 64 B event": 20_000.0}
+    run = made_runs.make(tmp_path, paths=["udp"], sizes=[64], patterns=["paced"], load=[0.2, 0.5], capacity=rates)
+    figures = headlines_of(ReportedRun.open(run).summary())
+    assert sorted(each.setting for each in figures) == [
+        "udp 64 B paced event load=0.2",
+        "udp 64 B paced event load=0.5",
+    ]
+    made = of_kernels(tmp_path, figures[0])
+    made.attempt_folder(made.content.cells[0]).joinpath(book.RESULT).unlink()
+    book.write_result(made.attempt_folder(made.content.cells[0]), book.Result(state="done", figures=figures))
+    matrix_text.show_matrix(matrix.read_matrix(made), open_console())
+    assert {"load=0.2", "load=0.5"} <= set(capsys.readouterr().out.split())
 
 
 def test_figures_of_a_setting_are_of_one_kind(tmp_path: Path) -> None:
