@@ -214,6 +214,4 @@ def _in_vain(book: Book, number: int) -> bool:
 
 def label_of(figure: Headline) -> str:
     """Return the name that a setting has where its messages are taken apart (`planning.label_of`); "": they cannot."""
-    more = [f"{key}={value}" for key, value in figure.swept.items()]
-    words = " ".join([figure.path, f"{figure.size} B", figure.pattern, figure.wait, *more])
-    return words if figure.pattern == "pingpong" and figure.unit == "instructions" else ""
+    return figure.label if figure.pattern == "pingpong" and figure.unit == "instructions" else ""

@@ -194,7 +194,6 @@ def _change(
     of: Sequence[tuple[ReportedRun, Headline]], place: int, before: float, after: float, chance: float | None = None
 ) -> Change:
     (old, _), (new, figure) = of[place - 1], of[place]
-    label = " ".join([figure.path, f"{figure.size} B", figure.pattern, figure.wait])
     ratio = after / before
     return Change(
         run=new.path.name,
@@ -204,5 +203,5 @@ def _change(
         ratio=ratio,
         worse=(ratio < 1) == figure.more_is_better,
         chance=chance,
-        functions=[each for each in moved_functions([old], [new]) if each.setting.startswith(label)][:NAMED],
+        functions=[each for each in moved_functions([old], [new]) if each.setting == figure.label][:NAMED],
     )

@@ -27,6 +27,7 @@ class Headline(Struct, frozen=True, kw_only=True):
     """A setting's figure. `exact`: it repeats to the digit. `more`: its other figures, by name.
 
     `load`: the share of what its path can do, if the experiment asks for shares: the rates are then each run's own.
+    `label`: what the run calls its trials, and their messages if they are taken apart.
     Times in `more` (p50, p90, p99, cost) are in instructions if `unit` is, else in µs; `rate` is messages a second.
     """
 
@@ -40,6 +41,7 @@ class Headline(Struct, frozen=True, kw_only=True):
     value: float
     exact: bool
     more: dict[str, float] = {}
+    label: str = ""
 
     @property
     def setting(self) -> str:
@@ -90,5 +92,5 @@ def _headline(row: Row) -> Headline | None:
         return None
     return Headline(
         path=row.path, size=row.size, pattern=row.pattern, wait=row.wait, load=row.load, swept=row.swept,
-        unit=unit, value=value, exact=exact, more=more,
+        unit=unit, value=value, exact=exact, more=more, label=row.trial_label,
     )  # fmt: skip

@@ -165,6 +165,15 @@ def test_shares_of_the_capacity_have_a_figure_each(tmp_path: Path, capsys: pytes
     assert {"load=0.2", "load=0.5"} <= set(capsys.readouterr().out.split())
 
 
+def test_a_setting_is_taken_apart_by_the_name_that_its_run_gave_it(tmp_path: Path) -> None:
+    """What is swept stands there in the file's order, and with one value, too."""
+    wanted = {"paths": ["udp"], "sizes": [64], "repeats": 1, "clock": "icount"}
+    wanted |= {"sweep": {"init_on_alloc": [0, 1], "rest": [0, 9], "warmup": [7]}}
+    run = made_runs.make(tmp_path, manifest={**made_runs.MANIFEST, "clock": "icount"}, **wanted)
+    found = {matrix.label_of(each) for each in headlines_of(ReportedRun.open(run).summary())}
+    assert found == {trial.label for trial in made_runs.layout(**wanted).trials} and len(found) == 4
+
+
 def test_figures_of_a_setting_are_of_one_kind(tmp_path: Path) -> None:
     exact = msgspec.structs.replace(figure(value=100.0), more={"cost": 120.0})
     cost = msgspec.structs.replace(figure(value=121.0), exact=False, more={"cost": 121.0})
@@ -179,6 +188,7 @@ def test_figures_of_a_setting_are_of_one_kind(tmp_path: Path) -> None:
 def figure(path: str = "udp", value: float = 100.0, pattern: str = "pingpong", size: int = 64) -> Headline:
     return Headline(
         path=path, size=size, pattern=pattern, wait="event", swept={}, unit="instructions", value=value, exact=True,
+        label=f"{path} {size} B {pattern} event",
         more={"p50": value + 1, "rate": 1e9 / value},
     )  # fmt: skip
 

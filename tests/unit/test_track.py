@@ -13,6 +13,8 @@ import made_runs
 import numpy as np
 import pytest
 
+from hwrx.anatomy import model
+from hwrx.anatomy.model import Dissection, Part
 from hwrx.campaign import tracking, tracking_page
 from hwrx.cli import main
 from hwrx.runs import store
@@ -42,6 +44,14 @@ def make_history(root: Path, instructions: Sequence[int], kernel: str = "6.1.0-t
             )  # fmt: skip
         made.append(writer.path)
     return made
+
+
+def dissected(label: str, parts: list[Part]) -> Dissection:
+    return Dissection(
+        label=label, path="udp", size=64, whole=False, messages=90, instructions=900.0, named=1.0, layered=1.0,
+        awake=90, exact=90, beyond=0, halted=0.0, lost=0, parts=parts, layers={}, states=[], pieces=[], calls=0,
+        unmatched=0, stamps=[],
+    )  # fmt: skip
 
 
 def make_timed(root: Path, runs: int, slower_from: int) -> list[Path]:
@@ -97,6 +107,29 @@ def test_each_kernel_has_a_history_of_its_own_unless_they_are_to_be_one(tmp_path
     (whole,) = tracking.read_track(made, over=0.01, across_kernels=True).histories
     assert [point.kernel for point in whole.points] == ["6.1", "6.12"]
     assert whole.changes[0].ratio == pytest.approx(1.1)
+
+
+def test_functions_of_a_change_are_those_of_its_own_setting(tmp_path: Path) -> None:
+    for spin in (100.0, 700.0):
+        plan = made_runs.layout(paths=["udp"], sizes=[64], repeats=1, messages=100, clock="icount",
+                                sweep={"rest": [1, 16]})  # fmt: skip
+        with store.Writer.create(tmp_path, plan, COUNTED) as writer:
+            for trial in plan.trials:
+                writer.add_trial(
+                    trial, status="ok", tally={"posted": 100, "delivered": 100, "lost": 0},
+                    sequence=np.arange(100, dtype=np.uint32), ns=np.full(100, 20_000 + 2 * int(spin), dtype=np.int64),
+                    service_ns=None, extra={},
+                )  # fmt: skip
+            # of the other setting more functions moved than are named
+            names = {1: ["mine"], 16: [f"other_{number}" for number in range(9)]}
+            found = [
+                dissected(trial.label, [Part(name, "vmlinux", "UDP", spin) for name in names[trial.setting.rest]])
+                for trial in sorted(plan.trials, key=lambda trial: -trial.setting.rest)
+            ]
+            writer.add_document(model.DOCUMENT, model.to_document(found))
+    histories = tracking.read_track(tracking.runs_beneath(tmp_path), over=0.01).histories
+    (named,) = [each.changes[0].functions for each in histories if each.setting.endswith("rest=1")]
+    assert [each.function for each in named] == ["mine"]
 
 
 def test_otava_finds_where_times_changed_and_nothing_where_they_did_not(tmp_path: Path) -> None:
