@@ -116,10 +116,7 @@ def _of_one_kind(lines: Sequence[Line]) -> list[Line]:
         msgspec.structs.replace(
             line,
             figures={
-                setting: msgspec.structs.replace(figure, value=figure.more["cost"], exact=False)
-                if setting in costs and "cost" in figure.more
-                else figure
-                for setting, figure in line.figures.items()
+                setting: figure.as_cost() if setting in costs else figure for setting, figure in line.figures.items()
             },
         )
         for line in lines
@@ -141,7 +138,7 @@ def steps_between(book: Book, before: Line, after: Line, over: float) -> list[St
     moved: list[tuple[Headline, Headline, float]] = []
     for setting, new in after.figures.items():
         old = before.figures.get(setting)
-        if old is None or not old.value or old.unit != new.unit:
+        if old is None or not old.value or old.unit != new.unit or old.exact != new.exact:
             continue
         ratio = new.value / old.value
         if abs(ratio - 1) > (over if new.exact or new.unit != "instructions" else max(over, OVER_COST)):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from hwrx.report.model import Row
 from hwrx.report.numbers import size_words
@@ -57,6 +57,12 @@ class Headline(Struct, frozen=True, kw_only=True):
     def figure(self, name: str) -> float:
         """Return one of FIGURES, NaN if the run has no such figure of this setting."""
         return self.value if name == "headline" else self.more.get(name, math.nan)
+
+    def as_cost(self) -> Headline:
+        """Return it as what a message costs, to stand beside figures that do not repeat; as it is if it has no cost."""
+        if self.unit != "instructions" or not self.exact or "cost" not in self.more:
+            return self
+        return structs.replace(self, value=self.more["cost"], exact=False)
 
     @property
     def more_is_better(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import made_runs
@@ -280,7 +279,47 @@ def test_ends_that_are_not_what_is_said_of_them_are_refused() -> None:
         bisecting.Search(["a", "b"], condition.parse_condition("udp > 50 instructions"), same).carry_out()
     with pytest.raises(HwrxError, match="cannot be measured: no image"):
         bisecting.Search(["a", "b"], condition.parse_condition("udp > 2"), lambda place: ([], "no image")).carry_out()
-    assert math.isnan(bisecting._reference(condition.parse_condition("udp > 5 us"), None))
+    assert bisecting._reference(condition.parse_condition("udp > 5 us"), None) is None
+
+
+def test_a_state_is_not_held_against_a_cost() -> None:
+    """Of two kernels that cost the same the messages of one repeat to the digit."""
+    exact = msgspec.structs.replace(figure(value=12_911.5), more={"cost": 13_900.0})
+    cost = msgspec.structs.replace(figure(value=13_900.0), exact=False, more={"cost": 13_900.0})
+    test = condition.parse_condition("udp > 1.05")
+    assert not test.is_bad(cost, exact) and not test.is_bad(exact, cost)
+    assert test.is_bad(msgspec.structs.replace(cost, more={"cost": 14_900.0}, value=14_900.0), exact)
+    # a number is one of the good kernel's kind, and without a cost there is nothing to hold
+    number = condition.parse_condition("udp > 13000 instructions")
+    for held, good in ((number, exact), (test, msgspec.structs.replace(exact, more={}))):
+        with pytest.raises(condition.NoFigureError, match="on one of two kernels alone"):
+            held.is_bad(cost, good)
+
+    kernels = [exact, cost, msgspec.structs.replace(cost, value=15_000.0, more={"cost": 15_000.0})]
+    found = bisecting.Search(["a", "b", "c"], test, lambda place: ([kernels[place]], "")).carry_out()
+    assert [(each.kernel, each.verdict) for each in found.judged] == [("a", "good"), ("b", "good"), ("c", "bad")]
+    assert found.judged[1].ratio == 1.0
+
+
+@pytest.mark.parametrize("named", ["", " p50", " rate"])
+def test_a_time_is_not_held_against_instructions(named: str) -> None:
+    timed = Headline(
+        path="udp", size=64, pattern="pingpong", wait="event", swept={}, unit="µs", value=9.0, exact=False,
+        more={"p50": 9.0, "rate": 5e4},
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="is in instructions, and of the good kernel in µs"):
+        condition.parse_condition(f"udp{named} > 1.05").is_bad(figure(), timed)
+
+
+def test_a_figure_beside_the_headline_has_its_own_unit() -> None:
+    stream = Headline(
+        path="udp", size=64, pattern="stream", wait="event", swept={}, unit="messages/s", value=1e6, exact=False,
+        more={"p50": 9.0, "rate": 1e6},
+    )  # fmt: skip
+    test = condition.parse_condition("udp p50 > 8 us")
+    assert test.is_bad(test.value([stream]))
+    with pytest.raises(UsageError, match="is in messages/s, not in instructions"):
+        condition.parse_condition("udp rate > 5 instructions").value([figure()])
 
 
 def test_the_list_is_cut_to_its_ends_in_either_direction() -> None:
