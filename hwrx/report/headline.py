@@ -72,10 +72,11 @@ class Headline(Struct, frozen=True, kw_only=True):
 
 def headlines_of(summary: Summary) -> list[Headline]:
     """Return a figure for each row of a summary that has one, in its order."""
-    return [found for row in summary.rows if (found := _headline(row)) is not None]
+    return [found for row in summary.rows if (found := headline_of(row)) is not None]
 
 
-def _headline(row: Row) -> Headline | None:
+def headline_of(row: Row) -> Headline | None:
+    """Return the figure of a row, None if it has none."""
     scale = 1000.0 if row.counted else 1.0  # an instruction is a nanosecond of the guest's clock
     more = {
         name: round(scale * of.value, 6) for name, of in row.quantiles.items() if of is not None and name in FIGURES

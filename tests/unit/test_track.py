@@ -12,11 +12,14 @@ from typing import Any
 import made_runs
 import numpy as np
 import pytest
+from msgspec import structs
 
 from hwrx.anatomy import model
 from hwrx.anatomy.model import Dissection, Part
 from hwrx.campaign import tracking, tracking_page
 from hwrx.cli import main
+from hwrx.report.headline import headlines_of
+from hwrx.report.reported import ReportedRun
 from hwrx.runs import store
 
 COUNTED = {**made_runs.MANIFEST, "clock": "icount", "topology": "netns"}
@@ -107,6 +110,51 @@ def test_each_kernel_has_a_history_of_its_own_unless_they_are_to_be_one(tmp_path
     (whole,) = tracking.read_track(made, over=0.01, across_kernels=True).histories
     assert [point.kernel for point in whole.points] == ["6.1", "6.12"]
     assert whole.changes[0].ratio == pytest.approx(1.1)
+
+
+def test_cells_of_a_campaign_have_a_history_each(tmp_path: Path) -> None:
+    """What tells two runs of one name apart stands in [setting], or is a CPU: no name of a row says it."""
+    for warmup in (200, 400):
+        make_history(tmp_path / "counted", [20_000, 20_000], setting={"warmup": warmup})
+    found = tracking.read_track(tracking.runs_beneath(tmp_path / "counted"), over=0.01).histories
+    assert [(each.setting.partition("event ")[2], len(each.points)) for each in found] == [
+        ("warmup=200", 2),
+        ("warmup=400", 2),
+    ]
+    for cpu in ([0, 1], [2, 3]):
+        made_runs.make(tmp_path / "timed", paths=["udp"], sizes=[64], cpu=cpu)
+    found = tracking.read_track(tracking.runs_beneath(tmp_path / "timed"), over=0.01).histories
+    assert [each.setting.partition("event ")[2] for each in found] == ["cpu=0,1", "cpu=2,3"]
+
+
+def test_the_rate_of_a_share_is_each_runs_own(tmp_path: Path) -> None:
+    """Two runs that measured other capacities have one history of each share."""
+    for capacity in (20_000.0, 21_000.0):
+        made_runs.make(tmp_path, paths=["udp"], sizes=[64], patterns=["paced"], load=[0.2, 0.5],
+                       capacity={"udp 64 B event": capacity})  # fmt: skip
+    found = tracking.read_track(tracking.runs_beneath(tmp_path), over=0.01).histories
+    assert sorted((each.setting, len(each.points)) for each in found) == [
+        ("udp 64 B paced event load=0.2", 2),
+        ("udp 64 B paced event load=0.5", 2),
+    ]
+
+
+def test_a_run_says_which_commit_measured_it(tmp_path: Path) -> None:
+    about = {**made_runs.MANIFEST, "host": {"model": "made up", "commit": {"id": "ab" * 20, "changed": False}}}
+    run = made_runs.make(tmp_path, manifest=about, paths=["udp"], sizes=[64])
+    (found,) = tracking.read_track([run], over=0.01).histories
+    assert found.points[0].hwrx == "ab" * 6
+
+
+def test_a_history_with_a_cost_is_one_of_costs(tmp_path: Path) -> None:
+    made = make_history(tmp_path, [20_000, 20_000])
+    (run, *_) = [ReportedRun.open(path) for path in made]
+    state = headlines_of(run.summary())[0]
+    cost = {"value": 10_900.0, "more": {"cost": 10_900.0}}
+    pair = [structs.replace(state, more={"cost": 10_900.0}), structs.replace(state, exact=False, **cost)]
+    key = tracking._key(run, run.summary().rows[0], state, across_kernels=False)
+    found = tracking._history(key, key.setting, [(run, figure) for figure in pair], 0.01, None)
+    assert [point.value for point in found.points] == [10_900, 10_900] and not found.exact
 
 
 def test_functions_of_a_change_are_those_of_its_own_setting(tmp_path: Path) -> None:
