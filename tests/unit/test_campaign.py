@@ -8,9 +8,10 @@ import made_runs
 import msgspec
 import pytest
 
-from hwrx.campaign import bisecting, book, cells, condition, matrix, matrix_text
+from hwrx.campaign import bisecting, book, cells, condition, driving, matrix, matrix_text
 from hwrx.campaign.cells import Axes
 from hwrx.cli import main
+from hwrx.commands.shared import campaigns
 from hwrx.control.messages import Setting
 from hwrx.errors import HwrxError, StoreError, UsageError
 from hwrx.host.console import open_console
@@ -18,6 +19,9 @@ from hwrx.lab import kernel
 from hwrx.report.headline import Headline, headlines_of
 from hwrx.report.reported import ReportedRun
 from hwrx.runs import experiment as experiments
+from hwrx.runs import planning
+from hwrx.runs.experiment import Experiment
+from hwrx.runs.testbed import Wanted
 
 FILE = """
 paths = ["udp"]
@@ -116,6 +120,57 @@ def test_hosts_are_for_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "add --slurm" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def made_book(folder: Path, **settings: list[object]) -> book.Book:
+    axes = Axes(settings=settings)
+    planned = cells.plan_cells(experiments.from_options(name="n", paths=["udp"], topology="netns"), axes)
+    return book.Book.create(folder, name="n", question="", asked="", axes=axes.names, anatomy=False, cells=planned)
+
+
+def planned_as_it_is(experiment: Experiment, wanted: Wanted, say: object) -> planning.Plan:
+    return planning.plan_run(experiment)
+
+
+def test_a_cell_that_was_left_out_is_looked_at_again(tmp_path: Path) -> None:
+    """What it lacked, a kernel's image or a tool, may have been put there."""
+    made = made_book(tmp_path / "c", messages=[41, 42])
+
+    def lacking(experiment: Experiment, wanted: Wanted, say: object) -> planning.Plan:
+        if experiment.setting["messages"] == 42:
+            raise UsageError("there is no kernel image")
+        return planning.plan_run(experiment)
+
+    assert len(driving.leave_out(made, lacking, print)) == 1
+    assert [(each.state, each.reason) for each in made.content.cells] == [
+        ("planned", ""),
+        ("left out", "there is no kernel image"),
+    ]
+    driving.leave_out(made, planned_as_it_is, print)
+    assert [(each.state, each.reason) for each in made.content.cells] == [("planned", "")] * 2
+
+
+def test_guests_are_those_of_all_cells_that_are_not_done(tmp_path: Path) -> None:
+    """Cells that a killed driver left running, and those that --retry attempts again, boot as many as before."""
+    made = made_book(tmp_path / "c", messages=[41, 42, 43, 44])
+    for standing, state in zip(made.content.cells, ("running", "failed", "done", "planned"), strict=True):
+        standing.state = state
+    assert len(driving.leave_out(made, planned_as_it_is, print)) == 3
+    # nor does what is known now change what a cell under way is
+    driving.leave_out(made, lambda *words: (_ for _ in ()).throw(UsageError("no image")), print)
+    assert [each.state for each in made.content.cells] == ["running", "failed", "done", "left out"]
+
+
+def test_one_cell_that_measures_time_has_the_machine_for_itself(tmp_path: Path) -> None:
+    made = made_book(tmp_path / "c", clock=["icount", "wall"])
+    able = driving.leave_out(made, planned_as_it_is, print)
+    assert [each.counted for each in able] == [True, False]
+    way = campaigns.Way(
+        out=None, jobs=2, slurm=False, sbatch=(), attempts=1, retry=False, over=0.01, dry_run=False, as_json=False
+    )
+    with pytest.raises(UsageError, match="in each other's figures"):
+        campaigns._engine(made, way, able)
+    assert campaigns._engine(made, way, able[:1]).room() == 2
+
+
 # --- the table -----------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +217,14 @@ def test_shares_of_the_capacity_have_a_figure_each(tmp_path: Path, capsys: pytes
     book.write_result(made.attempt_folder(made.content.cells[0]), book.Result(state="done", figures=figures))
     matrix_text.show_matrix(matrix.read_matrix(made), open_console())
     assert {"load=0.2", "load=0.5"} <= set(capsys.readouterr().out.split())
+
+
+def test_a_table_has_figures_of_its_own_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    timed = msgspec.structs.replace(figure(value=9.25), unit="µs", exact=False)
+    matrix_text.show_matrix(matrix.read_matrix(of_kernels(tmp_path, figure(value=4321.0), timed)), open_console())
+    counted, times = capsys.readouterr().out.split("udp 64 B", 1)[0].split("pingpong, ")[1:]
+    assert "instructions" in counted and "4,321" in counted and "9.25" not in counted
+    assert "µs" in times and "9.25" in times and "4,321" not in times
 
 
 def test_a_setting_is_taken_apart_by_the_name_that_its_run_gave_it(tmp_path: Path) -> None:
