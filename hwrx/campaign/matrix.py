@@ -2,9 +2,9 @@
 
 A setting's figures are of one kind in all cells: if those of a cell do not repeat to the digit, all are costs. A figure
 moved if it differs from that of the neighbour before by more than `over`, and, if it is a cost, by more than two runs
-on one kernel do. Neighbours are cells that differ in the kernel alone, in the order of the list. With `anatomy = true`
-the messages of the settings that moved, and of no others, are taken apart on both sides, and the functions are named
-that have more or fewer instructions.
+on one kernel do. Neighbours are cells that differ in the kernel alone, in the order of the list; times of two
+processors are not held against each other. With `anatomy = true` the messages of the settings that moved, and of no
+others, are taken apart on both sides, and the functions are named that have more or fewer instructions.
 """
 
 from __future__ import annotations
@@ -30,13 +30,17 @@ NAMED = 5  # functions of a setting that moved
 
 
 class Line(Struct, frozen=True, kw_only=True):
-    """A cell in the table. `kernel`: the version that booted, as it says itself. `figures` by setting."""
+    """A cell in the table. `kernel`: the version that booted, as it says itself. `machine`: as in Result.
+
+    `figures` by setting.
+    """
 
     number: int
     cell: str
     values: dict[str, str]
     state: State
     kernel: str
+    machine: str
     reason: str
     attempts: int
     run: str  # beneath the campaign's folder
@@ -97,6 +101,7 @@ def _line(book: Book, standing: Standing) -> Line:
         values=standing.cell.values,
         state=standing.state,
         kernel=result.kernel if result else "",
+        machine=result.machine if result else "",
         reason=standing.reason,
         attempts=len(standing.attempts),
         run=run,
@@ -140,6 +145,8 @@ def steps_between(book: Book, before: Line, after: Line, over: float) -> list[St
         old = before.figures.get(setting)
         if old is None or not old.value or old.unit != new.unit or old.exact != new.exact:
             continue
+        if new.unit != "instructions" and before.machine != after.machine:
+            continue  # on a cluster: what moved may be the processor
         ratio = new.value / old.value
         if abs(ratio - 1) > (over if new.exact or new.unit != "instructions" else max(over, OVER_COST)):
             moved.append((old, new, ratio))

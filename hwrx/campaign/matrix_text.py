@@ -76,6 +76,12 @@ def _caption(found: Matrix) -> str:
             "Figures of four digits are those of one run; instructions are then what a message costs, interruptions "
             "and all."
         )
+    timed = {line.machine for line in found.lines for figure in line.figures.values() if figure.unit != "instructions"}
+    if len(timed) > 1:
+        names = "; ".join(sorted(each or "unknown" for each in timed))
+        words.append(
+            f"Times are of {len(timed)} processors ({names}): those of different ones are not held against each other."
+        )
     if found.moved:
         words.append(
             f"{_MOVED}: by more than {100 * found.over:g} % from the cell before on the list of kernels; costs, 2 %."

@@ -33,17 +33,20 @@ class Slurm:
     name = "slurm"
     looks_every = 1.0
 
-    def __init__(self, folder: Path, words: Sequence[str] = (), *, at_once: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, words: Sequence[str] = (), *, at_once: int | None = None, alone: bool = False
+    ) -> None:
         """Find Slurm.
 
         :param folder: the campaign's, where scripts and what Slurm says of them go.
         :param words: more words for sbatch.
         :param at_once: most cells that run at a time.
+        :param alone: whether a cell has its node for itself, as one that measures time needs; `words` may undo it.
         :raises MachineError: if there is no sbatch here.
         """
         tools.find_tool("sbatch")
         self._folder = (folder / "slurm").resolve()
-        self._words = list(words)
+        self._words = [*(["--exclusive"] if alone else []), *words]
         self._at_once = at_once
         self._unanswered = 0
         self._known: dict[str, str] = {}

@@ -27,7 +27,7 @@ from hwrx.paths import mixes
 from hwrx.report.anatomies import moved_functions
 from hwrx.report.headline import Headline, headline_of
 from hwrx.report.model import Row
-from hwrx.report.provenance import find_key, kernel_of
+from hwrx.report.provenance import find_key, kernel_of, machine_of
 from hwrx.report.published import open_published
 from hwrx.report.reported import ReportedRun
 from hwrx.runs.overrides import LISTED
@@ -139,7 +139,7 @@ def _key(run: ReportedRun, row: Row, figure: Headline, across_kernels: bool) -> 
     return Key(
         experiment=" ".join([run.name, *run.experiment.boot]),
         setting=_setting_of(run, figure),
-        machine=_machine_of(manifest) if clock != "icount" else "any (instructions are counted)",
+        machine=machine_of(run) if clock != "icount" else "any (instructions are counted)",
         kernel="" if across_kernels else kernel_of(run),
         topology=str(manifest["topology"]),
         clock=clock,
@@ -181,12 +181,6 @@ def _setting_of(run: ReportedRun, figure: Headline) -> str:
     mixed = (str(trial["mix"]) for trial in run.rows if trial.get("mix"))
     words = next(words for words, known in mixes.tell_apart(mixed).items() if known == label)
     return figure.setting.replace(f"mix={label}", f"mix={mixes.own_label(words)}")
-
-
-def _machine_of(manifest: Mapping[str, object]) -> str:
-    """Return what tells one machine from another without its name: its processor, and whether the guest is emulated."""
-    model = find_key(manifest.get("host") or manifest.get("machine"), "model")
-    return f"{model or 'unknown'}{', an emulated guest' if manifest.get('emulated') else ''}"
 
 
 def _history(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import made_runs
@@ -174,7 +175,9 @@ def test_one_cell_that_measures_time_has_the_machine_for_itself(tmp_path: Path) 
 # --- the table -----------------------------------------------------------------------------------------------------
 
 
-def of_kernels(folder: Path, *figures: Headline, anatomy: bool = False) -> book.Book:
+def of_kernels(
+    folder: Path, *figures: Headline, anatomy: bool = False, machines: Sequence[str] = ("", "", "")
+) -> book.Book:
     """A campaign over as many kernels, each done, with a figure."""
     experiment, _ = cells.load_campaign(write(folder))
     axes = Axes(kernels=tuple(f"6.{number}" for number in range(len(figures))))
@@ -182,10 +185,10 @@ def of_kernels(folder: Path, *figures: Headline, anatomy: bool = False) -> book.
     made = book.Book.create(
         folder / "c", name="n", question="", asked="", axes=axes.names, anatomy=anatomy, cells=planned
     )
-    for standing, one in zip(made.content.cells, figures, strict=True):
+    for standing, one, machine in zip(made.content.cells, figures, machines, strict=False):
         standing.state, standing.attempts = "done", [book.Attempt(job="1", began="")]
         made.attempt_folder(standing).mkdir()
-        book.write_result(made.attempt_folder(standing), book.Result(state="done", figures=[one]))
+        book.write_result(made.attempt_folder(standing), book.Result(state="done", figures=[one], machine=machine))
     return made
 
 
@@ -225,6 +228,20 @@ def test_a_table_has_figures_of_its_own_unit(tmp_path: Path, capsys: pytest.Capt
     counted, times = capsys.readouterr().out.split("udp 64 B", 1)[0].split("pingpong, ")[1:]
     assert "instructions" in counted and "4,321" in counted and "9.25" not in counted
     assert "µs" in times and "9.25" in times and "4,321" not in times
+
+
+def test_times_of_two_processors_are_not_held_against_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = [msgspec.structs.replace(figure(value=value), unit="µs", exact=False) for value in (5.0, 9.0, 12.0)]
+    (tmp_path / "times").mkdir()
+    found = matrix.read_matrix(of_kernels(tmp_path / "times", *times, machines=("Xeon", "Epyc", "Epyc")))
+    assert [(each.before, each.after) for each in found.moved] == [("6.1", "6.2")]
+    matrix_text.show_matrix(found, open_console())
+    assert "Times are of 2 processors (Epyc; Xeon)" in " ".join(capsys.readouterr().out.split())
+    # instructions are the same on all
+    made = of_kernels(tmp_path, figure(value=100.0), figure(value=200.0), machines=("Xeon", "Epyc"))
+    assert len(matrix.read_matrix(made).moved) == 1
 
 
 def test_a_setting_is_taken_apart_by_the_name_that_its_run_gave_it(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from hwrx.campaign import book, driving, slurm
 from hwrx.campaign.cells import Axes, plan_cells
-from hwrx.campaign.engines import UnansweredError
+from hwrx.campaign.engines import UnansweredError, Work
+from hwrx.commands.shared import campaigns
 from hwrx.errors import MachineError
 from hwrx.runs import experiment as experiments
 
@@ -111,6 +112,19 @@ def test_an_array_that_was_taken_is_cancelled_if_the_next_one_is_refused(command
     with pytest.raises(MachineError, match="could not be cancelled") as caught:
         drive(book.Book.open(made.path))
     assert "scancel 41" in caught.value.remedy
+
+
+def test_a_cell_that_measures_time_has_its_node_for_itself(commands: Path, tmp_path: Path) -> None:
+    made = campaign(tmp_path, settings={"messages": [41]})
+    way = campaigns.Way(
+        out=None, jobs=None, slurm=True, sbatch=("--partition=lab",), attempts=1, retry=False, over=0.01,
+        dry_run=False, as_json=False,
+    )  # fmt: skip
+    for counted in (False, True):
+        engine = campaigns._engine(made, way, [driving.Able(guests=1, counted=counted)])
+        engine.start([Work(cell=tmp_path / "cell", attempt=1)])
+    timed, exact = (commands / "submitted").read_text().splitlines()
+    assert timed.endswith("--exclusive --partition=lab") and "--exclusive" not in exact
 
 
 def test_jobs_without_a_number_ask_slurm_nothing(commands: Path, tmp_path: Path) -> None:

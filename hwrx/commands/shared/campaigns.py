@@ -129,9 +129,10 @@ def name_moved(found: Book, engine: engines.Engine, over: float, display: Displa
 
 
 def _engine(found: Book, way: Way, able: list[driving.Able]) -> engines.Engine:
-    if way.slurm:
-        return slurm.Slurm(found.path, [word for words in way.sbatch for word in shlex.split(words)], at_once=way.jobs)
     counted = all(each.counted for each in able)  # those that count would be in the figures of one that measures time
+    if way.slurm:
+        words = [word for each in way.sbatch for word in shlex.split(each)]
+        return slurm.Slurm(found.path, words, at_once=way.jobs, alone=not counted)
     guests = max((each.guests for each in able), default=1)
     return engines.Local(engines.cells_at_once(guests, counted=counted, wanted=way.jobs))
 
