@@ -98,7 +98,6 @@ class Search:
         self._condition = condition
         self._measure = measure
         self.judged: list[Judged] = []
-        self._reference = float("nan")
 
     def carry_out(self) -> Found:
         """Search.
@@ -109,16 +108,16 @@ class Search:
         figures, reason = self._measure(0)
         if not figures:
             raise HwrxError(f"the good kernel {self._kernels[0]} cannot be measured: {reason}")
-        self._reference = self._condition.value(figures)
-        good = self._condition.is_bad(self._reference, self._reference)
-        self._note(0, "bad" if good else "good", self._reference)
-        if good:
+        reference = self._condition.value(figures)
+        value, _ = self._condition.values(reference, reference)
+        wrong = self._condition.is_bad(reference, reference)
+        self._note(0, "bad" if wrong else "good", value, 1.0)
+        if wrong:
             raise UsageError(
-                f"the good kernel {self._kernels[0]} is bad by '{self._condition.text}': its figure is "
-                f"{self._reference:,.6g}",
+                f"the good kernel {self._kernels[0]} is bad by '{self._condition.text}': its figure is {value:,.6g}",
                 remedy="another --good, or another --test",
             )
-        low, high = find_first_bad(len(self._kernels), self._judge)
+        low, high = find_first_bad(len(self._kernels), lambda place: self._judge(place, reference))
         return Found(
             condition=self._condition.text,
             last_good=self._kernels[low],
@@ -128,24 +127,23 @@ class Search:
             judged=self.judged,
         )
 
-    def _judge(self, place: int) -> Verdict:
+    def _judge(self, place: int, reference: Headline) -> Verdict:
         figures, reason = self._measure(place)
         try:
             if not figures:
                 raise NoFigureError(reason)
-            value = self._condition.value(figures)
+            found = self._condition.value(figures)
+            value, held = self._condition.values(found, reference)
+            verdict: Verdict = "bad" if self._condition.is_bad(found, reference) else "good"
         except NoFigureError as error:
-            self._note(place, "skip", float("nan"), str(error))
+            self._note(place, "skip", float("nan"), float("nan"), str(error))
             return "skip"
-        verdict: Verdict = "bad" if self._condition.is_bad(value, self._reference) else "good"
-        self._note(place, verdict, value)
+        self._note(place, verdict, value, value / held)
         return verdict
 
-    def _note(self, place: int, verdict: Verdict, value: float, reason: str = "") -> None:
+    def _note(self, place: int, verdict: Verdict, value: float, ratio: float, reason: str = "") -> None:
         self.judged.append(
-            Judged(
-                kernel=self._kernels[place], verdict=verdict, value=value, ratio=value / self._reference, reason=reason
-            )
+            Judged(kernel=self._kernels[place], verdict=verdict, value=value, ratio=ratio, reason=reason)
         )
 
 
@@ -200,19 +198,20 @@ def judge_build(
         outcome, directory = measuring.measure_plan(layout, Wanted(), runs, progress=progress)
         if outcome.failed:
             return SKIP, f"a trial failed: {outcome.failed[0]}"
-        value = condition.value(headlines_of(ReportedRun.open(directory).summary()))
+        found = condition.value(headlines_of(ReportedRun.open(directory).summary()))
+        value, reference_value = condition.values(found, held)
+        bad = condition.is_bad(found, held)
     except (GuestError, PeerError, NoFigureError) as error:  # it does not come up, or not through its trials
         return SKIP, str(error)
     except HwrxError as error:
         raise AbortError(str(error)) from error
-    bad = condition.is_bad(value, held)
-    ratio = f", {value / held:.4f} times the good one's" if condition.relative else ""
+    ratio = f", {value / reference_value:.4f} times the good one's" if condition.relative else ""
     return (BAD if bad else GOOD), f"{condition.text}: {value:,.6g}{ratio}"
 
 
-def _reference(condition: Condition, run: Path | None) -> float:
+def _reference(condition: Condition, run: Path | None) -> Headline | None:
     if not condition.relative:
-        return float("nan")
+        return None
     if run is None:
         raise AbortError(
             f"'{condition.text}' is about the good kernel's figure, and no run on it is given",

@@ -41,7 +41,8 @@ State = Literal["planned", "running", "done", "failed", "left out"]
 class Result(Struct, frozen=True, kw_only=True):
     """What an attempt leaves. `run`: the run's folder, beneath the attempt's; "" if none was begun.
 
-    `lasting`: whether the error would come again, however often the cell is tried.
+    `lasting`: whether the error would come again, however often the cell is tried. `machine`: the processor, and
+    whether the guest was emulated; "" of what was measured before that was kept.
     """
 
     state: Literal["done", "failed"]
@@ -51,6 +52,7 @@ class Result(Struct, frozen=True, kw_only=True):
     error: str = ""
     lasting: bool = False
     kernel: str = ""
+    machine: str = ""
 
 
 class Attempt(Struct, kw_only=True):

@@ -69,10 +69,10 @@ class Condition(Struct, frozen=True, kw_only=True):
     def _is_about(self, one: Setting | Headline) -> bool:
         return one.path == self.path and self.size in (None, one.size) and self.pattern in (None, one.pattern)
 
-    def value(self, figures: Sequence[Headline]) -> float:
-        """Return the figure that it asks for.
+    def value(self, figures: Sequence[Headline]) -> Headline:
+        """Return the figures of the setting that it is about, which have the one that it asks for.
 
-        :raises UsageError: if several settings have one.
+        :raises UsageError: if several settings have one, or it is in another unit.
         :raises NoFigureError: if none has.
         """
         found = [each for each in figures if self._is_about(each)]
@@ -81,18 +81,51 @@ class Condition(Struct, frozen=True, kw_only=True):
                 f"'{self.text}' is about several settings: {', '.join(each.setting for each in found[:4])}",
                 remedy="name size and pattern, as in 'udp@64 pingpong p50 > 1.05', or leave settings out (--size)",
             )
-        value = found[0].figure(self.figure) if found else math.nan
-        if math.isnan(value):
+        if not found or math.isnan(found[0].figure(self.figure)):
             there = ", ".join(each.setting for each in figures[:6]) or "nothing was measured"
             raise NoFigureError(f"the run has no figure for '{self.text}' (it has: {there})")
-        if not self.relative and found[0].unit.replace("µ", "u") != self.unit.replace("µ", "u"):
-            own = "messages/s" if self.figure == "rate" else found[0].unit
-            if own.replace("µ", "u") != self.unit.replace("µ", "u"):
-                raise UsageError(f"'{self.text}': the figure is in {own}, not in {self.unit}")
-        return value
+        own = self._unit(found[0])
+        if not self.relative and own.replace("µ", "u") != self.unit.replace("µ", "u"):
+            raise UsageError(f"'{self.text}': the figure is in {own}, not in {self.unit}")
+        return found[0]
 
-    def is_bad(self, value: float, reference: float = math.nan) -> bool:
-        """Whether a kernel with this figure is a bad one; `reference` is the good kernel's."""
+    def _unit(self, of: Headline) -> str:
+        if self.figure == "headline":
+            return of.unit
+        if self.figure == "rate":
+            return "messages/s"
+        return "instructions" if of.unit == "instructions" else "µs"
+
+    def values(self, of: Headline, good: Headline | None) -> tuple[float, float]:
+        """Return the figure that it asks for of a kernel and of the good one, as they may be compared.
+
+        The table's figure is a state of messages that repeat to the digit, and else what a message costs, which is
+        always more: if only those of one kernel repeat, both are costs.
+
+        :param good: the good kernel's figures; None if they are not known, and NaN is returned for it.
+        :raises UsageError: if only one of them was measured by a clock that counts instructions.
+        :raises NoFigureError: if the two are not of one kind, and cannot be made so.
+        """
+        if good is None:
+            return of.figure(self.figure), math.nan
+        if (of.unit == "instructions") != (good.unit == "instructions") or self._unit(of) != self._unit(good):
+            raise UsageError(
+                f"'{self.text}': {of.setting} is in {of.unit}, and of the good kernel in {good.unit}",
+                remedy='measure both by one clock: clock = "icount" counts instructions',
+            )
+        if self.figure == "headline" and of.exact != good.exact:
+            # a number that a state of the good kernel's was held against says nothing of a cost
+            of, good = (of.as_cost(), good.as_cost()) if self.relative or of.exact else (of, good)
+            if of.exact != good.exact:
+                raise NoFigureError(
+                    f"'{self.text}': messages of {of.setting} repeat to the digit on one of two kernels alone",
+                    remedy="name a figure that both have, as in 'udp@64 p50 > 1.05'",
+                )
+        return of.figure(self.figure), good.figure(self.figure)
+
+    def is_bad(self, of: Headline, good: Headline | None = None) -> bool:
+        """Whether a kernel with these figures is a bad one; `good` are the good kernel's. It raises as `values`."""
+        value, reference = self.values(of, good)
         return OPERATORS[self.sign](value / reference if self.relative else value, self.number)
 
 

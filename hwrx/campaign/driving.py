@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from msgspec import Struct
+
 from hwrx.campaign.book import Attempt, Book, Standing, time_now
 from hwrx.campaign.cells import Cell
-from hwrx.campaign.engines import Engine, Work
+from hwrx.campaign.engines import Engine, UnansweredError, Work
 from hwrx.errors import HwrxError, MachineError, UsageError
 from hwrx.host.outside import clean_text
 from hwrx.runs import experiment as experiments
-from hwrx.runs import planning
+from hwrx.runs import planning, testbed
 from hwrx.runs.experiment import Experiment
 from hwrx.runs.planning import Plan
 from hwrx.runs.testbed import Wanted
@@ -46,12 +48,15 @@ def drive_campaign(
     :param retry: attempt cells that have failed before once more.
     :param attempts: of a cell that is not known to fail each time.
     :param only: numbers of the cells to carry out; None: all.
-    :raises KeyboardInterrupt: passed on, when all cells that were under way have ended.
+    :raises KeyboardInterrupt: passed on, when all cells that were under way have ended, or cannot be ended.
+    :raises UnansweredError: if the engine cannot say how its jobs are: they go on, and stay running in the book.
     """
     drive = _Drive(book, engine, told, attempts, only)
     drive.take_up(retry=retry)
     try:
         drive.carry_out()
+    except UnansweredError:
+        raise  # the jobs are not ours to end: who asks again later finds them
     except BaseException:
         drive.leave()
         raise
@@ -101,11 +106,11 @@ class _Drive:
             time.sleep(self._engine.looks_every)
 
     def leave(self) -> None:
-        """End what is under way, and write down that it was."""
+        """End what is under way, and write down that it was. What could not be ended is still running."""
         running = [each for each in self._cells if each.state == "running"]
-        self._engine.end([each.attempts[-1].job for each in running])
+        going = self._engine.end([each.attempts[-1].job for each in running])
         for each in running:
-            if self._book.result(each) is None:
+            if self._book.result(each) is None and each.attempts[-1].job not in going:
                 self._close(each, INTERRUPTED)
                 each.state = "planned"
         self._book.save()
@@ -132,6 +137,7 @@ class _Drive:
         ]
         for each, job in zip(take, self._engine.start(work), strict=True):
             each.attempts[-1].job = job
+        self._book.save()  # before anything is asked of them: a driver that ends now leaves jobs that are found again
         return True
 
     def _look(self) -> bool:
@@ -206,23 +212,34 @@ def _anatomy_work(book: Book, number: int, labels: Sequence[str]) -> Work:
     return Work(cell=folder, attempt=len(list(folder.glob("anatomy-*"))) + 1, host=cell.host, labels=tuple(labels))
 
 
-def leave_out(book: Book, settle: Settle, say: Callable[[str, str], None]) -> list[int]:
+class Able(Struct, frozen=True, kw_only=True):
+    """A cell that can run: how many guests of one CPU it boots at a time, and whether it counts their instructions."""
+
+    guests: int
+    counted: bool
+
+
+def leave_out(book: Book, settle: Settle, say: Callable[[str, str], None]) -> list[Able]:
     """Find the cells that cannot run, as far as that is known before anything is downloaded or booted.
 
-    They are left out, with the reason, and the others' guests are counted.
+    They are left out, with the reason. One that was left out before is looked at again: what it lacked may be there.
 
     :param settle: lays out the trials of an experiment (`hwrx.campaign.measuring.settle_plan`).
-    :return: for each cell that can run, how many guests of one CPU it boots at a time.
+    :return: the cells that can run and are not done, in order: those under way, and those that failed, among them.
     """
-    guests = []
+    able = []
     for standing in book.content.cells:
-        if standing.state == "planned":
-            found = plan_or_reason(standing.cell, settle, say)
-            if isinstance(found, Plan):
-                guests.append(len(planning.boots_of(found)))
-            else:
-                standing.state, standing.reason = "left out", found
-    return guests
+        if standing.state == "left out":
+            standing.state, standing.reason = "planned", ""
+        if standing.state == "done":
+            continue
+        found = plan_or_reason(standing.cell, settle, say)
+        if isinstance(found, Plan):
+            counted = found.experiment.clock == "icount" and testbed.in_guest(found.experiment, Wanted())
+            able.append(Able(guests=len(planning.boots_of(found)), counted=counted))
+        elif standing.state == "planned":
+            standing.state, standing.reason = "left out", found
+    return able
 
 
 def plan_or_reason(cell: Cell, settle: Settle, say: Callable[[str, str], None]) -> Plan | str:

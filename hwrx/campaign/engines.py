@@ -16,7 +16,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from hwrx.errors import UsageError
+from hwrx.errors import MachineError, UsageError
 from hwrx.host.interruption import hold_signals
 from hwrx.runs import lanes
 from hwrx.runs.testbed import GUEST_MEMORY
@@ -46,6 +46,10 @@ class Work(Struct, frozen=True, kw_only=True):
         return [sys.executable, "-P", "-m", "hwrx.campaign.inside", str(self.folder), *self.labels]
 
 
+class UnansweredError(MachineError):
+    """An engine cannot say what has become of its jobs. They go on, and it may be asked again later."""
+
+
 class Engine(Protocol):
     """Carries out cells."""
 
@@ -59,10 +63,13 @@ class Engine(Protocol):
         """Start cells; return the name of each one's job."""
 
     def standing(self, jobs: Sequence[str]) -> dict[str, str]:
-        """Return those of the jobs that have not ended, with where each is; "" if it waits."""
+        """Return those of the jobs that have not ended, with where each is; "" if it waits.
 
-    def end(self, jobs: Sequence[str]) -> None:
-        """End jobs, and return when they have ended."""
+        :raises UnansweredError: if that cannot be learned.
+        """
+
+    def end(self, jobs: Sequence[str]) -> list[str]:
+        """End jobs, and return when they have ended; those that are returned could not be ended, and may go on."""
 
 
 class Local:
@@ -106,7 +113,7 @@ class Local:
             del self._there[job]
         return {job: "here" for job in jobs if job in self._there}
 
-    def end(self, jobs: Sequence[str]) -> None:
+    def end(self, jobs: Sequence[str]) -> list[str]:
         """See Engine."""
         mine = [self._there.pop(job) for job in jobs if job in self._there]
         with hold_signals():
@@ -119,6 +126,7 @@ class Local:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, 9)
                     process.wait()
+        return []
 
 
 def cells_at_once(guests: int, *, counted: bool, wanted: int | None = None) -> int:

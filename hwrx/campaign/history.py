@@ -31,7 +31,10 @@ class Change(Struct, frozen=True, kw_only=True):
 
 
 class History(Struct, frozen=True, kw_only=True):
-    """One setting's figure over runs, oldest first. `not_judged`: why nothing is said of its changes."""
+    """One setting's figure over runs, oldest first. `not_judged`: why nothing is said of its changes.
+
+    Behind the name of `setting` stand fields with their values if other histories differ from it in those alone.
+    """
 
     experiment: str
     setting: str

@@ -15,6 +15,7 @@ from hwrx.errors import HwrxError, MachineError, UsageError
 from hwrx.host import disk
 from hwrx.host.interruption import run_beneath
 from hwrx.report.headline import headlines_of
+from hwrx.report.provenance import machine_of
 from hwrx.report.reported import ReportedRun
 from hwrx.runs import experiment as experiments
 from hwrx.runs import planning, testbed
@@ -89,6 +90,7 @@ def _measured(folder: Path, progress: Lines) -> book.Result:
         skipped=[f"{skip.label}: {skip.reason}" for skip in layout.skipped],
         error=failed,
         kernel=str(run.manifest.get("guest", {}).get("kernel", "")),
+        machine=machine_of(run),
     )
 
 

@@ -2,9 +2,9 @@
 
 A setting's figures are of one kind in all cells: if those of a cell do not repeat to the digit, all are costs. A figure
 moved if it differs from that of the neighbour before by more than `over`, and, if it is a cost, by more than two runs
-on one kernel do. Neighbours are cells that differ in the kernel alone, in the order of the list. With `anatomy = true`
-the messages of the settings that moved, and of no others, are taken apart on both sides, and the functions are named
-that have more or fewer instructions.
+on one kernel do. Neighbours are cells that differ in the kernel alone, in the order of the list; times of two
+processors are not held against each other. With `anatomy = true` the messages of the settings that moved, and of no
+others, are taken apart on both sides, and the functions are named that have more or fewer instructions.
 """
 
 from __future__ import annotations
@@ -30,13 +30,17 @@ NAMED = 5  # functions of a setting that moved
 
 
 class Line(Struct, frozen=True, kw_only=True):
-    """A cell in the table. `kernel`: the version that booted, as it says itself. `figures` by setting."""
+    """A cell in the table. `kernel`: the version that booted, as it says itself. `machine`: as in Result.
+
+    `figures` by setting.
+    """
 
     number: int
     cell: str
     values: dict[str, str]
     state: State
     kernel: str
+    machine: str
     reason: str
     attempts: int
     run: str  # beneath the campaign's folder
@@ -97,6 +101,7 @@ def _line(book: Book, standing: Standing) -> Line:
         values=standing.cell.values,
         state=standing.state,
         kernel=result.kernel if result else "",
+        machine=result.machine if result else "",
         reason=standing.reason,
         attempts=len(standing.attempts),
         run=run,
@@ -116,10 +121,7 @@ def _of_one_kind(lines: Sequence[Line]) -> list[Line]:
         msgspec.structs.replace(
             line,
             figures={
-                setting: msgspec.structs.replace(figure, value=figure.more["cost"], exact=False)
-                if setting in costs and "cost" in figure.more
-                else figure
-                for setting, figure in line.figures.items()
+                setting: figure.as_cost() if setting in costs else figure for setting, figure in line.figures.items()
             },
         )
         for line in lines
@@ -141,8 +143,10 @@ def steps_between(book: Book, before: Line, after: Line, over: float) -> list[St
     moved: list[tuple[Headline, Headline, float]] = []
     for setting, new in after.figures.items():
         old = before.figures.get(setting)
-        if old is None or not old.value or old.unit != new.unit:
+        if old is None or not old.value or old.unit != new.unit or old.exact != new.exact:
             continue
+        if new.unit != "instructions" and before.machine != after.machine:
+            continue  # on a cluster: what moved may be the processor
         ratio = new.value / old.value
         if abs(ratio - 1) > (over if new.exact or new.unit != "instructions" else max(over, OVER_COST)):
             moved.append((old, new, ratio))
@@ -214,6 +218,4 @@ def _in_vain(book: Book, number: int) -> bool:
 
 def label_of(figure: Headline) -> str:
     """Return the name that a setting has where its messages are taken apart (`planning.label_of`); "": they cannot."""
-    more = [f"{key}={value}" for key, value in figure.swept.items()]
-    words = " ".join([figure.path, f"{figure.size} B", figure.pattern, figure.wait, *more])
-    return words if figure.pattern == "pingpong" and figure.unit == "instructions" else ""
+    return figure.label if figure.pattern == "pingpong" and figure.unit == "instructions" else ""

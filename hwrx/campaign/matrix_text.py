@@ -15,14 +15,14 @@ _MOVED = "*"
 
 def show_matrix(found: Matrix, console: Console) -> None:
     """Print the tables, what moved, and why a cell has no figure."""
-    for title, columns in _tables(found):
-        console.print(Text(title, style="bold"), soft_wrap=True)
+    for (title, unit), columns in _tables(found):
+        console.print(Text(f"{title}: {unit}", style="bold"), soft_wrap=True)
         table = Table(box=None, pad_edge=False)
         table.add_column("cell")
         for name, _ in columns:
             table.add_column(name, justify="right")
         for line in found.lines:
-            table.add_row(line.cell, *(_cell(found, line, setting) for _, setting in columns))
+            table.add_row(line.cell, *(_cell(found, line, setting, unit) for _, setting in columns))
         console.print(table)
         console.print()
     if found.settings:
@@ -38,20 +38,19 @@ def show_matrix(found: Matrix, console: Console) -> None:
     )
 
 
-def _tables(found: Matrix) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return a title for each size and pattern, with its columns: a name, and the setting that it is of."""
-    groups: dict[str, dict[str, str]] = {}
+def _tables(found: Matrix) -> list[tuple[tuple[str, str], list[tuple[str, str]]]]:
+    """Return a title and a unit for each size and pattern, with its columns: a name, and the setting that it is of."""
+    groups: dict[tuple[str, str], dict[str, str]] = {}
     for line in found.lines:
         for setting, figure in line.figures.items():
-            swept = " ".join(f"{key}={value}" for key, value in figure.swept.items())
-            title = f"{figure.pattern}, {size_words(figure.size)}, waiting by {figure.wait}: {figure.unit}"
-            groups.setdefault(title, {})[setting] = f"{figure.path} {swept}".strip()
+            title = f"{figure.pattern}, {size_words(figure.size)}, waiting by {figure.wait}"
+            groups.setdefault((title, figure.unit), {})[setting] = " ".join([figure.path, *figure.varied])
     return [(title, [(name, setting) for setting, name in of.items()]) for title, of in groups.items()]
 
 
-def _cell(found: Matrix, line: Line, setting: str) -> str:
+def _cell(found: Matrix, line: Line, setting: str, unit: str) -> str:
     figure = line.figures.get(setting)
-    if figure is None:
+    if figure is None or figure.unit != unit:  # of a cell with another clock: that stands in a table of its own
         return WITHHELD
     moved = any(step.setting == setting and step.after == line.cell for step in found.moved)
     return f"{exact_text(figure)}{_MOVED if moved else ''}"
@@ -76,6 +75,12 @@ def _caption(found: Matrix) -> str:
         words.append(
             "Figures of four digits are those of one run; instructions are then what a message costs, interruptions "
             "and all."
+        )
+    timed = {line.machine for line in found.lines for figure in line.figures.values() if figure.unit != "instructions"}
+    if len(timed) > 1:
+        names = "; ".join(sorted(each or "unknown" for each in timed))
+        words.append(
+            f"Times are of {len(timed)} processors ({names}): those of different ones are not held against each other."
         )
     if found.moved:
         words.append(

@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from hwrx.campaign.engines import Work
+from hwrx.campaign.engines import UnansweredError, Work
 from hwrx.errors import MachineError
 from hwrx.host import tools
 
@@ -33,17 +33,20 @@ class Slurm:
     name = "slurm"
     looks_every = 1.0
 
-    def __init__(self, folder: Path, words: Sequence[str] = (), *, at_once: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, words: Sequence[str] = (), *, at_once: int | None = None, alone: bool = False
+    ) -> None:
         """Find Slurm.
 
         :param folder: the campaign's, where scripts and what Slurm says of them go.
         :param words: more words for sbatch.
         :param at_once: most cells that run at a time.
+        :param alone: whether a cell has its node for itself, as one that measures time needs; `words` may undo it.
         :raises MachineError: if there is no sbatch here.
         """
         tools.find_tool("sbatch")
         self._folder = (folder / "slurm").resolve()
-        self._words = list(words)
+        self._words = [*(["--exclusive"] if alone else []), *words]
         self._at_once = at_once
         self._unanswered = 0
         self._known: dict[str, str] = {}
@@ -55,10 +58,20 @@ class Slurm:
     def start(self, work: Sequence[Work]) -> list[str]:
         """See Engine: an array for each host that cells are for."""
         jobs: dict[int, str] = {}
-        for host in dict.fromkeys(each.host for each in work):
-            mine = [number for number, each in enumerate(work) if each.host == host]
-            array = self._submit([work[number] for number in mine], host)
-            jobs |= {number: f"{array}_{place}" for place, number in enumerate(mine)}
+        arrays: list[str] = []
+        try:
+            for host in dict.fromkeys(each.host for each in work):
+                mine = [number for number, each in enumerate(work) if each.host == host]
+                arrays.append(self._submit([work[number] for number in mine], host))
+                jobs |= {number: f"{arrays[-1]}_{place}" for place, number in enumerate(mine)}
+        except BaseException as error:
+            # nobody else learns the numbers of those that Slurm took before it refused one
+            if arrays and self._cancel(arrays) and isinstance(error, MachineError):
+                raise MachineError(
+                    f"{error.args[0]}; the arrays before it could not be cancelled",
+                    remedy=f"scancel {' '.join(arrays)}, and see what sinfo shows",
+                ) from error
+            raise
         return [jobs[number] for number in range(len(work))]
 
     def _submit(self, work: Sequence[Work], host: str) -> str:
@@ -89,9 +102,9 @@ class Slurm:
 
     def standing(self, jobs: Sequence[str]) -> dict[str, str]:
         """See Engine."""
-        if not jobs:
-            return {}
         arrays = ",".join(dict.fromkeys(job.partition("_")[0] for job in jobs if job))
+        if not arrays:  # a driver that was killed while it handed them over: squeue would list everybody's
+            return {}
         done = subprocess.run(
             [tools.find_tool("squeue"), "--noheader", "--array", "--states=all", "--format=%i|%T|%N",
              f"--jobs={arrays}"],
@@ -102,8 +115,9 @@ class Slurm:
             self._unanswered += 1
             if self._unanswered < LOST_AFTER:
                 return {job: self._known.get(job, "") for job in jobs}
-            raise MachineError(
-                f"Slurm does not answer: {done.stderr.strip()[:300]}", remedy="sinfo; then the same again"
+            raise UnansweredError(
+                f"Slurm does not answer: {done.stderr.strip()[:300]}",
+                remedy="sinfo; then the same again, which finds the cells that go on",
             )
         self._unanswered = 0
         found = {}
@@ -114,7 +128,17 @@ class Slurm:
         self._known = {job: found[job] for job in jobs if job in found}
         return self._known
 
-    def end(self, jobs: Sequence[str]) -> None:
+    def end(self, jobs: Sequence[str]) -> list[str]:
         """See Engine. scancel sends SIGTERM, then, after the cluster's KillWait, SIGKILL."""
-        if jobs:
-            subprocess.run([tools.find_tool("scancel"), *jobs], capture_output=True, check=False)
+        mine = [job for job in jobs if job]
+        if not mine or not self._cancel(mine):
+            return []
+        try:  # one that had ended before is an error of scancel's, too
+            return list(self.standing(mine))
+        except UnansweredError:
+            return mine
+
+    def _cancel(self, jobs: Sequence[str]) -> bool:
+        """Cancel jobs; return whether scancel failed."""
+        done = subprocess.run([tools.find_tool("scancel"), *jobs], capture_output=True, check=False)
+        return done.returncode != 0

@@ -1,7 +1,8 @@
 """A history of runs: each setting's figure from run to run, and where it changed.
 
 A history is of one experiment, setting, topology and clock on one machine and kernel: what else varies would be in its
-figures. Of guest instructions the machine is any, as they are the same on all.
+figures. The setting is all of it, also what no run varies and no name says: if histories differ in that alone, it
+stands behind their names. Of guest instructions the machine is any, as they are the same on all.
 
 A figure that repeats to the digit changed where its digits did. Of all others Apache Otava says where (E-divisive means
 with a t test, as in Fleming et al., "Hunter", ICPE 2023): hwrx has no statistics of its own for that. Otava's importers
@@ -11,20 +12,25 @@ without them: pip install --no-deps apache-otava.
 
 from __future__ import annotations
 
+import collections
 import importlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
+from msgspec import Struct
+
 from hwrx.campaign.history import Change, History, Point, Track
 from hwrx.errors import StoreError
 from hwrx.paths import mixes
 from hwrx.report.anatomies import moved_functions
-from hwrx.report.headline import Headline, headlines_of
-from hwrx.report.provenance import find_key, kernel_of
+from hwrx.report.headline import Headline, headline_of
+from hwrx.report.model import Row
+from hwrx.report.provenance import find_key, kernel_of, machine_of
 from hwrx.report.published import open_published
 from hwrx.report.reported import ReportedRun
+from hwrx.runs.overrides import LISTED
 
 INSTALL = "pip install --no-deps apache-otava"
 CHANCE = 0.001  # p below which Otava takes a change for one: its own default
@@ -48,6 +54,24 @@ class Found(Protocol):
     stats: Stats
 
 
+class Key(Struct, frozen=True, kw_only=True):
+    """What the runs of a history have in common. `given`: fields that its names do not say, each with its value."""
+
+    experiment: str
+    setting: str
+    machine: str
+    kernel: str  # "": several
+    topology: str
+    clock: str
+    unit: str
+    given: tuple[tuple[str, str], ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that is shown of it."""
+        return self.experiment, self.setting, self.machine, self.kernel, self.topology, self.clock, self.unit
+
+
 def read_track(paths: Iterable[Path], *, over: float, across_kernels: bool = False, hostnames: bool = False) -> Track:
     """Make the histories of runs.
 
@@ -68,12 +92,16 @@ def read_track(paths: Iterable[Path], *, over: float, across_kernels: bool = Fal
             runs.append(run)
         else:
             left_out.append(f"{path.name}: its run is {run.status}")
-    gathered: dict[tuple[str, ...], list[tuple[ReportedRun, Headline]]] = {}
+    gathered: dict[Key, list[tuple[ReportedRun, Headline]]] = {}
     for run in sorted(runs, key=lambda run: str(run.manifest["started"])):
-        for figure in headlines_of(run.summary()):
-            gathered.setdefault(_key(run, figure, across_kernels), []).append((run, figure))
+        for row in run.summary().rows:
+            if (figure := headline_of(row)) is not None:
+                gathered.setdefault(_key(run, row, figure, across_kernels), []).append((run, figure))
     analyse = find_otava()
-    return Track(histories=[_history(key, of, over, analyse) for key, of in gathered.items()], left_out=left_out)
+    settings = _told_apart(gathered)
+    return Track(
+        histories=[_history(key, settings[key], of, over, analyse) for key, of in gathered.items()], left_out=left_out
+    )
 
 
 def runs_beneath(folder: Path) -> list[Path]:
@@ -105,18 +133,44 @@ def find_otava() -> Callable[[Sequence[float], float], list[Found]] | None:
     return analyse
 
 
-def _key(run: ReportedRun, figure: Headline, across_kernels: bool) -> tuple[str, ...]:
+def _key(run: ReportedRun, row: Row, figure: Headline, across_kernels: bool) -> Key:
     manifest: Mapping[str, object] = run.manifest
     clock = str(manifest["clock"])
-    return (
-        " ".join([run.name, *run.experiment.boot]),
-        _setting_of(run, figure),
-        _machine_of(manifest) if clock != "icount" else "any (instructions are counted)",
-        "" if across_kernels else kernel_of(run),
-        str(manifest["topology"]),
-        clock,
-        figure.unit,
+    return Key(
+        experiment=" ".join([run.name, *run.experiment.boot]),
+        setting=_setting_of(run, figure),
+        machine=machine_of(run) if clock != "icount" else "any (instructions are counted)",
+        kernel="" if across_kernels else kernel_of(run),
+        topology=str(manifest["topology"]),
+        clock=clock,
+        unit=figure.unit,
+        given=_given(run, row, clock),
     )
+
+
+def _given(run: ReportedRun, row: Row, clock: str) -> tuple[tuple[str, str], ...]:
+    """Return what a row's figures depend on, beyond what its name says."""
+    named = {*LISTED, *row.swept, *(["rate"] if row.load is not None else [])}  # the rate of a share is each run's own
+    fields = {field: value for field, value in row.setting.items() if field not in named}
+    fields["wire_mtu"] = run.experiment.wire_mtu
+    if clock != "icount":  # a guest that counts is the same on whatever CPU
+        cpu = run.experiment.cpu
+        fields |= {"cpu": cpu if isinstance(cpu, str) else ",".join(map(str, cpu)), "numa": run.experiment.numa}
+    return tuple(sorted((field, str(value)) for field, value in fields.items()))
+
+
+def _told_apart(keys: Iterable[Key]) -> dict[Key, str]:
+    """Return what the setting of each history is called: with the fields by which those of one name differ."""
+    alike: dict[tuple[str, ...], list[Key]] = collections.defaultdict(list)
+    for key in keys:
+        alike[key.names].append(key)
+    found = {}
+    for mine in alike.values():
+        common = set.intersection(*(set(key.given) for key in mine))
+        for key in mine:
+            found[key] = " ".join([key.setting, *(f"{name}={value}" for name, value in key.given
+                                                  if (name, value) not in common)])  # fmt: skip
+    return found
 
 
 def _setting_of(run: ReportedRun, figure: Headline) -> str:
@@ -129,20 +183,17 @@ def _setting_of(run: ReportedRun, figure: Headline) -> str:
     return figure.setting.replace(f"mix={label}", f"mix={mixes.own_label(words)}")
 
 
-def _machine_of(manifest: Mapping[str, object]) -> str:
-    """Return what tells one machine from another without its name: its processor, and whether the guest is emulated."""
-    model = find_key(manifest.get("host") or manifest.get("machine"), "model")
-    return f"{model or 'unknown'}{', an emulated guest' if manifest.get('emulated') else ''}"
-
-
 def _history(
-    key: tuple[str, ...],
+    key: Key,
+    setting: str,
     of: Sequence[tuple[ReportedRun, Headline]],
     over: float,
     analyse: Callable[[Sequence[float], float], list[Found]] | None,
 ) -> History:
-    experiment, setting, machine, kernel, topology, clock, unit = key
     exact = all(figure.exact for _, figure in of)
+    if not exact:  # costs, all of them: a state beside a cost would seem to have changed
+        costs = [(run, figure.as_cost()) for run, figure in of]
+        of = [(run, figure) for run, figure in costs if not figure.exact]
     values = [figure.value for _, figure in of]
     not_judged = ""
     changes: list[Change] = []
@@ -160,13 +211,13 @@ def _history(
             for each in analyse(values, over)
         ]
     return History(
-        experiment=experiment,
+        experiment=key.experiment,
         setting=setting,
-        machine=machine,
-        kernel=kernel,
-        topology=topology,
-        clock=clock,
-        unit=unit,
+        machine=key.machine,
+        kernel=key.kernel,
+        topology=key.topology,
+        clock=key.clock,
+        unit=key.unit,
         exact=exact,
         points=[
             Point(
@@ -185,16 +236,13 @@ def _history(
 
 def _commit_of(manifest: Mapping[str, object]) -> str:
     commit = find_key(manifest.get("host") or manifest.get("machine"), "commit")
-    if isinstance(commit, dict):
-        commit = find_key(commit, "hwrx") or find_key(commit, "commit")
-    return str(commit or "")[:12]
+    return str(commit.get("id") or "")[:12] if isinstance(commit, dict) else ""
 
 
 def _change(
     of: Sequence[tuple[ReportedRun, Headline]], place: int, before: float, after: float, chance: float | None = None
 ) -> Change:
     (old, _), (new, figure) = of[place - 1], of[place]
-    label = " ".join([figure.path, f"{figure.size} B", figure.pattern, figure.wait])
     ratio = after / before
     return Change(
         run=new.path.name,
@@ -204,5 +252,5 @@ def _change(
         ratio=ratio,
         worse=(ratio < 1) == figure.more_is_better,
         chance=chance,
-        functions=[each for each in moved_functions([old], [new]) if each.setting.startswith(label)][:NAMED],
+        functions=[each for each in moved_functions([old], [new]) if each.setting == figure.label][:NAMED],
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from hwrx.report.model import Row
 from hwrx.report.numbers import size_words
@@ -26,6 +26,8 @@ FIGURES = ("headline", "p50", "p90", "p99", "cost", "rate")  # that a test may a
 class Headline(Struct, frozen=True, kw_only=True):
     """A setting's figure. `exact`: it repeats to the digit. `more`: its other figures, by name.
 
+    `load`: the share of what its path can do, if the experiment asks for shares: the rates are then each run's own.
+    `label`: what the run calls its trials, and their messages if they are taken apart.
     Times in `more` (p50, p90, p99, cost) are in instructions if `unit` is, else in µs; `rate` is messages a second.
     """
 
@@ -33,21 +35,34 @@ class Headline(Struct, frozen=True, kw_only=True):
     size: int  # bytes
     pattern: str
     wait: str
+    load: float | None = None
     swept: dict[str, Any]
     unit: Unit
     value: float
     exact: bool
     more: dict[str, float] = {}
+    label: str = ""
 
     @property
     def setting(self) -> str:
         """What the figure is of, in words."""
-        more = [f"{key}={value}" for key, value in self.swept.items()]
-        return " ".join([self.path, size_words(self.size), self.pattern, self.wait, *more])
+        return " ".join([self.path, size_words(self.size), self.pattern, self.wait, *self.varied])
+
+    @property
+    def varied(self) -> list[str]:
+        """What tells it from others of its path, size, pattern and wait, in words."""
+        load = [] if self.load is None else [f"load={self.load:g}"]
+        return [*load, *(f"{key}={value}" for key, value in self.swept.items())]
 
     def figure(self, name: str) -> float:
         """Return one of FIGURES, NaN if the run has no such figure of this setting."""
         return self.value if name == "headline" else self.more.get(name, math.nan)
+
+    def as_cost(self) -> Headline:
+        """Return it as what a message costs, to stand beside figures that do not repeat; as it is if it has no cost."""
+        if self.unit != "instructions" or not self.exact or "cost" not in self.more:
+            return self
+        return structs.replace(self, value=self.more["cost"], exact=False)
 
     @property
     def more_is_better(self) -> bool:
@@ -57,10 +72,11 @@ class Headline(Struct, frozen=True, kw_only=True):
 
 def headlines_of(summary: Summary) -> list[Headline]:
     """Return a figure for each row of a summary that has one, in its order."""
-    return [found for row in summary.rows if (found := _headline(row)) is not None]
+    return [found for row in summary.rows if (found := headline_of(row)) is not None]
 
 
-def _headline(row: Row) -> Headline | None:
+def headline_of(row: Row) -> Headline | None:
+    """Return the figure of a row, None if it has none."""
     scale = 1000.0 if row.counted else 1.0  # an instruction is a nanosecond of the guest's clock
     more = {
         name: round(scale * of.value, 6) for name, of in row.quantiles.items() if of is not None and name in FIGURES
@@ -82,6 +98,6 @@ def _headline(row: Row) -> Headline | None:
     if math.isnan(value):
         return None
     return Headline(
-        path=row.path, size=row.size, pattern=row.pattern, wait=row.wait, swept=row.swept, unit=unit,
-        value=value, exact=exact, more=more,
+        path=row.path, size=row.size, pattern=row.pattern, wait=row.wait, load=row.load, swept=row.swept,
+        unit=unit, value=value, exact=exact, more=more, label=row.trial_label,
     )  # fmt: skip

@@ -66,6 +66,7 @@ class Row(Struct, kw_only=True):
     settled: bool = True
     converged: bool | None = None  # None: the experiment asked for no width of the interval
     setting: dict[str, Any] = {}  # all of it
+    trial_label: str = ""  # what its trials are called in the run's tables, and their messages if they are taken apart
     level: float = LEVEL  # at which its intervals are made: higher if the experiment looked again and again
     states: list[State] = []  # that its messages were in, µs; of streams none
     groups: list[State] = []  # that its trials fall into (by p50, µs; of streams by messages a second), if they do

@@ -39,6 +39,12 @@ def kernel_of(run: Run) -> str:
     return str(kernel or "")
 
 
+def machine_of(run: Run) -> str:
+    """Return what tells one machine from another without its name: its processor, and whether the guest is emulated."""
+    model = find_key(run.manifest.get("host") or run.manifest.get("machine"), "model")
+    return f"{model or 'unknown'}{', an emulated guest' if run.manifest.get('emulated') else ''}"
+
+
 def find_key(tree: object, key: str) -> object:
     """Return the first value of `key` anywhere in nested dictionaries, nearest to the top first."""
     level = [tree]

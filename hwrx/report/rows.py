@@ -102,6 +102,7 @@ def _row(run: Run, name: str, group: Group) -> Row:
             for field, value in msgspec.to_builtins(setting_of(trials[0])).items()
             if not is_outcome(trials[0], field)
         },
+        trial_label=str(trials[0]["label"]),
         level=level,
         states=_states(taken, factor),
         groups=_groups(digests, rates, pattern),

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import made_runs
 import msgspec
 import pytest
 
-from hwrx.campaign import bisecting, book, cells, condition, matrix
+from hwrx.campaign import bisecting, book, cells, condition, driving, matrix, matrix_text
 from hwrx.campaign.cells import Axes
 from hwrx.cli import main
+from hwrx.commands.shared import campaigns
 from hwrx.control.messages import Setting
 from hwrx.errors import HwrxError, StoreError, UsageError
+from hwrx.host.console import open_console
 from hwrx.lab import kernel
-from hwrx.report.headline import Headline
+from hwrx.report.headline import Headline, headlines_of
+from hwrx.report.reported import ReportedRun
 from hwrx.runs import experiment as experiments
+from hwrx.runs import planning
+from hwrx.runs.experiment import Experiment
+from hwrx.runs.testbed import Wanted
 
 FILE = """
 paths = ["udp"]
@@ -114,10 +121,63 @@ def test_hosts_are_for_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "add --slurm" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def made_book(folder: Path, **settings: list[object]) -> book.Book:
+    axes = Axes(settings=settings)
+    planned = cells.plan_cells(experiments.from_options(name="n", paths=["udp"], topology="netns"), axes)
+    return book.Book.create(folder, name="n", question="", asked="", axes=axes.names, anatomy=False, cells=planned)
+
+
+def planned_as_it_is(experiment: Experiment, wanted: Wanted, say: object) -> planning.Plan:
+    return planning.plan_run(experiment)
+
+
+def test_a_cell_that_was_left_out_is_looked_at_again(tmp_path: Path) -> None:
+    """What it lacked, a kernel's image or a tool, may have been put there."""
+    made = made_book(tmp_path / "c", messages=[41, 42])
+
+    def lacking(experiment: Experiment, wanted: Wanted, say: object) -> planning.Plan:
+        if experiment.setting["messages"] == 42:
+            raise UsageError("there is no kernel image")
+        return planning.plan_run(experiment)
+
+    assert len(driving.leave_out(made, lacking, print)) == 1
+    assert [(each.state, each.reason) for each in made.content.cells] == [
+        ("planned", ""),
+        ("left out", "there is no kernel image"),
+    ]
+    driving.leave_out(made, planned_as_it_is, print)
+    assert [(each.state, each.reason) for each in made.content.cells] == [("planned", "")] * 2
+
+
+def test_guests_are_those_of_all_cells_that_are_not_done(tmp_path: Path) -> None:
+    """Cells that a killed driver left running, and those that --retry attempts again, boot as many as before."""
+    made = made_book(tmp_path / "c", messages=[41, 42, 43, 44])
+    for standing, state in zip(made.content.cells, ("running", "failed", "done", "planned"), strict=True):
+        standing.state = state
+    assert len(driving.leave_out(made, planned_as_it_is, print)) == 3
+    # nor does what is known now change what a cell under way is
+    driving.leave_out(made, lambda *words: (_ for _ in ()).throw(UsageError("no image")), print)
+    assert [each.state for each in made.content.cells] == ["running", "failed", "done", "left out"]
+
+
+def test_one_cell_that_measures_time_has_the_machine_for_itself(tmp_path: Path) -> None:
+    made = made_book(tmp_path / "c", clock=["icount", "wall"])
+    able = driving.leave_out(made, planned_as_it_is, print)
+    assert [each.counted for each in able] == [True, False]
+    way = campaigns.Way(
+        out=None, jobs=2, slurm=False, sbatch=(), attempts=1, retry=False, over=0.01, dry_run=False, as_json=False
+    )
+    with pytest.raises(UsageError, match="in each other's figures"):
+        campaigns._engine(made, way, able)
+    assert campaigns._engine(made, way, able[:1]).room() == 2
+
+
 # --- the table -----------------------------------------------------------------------------------------------------
 
 
-def of_kernels(folder: Path, *figures: Headline, anatomy: bool = False) -> book.Book:
+def of_kernels(
+    folder: Path, *figures: Headline, anatomy: bool = False, machines: Sequence[str] = ("", "", "")
+) -> book.Book:
     """A campaign over as many kernels, each done, with a figure."""
     experiment, _ = cells.load_campaign(write(folder))
     axes = Axes(kernels=tuple(f"6.{number}" for number in range(len(figures))))
@@ -125,10 +185,10 @@ def of_kernels(folder: Path, *figures: Headline, anatomy: bool = False) -> book.
     made = book.Book.create(
         folder / "c", name="n", question="", asked="", axes=axes.names, anatomy=anatomy, cells=planned
     )
-    for standing, one in zip(made.content.cells, figures, strict=True):
+    for standing, one, machine in zip(made.content.cells, figures, machines, strict=False):
         standing.state, standing.attempts = "done", [book.Attempt(job="1", began="")]
         made.attempt_folder(standing).mkdir()
-        book.write_result(made.attempt_folder(standing), book.Result(state="done", figures=[one]))
+        book.write_result(made.attempt_folder(standing), book.Result(state="done", figures=[one], machine=machine))
     return made
 
 
@@ -147,6 +207,52 @@ def test_what_moved_is_said_from_one_kernel_to_the_next(tmp_path: Path) -> None:
     assert matrix.read_matrix(made, over=0.2).moved == []
 
 
+def test_shares_of_the_capacity_have_a_figure_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rates = {"udp 64 B event": 20_000.0}
+    run = made_runs.make(tmp_path, paths=["udp"], sizes=[64], patterns=["paced"], load=[0.2, 0.5], capacity=rates)
+    figures = headlines_of(ReportedRun.open(run).summary())
+    assert sorted(each.setting for each in figures) == [
+        "udp 64 B paced event load=0.2",
+        "udp 64 B paced event load=0.5",
+    ]
+    made = of_kernels(tmp_path, figures[0])
+    made.attempt_folder(made.content.cells[0]).joinpath(book.RESULT).unlink()
+    book.write_result(made.attempt_folder(made.content.cells[0]), book.Result(state="done", figures=figures))
+    matrix_text.show_matrix(matrix.read_matrix(made), open_console())
+    assert {"load=0.2", "load=0.5"} <= set(capsys.readouterr().out.split())
+
+
+def test_a_table_has_figures_of_its_own_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    timed = msgspec.structs.replace(figure(value=9.25), unit="µs", exact=False)
+    matrix_text.show_matrix(matrix.read_matrix(of_kernels(tmp_path, figure(value=4321.0), timed)), open_console())
+    counted, times = capsys.readouterr().out.split("udp 64 B", 1)[0].split("pingpong, ")[1:]
+    assert "instructions" in counted and "4,321" in counted and "9.25" not in counted
+    assert "µs" in times and "9.25" in times and "4,321" not in times
+
+
+def test_times_of_two_processors_are_not_held_against_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = [msgspec.structs.replace(figure(value=value), unit="µs", exact=False) for value in (5.0, 9.0, 12.0)]
+    (tmp_path / "times").mkdir()
+    found = matrix.read_matrix(of_kernels(tmp_path / "times", *times, machines=("Xeon", "Epyc", "Epyc")))
+    assert [(each.before, each.after) for each in found.moved] == [("6.1", "6.2")]
+    matrix_text.show_matrix(found, open_console())
+    assert "Times are of 2 processors (Epyc; Xeon)" in " ".join(capsys.readouterr().out.split())
+    # instructions are the same on all
+    made = of_kernels(tmp_path, figure(value=100.0), figure(value=200.0), machines=("Xeon", "Epyc"))
+    assert len(matrix.read_matrix(made).moved) == 1
+
+
+def test_a_setting_is_taken_apart_by_the_name_that_its_run_gave_it(tmp_path: Path) -> None:
+    """What is swept stands there in the file's order, and with one value, too."""
+    wanted = {"paths": ["udp"], "sizes": [64], "repeats": 1, "clock": "icount"}
+    wanted |= {"sweep": {"init_on_alloc": [0, 1], "rest": [0, 9], "warmup": [7]}}
+    run = made_runs.make(tmp_path, manifest={**made_runs.MANIFEST, "clock": "icount"}, **wanted)
+    found = {matrix.label_of(each) for each in headlines_of(ReportedRun.open(run).summary())}
+    assert found == {trial.label for trial in made_runs.layout(**wanted).trials} and len(found) == 4
+
+
 def test_figures_of_a_setting_are_of_one_kind(tmp_path: Path) -> None:
     exact = msgspec.structs.replace(figure(value=100.0), more={"cost": 120.0})
     cost = msgspec.structs.replace(figure(value=121.0), exact=False, more={"cost": 121.0})
@@ -161,6 +267,7 @@ def test_figures_of_a_setting_are_of_one_kind(tmp_path: Path) -> None:
 def figure(path: str = "udp", value: float = 100.0, pattern: str = "pingpong", size: int = 64) -> Headline:
     return Headline(
         path=path, size=size, pattern=pattern, wait="event", swept={}, unit="instructions", value=value, exact=True,
+        label=f"{path} {size} B {pattern} event",
         more={"p50": value + 1, "rate": 1e9 / value},
     )  # fmt: skip
 
@@ -252,7 +359,47 @@ def test_ends_that_are_not_what_is_said_of_them_are_refused() -> None:
         bisecting.Search(["a", "b"], condition.parse_condition("udp > 50 instructions"), same).carry_out()
     with pytest.raises(HwrxError, match="cannot be measured: no image"):
         bisecting.Search(["a", "b"], condition.parse_condition("udp > 2"), lambda place: ([], "no image")).carry_out()
-    assert math.isnan(bisecting._reference(condition.parse_condition("udp > 5 us"), None))
+    assert bisecting._reference(condition.parse_condition("udp > 5 us"), None) is None
+
+
+def test_a_state_is_not_held_against_a_cost() -> None:
+    """Of two kernels that cost the same the messages of one repeat to the digit."""
+    exact = msgspec.structs.replace(figure(value=12_911.5), more={"cost": 13_900.0})
+    cost = msgspec.structs.replace(figure(value=13_900.0), exact=False, more={"cost": 13_900.0})
+    test = condition.parse_condition("udp > 1.05")
+    assert not test.is_bad(cost, exact) and not test.is_bad(exact, cost)
+    assert test.is_bad(msgspec.structs.replace(cost, more={"cost": 14_900.0}, value=14_900.0), exact)
+    # a number is one of the good kernel's kind, and without a cost there is nothing to hold
+    number = condition.parse_condition("udp > 13000 instructions")
+    for held, good in ((number, exact), (test, msgspec.structs.replace(exact, more={}))):
+        with pytest.raises(condition.NoFigureError, match="on one of two kernels alone"):
+            held.is_bad(cost, good)
+
+    kernels = [exact, cost, msgspec.structs.replace(cost, value=15_000.0, more={"cost": 15_000.0})]
+    found = bisecting.Search(["a", "b", "c"], test, lambda place: ([kernels[place]], "")).carry_out()
+    assert [(each.kernel, each.verdict) for each in found.judged] == [("a", "good"), ("b", "good"), ("c", "bad")]
+    assert found.judged[1].ratio == 1.0
+
+
+@pytest.mark.parametrize("named", ["", " p50", " rate"])
+def test_a_time_is_not_held_against_instructions(named: str) -> None:
+    timed = Headline(
+        path="udp", size=64, pattern="pingpong", wait="event", swept={}, unit="µs", value=9.0, exact=False,
+        more={"p50": 9.0, "rate": 5e4},
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="is in instructions, and of the good kernel in µs"):
+        condition.parse_condition(f"udp{named} > 1.05").is_bad(figure(), timed)
+
+
+def test_a_figure_beside_the_headline_has_its_own_unit() -> None:
+    stream = Headline(
+        path="udp", size=64, pattern="stream", wait="event", swept={}, unit="messages/s", value=1e6, exact=False,
+        more={"p50": 9.0, "rate": 1e6},
+    )  # fmt: skip
+    test = condition.parse_condition("udp p50 > 8 us")
+    assert test.is_bad(test.value([stream]))
+    with pytest.raises(UsageError, match="is in messages/s, not in instructions"):
+        condition.parse_condition("udp rate > 5 instructions").value([figure()])
 
 
 def test_the_list_is_cut_to_its_ends_in_either_direction() -> None:

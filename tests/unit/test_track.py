@@ -12,9 +12,14 @@ from typing import Any
 import made_runs
 import numpy as np
 import pytest
+from msgspec import structs
 
+from hwrx.anatomy import model
+from hwrx.anatomy.model import Dissection, Part
 from hwrx.campaign import tracking, tracking_page
 from hwrx.cli import main
+from hwrx.report.headline import headlines_of
+from hwrx.report.reported import ReportedRun
 from hwrx.runs import store
 
 COUNTED = {**made_runs.MANIFEST, "clock": "icount", "topology": "netns"}
@@ -42,6 +47,14 @@ def make_history(root: Path, instructions: Sequence[int], kernel: str = "6.1.0-t
             )  # fmt: skip
         made.append(writer.path)
     return made
+
+
+def dissected(label: str, parts: list[Part]) -> Dissection:
+    return Dissection(
+        label=label, path="udp", size=64, whole=False, messages=90, instructions=900.0, named=1.0, layered=1.0,
+        awake=90, exact=90, beyond=0, halted=0.0, lost=0, parts=parts, layers={}, states=[], pieces=[], calls=0,
+        unmatched=0, stamps=[],
+    )  # fmt: skip
 
 
 def make_timed(root: Path, runs: int, slower_from: int) -> list[Path]:
@@ -97,6 +110,74 @@ def test_each_kernel_has_a_history_of_its_own_unless_they_are_to_be_one(tmp_path
     (whole,) = tracking.read_track(made, over=0.01, across_kernels=True).histories
     assert [point.kernel for point in whole.points] == ["6.1", "6.12"]
     assert whole.changes[0].ratio == pytest.approx(1.1)
+
+
+def test_cells_of_a_campaign_have_a_history_each(tmp_path: Path) -> None:
+    """What tells two runs of one name apart stands in [setting], or is a CPU: no name of a row says it."""
+    for warmup in (200, 400):
+        make_history(tmp_path / "counted", [20_000, 20_000], setting={"warmup": warmup})
+    found = tracking.read_track(tracking.runs_beneath(tmp_path / "counted"), over=0.01).histories
+    assert [(each.setting.partition("event ")[2], len(each.points)) for each in found] == [
+        ("warmup=200", 2),
+        ("warmup=400", 2),
+    ]
+    for cpu in ([0, 1], [2, 3]):
+        made_runs.make(tmp_path / "timed", paths=["udp"], sizes=[64], cpu=cpu)
+    found = tracking.read_track(tracking.runs_beneath(tmp_path / "timed"), over=0.01).histories
+    assert [each.setting.partition("event ")[2] for each in found] == ["cpu=0,1", "cpu=2,3"]
+
+
+def test_the_rate_of_a_share_is_each_runs_own(tmp_path: Path) -> None:
+    """Two runs that measured other capacities have one history of each share."""
+    for capacity in (20_000.0, 21_000.0):
+        made_runs.make(tmp_path, paths=["udp"], sizes=[64], patterns=["paced"], load=[0.2, 0.5],
+                       capacity={"udp 64 B event": capacity})  # fmt: skip
+    found = tracking.read_track(tracking.runs_beneath(tmp_path), over=0.01).histories
+    assert sorted((each.setting, len(each.points)) for each in found) == [
+        ("udp 64 B paced event load=0.2", 2),
+        ("udp 64 B paced event load=0.5", 2),
+    ]
+
+
+def test_a_run_says_which_commit_measured_it(tmp_path: Path) -> None:
+    about = {**made_runs.MANIFEST, "host": {"model": "made up", "commit": {"id": "ab" * 20, "changed": False}}}
+    run = made_runs.make(tmp_path, manifest=about, paths=["udp"], sizes=[64])
+    (found,) = tracking.read_track([run], over=0.01).histories
+    assert found.points[0].hwrx == "ab" * 6
+
+
+def test_a_history_with_a_cost_is_one_of_costs(tmp_path: Path) -> None:
+    made = make_history(tmp_path, [20_000, 20_000])
+    (run, *_) = [ReportedRun.open(path) for path in made]
+    state = headlines_of(run.summary())[0]
+    cost = {"value": 10_900.0, "more": {"cost": 10_900.0}}
+    pair = [structs.replace(state, more={"cost": 10_900.0}), structs.replace(state, exact=False, **cost)]
+    key = tracking._key(run, run.summary().rows[0], state, across_kernels=False)
+    found = tracking._history(key, key.setting, [(run, figure) for figure in pair], 0.01, None)
+    assert [point.value for point in found.points] == [10_900, 10_900] and not found.exact
+
+
+def test_functions_of_a_change_are_those_of_its_own_setting(tmp_path: Path) -> None:
+    for spin in (100.0, 700.0):
+        plan = made_runs.layout(paths=["udp"], sizes=[64], repeats=1, messages=100, clock="icount",
+                                sweep={"rest": [1, 16]})  # fmt: skip
+        with store.Writer.create(tmp_path, plan, COUNTED) as writer:
+            for trial in plan.trials:
+                writer.add_trial(
+                    trial, status="ok", tally={"posted": 100, "delivered": 100, "lost": 0},
+                    sequence=np.arange(100, dtype=np.uint32), ns=np.full(100, 20_000 + 2 * int(spin), dtype=np.int64),
+                    service_ns=None, extra={},
+                )  # fmt: skip
+            # of the other setting more functions moved than are named
+            names = {1: ["mine"], 16: [f"other_{number}" for number in range(9)]}
+            found = [
+                dissected(trial.label, [Part(name, "vmlinux", "UDP", spin) for name in names[trial.setting.rest]])
+                for trial in sorted(plan.trials, key=lambda trial: -trial.setting.rest)
+            ]
+            writer.add_document(model.DOCUMENT, model.to_document(found))
+    histories = tracking.read_track(tracking.runs_beneath(tmp_path), over=0.01).histories
+    (named,) = [each.changes[0].functions for each in histories if each.setting.endswith("rest=1")]
+    assert [each.function for each in named] == ["mine"]
 
 
 def test_otava_finds_where_times_changed_and_nothing_where_they_did_not(tmp_path: Path) -> None:

@@ -21,9 +21,7 @@ from hwrx.host import disk, strict_json
 from hwrx.host.console import open_console
 from hwrx.report.headline import Headline
 from hwrx.runs import experiment as experiments
-from hwrx.runs import testbed
 from hwrx.runs.experiment import Experiment
-from hwrx.runs.testbed import Wanted
 
 FOLDER = Path("campaigns")
 
@@ -90,10 +88,10 @@ def run_campaign(experiment: Experiment, axes: Axes, way: Way, source: str) -> N
         return
     found = _open_book(way.out or FOLDER / experiment.name, experiment, axes, planned, asked)
     with found.driven(), Display() as display:
-        guests = driving.leave_out(found, measuring.settle_plan, display.stage)
+        able = driving.leave_out(found, measuring.settle_plan, display.stage)
         found.save()
         driving.need_some(found)
-        engine = _engine(found, way, experiment, guests)
+        engine = _engine(found, way, able)
         driving.drive_campaign(found, engine, display.cell, retry=way.retry, attempts=way.attempts)
         name_moved(found, engine, way.over, display)
     print_campaign(found, way.over, as_json=way.as_json)
@@ -130,12 +128,13 @@ def name_moved(found: Book, engine: engines.Engine, over: float, display: Displa
         driving.take_apart(found, engine, wanted, display.cell)
 
 
-def _engine(found: Book, way: Way, experiment: Experiment, guests: list[int]) -> engines.Engine:
+def _engine(found: Book, way: Way, able: list[driving.Able]) -> engines.Engine:
+    counted = all(each.counted for each in able)  # those that count would be in the figures of one that measures time
     if way.slurm:
-        return slurm.Slurm(found.path, [word for words in way.sbatch for word in shlex.split(words)], at_once=way.jobs)
-    settled = testbed.settle_clock(experiment, Wanted())
-    counted = settled.clock == "icount" and testbed.in_guest(settled, Wanted())
-    return engines.Local(engines.cells_at_once(max(guests, default=1), counted=counted, wanted=way.jobs))
+        words = [word for each in way.sbatch for word in shlex.split(each)]
+        return slurm.Slurm(found.path, words, at_once=way.jobs, alone=not counted)
+    guests = max((each.guests for each in able), default=1)
+    return engines.Local(engines.cells_at_once(guests, counted=counted, wanted=way.jobs))
 
 
 def _print_plan(planned: list[Cell], way: Way) -> None:
