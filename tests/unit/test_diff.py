@@ -255,7 +255,7 @@ def test_a_state_of_one_side_alone_is_told(tmp_path: pathlib.Path, monkeypatch: 
 
 def test_loads_are_compared_with_the_same_load(tmp_path: pathlib.Path) -> None:
     layout = made_runs.layout(paths=["udp"], sizes=[64], patterns=["paced"], rate=100.0)
-    key = capacity_key(layout.settings[0])
+    key = capacity_key(layout.settings[0], layout.experiment)
     options: dict[str, Any] = {"paths": ["udp"], "sizes": [64], "patterns": ["paced"]}
     runs = [
         hwrx.load(made_runs.make(tmp_path, load=load, capacity={key: rate}, **options))
