@@ -5,7 +5,7 @@
     hwrx = "/opt/hwrx/bin/hwrx"
 
     [hosts."node[1-8]"]              # a node set, as ClusterShell and Slurm write it
-    address = "192.0.2.[1-8]"        # one for each
+    address = "192.0.2.[1-8]"        # one for each, in the order in which sets are sorted
     netdev = "eth1"
     verbs = "mlx5_0"
 
@@ -26,7 +26,7 @@ from msgspec import Meta, Struct
 from hwrx.bench import labgrid, netconfig
 from hwrx.bench.ports import MOST, PortEntry, PortNumber, Text, check_address, check_ports, port_hosts
 from hwrx.control.environment import Host, parse_environment
-from hwrx.control.nodes import expand_nodes
+from hwrx.control.nodes import expand_nodes, need_sorted, written_nodes
 from hwrx.errors import UsageError
 from hwrx.host import toml_text
 from hwrx.host.outside import clean_name
@@ -153,6 +153,8 @@ def build_bench(content: Table, source: str) -> Bench:
         _check_entry(source, where, table)
         names = expand_nodes(nodes, source)
         merged = {**defaults, **table}
+        if any("[" in merged[key] for key in merged.keys() & SPREAD):
+            need_sorted(f"{source}: {where}", written_nodes(nodes, source))
         spread = {key: _spread(source, where, key, merged[key], names) for key in merged.keys() & SPREAD}
         for place, name in enumerate(names):
             if not NAME.fullmatch(name):
@@ -199,12 +201,13 @@ def _spread(source: str, where: str, key: str, text: str, names: list[str]) -> l
     """Return a value for each host: the set of a text that is one, else the same text."""
     if "[" not in text:
         return [text] * len(names)
-    values = expand_nodes(text, f"{source}: {where}.{key}")
+    values = written_nodes(text, f"{source}: {where}.{key}")
     if len(values) != len(names):
         raise UsageError(
             f"{source}: {where}.{key}: '{clean_name(text)}' is {len(values)} values for {len(names)} hosts",
             remedy="give as many as there are hosts, or one without [ ] for all",
         )
+    need_sorted(f"{source}: {where}.{key}", values)
     return values
 
 

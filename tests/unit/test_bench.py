@@ -85,6 +85,39 @@ def test_a_wrong_key_is_named_with_what_is_allowed(text: str, words: str, remedy
     assert remedy in caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("nodes", "key", "values", "where"),
+    [
+        ("server,client", "address", "10.0.0.[1-2]", "hosts.server,client:"),
+        ("node[3,1]", "verbs", "mlx5_[0-1]", "hosts.node[3,1]:"),
+        ("node[1,3]", "address", "10.0.0.[30,10]", "hosts.node[1,3].address:"),
+        ("n[1-2]", "verbs", "mlx5_[1,0]", "hosts.n[1-2].verbs:"),
+    ],
+)
+def test_values_that_would_go_to_other_hosts_than_those_in_their_place_are_refused(
+    nodes: str, key: str, values: str, where: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_bench(f'[hosts."{nodes}"]\n{key} = "{values}"\n', source="lab.toml")
+    assert str(caught.value).startswith(f"lab.toml: {where} each is matched with the one in its place")
+    assert "in the order in which sets are sorted" in caught.value.remedy
+
+
+def test_values_go_to_the_hosts_in_their_place() -> None:
+    for nodes, values, found in (
+        ("client,server", "10.0.0.[1-2]", {"client": "10.0.0.1", "server": "10.0.0.2"}),
+        ("r[1-2]n[09,10]", "10.0.[1-2].[9-10]", {f"r{r}n{n:02}": f"10.0.{r}.{n}" for r in (1, 2) for n in (9, 10)}),
+        ("n[1-4]!n2", "10.0.0.[1,3-4]", {f"n{n}": f"10.0.0.{n}" for n in (1, 3, 4)}),
+    ):
+        hosts = parse_bench(f'[hosts."{nodes}"]\naddress = "{values}"\n', source="bench.toml").hosts
+        assert {name: each.host.address for name, each in hosts.items()} == found
+    # of one value for all the order is nobody's
+    assert set(parse_bench('[hosts."server,client"]\nnetdev = "eth1"\n', source="bench.toml").hosts) == {
+        "client",
+        "server",
+    }
+
+
 def test_a_name_that_is_not_there_is_told_with_the_closest() -> None:
     with pytest.raises(UsageError, match="there is no 'node9'") as caught:
         parse_bench(GOOD, source="bench.toml").find_host("node9")
