@@ -35,6 +35,7 @@ from hwrx.runs import checked
 FILE = "bench.toml"
 VARIABLE = "HWRX_BENCH"
 TOP = ("defaults", "hosts")
+REACH = "ssh:{host}"
 SPREAD = {"address", "netdev", "verbs"}  # what may be a set, of as many values as its table has hosts
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -53,7 +54,7 @@ class Power(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a table of the file says of its hosts."""
 
-    reach: Text = "ssh:{host}"  # local, netns:NAME, ssh:HOST, or a command with {agent}: ssh, srun, mpirun, …
+    reach: Text = REACH  # local, netns:NAME, ssh:HOST, or a command with {agent}: ssh, srun, mpirun, …
     hwrx: Text | None = None  # the command `hwrx` there
     address: Text | None = None  # of the wire that is measured
     netdev: Text | None = None
@@ -213,7 +214,8 @@ def _spread(source: str, where: str, key: str, text: str, names: list[str]) -> l
 
 def _build_host(source: str, where: str, name: str, table: Table) -> BenchHost:
     # strings alone have a place for the name; what is checked already is converted as it is
-    filled = {key: value.replace("{host}", name) if isinstance(value, str) else value for key, value in table.items()}
+    given = {"reach": REACH, **table}
+    filled = {key: value.replace("{host}", name) if isinstance(value, str) else value for key, value in given.items()}
     entry = msgspec.convert(filled, Entry, strict=True)
     try:
         parse_environment(entry.reach)
@@ -232,10 +234,10 @@ def _build_host(source: str, where: str, name: str, table: Table) -> BenchHost:
         cpus=entry.cpus,
         numa=entry.numa,
     )
-    given = {key: command for key, command in msgspec.to_builtins(entry.power).items() if command is not None}
+    commands = {key: words for key, words in msgspec.to_builtins(entry.power).items() if words is not None}
     return BenchHost(
         host=host,
         ports=tuple(port_hosts(host, entry.ports)),
-        power=Power(**{key: command.replace("{host}", name) for key, command in given.items()}),
+        power=Power(**{key: words.replace("{host}", name) for key, words in commands.items()}),
         console=entry.console,
     )

@@ -85,6 +85,12 @@ def test_a_wrong_key_is_named_with_what_is_allowed(text: str, words: str, remedy
     assert remedy in caught.value.remedy
 
 
+def test_a_host_is_reached_by_its_name_if_nothing_else_is_said() -> None:
+    bench = parse_bench('[hosts."n[1-2]"]\naddress = "192.0.2.[1-2]"\n', source="bench.toml")
+    assert [each.host.reach for each in bench.hosts.values()] == ["ssh:n1", "ssh:n2"]
+    assert bench.hosts["n2"].host.agent_command()[-3:] == ["--", "n2", "hwrx agent"]
+
+
 @pytest.mark.parametrize(
     ("nodes", "key", "values", "where"),
     [
@@ -185,6 +191,10 @@ def test_a_labgrid_environment_is_read() -> None:
     bench = parse_bench(LABGRID, source="env.yaml", kind=".yaml")
     assert bench.hosts["main"].host == Host(name="main", reach="ssh:root@192.0.2.7", netdev="eth1")
     assert bench.hosts["second"].host == Host(name="second", reach="ssh:ssh://lab@$LG_HOST:2222", netdev="eth2")
+    third = "targets: {third: {resources: {NetworkService: {address: 'fe80::7%eth0', username: lab, port: 2222}}}}"
+    command = parse_bench(third, source="env.yaml", kind=".yaml").hosts["third"].host.agent_command()
+    assert [command[0], *command[-5:-1]] == ["ssh", "-p", "2222", "--", "lab@fe80::7%eth0"]
+    assert "BatchMode=yes" in command and command[-1] == "hwrx agent"
 
 
 @pytest.mark.parametrize(
