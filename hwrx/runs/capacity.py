@@ -44,7 +44,7 @@ def calibrate_plan(
     if not settings:
         return layout
     found: dict[str, float] = {}
-    with fleet.open_agents(testbed, experiments.wish_of(layout.experiment)) as pair:
+    with fleet.open_agents(testbed, experiments.wish_of(layout.experiment), needs_all=True) as pair:
 
         def measure(setting: Setting) -> Measured:
             return pair.measure(0, setting)
