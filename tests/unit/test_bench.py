@@ -15,6 +15,7 @@ from hwrx.bench.inventory import BenchHost, load_bench, parse_bench
 from hwrx.cli import main
 from hwrx.control.causes import find_remedy
 from hwrx.control.environment import Host, parse_environment
+from hwrx.control.messages import Hello, frame_message
 from hwrx.control.nodes import expand_nodes, fold_nodes, parse_flows, write_flows
 from hwrx.errors import MachineError, UsageError
 from hwrx.runs.experiment import Experiment
@@ -447,6 +448,28 @@ def test_two_hosts_that_are_alike_may_be_compared_and_others_with_the_reasons() 
     assert judged(report("a"), report("b"), address="2001:db8::1").reasons == ["their addresses are of two families"]
     silent = check.HostReport(name="b", reached=False, error="gone")
     assert check.judge_pairs([host("a"), host("b")], [report("a"), silent]) == []
+
+
+def test_a_cpu_is_looked_for_among_those_that_are_online_by_their_numbers() -> None:
+    threads_off = {"model": "A", "online": 4, "online_cpus": [0, 2, 4, 6], "nodes": 1, "governor": "performance"}
+    (lack,) = check._lacks(host("a", cpus=[4, 5]).host, report("a", cpu=threads_off).machine)
+    assert lack == "there is no CPU 5 (online: 0,2,4,6)"
+    # an agent that says only how many there are
+    assert list(check._lacks(host("a", cpus=[7]).host, report("a").machine)) == []
+    assert list(check._lacks(host("a", cpus=[8]).host, report("a").machine)) == ["there is no CPU 8 (online: 0-7)"]
+
+
+def test_a_host_that_is_gone_after_its_greeting_takes_no_others_answer_with_it(tmp_path: Path) -> None:
+    brief = tmp_path / "brief"
+    greeting = frame_message(Hello())
+    brief.write_text(f"import sys\nsys.stdout.buffer.write({greeting!r})\nsys.stdout.flush()\nsys.exit(3)\n")
+    reached = {"brief": f"{sys.executable} {brief} {{agent}}", "here": "local"}
+    reached["slow"] = "sh -c 'sleep 2; exec \"$@\"' sh {agent}"  # by then the first one is gone
+    hosts = [host(name, reach=reach) for name, reach in reached.items()]
+    found = {each.name: each for each in check.check_hosts(hosts)}
+    assert not found["brief"].reached and "brief is gone" in found["brief"].error
+    assert found["here"].reached and found["slow"].reached
+    assert found["here"].machine["cpu"]["online_cpus"]
 
 
 # --- what is put there ---------------------------------------------------------------------------------------------
