@@ -253,6 +253,7 @@ def test_an_errno_becomes_words_and_a_remedy(number: int, kind: type, remedy: st
         ({"wait": "epoll"}, "cannot wait by 'epoll'"),
         ({"pattern": "paced"}, "paced needs a rate"),
         ({"path": "rdma-ud", "size": 4097}, "at most the MTU"),
+        ({"connect": "cm", "gid_index": 1}, "RDMA-CM chooses the GID by the address"),
         ({"socket_buffer": 4096}, "rdma-send does not read socket_buffer"),
         ({"zerocopy_send": True}, "rdma-send does not read zerocopy_send"),
         ({"path": "udp", "zerocopy_receive": True}, "udp does not read zerocopy_receive in pingpong"),
