@@ -60,7 +60,7 @@ from cython_ext.verbs.verbs_wait cimport wait_cq, wait_cq_until
 from cython_ext.verbs.rc import receive_slots
 from cython_ext.verbs.verbs_queue import QKEY
 
-from hwrx.errors import UsageError
+from hwrx.errors import MachineError, UsageError
 
 cdef enum:
     GRH = 40                    # bytes; InfiniBand specification 8.3
@@ -468,8 +468,16 @@ def way_to(transport, there):
     :param transport: a VerbsTransport
     :param there: the End of the other side
     :return: an AddressHandle, which must live as long as any request that names it is under way; the caller closes it
+    :raises MachineError: if it is to have a service level, and the device is rxe
     """
     setting = transport.prepare.setting
+    # an address handle cannot be asked what it has, as a queue pair can; rxe_av has no field for it (rdma_user_rxe.h)
+    if setting.service_level and transport.context.is_rxe:
+        raise MachineError(
+            f"{transport.context.name} port {transport.port.number} was given service_level {setting.service_level}:"
+            " rxe does not keep it",
+            remedy="leave service_level out, or use a device that has it",
+        )
     return AddressHandle(
         transport.pd, transport.port, transport.gid.number, bytes.fromhex(there.gid), there.lid,
         traffic_class=setting.traffic_class, service_level=setting.service_level,

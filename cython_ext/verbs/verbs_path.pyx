@@ -367,7 +367,10 @@ cdef class VerbsTransport(Transport):
             "receive_address": hex(<uintptr_t> st.landing),
         }
         if self.remote is not None:
-            result.update(self.qp.parameters(), connected_by=self.prepare.setting.connect)
+            setting = self.prepare.setting
+            result.update(self.qp.parameters(), connected_by=setting.connect)
+            if self.qp.datagram:  # its packets have what the address has that goes with each request
+                result.update(traffic_class=setting.traffic_class, service_level=setting.service_level)
         try:
             pages = self.buffer.physical_pages()
         except MachineError:  # not for this user: /proc/self/pagemap needs CAP_SYS_ADMIN

@@ -12,8 +12,9 @@ from hwrx.bench.inventory import BenchHost
 from hwrx.control.environment import Host
 from hwrx.control.messages import Describe, Described
 from hwrx.control.peers import ANSWER_WITHIN, Peer, start_peers
-from hwrx.errors import HwrxError
+from hwrx.errors import HwrxError, PeerError
 from hwrx.host.outside import clean_text
+from hwrx.machine.placement import show_cpus
 from hwrx.machine.timekeeping import timekeeping_words
 
 # of `describe_machine`: what two hosts have to have in common, as (what it is called, where it stands)
@@ -49,9 +50,13 @@ def check_hosts(hosts: Sequence[BenchHost], limit: float = ANSWER_WITHIN) -> lis
     """
     started = start_peers({each.host.name: (each.host.agent_command(), each.host.name) for each in hosts}, limit)
     try:
-        for peer in started.values():
+        for name, peer in started.items():
             if isinstance(peer, Peer):
-                peer.send(Describe(noise=True))
+                try:
+                    peer.send(Describe(noise=True))
+                except PeerError as error:  # it has gone since its greeting
+                    peer.kill()
+                    started[name] = error
         return [_hear_host(each.host, started[each.host.name], limit) for each in hosts]
     finally:
         for peer in started.values():
@@ -87,9 +92,11 @@ def _lacks(host: Host, machine: Machine) -> Iterable[str]:
     devices = [device["name"] for device in machine.get("verbs", [])]
     if host.verbs and host.verbs not in devices:
         yield f"there is no verbs device {host.verbs} (there are: {', '.join(devices) or 'none'})"
-    online = range(int(machine.get("cpu", {}).get("online") or 0))
-    if missing := [cpu for cpu in host.cpus if cpu not in online]:
-        yield f"there is no CPU {missing[0]} ({len(online)} are online)"
+    cpu = machine.get("cpu", {})
+    # with threads switched off, or a CPU, those that are online are not the first ones
+    online = cpu.get("online_cpus") or range(int(cpu.get("online") or 0))
+    if missing := [number for number in host.cpus if number not in online]:
+        yield f"there is no CPU {missing[0]} (online: {show_cpus(online)})"
 
 
 def judge_pairs(hosts: Sequence[BenchHost], reports: Sequence[HostReport]) -> list[PairReport]:

@@ -5,7 +5,7 @@
     hwrx = "/opt/hwrx/bin/hwrx"
 
     [hosts."node[1-8]"]              # a node set, as ClusterShell and Slurm write it
-    address = "192.0.2.[1-8]"        # one for each
+    address = "192.0.2.[1-8]"        # one for each, in the order in which sets are sorted
     netdev = "eth1"
     verbs = "mlx5_0"
 
@@ -26,7 +26,7 @@ from msgspec import Meta, Struct
 from hwrx.bench import labgrid, netconfig
 from hwrx.bench.ports import MOST, PortEntry, PortNumber, Text, check_address, check_ports, port_hosts
 from hwrx.control.environment import Host, parse_environment
-from hwrx.control.nodes import expand_nodes
+from hwrx.control.nodes import expand_nodes, need_sorted, written_nodes
 from hwrx.errors import UsageError
 from hwrx.host import toml_text
 from hwrx.host.outside import clean_name
@@ -35,6 +35,7 @@ from hwrx.runs import checked
 FILE = "bench.toml"
 VARIABLE = "HWRX_BENCH"
 TOP = ("defaults", "hosts")
+REACH = "ssh:{host}"
 SPREAD = {"address", "netdev", "verbs"}  # what may be a set, of as many values as its table has hosts
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -53,7 +54,7 @@ class Power(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a table of the file says of its hosts."""
 
-    reach: Text = "ssh:{host}"  # local, netns:NAME, ssh:HOST, or a command with {agent}: ssh, srun, mpirun, …
+    reach: Text = REACH  # local, netns:NAME, ssh:HOST, or a command with {agent}: ssh, srun, mpirun, …
     hwrx: Text | None = None  # the command `hwrx` there
     address: Text | None = None  # of the wire that is measured
     netdev: Text | None = None
@@ -153,6 +154,8 @@ def build_bench(content: Table, source: str) -> Bench:
         _check_entry(source, where, table)
         names = expand_nodes(nodes, source)
         merged = {**defaults, **table}
+        if any("[" in merged[key] for key in merged.keys() & SPREAD):
+            need_sorted(f"{source}: {where}", written_nodes(nodes, source))
         spread = {key: _spread(source, where, key, merged[key], names) for key in merged.keys() & SPREAD}
         for place, name in enumerate(names):
             if not NAME.fullmatch(name):
@@ -199,18 +202,20 @@ def _spread(source: str, where: str, key: str, text: str, names: list[str]) -> l
     """Return a value for each host: the set of a text that is one, else the same text."""
     if "[" not in text:
         return [text] * len(names)
-    values = expand_nodes(text, f"{source}: {where}.{key}")
+    values = written_nodes(text, f"{source}: {where}.{key}")
     if len(values) != len(names):
         raise UsageError(
             f"{source}: {where}.{key}: '{clean_name(text)}' is {len(values)} values for {len(names)} hosts",
             remedy="give as many as there are hosts, or one without [ ] for all",
         )
+    need_sorted(f"{source}: {where}.{key}", values)
     return values
 
 
 def _build_host(source: str, where: str, name: str, table: Table) -> BenchHost:
     # strings alone have a place for the name; what is checked already is converted as it is
-    filled = {key: value.replace("{host}", name) if isinstance(value, str) else value for key, value in table.items()}
+    given = {"reach": REACH, **table}
+    filled = {key: value.replace("{host}", name) if isinstance(value, str) else value for key, value in given.items()}
     entry = msgspec.convert(filled, Entry, strict=True)
     try:
         parse_environment(entry.reach)
@@ -229,10 +234,10 @@ def _build_host(source: str, where: str, name: str, table: Table) -> BenchHost:
         cpus=entry.cpus,
         numa=entry.numa,
     )
-    given = {key: command for key, command in msgspec.to_builtins(entry.power).items() if command is not None}
+    commands = {key: words for key, words in msgspec.to_builtins(entry.power).items() if words is not None}
     return BenchHost(
         host=host,
         ports=tuple(port_hosts(host, entry.ports)),
-        power=Power(**{key: command.replace("{host}", name) for key, command in given.items()}),
+        power=Power(**{key: words.replace("{host}", name) for key, words in commands.items()}),
         console=entry.console,
     )

@@ -6,11 +6,13 @@ device of the wire: ifname). A RemotePlace is known to labgrid's coordinator onl
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
+from hwrx.control.environment import SSH_OPTIONS
 from hwrx.errors import UsageError
 from hwrx.host.outside import clean_name
 
@@ -58,8 +60,7 @@ def _read_target(source: str, name: str, target: object) -> Tables:
             port = given.get("port", 22)
             if not address or address.startswith("-"):
                 raise UsageError(f"{source}: targets.{clean_name(name)}: NetworkService has no address")
-            # ssh's own form of a port
-            table["reach"] = f"ssh:{user}{address}" if port == 22 else f"ssh:ssh://{user}{address}:{port}"
+            table |= _reach(f"{user}{address}", port)
         elif kind == "NetworkInterface":
             table["netdev"] = str(given.get("ifname", ""))
         elif kind == "RemotePlace":
@@ -73,6 +74,15 @@ def _read_target(source: str, name: str, target: object) -> Tables:
             remedy="a resource NetworkService with address and username",
         )
     return table
+
+
+def _reach(where: str, port: object) -> Tables:
+    if port == 22:
+        return {"reach": f"ssh:{where}"}
+    if ":" in where:  # ssh's form of a port has no place for an IPv6 address
+        command = ["ssh", *SSH_OPTIONS, "-p", str(port), "--", where, "{agent}"]
+        return {"reach": shlex.join(command), "hwrx": "hwrx"}  # that of the PATH there, as behind ssh:
+    return {"reach": f"ssh:ssh://{where}:{port}"}
 
 
 def _resources(target: object) -> Iterator[tuple[str, Tables]]:

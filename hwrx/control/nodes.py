@@ -5,6 +5,7 @@ A set is node[1-8], rack[1-2]n[01-16] or a,b. ClusterShell is loaded when a set 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Literal
@@ -50,6 +51,33 @@ def fold_nodes(names: Sequence[str]) -> str:
     from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
     return str(NodeSet.fromlist(list(names), resolver=RESOLVER_NOGROUP))
+
+
+def written_nodes(text: str, source: str) -> list[str]:
+    """Return the names of a set in the order in which they are written, each once; see `expand_nodes`, which sorts."""
+    names = expand_nodes(text, source)
+    if re.search(r"[!&^]", text):  # what is left of sets has no order of its own
+        return names
+    found: list[str] = []
+    for word in re.split(r",(?![^\[]*\])", text):
+        parts = re.split(r"\[([^\]]*)\]", word)  # outside and inside of brackets by turns
+        choices = [
+            [name[1:] for item in part.split(",") for name in expand_nodes(f"x[{item}]", source)] if inside else [part]
+            for part, inside in zip(parts, itertools.cycle([False, True]), strict=False)
+        ]
+        found += ["".join(chosen) for chosen in itertools.product(*choices)]
+    return list(dict.fromkeys(found))
+
+
+def need_sorted(source: str, names: Sequence[str]) -> None:
+    """UsageError if names, each of which belongs to the one in the same place, are not as sets are sorted."""
+    folded = fold_nodes(names)
+    if expand_nodes(folded, source) != list(names):
+        raise UsageError(
+            f"{source}: each is matched with the one in its place, and '{folded}' is sorted otherwise than"
+            f" {clean_name(', '.join(names))}",
+            remedy="name both sides in the order in which sets are sorted",
+        )
 
 
 def _count_most(text: str) -> int:
@@ -116,13 +144,8 @@ def write_flows(traffic: Traffic, clients: Sequence[str], servers: Sequence[str]
             pairs = {frozenset((client, server)): f"{client}<>{server}" for client in clients for server in servers}
             return [words for both, words in pairs.items() if len(both) == 2]
         case "matched" | "matched-pairs":
-            for folded, names in ((many, clients), (sinks, servers)):
-                if expand_nodes(folded, "traffic") != list(names):
-                    raise UsageError(
-                        f"traffic: each is matched with the one in its place, and '{folded}' is sorted otherwise than"
-                        f" {clean_name(', '.join(names))}",
-                        remedy="name the clients, and the servers, in the order in which sets are sorted",
-                    )
+            need_sorted("traffic", clients)
+            need_sorted("traffic", servers)
             pairs_of = parse_flows(f"{many}>>{sinks}", "traffic")
             together = traffic == "matched"
             return [f"{many}>>{sinks}"] if together else [f"{client}>{server}" for client, server in pairs_of]

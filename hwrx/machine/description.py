@@ -22,6 +22,7 @@ import msgspec
 from cython_ext.core import clock
 from hwrx.errors import MachineError
 from hwrx.host import tools
+from hwrx.machine.placement import parse_cpus
 from hwrx.verbs.devices import driver_of, place_of, verbs_devices
 from hwrx.version import __version__
 
@@ -87,6 +88,7 @@ def describe_cpu() -> dict[str, Any]:
     return {
         "model": model[1] if model else platform.processor(),
         "online": os.cpu_count(),
+        "online_cpus": parse_cpus(_read(folder / "online")),
         "usable": sorted(os.sched_getaffinity(0)),
         "nodes": len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1,
         "governor": _read(frequency / "scaling_governor") or "none: the processor or the hypervisor decides",

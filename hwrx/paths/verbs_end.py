@@ -121,9 +121,18 @@ def gid_text(raw: bytes) -> str:
     return str(address.ipv4_mapped or address)
 
 
+def _read_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return an address however it is written; a GID has no zone (`%eth1`). None if it is not one."""
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 def _rank(gid: GidEntry, wanted: str) -> tuple[int, int]:
     address = ipaddress.IPv6Address(gid.raw)
-    if gid_text(gid.raw) == wanted:
+    if (address.ipv4_mapped or address) == _read_address(wanted):
         order = 0
     elif address.ipv4_mapped:
         order = 1

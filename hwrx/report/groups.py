@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from hwrx.paths import mixes
 from hwrx.runs.overrides import LISTED, SETTING_FIELDS, setting_of
-from hwrx.runs.planning import known_capacity
+from hwrx.runs.planning import used_capacity
 
 if TYPE_CHECKING:
     from hwrx.runs.reading import Run
@@ -63,7 +63,7 @@ def _load(run: Run, trial: dict[str, Any]) -> float | None:
     """The share of its path's capacity that a trial of an experiment with `load` was sent at."""
     if not run.experiment.load or not trial.get("rate"):
         return None
-    capacity = known_capacity(setting_of(trial), run.experiment)
+    capacity = used_capacity(setting_of(trial), run.experiment)
     return round(trial["rate"] / capacity, 4) if capacity else None
 
 

@@ -13,7 +13,7 @@ from hwrx import paths, stats
 from hwrx.errors import TrialError
 from hwrx.paths import arrivals
 from hwrx.runs import experiment as experiments
-from hwrx.runs import fleet, planning
+from hwrx.runs import fleet, planning, traffic
 
 if TYPE_CHECKING:
     from hwrx.control.messages import Setting
@@ -44,24 +44,25 @@ def calibrate_plan(
     if not settings:
         return layout
     found: dict[str, float] = {}
-    with fleet.open_agents(testbed, experiments.wish_of(layout.experiment)) as pair:
+    with fleet.open_agents(testbed, experiments.wish_of(layout.experiment), needs_all=True) as pair:
 
         def measure(setting: Setting) -> Measured:
             return pair.measure(0, setting)
 
         for number, setting in enumerate(settings):
-            key = planning.capacity_key(setting)
+            key = planning.capacity_key(setting, layout.experiment)
             say("capacity", f"{number + 1} of {len(settings)}: {key}")
-            found[key] = float(f"{find_capacity(setting, measure):.3g}")
+            found[key] = float(f"{find_capacity(setting, measure, key):.3g}")
     experiment = msgspec.structs.replace(layout.experiment, capacity={**layout.experiment.capacity, **found})
     return planning.plan_run(experiment, check)
 
 
-def find_capacity(setting: Setting, measure: Callable[[Setting], Measured]) -> float:
-    """Return the highest rate that a path keeps up with, messages a second, within a few percent.
+def find_capacity(setting: Setting, measure: Callable[[Setting], Measured], name: str) -> float:
+    """Return the highest rate that a path keeps up with, messages a second of each flow, within a few percent.
 
     It begins with the rate of a ping-pong, doubles it until the path falls behind, and closes in on the rate between.
-    Of a path that falls behind without losing anything, what it answers meanwhile is its capacity.
+    Of a path that falls behind without losing anything, what it answers meanwhile is its capacity. Errors call it
+    `name`.
     """
     # of a trial that a time ends `messages` is what there is memory for, and not how many it has
     messages = ENOUGH if setting.duration is not None else max(setting.messages, ENOUGH)
@@ -69,7 +70,7 @@ def find_capacity(setting: Setting, measure: Callable[[Setting], Measured]) -> f
     closed = measure(msgspec.structs.replace(setting, pattern="pingpong", rate=None))
     if not len(closed.ns):
         error = closed.client.error or closed.server.error or "no message came back"
-        raise TrialError(f"the capacity of {planning.capacity_key(setting)} cannot be measured: {error}")
+        raise TrialError(f"the capacity of {name} cannot be measured: {error}")
 
     behind: dict[float, float] = {}  # rate that it fell behind -> what it answered without loss
 
@@ -96,8 +97,7 @@ def find_capacity(setting: Setting, measure: Callable[[Setting], Measured]) -> f
                 break
     if not good:
         raise TrialError(
-            f"the capacity of {planning.capacity_key(setting)} cannot be measured: it does not keep up "
-            f"with {bad:.3g} messages a second",
+            f"the capacity of {name} cannot be measured: it does not keep up with {bad:.3g} messages a second",
             remedy="look for other load, or lower 'window'",
         )
     for _ in range(HALVINGS if bad < math.inf else 0):
@@ -111,9 +111,10 @@ def find_capacity(setting: Setting, measure: Callable[[Setting], Measured]) -> f
 
 
 def rates_of(measured: Measured, setting: Setting) -> tuple[float, float]:
-    """Messages due and messages answered a second; the latter 0 where more than a few were not answered at all."""
+    """Messages due and messages answered a second, of each flow; the latter 0 if more than a few were not answered."""
+    flows = traffic.count_connections(setting)
     due = arrivals.intended_times(setting, 0, 0, measured.sequence)
     answered = stats.answered_within(due, measured.ns)
     offered = stats.answered_within(due, np.zeros_like(due))  # random arrivals are not exactly at the rate
-    complete = len(measured.ns) >= ANSWERED * setting.messages
-    return offered or 0.0, (answered or 0.0) if complete else 0.0
+    complete = len(measured.ns) >= ANSWERED * setting.messages * flows
+    return (offered or 0.0) / flows, (answered or 0.0) / flows if complete else 0.0

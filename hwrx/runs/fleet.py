@@ -37,22 +37,28 @@ ROUNDS = 3  # round trips to each sender, of which the shortest counts
 
 
 class Flow(Link, frozen=True, eq=False, kw_only=True):
-    """A link between two hosts."""
+    """A link between two hosts. One that is left out has no agent at an end whose host cannot be reached."""
 
     ends: dict[Role, End]
 
 
 class Fleet(Pair):
-    """The agents of a testbed of hosts. See Pair; an agent that dies in a trial is started anew for the next."""
+    """The agents of a testbed of hosts. See Pair; an agent that dies in a trial is started anew for the next.
 
-    def __init__(self, testbed: HostsBed, wish: Wish = OWN_CPUS) -> None:
+    If it cannot be, the next trial goes on without its flows; not so the first of a run, whose hosts may be named
+    wrongly, nor one of a fleet that `needs_all`.
+    """
+
+    def __init__(self, testbed: HostsBed, wish: Wish = OWN_CPUS, *, needs_all: bool = False) -> None:
         super().__init__(testbed, wish)
+        self._needs_all = needs_all
         self._bed = testbed
         self._agents: dict[End, Peer] = {}
         self._at: dict[str, Survey] = {}
         self._begun: dict[str, Any] = {}
         self._dropped: Drops = {}  # when the trial began
         self._gone: dict[Peer, HwrxError] = {}
+        self._unreached: dict[End, PeerError] = {}  # ends of the trial that have no agent
         self._left_out: list[Link] = []  # flows of the trial that lost an end before it began
         self._tell: Callable[[str], None] = lambda words: None
 
@@ -72,30 +78,54 @@ class Fleet(Pair):
         return list(self._agents.values())
 
     def _links(self, setting: Setting) -> list[Link]:
-        """Return the flows of a setting, with agents that live."""
-        self._gone, self._left_out = {}, []
+        """Return the flows of a setting, with agents that live; the others are left out.
+
+        :raises PeerError: if an end cannot be reached, and the trial is not to go on without it
+        :raises TrialError: if no flow has both its ends
+        """
+        self._gone, self._unreached, self._left_out = {}, {}, []
         flows = self._bed.flows(setting)
-        wanted = list(dict.fromkeys(end for ends in flows for end in ends.values()))
+        self._reach(list(dict.fromkeys(end for ends in flows for end in ends.values())))
+        for error in self._unreached.values():
+            if self._needs_all or not self._bed.begun:
+                raise error
+            self._tell(str(error.args[0]))
+        self._bed.begun = True
+        whole = [ends for ends in flows if not self._unreached.keys() & set(ends.values())]
+        self._left_out += [self._flow_of(ends) for ends in flows if ends not in whole]
+        if not whole:
+            first = next(iter(self._unreached.values()))
+            raise TrialError(f"no flow has both its ends: {first.args[0]}", remedy=first.remedy)
+        surveys = [{role: self._at[end[1]] for role, end in ends.items()} for ends in whole]
+        cpus = placement.choose_between(self._wish, surveys, setting.wait)
+        return [self._flow_of(ends, cpu) for ends, cpu in zip(whole, cpus, strict=True)]
+
+    def _reach(self, wanted: Sequence[End]) -> None:
+        """Have an agent at each end, and know what there is to run on; note the ends where that cannot be."""
         for end in wanted:
             if end in self._agents and _has_ended(self._agents[end]):
                 self._agents.pop(end).kill()
-        started = self._bed.start_ends([end for end in wanted if end not in self._agents])
-        for end, peer in started.items():
-            self._agents[end] = self._stack.enter_context(peer)
+        for end, peer in self._bed.try_ends([end for end in wanted if end not in self._agents]).items():
+            if isinstance(peer, PeerError):
+                self._unreached[end] = peer
+            else:
+                self._agents[end] = self._stack.enter_context(peer)
         for end in wanted:
-            if end[1] not in self._at:
-                looked = self._agents[end].ask(LookAround(here=self._bed.place_of(end)), Surveyed)
-                self._at[end[1]] = looked.survey
-        surveys = [{role: self._at[end[1]] for role, end in ends.items()} for ends in flows]
-        cpus = placement.choose_between(self._wish, surveys, setting.wait)
-        return [
-            Flow(
-                {role: self._agents[end] for role, end in ends.items()},
-                {role: msgspec.structs.replace(self._bed.place_of(end), cpu=cpu[role]) for role, end in ends.items()},
-                ends=ends,
-            )
-            for ends, cpu in zip(flows, cpus, strict=True)
-        ]
+            if end in self._agents and end[1] not in self._at:
+                try:
+                    looked = self._agents[end].ask(LookAround(here=self._bed.place_of(end)), Surveyed)
+                except PeerError as error:
+                    self._unreached[end] = error
+                    self._drop(self._agents[end])
+                else:
+                    self._at[end[1]] = looked.survey
+
+    def _flow_of(self, ends: dict[Role, End], cpu: Mapping[Role, int | None] = {}) -> Flow:
+        return Flow(
+            {role: self._agents[end] for role, end in ends.items() if end in self._agents},
+            {role: msgspec.structs.replace(self._bed.place_of(end), cpu=cpu.get(role)) for role, end in ends.items()},
+            ends=ends,
+        )
 
     def _leave_out(self, links: list[Link], link: Link, error: PeerError) -> None:
         """See Pair: the others go on. The end that lives lets go of what it has prepared."""
@@ -163,14 +193,22 @@ class Fleet(Pair):
                     self._lose_end(link, error)
         whole = list(fetched)
         done = {peer: each for peer, each in done.items() if peer not in self._gone}
-        lost = list(dict.fromkeys(str(error.args[0]) for error in self._gone.values()))
+        errors = [*self._unreached.values(), *self._gone.values()]
+        lost = list(dict.fromkeys(str(error.args[0]) for error in errors))
         if not whole:
             raise TrialError(f"no flow has both its ends: {'; '.join(lost)}")
         measured = self._put_together(whole, setting, done, list(fetched.values()))
         asked = [*links, *self._left_out]
         done = close_accounts(setting, done, [link.peers for link in whole])
         figures = {link: _figure(each.times) for link, each in fetched.items()}
-        flows = [_describe(link, setting, done, self._gone, figures.get(link, {})) for link in asked]
+        gone = {
+            end: self._gone[link.peers[role]]
+            for link in asked
+            for role, end in _ends(link).items()
+            if link.peers.get(role) in self._gone
+        }
+        gone |= self._unreached
+        flows = [_describe(link, setting, done, gone, figures.get(link, {})) for link in asked]
         if lost:
             lost.append(f"the figures are of {len(whole)} of {len(asked)} flows")
         drops = _new_drops(self._dropped, self._count_drops(list(done)))
@@ -222,9 +260,9 @@ class Fleet(Pair):
         self._agents = {end: each for end, each in self._agents.items() if each is not peer}
 
 
-def open_agents(testbed: Testbed, wish: Wish = OWN_CPUS) -> Pair:
-    """Return the agents of a testbed: of two ends, or of hosts."""
-    return Fleet(testbed, wish) if isinstance(testbed, HostsBed) else Pair(testbed, wish)
+def open_agents(testbed: Testbed, wish: Wish = OWN_CPUS, *, needs_all: bool = False) -> Pair:
+    """Return the agents of a testbed: of two ends, or of hosts, which can go on without some unless it `needs_all`."""
+    return Fleet(testbed, wish, needs_all=needs_all) if isinstance(testbed, HostsBed) else Pair(testbed, wish)
 
 
 def _ends(link: Link) -> dict[Role, End]:
@@ -289,13 +327,13 @@ def _describe(
     link: Link,
     setting: Setting,
     done: Mapping[Peer, Done],
-    gone: Mapping[Peer, HwrxError],
+    gone: Mapping[End, HwrxError],
     figure: Told,
 ) -> Told:
     """Say what became of a flow: who lost what, and where as far as an end knows it."""
     ends = _ends(link)
     flow: Told = {role: ends[role][1] for role in ends}
-    client, server = (done.get(link.peers[role]) for role in ("client", "server"))
+    client, server = (done.get(link.peers[role]) if role in link.peers else None for role in ("client", "server"))
     if client is not None and server is not None:
         tally = merge_tallies(client.tally, server.tally, cputime.observing_end(setting))
         flow |= {name: tally[name] for name in ("posted", "expected", "delivered", "lost", "duplicated", "corrupt")}
@@ -309,7 +347,7 @@ def _describe(
     for end, name in ((client, "posted"), (server, "delivered")):
         if end is not None and name in end.tally:
             flow[name] = end.tally[name]
-    whys = [f"{error.args[0]}" for role in ends if (error := gone.get(link.peers[role])) is not None]
+    whys = [f"{error.args[0]}" for end in ends.values() if (error := gone.get(end)) is not None]
     return {**flow, "gone": "; ".join(whys)}
 
 

@@ -14,7 +14,7 @@ from hwrx.control.environment import Host
 from hwrx.control.guest_boot import Boot
 from hwrx.control.messages import ENDS
 from hwrx.control.peers import Peer, Way
-from hwrx.errors import MachineError, SilenceError, StandstillError, UsageError
+from hwrx.errors import MachineError, PeerError, SilenceError, StandstillError, UsageError
 from hwrx.host.outside import check_name
 from hwrx.runs.hosts import End, HostsBed, Manifest
 from hwrx.runs.lanes import available_memory
@@ -47,11 +47,11 @@ class GuestsBed(HostsBed):
         self._cable = cable
         self._still: dict[str, StandstillError] = {}
 
-    def start_ends(self, ends: Sequence[End]) -> dict[End, Peer]:
+    def try_ends(self, ends: Sequence[End]) -> dict[End, Peer | PeerError]:
         """See HostsBed."""
         for name in dict.fromkeys(end[1] for end in ends):
             self._revive(name)
-        return super().start_ends(ends)
+        return super().try_ends(ends)
 
     def need_answer(self, trouble: SilenceError) -> None:
         """See `hwrx.runs.beds.Testbed`."""

@@ -27,6 +27,7 @@ class HostsBed:
 
     def __init__(self, hosts: Sequence[Host]) -> None:
         self.hosts = {host.name: host for host in hosts}
+        self.begun = False  # whether a trial has had all its ends: from then on one that is gone is measured without
         self.places: Mapping[Role, Place] = {"client": Place(), "server": Place()}  # of no host in particular
 
     def flows(self, setting: Setting) -> list[dict[Role, End]]:
@@ -49,8 +50,7 @@ class HostsBed:
 
     def start_ends(self, ends: Sequence[End]) -> dict[End, Peer]:
         """Start agents, several at a time; the first that cannot be is raised, and none is then left."""
-        wanted = {end: (self._way_to(end), name_end(end)) for end in ends}
-        started = start_peers(wanted)
+        started = self.try_ends(ends)
         failed = [each for each in started.values() if isinstance(each, PeerError)]
         peers = {end: peer for end, peer in started.items() if isinstance(peer, Peer)}
         if failed:
@@ -58,6 +58,10 @@ class HostsBed:
                 peer.close()
             raise failed[0]
         return peers
+
+    def try_ends(self, ends: Sequence[End]) -> dict[End, Peer | PeerError]:
+        """Start agents, several at a time; return each, or why there is none."""
+        return start_peers({end: (self._way_to(end), name_end(end)) for end in ends})
 
     def wire_drops(self) -> dict[str, int]:
         """Return how many packets for each host the wire has dropped, by its own counters, if hwrx has put it up."""

@@ -93,25 +93,56 @@ def uncalibrated_settings(layout: Plan) -> list[Setting]:
     found: dict[str, Setting] = {}
     for setting in layout.settings if experiment.load else ():
         if setting.pattern == "paced" and known_capacity(setting, experiment) is None:
-            found.setdefault(capacity_key(setting), msgspec.structs.replace(setting, rate=1e9))
+            found.setdefault(capacity_key(setting, experiment), msgspec.structs.replace(setting, rate=1e9))
     return list(found.values())
 
 
-def capacity_key(setting: Setting) -> str:
-    """Name what a capacity belongs to: of one mix of sizes it is not another's, whatever they are called."""
-    size = mixes.own_label(setting.mix) if setting.mix else f"{setting.size} B"
-    return f"{setting.path} {size} {setting.wait}"
+def capacity_key(setting: Setting, experiment: Experiment) -> str:
+    """Name what a capacity belongs to: of one mix of sizes it is not another's, whatever they are called.
+
+    Nor is it that of other flows, or of another value of a swept field. An experiment of one flow that sweeps nothing
+    has names without either, as all had once.
+    """
+    return " ".join([setting.path, _size_key(setting), setting.wait, *_conditions(setting, experiment)])
 
 
 def known_capacity(setting: Setting, experiment: Experiment) -> float | None:
     """Return the capacity that an experiment knows for a setting; also by the label of its mix alone, as it once was.
 
-    In messages a second; None if it has to be measured.
+    In messages a second of each flow; None if it has to be measured.
     """
-    found = experiment.capacity.get(capacity_key(setting))
-    if found is None and setting.mix:
-        found = experiment.capacity.get(f"{setting.path} {mixes.read_mix(setting.mix).label} {setting.wait}")
-    return found
+    return _look_up(setting, experiment, _conditions(setting, experiment))
+
+
+def used_capacity(setting: Setting, experiment: Experiment) -> float | None:
+    """Return the capacity that a run's rates are shares of: in older runs all flows and swept values shared one."""
+    found = known_capacity(setting, experiment)
+    return _look_up(setting, experiment, []) if found is None else found
+
+
+def _look_up(setting: Setting, experiment: Experiment, conditions: list[str]) -> float | None:
+    sizes = [_size_key(setting), *([mixes.read_mix(setting.mix).label] if setting.mix else [])]
+    keys = [" ".join([setting.path, size, setting.wait, *conditions]) for size in sizes]
+    return next((experiment.capacity[key] for key in keys if key in experiment.capacity), None)
+
+
+def _size_key(setting: Setting) -> str:
+    return mixes.own_label(setting.mix) if setting.mix else f"{setting.size} B"
+
+
+def _conditions(setting: Setting, experiment: Experiment) -> list[str]:
+    """Return what tells a capacity from others of its path, size and wait."""
+    several = len(traffic.flows_of(experiment)) > 1 or traffic.count_connections(setting) > 1
+    names = [setting.flows] if several and "flows" not in experiment.sweep else []
+    return [*names, *_swept_words(setting, experiment)]
+
+
+def _swept_words(setting: Setting, experiment: Experiment) -> list[str]:
+    return [
+        f"{name}={getattr(setting, name)}"
+        for name in experiment.sweep
+        if _concerns(setting.path, setting.pattern, name)
+    ]
 
 
 def _size_label(setting: Setting, experiment: Experiment) -> str:
@@ -283,11 +314,7 @@ def _order(experiment: Experiment, settings: list[Setting], repeats: int) -> lis
 
 def label_of(setting: Setting, experiment: Experiment) -> str:
     """Name a setting: what is listed always, and what is swept."""
-    swept = [
-        f"{name}={getattr(setting, name)}"
-        for name in experiment.sweep
-        if _concerns(setting.path, setting.pattern, name)
-    ]
+    swept = _swept_words(setting, experiment)
     if experiment.clients:
         swept.insert(0, setting.flows)
     if experiment.load and setting.pattern == "paced":

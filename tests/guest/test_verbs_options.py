@@ -82,6 +82,14 @@ def test_what_the_device_does_not_keep_is_an_error(ends: Ends) -> None:
         ends.run(setting(service_level=4))
 
 
+@pytest.mark.parametrize("connections", [1, 3])
+def test_datagrams_have_no_service_level_on_rxe_and_tell_what_their_packets_have(ends: Ends, connections: int) -> None:
+    with pytest.raises(MachineError, match="was given service_level 4: rxe does not keep it"):
+        ends.run(setting("rdma-ud", service_level=4, connections=connections))
+    for done in ends.run(setting("rdma-ud", traffic_class=32, connections=connections)).done.values():
+        assert (done.chosen["traffic_class"], done.chosen["service_level"]) == (32, 0)
+
+
 @pytest.mark.parametrize("retries", [1, 3])
 def test_a_lost_packet_is_sent_again_as_often_as_was_asked_for(ends: Ends, retries: int) -> None:
     done = ends.run(setting(netem="loss 100%", ack_timeout=14, retry_count=retries)).done["client"]

@@ -20,7 +20,7 @@ from hwrx.cli import main
 from hwrx.control.environment import Host
 from hwrx.control.messages import Done, Setting
 from hwrx.control.peers import Peer, ProcessChannel
-from hwrx.errors import PeerError, UsageError
+from hwrx.errors import PeerError, TrialError, UsageError
 from hwrx.host import tools
 from hwrx.runs import experiment, fleet, reading, traffic
 from hwrx.runs.hosts import End, HostsBed
@@ -323,6 +323,46 @@ def test_a_host_that_cannot_be_reached_is_named_and_nothing_is_left(bench: Path)
     with fleet.Fleet(HostsBed(hosts)) as agents, pytest.raises(PeerError, match=r"h2 \(server\) is gone") as caught:
         agents.measure(0, Setting(path="udp", flows="h1>h2", messages=20))
     assert "ip netns list" in caught.value.remedy
+
+
+def vanishing_host(folder: Path, name: str, times: int) -> Host:
+    """Return a host here that can be reached so many times, and then no more."""
+    script = folder / "reach"
+    script.write_text(
+        f'echo >> {folder}/count\n[ "$(wc -l < {folder}/count)" -le {times} ] || {{ echo no route >&2; exit 255; }}\n'
+        'exec "$@"\n'
+    )
+    return Host(name=name, reach=f"sh {script} {{agent}}", address="127.0.0.1")
+
+
+@pytest.mark.parametrize("renewed", [False, True], ids=["its agent died", "the agents are new"])
+def test_a_host_that_can_no_longer_be_reached_is_left_out_and_the_others_go_on(tmp_path: Path, renewed: bool) -> None:
+    here = [Host(name=name, reach="local", address="127.0.0.1") for name in ("h1", "h3")]
+    bed, told = HostsBed([*here, vanishing_host(tmp_path, "h2", 1)]), Told()
+    with fleet.Fleet(bed) as agents:
+        agents.heed(told)
+        setting = Setting(path="udp", flows="h[1-2]>h3", messages=20)
+        assert agents.measure(0, setting).lost == []
+        if renewed:
+            agents.renew()
+        else:
+            killed(agents, ("client", "h2", 0))
+        for number in (1, 2):
+            found = agents.measure(number, setting)
+            whole, gone = found.between["by_flow"]
+            assert whole["client"] == "h1" and whole["posted"] == whole["delivered"] + whole["lost"]
+            assert gone["client"] == "h2" and "no route" in gone["gone"]
+            assert found.lost[-1] == "the figures are of 1 of 2 flows" and "h2 (client) is gone" in found.lost[0]
+            assert "h2 (client) is gone" in told.words[number - 1][1]
+        with pytest.raises(TrialError, match=r"no flow has both its ends: peer h2 \(client\) is gone"):
+            agents.measure(3, Setting(path="udp", flows="h2>h3", messages=20))
+        assert agents.measure(4, Setting(path="udp", flows="h1>h3", messages=20)).lost == []
+    # what is measured of a path before the trials is measured with all
+    with (
+        fleet.open_agents(bed, needs_all=True) as all_of_them,
+        pytest.raises(PeerError, match=r"h2 \(client\) is gone"),
+    ):
+        all_of_them.measure(0, setting)
 
 
 def test_two_hosts_of_the_inventory_are_a_client_and_a_server(

@@ -15,6 +15,7 @@ from hwrx.bench.inventory import BenchHost, load_bench, parse_bench
 from hwrx.cli import main
 from hwrx.control.causes import find_remedy
 from hwrx.control.environment import Host, parse_environment
+from hwrx.control.messages import Hello, frame_message
 from hwrx.control.nodes import expand_nodes, fold_nodes, parse_flows, write_flows
 from hwrx.errors import MachineError, UsageError
 from hwrx.runs.experiment import Experiment
@@ -85,6 +86,45 @@ def test_a_wrong_key_is_named_with_what_is_allowed(text: str, words: str, remedy
     assert remedy in caught.value.remedy
 
 
+def test_a_host_is_reached_by_its_name_if_nothing_else_is_said() -> None:
+    bench = parse_bench('[hosts."n[1-2]"]\naddress = "192.0.2.[1-2]"\n', source="bench.toml")
+    assert [each.host.reach for each in bench.hosts.values()] == ["ssh:n1", "ssh:n2"]
+    assert bench.hosts["n2"].host.agent_command()[-3:] == ["--", "n2", "hwrx agent"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "key", "values", "where"),
+    [
+        ("server,client", "address", "10.0.0.[1-2]", "hosts.server,client:"),
+        ("node[3,1]", "verbs", "mlx5_[0-1]", "hosts.node[3,1]:"),
+        ("node[1,3]", "address", "10.0.0.[30,10]", "hosts.node[1,3].address:"),
+        ("n[1-2]", "verbs", "mlx5_[1,0]", "hosts.n[1-2].verbs:"),
+    ],
+)
+def test_values_that_would_go_to_other_hosts_than_those_in_their_place_are_refused(
+    nodes: str, key: str, values: str, where: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_bench(f'[hosts."{nodes}"]\n{key} = "{values}"\n', source="lab.toml")
+    assert str(caught.value).startswith(f"lab.toml: {where} each is matched with the one in its place")
+    assert "in the order in which sets are sorted" in caught.value.remedy
+
+
+def test_values_go_to_the_hosts_in_their_place() -> None:
+    for nodes, values, found in (
+        ("client,server", "10.0.0.[1-2]", {"client": "10.0.0.1", "server": "10.0.0.2"}),
+        ("r[1-2]n[09,10]", "10.0.[1-2].[9-10]", {f"r{r}n{n:02}": f"10.0.{r}.{n}" for r in (1, 2) for n in (9, 10)}),
+        ("n[1-4]!n2", "10.0.0.[1,3-4]", {f"n{n}": f"10.0.0.{n}" for n in (1, 3, 4)}),
+    ):
+        hosts = parse_bench(f'[hosts."{nodes}"]\naddress = "{values}"\n', source="bench.toml").hosts
+        assert {name: each.host.address for name, each in hosts.items()} == found
+    # of one value for all the order is nobody's
+    assert set(parse_bench('[hosts."server,client"]\nnetdev = "eth1"\n', source="bench.toml").hosts) == {
+        "client",
+        "server",
+    }
+
+
 def test_a_name_that_is_not_there_is_told_with_the_closest() -> None:
     with pytest.raises(UsageError, match="there is no 'node9'") as caught:
         parse_bench(GOOD, source="bench.toml").find_host("node9")
@@ -152,6 +192,10 @@ def test_a_labgrid_environment_is_read() -> None:
     bench = parse_bench(LABGRID, source="env.yaml", kind=".yaml")
     assert bench.hosts["main"].host == Host(name="main", reach="ssh:root@192.0.2.7", netdev="eth1")
     assert bench.hosts["second"].host == Host(name="second", reach="ssh:ssh://lab@$LG_HOST:2222", netdev="eth2")
+    third = "targets: {third: {resources: {NetworkService: {address: 'fe80::7%eth0', username: lab, port: 2222}}}}"
+    command = parse_bench(third, source="env.yaml", kind=".yaml").hosts["third"].host.agent_command()
+    assert [command[0], *command[-5:-1]] == ["ssh", "-p", "2222", "--", "lab@fe80::7%eth0"]
+    assert "BatchMode=yes" in command and command[-1] == "hwrx agent"
 
 
 @pytest.mark.parametrize(
@@ -404,6 +448,28 @@ def test_two_hosts_that_are_alike_may_be_compared_and_others_with_the_reasons() 
     assert judged(report("a"), report("b"), address="2001:db8::1").reasons == ["their addresses are of two families"]
     silent = check.HostReport(name="b", reached=False, error="gone")
     assert check.judge_pairs([host("a"), host("b")], [report("a"), silent]) == []
+
+
+def test_a_cpu_is_looked_for_among_those_that_are_online_by_their_numbers() -> None:
+    threads_off = {"model": "A", "online": 4, "online_cpus": [0, 2, 4, 6], "nodes": 1, "governor": "performance"}
+    (lack,) = check._lacks(host("a", cpus=[4, 5]).host, report("a", cpu=threads_off).machine)
+    assert lack == "there is no CPU 5 (online: 0,2,4,6)"
+    # an agent that says only how many there are
+    assert list(check._lacks(host("a", cpus=[7]).host, report("a").machine)) == []
+    assert list(check._lacks(host("a", cpus=[8]).host, report("a").machine)) == ["there is no CPU 8 (online: 0-7)"]
+
+
+def test_a_host_that_is_gone_after_its_greeting_takes_no_others_answer_with_it(tmp_path: Path) -> None:
+    brief = tmp_path / "brief"
+    greeting = frame_message(Hello())
+    brief.write_text(f"import sys\nsys.stdout.buffer.write({greeting!r})\nsys.stdout.flush()\nsys.exit(3)\n")
+    reached = {"brief": f"{sys.executable} {brief} {{agent}}", "here": "local"}
+    reached["slow"] = "sh -c 'sleep 2; exec \"$@\"' sh {agent}"  # by then the first one is gone
+    hosts = [host(name, reach=reach) for name, reach in reached.items()]
+    found = {each.name: each for each in check.check_hosts(hosts)}
+    assert not found["brief"].reached and "brief is gone" in found["brief"].error
+    assert found["here"].reached and found["slow"].reached
+    assert found["here"].machine["cpu"]["online_cpus"]
 
 
 # --- what is put there ---------------------------------------------------------------------------------------------

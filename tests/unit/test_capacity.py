@@ -47,7 +47,7 @@ def path(service_ns: float, latency_ns: float, room: int = 10**9):  # type: igno
 @pytest.mark.parametrize("how", ["even", "poisson"])
 def test_capacity_is_that_of_the_server_whatever_the_line(latency: float, how: Literal["even", "poisson"]) -> None:
     setting = msgspec.structs.replace(SETTING, arrivals=how)
-    assert capacity.find_capacity(setting, path(5_000.0, latency)) == pytest.approx(200_000, rel=0.03)
+    assert capacity.find_capacity(setting, path(5_000.0, latency), "udp") == pytest.approx(200_000, rel=0.03)
 
 
 def test_a_time_that_trials_last_is_no_number_of_messages_to_probe_with() -> None:
@@ -59,15 +59,28 @@ def test_a_time_that_trials_last_is_no_number_of_messages_to_probe_with() -> Non
         return serve(setting)
 
     timed = msgspec.structs.replace(SETTING, duration=2.0, messages=planning.MOST_TIMED)
-    assert capacity.find_capacity(timed, measure) == pytest.approx(200_000, rel=0.03)
+    assert capacity.find_capacity(timed, measure, "udp") == pytest.approx(200_000, rel=0.03)
     assert {(setting.messages, setting.duration) for setting in asked} == {(capacity.ENOUGH, None)}
     asked.clear()
-    capacity.find_capacity(msgspec.structs.replace(SETTING, messages=5000), measure)
+    capacity.find_capacity(msgspec.structs.replace(SETTING, messages=5000), measure, "udp")
     assert {setting.messages for setting in asked} == {5000}
 
 
 def test_a_path_that_loses_what_it_cannot_hold_is_not_taken_for_fast() -> None:
-    assert capacity.find_capacity(SETTING, path(5_000.0, 10_000.0, room=4)) == pytest.approx(200_000, rel=0.06)
+    assert capacity.find_capacity(SETTING, path(5_000.0, 10_000.0, room=4), "udp") == pytest.approx(200_000, rel=0.06)
+
+
+@pytest.mark.parametrize("room", [10**9, 4], ids=["falls behind", "loses"])
+def test_the_capacity_of_several_flows_is_that_of_each(room: int) -> None:
+    """Four flows that a server of their own serves: all messages of a trial stand in its samples."""
+    one = path(5_000.0, 10_000.0, room=room)
+
+    def measure(setting: Setting) -> Measured:
+        each = one(setting)
+        return msgspec.structs.replace(each, sequence=np.repeat(each.sequence, 4), ns=np.repeat(each.ns, 4))
+
+    setting = msgspec.structs.replace(SETTING, flows="a[1-4]>>b[1-4]")
+    assert capacity.find_capacity(setting, measure, "udp") == pytest.approx(200_000, rel=0.06)
 
 
 def test_what_cannot_be_measured_is_said() -> None:
@@ -76,7 +89,7 @@ def test_what_cannot_be_measured_is_said() -> None:
         return Measured(np.array([], np.uint32), np.array([], np.int64), None, {}, lost, lost, {})
 
     with pytest.raises(TrialError, match="udp 64 B event cannot be measured: the cable is out"):
-        capacity.find_capacity(SETTING, nothing)
+        capacity.find_capacity(SETTING, nothing, "udp 64 B event")
 
     def never(setting: Setting) -> Measured:
         if setting.pattern == "paced":
@@ -84,4 +97,4 @@ def test_what_cannot_be_measured_is_said() -> None:
         return path(5_000.0, 100.0)(setting)
 
     with pytest.raises(TrialError, match="does not keep up with"):
-        capacity.find_capacity(SETTING, never)
+        capacity.find_capacity(SETTING, never, "udp")

@@ -302,7 +302,7 @@ def test_a_new_state_that_is_slower_than_all_is_worse_if_it_has_the_median(
 
 def test_loads_are_compared_with_the_same_load(tmp_path: pathlib.Path) -> None:
     layout = made_runs.layout(paths=["udp"], sizes=[64], patterns=["paced"], rate=100.0)
-    key = capacity_key(layout.settings[0])
+    key = capacity_key(layout.settings[0], layout.experiment)
     options: dict[str, Any] = {"paths": ["udp"], "sizes": [64], "patterns": ["paced"]}
     runs = [
         hwrx.load(made_runs.make(tmp_path, load=load, capacity={key: rate}, **options))

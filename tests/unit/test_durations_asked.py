@@ -136,7 +136,7 @@ def test_a_rate_that_is_a_guess_is_not_held_against_the_memory() -> None:
     text = 'patterns = ["paced"]\nload = [0.5]\n[setting]\nduration = 5.0\nmessages = 1000\n'
     plan = planned(text)
     assert len(plan.settings) == 1
-    key = planning.capacity_key(plan.settings[0])
+    key = planning.capacity_key(plan.settings[0], plan.experiment)
     with pytest.raises(UsageError, match="messages are due"):
         planned(f'{text}[capacity]\n"{key}" = 10_000.0')
 

@@ -156,7 +156,10 @@ LOAD = 'paths = ["udp", "tcp"]\npatterns = ["paced", "stream"]\nload = [0.5, 1.2
 def test_load_asks_for_capacities_and_makes_rates_of_them() -> None:
     plan = planning.plan_run(parse(LOAD), nothing_refused)
     wanted = planning.uncalibrated_settings(plan)
-    assert [planning.capacity_key(setting) for setting in wanted] == ["udp 64 B event", "tcp 64 B event"]
+    assert [planning.capacity_key(setting, plan.experiment) for setting in wanted] == [
+        "udp 64 B event",
+        "tcp 64 B event",
+    ]
     assert {setting.rate for setting in wanted} == {1e9}
     known = parse(LOAD + '[capacity]\n"udp 64 B event" = 1000.0\n"tcp 64 B event" = 500')
     plan = planning.plan_run(known, nothing_refused)
@@ -165,6 +168,31 @@ def test_load_asks_for_capacities_and_makes_rates_of_them() -> None:
     assert rates == [("tcp", 250.0), ("tcp", 600.0), ("udp", 500.0), ("udp", 1200.0)]
     assert {t.setting.rate for t in plan.trials if t.setting.pattern == "stream"} == {None}
     assert experiment.parse_experiment(experiment.dump_experiment(known), source="again") == known
+
+
+def test_flows_and_swept_values_have_capacities_of_their_own() -> None:
+    text = 'paths = ["udp"]\npatterns = ["paced"]\nload = [0.5]\nrepeats = 1\n'
+    hosts = 'topology = "hosts"\n'
+    for rest, keys in (
+        (hosts + 'clients = ["a"]\nservers = ["c"]\n', ["udp 64 B event"]),
+        (hosts + 'clients = ["a", "b"]\nservers = ["c"]\n', ["udp 64 B event a,b>c"]),
+        (hosts + 'clients = ["a", "b"]\nservers = ["c"]\ntraffic = "pairs"\n', [f"udp 64 B event {h}>c" for h in "ab"]),
+        (
+            'topology = "pair"\n[sweep]\nnetem = ["", "loss 1%"]\n',
+            [f"udp 64 B event netem={w}" for w in ("", "loss 1%")],
+        ),
+        (hosts + '[sweep]\nflows = ["a>c", "b>c"]\n', ["udp 64 B event flows=a>c", "udp 64 B event flows=b>c"]),
+    ):
+        plan = planning.plan_run(parse(text + rest), nothing_refused)
+        wanted = planning.uncalibrated_settings(plan)
+        assert [planning.capacity_key(setting, plan.experiment) for setting in wanted] == keys
+        known = msgspec.structs.replace(plan.experiment, capacity={key: 1000.0 * 2**n for n, key in enumerate(keys)})
+        found = planning.plan_run(known, nothing_refused)
+        assert planning.uncalibrated_settings(found) == []
+        assert [setting.rate for setting in found.settings] == [500.0 * 2**n for n in range(len(keys))]
+        # an older run had one for all, which its rates are shares of
+        older = msgspec.structs.replace(known, capacity={"udp 64 B event": 1000.0})
+        assert {planning.used_capacity(setting, older) for setting in found.settings} == {1000.0}
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,13 @@ def test_roce_v1_is_never_chosen() -> None:
 def test_the_gid_of_the_places_address_comes_first() -> None:
     assert choose(IPV4, OTHER_IPV4, address="198.18.77.99") == OTHER_IPV4
     assert choose(IPV4, GLOBAL, address="2001:2::1") == GLOBAL
+    # however it is written
+    assert choose(IPV4, GLOBAL, address="2001:0002:0::1") == GLOBAL
+    other = GLOBAL._replace(number=5, raw=bytes.fromhex("20010db8" + "00" * 11 + "01"))
+    assert choose(IPV4, GLOBAL, other, address="2001:DB8::1") == other
+    assert choose(IPV4, GLOBAL, LINK_LOCAL, address="fe80::1%eth1") == LINK_LOCAL
+    assert choose(IPV4, OTHER_IPV4, address="::ffff:198.18.77.99") == OTHER_IPV4
+    assert choose(LINK_LOCAL, IPV4, address="no address") == IPV4
 
 
 def test_the_user_may_choose_any_gid() -> None:
@@ -246,6 +253,7 @@ def test_an_errno_becomes_words_and_a_remedy(number: int, kind: type, remedy: st
         ({"wait": "epoll"}, "cannot wait by 'epoll'"),
         ({"pattern": "paced"}, "paced needs a rate"),
         ({"path": "rdma-ud", "size": 4097}, "at most the MTU"),
+        ({"connect": "cm", "gid_index": 1}, "RDMA-CM chooses the GID by the address"),
         ({"socket_buffer": 4096}, "rdma-send does not read socket_buffer"),
         ({"zerocopy_send": True}, "rdma-send does not read zerocopy_send"),
         ({"path": "udp", "zerocopy_receive": True}, "udp does not read zerocopy_receive in pingpong"),

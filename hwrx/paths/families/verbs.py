@@ -167,6 +167,11 @@ def check_setting(setting: Setting) -> None:
         gid_network(setting.gid)
         if setting.gid_index is not None:
             raise UsageError("gid and gid_index both say which GID is used", remedy="give one of them")
+    if setting.connect == "cm" and setting.gid_index is not None:
+        raise UsageError(
+            "RDMA-CM chooses the GID by the address, so that gid_index says nothing of the one that is used",
+            remedy="--gid ADDRESS, or connect by the pipe",
+        )
     if setting.connect == "cm" and setting.connections > 1:
         raise UsageError(
             "RDMA-CM connects one queue pair here, not one for each of several connections",
