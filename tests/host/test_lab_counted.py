@@ -68,8 +68,8 @@ def test_the_figures_of_a_lab_are_those_of_the_command_to_the_digit(first: Repor
     command = json.loads(done.stdout)["rows"]
     ours = {found.row.path: max(found.row.states, key=lambda state: state.share).value for found in first}
     assert ours["udp"] == states(command)["udp"]
-    # what a connection has seen, and where its packets lie in their slabs, is another in each boot
-    assert ours["tcp"] == pytest.approx(states(command)["tcp"], rel=2e-4)
+    # what a connection has seen, and where its packets lie in their slabs, is another in each boot: as the guide has it
+    assert ours["tcp"] == pytest.approx(states(command)["tcp"], rel=5e-4)
     assert {found.unit for found in first} == {"instructions"}
     # of one run the figures are the same bits, whoever reads it
     again = hwrx.load(first.path)
