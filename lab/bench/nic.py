@@ -46,9 +46,9 @@ class Rig:
 
     def __init__(self) -> None:
         import hwrx.nic
-        from hwrx.wires import guest_nics, topology
+        from hwrx.wires import guest_nics
 
-        self.topology = topology
+        self.guest_nics = guest_nics
         self.address = guest_nics.NIC_ADDRESSES
         self.sender = hwrx.nic.open_nic(guest_nics.NIC_HARDWARE["client"], own=(self.address["client"],), tx=256, rx=64)
 
@@ -395,5 +395,3 @@ def records(result: dict[str, Any], clock: str) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-# FIXME guest_nics

@@ -215,5 +215,3 @@ def records(rows: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-# FIXME guest_nics

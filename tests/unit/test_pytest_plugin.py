@@ -438,20 +438,20 @@ def test_a_failure_stays_one_in_ktap_and_a_module_that_is_skipped_is_there(sessi
     session.makepyfile(
         test_failing="import pytest, unittest\n"
         "@pytest.fixture\n"
-        "def skips_at_the_end():\n"
+        "def lacks_at_the_end(hwrx_needs):\n"
         "    yield\n"
-        "    pytest.skip('nothing to take down')\n"
-        "def test_bad(skips_at_the_end): assert 0, 'one is not two'\n"
+        "    hwrx_needs('command:no-such-program')\n"
+        "def test_bad(lacks_at_the_end): assert 0, 'one is not two'\n"
         "class TestParts(unittest.TestCase):\n"
         "    def test_parts(self):\n"
         "        with self.subTest('a'): self.fail('a is wrong')\n"
         "        with self.subTest('b'): self.skipTest('b is not there')\n",
-        test_whole="import pytest\npytest.importorskip('no_such_module')\ndef test_it(): pass\n",
+        test_whole="import unittest\nraise unittest.SkipTest('it is not here')\n",
     )
     lines = session.runpytest("--hwrx-ktap", "-", "-q").stdout.str().splitlines()
     lines = lines[lines.index("KTAP version 1") :]
     assert [line for line in lines if re.match(r"(not )?ok \d", line)] == [
-        "ok 1 test_whole.py # SKIP could not import 'no_such_module': No module named 'no_such_module'",
+        "ok 1 test_whole.py # SKIP it is not here",
         "not ok 2 test_failing.py::test_bad",
         "not ok 3 test_failing.py::TestParts::test_parts",
     ]
